@@ -24,6 +24,7 @@
 #include <direct.h>
 #include <io.h>
 #include <process.h>
+#include <sys/timeb.h>
 #define isatty _isatty
 #define fileno _fileno
 #define getpid _getpid
@@ -392,8 +393,14 @@ static label count_text(int64_t n) {                    /* 134.5 M */
     return t;
 }
 static double seconds(void) {
+#ifdef _WIN32
+    struct __timeb64 t;
+    _ftime64(&t);
+    return (double)t.time + 1e-3 * (double)t.millitm;
+#else
     struct timespec t;
     return timespec_get(&t, TIME_UTC) ? (double)t.tv_sec + 1e-9 * (double)t.tv_nsec : 0;
+#endif
 }
 static label time_text(double seconds) {                /* 1:02:03 */
     label t;

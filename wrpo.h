@@ -7631,38 +7631,36 @@ WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *i
    interpreter does not know is WRPO_E_UNSUPPORTED by name, never a guess: inheritance, imports, call, filter,
    with and raw blocks, recursive loops, varargs, chained comparisons, powers, format strings, escaping, and
    every filter, test, method and function without a row in wrpo__jdefs.
-   One difference is known and not refused. Where an inner block reads a name before the block around it sets
-   it for the first time, Jinja finds the name undefined: it decides at compile time that the name belongs to
-   the outer block. Here the name is looked up when it is read, and may be a variable of the caller (bos_token).
+   One difference is known and not refused. Where an inner block reads a name before the block around it first
+   sets it, the name is undefined in Jinja, which takes it for the outer block's. Here it is looked up when it
+   is read, and may be a variable of the caller (bos_token).
 
-   A template becomes tokens once per tokenizer, and runs from them: there is no tree. When it is compiled, all of
-   it is read while J->idle, which finds the errors of its grammar and notes the jumps between tokens. Then it is
-   read once for each rendering. While J->idle nothing is looked up, computed or written, and the values that the
-   readers return mean nothing; a rendering skips that way what must not be evaluated.
+   A template becomes tokens once per tokenizer. There is no tree: compiling reads all tokens while J->idle, to
+   find errors of grammar and note the jumps between tokens; each rendering reads them again. While J->idle
+   nothing is looked up, computed or written, and the values that the readers return mean nothing. A rendering
+   skips that way what must not be evaluated.
    Names: jv is a value; J is the state of one compilation or rendering.                                     */
 
 /* A template is a stranger's program: it gets this much and no more. */
 enum {
-    WRPO__J_MAX_DEPTH = 1000,      /* of nesting times recursion, and of values */
-    WRPO__J_MAX_STEPS = 20000000,  /* tokens read, elements compared */
-    WRPO__J_MAX_BYTES = 1 << 28,   /* of values and text made */
-    WRPO__J_MAX_RANGE = 100000     /* as in Jinja's sandbox */
+    WRPO__J_MAX_DEPTH = 1000,  /* of nesting times recursion, and of values */
+    WRPO__J_MAX_STEPS = 20000000,  /* tokens read, elements compared, pieces of text written */
+    WRPO__J_MAX_BYTES = 1 << 28,  /* of values and text made */
+    WRPO__J_MAX_RANGE = 100000  /* as in Jinja's sandbox */
 };
 
-/* ---- values: immutable except namespaces; in the arena of the rendering (constants: of the template) ---- */
-typedef enum wrpo__jkind {
-    WRPO__J_UNDEFINED, WRPO__J_NONE, WRPO__J_BOOL, WRPO__J_INT, WRPO__J_FLOAT, WRPO__J_STR,
-    WRPO__J_LIST, WRPO__J_TUPLE, WRPO__J_RANGE, WRPO__J_VIEW, WRPO__J_ITER,
-    WRPO__J_DICT, WRPO__J_NAMESPACE, WRPO__J_FUNCTION, WRPO__J_MACRO, WRPO__J_LOOP
-} wrpo__jkind;
-#define WRPO__J_BIT(kind) (1 << WRPO__J_##kind)
-enum {  /* sets of kinds */
-    WRPO__J_INTS = WRPO__J_BIT(BOOL) | WRPO__J_BIT(INT), WRPO__J_NUMBERS = WRPO__J_INTS | WRPO__J_BIT(FLOAT),
-    WRPO__J_SCALARS = WRPO__J_NUMBERS | WRPO__J_BIT(STR) | WRPO__J_BIT(NONE) | WRPO__J_BIT(UNDEFINED),
-    WRPO__J_LISTS = WRPO__J_BIT(LIST) | WRPO__J_BIT(TUPLE) | WRPO__J_BIT(RANGE),
-    WRPO__J_SEQUENCES = WRPO__J_LISTS | WRPO__J_BIT(STR) | WRPO__J_BIT(DICT) | WRPO__J_BIT(UNDEFINED),
-    WRPO__J_SIZED = WRPO__J_SEQUENCES | WRPO__J_BIT(VIEW), WRPO__J_ITERABLES = WRPO__J_SIZED | WRPO__J_BIT(ITER),
-    WRPO__J_CALLABLES = WRPO__J_BIT(FUNCTION) | WRPO__J_BIT(MACRO)
+/* ---- values: immutable except namespaces; in wrpo__current, the arena of the rendering or the template ---- */
+enum {  /* kinds: bits, which make sets */
+    WRPO__J_UNDEFINED = 1, WRPO__J_NONE = 2, WRPO__J_BOOL = 4, WRPO__J_INT = 8, WRPO__J_FLOAT = 16, WRPO__J_STR = 32,
+    WRPO__J_LIST = 64, WRPO__J_TUPLE = 128, WRPO__J_RANGE = 256, WRPO__J_VIEW = 512, WRPO__J_ITER = 1024,
+    WRPO__J_DICT = 2048, WRPO__J_NAMESPACE = 4096, WRPO__J_FUNCTION = 8192, WRPO__J_MACRO = 16384, WRPO__J_LOOP = 32768,
+
+    WRPO__J_INTS = WRPO__J_BOOL | WRPO__J_INT, WRPO__J_NUMBERS = WRPO__J_INTS | WRPO__J_FLOAT,
+    WRPO__J_SCALARS = WRPO__J_NUMBERS | WRPO__J_STR | WRPO__J_NONE | WRPO__J_UNDEFINED,
+    WRPO__J_LISTS = WRPO__J_LIST | WRPO__J_TUPLE | WRPO__J_RANGE, WRPO__J_INDEXED = WRPO__J_LISTS | WRPO__J_STR,
+    WRPO__J_SEQUENCES = WRPO__J_INDEXED | WRPO__J_DICT | WRPO__J_UNDEFINED,
+    WRPO__J_SIZED = WRPO__J_SEQUENCES | WRPO__J_VIEW, WRPO__J_ITERABLES = WRPO__J_SIZED | WRPO__J_ITER,
+    WRPO__J_CALLABLES = WRPO__J_FUNCTION | WRPO__J_MACRO
 };
 typedef struct wrpo__jval wrpo__jval;
 typedef const wrpo__jval *wrpo__jv;
@@ -7670,30 +7668,33 @@ typedef struct wrpo__jtoken wrpo__jtoken;
 typedef struct wrpo__jloop wrpo__jloop;
 typedef struct wrpo__jdef wrpo__jdef;
 struct wrpo__jval {
-    wrpo__jkind kind;
-    bool safe;               /* STR: marked by the filter `safe`; only what does not care takes it */
-    int64_t i;               /* BOOL, INT; ITER: 1 once it is read */
-    double f;                /* FLOAT: finite */
-    const char *s; size_t n;  /* STR: bytes; UNDEFINED: the name of what is undefined */
+    int kind;
+    bool safe;  /* STR: marked by the filter `safe` */
+    int64_t i;  /* BOOL, INT; ITER: 1 once it is read */
+    double f;  /* FLOAT: finite */
+    const char *s; size_t n;  /* STR: bytes; UNDEFINED, FUNCTION: the name */
     wrpo__jv *items, *keys;  /* [count] LIST to ITER: items; DICT, NAMESPACE: in order of insertion */
     int64_t count;
     const wrpo__jdef *def; wrpo__jv self;  /* FUNCTION; the value whose method it is */
-    wrpo__jval *scope;       /* MACRO: the scope that defined it; NAMESPACE: it is a scope inside this one */
+    wrpo__jval *scope;  /* MACRO: the scope that defined it; NAMESPACE as a scope: the one around it */
     wrpo__jtoken *parameters;  /* MACRO */
-    wrpo__jloop *loop;       /* LOOP */
+    wrpo__jloop *loop;  /* LOOP */
 };
-typedef enum wrpo__jflow { WRPO__J_GO, WRPO__J_BREAK, WRPO__J_CONTINUE } wrpo__jflow;
 typedef struct wrpo__jinja {  /* one compilation or one rendering */
-    wrpo_ctx *ctx; wrpo__arena *arena;
-    wrpo_tokenizer *tok;     /* whose template this is; knows the classes of characters */
-    wrpo__jtoken *at;        /* the current token */
-    int idle;                /* more than 0: tokens are only read */
+    wrpo_ctx *ctx;
+    wrpo_tokenizer *tok;  /* whose template this is */
+    wrpo__jtoken *at;  /* the current token */
+    int idle;  /* above 0: tokens are only read */
     int line, depth, loops;  /* of the current token */
     wrpo__jval *scope;
-    wrpo__text *out;
-    wrpo__jflow flow;        /* BREAK, CONTINUE: on the way out to the loop */
+    wrpo__text out;  /* the rendering; its end may be a string in the making: wrpo__jcut */
+    char flow;  /* on the way out to the loop: 'b' break, 'c' continue; else 0 */
     int64_t steps; size_t held;  /* steps done; bytes that the context held before */
-    time_t now;              /* for strftime_now */
+    time_t now;
+    /* A compilation: */
+    const char *s; size_t n, next;  /* the template with newlines \n; where its next token begins */
+    bool fresh;  /* the text after the last tag begins a line */
+    wrpo__jtoken *tokens;  /* stb array */
 } wrpo__jinja;
 
 _Noreturn WRPO__PRINTF(3, 4) static void wrpo__jraise(wrpo__jinja *J, wrpo_result code, const char *format, ...) {
@@ -7708,152 +7709,144 @@ _Noreturn WRPO__PRINTF(3, 4) static void wrpo__jraise(wrpo__jinja *J, wrpo_resul
 #define wrpo__jfail(J, ...) wrpo__jraise(J, WRPO_E_FORMAT, __VA_ARGS__)  /* Python refuses it too */
 #define wrpo__jrefuse(J, ...) wrpo__jraise(J, WRPO_E_UNSUPPORTED, __VA_ARGS__)  /* ... is not supported */
 #define WRPO__J_SHOW(v) (int)WRPO__MIN((v)->n, 60), (v)->s  /* for "%.*s" */
-static void wrpo__jspend(wrpo__jinja *J, int64_t steps) {  /* wherever a template can make something run or grow */
-    J->steps += steps;
+static void wrpo__jspend(wrpo__jinja *J, size_t bytes) {  /* wherever something can run or grow */
+    J->steps += 1 + (int64_t)(bytes >> 5);
     if (J->steps > WRPO__J_MAX_STEPS) wrpo__jfail(J, "the template runs too long: %d steps", WRPO__J_MAX_STEPS);
     if (J->ctx->bytes > J->held + WRPO__J_MAX_BYTES)
         wrpo__jfail(J, "the template makes too much text: %d bytes", WRPO__J_MAX_BYTES);
 }
-static void wrpo__jspend_bytes(wrpo__jinja *J, size_t n) { wrpo__jspend(J, (int64_t)(n >> 5)); }
 static void wrpo__jenter(wrpo__jinja *J) {
     if (++J->depth > WRPO__J_MAX_DEPTH) wrpo__jfail(J, "nested too deeply: more than %d levels", WRPO__J_MAX_DEPTH);
 }
 
-static wrpo__jval *wrpo__jmake(wrpo__jinja *J, wrpo__jval v) {
-    wrpo__jval *made = WRPO__NEW(J->arena, wrpo__jval);
-    wrpo__jspend(J, 0);
+static wrpo__jval *wrpo__jmake(wrpo__jval v) {
+    wrpo__jval *made = WRPO__NEW(wrpo__current, wrpo__jval);
     *made = v;
     return made;
 }
-static wrpo__jval *wrpo__jnew(wrpo__jinja *J, wrpo__jkind kind) { return wrpo__jmake(J, (wrpo__jval){.kind = kind}); }
+#define WRPO__J_VAL(...) wrpo__jmake((wrpo__jval){__VA_ARGS__})
+static wrpo__jval *wrpo__jnew(int kind) { return WRPO__J_VAL(.kind = kind); }
 static const wrpo__jval wrpo__jnone = {.kind = WRPO__J_NONE}, wrpo__jempty = {.kind = WRPO__J_STR, .s = ""};
 static wrpo__jv wrpo__jbool(bool b) {
     static const wrpo__jval values[] = {{.kind = WRPO__J_BOOL, .i = 0}, {.kind = WRPO__J_BOOL, .i = 1}};
     return &values[b];
 }
-static wrpo__jv wrpo__jint(wrpo__jinja *J, int64_t i) {
-    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_INT, .i = i});
-}
+static wrpo__jv wrpo__jint(int64_t i) { return WRPO__J_VAL(.kind = WRPO__J_INT, .i = i); }
 static wrpo__jv wrpo__jfloat(wrpo__jinja *J, double f) {
     if (!isfinite(f)) wrpo__jrefuse(J, "a number beyond the range of a double");
-    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_FLOAT, .f = f});
+    return WRPO__J_VAL(.kind = WRPO__J_FLOAT, .f = f);
 }
-static wrpo__jv wrpo__jbytes(wrpo__jinja *J, const char *s, size_t n) {  /* a string that shares these bytes */
-    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_STR, .s = n ? s : "", .n = n});
+static wrpo__jv wrpo__jbytes(const char *s, size_t n) {  /* a string that shares these bytes */
+    return WRPO__J_VAL(.kind = WRPO__J_STR, .s = n ? s : "", .n = n);
 }
-static wrpo__jv wrpo__jstring(wrpo__jinja *J, const char *s) { return wrpo__jbytes(J, s, strlen(s)); }
-static wrpo__jv wrpo__jundefined(wrpo__jinja *J, wrpo__jv name) {
-    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_UNDEFINED, .s = name->s, .n = name->n});
+static wrpo__jv wrpo__jstring(const char *s) { return wrpo__jbytes(s, strlen(s)); }
+static wrpo__jv wrpo__jundefined(wrpo__jv name) {
+    return WRPO__J_VAL(.kind = WRPO__J_UNDEFINED, .s = name->s, .n = name->n);
 }
 /* A value that shares another one's items. */
-static wrpo__jv wrpo__jshare(wrpo__jinja *J, wrpo__jkind kind, wrpo__jv *items, int64_t count) {
-    return wrpo__jmake(J, (wrpo__jval){.kind = kind, .items = items, .count = count});
+static wrpo__jv wrpo__jshare(int kind, wrpo__jv *items, int64_t count) {
+    return WRPO__J_VAL(.kind = kind, .items = items, .count = count);
 }
-static wrpo__jval *wrpo__jscope(wrpo__jinja *J, wrpo__jval *around) {
-    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_NAMESPACE, .scope = around});
+static wrpo__jval *wrpo__jscope(wrpo__jval *around) { return WRPO__J_VAL(.kind = WRPO__J_NAMESPACE, .scope = around); }
+/* Appends an item to a value under construction; in a dict, its key is put too. */
+static void wrpo__jpush(wrpo__jinja *J, wrpo__jval *to, wrpo__jv item) {
+    wrpo__jspend(J, 0);
+    stbds_arrput(to->items, item);
+    to->count++;
 }
-static wrpo__jv *wrpo__jroom(wrpo__jinja *J, wrpo__jv *items, size_t count) {  /* the items, with room for one more */
-    if (count & (count - 1)) return items;  /* room is made for a power of two */
-    wrpo__jv *more = wrpo__alloc(J->arena, count ? 2 * count : 1, sizeof *more);
-    if (count) memcpy(more, items, count * sizeof *more);
-    return more;
+/* Takes what was written since J->out.size was `from` off the output, as a string. */
+static wrpo__jv wrpo__jcut(wrpo__jinja *J, size_t from) {
+    size_t n = J->out.size - from;
+    if (!n) return &wrpo__jempty;
+    const char *s = memcpy(wrpo__raw(wrpo__current, n, 1), J->out.data + from, n);
+    J->out.size = from;
+    J->out.data[from] = 0;
+    return wrpo__jbytes(s, n);
 }
-/* Appends an item to a value under construction; key is NULL unless that is a dict. */
-static void wrpo__jpush(wrpo__jinja *J, wrpo__jval *to, wrpo__jv key, wrpo__jv item) {
-    size_t count = (size_t)to->count++;
-    to->items = wrpo__jroom(J, to->items, count);
-    to->items[count] = item;
-    if (!key) return;
-    to->keys = wrpo__jroom(J, to->keys, count);
-    to->keys[count] = key;
+static void wrpo__jput(wrpo__jinja *J, const char *s, size_t n) {
+    wrpo__jspend(J, n);
+    wrpo__text_add(&J->out, s, n);
 }
-static void wrpo__jput(wrpo__jinja *J, wrpo__text *t, const char *s, size_t n) {
-    wrpo__jspend_bytes(J, n);
-    wrpo__text_add(t, s, n);
-}
-static void wrpo__jputs(wrpo__jinja *J, wrpo__text *t, wrpo__jv v) { wrpo__jput(J, t, v->s, v->n); }
-static wrpo__jv wrpo__jfinish(wrpo__jinja *J, const wrpo__text *t) { return wrpo__jbytes(J, t->data, t->size); }
+static void wrpo__jputs(wrpo__jinja *J, wrpo__jv v) { wrpo__jput(J, v->s, v->n); }
 
-static bool wrpo__jis(wrpo__jv v, int kinds) { return kinds >> v->kind & 1; }
 static bool wrpo__jis_str(wrpo__jv v) { return v->kind == WRPO__J_STR; }
-static bool wrpo__jboth(wrpo__jv a, wrpo__jv b, int kinds) { return wrpo__jis(a, kinds) && wrpo__jis(b, kinds); }
+static bool wrpo__jboth(wrpo__jv a, wrpo__jv b, int kinds) { return (a->kind & kinds) && (b->kind & kinds); }
 static const char *wrpo__jtype(wrpo__jv v) {
     static const char *const names[] = {"undefined", "None", "bool", "int", "float", "str", "list", "tuple", "range",
                                         "dict view", "generator", "dict", "namespace", "function", "macro", "loop"};
-    return names[v->kind];
+    int bit = 0;
+    while (v->kind >> bit > 1) bit++;
+    return names[bit];
 }
-static wrpo__jv wrpo__jwant(wrpo__jinja *J, wrpo__jv v, int kinds, const char *what) {  /* v, if it is one of these */
-    if (wrpo__jis(v, kinds)) return v;
+static wrpo__jv wrpo__jwant(wrpo__jinja *J, wrpo__jv v, int kinds, const char *what) {  /* v, if it is of these */
+    if (v->kind & kinds) return v;
     if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail(J, "\"%.*s\" is undefined", WRPO__J_SHOW(v));
     wrpo__jfail(J, "want %s, found %s", what, wrpo__jtype(v));
 }
-static wrpo__jv wrpo__jdefined(wrpo__jinja *J, wrpo__jv v) { return wrpo__jwant(J, v, ~WRPO__J_BIT(UNDEFINED), ""); }
-static wrpo__jv wrpo__jto_str(wrpo__jinja *J, wrpo__jv v) { return wrpo__jwant(J, v, WRPO__J_BIT(STR), "a string"); }
+static wrpo__jv wrpo__jdefined(wrpo__jinja *J, wrpo__jv v) { return wrpo__jwant(J, v, ~WRPO__J_UNDEFINED, ""); }
+static wrpo__jv wrpo__jto_str(wrpo__jinja *J, wrpo__jv v) { return wrpo__jwant(J, v, WRPO__J_STR, "a string"); }
 static int64_t wrpo__jto_int(wrpo__jinja *J, wrpo__jv v) { return wrpo__jwant(J, v, WRPO__J_INTS, "an integer")->i; }
 static double wrpo__jdouble(wrpo__jv v) { return v->kind == WRPO__J_FLOAT ? v->f : (double)v->i; }
-static wrpo__jv wrpo__jplain(wrpo__jinja *J, wrpo__jv v) {  /* v, for what would escape something or mark its result */
+static wrpo__jv wrpo__jplain(wrpo__jinja *J, wrpo__jv v) {  /* v, where Jinja would escape or mark the result */
     if (v->safe) wrpo__jrefuse(J, "more than printing or comparing a string marked safe");
     return v;
 }
 static bool wrpo__jtruth(wrpo__jv v) {
-    if (v->kind <= WRPO__J_INT) return v->i != 0;
-    if (v->kind == WRPO__J_FLOAT) return v->f != 0;
+    if (v->kind <= WRPO__J_FLOAT) return v->i != 0 || v->f != 0;
     if (wrpo__jis_str(v)) return v->n > 0;
-    return v->count > 0 || !wrpo__jis(v, WRPO__J_SIZED);
+    return v->count > 0 || !(v->kind & WRPO__J_SIZED);
 }
 static bool wrpo__jsame(wrpo__jv a, wrpo__jv b) { return a->n == b->n && memcmp(a->s, b->s, a->n) == 0; }
-static bool wrpo__jword(const char *words, wrpo__jv v) {  /* is it one of these words? */
-    for (size_t n; *words; words += n + (words[n] == ' ')) {
-        for (n = 0; words[n] && words[n] != ' '; n++) {}
-        if (n == v->n && memcmp(words, v->s, n) == 0) return true;
+static int wrpo__jword(const char *words, wrpo__jv v) {  /* which of these words it is, from 1; 0: none */
+    size_t n;
+    for (int k = 1; *words; k++) {
+        n = strcspn(words, " ");
+        if (n == v->n && memcmp(words, v->s, n) == 0) return k;
+        words += n + (words[n] == ' ');
     }
-    return false;
+    return 0;
 }
 
 /* ---- equality and order, as in Python; dicts ---- */
 static wrpo__jv wrpo__jdict_get(wrpo__jinja *J, wrpo__jv d, wrpo__jv key);
+static int wrpo__jorder(wrpo__jv a, wrpo__jv b) {  /* of two numbers: < 0, 0, > 0 */
+    double x = wrpo__jdouble(a), y = wrpo__jdouble(b);
+    return wrpo__jboth(a, b, WRPO__J_INTS) ? (a->i > b->i) - (a->i < b->i) : (x > y) - (x < y);
+}
 static bool wrpo__jequal(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
-    wrpo__jspend(J, 1);
-    if (wrpo__jboth(a, b, WRPO__J_INTS)) return a->i == b->i;
-    if (wrpo__jboth(a, b, WRPO__J_NUMBERS)) return wrpo__jdouble(a) == wrpo__jdouble(b);
+    wrpo__jspend(J, WRPO__MIN(a->n, b->n));
+    if (wrpo__jboth(a, b, WRPO__J_NUMBERS)) return wrpo__jorder(a, b) == 0;
     if (a == b) return true;
     if (a->kind != b->kind) return false;
+    if (wrpo__jis_str(a)) return wrpo__jsame(a, b);
     if (a->kind == WRPO__J_VIEW) wrpo__jrefuse(J, "a comparison of dict views");
-    if (wrpo__jis_str(a)) {
-        wrpo__jspend_bytes(J, WRPO__MIN(a->n, b->n));
-        return wrpo__jsame(a, b);
-    }
-    bool dict = a->kind == WRPO__J_DICT;
-    if (!dict && !wrpo__jis(a, WRPO__J_LISTS)) return a->kind <= WRPO__J_NONE;
+    if (!(a->kind & (WRPO__J_DICT | WRPO__J_LISTS))) return a->kind <= WRPO__J_NONE;
     bool same = a->count == b->count;
     wrpo__jenter(J);
     for (int64_t i = 0; same && i < a->count; i++) {
-        wrpo__jv other = dict ? wrpo__jdict_get(J, b, a->keys[i]) : b->items[i];
+        wrpo__jv other = a->kind == WRPO__J_DICT ? wrpo__jdict_get(J, b, a->keys[i]) : b->items[i];
         same = other && wrpo__jequal(J, a->items[i], other);
     }
     J->depth--;
     return same;
 }
 static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* < 0, 0, > 0 */
-    wrpo__jspend(J, 1);
+    size_t n = WRPO__MIN(a->n, b->n);
+    wrpo__jspend(J, n);
     wrpo__jdefined(J, a);
     wrpo__jdefined(J, b);
-    double x = wrpo__jdouble(a), y = wrpo__jdouble(b);
-    size_t n = WRPO__MIN(a->n, b->n);
-    if (wrpo__jboth(a, b, WRPO__J_INTS)) return (a->i > b->i) - (a->i < b->i);
-    if (wrpo__jboth(a, b, WRPO__J_NUMBERS)) return (x > y) - (x < y);
-    if (a->kind == b->kind && wrpo__jis(a, WRPO__J_LISTS)) wrpo__jrefuse(J, "the order of two %ss", wrpo__jtype(a));
-    if (!wrpo__jboth(a, b, WRPO__J_BIT(STR))) wrpo__jfail(J, "%s and %s have no order", wrpo__jtype(a), wrpo__jtype(b));
-    wrpo__jspend_bytes(J, n);
+    if (wrpo__jboth(a, b, WRPO__J_NUMBERS)) return wrpo__jorder(a, b);
+    if (a->kind == b->kind && (a->kind & WRPO__J_LISTS)) wrpo__jrefuse(J, "the order of two %ss", wrpo__jtype(a));
+    if (!wrpo__jboth(a, b, WRPO__J_STR)) wrpo__jfail(J, "%s and %s have no order", wrpo__jtype(a), wrpo__jtype(b));
     int r = memcmp(a->s, b->s, n);  /* UTF-8 sorts as its code points do */
     return r ? r : (a->n > b->n) - (a->n < b->n);
 }
 /* The value at the key; NULL: none. */
 static wrpo__jv *wrpo__jdict_at(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {
-    if (!wrpo__jis(key, WRPO__J_SCALARS)) wrpo__jrefuse(J, "a key of type %s", wrpo__jtype(key));
-    wrpo__jspend(J, d->count / 8);
+    if (!(key->kind & WRPO__J_SCALARS)) wrpo__jrefuse(J, "a key of type %s", wrpo__jtype(key));
+    wrpo__jspend(J, 4 * (size_t)d->count);
     for (int64_t i = 0; i < d->count; i++) {
-        bool texts = wrpo__jboth(d->keys[i], key, WRPO__J_BIT(STR));
+        bool texts = wrpo__jboth(d->keys[i], key, WRPO__J_STR);
         if (texts ? wrpo__jsame(d->keys[i], key) : wrpo__jequal(J, d->keys[i], key)) return &d->items[i];
     }
     return NULL;
@@ -7865,7 +7858,10 @@ static wrpo__jv wrpo__jdict_get(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {
 static void wrpo__jdict_put(wrpo__jinja *J, wrpo__jval *d, wrpo__jv key, wrpo__jv value) {
     wrpo__jv *item = wrpo__jdict_at(J, d, key);
     if (item) *item = value;
-    else wrpo__jpush(J, d, key, value);
+    else {
+        stbds_arrput(d->keys, key);
+        wrpo__jpush(J, d, value);
+    }
 }
 
 /* ---- text: code points, white space, case, numbers ---- */
@@ -7873,22 +7869,11 @@ static bool wrpo__jspace(int32_t c) {  /* str.isspace */
     return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
            (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
-static size_t wrpo__jskip_space(const char *s, size_t n, size_t i) {
-    for (size_t size; i < n && wrpo__jspace(wrpo__utf8_get(s + i, n - i, &size)); i += size) {}
-    return i;
-}
-static size_t wrpo__jrstrip(const char *s, size_t from, size_t to) {  /* where s[from..to) without final spaces ends */
-    for (size_t i, size; to > from; to = i) {
-        i = (size_t)wrpo__before(s, (int64_t)to);
-        if (!wrpo__jspace(wrpo__utf8_get(s + i, to - i, &size))) break;
-    }
-    return to;
-}
-static int64_t wrpo__jlength(wrpo__jinja *J, wrpo__jv v) {  /* in code points */
+static int64_t wrpo__jlength(wrpo__jinja *J, wrpo__jv v) {  /* of a string in code points */
     int64_t length = 0;
-    wrpo__jspend_bytes(J, v->n);
+    wrpo__jspend(J, v->n);
     for (size_t i = 0; i < v->n; i++) length += ((unsigned char)v->s[i] & 0xC0) != 0x80;
-    return length;
+    return wrpo__jis_str(v) ? length : v->count;
 }
 static size_t wrpo__joffset(wrpo__jv v, int64_t index) {  /* the byte where code point `index` begins */
     size_t i = 0;
@@ -7901,18 +7886,38 @@ static size_t wrpo__jfind(wrpo__jinja *J, wrpo__jv v, wrpo__jv sub, size_t from)
     while (from < v->n && sub->n <= v->n - from) {
         const char *p = memchr(v->s + from, sub->s[0], v->n - from - sub->n + 1);
         size_t at = p ? (size_t)(p - v->s) : v->n;
-        wrpo__jspend_bytes(J, (at - from) / 8 + sub->n / 8 + 32);
+        wrpo__jspend(J, (at - from) / 8 + sub->n / 8 + 32);
         if (p && memcmp(p, sub->s, sub->n) == 0) return at;
         from = at + 1;
     }
     return SIZE_MAX;
 }
-static int wrpo__jclass(wrpo__jinja *J, int32_t c) {  /* of a code point; see wrpo__class */
-    if (!J->tok->unicode.kind) wrpo__unicode_load_classes(J->tok->arena, &J->tok->unicode);
-    return c < 0 ? WRPO__OTHER : J->tok->unicode.kind[c] & 15;
+/* Is the code point s[0..n) one of these? chars NULL: white space. */
+static bool wrpo__jone_of(wrpo__jinja *J, wrpo__jv chars, const char *s, size_t n) {
+    if (!chars) return wrpo__jspace(wrpo__utf8_get(s, n, &n));
+    return wrpo__jfind(J, chars, &(wrpo__jval){.s = s, .n = n}, 0) != SIZE_MAX;
 }
-/* One code point in upper or lower case: ASCII, Latin-1, Cyrillic. What has no case passes; every other letter that
-   has one is refused. */
+/* Where s[from..to) without such code points at its front begins; at its back ends. */
+static size_t wrpo__jlstrip(wrpo__jinja *J, wrpo__jv chars, const char *s, size_t from, size_t to) {
+    for (size_t size; from < to; from += size) {
+        wrpo__utf8_get(s + from, to - from, &size);
+        if (!wrpo__jone_of(J, chars, s + from, size)) break;
+    }
+    return from;
+}
+static size_t wrpo__jrstrip(wrpo__jinja *J, wrpo__jv chars, const char *s, size_t from, size_t to) {
+    for (size_t i; from < to; to = i) {
+        i = (size_t)wrpo__before(s, (int64_t)to);
+        if (!wrpo__jone_of(J, chars, s + i, to - i)) break;
+    }
+    return to;
+}
+static size_t wrpo__jskip_space(const char *s, size_t n, size_t i) { return wrpo__jlstrip(NULL, NULL, s, i, n); }
+static int wrpo__jclass(wrpo__jinja *J, int32_t c) {  /* the bit of a code point's wrpo__class */
+    if (!J->tok->unicode.kind) wrpo__unicode_load_classes(J->tok->arena, &J->tok->unicode);
+    return 1 << (J->tok->unicode.kind[c] & 15);
+}
+/* A code point in upper or lower case: ASCII, Latin-1, Cyrillic. Other letters that have a case are refused. */
 static int32_t wrpo__jcase(wrpo__jinja *J, int32_t c, bool upper) {
     static const int32_t ranges[][3] = {  /* first and last capital, distance to the small letters */
         {'A', 'Z', 32}, {0xC0, 0xD6, 32}, {0xD8, 0xDE, 32}, {0x400, 0x40F, 80}, {0x410, 0x42F, 32}};
@@ -7922,146 +7927,146 @@ static int32_t wrpo__jcase(wrpo__jinja *J, int32_t c, bool upper) {
         if (c >= first + by && c <= last + by) return upper ? c - by : c;
     }
     int cased = 1 << WRPO__LU | 1 << WRPO__LL | 1 << WRPO__LT | 1 << WRPO__NL | 1 << WRPO__SW;
-    if (c >= 128 && (cased >> wrpo__jclass(J, c) & 1 || c == 0xAA || c == 0xBA || c == 0x345))
+    if (c >= 128 && ((cased & wrpo__jclass(J, c)) || c == 0xAA || c == 0xBA || c == 0x345))
         wrpo__jrefuse(J, "upper or lower case of U+%04X", (unsigned)c);
     return c;
 }
-/* op: u upper, l lower, c upper for the first letter, t for the first of every word (of letters), T likewise for the
-   words of Jinja's filter (they end at space and -({[<) */
+/* op: 0 lower, 1 upper, 2 upper at the start, 3 where a word of letters starts, 4 after white space and -({[< */
 static wrpo__jv wrpo__jrecase(wrpo__jinja *J, wrpo__jv v, int op) {
-    wrpo__text t = {.arena = J->arena};
+    size_t from = J->out.size;
     bool start = true;
     for (size_t i = 0, size; i < v->n; i += size) {
         char out[4];
         int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
-        int32_t to = wrpo__jcase(J, c, op == 'u' || (op != 'l' && start));
-        wrpo__jput(J, &t, c < 0 ? v->s + i : out, c < 0 ? size : wrpo__utf8_put(out, (uint32_t)to));
-        if (op == 't') start = wrpo__jcase(J, c, true) == wrpo__jcase(J, c, false);
-        else start = op == 'T' && (wrpo__jspace(c) || (c > 0 && c < 128 && strchr("-({[<", c)));
+        int32_t to = wrpo__jcase(J, c, op == 1 || (op > 1 && start));
+        wrpo__jput(J, c < 0 ? v->s + i : out, c < 0 ? size : wrpo__utf8_put(out, (uint32_t)to));
+        if (op == 3) start = wrpo__jcase(J, c, true) == wrpo__jcase(J, c, false);
+        else start = op == 4 && (wrpo__jspace(c) || (c > 0 && c < 128 && strchr("-({[<", c)));
     }
-    return wrpo__jfinish(J, &t);
+    return wrpo__jcut(J, from);
 }
-/* The decimal number that v is, as int() and float() read it: an INT or a FLOAT; NULL: it is none. */
+/* The INT or FLOAT that int() and float() read from v; NULL: v is no decimal number. */
 static wrpo__jv wrpo__jread_number(wrpo__jinja *J, wrpo__jv v) {
     static const char digits[] = "0123456789";
-    size_t begin = wrpo__jskip_space(v->s, v->n, 0), n = wrpo__jrstrip(v->s, begin, v->n) - begin;
-    const char *text = wrpo__strndup(J->arena, v->s + begin, n), *s = text + (*text == '-' || *text == '+');
+    size_t begin = wrpo__jskip_space(v->s, v->n, 0), n = wrpo__jrstrip(J, NULL, v->s, begin, v->n) - begin;
+    const char *text = wrpo__strndup(wrpo__current, v->s + begin, n), *s = text + (*text == '-' || *text == '+');
     size_t whole = strspn(s, digits), point = s[whole] == '.';
     size_t part = point ? strspn(s + whole + 1, digits) : 0, length = whole + point + part;
     if (s + length != text + n || whole + part == 0) { /* Python also reads 1e3, 1_000, inf, digits of other scripts */
         bool maybe = length || (unsigned char)*s >= 0x80;
-        if (maybe || wrpo__jword("inf nan infinity", wrpo__jrecase(J, wrpo__jstring(J, s), 'l')))
+        if (maybe || wrpo__jword("inf nan infinity", wrpo__jrecase(J, wrpo__jstring(s), 0)))
             wrpo__jrefuse(J, "the number \"%.*s\"", WRPO__J_SHOW(v));
         return NULL;
     }
-    double f = wrpo__json_double(J->arena, s, length);
+    double f = wrpo__json_double(wrpo__current, s, length);
     if (point) return wrpo__jfloat(J, *text == '-' ? -f : f);
     if (f >= 9e18) wrpo__jrefuse(J, "the integer %.*s", WRPO__J_SHOW(v));
-    return wrpo__jint(J, strtoll(text, NULL, 10));
+    return wrpo__jint(strtoll(text, NULL, 10));
 }
 
 /* ---- printing: str(), repr() and json.dumps() ---- */
-typedef struct wrpo__jstyle { bool json; wrpo__jv item, key, indent; } wrpo__jstyle;  /* what follows an item, a key */
-static void wrpo__jquote(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, bool json) {
-    static const char marks[] = "\n\r\t\\'\"\b\f", names[] = "nrt\\'\"bf";
+typedef struct wrpo__jstyle {
+    bool json;
+    wrpo__jv item, key, indent;  /* what follows an item, a key; indent NULL: all on one line */
+    int depth;  /* J->depth around the outermost value */
+} wrpo__jstyle;
+static void wrpo__jquote(wrpo__jinja *J, wrpo__jv v, bool json) {
     bool apostrophe = !json && (!memchr(v->s, '\'', v->n) || memchr(v->s, '"', v->n));
-    char quote = apostrophe ? '\'' : '"', *bare = json ? "'" : "'\"\b\f";  /* no \ before these */
+    char quote = apostrophe ? '\'' : '"';
+    const char marks[] = {'\n', '\r', '\t', '\\', quote, '\b', '\f'}, names[] = {'n', 'r', 't', '\\', quote, 'b', 'f'};
+    int hidden = 1 << WRPO__OTHER | 1 << WRPO__SPACE | 1 << WRPO__CW;  /* str.isprintable goes by it */
     if (!json) wrpo__jplain(J, v);
-    wrpo__jput(J, t, &quote, 1);
+    wrpo__jput(J, &quote, 1);
     for (size_t i = 0, size; i < v->n; i += size) {
         int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
-        const char *mark = c > 0 && c < 128 ? strchr(marks, c) : NULL;
-        int class = !json && c >= 127 ? wrpo__jclass(J, c) : WRPO__LL;  /* str.isprintable goes by it */
-        bool printable = class != WRPO__OTHER && class != WRPO__SPACE && class != WRPO__CW;
-        if (mark && (c == quote || !strchr(bare, c))) wrpo__text_printf(t, "\\%c", names[mark - marks]);
-        else if (c < 0 || (c >= 32 && printable)) wrpo__jput(J, t, v->s + i, size);
-        else if (c < 0x100 && !json) wrpo__text_printf(t, "\\x%02x", (unsigned)c);
-        else wrpo__text_printf(t, c < 0x10000 ? "\\u%04x" : "\\U%08x", (unsigned)c);
+        const char *mark = c > 0 && c < 128 ? memchr(marks, c, json ? 7 : 5) : NULL;
+        bool printable = c >= 32 && (json || c < 127 || !(wrpo__jclass(J, c) & hidden));
+        if (mark) wrpo__text_printf(&J->out, "\\%c", names[mark - marks]);
+        else if (c < 0 || printable) wrpo__jput(J, v->s + i, size);
+        else if (c < 0x100 && !json) wrpo__text_printf(&J->out, "\\x%02x", (unsigned)c);
+        else wrpo__text_printf(&J->out, c < 0x10000 ? "\\u%04x" : "\\U%08x", (unsigned)c);
     }
-    wrpo__jput(J, t, &quote, 1);
+    wrpo__jput(J, &quote, 1);
 }
-static void wrpo__jwrite(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__jstyle *style, int level);
-static void wrpo__jnewline(wrpo__jinja *J, wrpo__text *t, const wrpo__jstyle *style, int level) {
-    if (style->indent) wrpo__text_puts(t, "\n");
-    for (int k = 0; style->indent && k < level; k++) wrpo__jputs(J, t, style->indent);
+static void wrpo__jnewline(wrpo__jinja *J, const wrpo__jstyle *style) {
+    if (style->indent) wrpo__jput(J, "\n", 1);
+    for (int k = style->depth; style->indent && k < J->depth; k++) wrpo__jputs(J, style->indent);
 }
-static void wrpo__jwrite_items(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__jstyle *style, int level) {
-    bool dict = v->kind == WRPO__J_DICT, tuple = v->kind == WRPO__J_TUPLE && !style->json;
-    wrpo__jenter(J);
-    wrpo__text_puts(t, dict ? "{" : tuple ? "(" : "[");
-    for (int64_t i = 0; i < v->count; i++) {
-        if (i) wrpo__jputs(J, t, style->item);
-        wrpo__jnewline(J, t, style, level + 1);
-        if (dict && style->json && !wrpo__jis_str(v->keys[i]))
-            wrpo__jrefuse(J, "tojson of a key of type %s", wrpo__jtype(v->keys[i]));
-        if (dict) {
-            wrpo__jwrite(J, t, v->keys[i], style, level + 1);
-            wrpo__jputs(J, t, style->key);
-        }
-        wrpo__jwrite(J, t, v->items[i], style, level + 1);
-    }
-    if (tuple && v->count == 1) wrpo__text_puts(t, ",");
-    if (v->count) wrpo__jnewline(J, t, style, level);
-    wrpo__text_puts(t, dict ? "}" : tuple ? ")" : "]");
-    J->depth--;
-}
-static void wrpo__jwrite(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__jstyle *style, int level) {
+static void wrpo__jwrite(wrpo__jinja *J, wrpo__jv v, const wrpo__jstyle *style) {
     static const char *const words[][2] = {{"False", "false"}, {"True", "true"}};
-    bool json = style->json;
-    wrpo__jspend(J, 1);
+    bool json = style->json, dict = v->kind == WRPO__J_DICT, tuple = v->kind == WRPO__J_TUPLE && !json;
+    const char *brackets = tuple ? "()" : "[]";
+    wrpo__jspend(J, 0);
     switch (v->kind) {
-    case WRPO__J_NONE: wrpo__text_puts(t, json ? "null" : "None"); break;
-    case WRPO__J_BOOL: wrpo__text_puts(t, words[v->i][json]); break;
-    case WRPO__J_INT: wrpo__text_printf(t, "%lld", (long long)v->i); break;
-    case WRPO__J_FLOAT: wrpo__double_write(t, v->f, true); break;
-    case WRPO__J_STR: wrpo__jquote(J, t, v, json); break;
-    case WRPO__J_LIST: case WRPO__J_TUPLE: case WRPO__J_DICT: wrpo__jwrite_items(J, t, v, style, level); break;
+    case WRPO__J_NONE: wrpo__text_puts(&J->out, json ? "null" : "None"); return;
+    case WRPO__J_BOOL: wrpo__text_puts(&J->out, words[v->i][json]); return;
+    case WRPO__J_INT: wrpo__text_printf(&J->out, "%lld", (long long)v->i); return;
+    case WRPO__J_FLOAT: wrpo__double_write(&J->out, v->f, true); return;
+    case WRPO__J_STR: wrpo__jquote(J, v, json); return;
+    case WRPO__J_DICT: brackets = "{}"; break;
+    case WRPO__J_LIST: case WRPO__J_TUPLE: break;
     default:
         if (json) wrpo__jfail(J, "a value of type %s has no JSON form", wrpo__jtype(v));
         if (v->kind != WRPO__J_UNDEFINED) wrpo__jrefuse(J, "printing a value of type %s", wrpo__jtype(v));
-        wrpo__text_puts(t, "Undefined");
+        wrpo__text_puts(&J->out, "Undefined");
+        return;
     }
+    wrpo__jenter(J);
+    wrpo__jput(J, brackets, 1);
+    for (int64_t i = 0; i < v->count; i++) {
+        if (i) wrpo__jputs(J, style->item);
+        wrpo__jnewline(J, style);
+        if (dict) {
+            wrpo__jv key = v->keys[i];
+            if (json && !wrpo__jis_str(key)) wrpo__jrefuse(J, "tojson of a key of type %s", wrpo__jtype(key));
+            wrpo__jwrite(J, key, style);
+            wrpo__jputs(J, style->key);
+        }
+        wrpo__jwrite(J, v->items[i], style);
+    }
+    if (tuple && v->count == 1) wrpo__jput(J, ",", 1);
+    J->depth--;
+    if (v->count) wrpo__jnewline(J, style);
+    wrpo__jput(J, brackets + 1, 1);
 }
-static void wrpo__jprint(wrpo__jinja *J, wrpo__text *t, wrpo__jv v) {  /* str(v) */
+static void wrpo__jprint(wrpo__jinja *J, wrpo__jv v) {  /* str(v) */
     static const wrpo__jval item = {.kind = WRPO__J_STR, .s = ", ", .n = 2};
     static const wrpo__jval key = {.kind = WRPO__J_STR, .s = ": ", .n = 2};
-    const wrpo__jstyle repr = {.item = &item, .key = &key};
-    if (wrpo__jis_str(v)) wrpo__jputs(J, t, v);
-    else if (v->kind != WRPO__J_UNDEFINED) wrpo__jwrite(J, t, v, &repr, 0);
+    if (wrpo__jis_str(v)) wrpo__jputs(J, v);
+    else if (v->kind != WRPO__J_UNDEFINED) wrpo__jwrite(J, v, &(wrpo__jstyle){.item = &item, .key = &key});
 }
 static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {  /* str(v) as a value */
     if (wrpo__jis_str(v) && !v->safe) return v;
-    wrpo__text t = {.arena = J->arena};
-    wrpo__jprint(J, &t, v);
-    return wrpo__jfinish(J, &t);
+    size_t from = J->out.size;
+    wrpo__jprint(J, v);
+    return wrpo__jcut(J, from);
 }
 
 /* ---- sequences, attributes, items ---- */
 static wrpo__jval *wrpo__jchange(wrpo__jv v) { return (wrpo__jval *)(uintptr_t)v; }  /* a namespace, a generator */
-/* What a loop over v meets, as items[count]: elements, keys, characters. */
+/* What a loop over v takes, as items[count]: elements, keys, characters. */
 static wrpo__jv wrpo__jitems(wrpo__jinja *J, wrpo__jv v) {
     wrpo__jwant(J, v, WRPO__J_ITERABLES, "something to iterate over");
-    if (v->kind == WRPO__J_DICT) return wrpo__jshare(J, WRPO__J_LIST, v->keys, v->count);
+    if (v->kind == WRPO__J_DICT) return wrpo__jshare(WRPO__J_LIST, v->keys, v->count);
     if (v->kind == WRPO__J_ITER && wrpo__jchange(v)->i++) wrpo__jrefuse(J, "reading a generator a second time");
     if (!wrpo__jis_str(v)) return v;
-    wrpo__jval *chars = wrpo__jnew(J, WRPO__J_LIST);
+    wrpo__jval *chars = wrpo__jnew(WRPO__J_LIST);
     for (size_t i = 0, size; i < v->n; i += size) {
         wrpo__utf8_get(v->s + i, v->n - i, &size);
-        wrpo__jpush(J, chars, NULL, wrpo__jbytes(J, v->s + i, size));
+        wrpo__jpush(J, chars, wrpo__jbytes(v->s + i, size));
     }
     return chars;
 }
-static wrpo__jv wrpo__jreversed(wrpo__jinja *J, wrpo__jv v) {  /* a string or a list */
-    wrpo__jval *out = wrpo__jnew(J, v->kind);
-    wrpo__text t = {.arena = J->arena};
+static wrpo__jv wrpo__jreversed(wrpo__jinja *J, wrpo__jv v, int kind) {  /* a string; a list as this kind */
     wrpo__jv all = wrpo__jitems(J, v);
-    for (int64_t i = all->count; i-- > 0;) {
-        if (wrpo__jis_str(v)) wrpo__jputs(J, &t, all->items[i]);
-        else wrpo__jpush(J, out, NULL, all->items[i]);
-    }
-    return wrpo__jis_str(v) ? wrpo__jfinish(J, &t) : out;
+    wrpo__jval *list = wrpo__jnew(kind);
+    for (int64_t i = all->count; i-- > 0;) wrpo__jpush(J, list, all->items[i]);
+    if (!wrpo__jis_str(v)) return list;
+    size_t from = J->out.size;
+    for (int64_t i = 0; i < list->count; i++) wrpo__jputs(J, list->items[i]);
+    return wrpo__jcut(J, from);
 }
-static wrpo__jv wrpo__jgiven(wrpo__jv argument) { return argument && argument->kind != WRPO__J_NONE ? argument : NULL; }
+static bool wrpo__jgiven(wrpo__jv v) { return v && v->kind != WRPO__J_NONE; }
 static int64_t wrpo__jbound(wrpo__jinja *J, wrpo__jv bound, int64_t n, int64_t otherwise) {  /* of a slice: 0 to n */
     if (!wrpo__jgiven(bound)) return otherwise;
     int64_t i = wrpo__jto_int(J, bound);
@@ -8069,16 +8074,15 @@ static int64_t wrpo__jbound(wrpo__jinja *J, wrpo__jv bound, int64_t n, int64_t o
 }
 /* v[start:stop:step]; each may be NULL or None. Of the steps 1 and, without bounds, -1. */
 static wrpo__jv wrpo__jslice(wrpo__jinja *J, wrpo__jv v, wrpo__jv start, wrpo__jv stop, wrpo__jv step) {
-    bool str = wrpo__jis_str(wrpo__jdefined(J, v));
     int64_t by = wrpo__jgiven(step) ? wrpo__jto_int(J, step) : 1;
-    if (!str && !wrpo__jis(v, WRPO__J_LISTS)) wrpo__jrefuse(J, "a slice of %s", wrpo__jtype(v));
-    if (by == -1 && !wrpo__jgiven(start) && !wrpo__jgiven(stop)) return wrpo__jreversed(J, v);
+    if (!(wrpo__jdefined(J, v)->kind & WRPO__J_INDEXED)) wrpo__jrefuse(J, "a slice of %s", wrpo__jtype(v));
+    if (by == -1 && !wrpo__jgiven(start) && !wrpo__jgiven(stop)) return wrpo__jreversed(J, v, v->kind);
     if (by != 1) wrpo__jrefuse(J, "a slice with step %lld and bounds", (long long)by);
-    int64_t n = str ? wrpo__jlength(J, v) : v->count, from = wrpo__jbound(J, start, n, 0);
+    int64_t n = wrpo__jlength(J, v), from = wrpo__jbound(J, start, n, 0);
     int64_t to = WRPO__MAX(wrpo__jbound(J, stop, n, n), from);
-    if (!str) return wrpo__jshare(J, v->kind, n ? v->items + from : NULL, to - from);
+    if (!wrpo__jis_str(v)) return wrpo__jshare(v->kind, n ? v->items + from : NULL, to - from);
     size_t begin = wrpo__joffset(v, from);
-    return wrpo__jbytes(J, v->s + begin, wrpo__joffset(v, to) - begin);
+    return wrpo__jbytes(v->s + begin, wrpo__joffset(v, to) - begin);
 }
 static bool wrpo__jcontains(wrpo__jinja *J, wrpo__jv v, wrpo__jv x) {  /* x in v */
     if (wrpo__jis_str(v)) return wrpo__jfind(J, v, wrpo__jto_str(J, x), 0) != SIZE_MAX;
@@ -8088,46 +8092,33 @@ static bool wrpo__jcontains(wrpo__jinja *J, wrpo__jv v, wrpo__jv x) {  /* x in v
         if (wrpo__jequal(J, v->items[i], x)) return true;
     return false;
 }
-static const wrpo__jdef *wrpo__jlookup(char where, wrpo__jv name);
 static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv name);
-static wrpo__jv wrpo__jfunction(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv self) {  /* NULL if there is no def */
-    return def ? wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_FUNCTION, .def = def, .self = self}) : NULL;
-}
-/* v's own attribute: a method, as a value, or what a namespace or a loop has; NULL: none. */
+static wrpo__jv wrpo__jfunction(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jv self);
+/* v's own attribute: a method, or what a namespace or a loop has; NULL: none. */
 static wrpo__jv wrpo__jown(wrpo__jinja *J, wrpo__jv v, wrpo__jv name) {
-    /* Python has these too. The sandbox hides the ones that change a value. */
-    static const char str[] = "casefold center count encode expandtabs find format format_map index isalnum isalpha "
-        "isascii isdecimal isdigit isidentifier islower isnumeric isprintable isspace istitle isupper ljust maketrans "
-        "partition rfind rindex rjust rpartition rsplit splitlines swapcase translate zfill";
-    static const char list[] = "append clear copy count extend index insert pop remove reverse sort";
-    static const char dict[] = "clear copy fromkeys pop popitem setdefault update";
-    const char *unknown = dict;
-    char where = 'd';
     switch (v->kind) {
     case WRPO__J_LOOP: return wrpo__jloop_attr(J, v->loop, name);
     case WRPO__J_NAMESPACE: return wrpo__jdict_get(J, v, name);
-    case WRPO__J_STR: unknown = str; where = 's'; break;
-    case WRPO__J_LIST: case WRPO__J_TUPLE: unknown = list; where = 'l'; break;
-    case WRPO__J_DICT: break;
+    case WRPO__J_STR: return wrpo__jfunction(J, 's', name, v);
+    case WRPO__J_LIST: case WRPO__J_TUPLE: return wrpo__jfunction(J, 'l', name, v);
+    case WRPO__J_DICT: return wrpo__jfunction(J, 'd', name, v);
     default: return NULL;
     }
-    if (wrpo__jword(unknown, name)) wrpo__jrefuse(J, "method \"%.*s\" of %s", WRPO__J_SHOW(name), wrpo__jtype(v));
-    return wrpo__jfunction(J, wrpo__jlookup(where, name), v);
 }
-/* v.key (attr): the attribute, else the item. v[key]: the item, else, for a string key, the attribute. */
+/* attr: v.key, the attribute or else the item. Else v[key], the item or else, if key is a string, the attribute. */
 static wrpo__jv wrpo__jget(wrpo__jinja *J, wrpo__jv v, wrpo__jv key, bool attr) {
-    wrpo__jdefined(J, v);
-    wrpo__jv r = attr ? wrpo__jown(J, v, key) : NULL;
-    if (!r && v->kind == WRPO__J_DICT && wrpo__jis(key, WRPO__J_SCALARS)) r = wrpo__jdict_get(J, v, key);
-    if (wrpo__jis(key, WRPO__J_INTS) && wrpo__jis(v, WRPO__J_LISTS | WRPO__J_BIT(STR))) {
-        bool str = wrpo__jis_str(v);
-        int64_t n = str ? wrpo__jlength(J, v) : v->count, i = key->i < 0 ? key->i + n : key->i;
-        if (i >= 0 && i < n) r = str ? wrpo__jslice(J, v, wrpo__jint(J, i), wrpo__jint(J, i + 1), NULL) : v->items[i];
+    bool scalar = key->kind & WRPO__J_SCALARS;
+    wrpo__jv r = wrpo__jdefined(J, v) && attr ? wrpo__jown(J, v, key) : NULL;
+    if (!r && v->kind == WRPO__J_DICT && scalar) r = wrpo__jdict_get(J, v, key);
+    if ((key->kind & WRPO__J_INTS) && (v->kind & WRPO__J_INDEXED)) {
+        int64_t n = wrpo__jlength(J, v), i = key->i < 0 ? key->i + n : key->i;
+        if (i >= 0 && i < n && !wrpo__jis_str(v)) r = v->items[i];
+        else if (i >= 0 && i < n) r = wrpo__jslice(J, v, wrpo__jint(i), wrpo__jint(i + 1), NULL);
     }
     if (!r && !attr && wrpo__jis_str(key)) r = wrpo__jown(J, v, key);
-    return r ? r : wrpo__jundefined(J, wrpo__jis(key, WRPO__J_SCALARS) ? wrpo__jstr(J, key) : &wrpo__jempty);
+    return r ? r : wrpo__jundefined(scalar ? wrpo__jstr(J, key) : &wrpo__jempty);
 }
-/* What the filters' attribute= says of v: one of its items. */
+/* The item of v that the filters' attribute= names. */
 static wrpo__jv wrpo__jattribute(wrpo__jinja *J, wrpo__jv v, wrpo__jv name) {
     for (size_t i = 0; wrpo__jis_str(name) && i < name->n; i++)
         if (strchr(".,0123456789", name->s[i])) wrpo__jrefuse(J, "the attribute \"%.*s\"", WRPO__J_SHOW(name));
@@ -8135,119 +8126,107 @@ static wrpo__jv wrpo__jattribute(wrpo__jinja *J, wrpo__jv v, wrpo__jv name) {
 }
 
 /* ---- operators ---- */
-static wrpo__jv wrpo__jrepeat(wrpo__jinja *J, wrpo__jv v, int64_t times) {
-    wrpo__text t = {.arena = J->arena};
-    for (; times > 0; times--) {
-        wrpo__jspend(J, 1);
-        wrpo__jputs(J, &t, v);
-    }
-    return wrpo__jfinish(J, &t);
+static wrpo__jv wrpo__jjoin(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* both as text */
+    size_t from = J->out.size;
+    wrpo__jprint(J, a);
+    wrpo__jprint(J, b);
+    return wrpo__jcut(J, from);
 }
-static wrpo__jv wrpo__jconcat(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* strings, lists or tuples */
-    if (wrpo__jis_str(a)) {
-        wrpo__jspend_bytes(J, a->n + b->n);
-        char *s = wrpo__alloc(J->arena, a->n + b->n + 1, 1);
-        memcpy(s, a->s, a->n);
-        memcpy(s + a->n, b->s, b->n);
-        return wrpo__jbytes(J, s, a->n + b->n);
-    }
-    wrpo__jval *both = wrpo__jnew(J, a->kind);
-    wrpo__jspend(J, a->count + b->count);
-    for (int64_t i = 0; i < a->count; i++) wrpo__jpush(J, both, NULL, a->items[i]);
-    for (int64_t i = 0; i < b->count; i++) wrpo__jpush(J, both, NULL, b->items[i]);
+static wrpo__jv wrpo__jconcat(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* lists or tuples */
+    wrpo__jval *both = wrpo__jnew(a->kind);
+    both->count = a->count + b->count;
+    wrpo__jspend(J, (size_t)both->count * sizeof *both->items);
+    stbds_arrsetlen(both->items, (size_t)both->count);
+    for (int64_t i = 0; i < both->count; i++) both->items[i] = i < a->count ? a->items[i] : b->items[i - a->count];
     return both;
 }
+static wrpo__jv wrpo__jrepeat(wrpo__jinja *J, wrpo__jv v, int64_t times) {
+    size_t from = J->out.size;
+    for (; times > 0; times--) wrpo__jputs(J, v);
+    return wrpo__jcut(J, from);
+}
 static wrpo__jv wrpo__jarithmetic(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {  /* op: + - * / % F (//) */
-    bool whole = wrpo__jboth(a, b, WRPO__J_INTS);
-    bool joins = wrpo__jis(a, WRPO__J_BIT(STR) | WRPO__J_BIT(LIST) | WRPO__J_BIT(TUPLE));
+    const double limit = 0x1p52;  /* the operations on integers below it are exact in double */
+    bool whole = wrpo__jboth(a, b, WRPO__J_INTS), list = a->kind & (WRPO__J_LIST | WRPO__J_TUPLE);
     if (op == '%' && wrpo__jis_str(a)) wrpo__jrefuse(J, "formatting by %%");
     wrpo__jdefined(J, wrpo__jplain(J, a));
     wrpo__jdefined(J, wrpo__jplain(J, b));
-    if (op == '+' && joins && a->kind == b->kind) return wrpo__jconcat(J, a, b);
-    if (op == '*' && wrpo__jis_str(a) && wrpo__jis(b, WRPO__J_INTS)) return wrpo__jrepeat(J, a, b->i);
+    if (op == '+' && wrpo__jboth(a, b, WRPO__J_STR)) return wrpo__jjoin(J, a, b);
+    if (op == '+' && list && a->kind == b->kind) return wrpo__jconcat(J, a, b);
+    if (op == '*' && wrpo__jis_str(a) && (b->kind & WRPO__J_INTS)) return wrpo__jrepeat(J, a, b->i);
     if (!wrpo__jboth(a, b, WRPO__J_NUMBERS)) {
         const char *name = op == 'F' ? "//" : (char[2]){(char)op, 0};
         if (op == '*') wrpo__jrefuse(J, "the product of %s and %s", wrpo__jtype(a), wrpo__jtype(b));
         wrpo__jfail(J, "'%s' cannot join %s and %s", name, wrpo__jtype(a), wrpo__jtype(b));
     }
-    double f = wrpo__jdouble(a), g = wrpo__jdouble(b);
+    double f = wrpo__jdouble(a), g = wrpo__jdouble(b), r;
     if (strchr("/%F", op) && g == 0) wrpo__jfail(J, "division by zero");
     if (!whole && (op == '%' || op == 'F')) wrpo__jrefuse(J, "the remainder or the floor of a division of floats");
-    /* Integers up to here: the result neither overflows nor is rounded. */
-    double limit = op == '*' ? 0x1p31 : op == '/' ? 0x1p53 : 0x1p62;
-    if (whole && (fabs(f) >= limit || fabs(g) >= limit)) wrpo__jrefuse(J, "arithmetic near 64 bits");
-    int64_t x = a->i, y = b->i, cut = op == '%' || op == 'F' ? x % y : 0;
-    int64_t rest = cut && (cut < 0) != (y < 0) ? cut + y : cut;  /* Python's remainder has the divisor's sign */
+    double rest = g != 0 ? fmod(f, g) : 0;
+    if (rest != 0 && (rest < 0) != (g < 0)) rest += g;  /* Python's remainder has the divisor's sign */
     switch (op) {
-    case '+': return whole ? wrpo__jint(J, x + y) : wrpo__jfloat(J, f + g);
-    case '-': return whole ? wrpo__jint(J, x - y) : wrpo__jfloat(J, f - g);
-    case '*': return whole ? wrpo__jint(J, x * y) : wrpo__jfloat(J, f * g);
-    case '/': return wrpo__jfloat(J, f / g);
-    case '%': return wrpo__jint(J, rest);
-    default: return wrpo__jint(J, (x - rest) / y);
+    case '+': r = f + g; break;
+    case '-': r = f - g; break;
+    case '*': r = f * g; break;
+    case '/': r = f / g; break;
+    case '%': r = rest; break;
+    default: r = (f - rest) / g;
     }
+    if (whole && (fabs(f) >= limit || fabs(g) >= limit || fabs(r) >= limit))
+        wrpo__jrefuse(J, "arithmetic with an integer of more than 52 bits");
+    return whole && op != '/' ? wrpo__jint((int64_t)r) : wrpo__jfloat(J, r);
 }
-/* op: = ! < l (<=) > g (>=) i (in) n (not in) */
-static bool wrpo__jrelation(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
+static wrpo__jv wrpo__joperate(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {  /* op: see wrpo__joperators */
     switch (op) {
-    case '=': return wrpo__jequal(J, a, b);
-    case '!': return !wrpo__jequal(J, a, b);
-    case 'i': return wrpo__jcontains(J, b, a);
-    case 'n': return !wrpo__jcontains(J, b, a);
-    case '<': return wrpo__jcompare(J, a, b) < 0;
-    case 'l': return wrpo__jcompare(J, a, b) <= 0;
-    case '>': return wrpo__jcompare(J, a, b) > 0;
-    default: return wrpo__jcompare(J, a, b) >= 0;
+    case '|': case '&': return b;  /* a has not decided it */
+    case '~': return wrpo__jjoin(J, a, b);
+    case '=': return wrpo__jbool(wrpo__jequal(J, a, b));
+    case '!': return wrpo__jbool(!wrpo__jequal(J, a, b));
+    case 'i': return wrpo__jbool(wrpo__jcontains(J, b, a));
+    case 'n': return wrpo__jbool(!wrpo__jcontains(J, b, a));
+    case '<': return wrpo__jbool(wrpo__jcompare(J, a, b) < 0);
+    case 'l': return wrpo__jbool(wrpo__jcompare(J, a, b) <= 0);
+    case '>': return wrpo__jbool(wrpo__jcompare(J, a, b) > 0);
+    case 'g': return wrpo__jbool(wrpo__jcompare(J, a, b) >= 0);
+    default: return wrpo__jarithmetic(J, op, a, b);
     }
 }
 
 /* ---- filters, tests, methods, functions ---- */
 typedef struct wrpo__jcall {  /* one call of a row of wrpo__jdefs */
-    int op;                  /* of the row: several names share one function */
-    wrpo__jv self;           /* the value before the bar, `is` or the dot */
-    wrpo__jv a[4];           /* the arguments in the order of the signature; NULL: absent */
-    wrpo__jval args, named;  /* as they are given: a LIST, a DICT */
-    int64_t placed, by_name;  /* how many of each are bound */
+    int op;  /* which of the names that share the function */
+    wrpo__jv self;  /* the value before the bar, `is` or the dot */
+    wrpo__jv a[4];  /* the arguments by the signature; NULL: absent */
+    wrpo__jval args, named;  /* the arguments as given: items; keys and items */
+    int64_t asked, bound;  /* parameters seen; arguments that they took */
 } wrpo__jcall;
-#define WRPO__J_CALL(value) {.self = (value), .args = {.kind = WRPO__J_LIST}, .named = {.kind = WRPO__J_DICT}}
 struct wrpo__jdef {
-    const char *names, *where;  /* f filter, t test, g function, s, d method of str, dict; m: takes safe strings */
-    const char *signature;   /* "old new count=": '=' marks the optional ones; NULL: any names */
-    wrpo__jv (*fn)(wrpo__jinja *J, const wrpo__jcall *c);
-    int op;
+    const char *names, *where;  /* f filter, t test, g function, s l d method of str list dict; m: takes safe strings */
+    const char *signature;  /* '=' after an optional argument, '?' if None counts as absent; NULL: any names */
+    wrpo__jv (*fn)(wrpo__jinja *J, const wrpo__jcall *c);  /* its result NULL: what it wrote. fn NULL: refused */
+    int op;  /* of the first name, plus one for each that follows */
 };
 #define WRPO__J_FN(name) static wrpo__jv wrpo__jf_##name(wrpo__jinja *J, const wrpo__jcall *c)
 static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jcall *c);
 static bool wrpo__jflag(const wrpo__jcall *c, int k) { return c->a[k] && wrpo__jtruth(c->a[k]); }
 
-WRPO__J_FN(strip) {  /* op: 1 left, 2 right, 3 both */
-    wrpo__jv v = wrpo__jstr(J, c->self), chars = wrpo__jgiven(c->a[0]) ? wrpo__jto_str(J, c->a[0]) : NULL;
-    size_t from = 0, to = v->n, size;
-    if ((c->op & 1) && !chars) from = wrpo__jskip_space(v->s, to, 0);
-    if ((c->op & 2) && !chars) to = wrpo__jrstrip(v->s, from, to);
-    for (; (c->op & 1) && chars && from < to; from += size) {
-        wrpo__utf8_get(v->s + from, to - from, &size);
-        if (wrpo__jfind(J, chars, wrpo__jbytes(J, v->s + from, size), 0) == SIZE_MAX) break;
-    }
-    for (size_t i; (c->op & 2) && chars && from < to; to = i) {
-        i = (size_t)wrpo__before(v->s, (int64_t)to);
-        if (wrpo__jfind(J, chars, wrpo__jbytes(J, v->s + i, to - i), 0) == SIZE_MAX) break;
-    }
-    wrpo__jspend_bytes(J, v->n - (to - from));
-    return wrpo__jbytes(J, v->s + from, to - from);
+WRPO__J_FN(strip) {  /* op: 0 strip, 1 lstrip, 2 rstrip */
+    wrpo__jv v = wrpo__jstr(J, c->self), chars = c->a[0] ? wrpo__jto_str(J, c->a[0]) : NULL;
+    size_t from = c->op == 2 ? 0 : wrpo__jlstrip(J, chars, v->s, 0, v->n);
+    size_t to = c->op == 1 ? v->n : wrpo__jrstrip(J, chars, v->s, from, v->n);
+    wrpo__jspend(J, v->n - (to - from));
+    return wrpo__jbytes(v->s + from, to - from);
 }
 WRPO__J_FN(case) { return wrpo__jrecase(J, wrpo__jstr(J, c->self), c->op); }
 WRPO__J_FN(length) {
-    wrpo__jv v = wrpo__jwant(J, c->self, WRPO__J_SIZED, "something with a length");
-    return wrpo__jint(J, wrpo__jis_str(v) ? wrpo__jlength(J, v) : v->count);
+    return wrpo__jint(wrpo__jlength(J, wrpo__jwant(J, c->self, WRPO__J_SIZED, "something with a length")));
 }
 static wrpo__jv wrpo__jspaces(wrpo__jinja *J, wrpo__jv width) {  /* a string as it is, or that many spaces */
-    return wrpo__jis_str(width) ? width : wrpo__jrepeat(J, wrpo__jstring(J, " "), wrpo__jto_int(J, width));
+    return wrpo__jis_str(width) ? width : wrpo__jrepeat(J, wrpo__jstring(" "), wrpo__jto_int(J, width));
 }
 WRPO__J_FN(tojson) {
-    wrpo__jv indent = wrpo__jgiven(c->a[1]) ? wrpo__jspaces(J, c->a[1]) : NULL, separators = wrpo__jgiven(c->a[2]);
-    wrpo__jstyle style = {true, wrpo__jstring(J, indent ? "," : ", "), wrpo__jstring(J, ": "), indent};
-    wrpo__text t = {.arena = J->arena};
+    wrpo__jv indent = c->a[1] ? wrpo__jspaces(J, c->a[1]) : NULL, separators = c->a[2];
+    wrpo__jstyle style = {true, wrpo__jstring(indent ? "," : ", "), wrpo__jstring(": "), indent, J->depth};
     if (wrpo__jflag(c, 0) || wrpo__jflag(c, 3)) wrpo__jrefuse(J, "tojson with ensure_ascii or sort_keys");
     if (separators) {
         separators = wrpo__jitems(J, separators);
@@ -8255,11 +8234,11 @@ WRPO__J_FN(tojson) {
         style.item = wrpo__jto_str(J, separators->items[0]);
         style.key = wrpo__jto_str(J, separators->items[1]);
     }
-    wrpo__jwrite(J, &t, c->self, &style, 0);
-    return wrpo__jfinish(J, &t);
+    wrpo__jwrite(J, c->self, &style);
+    return NULL;
 }
 WRPO__J_FN(string) {  /* op: 1 marks it safe */
-    wrpo__jval *v = wrpo__jmake(J, wrpo__jis_str(c->self) ? *c->self : *wrpo__jstr(J, c->self));
+    wrpo__jval *v = wrpo__jmake(wrpo__jis_str(c->self) ? *c->self : *wrpo__jstr(J, c->self));
     v->safe = v->safe || c->op;
     return v;
 }
@@ -8271,100 +8250,90 @@ WRPO__J_FN(default) {
 WRPO__J_FN(end) {  /* op: 0 first, 1 last */
     if (c->self->kind == WRPO__J_ITER && c->op) wrpo__jfail(J, "a generator has no last item");
     wrpo__jv v = wrpo__jitems(J, c->self);
-    if (!v->count) return wrpo__jundefined(J, wrpo__jstring(J, c->op ? "last" : "first"));
+    if (!v->count) return wrpo__jundefined(wrpo__jstring(c->op ? "last" : "first"));
     return v->items[c->op ? v->count - 1 : 0];
 }
 WRPO__J_FN(list) {
     wrpo__jv v = wrpo__jitems(J, c->self);
-    return wrpo__jshare(J, WRPO__J_LIST, v->items, v->count);
+    return wrpo__jshare(WRPO__J_LIST, v->items, v->count);
 }
-/* The filters join and replace take values of any type, the methods only strings. op: f filter, m method */
+/* The filters join and replace (op 0) take values of any type, the methods (op 1) only strings. */
 static wrpo__jv wrpo__jtext(wrpo__jinja *J, const wrpo__jcall *c, wrpo__jv v) {
-    return c->op == 'f' ? wrpo__jstr(J, v) : wrpo__jto_str(J, v);
+    return c->op ? wrpo__jto_str(J, v) : wrpo__jstr(J, v);
 }
 WRPO__J_FN(join) {
-    bool filter = c->op == 'f';
-    wrpo__jv v = wrpo__jitems(J, filter ? c->self : c->a[0]), between = filter ? c->a[0] : c->self;
-    wrpo__text t = {.arena = J->arena};
-    if (between) between = wrpo__jstr(J, between);
+    wrpo__jv v = wrpo__jitems(J, c->op ? c->a[0] : c->self), between = c->op ? c->self : c->a[0];
     for (int64_t i = 0; i < v->count; i++) {
-        if (i && between) wrpo__jputs(J, &t, between);
-        wrpo__jprint(J, &t, filter ? v->items[i] : wrpo__jto_str(J, v->items[i]));
+        if (i && between) wrpo__jprint(J, between);
+        wrpo__jputs(J, wrpo__jtext(J, c, v->items[i]));
     }
-    return wrpo__jfinish(J, &t);
+    return NULL;
 }
 WRPO__J_FN(replace) {
     wrpo__jv v = wrpo__jstr(J, c->self), old = wrpo__jtext(J, c, c->a[0]), with = wrpo__jtext(J, c, c->a[1]);
-    wrpo__jv count = c->op == 'f' ? wrpo__jgiven(c->a[2]) : c->a[2];
-    int64_t left = count ? wrpo__jto_int(J, count) : -1;
-    wrpo__text t = {.arena = J->arena};
+    int64_t left = c->a[2] ? wrpo__jto_int(J, c->a[2]) : -1;
     size_t done = 0;
     if (old->n == 0) wrpo__jrefuse(J, "replacing the empty string");
     while (left-- != 0) {
         size_t at = wrpo__jfind(J, v, old, done);
         if (at == SIZE_MAX) break;
-        wrpo__jput(J, &t, v->s + done, at - done);
-        wrpo__jputs(J, &t, with);
+        wrpo__jput(J, v->s + done, at - done);
+        wrpo__jputs(J, with);
         done = at + old->n;
     }
-    wrpo__jput(J, &t, v->s + done, v->n - done);
-    return wrpo__jfinish(J, &t);
+    wrpo__jput(J, v->s + done, v->n - done);
+    return NULL;
 }
-WRPO__J_FN(number) {  /* op: i int, f float */
-    bool to_int = c->op == 'i';
-    wrpo__jv v = wrpo__jdefined(J, c->self), otherwise = c->a[0];
-    if (!otherwise) otherwise = to_int ? wrpo__jint(J, 0) : wrpo__jfloat(J, 0);
+WRPO__J_FN(number) {  /* op: 0 int, 1 float */
+    wrpo__jv v = wrpo__jdefined(J, c->self);
     if (wrpo__jis_str(v)) v = wrpo__jread_number(J, v);
-    if (!v || !wrpo__jis(v, WRPO__J_NUMBERS)) return otherwise;
-    if (!to_int) return wrpo__jfloat(J, wrpo__jdouble(v));
+    bool found = v && (v->kind & WRPO__J_NUMBERS);
+    if (!found && c->a[0]) return c->a[0];
+    if (!found) v = wrpo__jbool(false);  /* 0 */
+    if (c->op) return wrpo__jfloat(J, wrpo__jdouble(v));
     if (fabs(v->f) >= 9e18) wrpo__jrefuse(J, "%g as an integer", v->f);
-    return wrpo__jint(J, v->i + (int64_t)v->f);  /* one of the two is 0 */
+    return wrpo__jint(v->i + (int64_t)v->f);  /* one of the two is 0 */
 }
 WRPO__J_FN(indent) {
-    wrpo__jv v = wrpo__jto_str(J, c->self), by = wrpo__jspaces(J, c->a[0] ? c->a[0] : wrpo__jint(J, 4));
+    wrpo__jv v = wrpo__jto_str(J, c->self), by = wrpo__jspaces(J, c->a[0] ? c->a[0] : wrpo__jint(4));
     bool first = wrpo__jflag(c, 1), blank = wrpo__jflag(c, 2);
-    wrpo__text t = {.arena = J->arena};
     for (size_t i = 0, end, size; i <= v->n; i = end + 1) {
         for (end = i; end < v->n && v->s[end] != '\n'; end += size) {
             int32_t x = wrpo__utf8_get(v->s + end, v->n - end, &size);
             if ((x >= 11 && x <= 13) || (x >= 0x1C && x <= 0x1E) || x == 0x85 || x == 0x2028 || x == 0x2029)
                 wrpo__jrefuse(J, "indent of a text with the line end U+%04X", (unsigned)x);
         }
-        if (i == 0 ? first : end > i || blank) wrpo__jputs(J, &t, by);
-        wrpo__jput(J, &t, v->s + i, end - i + (end < v->n));
+        if (i == 0 ? first : end > i || blank) wrpo__jputs(J, by);
+        wrpo__jput(J, v->s + i, end - i + (end < v->n));
     }
-    return wrpo__jfinish(J, &t);
+    return NULL;
 }
-WRPO__J_FN(items) {  /* op: i filter, I items(), k keys(), v values() */
+WRPO__J_FN(items) {  /* op: 0 filter, 1 items(), 2 keys(), 3 values() */
     wrpo__jv v = c->self;
-    wrpo__jval *rows = wrpo__jnew(J, c->op == 'i' ? WRPO__J_ITER : WRPO__J_VIEW);
-    if (c->op == 'i' && v->kind == WRPO__J_UNDEFINED) return rows;
-    wrpo__jwant(J, v, WRPO__J_BIT(DICT), "a dict");
-    if (c->op == 'k') return wrpo__jshare(J, WRPO__J_VIEW, v->keys, v->count);
-    if (c->op == 'v') return wrpo__jshare(J, WRPO__J_VIEW, v->items, v->count);
+    wrpo__jval *rows = wrpo__jnew(c->op ? WRPO__J_VIEW : WRPO__J_ITER);
+    if (!c->op && v->kind == WRPO__J_UNDEFINED) return rows;
+    wrpo__jwant(J, v, WRPO__J_DICT, "a dict");
+    if (c->op > 1) return wrpo__jshare(WRPO__J_VIEW, c->op == 2 ? v->keys : v->items, v->count);
     for (int64_t i = 0; i < v->count; i++) {
-        wrpo__jval *pair = wrpo__jnew(J, WRPO__J_TUPLE);
-        wrpo__jpush(J, pair, NULL, v->keys[i]);
-        wrpo__jpush(J, pair, NULL, v->items[i]);
-        wrpo__jpush(J, rows, NULL, pair);
+        wrpo__jval *pair = wrpo__jnew(WRPO__J_TUPLE);
+        wrpo__jpush(J, pair, v->keys[i]);
+        wrpo__jpush(J, pair, v->items[i]);
+        wrpo__jpush(J, rows, pair);
     }
     return rows;
 }
-WRPO__J_FN(reverse) {
-    if (wrpo__jis_str(c->self)) return wrpo__jreversed(J, c->self);
-    wrpo__jv v = wrpo__jreversed(J, wrpo__jf_list(J, c));
-    return c->self->kind == WRPO__J_ITER ? v : wrpo__jshare(J, WRPO__J_ITER, v->items, v->count);
+WRPO__J_FN(reverse) {  /* a generator becomes a list, all else a generator */
+    return wrpo__jreversed(J, c->self, c->self->kind == WRPO__J_ITER ? WRPO__J_LIST : WRPO__J_ITER);
 }
-WRPO__J_FN(sort) {  /* stable; strings without case unless asked. op: s sort, d dictsort */
-    const wrpo__jcall pairs = {.op = 'I', .self = c->self};
-    wrpo__jv v = c->op == 'd' ? wrpo__jf_items(J, &pairs) : wrpo__jitems(J, c->self);
-    wrpo__jv attribute = c->op == 'd' ? wrpo__jint(J, 0) : wrpo__jgiven(c->a[2]);
+WRPO__J_FN(sort) {  /* stable; strings without case unless asked. op: 0 sort, 1 dictsort, as items() */
+    wrpo__jv v = c->op ? wrpo__jf_items(J, c) : wrpo__jitems(J, c->self), by = c->op ? wrpo__jint(0) : c->a[2];
     int order = wrpo__jflag(c, 0) ? -1 : 1;
-    wrpo__jv *keys = wrpo__alloc(J->arena, (size_t)v->count, sizeof *keys);
-    wrpo__jv *sorted = wrpo__alloc(J->arena, (size_t)v->count, sizeof *sorted);
+    wrpo__jv *keys = NULL, *sorted = NULL;
+    stbds_arrsetlen(keys, (size_t)v->count);
+    stbds_arrsetlen(sorted, (size_t)v->count);
     for (int64_t i = 0, k; i < v->count; i++) {
-        wrpo__jv key = attribute ? wrpo__jattribute(J, v->items[i], attribute) : v->items[i];
-        if (wrpo__jis_str(key) && !wrpo__jflag(c, 1)) key = wrpo__jrecase(J, key, 'l');
+        wrpo__jv key = by ? wrpo__jattribute(J, v->items[i], by) : v->items[i];
+        if (wrpo__jis_str(key) && !wrpo__jflag(c, 1)) key = wrpo__jrecase(J, key, 0);
         for (k = i; k > 0 && wrpo__jcompare(J, keys[k - 1], key) * order > 0; k--) {
             keys[k] = keys[k - 1];
             sorted[k] = sorted[k - 1];
@@ -8372,95 +8341,97 @@ WRPO__J_FN(sort) {  /* stable; strings without case unless asked. op: s sort, d 
         keys[k] = key;
         sorted[k] = v->items[i];
     }
-    return wrpo__jshare(J, WRPO__J_LIST, sorted, v->count);
+    return wrpo__jshare(WRPO__J_LIST, sorted, v->count);
 }
-/* select, reject, selectattr, rejectattr, map. op: 1: keeps what fails the test; 2: tests an attribute; 4: map */
+/* Bits of op: 1 keeps what fails the test, 2 tests an attribute, 4 is map. */
 WRPO__J_FN(select) {
     bool map = c->op & 4, negated = c->op & 1;
     int first = c->op & 2 ? 1 : 0;  /* of the filter or test, then its arguments */
     wrpo__jv name = c->a[first], attribute = map ? c->a[3] : first ? c->a[0] : NULL;
     wrpo__jv v = wrpo__jitems(J, wrpo__jtruth(c->self) ? c->self : &wrpo__jempty);
-    wrpo__jval *out = wrpo__jnew(J, WRPO__J_ITER);
+    wrpo__jval *out = wrpo__jnew(WRPO__J_ITER);
     if (map && !name == !attribute) wrpo__jfail(J, "map takes either a filter or attribute=");
     for (int64_t i = 0; i < v->count; i++) {
         wrpo__jv x = attribute ? wrpo__jattribute(J, v->items[i], attribute) : v->items[i];
-        wrpo__jcall call = WRPO__J_CALL(x);
-        for (int k = first + 1; k < 3 && c->a[k]; k++) wrpo__jpush(J, &call.args, NULL, c->a[k]);
+        wrpo__jcall call = {.self = x};
+        for (int k = first + 1; k < 3 && c->a[k]; k++) wrpo__jpush(J, &call.args, c->a[k]);
         if (name) x = wrpo__jinvoke(J, map ? 'f' : 't', wrpo__jto_str(J, name), &call);
-        if (map || wrpo__jtruth(x) != negated) wrpo__jpush(J, out, NULL, map ? x : v->items[i]);
+        if (map || wrpo__jtruth(x) != negated) wrpo__jpush(J, out, map ? x : v->items[i]);
     }
     return out;
 }
 WRPO__J_FN(split) {
-    wrpo__jv v = c->self, sep = wrpo__jgiven(c->a[0]) ? wrpo__jto_str(J, c->a[0]) : NULL;
+    wrpo__jv v = c->self, sep = c->a[0] ? wrpo__jto_str(J, c->a[0]) : NULL;
     int64_t left = c->a[1] ? wrpo__jto_int(J, c->a[1]) : -1;
-    wrpo__jval *out = wrpo__jnew(J, WRPO__J_LIST);
-    size_t i = 0, end, size;
+    wrpo__jval *out = wrpo__jnew(WRPO__J_LIST);
+    size_t i = sep ? 0 : wrpo__jskip_space(v->s, v->n, 0), end, size;
     if (sep && sep->n == 0) wrpo__jfail(J, "split() by an empty string");
     if (!sep && left >= 0) wrpo__jrefuse(J, "split() at white space with maxsplit");
-    if (!sep) {
-        wrpo__jspend_bytes(J, v->n);
-        for (i = wrpo__jskip_space(v->s, v->n, 0); i < v->n; i = wrpo__jskip_space(v->s, v->n, end)) {
+    wrpo__jspend(J, v->n);
+    while (sep ? i <= v->n : i < v->n) {
+        wrpo__jv part;
+        if (sep) {
+            end = left-- != 0 ? wrpo__jfind(J, v, sep, i) : SIZE_MAX;
+            part = wrpo__jbytes(v->s + i, WRPO__MIN(end, v->n) - i);
+            i += part->n + sep->n;
+        } else {
             for (end = i; end < v->n && !wrpo__jspace(wrpo__utf8_get(v->s + end, v->n - end, &size)); end += size) {}
-            wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, end - i));
+            part = wrpo__jbytes(v->s + i, end - i);
+            i = wrpo__jskip_space(v->s, v->n, end);
         }
-        return out;
+        wrpo__jpush(J, out, part);
     }
-    for (; i <= v->n; i = end + sep->n) {
-        end = left-- != 0 ? wrpo__jfind(J, v, sep, i) : SIZE_MAX;
-        if (end == SIZE_MAX) break;
-        wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, end - i));
-    }
-    wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, v->n - i));
     return out;
 }
-WRPO__J_FN(affix) {  /* op: s startswith, e endswith, p removeprefix, x removesuffix */
+WRPO__J_FN(affix) {  /* op: 0 startswith, 1 endswith, 2 removeprefix, 3 removesuffix */
     wrpo__jv v = c->self, x = c->a[0];
-    bool front = c->op == 's' || c->op == 'p', test = c->op == 's' || c->op == 'e';
-    bool several = test && x->kind == WRPO__J_TUPLE;
-    bool has = false;
-    for (int64_t i = 0; !has && i < (several ? x->count : 1); i++) {
-        wrpo__jv one = wrpo__jto_str(J, several ? x->items[i] : x);
+    bool front = c->op % 2 == 0, test = c->op < 2, has = false;
+    wrpo__jv all = test && x->kind == WRPO__J_TUPLE ? x : wrpo__jshare(WRPO__J_TUPLE, &x, 1);
+    for (int64_t i = 0; !has && i < all->count; i++) {
+        wrpo__jv one = wrpo__jto_str(J, all->items[i]);
         has = one->n <= v->n && memcmp(front ? v->s : v->s + v->n - one->n, one->s, one->n) == 0;
     }
     if (test) return wrpo__jbool(has);
-    return has ? wrpo__jbytes(J, front ? v->s + x->n : v->s, v->n - x->n) : v;
+    return has ? wrpo__jbytes(front ? v->s + x->n : v->s, v->n - x->n) : v;
 }
 WRPO__J_FN(get) {
-    wrpo__jv r = wrpo__jdict_get(J, c->self, c->a[0]), otherwise = c->a[1] ? c->a[1] : &wrpo__jnone;
-    return r ? r : otherwise;
+    wrpo__jv r = wrpo__jdict_get(J, c->self, c->a[0]);
+    if (!r) r = c->a[1];
+    return r ? r : &wrpo__jnone;
 }
-WRPO__J_FN(kind) {  /* op: the kinds that pass */
+WRPO__J_FN(kind) {
+    static const int pass[] = {  /* defined to callable, as in wrpo__jdefs */
+        ~WRPO__J_UNDEFINED, WRPO__J_UNDEFINED, WRPO__J_NONE, WRPO__J_BOOL, WRPO__J_INT, WRPO__J_FLOAT,
+        WRPO__J_NUMBERS, WRPO__J_STR, WRPO__J_DICT, WRPO__J_SEQUENCES, WRPO__J_ITERABLES | WRPO__J_LOOP,
+        WRPO__J_CALLABLES | WRPO__J_LOOP | WRPO__J_UNDEFINED};
     (void)J;
-    return wrpo__jbool(wrpo__jis(c->self, c->op));
+    return wrpo__jbool(c->self->kind & pass[c->op]);
 }
-WRPO__J_FN(truth) {  /* op: 1 is true, 0 is false */
+WRPO__J_FN(truth) {  /* op: 0 is false, 1 is true */
     (void)J;
     return wrpo__jbool(c->self->kind == WRPO__J_BOOL && c->self->i == c->op);
 }
-WRPO__J_FN(relation) { return wrpo__jbool(wrpo__jrelation(J, c->op, c->self, c->a[0])); }
-WRPO__J_FN(parity) {  /* op: 1 odd, 0 even */
-    return wrpo__jbool(wrpo__jarithmetic(J, '%', c->self, wrpo__jint(J, 2))->i == c->op);
+WRPO__J_FN(operate) { return wrpo__joperate(J, "i===!!"[c->op], c->self, c->a[0]); }
+WRPO__J_FN(parity) {  /* op: 0 even, 1 odd */
+    return wrpo__jbool(wrpo__jarithmetic(J, '%', c->self, wrpo__jint(2))->i == c->op);
 }
 WRPO__J_FN(range) {
-    int64_t from = 0, to = wrpo__jto_int(J, c->a[0]), by = c->a[2] ? wrpo__jto_int(J, c->a[2]) : 1;
-    int64_t limit = INT64_MAX / 4;
-    wrpo__jval *out = wrpo__jnew(J, WRPO__J_RANGE);
-    if (c->a[1]) {
-        from = to;
-        to = wrpo__jto_int(J, c->a[1]);
-    }
+    const int64_t limit = INT64_MAX / 4;
+    int64_t first = wrpo__jto_int(J, c->a[0]), to = c->a[1] ? wrpo__jto_int(J, c->a[1]) : first;
+    int64_t from = c->a[1] ? first : 0, by = c->a[2] ? wrpo__jto_int(J, c->a[2]) : 1;
+    wrpo__jval *out = wrpo__jnew(WRPO__J_RANGE);
     if (by == 0) wrpo__jfail(J, "range() with step 0");
     if (llabs(from) > limit || llabs(to) > limit || llabs(by) > limit) wrpo__jrefuse(J, "a range near 64 bits");
     for (int64_t i = from; by > 0 ? i < to : i > to; i += by) {
         if (out->count == WRPO__J_MAX_RANGE) wrpo__jfail(J, "range of more than %d numbers", WRPO__J_MAX_RANGE);
-        wrpo__jpush(J, out, NULL, wrpo__jint(J, i));
+        wrpo__jpush(J, out, wrpo__jint(i));
     }
     return out;
 }
-WRPO__J_FN(dict) {  /* op: the kind */
-    wrpo__jval *v = wrpo__jnew(J, (wrpo__jkind)c->op);
-    for (int64_t i = 0; i < c->named.count; i++) wrpo__jpush(J, v, c->named.keys[i], c->named.items[i]);
+WRPO__J_FN(dict) {  /* op: 0 dict, 1 namespace */
+    (void)J;
+    wrpo__jval *v = wrpo__jmake(c->named);
+    v->kind = c->op ? WRPO__J_NAMESPACE : WRPO__J_DICT;
     return v;
 }
 WRPO__J_FN(raise) {
@@ -8469,8 +8440,8 @@ WRPO__J_FN(raise) {
 }
 WRPO__J_FN(strftime) {
     wrpo__jv format = wrpo__jto_str(J, c->a[0]);
-    /* The bar: so that 0 from strftime means that there was no room. */
-    const char *text = wrpo__format(J->arena, "%.*s|", (int)WRPO__MIN(format->n, 400), format->s);
+    /* The bar makes 0 from strftime mean that there was no room. */
+    const char *text = wrpo__format(wrpo__current, "%.*s|", (int)WRPO__MIN(format->n, 400), format->s);
     struct tm tm;
     char out[512];
 #ifdef _WIN32
@@ -8481,303 +8452,278 @@ WRPO__J_FN(strftime) {
     if (strstr(text, "%z") || strstr(text, "%Z") || strstr(text, "%f")) ok = false;  /* no zone, no microseconds */
     size_t n = ok ? strftime(out, sizeof out, text, &tm) : 0;
     if (n == 0) wrpo__jrefuse(J, "strftime_now(\"%.*s\")", WRPO__J_SHOW(format));
-    return wrpo__jbytes(J, wrpo__strndup(J->arena, out, n - 1), n - 1);
+    wrpo__jput(J, out, n - 1);
+    return NULL;
 }
 
 static const wrpo__jdef wrpo__jdefs[] = {
     /* filters */
     {"length count", "fm", "", wrpo__jf_length, 0},
     {"default d", "fm", "default_value= boolean=", wrpo__jf_default, 0},
-    {"dictsort", "f", "", wrpo__jf_sort, 'd'},
-    {"first", "f", "", wrpo__jf_end, 0}, {"last", "f", "", wrpo__jf_end, 1},
-    {"float", "f", "default=", wrpo__jf_number, 'f'}, {"int", "f", "default=", wrpo__jf_number, 'i'},
-    {"indent", "f", "width= first= blank=", wrpo__jf_indent, 0},
-    {"items", "f", "", wrpo__jf_items, 'i'}, {"list", "f", "", wrpo__jf_list, 0},
-    {"join", "f", "d=", wrpo__jf_join, 'f'},
+    {"first last", "f", "", wrpo__jf_end, 0}, {"int float", "f", "default=", wrpo__jf_number, 0},
+    {"indent", "f", "width= first= blank=", wrpo__jf_indent, 0}, {"items", "f", "", wrpo__jf_items, 0},
+    {"list", "f", "", wrpo__jf_list, 0}, {"join", "f", "d=", wrpo__jf_join, 0},
+    {"select reject", "f", "test= x=", wrpo__jf_select, 0},
+    {"selectattr rejectattr", "f", "attribute test= x=", wrpo__jf_select, 2},
     {"map", "f", "filter= x= y= attribute=", wrpo__jf_select, 4},
-    {"select", "f", "test= x=", wrpo__jf_select, 0}, {"reject", "f", "test= x=", wrpo__jf_select, 1},
-    {"selectattr", "f", "attribute test= x=", wrpo__jf_select, 2},
-    {"rejectattr", "f", "attribute test= x=", wrpo__jf_select, 3},
-    {"replace", "fm", "old new count=", wrpo__jf_replace, 'f'}, {"reverse", "f", "", wrpo__jf_reverse, 0},
-    {"safe", "fm", "", wrpo__jf_string, 1}, {"string", "fm", "", wrpo__jf_string, 0},
-    {"sort", "f", "reverse= case_sensitive= attribute=", wrpo__jf_sort, 's'},
-    {"title", "f", "", wrpo__jf_case, 'T'}, {"trim", "f", "chars=", wrpo__jf_strip, 3},
-    {"tojson", "fm", "ensure_ascii= indent= separators= sort_keys=", wrpo__jf_tojson, 0},
-    /* filters that are methods of strings as well; methods of strings; methods of dicts */
-    {"capitalize", "fs", "", wrpo__jf_case, 'c'}, {"lower", "fs", "", wrpo__jf_case, 'l'},
-    {"upper", "fs", "", wrpo__jf_case, 'u'}, {"title", "s", "", wrpo__jf_case, 't'},
-    {"join", "s", "iterable", wrpo__jf_join, 'm'}, {"replace", "s", "old new count=", wrpo__jf_replace, 'm'},
-    {"split", "s", "sep= maxsplit=", wrpo__jf_split, 0}, {"strip", "s", "chars=", wrpo__jf_strip, 3},
-    {"lstrip", "s", "chars=", wrpo__jf_strip, 1}, {"rstrip", "s", "chars=", wrpo__jf_strip, 2},
-    {"startswith", "s", "prefix", wrpo__jf_affix, 's'}, {"endswith", "s", "suffix", wrpo__jf_affix, 'e'},
-    {"removeprefix", "s", "prefix", wrpo__jf_affix, 'p'}, {"removesuffix", "s", "suffix", wrpo__jf_affix, 'x'},
-    {"get", "d", "key default=", wrpo__jf_get, 0}, {"items", "d", "", wrpo__jf_items, 'I'},
-    {"keys", "d", "", wrpo__jf_items, 'k'}, {"values", "d", "", wrpo__jf_items, 'v'},
+    {"replace", "fm", "old new count?", wrpo__jf_replace, 0}, {"reverse", "f", "", wrpo__jf_reverse, 0},
+    {"string safe", "fm", "", wrpo__jf_string, 0}, {"dictsort", "f", "", wrpo__jf_sort, 1},
+    {"sort", "f", "reverse= case_sensitive= attribute?", wrpo__jf_sort, 0},
+    {"title", "f", "", wrpo__jf_case, 4}, {"trim", "f", "chars?", wrpo__jf_strip, 0},
+    {"tojson", "fm", "ensure_ascii= indent? separators? sort_keys=", wrpo__jf_tojson, 0},
+    /* methods of strings, some of them filters too; methods of dicts */
+    {"lower upper capitalize", "fs", "", wrpo__jf_case, 0}, {"title", "s", "", wrpo__jf_case, 3},
+    {"join", "s", "iterable", wrpo__jf_join, 1}, {"replace", "s", "old new count=", wrpo__jf_replace, 1},
+    {"split", "s", "sep? maxsplit=", wrpo__jf_split, 0}, {"strip lstrip rstrip", "s", "chars?", wrpo__jf_strip, 0},
+    {"startswith endswith removeprefix removesuffix", "s", "prefix", wrpo__jf_affix, 0},
+    {"get", "d", "key default=", wrpo__jf_get, 0}, {"items keys values", "d", "", wrpo__jf_items, 1},
     /* tests */
-    {"defined", "tm", "", wrpo__jf_kind, ~WRPO__J_BIT(UNDEFINED)},
-    {"undefined", "tm", "", wrpo__jf_kind, WRPO__J_BIT(UNDEFINED)},
-    {"none", "tm", "", wrpo__jf_kind, WRPO__J_BIT(NONE)}, {"boolean", "tm", "", wrpo__jf_kind, WRPO__J_BIT(BOOL)},
-    {"integer", "tm", "", wrpo__jf_kind, WRPO__J_BIT(INT)}, {"float", "tm", "", wrpo__jf_kind, WRPO__J_BIT(FLOAT)},
-    {"number", "tm", "", wrpo__jf_kind, WRPO__J_NUMBERS}, {"string", "tm", "", wrpo__jf_kind, WRPO__J_BIT(STR)},
-    {"mapping", "tm", "", wrpo__jf_kind, WRPO__J_BIT(DICT)}, {"sequence", "tm", "", wrpo__jf_kind, WRPO__J_SEQUENCES},
-    {"iterable", "tm", "", wrpo__jf_kind, WRPO__J_ITERABLES | WRPO__J_BIT(LOOP)},
-    {"callable", "tm", "", wrpo__jf_kind, WRPO__J_CALLABLES | WRPO__J_BIT(LOOP) | WRPO__J_BIT(UNDEFINED)},
-    {"true", "tm", "", wrpo__jf_truth, 1}, {"false", "tm", "", wrpo__jf_truth, 0},
-    {"odd", "t", "", wrpo__jf_parity, 1}, {"even", "t", "", wrpo__jf_parity, 0},
-    {"in", "tm", "seq", wrpo__jf_relation, 'i'},
-    {"== eq equalto", "tm", "other", wrpo__jf_relation, '='}, {"!= ne", "tm", "other", wrpo__jf_relation, '!'},
+    {"defined undefined none boolean integer float number string mapping sequence iterable callable", "tm", "",
+     wrpo__jf_kind, 0},
+    {"false true", "tm", "", wrpo__jf_truth, 0}, {"even odd", "t", "", wrpo__jf_parity, 0},
+    {"in == eq equalto != ne", "tm", "other", wrpo__jf_operate, 0},
     /* functions */
-    {"range", "g", "start stop= step=", wrpo__jf_range, 0}, {"dict", "g", NULL, wrpo__jf_dict, WRPO__J_DICT},
-    {"namespace", "g", NULL, wrpo__jf_dict, WRPO__J_NAMESPACE}, {"raise_exception", "g", "message", wrpo__jf_raise, 0},
-    {"strftime_now", "g", "format", wrpo__jf_strftime, 0}};
+    {"range", "g", "start stop= step=", wrpo__jf_range, 0}, {"dict namespace", "g", NULL, wrpo__jf_dict, 0},
+    {"raise_exception", "g", "message", wrpo__jf_raise, 0}, {"strftime_now", "g", "format", wrpo__jf_strftime, 0},
+    /* refused by name: what else Python has. The sandbox hides the methods that change a value. */
+    {"casefold center count encode expandtabs find format format_map index isalnum isalpha isascii isdecimal isdigit "
+     "isidentifier islower isnumeric isprintable isspace istitle isupper ljust maketrans partition rfind rindex rjust "
+     "rpartition rsplit splitlines swapcase translate zfill", "s", "", NULL, 0},
+    {"append clear copy count extend index insert pop remove reverse sort", "l", "", NULL, 0},
+    {"clear copy fromkeys pop popitem setdefault update", "d", "", NULL, 0},
+    {"caller cycler joiner kwargs lipsum self varargs", "g", "", NULL, 0}};
 
 static const wrpo__jdef *wrpo__jlookup(char where, wrpo__jv name) {  /* NULL: no such name */
     for (int64_t k = 0; k < WRPO__COUNT(wrpo__jdefs); k++)
         if (strchr(wrpo__jdefs[k].where, where) && wrpo__jword(wrpo__jdefs[k].names, name)) return &wrpo__jdefs[k];
     return NULL;
 }
-/* The argument for the next parameter: the next in order, or the one with this name; NULL: neither. */
+/* A function, or self's method, as a value; NULL: no such name. */
+static wrpo__jv wrpo__jfunction(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jv self) {
+    const wrpo__jdef *def = wrpo__jlookup(where, name);
+    if (!def) return NULL;
+    if (!def->fn && self) wrpo__jrefuse(J, "method \"%.*s\" of %s", WRPO__J_SHOW(name), wrpo__jtype(self));
+    if (!def->fn) wrpo__jrefuse(J, "\"%.*s\"", WRPO__J_SHOW(name));
+    return WRPO__J_VAL(.kind = WRPO__J_FUNCTION, .s = name->s, .n = name->n, .def = def, .self = self);
+}
+/* The argument for the next parameter: the next in order or that of this name; NULL: neither. */
 static wrpo__jv wrpo__jargument(wrpo__jinja *J, wrpo__jcall *c, wrpo__jv name) {
-    wrpo__jv given = wrpo__jdict_get(J, &c->named, name);
-    bool placed = c->placed < c->args.count;
-    if (given && placed) wrpo__jfail(J, "two values for the argument \"%.*s\"", WRPO__J_SHOW(name));
-    c->by_name += given != NULL;
-    return placed ? c->args.items[c->placed++] : given;
+    wrpo__jv named = wrpo__jdict_get(J, &c->named, name);
+    wrpo__jv placed = c->asked < c->args.count ? c->args.items[c->asked] : NULL;
+    if (named && placed) wrpo__jfail(J, "two values for the argument \"%.*s\"", WRPO__J_SHOW(name));
+    c->asked++;
+    c->bound += named || placed;
+    return placed ? placed : named;
 }
-static bool wrpo__jbound_all(const wrpo__jcall *c) {
-    return c->placed == c->args.count && c->by_name == c->named.count;
-}
-static wrpo__jv wrpo__jcall_def(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jcall *c) {
+static bool wrpo__jbound_all(const wrpo__jcall *c) { return c->bound == c->args.count + c->named.count; }
+static wrpo__jv wrpo__jcall_def(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv name, wrpo__jcall *c) {
     const char *p = def->signature;
-    c->op = def->op;
+    c->op = def->op + wrpo__jword(def->names, name) - 1;
     if (c->self && !strchr(def->where, 'm')) wrpo__jplain(J, c->self);
     for (int k = 0; p && *p; k++) {
-        size_t n = strcspn(p, " =");
-        c->a[k] = wrpo__jargument(J, c, wrpo__jbytes(J, p, n));
-        if (!c->a[k] && p[n] != '=') wrpo__jfail(J, "%s() wants an argument \"%.*s\"", def->names, (int)n, p);
-        p += n + (p[n] == '=');
+        size_t n = strcspn(p, " =?");
+        wrpo__jv v = wrpo__jargument(J, c, wrpo__jbytes(p, n));
+        bool optional = p[n] == '=' || p[n] == '?';
+        if (!v && !optional) wrpo__jfail(J, "%.*s() wants an argument \"%.*s\"", WRPO__J_SHOW(name), (int)n, p);
+        c->a[k] = p[n] == '?' && !wrpo__jgiven(v) ? NULL : v;
+        p += n + optional;
         p += *p == ' ';
     }
     if (p ? !wrpo__jbound_all(c) : c->args.count > 0)
-        wrpo__jrefuse(J, "%s() with other arguments than \"%s\"", def->names, p ? def->signature : "name=");
-    return def->fn(J, c);
+        wrpo__jrefuse(J, "%.*s() with other arguments than \"%s\"", WRPO__J_SHOW(name), p ? def->signature : "name=");
+    size_t from = J->out.size;
+    wrpo__jv v = def->fn(J, c);
+    return v ? v : wrpo__jcut(J, from);
 }
 static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jcall *c) {
     const wrpo__jdef *def = wrpo__jlookup(where, name);
     if (!def) wrpo__jrefuse(J, "%s \"%.*s\"", where == 'f' ? "filter" : "test", WRPO__J_SHOW(name));
-    return wrpo__jcall_def(J, def, c);
+    return wrpo__jcall_def(J, def, name, c);
 }
 
 /* ---- text to tokens ---- */
-typedef enum wrpo__jtoken_kind {
-    WRPO__J_END, WRPO__J_TEXT, WRPO__J_OPEN, WRPO__J_CLOSE, WRPO__J_NAME, WRPO__J_LITERAL, WRPO__J_MARK
-} wrpo__jtoken_kind;
-struct wrpo__jtoken {
-    wrpo__jtoken_kind kind;
-    int line, level, op;     /* of an operator: how tightly it binds, which it is; level -1: none */
-    wrpo__jv value;          /* TEXT, LITERAL: the value; else the characters */
-    wrpo__jtoken *jump;      /* from the name of a tag to the name of the tag that ends its body, from the first
-                                        token of an expression to its `if`; NULL: none */
+enum {  /* kinds of tokens */
+    WRPO__J_END, WRPO__J_TEXT, WRPO__J_OUTPUT, WRPO__J_STATEMENT, WRPO__J_CLOSE, WRPO__J_LITERAL,
+    WRPO__J_NAME, WRPO__J_MARK
 };
-static const struct { const char *text; int level, op; } wrpo__joperators[] = {  /* loosest first */
+typedef struct wrpo__joperator { const char *text; int level, op; } wrpo__joperator;  /* level: how tightly it binds */
+struct wrpo__jtoken {
+    int kind, line;
+    const wrpo__joperator *op;  /* NULL: none */
+    wrpo__jv value;  /* TEXT, LITERAL: the value; else the characters */
+    /* From a tag's name to the name of the tag that ends its body; from the first token of an expression to its `if`;
+       at the first target of an assignment: not NULL if a comma follows. */
+    wrpo__jtoken *jump;
+};
+static const wrpo__joperator wrpo__joperators[] = {
     {"or", 0, '|'}, {"and", 1, '&'}, {"==", 3, '='}, {"!=", 3, '!'}, {"<=", 3, 'l'}, {">=", 3, 'g'}, {"<", 3, '<'},
     {">", 3, '>'}, {"in", 3, 'i'}, {"not", 3, 'n'}, {"+", 4, '+'}, {"-", 4, '-'}, {"~", 5, '~'}, {"*", 6, '*'},
     {"//", 6, 'F'}, {"/", 6, '/'}, {"%", 6, '%'}};
 enum { WRPO__J_NOT = 2, WRPO__J_COMPARES = 3 };  /* the levels of the prefix `not` and of comparisons */
-typedef struct wrpo__jlexer {
-    wrpo__jinja *J;          /* J->line: of s[at] */
-    const char *s; size_t n, at;  /* the template, whose newlines are \n */
-    size_t counted;          /* the newlines before it are in J->line */
-    bool fresh;              /* the text after the last tag begins a line */
-    wrpo__jtoken *tokens;    /* stb array */
-} wrpo__jlexer;
 
-static bool wrpo__jstarts(const wrpo__jlexer *L, size_t at, const char *text) {
-    return strncmp(L->s + at, text, strlen(text)) == 0;
+static void wrpo__jadvance(wrpo__jinja *J, size_t to) {
+    for (; J->next < to; J->next++) J->line += J->s[J->next] == '\n';
 }
-static void wrpo__jcount_lines(wrpo__jlexer *L, size_t to) {
-    for (; L->counted < to; L->counted++) L->J->line += L->s[L->counted] == '\n';
+static void wrpo__jtoken_put(wrpo__jinja *J, int kind, wrpo__jv value) {
+    wrpo__jtoken token = {.kind = kind, .line = J->line, .value = value};
+    for (int64_t k = 0; kind >= WRPO__J_NAME && k < WRPO__COUNT(wrpo__joperators); k++)
+        if (wrpo__jword(wrpo__joperators[k].text, value)) token.op = &wrpo__joperators[k];
+    stbds_arrput(J->tokens, token);
 }
-static void wrpo__jtoken_put(wrpo__jlexer *L, wrpo__jtoken_kind kind, wrpo__jv value) {
-    wrpo__jtoken token = {.kind = kind, .line = L->J->line, .level = -1, .value = value};
-    for (int64_t k = 0; (kind == WRPO__J_NAME || kind == WRPO__J_MARK) && k < WRPO__COUNT(wrpo__joperators); k++) {
-        if (!wrpo__jword(wrpo__joperators[k].text, value)) continue;
-        token.level = wrpo__joperators[k].level;
-        token.op = wrpo__joperators[k].op;
-    }
-    stbds_arrput(L->tokens, token);
-}
-/* Passes the end of a tag at L->at if there is one: mark (2 characters), after "-" with all white space that follows,
-   after "+" (of a block or comment) with nothing, else with one newline unless the tag is {{ }}. */
-static bool wrpo__jtag_end(wrpo__jlexer *L, const char *mark) {
-    bool output = mark[0] == '}', minus = L->s[L->at] == '-', plus = !output && L->s[L->at] == '+';
-    size_t i = L->at + minus + plus;
-    if (!wrpo__jstarts(L, i, mark)) return false;
+/* Passes the end of a tag, if it is next. "-" takes all white space after it along; without a sign, a tag other than
+   {{ }}, which has no "+", takes one newline. */
+static bool wrpo__jtag_end(wrpo__jinja *J, const char *mark) {
+    bool output = mark[0] == '}', minus = J->s[J->next] == '-', plus = !output && J->s[J->next] == '+';
+    size_t i = J->next + minus + plus;
+    if (strncmp(J->s + i, mark, 2) != 0) return false;
     i += 2;
-    if (minus) i = wrpo__jskip_space(L->s, L->n, i);
-    else if (!plus && !output && L->s[i] == '\n') i++;
-    L->fresh = L->s[i - 1] == '\n';
-    L->at = i;
+    if (minus) i = wrpo__jskip_space(J->s, J->n, i);
+    else if (!plus && !output && J->s[i] == '\n') i++;
+    J->fresh = J->s[i - 1] == '\n';
+    if (mark[0] != '#') wrpo__jtoken_put(J, WRPO__J_CLOSE, wrpo__jstring("the end of the tag"));
+    wrpo__jadvance(J, i);
     return true;
 }
-static wrpo__jv wrpo__jlex_string(wrpo__jlexer *L) {  /* at its quote; Python's escapes */
-    static const char names[] = "\\'\"nrtabfv", marks[] = "\\'\"\n\r\t\a\b\f\v";
-    wrpo__text t = {.arena = L->J->arena};
-    char quote = L->s[L->at++];
-    for (; L->at < L->n && L->s[L->at] != quote; L->at++) {
-        const char *c = L->s + L->at, *name = c[1] ? strchr(names, c[1]) : NULL;
-        if (*c != '\\' || L->at + 1 == L->n) {
-            wrpo__jput(L->J, &t, c, 1);
+static wrpo__jv wrpo__jlex_string(wrpo__jinja *J, size_t *end) {  /* Python's escapes; *end: after the closing quote */
+    static const char names[] = "\\'\"nrtabfv\n", marks[] = "\\'\"\n\r\t\a\b\f\v";
+    size_t from = J->out.size;
+    size_t i = J->next + 1;
+    for (; i < J->n && J->s[i] != J->s[J->next]; i++) {
+        const char *c = J->s + i, *name = c[1] ? strchr(names, c[1]) : NULL;
+        if (*c != '\\' || i + 1 == J->n) {
+            wrpo__jput(J, c, 1);
             continue;
         }
-        L->at++;
-        if (c[1] && strchr("01234567xuUN", c[1])) wrpo__jrefuse(L->J, "the escape %.2s in a string", c);
-        if (name) wrpo__jput(L->J, &t, marks + (name - names), 1);
-        else if (c[1] != '\n') wrpo__jput(L->J, &t, c, 2);
+        i++;
+        if (c[1] && strchr("01234567xuUN", c[1])) wrpo__jrefuse(J, "the escape %.2s in a string", c);
+        if (!name) wrpo__jput(J, c, 2);
+        else if (*name != '\n') wrpo__jput(J, marks + (name - names), 1);
     }
-    if (L->at >= L->n) wrpo__jfail(L->J, "a string without its closing quote");
-    L->at++;
-    return wrpo__jfinish(L->J, &t);
+    if (i >= J->n) wrpo__jfail(J, "a string without its closing quote");
+    *end = i + 1;
+    return wrpo__jcut(J, from);
 }
-static size_t wrpo__jword_end(const wrpo__jlexer *L, size_t i) {  /* of letters, digits, _ and all that is not ASCII */
-    for (; i < L->n; i++) {
-        const unsigned char c = (unsigned char)L->s[i], letter = c | 32;
+static size_t wrpo__jword_end(const wrpo__jinja *J, size_t i) {  /* of letters, digits, _ and all that is not ASCII */
+    for (; i < J->n; i++) {
+        const unsigned char c = (unsigned char)J->s[i], letter = c | 32;
         if (!(letter >= 'a' && letter <= 'z') && !(c >= '0' && c <= '9') && c != '_' && c < 0x80) break;
     }
     return i;
 }
 /* One token inside a tag. Returns by how much it changes the number of open brackets. */
-static int wrpo__jlex_token(wrpo__jlexer *L) {
-    static const char *const pairs[] = {"//", "**", "==", "!=", ">=", "<="};
-    const wrpo__jtoken last = stbds_arrlast(L->tokens);
-    size_t begin = L->at;
-    char c = L->s[begin];
-    size_t end = wrpo__jword_end(L, begin);
+static int wrpo__jlex_token(wrpo__jinja *J) {
+    const char *s = J->s + J->next, c = *s;
+    const wrpo__jtoken last = stbds_arrlast(J->tokens);
+    size_t begin = J->next, end = wrpo__jword_end(J, begin);
+    int open = 0;
     if (c == '"' || c == '\'') {
-        wrpo__jv value = wrpo__jlex_string(L);
+        wrpo__jv value = wrpo__jlex_string(J, &end);
         bool joins = last.kind == WRPO__J_LITERAL && wrpo__jis_str(last.value);  /* adjacent strings are one */
-        if (joins) stbds_arrlast(L->tokens).value = wrpo__jconcat(L->J, last.value, value);
-        else wrpo__jtoken_put(L, WRPO__J_LITERAL, value);
-        return 0;
+        if (joins) stbds_arrlast(J->tokens).value = wrpo__jjoin(J, last.value, value);
+        else wrpo__jtoken_put(J, WRPO__J_LITERAL, value);
+    } else if (c >= '0' && c <= '9') {
+        if (J->s[end] == '.' && J->s[end + 1] >= '0' && J->s[end + 1] <= '9') end = wrpo__jword_end(J, end + 1);
+        wrpo__jv value = wrpo__jread_number(J, wrpo__jbytes(s, end - begin));
+        if (c == '0' && value->i) wrpo__jfail(J, "a number with zeros before it");
+        wrpo__jtoken_put(J, WRPO__J_LITERAL, value);
+    } else {
+        bool mark = end == begin;
+        if (mark && c && strchr("+-/*%~[](){}><=!.:|,", c)) end++;
+        if (mark && wrpo__jword("// ** == != >= <=", wrpo__jbytes(s, 2))) end = begin + 2;
+        if (end == begin) wrpo__jfail(J, "unexpected character \"%c\"", c < 32 ? '?' : c);
+        wrpo__jv text = wrpo__jbytes(s, end - begin);
+        if (last.kind == WRPO__J_STATEMENT && wrpo__jword("raw", text)) wrpo__jrefuse(J, "statement \"raw\"");
+        if (wrpo__jword("**", text)) wrpo__jrefuse(J, "the operator **");
+        wrpo__jtoken_put(J, mark ? WRPO__J_MARK : WRPO__J_NAME, text);
+        if (mark) open = (strchr("[({", c) != NULL) - (strchr("])}", c) != NULL);
     }
-    if (c >= '0' && c <= '9') {
-        if (L->s[end] == '.' && L->s[end + 1] >= '0' && L->s[end + 1] <= '9') end = wrpo__jword_end(L, end + 1);
-        wrpo__jv value = wrpo__jread_number(L->J, wrpo__jbytes(L->J, L->s + begin, end - begin));
-        if (c == '0' && value->i) wrpo__jfail(L->J, "a number with zeros before it");
-        wrpo__jtoken_put(L, WRPO__J_LITERAL, value);
-        L->at = end;
-        return 0;
-    }
-    bool mark = end == begin;
-    if (mark && c && strchr("+-/*%~[](){}><=!.:|,", c)) end++;
-    for (int64_t k = 0; mark && k < WRPO__COUNT(pairs); k++)
-        if (wrpo__jstarts(L, begin, pairs[k])) end = begin + 2;
-    if (end == begin) wrpo__jfail(L->J, "unexpected character \"%c\"", c < 32 ? '?' : c);
-    wrpo__jv text = wrpo__jbytes(L->J, L->s + begin, end - begin);
-    bool statement = last.kind == WRPO__J_OPEN && wrpo__jword("{%", last.value);
-    if (statement && wrpo__jword("raw", text)) wrpo__jrefuse(L->J, "statement \"raw\"");
-    if (wrpo__jword("**", text)) wrpo__jrefuse(L->J, "the operator **");
-    wrpo__jtoken_put(L, mark ? WRPO__J_MARK : WRPO__J_NAME, text);
-    L->at = end;
-    return mark ? (strchr("[({", c) != NULL) - (strchr("])}", c) != NULL) : 0;
+    wrpo__jadvance(J, end);
+    return open;
 }
-static void wrpo__jlex_tag(wrpo__jlexer *L, bool output) {
-    int line = L->J->line;
-    wrpo__jtoken_put(L, WRPO__J_OPEN, wrpo__jstring(L->J, output ? "{{" : "{%"));
-    for (int open = 0;;) {
-        L->at = wrpo__jskip_space(L->s, L->n, L->at);
-        wrpo__jcount_lines(L, L->at);
-        if (open == 0 && wrpo__jtag_end(L, output ? "}}" : "%}")) break;
-        if (L->at == L->n) {
-            L->J->line = line;
-            wrpo__jfail(L->J, "a tag without its end");
+/* A tag, after its opening mark. kind: { output, % statement, # comment, which leaves no tokens. */
+static void wrpo__jlex_tag(wrpo__jinja *J, char kind) {
+    const char end[] = {kind == '{' ? '}' : kind, '}', 0};
+    bool comment = kind == '#';
+    int line = J->line, open = 0;
+    if (!comment) wrpo__jtoken_put(J, kind == '{' ? WRPO__J_OUTPUT : WRPO__J_STATEMENT, &wrpo__jempty);
+    for (;;) {
+        if (!comment) wrpo__jadvance(J, wrpo__jskip_space(J->s, J->n, J->next));
+        if (open == 0 && wrpo__jtag_end(J, end)) break;
+        if (J->next == J->n) {
+            J->line = line;
+            wrpo__jfail(J, "a %s without its end", comment ? "comment" : "tag");
         }
-        open += wrpo__jlex_token(L);
-        if (open < 0) wrpo__jfail(L->J, "unexpected \"%c\"", L->s[L->at - 1]);
+        if (comment) wrpo__jadvance(J, J->next + 1);
+        else open += wrpo__jlex_token(J);
+        if (open < 0) wrpo__jfail(J, "unexpected \"%c\"", J->s[J->next - 1]);
     }
-    wrpo__jtoken_put(L, WRPO__J_CLOSE, wrpo__jstring(L->J, "the end of the tag"));
 }
-/* The text before a tag or the end. "-" strips its white space; else a block or comment that has only white space
-   before it on its line strips that. */
-static void wrpo__jlex_text(wrpo__jlexer *L, size_t from, size_t to, char sign, bool output) {
-    size_t line = to;
-    wrpo__jcount_lines(L, from);
-    if (sign == '-') to = wrpo__jrstrip(L->s, from, to);
-    else if (sign != '+' && !output) {
-        while (line > from && L->s[line - 1] != '\n') line--;
-        if ((line > from || L->fresh) && wrpo__jrstrip(L->s, line, to) == line) to = line;
+static void wrpo__jlex(wrpo__jinja *J) {
+    for (const char *s = J->s;;) {
+        size_t from = J->next, at = from;
+        while (at < J->n && !(s[at] == '{' && memchr("{%#", s[at + 1], 3))) at++;
+        bool end = at == J->n;
+        char kind = end ? 0 : s[at + 1], sign = end ? '+' : s[at + 2];
+        size_t to = at, line = at;
+        while (line > from && s[line - 1] != '\n') line--;
+        bool alone = (line > from || J->fresh) && wrpo__jrstrip(J, NULL, s, line, at) == line;
+        /* "-" strips the white space before the tag; "+" none; else a statement or comment strips its line's. */
+        if (sign == '-') to = wrpo__jrstrip(J, NULL, s, from, at);
+        else if (sign != '+' && kind != '{' && alone) to = line;
+        if (to > from) wrpo__jtoken_put(J, WRPO__J_TEXT, wrpo__jbytes(s + from, to - from));
+        wrpo__jadvance(J, at);
+        if (end) break;
+        wrpo__jadvance(J, at + 2 + (sign == '-' || sign == '+'));
+        wrpo__jlex_tag(J, kind);
     }
-    if (to > from) wrpo__jtoken_put(L, WRPO__J_TEXT, wrpo__jbytes(L->J, L->s + from, to - from));
-}
-static wrpo__jtoken *wrpo__jlex(wrpo__jinja *J, const char *s, size_t n) {
-    wrpo__jlexer L = {.J = J, .s = s, .n = n, .fresh = true};
-    for (size_t from = 0, i = 0;; i++) {
-        bool comment = wrpo__jstarts(&L, i, "{#"), output = wrpo__jstarts(&L, i, "{{");
-        if (i < n && !comment && !output && !wrpo__jstarts(&L, i, "{%")) continue;
-        char sign = i < n ? s[i + 2] : '+';
-        wrpo__jlex_text(&L, from, i, sign, output);
-        if (i == n) break;
-        L.at = i + 2 + (sign == '-' || sign == '+');
-        wrpo__jcount_lines(&L, i);
-        if (!comment) wrpo__jlex_tag(&L, output);
-        for (; comment && !wrpo__jtag_end(&L, "#}"); L.at++)
-            if (L.at >= n) wrpo__jfail(J, "a comment without its end");
-        from = L.at;
-        i = from - 1;
-    }
-    wrpo__jcount_lines(&L, n);
-    wrpo__jtoken_put(&L, WRPO__J_END, wrpo__jstring(J, "the end of the template"));
-    return L.tokens;
+    wrpo__jtoken_put(J, WRPO__J_END, wrpo__jstring("the end of the template"));
 }
 
 /* ---- expressions ---- */
 static wrpo__jv wrpo__jexpr(wrpo__jinja *J);
 static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least);
-static void wrpo__jbody(wrpo__jinja *J, const char *ends, wrpo__jval *scope);
+static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jcall *c);
 
 static void wrpo__jgo(wrpo__jinja *J, wrpo__jtoken *at) {
     J->at = at;
     J->line = at->line;
-    wrpo__jspend(J, 1);
+    wrpo__jspend(J, 0);
 }
-static void wrpo__jnext(wrpo__jinja *J) { wrpo__jgo(J, J->at + 1); }
 _Noreturn static void wrpo__jexpected(wrpo__jinja *J, const char *what) {
     wrpo__jfail(J, "want %s, found \"%.*s\"", what, WRPO__J_SHOW(wrpo__jstr(J, J->at->value)));
 }
 static bool wrpo__jat(const wrpo__jinja *J, const char *words) {  /* at one of these names or marks */
-    return (J->at->kind == WRPO__J_NAME || J->at->kind == WRPO__J_MARK) && wrpo__jword(words, J->at->value);
+    return J->at->kind >= WRPO__J_NAME && wrpo__jword(words, J->at->value);
 }
 static bool wrpo__jtake(wrpo__jinja *J, const char *words) {
     bool at = wrpo__jat(J, words);
-    if (at) wrpo__jnext(J);
+    if (at) wrpo__jgo(J, J->at + 1);
     return at;
 }
 static void wrpo__jneed(wrpo__jinja *J, const char *word) { if (!wrpo__jtake(J, word)) wrpo__jexpected(J, word); }
 static wrpo__jv wrpo__jname(wrpo__jinja *J) {
     if (J->at->kind != WRPO__J_NAME) wrpo__jexpected(J, "a name");
-    wrpo__jnext(J);
+    wrpo__jgo(J, J->at + 1);
     return J->at[-1].value;
 }
 static wrpo__jv wrpo__jlookup_var(wrpo__jinja *J, wrpo__jv name) {
     wrpo__jv v = NULL;
     for (const wrpo__jval *scope = J->scope; scope && !v; scope = scope->scope) v = wrpo__jdict_get(J, scope, name);
-    if (!v && wrpo__jword("caller cycler joiner kwargs lipsum self varargs", name))
-        wrpo__jrefuse(J, "\"%.*s\"", WRPO__J_SHOW(name));
-    if (!v) v = wrpo__jfunction(J, wrpo__jlookup('g', name), NULL);
-    return v ? v : wrpo__jundefined(J, name);
+    if (!v) v = wrpo__jfunction(J, 'g', name, NULL);
+    return v ? v : wrpo__jundefined(name);
 }
-/* a, b, c up to the end of the tag or a word that ends it; one item without a comma is no tuple. */
-static wrpo__jv wrpo__jtuple(wrpo__jinja *J, wrpo__jv (*item)(wrpo__jinja *), const char *ends) {
+/* a, b, c up to the end of the tag or a word that ends it, without conditions also `if`; no comma: no tuple. */
+static wrpo__jv wrpo__jtuple(wrpo__jinja *J, bool conditions, const char *ends) {
     wrpo__jval *tuple = NULL;
     wrpo__jv v = NULL;
     for (bool comma = true; comma && J->at->kind != WRPO__J_CLOSE && !wrpo__jat(J, ends);) {
-        v = item(J);
+        v = conditions ? wrpo__jexpr(J) : wrpo__joperation(J, 0);
         comma = wrpo__jtake(J, ",");
-        if (comma && !tuple) tuple = wrpo__jnew(J, WRPO__J_TUPLE);
-        if (tuple) wrpo__jpush(J, tuple, NULL, v);
+        if (comma && !tuple) tuple = wrpo__jnew(WRPO__J_TUPLE);
+        if (tuple) wrpo__jpush(J, tuple, v);
     }
     if (!v && ends[0] != ')') wrpo__jexpected(J, "an expression");
-    if (!v) tuple = wrpo__jnew(J, WRPO__J_TUPLE);
+    if (!v) tuple = wrpo__jnew(WRPO__J_TUPLE);
     return tuple ? tuple : v;
 }
 static void wrpo__jcomma(wrpo__jinja *J, const char *end) { if (!wrpo__jat(J, end)) wrpo__jneed(J, ","); }
@@ -8785,25 +8731,25 @@ static wrpo__jv wrpo__jprimary(wrpo__jinja *J) {
     const wrpo__jtoken *t = J->at;
     wrpo__jval *v;
     if (t->kind == WRPO__J_NAME || t->kind == WRPO__J_LITERAL) {
-        wrpo__jnext(J);
+        wrpo__jgo(J, J->at + 1);
         if (J->idle) return &wrpo__jnone;
         if (t->kind == WRPO__J_LITERAL) return t->value;
-        if (wrpo__jword("none None", t->value)) return &wrpo__jnone;
-        if (wrpo__jword("true True false False", t->value)) return wrpo__jbool((t->value->s[0] | 32) == 't');
-        return wrpo__jlookup_var(J, t->value);
+        int constant = wrpo__jword("none None false False true True", t->value);
+        if (constant > 2) return wrpo__jbool(constant > 4);
+        return constant ? &wrpo__jnone : wrpo__jlookup_var(J, t->value);
     }
     if (wrpo__jtake(J, "(")) {
-        wrpo__jv tuple = wrpo__jtuple(J, wrpo__jexpr, ")");
+        wrpo__jv tuple = wrpo__jtuple(J, true, ")");
         wrpo__jneed(J, ")");
         return tuple;
     }
     if (wrpo__jtake(J, "[")) {
-        for (v = wrpo__jnew(J, WRPO__J_LIST); !wrpo__jtake(J, "]"); wrpo__jcomma(J, "]"))
-            wrpo__jpush(J, v, NULL, wrpo__jexpr(J));
+        for (v = wrpo__jnew(WRPO__J_LIST); !wrpo__jtake(J, "]"); wrpo__jcomma(J, "]"))
+            wrpo__jpush(J, v, wrpo__jexpr(J));
         return v;
     }
     if (!wrpo__jtake(J, "{")) wrpo__jexpected(J, "an expression");
-    for (v = wrpo__jnew(J, WRPO__J_DICT); !wrpo__jtake(J, "}"); wrpo__jcomma(J, "}")) {
+    for (v = wrpo__jnew(WRPO__J_DICT); !wrpo__jtake(J, "}"); wrpo__jcomma(J, "}")) {
         wrpo__jv key = wrpo__jexpr(J);
         wrpo__jneed(J, ":");
         wrpo__jdict_put(J, v, key, wrpo__jexpr(J));
@@ -8832,30 +8778,29 @@ static void wrpo__jarguments(wrpo__jinja *J, wrpo__jcall *c) {  /* after "(" */
         else if (c->named.count) wrpo__jexpected(J, "a named argument");
         wrpo__jv v = wrpo__jexpr(J);
         if (named && wrpo__jdict_get(J, &c->named, t->value)) wrpo__jfail(J, "an argument given twice");
-        wrpo__jpush(J, named ? &c->named : &c->args, named ? t->value : NULL, v);
+        if (named) stbds_arrput(c->named.keys, t->value);
+        wrpo__jpush(J, named ? &c->named : &c->args, v);
     }
 }
-static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jcall *c);
 static wrpo__jv wrpo__jcalled(wrpo__jinja *J, wrpo__jv v) {  /* after "(" */
-    wrpo__jcall c = WRPO__J_CALL(v->self);
+    wrpo__jcall c = {.self = v->self};
     wrpo__jarguments(J, &c);
     if (J->idle) return v;
     wrpo__jwant(J, v, WRPO__J_CALLABLES, "a function");
-    return v->kind == WRPO__J_MACRO ? wrpo__jcall_macro(J, v, &c) : wrpo__jcall_def(J, v->def, &c);
+    return v->def ? wrpo__jcall_def(J, v->def, v, &c) : wrpo__jcall_macro(J, v, &c);
 }
 static wrpo__jv wrpo__jpostfix(wrpo__jinja *J, wrpo__jv v, bool filters);
 static wrpo__jv wrpo__jfiltered(wrpo__jinja *J, wrpo__jv v) {  /* at "|" or "is" */
-    bool test = wrpo__jat(J, "is");
-    wrpo__jcall c = WRPO__J_CALL(v);
-    wrpo__jnext(J);
-    bool negated = test && wrpo__jtake(J, "not");
+    wrpo__jcall c = {.self = v};
+    bool test = wrpo__jtake(J, "is"), negated = test && wrpo__jtake(J, "not");
+    if (!test) wrpo__jneed(J, "|");
     wrpo__jv name = wrpo__jname(J);
     if (wrpo__jtake(J, "(")) wrpo__jarguments(J, &c);
     else if (test) {  /* an argument without brackets */
-        wrpo__jtoken_kind kind = J->at->kind;
+        int kind = J->at->kind;
         if (wrpo__jat(J, "is")) wrpo__jexpected(J, "one test");
         if (kind == WRPO__J_LITERAL || wrpo__jat(J, "[ {") || (kind == WRPO__J_NAME && !wrpo__jat(J, "else or and")))
-            wrpo__jpush(J, &c.args, NULL, wrpo__jpostfix(J, wrpo__jprimary(J), false));
+            wrpo__jpush(J, &c.args, wrpo__jpostfix(J, wrpo__jprimary(J), false));
     }
     if (J->idle) return v;
     v = wrpo__jinvoke(J, test ? 't' : 'f', name, &c);
@@ -8882,14 +8827,8 @@ static wrpo__jv wrpo__jsigned(wrpo__jinja *J, bool filters) {
     wrpo__jenter(J);
     wrpo__jv v = wrpo__jsigned(J, false);  /* a sign's operand takes no filters: -1|abs is (-1)|abs */
     J->depth--;
-    if (!J->idle && v->kind == WRPO__J_FLOAT) v = wrpo__jfloat(J, -v->f);
-    else if (!J->idle) v = wrpo__jarithmetic(J, '-', wrpo__jint(J, 0), v);
+    if (!J->idle) v = wrpo__jarithmetic(J, '*', wrpo__jint(-1), wrpo__jwant(J, v, WRPO__J_NUMBERS, "a number"));
     return wrpo__jpostfix(J, v, filters);
-}
-static wrpo__jv wrpo__jbinary(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
-    if (op == '|' || op == '&') return b;  /* a has not decided it */
-    if (op == '~') return wrpo__jconcat(J, wrpo__jstr(J, a), wrpo__jstr(J, b));
-    return strchr("+-*/%F", op) ? wrpo__jarithmetic(J, op, a, b) : wrpo__jbool(wrpo__jrelation(J, op, a, b));
 }
 /* Operators that bind at least this tightly, and their operands. */
 static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least) {
@@ -8898,33 +8837,31 @@ static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least) {
     wrpo__jenter(J);
     if (least <= WRPO__J_NOT && wrpo__jtake(J, "not")) v = wrpo__jbool(!wrpo__jtruth(wrpo__joperation(J, WRPO__J_NOT)));
     else v = wrpo__jsigned(J, true);
-    for (int last = -1; J->at->level >= least; wrpo__jenter(J)) {
-        int level = J->at->level, op = J->at->op;
+    for (int last = -1; J->at->op && J->at->op->level >= least; wrpo__jenter(J)) {
+        int level = J->at->op->level, op = J->at->op->op;
         if (level == WRPO__J_COMPARES && last == level) wrpo__jrefuse(J, "a chain of comparisons");
-        wrpo__jnext(J);
+        wrpo__jgo(J, J->at + 1);
         if (op == 'n') wrpo__jneed(J, "in");
         bool decided = (op == '|' || op == '&') && wrpo__jtruth(v) == (op == '|');
         J->idle += decided;
         wrpo__jv b = wrpo__joperation(J, level + 1);
         J->idle -= decided;
-        if (!J->idle && !decided) v = wrpo__jbinary(J, op, v, b);
+        if (!J->idle && !decided) v = wrpo__joperate(J, op, v, b);
         last = level;
     }
     J->depth = depth;
     return v;
 }
-static wrpo__jv wrpo__jno_cond(wrpo__jinja *J) { return wrpo__joperation(J, 0); }
-/* value if condition else otherwise. The condition is needed first and comes second: the idle reader notes where. */
+/* value if condition else otherwise. The idle reader notes where the condition is, which must be read first. */
 static wrpo__jv wrpo__jexpr(wrpo__jinja *J) {
     wrpo__jtoken *first = J->at;
-    wrpo__jv v = NULL, otherwise = NULL;
+    wrpo__jv v = NULL;
     wrpo__jenter(J);
     if (J->idle || !first->jump) v = wrpo__joperation(J, 0);
     if (J->idle && wrpo__jat(J, "if")) first->jump = J->at;
     if (first->jump) {
         wrpo__jgo(J, first->jump + 1);
-        wrpo__jv condition = wrpo__joperation(J, 0);
-        bool holds = !J->idle && wrpo__jtruth(condition);
+        bool holds = wrpo__jtruth(wrpo__joperation(J, 0)) && !J->idle;
         wrpo__jtoken *after = J->at;
         if (holds) {
             wrpo__jgo(J, first);
@@ -8932,9 +8869,9 @@ static wrpo__jv wrpo__jexpr(wrpo__jinja *J) {
             wrpo__jgo(J, after);
         }
         J->idle += holds;
-        if (wrpo__jtake(J, "else")) otherwise = wrpo__jexpr(J);
+        wrpo__jv no = wrpo__jtake(J, "else") ? wrpo__jexpr(J) : wrpo__jundefined(wrpo__jstring("if without else"));
         J->idle -= holds;
-        if (!holds) v = otherwise ? otherwise : wrpo__jundefined(J, wrpo__jstring(J, "if without else"));
+        if (!holds) v = no;
         if (wrpo__jat(J, "if")) wrpo__jrefuse(J, "an \"if\" after another one");
     }
     J->depth--;
@@ -8942,48 +8879,66 @@ static wrpo__jv wrpo__jexpr(wrpo__jinja *J) {
 }
 
 /* ---- statements ---- */
-static void wrpo__jdefine(wrpo__jinja *J, wrpo__jval *scope, const char *name, wrpo__jv value) {
-    wrpo__jdict_put(J, scope, wrpo__jstring(J, name), value);
+static void wrpo__jclose(wrpo__jinja *J) {
+    if (J->at->kind != WRPO__J_CLOSE) wrpo__jexpected(J, "the end of the tag");
+    wrpo__jgo(J, J->at + 1);
 }
-static void wrpo__jtargets(wrpo__jinja *J, wrpo__jv value, const char *end);
-/* What `set` and `for` assign to: a name, a namespace's attribute, several in (). value NULL: only reads it. */
-static void wrpo__jtarget(wrpo__jinja *J, wrpo__jv value) {
+static void wrpo__jstatement(wrpo__jinja *J);
+/* From the end of a tag up to the name of a tag of `ends`, in this scope. ends "": a whole template. */
+static void wrpo__jbody(wrpo__jinja *J, const char *ends, wrpo__jval *scope) {
+    wrpo__jval *outer = J->scope;
+    if (*ends) wrpo__jclose(J);
     wrpo__jenter(J);
-    if (wrpo__jtake(J, "(")) {
-        wrpo__jtargets(J, value, ")");
-        wrpo__jneed(J, ")");
-    } else {
-        if (wrpo__jat(J, "loop")) wrpo__jrefuse(J, "assigning to \"loop\"");
-        if (wrpo__jat(J, "true false none True False None")) wrpo__jexpected(J, "a name to assign to");
-        wrpo__jv name = wrpo__jname(J), attr = wrpo__jtake(J, ".") ? wrpo__jname(J) : NULL;
-        if (value && attr) {
-            wrpo__jv space = wrpo__jwant(J, wrpo__jlookup_var(J, name), WRPO__J_BIT(NAMESPACE), "a namespace");
-            wrpo__jdict_put(J, wrpo__jchange(space), attr, value);
-        } else if (value) wrpo__jdict_put(J, J->scope, name, value);
+    J->scope = scope;
+    while (!J->flow && (*ends || J->at->kind != WRPO__J_END)) {
+        const wrpo__jtoken *t = J->at;
+        if (t->kind == WRPO__J_END) wrpo__jexpected(J, ends);
+        wrpo__jgo(J, J->at + 1);
+        if (t->kind == WRPO__J_TEXT) {
+            if (!J->idle) wrpo__jputs(J, t->value);
+            continue;
+        }
+        if (t->kind == WRPO__J_OUTPUT) {
+            wrpo__jv v = wrpo__jtuple(J, true, "");
+            if (!J->idle) wrpo__jprint(J, v);
+        } else if (wrpo__jat(J, ends)) break;
+        else wrpo__jstatement(J);
+        if (!J->flow) wrpo__jclose(J);
     }
     J->depth--;
+    J->scope = outer;
 }
-static void wrpo__jtargets(wrpo__jinja *J, wrpo__jv value, const char *end) {  /* a, b, c; one alone takes it whole */
-    wrpo__jtoken *begin = J->at;
+/* What `set` and `for` assign to: names, attributes of namespaces, several in (). Commas unpack the value. value NULL:
+   only reads the targets. */
+static void wrpo__jtargets(wrpo__jinja *J, wrpo__jv value, const char *end) {
+    wrpo__jtoken *first = J->at;
+    wrpo__jv items = NULL;
     int64_t count = 0;
-    bool comma = false;
+    if (value) items = first->jump ? wrpo__jitems(J, value) : wrpo__jshare(WRPO__J_LIST, &value, 1);
+    wrpo__jenter(J);
     for (bool more = true; more && !wrpo__jat(J, end); count++) {
-        wrpo__jtarget(J, NULL);
+        if (items && count == items->count) wrpo__jfail(J, "too few values to unpack: %lld", (long long)count);
+        wrpo__jv v = items ? items->items[count] : NULL;
+        if (wrpo__jtake(J, "(")) {
+            wrpo__jtargets(J, v, ")");
+            wrpo__jneed(J, ")");
+        } else {
+            if (wrpo__jat(J, "loop")) wrpo__jrefuse(J, "assigning to \"loop\"");
+            if (wrpo__jat(J, "true false none True False None")) wrpo__jexpected(J, "a name to assign to");
+            wrpo__jv name = wrpo__jname(J), attr = wrpo__jtake(J, ".") ? wrpo__jname(J) : NULL;
+            if (v && attr) {
+                wrpo__jv space = wrpo__jwant(J, wrpo__jlookup_var(J, name), WRPO__J_NAMESPACE, "a namespace");
+                wrpo__jdict_put(J, wrpo__jchange(space), attr, v);
+            } else if (v) wrpo__jdict_put(J, J->scope, name, v);
+        }
         more = wrpo__jtake(J, ",");
-        comma = comma || more;
+        if (more && J->idle) first->jump = first;
     }
+    J->depth--;
     if (!count) wrpo__jexpected(J, "a name to assign to");
-    if (!value) return;
-    wrpo__jv items = comma ? wrpo__jitems(J, value) : wrpo__jshare(J, WRPO__J_LIST, &value, 1);
-    if (items->count != count)
-        wrpo__jfail(J, "too %s values to unpack: %lld", items->count < count ? "few" : "many", (long long)items->count);
-    wrpo__jgo(J, begin);
-    for (int64_t i = 0; i < count; i++) {
-        wrpo__jtarget(J, items->items[i]);
-        wrpo__jtake(J, ",");
-    }
+    if (items && count < items->count) wrpo__jfail(J, "too many values to unpack: %lld", (long long)items->count);
 }
-/* The idle reader notes where the body of the tag with this name ends; else this goes there. */
+/* The idle reader notes where the body of the tag with this name ends; a rendering goes there. */
 static void wrpo__jskip_body(wrpo__jinja *J, wrpo__jtoken *name) {
     if (J->idle) name->jump = J->at;
     else wrpo__jgo(J, name->jump);
@@ -8994,9 +8949,8 @@ static void wrpo__jif(wrpo__jinja *J) {  /* after `if` */
         wrpo__jtoken *name = J->at - 1;
         if (J->idle || !done) {
             bool last = wrpo__jword("else", name->value);
-            wrpo__jv condition = last ? wrpo__jbool(true) : wrpo__jtuple(J, wrpo__jno_cond, "");
-            done = wrpo__jtruth(condition);
-            if (J->idle || done) wrpo__jbody(J, last ? "endif" : "elif else endif", NULL);
+            done = last || wrpo__jtruth(wrpo__jtuple(J, false, ""));
+            if (J->idle || done) wrpo__jbody(J, last ? "endif" : "elif else endif", J->scope);
             if (J->flow) return;
         }
         wrpo__jskip_body(J, name);
@@ -9006,53 +8960,56 @@ static void wrpo__jif(wrpo__jinja *J) {  /* after `if` */
 struct wrpo__jloop {
     wrpo__jtoken *target, *condition;  /* condition NULL: none */
     int64_t index0;
-    wrpo__jval *outer;       /* scope */
+    wrpo__jval *outer;  /* scope */
     wrpo__jv base; int64_t next;  /* what it runs over; its next item to look at */
-    wrpo__jval *passed;      /* LIST: its items that satisfy the condition, as far as anybody asked */
+    wrpo__jval *passed;  /* LIST: the items so far that satisfy the condition */
 };
-/* Does the loop have an item of this number? The condition sees an item only when somebody asks for it. */
+/* A new scope with the loop's variables for the item x; goes to `to`. */
+static void wrpo__jloop_enter(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv x, wrpo__jtoken *to) {
+    J->scope = wrpo__jscope(loop->outer);
+    wrpo__jgo(J, loop->target);
+    wrpo__jtargets(J, x, "in");
+    wrpo__jgo(J, to);
+}
+/* Does the loop have an item of this number? An item meets the condition only when it is asked for. */
 static bool wrpo__jloop_has(wrpo__jinja *J, wrpo__jloop *loop, int64_t index) {
     wrpo__jval *scope = J->scope;
     wrpo__jtoken *at = J->at;
     while (loop->passed->count <= index && loop->next < loop->base->count) {
         wrpo__jv x = loop->base->items[loop->next++];
-        bool passes = true;
-        if (loop->condition) {
-            J->scope = wrpo__jscope(J, loop->outer);
-            wrpo__jgo(J, loop->target);
-            wrpo__jtargets(J, x, "in");
-            wrpo__jgo(J, loop->condition);
-            passes = wrpo__jtruth(wrpo__jexpr(J));
-            J->scope = scope;
-            wrpo__jgo(J, at);
-        }
-        if (passes) wrpo__jpush(J, loop->passed, NULL, x);
+        if (loop->condition) wrpo__jloop_enter(J, loop, x, loop->condition);
+        if (!loop->condition || wrpo__jtruth(wrpo__jexpr(J))) wrpo__jpush(J, loop->passed, x);
     }
+    J->scope = scope;
+    wrpo__jgo(J, at);
     return loop->passed->count > index;
 }
 static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv name) {
-    int64_t i = loop->index0;
-    if (wrpo__jword("index0", name)) return wrpo__jint(J, i);
-    if (wrpo__jword("index", name)) return wrpo__jint(J, i + 1);
-    if (wrpo__jword("first", name)) return wrpo__jbool(i == 0);
-    if (wrpo__jword("last", name)) return wrpo__jbool(!wrpo__jloop_has(J, loop, i + 1));
-    if (wrpo__jword("previtem", name)) return i > 0 ? loop->passed->items[i - 1] : wrpo__jundefined(J, name);
-    if (wrpo__jword("nextitem", name))
-        return wrpo__jloop_has(J, loop, i + 1) ? loop->passed->items[i + 1] : wrpo__jundefined(J, name);
-    if (!wrpo__jword("length revindex revindex0", name)) wrpo__jrefuse(J, "loop.%.*s", WRPO__J_SHOW(name));
-    wrpo__jloop_has(J, loop, INT64_MAX - 1);  /* to the end */
-    if (wrpo__jword("length", name)) return wrpo__jint(J, loop->passed->count);
-    return wrpo__jint(J, loop->passed->count - i - wrpo__jword("revindex0", name));
+    int attr = wrpo__jword("index0 index first last previtem nextitem length revindex revindex0", name);
+    int64_t i = loop->index0, other = i + (attr == 5 ? -1 : 1);  /* of previtem, of last and nextitem */
+    bool has = attr > 3 && other >= 0 && wrpo__jloop_has(J, loop, attr > 6 ? INT64_MAX - 1 : other);
+    switch (attr) {
+    case 0: wrpo__jrefuse(J, "loop.%.*s", WRPO__J_SHOW(name));
+    case 1: case 2: return wrpo__jint(i + attr - 1);
+    case 3: return wrpo__jbool(i == 0);
+    case 4: return wrpo__jbool(!has);
+    case 5: case 6: return has ? loop->passed->items[other] : wrpo__jundefined(name);
+    case 7: return wrpo__jint(loop->passed->count);
+    default: return wrpo__jint(loop->passed->count - i - (attr - 8));
+    }
+}
+static void wrpo__jdefine(wrpo__jinja *J, const char *name, wrpo__jv value) {
+    wrpo__jdict_put(J, J->scope, wrpo__jstring(name), value);
 }
 static void wrpo__jfor(wrpo__jinja *J) {  /* after `for` */
-    wrpo__jloop *loop = WRPO__NEW(J->arena, wrpo__jloop);
+    wrpo__jloop *loop = WRPO__NEW(wrpo__current, wrpo__jloop);
     wrpo__jtoken *name = J->at - 1;
-    bool completed = false, broken = false;  /* completed: one pass was not cut short; if not, `else` runs */
+    bool completed = false;  /* one pass was not cut short; if none was, `else` runs */
     loop->target = J->at;
     loop->outer = J->scope;
     wrpo__jtargets(J, NULL, "in");
     wrpo__jneed(J, "in");
-    wrpo__jv over = wrpo__jtuple(J, wrpo__jno_cond, "recursive");
+    wrpo__jv over = wrpo__jtuple(J, false, "recursive");
     if (wrpo__jtake(J, "if")) {
         loop->condition = J->at;
         J->idle++;
@@ -9062,50 +9019,42 @@ static void wrpo__jfor(wrpo__jinja *J) {  /* after `for` */
     if (wrpo__jat(J, "recursive")) wrpo__jrefuse(J, "a recursive loop");
     if (J->idle) {
         J->loops++;
-        wrpo__jbody(J, "else endfor", NULL);
+        wrpo__jbody(J, "else endfor", J->scope);
         J->loops--;
     } else {
         wrpo__jtoken *body = J->at;
-        wrpo__jv self = wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_LOOP, .loop = loop});
+        wrpo__jv self = WRPO__J_VAL(.kind = WRPO__J_LOOP, .loop = loop);
         loop->base = wrpo__jitems(J, over);
-        loop->passed = wrpo__jnew(J, WRPO__J_LIST);
-        for (; !broken && wrpo__jloop_has(J, loop, loop->index0); loop->index0++) {
-            J->scope = wrpo__jscope(J, loop->outer);
-            wrpo__jdefine(J, J->scope, "loop", self);
-            wrpo__jgo(J, loop->target);
-            wrpo__jtargets(J, loop->passed->items[loop->index0], "in");
-            wrpo__jgo(J, body);
+        loop->passed = wrpo__jnew(WRPO__J_LIST);
+        for (bool broken = false; !broken && wrpo__jloop_has(J, loop, loop->index0); loop->index0++) {
+            wrpo__jloop_enter(J, loop, loop->passed->items[loop->index0], body);
+            wrpo__jdefine(J, "loop", self);
             wrpo__jbody(J, "else endfor", J->scope);
-            completed = completed || J->flow == WRPO__J_GO;
-            broken = J->flow == WRPO__J_BREAK;
-            J->flow = WRPO__J_GO;
+            completed = completed || !J->flow;
+            broken = J->flow == 'b';
+            J->flow = 0;
         }
         J->scope = loop->outer;
     }
     wrpo__jskip_body(J, name);
     if (wrpo__jtake(J, "else")) {
         wrpo__jtoken *other = J->at - 1;
-        if (J->idle || !completed) wrpo__jbody(J, "endfor", wrpo__jscope(J, J->scope));
+        if (J->idle || !completed) wrpo__jbody(J, "endfor", wrpo__jscope(J->scope));
         if (J->flow) return;
         wrpo__jskip_body(J, other);
     }
     wrpo__jneed(J, "endfor");
-}
-static wrpo__jv wrpo__jcapture(wrpo__jinja *J, const char *ends, wrpo__jval *scope) {  /* a body's text as a value */
-    wrpo__text text = {.arena = J->arena}, *out = J->out;
-    J->out = &text;
-    wrpo__jbody(J, ends, scope);
-    J->out = out;
-    return wrpo__jfinish(J, &text);
 }
 static void wrpo__jassign(wrpo__jinja *J) {  /* after `set` */
     wrpo__jtoken *target = J->at;
     wrpo__jv value;
     wrpo__jtargets(J, NULL, "=");
     if (wrpo__jat(J, "|")) wrpo__jrefuse(J, "a set block with a filter");
-    if (wrpo__jtake(J, "=")) value = wrpo__jtuple(J, wrpo__jexpr, "");
+    if (wrpo__jtake(J, "=")) value = wrpo__jtuple(J, true, "");
     else {
-        value = wrpo__jcapture(J, "endset", wrpo__jscope(J, J->scope));
+        size_t from = J->out.size;
+        wrpo__jbody(J, "endset", wrpo__jscope(J->scope));
+        value = wrpo__jcut(J, from);
         wrpo__jneed(J, "endset");
     }
     if (J->idle) return;
@@ -9114,7 +9063,7 @@ static void wrpo__jassign(wrpo__jinja *J) {  /* after `set` */
     wrpo__jtargets(J, value, "=");
     wrpo__jgo(J, after);
 }
-/* A macro's parameters, which take the arguments of a call, or else their defaults. c NULL: only reads them. */
+/* A macro's parameters, which take the arguments of the call or their defaults. c NULL: only reads them. */
 static void wrpo__jparameters(wrpo__jinja *J, wrpo__jcall *c) {
     bool optional = false;
     wrpo__jneed(J, "(");
@@ -9122,7 +9071,7 @@ static void wrpo__jparameters(wrpo__jinja *J, wrpo__jcall *c) {
         wrpo__jv name = wrpo__jname(J), v = c ? wrpo__jargument(J, c, name) : NULL;
         bool given = v != NULL;
         if (optional && !wrpo__jat(J, "=")) wrpo__jexpected(J, "a default");
-        if (!given) v = wrpo__jundefined(J, name);
+        if (!given) v = wrpo__jundefined(name);
         if (wrpo__jtake(J, "=")) {
             optional = true;
             J->idle += given;
@@ -9136,10 +9085,10 @@ static void wrpo__jparameters(wrpo__jinja *J, wrpo__jcall *c) {
 static void wrpo__jmacro(wrpo__jinja *J) {  /* after `macro` */
     wrpo__jtoken *tag = J->at - 1;
     wrpo__jv name = wrpo__jname(J);
-    wrpo__jv macro = wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_MACRO, .parameters = J->at, .scope = J->scope});
+    wrpo__jv macro = WRPO__J_VAL(.kind = WRPO__J_MACRO, .parameters = J->at, .scope = J->scope);
     if (J->idle) {
         wrpo__jparameters(J, NULL);
-        wrpo__jbody(J, "endmacro", NULL);
+        wrpo__jbody(J, "endmacro", J->scope);
     } else wrpo__jdict_put(J, J->scope, name, macro);
     wrpo__jskip_body(J, tag);
     wrpo__jneed(J, "endmacro");
@@ -9147,14 +9096,15 @@ static void wrpo__jmacro(wrpo__jinja *J) {  /* after `macro` */
 static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jcall *c) {
     wrpo__jtoken *at = J->at;
     wrpo__jval *scope = J->scope;
-    J->scope = wrpo__jscope(J, macro->scope);
+    size_t from = J->out.size;
+    J->scope = wrpo__jscope(macro->scope);
     wrpo__jgo(J, macro->parameters);
     wrpo__jparameters(J, c);
     if (!wrpo__jbound_all(c)) wrpo__jfail(J, "a macro is given arguments it does not name");
-    wrpo__jv text = wrpo__jcapture(J, "endmacro", NULL);
+    wrpo__jbody(J, "endmacro", J->scope);
     J->scope = scope;
     wrpo__jgo(J, at);
-    return text;
+    return wrpo__jcut(J, from);
 }
 static void wrpo__jstatement(wrpo__jinja *J) {
     int loops = J->loops;
@@ -9162,90 +9112,64 @@ static void wrpo__jstatement(wrpo__jinja *J) {
     else if (wrpo__jtake(J, "for")) wrpo__jfor(J);
     else if (wrpo__jat(J, "break continue")) {
         if (J->idle && loops == 0) wrpo__jexpected(J, "a loop around this");
-        if (!J->idle) J->flow = wrpo__jat(J, "break") ? WRPO__J_BREAK : WRPO__J_CONTINUE;
-        wrpo__jnext(J);
+        if (!J->idle) J->flow = J->at->value->s[0];
+        wrpo__jgo(J, J->at + 1);
     } else if (wrpo__jat(J, "block extends include import from autoescape call filter with print do debug trans"))
         wrpo__jrefuse(J, "statement \"%.*s\"", WRPO__J_SHOW(J->at->value));
     else {
         J->loops = 0;  /* break and continue do not reach out of these */
         if (wrpo__jtake(J, "set")) wrpo__jassign(J);
         else if (wrpo__jtake(J, "macro")) wrpo__jmacro(J);
-        else if (wrpo__jtake(J, "generation")) {  /* marks the assistant's text for a loss mask: here only text */
-            wrpo__jbody(J, "endgeneration", wrpo__jscope(J, J->scope));
+        else if (wrpo__jtake(J, "generation")) {  /* marks a loss mask; here it is only text */
+            wrpo__jbody(J, "endgeneration", wrpo__jscope(J->scope));
             wrpo__jneed(J, "endgeneration");
         } else wrpo__jexpected(J, "a statement");
     }
     J->loops = loops;
 }
-static void wrpo__jclose(wrpo__jinja *J) {
-    if (J->at->kind != WRPO__J_CLOSE) wrpo__jexpected(J, "the end of the tag");
-    wrpo__jnext(J);
-}
-/* Text, output and statements, up to the name of a tag of `ends` or to the end of the template. */
-static void wrpo__jblocks(wrpo__jinja *J, const char *ends) {
-    wrpo__jenter(J);
-    while (J->flow == WRPO__J_GO) {
-        const wrpo__jtoken *t = J->at;
-        if (t->kind == WRPO__J_END && *ends) wrpo__jexpected(J, ends);
-        if (t->kind == WRPO__J_END) break;
-        wrpo__jnext(J);
-        if (t->kind == WRPO__J_TEXT) {
-            if (!J->idle) wrpo__jputs(J, J->out, t->value);
-            continue;
-        }
-        if (wrpo__jword("{{", t->value)) {
-            wrpo__jv v = wrpo__jtuple(J, wrpo__jexpr, "");
-            if (!J->idle) wrpo__jprint(J, J->out, v);
-        } else if (wrpo__jat(J, ends)) break;
-        else wrpo__jstatement(J);
-        if (J->flow == WRPO__J_GO) wrpo__jclose(J);
-    }
-    J->depth--;
-}
-static void wrpo__jbody(wrpo__jinja *J, const char *ends, wrpo__jval *scope) {  /* scope NULL: the current one */
-    wrpo__jval *outer = J->scope;
-    wrpo__jclose(J);
-    if (scope) J->scope = scope;
-    wrpo__jblocks(J, ends);
-    J->scope = outer;
-}
 
 /* ---- a template, compiled once per tokenizer; a conversation through it ---- */
 static void wrpo__jcompile(wrpo_tokenizer *tok, wrpo__template *t) {
-    wrpo__jinja J = {.ctx = tok->ctx, .arena = t->arena, .tok = tok, .line = 1, .held = tok->ctx->bytes, .idle = 1};
+    wrpo__arena *outer = wrpo__current;
+    size_t n = 0, bad;
+    if (!wrpo__is_utf8(t->text, t->size, &bad))
+        wrpo__fail(tok->ctx, WRPO_E_FORMAT, "chat template, byte %zu: not UTF-8", bad + 1);
+    if (!t->arena) t->arena = wrpo__sub_arena(tok->arena);
+    wrpo__arena_clear(t->arena);  /* of an attempt that failed */
+    wrpo__current = t->arena;
     char *s = wrpo__alloc(t->arena, t->size + 1, 1);
-    size_t n = 0;
-    for (size_t i = 0, size; i < t->size; i += size) { /* every newline becomes \n; the last one is dropped */
-        const char *from = t->text + i;
-        if (wrpo__utf8_get(from, t->size - i, &size) < 0)
-            wrpo__fail(J.ctx, WRPO_E_FORMAT, "chat template, byte %zu: not UTF-8", i + 1);
-        memcpy(s + n, from, size);
-        n += size;
-        if (*from != '\r') continue;
-        s[n - 1] = '\n';
-        if (i + 1 < t->size && from[1] == '\n') size = 2;
+    for (size_t i = 0; i < t->size; i++) {  /* every newline becomes \n; the last one is dropped */
+        bool newline = t->text[i] == '\r';
+        if (newline && i + 1 < t->size && t->text[i + 1] == '\n') i++;
+        s[n++] = newline ? '\n' : t->text[i];
     }
     if (n && s[n - 1] == '\n') s[--n] = 0;
-    wrpo__jtoken *tokens = J.at = wrpo__jlex(&J, s, n);
-    wrpo__jblocks(&J, "");
-    t->tokens = tokens;
+    wrpo__jinja J = {.ctx = tok->ctx, .tok = tok, .line = 1, .held = tok->ctx->bytes, .idle = 1,
+                     .s = s, .n = n, .fresh = true, .out.arena = wrpo__current};
+    wrpo__jlex(&J);
+    J.at = J.tokens;
+    wrpo__jbody(&J, "", NULL);
+    t->tokens = J.tokens;
+    wrpo__current = outer;
 }
 static wrpo__jv wrpo__jfrom_json(wrpo__jinja *J, const wrpo_json *j) {
     bool object = j->kind == WRPO_JSON_OBJECT;
     switch (j->kind) {
     case WRPO_JSON_NULL: return &wrpo__jnone;
     case WRPO_JSON_BOOL: return wrpo__jbool(j->boolean);
-    case WRPO_JSON_STRING: return wrpo__jbytes(J, j->text, j->size);
+    case WRPO_JSON_STRING: return wrpo__jbytes(j->text, j->size);
     case WRPO_JSON_NUMBER:
-        if (j->exact) return wrpo__jint(J, j->integer);
+        if (j->exact) return wrpo__jint(j->integer);
         if (!strpbrk(j->text, ".eE")) wrpo__jrefuse(J, "the integer %.60s", j->text);
         return wrpo__jfloat(J, j->number);
     case WRPO_JSON_ARRAY: case WRPO_JSON_OBJECT: break;
     }
-    wrpo__jval *v = wrpo__jnew(J, object ? WRPO__J_DICT : WRPO__J_LIST);
+    wrpo__jval *v = wrpo__jnew(object ? WRPO__J_DICT : WRPO__J_LIST);
     wrpo__jenter(J);
-    for (const wrpo_json *x = j->child; x; x = x->next)
-        wrpo__jpush(J, v, object ? wrpo__jbytes(J, x->key, x->key_size) : NULL, wrpo__jfrom_json(J, x));
+    for (const wrpo_json *x = j->child; x; x = x->next) {
+        if (object) stbds_arrput(v->keys, wrpo__jbytes(x->key, x->key_size));
+        wrpo__jpush(J, v, wrpo__jfrom_json(J, x));
+    }
     J->depth--;
     return v;
 }
@@ -9253,57 +9177,49 @@ static wrpo__jv wrpo__jfrom_json(wrpo__jinja *J, const wrpo_json *j) {
 static wrpo__jv wrpo__jmessage(wrpo__jinja *J, const wrpo_json *message) {
     static const char *const names[] = {"reasoning_content", "thinking", "reasoning"};
     wrpo__jv v = wrpo__jfrom_json(J, message), reasoning = NULL;
-    wrpo__jval *d = wrpo__jnew(J, WRPO__J_DICT);
-    for (int i = 0; i < 3 && !reasoning; i++) {
-        reasoning = wrpo__jdict_get(J, v, wrpo__jstring(J, names[i]));
-        if (reasoning && reasoning->kind == WRPO__J_NONE) reasoning = NULL;
-    }
-    if (!reasoning) return v;
-    wrpo__jdefine(J, d, "thinking", reasoning);
+    wrpo__jval *d = wrpo__jnew(WRPO__J_DICT);
+    for (int i = 0; i < 3 && !wrpo__jgiven(reasoning); i++)
+        reasoning = wrpo__jdict_get(J, v, wrpo__jstring(names[i]));
+    if (!wrpo__jgiven(reasoning)) return v;
+    wrpo__jdict_put(J, d, wrpo__jstring("thinking"), reasoning);
     for (int64_t i = 0; i < v->count; i++) wrpo__jdict_put(J, d, v->keys[i], v->items[i]);
-    wrpo__jdefine(J, d, "reasoning_content", reasoning);
+    wrpo__jdict_put(J, d, wrpo__jstring("reasoning_content"), reasoning);
     return d;
 }
-/* Appends the conversation as text to out. Everything made on the way is in temp. now: for strftime_now. */
-static void wrpo__chat_at(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
+/* Appends the conversation as text to out. now: for strftime_now. */
+static void wrpo__chat_at(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
                           const wrpo_json *kwargs, time_t now, wrpo__text *out) {
     wrpo_ctx *ctx = tok->ctx;
-    const wrpo_json *tools = wrpo__json_get(kwargs, "tools");
-    wrpo__template *t = &tok->chat[tok->chat[1].text && tools && tools->kind != WRPO_JSON_NULL];  /* as transformers */
+    const wrpo_json *tools = wrpo__present(kwargs, "tools");
+    wrpo__template *t = &tok->chat[tok->chat[1].text && tools];  /* as transformers */
     if (!t->text)
         wrpo__fail(ctx, WRPO_E_FORMAT,
                    "%s: no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)", tok->dir);
     if (messages->kind != WRPO_JSON_ARRAY) wrpo__fail(ctx, WRPO_E_ARG, "chat: want an array of messages");
-    if (!t->arena) t->arena = wrpo__sub_arena(tok->arena);
-    if (!t->tokens) {
-        wrpo__arena *current = wrpo__current;
-        wrpo__arena_clear(t->arena);
-        wrpo__current = t->arena;
-        wrpo__jcompile(tok, t);
-        wrpo__current = current;
-    }
-    wrpo__jinja J = {.ctx = ctx, .arena = temp, .tok = tok, .at = t->tokens, .line = 1, .out = out,
+    if (!t->tokens) wrpo__jcompile(tok, t);
+    wrpo__jinja J = {.ctx = ctx, .tok = tok, .at = t->tokens, .line = 1, .out = *out,
                      .held = ctx->bytes, .now = now};
-    wrpo__jval *list = wrpo__jnew(&J, WRPO__J_LIST);
-    J.scope = wrpo__jscope(&J, NULL);
+    wrpo__jval *list = wrpo__jnew(WRPO__J_LIST);
+    J.scope = wrpo__jscope(NULL);
     for (const wrpo_json *m = messages->child; m; m = m->next) {
         if (m->kind != WRPO_JSON_OBJECT) wrpo__fail(ctx, WRPO_E_ARG, "chat: want every message to be an object");
-        wrpo__jpush(&J, list, NULL, wrpo__jmessage(&J, m));
+        wrpo__jpush(&J, list, wrpo__jmessage(&J, m));
     }
     for (int i = 0; i < 7; i++)
-        if (tok->special[i]) wrpo__jdefine(&J, J.scope, wrpo__special_names[i], wrpo__jstring(&J, tok->special[i]));
-    wrpo__jdefine(&J, J.scope, "tools", &wrpo__jnone);
-    wrpo__jdefine(&J, J.scope, "documents", &wrpo__jnone);
-    wrpo__jdefine(&J, J.scope, "messages", list);
-    wrpo__jdefine(&J, J.scope, "add_generation_prompt", wrpo__jbool(add_generation_prompt));
+        if (tok->special[i]) wrpo__jdefine(&J, wrpo__special_names[i], wrpo__jstring(tok->special[i]));
+    wrpo__jdefine(&J, "tools", &wrpo__jnone);
+    wrpo__jdefine(&J, "documents", &wrpo__jnone);
+    wrpo__jdefine(&J, "messages", list);
+    wrpo__jdefine(&J, "add_generation_prompt", wrpo__jbool(add_generation_prompt));
     for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next)
-        wrpo__jdict_put(&J, J.scope, wrpo__jbytes(&J, k->key, k->key_size), wrpo__jfrom_json(&J, k));
-    wrpo__jblocks(&J, "");
+        wrpo__jdict_put(&J, J.scope, wrpo__jbytes(k->key, k->key_size), wrpo__jfrom_json(&J, k));
+    wrpo__jbody(&J, "", J.scope);
+    *out = J.out;
 }
 static void wrpo__chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
                        const wrpo_json *kwargs, char **text, size_t *size) {
     wrpo__text out = {.arena = wrpo__current};
-    wrpo__chat_at(wrpo__current, tok, messages, add_generation_prompt, kwargs, time(NULL), &out);
+    wrpo__chat_at(tok, messages, add_generation_prompt, kwargs, time(NULL), &out);
     *text = wrpo__handout(tok->ctx, out.data, out.size);
     *size = out.size;
 }
@@ -9559,7 +9475,7 @@ static wrpo__text wrpo__render(wrpo__reading *in, const wrpo_json *const *messag
     for (int64_t i = 0; i < stbds_arrlen(messages); i++)
         wrpo__json_append(&all, wrpo__json_copy(wrpo__current, messages[i], NULL));
     if (answer) wrpo__json_append(&all, wrpo__json_copy(wrpo__current, answer, NULL));
-    wrpo__chat_at(wrpo__current, in->tok, &all, add_generation_prompt, in->kwargs, in->now, &out);
+    wrpo__chat_at(in->tok, &all, add_generation_prompt, in->kwargs, in->now, &out);
     wrpo__text_add(&out, "", 0);  /* never NULL */
     return out;
 }

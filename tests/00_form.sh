@@ -51,6 +51,9 @@ for cc in gcc clang; do
         if $cc $warn $flags -fsyntax-only ../example.c; then ok; else bad "$cc $flags example.c: warnings"; fi
     done
 done
+for f in bench/*.c; do               # which `make` alone does not build
+    if $CC $warn -fopenmp -Wno-unused-function -fsyntax-only $f; then ok; else bad "$f: warnings"; fi
+done
 # stb_ds.h under another path; a header of another name, which must not lose its vectors in silence
 mkdir -p $B/flat/stb
 stb=$(echo '#include <stb/stb_ds.h>' | $CC -E - | sed -n 's/^# 1 "\(.*stb_ds\.h\)".*/\1/p' | head -1)
@@ -77,7 +80,15 @@ if command -v x86_64-w64-mingw32-gcc >/dev/null; then
         if x86_64-w64-mingw32-gcc -std=c11 -Wall $flags -I.. -I$B/flat $B/user.c $B/impl.c -o $B/user.exe -lm; then ok
         else bad "Windows $flags"; fi
     done
-else skip 2 "x86_64-w64-mingw32-gcc is not installed"; fi
+    if x86_64-w64-mingw32-gcc -std=c11 -Wall -fsyntax-only -DWRPO_STB_DS_H="\"$stb\"" -I.. ../example.c; then ok
+    else bad "Windows: example.c"; fi
+else skip 3 "x86_64-w64-mingw32-gcc is not installed"; fi
+# WebAssembly: a tiny model is trained in node (support/cut.c); its mathematics library rounds otherwise than this one
+if command -v emcc >/dev/null && command -v node >/dev/null; then
+    if emcc -O1 -std=c11 -I.. -I$B/flat support/cut.c $B/impl.c -o $B/cut.js &&
+        node --no-experimental-fetch $B/cut.js | grep -q '^loss 0.6931 to 0.0003'; then ok
+    else bad "emcc: no training in WebAssembly"; fi
+else skip 1 "emcc or node is not installed"; fi
 cat >$B/version.c <<'X1'
 #include "wrpo.h"
 #if WRPO_VERSION_NUMBER < 100

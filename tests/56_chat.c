@@ -89,7 +89,22 @@ static void limits(void) {
                {GROWN "{% set ns.l = (ns.x ~ '\n') * 9999 %}{{ ns.l|indent(ns.x) }}", "too much"},
                {"{{ messages|tojson(indent=99999999) }}", ""},
                {"{% for a in range(99999) %}{% set x = 'a' * 99999 %}{% endfor %}", ""},
-               {"{% for a in range(9999) %}{{ 'x' * 99999 in 'x' * 99998 ~ 'y' }}{% endfor %}", ""}};
+               {"{% for a in range(9999) %}{{ 'x' * 99999 in 'x' * 99998 ~ 'y' }}{% endfor %}", ""},
+               {"{{ 4503599627370496 + 1 }}", "an integer of more than 52 bits is not supported"},
+               {"{{ 4503599627370495 * 2 }}", "an integer of more than 52 bits is not supported"},
+               {"{{ -'a' }}", "want a number, found str"},
+               {"{% for m in messages %}{{ loop.depth }}{% endfor %}", "loop.depth is not supported"},
+               {"{{ 'a\x0B'|indent }}", "the line end U+000B is not supported"},
+               {"a\xFF", "byte 2: not UTF-8"},
+               {"\n{% if true\n%}\n{{ 1 }}\n{% if x %}", "line 5: want elif else endif"},
+               {"\n{{ 1\n~ }}\n", "line 3: want an expression"},
+               {"\n{# 1\n }", "line 2: a comment without its end"},
+               {"\n{{ 1\n ", "line 2: a tag without its end"},
+               {"{% set x, y = 'a' %}", "too few values to unpack: 1"},
+               {"{% set x, y = 'abc' %}", "too many values to unpack: 3"},
+               {"{% for x, (y, z) in [[1, [2]]] %}{% endfor %}", "too few values to unpack: 1"},
+               {"{{ 'a'.endswith('a', 1) }}", "endswith() with other arguments"},
+               {"{{ strftime_now('%z') }}", "strftime_now(\"%z\") is not supported"}};
     wrpo_json *messages;
     const char *m = "[{\"role\":\"user\",\"content\":\"x\"}]";
     CHECK(wrpo_json_parse(ctx, "m", m, strlen(m), &messages) == WRPO_OK, "messages");
@@ -142,6 +157,36 @@ static void real(void) {
     }
     wrpo_json_free(ctx, index);
 }
+/* What needs more than a context of JSON: names for a message's reasoning, today's date, text in the making inside of
+   other text, a template that failed once. */
+static void shown(void) {
+    static const struct { const char *text, *want; } good[] = {
+        {"{{ messages[0] }}", "{'thinking': 'why', 'role': 'user', 'reasoning': 'why', 'reasoning_content': 'why'}"},
+        {"{{ messages[1] }}", "{'role': 'user', 'thinking': None}"},
+        {"{{ 'a%b'|replace('%b', strftime_now('%%')) }}{{ strftime_now('%Y')|length }}", "a%4"},
+        {"{% macro f(x) %}<{{ x ~ ('b'|upper ~ 'c') }}>{% endmacro %}1{{ f('a' ~ f('')) ~ '2' }}3", "1<a<Bc>Bc>23"},
+        {"{% set x %}{{ ['a', 'b']|map('upper')|join('-') }}{% endset %}{{ x * 2 }}{{ ''.join(['']) }}", "A-BA-B"},
+        {"{% for a, (b, c), d in [[1, [2, 3], 4]] %}{{ [a, b, c, d] }}{% endfor %}", "[1, 2, 3, 4]"},
+        {"{{ 4503599627370495 - -0 }} {{ -7 // 2 }} {{ -7 % 3 }} {{ 7 % -3 }} {{ -0.0 }}",
+         "4503599627370495 -4 2 -2 -0.0"},
+        {"{{ [3, 1, 2] + [0] }}{{ ([3, 1] + [])|sort }}{{ [] + [] }}{{ ('c', 'B', 'a')|sort(reverse=true) }}",
+         "[3, 1, 2, 0][1, 3][]['c', 'B', 'a']"}};
+    wrpo_json *messages;
+    const char *m = "[{\"role\":\"user\",\"reasoning\":\"why\"},{\"role\":\"user\",\"thinking\":null}]";
+    CHECK(wrpo_json_parse(ctx, "m", m, strlen(m), &messages) == WRPO_OK, "messages");
+    for (int i = 0; i < (int)(sizeof good / sizeof *good); i++) {
+        wrpo__arena *arena = wrpo__arena_new(ctx);
+        wrpo_tokenizer tok = template_of(arena, good[i].text, strlen(good[i].text));
+        char *text;
+        size_t size;
+        const wrpo_result r = wrpo_tokenizer_chat(&tok, messages, true, NULL, &text, &size);
+        CHECK(r == WRPO_OK && !strcmp(text, good[i].want) && size == strlen(text), "%s\n   found %s", good[i].text,
+              r ? wrpo_last_error(ctx)->text : text);
+        wrpo_free(ctx, text);
+        wrpo__arena_free(arena);
+    }
+    wrpo_json_free(ctx, messages);
+}
 /* Every allocation of compiling and rendering fails once. */
 static void allocations(void) {
     wrpo_ctx *keep = ctx;
@@ -176,7 +221,7 @@ static void allocations(void) {
 }
 int main(void) {
     if (wrpo_open(NULL, &ctx) != WRPO_OK) return 2;
-    snippets(), limits(), allocations(), real();
+    snippets(), limits(), shown(), allocations(), real();
     {   /* without a template: a sentence that names the folder */
         wrpo__arena *arena = wrpo__arena_new(ctx);
         wrpo_tokenizer tok = template_of(arena, NULL, 0);

@@ -829,7 +829,7 @@ static void counted_replay(void *dev, const int64_t key[4], void (*stretch)(void
 }
 static void test_generation_graphs(void) {
     static wrpo_backend be;
-    static const int32_t stops[] = {5, 17, 40, 61, 77, 90, 93, 101};       /* a short run has all, so that it ends too */
+    static const int32_t stops[] = {5, 17, 40, 61, 77, 90, 93, 101};   /* a short run has all, so that it ends too */
     be = *cuda_with(0, 0), be.replay = counted_replay;
     for (int way = 0; way < 3; way++) {                /* greedy, sampled, sampled with places refilled later */
         static int32_t ids[2][6][40];

@@ -5,6 +5,7 @@
    usage: cuda_bench [small]      small: tiny shapes, one repetition, to see that it works where there is no GPU */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
+#include "../support/test.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -219,7 +220,7 @@ static void random_weights(wrpo__arena *arena, wrpo_model *m) {
 static void decode(const char *name, wrpo_config c, int64_t rows, int64_t keys, int64_t tokens) {
     static int32_t ids[4096];
     for (int j = 0; j < 4096; j++) ids[j] = (int32_t)(wrpo__random64(1, 2, (uint64_t)j) % (uint64_t)c.vocab_size);
-    for (int on = 0; on < 2; on++) {
+    for (volatile int on = 0; on < 2; on++) {
         wrpo_ctx *with = NULL;
         wrpo_error why = {0};
         char label[96];
@@ -229,7 +230,7 @@ static void decode(const char *name, wrpo_config c, int64_t rows, int64_t keys, 
         table.features = (table.features & ~(unsigned)WRPO_FEATURE_GRAPHS) | (on ? WRPO_FEATURE_GRAPHS : 0u);
         const bool opened = wrpo_open(&(wrpo_desc){.backend = &table, .why = &why}, &with) == WRPO_OK;
         if (!opened) { printf("FAIL %s: %s\n", label, why.text), failed = 1; return; }
-        WRPO__TRY(with, wrpo__arena_new(with), true) {
+        TEST_TRY(with, wrpo__arena_new(with), true) {
             wrpo__arena *arena = wrpo__entry.arena;
             wrpo_model *m = wrpo__model_new(arena, &c);
             const wrpo__shape s = {.rows = rows, .chunk = rows, .cache = rows * keys};
@@ -281,7 +282,7 @@ static void step(const char *name, wrpo_config c, int64_t P, int64_t R, int reco
         records[i] = (wrpo_record){
             .prompt_id = "r", .line = 1, .prompt = ids[0], .prompt_count = P, .responses = y, .count = 3, .weight = 1};
     if (wrpo_data_from_ids(ctx, records, records_n, &data) != WRPO_OK) { check(false, label); return; }
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+    TEST_TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo_model *m = wrpo__model_new(wrpo__entry.arena, &c);
         random_weights(wrpo__entry.arena, m);
         wrpo_train_desc d = {.batch_size = records_n,
