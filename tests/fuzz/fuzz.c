@@ -1,5 +1,5 @@
-/* One fuzz target per reader of files from outside. FUZZ_TARGET names it: json, tensors, config, tokenizer, template,
-   data, state, questions. Whatever the bytes are, a reader returns or refuses them with a sentence, frees all that it
+/* One fuzz target per reader of files from outside. FUZZ_TARGET names it: json, tensors, config, adapter, tokenizer,
+   template, data, state, questions. Whatever the bytes are, a reader returns or refuses them with a sentence, frees all that it
    took, and breaks no rule of C; what it accepts can be used.
      with libFuzzer        make -C tests fuzz [SECONDS_EACH=20]        run.sh builds and runs it
      any compiler -DFUZZ_REPLAY: a main that runs the files it is given, for AFL, honggfuzz and to look at a find:
@@ -44,7 +44,6 @@ static const void *memory_open(const char *path, size_t *size, void **handle, vo
         if (!strcmp(files[i].path, path)) return *size = files[i].size, files[i].data;
     return NULL;
 }
-#ifdef FUZZ_REPLAY
 static char *load(const char *path, size_t *size) {
     FILE *f = fopen(path, "rb");
     must(f, path);
@@ -52,7 +51,6 @@ static char *load(const char *path, size_t *size) {
     fclose(f);
     return text;
 }
-#endif
 /* The tokenizer of the targets that need one: its tokens are the bytes, so that it loads in no time. */
 static void put_tokenizer(void) {
     static const char config[] = "{\"bos_token\":\"<s>\",\"eos_token\":\"</s>\"}";
@@ -130,8 +128,28 @@ static void run_config(const char *data, size_t size) {
     wrpo_bytes bytes;
     if (!taken(wrpo_config_load(ctx, "config.json", &config))) return;
     const wrpo_train_desc desc = {.batch_size = 1};
-    const wrpo_result r = wrpo_train_bytes(ctx, &config, NULL, &desc, &bytes);
+    const wrpo_result r = wrpo_train_bytes(ctx, &config, NULL, &desc, NULL, &bytes);
     must(r == WRPO_OK || wrpo_last_error(ctx)->text[0], "an error without a sentence");
+}
+/* adapter_config.json, or, where it does not begin with {, adapter_model.safetensors. What is taken can be used. */
+static void run_adapter(const char *data, size_t size) {
+    static char *config, *adapter, *tensors;
+    static size_t sizes[3];
+    static const int32_t ids[4] = {1, 2, 3, 4};
+    const bool is_config = size && data[0] == '{';
+    float hidden[4 * 48];
+    wrpo_model *model;
+    if (!config) {
+        config = load("golden/families/llama/config.json", &sizes[0]);
+        adapter = load("golden/adapters/llama/adapter_config.json", &sizes[1]);
+        tensors = load("golden/adapters/llama/adapter_model.safetensors", &sizes[2]);
+    }
+    put("m/config.json", config, sizes[0]);
+    put("a/adapter_config.json", is_config ? data : adapter, is_config ? size : sizes[1]);
+    put("a/adapter_model.safetensors", is_config ? tensors : data, is_config ? sizes[2] : size);
+    must(!wrpo_model_init(ctx, &(wrpo_init_desc){.config = "m", .seed = 1}, &model), "the model of an adapter");
+    if (taken(wrpo_adapter_load(model, "a"))) must(!wrpo_hidden(model, ids, 4, hidden, NULL), "a model with an adapter");
+    wrpo_model_free(model);
 }
 static const char sample_text[] =
     "Hello, w\xC3\xB6rld!  12345 <s>don't</s>\n\n\t\xE4\xBD\xA0\xE5\xA5\xBD \xF0\x9F\x98\x80 a\xCC\x81";
@@ -235,8 +253,9 @@ static void run_questions(const char *data, size_t size) {
     }
 }
 static const struct target { const char *name; void (*run)(const char *data, size_t size); } targets[] = {
-    {"json", run_json}, {"tensors", run_tensors}, {"config", run_config}, {"tokenizer", run_tokenizer},
-    {"template", run_template}, {"data", run_data}, {"state", run_state}, {"questions", run_questions},
+    {"json", run_json}, {"tensors", run_tensors}, {"config", run_config}, {"adapter", run_adapter},
+    {"tokenizer", run_tokenizer}, {"template", run_template}, {"data", run_data}, {"state", run_state},
+    {"questions", run_questions},
 };
 static const struct target *target;
 static void remove_questions(void) { remove(questions_path); }
@@ -345,6 +364,9 @@ static void write_seeds(const char *dir) {
     for (int i = 0; i < (int)(sizeof small / sizeof *small); i++)
         seed(dir, small[i].name, i, small[i].text, strlen(small[i].text));
     seed(dir, "tensors", 90, SHARD, sizeof SHARD - 1);
+    seed_file(dir, "adapter", 0, "golden/adapters/llama/adapter_config.json");
+    seed_file(dir, "adapter", 1, "golden/adapters/qwen3/adapter_config.json");
+    seed_file(dir, "adapter", 2, "golden/adapters/llama/adapter_model.safetensors");
     static const char *const checkpoints[] = {"llama_f32", "qwen2_bf16_sharded", "gemma2_bf16", "phi3_bf16_sharded",
                                               "internlm2_f32"};
     for (int i = 0; i < 5; i++) {

@@ -6,7 +6,7 @@
 #   FUZZ_TARGET=json build/fuzz/replay build/fuzz/found-json-crash-...
 seconds=${1:-20}
 [ $# -eq 0 ] || shift
-[ $# -gt 0 ] || set -- json tensors config tokenizer template data state questions
+[ $# -gt 0 ] || set -- json tensors config adapter tokenizer template data state questions
 CLANG=${CLANG:-clang}
 B=build/fuzz
 mkdir -p $B
@@ -24,7 +24,7 @@ ${MAKE:-make} --no-print-directory BUILD=$B CC="$CLANG" WARN="-std=c11 -g -Wall 
 $B/replay --seeds $B || exit 1
 passed=0 failed=0
 begin() {   # a target, in the background
-    FUZZ_TARGET=$1 $B/fuzz -max_total_time="$seconds" -timeout=60 -rss_limit_mb=2048 -max_len=16384 \
+    FUZZ_TARGET=$1 $B/fuzz -max_total_time="$seconds" -timeout=60 -rss_limit_mb=2048 -max_len=32768 \
         -print_final_stats=1 \
         -dict=fuzz/words.dict -artifact_prefix="$B/found-$1-" "$B/$1" >"$B/$1.log" 2>&1 &
 }
