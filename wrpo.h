@@ -9356,6 +9356,7 @@ typedef struct wrpo__generation {
     int64_t *free_prompts, *free_samples;              /* stb arrays: slots */
     wrpo__draft **draws;             /* [rows] which sample draws from the run's target i */
     wrpo__arena *texts; wrpo_sample *samples;          /* of the prompt that is delivered; [n] */
+    wrpo__text *answer;              /* for wrpo_answer: what all samples say; NULL: not wanted */
     float *logits; wrpo__weighed *weights;             /* [chunk, V] on the host */
 } wrpo__generation;
 
@@ -9376,9 +9377,11 @@ WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *des
     if (!d.seed) d.seed = 42;
     return d;
 }
-static void wrpo__generate_check(const wrpo__generation *g) {
+/* Checks settings and prompts; sets how many rows a slot has. */
+static void wrpo__generate_check(wrpo__generation *g) {
     wrpo_ctx *ctx = g->model->ctx;
-    const long long most = g->model->config.max_position_embeddings;
+    const int64_t most = g->model->config.max_position_embeddings;
+    int64_t shortest = most;
 #define WRPO__X(field, name, otherwise, valid, want) \
     { const double x = (double)g->desc.field; WRPO__RANGE(valid, name, x, want); }
     WRPO__SAMPLING(WRPO__X)
@@ -9392,9 +9395,12 @@ static void wrpo__generate_check(const wrpo__generation *g) {
         if (p->count < 1) wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld has no token", (long long)i);
         if (p->count >= most)
             wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld: want fewer tokens than max_position_embeddings, %lld, found %lld",
-                       (long long)i, most, (long long)p->count);
+                       (long long)i, (long long)most, (long long)p->count);
         wrpo__check_ids(ctx, g->model->config.vocab_size, p->ids, p->count, "prompt", NULL, i);
+        g->prompt_rows = WRPO__MAX(g->prompt_rows, p->count);
+        shortest = WRPO__MIN(shortest, p->count);
     }
+    g->sample_rows = WRPO__MIN(g->desc.max_tokens, most - shortest);
 }
 
 /* ---- stop tokens: an stb array, ascending, each once ---- */
@@ -9410,8 +9416,7 @@ static void wrpo__add_stop(int32_t **list, int64_t id) {
 static bool wrpo__read_eos(const wrpo_model *model, const char *path, int32_t **list) {
     wrpo_ctx *ctx = model->ctx;
     if (!wrpo__exists(path)) return false;
-    const wrpo__file *f = wrpo__open_file(wrpo__current, path);
-    const wrpo_json *root = wrpo__json_parse(wrpo__current, path, 1, (const char *)f->data, f->size);
+    const wrpo_json *root = wrpo__json_file(wrpo__current, path);
     const wrpo_json *eos = wrpo__present(wrpo__json_want(ctx, path, root, WRPO_JSON_OBJECT, NULL), "eos_token_id");
     const bool many = eos && eos->kind == WRPO_JSON_ARRAY;
     for (const wrpo_json *v = many ? eos->child : eos; v; v = many ? v->next : NULL)
@@ -9448,11 +9453,6 @@ WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, in
 static bool wrpo__outranks(wrpo__weighed a, wrpo__weighed b) {
     return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
 }
-static wrpo__weighed wrpo__median(wrpo__weighed a, wrpo__weighed b, wrpo__weighed c) {
-    const bool ab = wrpo__outranks(a, b), bc = wrpo__outranks(b, c), ac = wrpo__outranks(a, c);
-    if (ab == bc) return b;
-    return ab == ac ? c : a;
-}
 static double wrpo__total_weight(const wrpo__weighed *w, int64_t n) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) sum += (double)w[i].weight;
@@ -9463,7 +9463,7 @@ static double wrpo__total_weight(const wrpo__weighed *w, int64_t n) {
 static int64_t wrpo__select_top(wrpo__weighed *w, int64_t n, int64_t most, double mass) {
     int64_t low = 0, high = n;       /* those before low are in, those from high on are out */
     while (high - low > 1) {
-        const wrpo__weighed pivot = wrpo__median(w[low], w[low + (high - low) / 2], w[high - 1]);
+        const wrpo__weighed pivot = w[low + (high - low) / 2];
         int64_t end = low, own = low;
         double sum = 0;              /* of what outranks the pivot */
         for (int64_t i = low; i < high; i++) {         /* that and the pivot to the front: to [low, end) */
@@ -9568,6 +9568,7 @@ static void wrpo__deliver(wrpo__generation *g) {       /* what is done, in the o
             const wrpo__draft *d = &job->drafts[k];
             wrpo__text text = {.arena = g->texts};
             if (desc->tokenizer) wrpo__draft_text(desc->tokenizer, d, &text);
+            if (g->answer) wrpo__text_add(g->answer, text.data, text.size);
             g->samples[k] = (wrpo_sample){d->ids, d->logps, stbds_arrlen(d->ids), text.data, text.size, d->stopped};
         }
         if (desc->on_done) wrpo__stop_if(g->model->ctx, desc->on_done(job->prompt, g->samples, desc->user));
@@ -9658,27 +9659,26 @@ static int32_t wrpo__next_token(const wrpo__generation *g, const wrpo__draft *d,
 static void wrpo__generate_step(wrpo__generation *g) {
     wrpo__run *r = g->run;
     wrpo_ctx *ctx = g->model->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
     const int64_t V = g->model->config.vocab_size;
     wrpo__pack_step(g);
     /* Steps that only decode, one row a segment, have a key that comes back. What differs (ids, positions, rows of the
        cache, segments) is in the backend's memory: packing has put it there. */
     const int64_t key[4] = {(int64_t)(uintptr_t)r, r->n, r->n_segs, r->n_targets};
-    if (be->replay && r->n_segs == r->n) be->replay(ctx->dev, key, wrpo__step_ops, r);
+    if (r->be->replay && r->n_segs == r->n) r->be->replay(r->dev, key, wrpo__step_ops, r);
     else wrpo__step_ops(r);
     for (int64_t t = 0; t < r->n_targets; t += r->shape.chunk) {
         const int64_t count = WRPO__MIN(r->shape.chunk, r->n_targets - t);
         if (t) wrpo__logits(r, t, count);
-        be->get(ctx->dev, g->logits, r->logits, (size_t)(count * V) * sizeof *g->logits);
+        r->be->get(r->dev, g->logits, r->logits, (size_t)(count * V) * sizeof *g->logits);
         wrpo__sync(ctx);
         WRPO__PARFOR((int)WRPO__MIN(ctx->desc.threads, count))
         for (int64_t i = 0; i < count; i++)
             r->h_target_id[t + i] = wrpo__next_token(g, g->draws[t + i], g->logits + i * V, g->weights + i * V);
-        be->put(ctx->dev, r->target_id + t, r->h_target_id + t, (size_t)count * sizeof *r->h_target_id);
-        be->logprob(ctx->dev, r->logp + t, r->target_lse + t, r->logits, r->target_id + t, count, V,
-                    (float)g->model->config.final_logit_softcapping);
+        r->be->put(r->dev, r->target_id + t, r->h_target_id + t, (size_t)count * sizeof *r->h_target_id);
+        r->be->logprob(r->dev, r->logp + t, r->target_lse + t, r->logits, r->target_id + t, count, V,
+                       (float)g->model->config.final_logit_softcapping);
     }
-    be->get(ctx->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof *r->h_logp);
+    r->be->get(r->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof *r->h_logp);
     wrpo__sync(ctx);
     for (int64_t t = 0; t < r->n_targets; t++) wrpo__drawn(g, g->draws[t], r->h_target_id[t], r->h_logp[t]);
     wrpo__deliver(g);
@@ -9721,11 +9721,11 @@ static wrpo__shape wrpo__generation_shape(wrpo__generation *g) {
     }
 }
 static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
-                           const wrpo_generate_desc *desc) {
+                           const wrpo_generate_desc *desc, wrpo__text *answer) {
     wrpo__arena *arena = wrpo__current;
-    const wrpo_config *c = &model->config;
     wrpo__generation *g = WRPO__NEW(arena, wrpo__generation);
-    *g = (wrpo__generation){.model = model, .desc = wrpo_generate_defaults(desc), .prompts = prompts, .count = count};
+    *g = (wrpo__generation){.model = model, .desc = wrpo_generate_defaults(desc), .prompts = prompts, .count = count,
+                            .answer = answer};
     wrpo_generate_desc *d = &g->desc;
     wrpo__generate_check(g);
     if (!d->stop) {
@@ -9733,16 +9733,10 @@ static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_
         d->stop = stop;
         d->stop_count = stbds_arrlen(stop);
     }
-    int64_t shortest = c->max_position_embeddings;
-    for (int64_t i = 0; i < count; i++) {
-        g->prompt_rows = WRPO__MAX(g->prompt_rows, prompts[i].count);
-        shortest = WRPO__MIN(shortest, prompts[i].count);
-    }
     if (count == 0) return;
-    g->sample_rows = WRPO__MIN(d->max_tokens, c->max_position_embeddings - shortest);
     if (count <= d->batch / d->n) d->batch = count * d->n;
     const wrpo__shape shape = wrpo__generation_shape(g);
-    const size_t logits = (size_t)(shape.chunk * c->vocab_size);
+    const size_t logits = (size_t)(shape.chunk * model->config.vocab_size);
     g->run = wrpo__run_new(arena, model, &shape);
     for (int64_t i = g->prompt_slots; i-- > 0;) stbds_arrput(g->free_prompts, i);
     for (int64_t i = d->batch; i-- > 0;) stbds_arrput(g->free_samples, i);
@@ -9755,7 +9749,7 @@ static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_
 }
 WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
                                    const wrpo_generate_desc *desc) {
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__generate(model, prompts, count, desc));
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__generate(model, prompts, count, desc, NULL));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -9780,94 +9774,69 @@ WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int
 }
 
 /* ---- hidden states and logits of one sequence of token ids ---- */
-static void wrpo__hidden(wrpo__arena *temp, wrpo_model *model, const int32_t *ids, int64_t count, float *hidden,
-                         float *logits) {
+/* The hidden states of n rows, from `row` on, as floats. */
+static void wrpo__hidden_rows(const wrpo__run *r, int64_t row, int64_t n, float *out) {
+    const int64_t D = r->model->config.hidden_size;
+    r->be->get(r->dev, out, wrpo__at(r->be, r->y, row * D), (size_t)(n * D) * (size_t)r->be->act_bytes);
+    for (int64_t i = n * D - 1; r->be->act_bytes == 2 && i >= 0; i--) {        /* bfloat16, in the first half of out */
+        uint16_t half;
+        memcpy(&half, (const char *)out + 2 * i, sizeof half);
+        out[i] = wrpo__float_of(half);
+    }
+}
+static void wrpo__hidden(wrpo_model *model, const int32_t *ids, int64_t count, float *hidden, float *logits) {
     wrpo_ctx *ctx = model->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    const int64_t D = model->config.hidden_size, V = model->config.vocab_size;
+    const int64_t V = model->config.vocab_size;
     const float cap = (float)model->config.final_logit_softcapping;
     if (count < 1) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_hidden: want at least one token id, found %lld", (long long)count);
-    for (int64_t i = 0; i < count; i++)
-        if (ids[i] < 0 || ids[i] >= V)
-            wrpo__fail(ctx, WRPO_E_FORMAT, "wrpo_hidden: token id %d is outside the model's vocabulary of %lld",
-                       (int)ids[i], (long long)V);
+    wrpo__check_ids(ctx, V, ids, count, "wrpo_hidden: sequence", NULL, 1);
     const wrpo__shape shape = {.rows = count, .chunk = wrpo__head_chunk(ctx, &model->config, count)};
-    wrpo__run *r = wrpo__run_new(temp, model, &shape);
+    wrpo__run *r = wrpo__run_new(wrpo__current, model, &shape);
     wrpo__pack_begin(r);
     wrpo__pack_rotary(r, count);
     wrpo__pack_seg(r, ids, count, 0, 0, 0);
     for (int64_t i = 0; logits && i < count; i++) wrpo__pack_target(r, i, 0);
     wrpo__pack_end(r);
     wrpo__trunk(r);
-    if (hidden) {                    /* as the backend has them: float, or bfloat16 in the first half of the array */
-        be->get(ctx->dev, hidden, r->y, (size_t)(count * D) * (size_t)be->act_bytes);
-        for (int64_t i = count * D - 1; be->act_bytes == 2 && i >= 0; i--) {
-            uint16_t half;
-            memcpy(&half, (const char *)hidden + 2 * i, sizeof half);
-            hidden[i] = wrpo__float_of(half);
-        }
-    }
+    if (hidden) wrpo__hidden_rows(r, 0, count, hidden);
     for (int64_t t = 0, n; t < r->n_targets; t += n) {
         n = WRPO__MIN(shape.chunk, r->n_targets - t);
         wrpo__logits(r, t, n);
-        be->get(ctx->dev, logits + t * V, wrpo__logits_at(r, t), (size_t)(n * V) * sizeof *logits);
+        r->be->get(r->dev, logits + t * V, wrpo__logits_at(r, t), (size_t)(n * V) * sizeof *logits);
     }
     wrpo__sync(ctx);
-    for (int64_t i = 0; logits && cap > 0 && i < count * V; i++) logits[i] = cap * tanhf(logits[i] / cap);
+    for (int64_t i = 0; logits && cap > 0 && i < count * V; i++) logits[i] = wrpo__capped(logits[i], cap);
 }
 WRPO_API wrpo_result wrpo_hidden(wrpo_model *model, const int32_t *ids, int64_t count, float *hidden, float *logits) {
     wrpo_ctx *ctx = model->ctx;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__hidden(wrpo__current, model, ids, count, hidden, logits));
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__hidden(model, ids, count, hidden, logits));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- a prompt's text in, the answer's text out ---- */
-typedef struct wrpo__answering { wrpo_ctx *ctx; const wrpo_generate_desc *desc; char **answer; } wrpo__answering;
-static bool wrpo__answer_text(int64_t prompt, int64_t sample, const char *utf8, size_t size, void *user) {
-    const wrpo__answering *a = user;
-    return !a->desc->on_text || a->desc->on_text(prompt, sample, utf8, size, a->desc->user);
-}
-static bool wrpo__answer_done(int64_t prompt, const wrpo_sample *sample, void *user) {
-    const wrpo__answering *a = user;
-    *a->answer = wrpo__handout(a->ctx, sample->text, sample->size);
-    return !a->desc->on_done || a->desc->on_done(prompt, sample, a->desc->user);
-}
-static bool wrpo__answer_step(int64_t prompts, int64_t tokens, void *user) {
-    const wrpo__answering *a = user;
-    return !a->desc->on_step || a->desc->on_step(prompts, tokens, a->desc->user);
-}
-static void wrpo__answer_prompt(wrpo__arena *temp, wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
+static void wrpo__answer_prompt(wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
                                 const wrpo_generate_desc *desc, char **answer) {
-    desc = desc ? desc : &(wrpo_generate_desc){0};
-    wrpo__answering a = {model->ctx, desc, answer};
-    wrpo_generate_desc d = *desc;
-    wrpo_json text = {.kind = WRPO_JSON_STRING, .key = "prompt", .key_size = 6, .text = prompt, .size = strlen(prompt)};
-    const wrpo_json record = {.kind = WRPO_JSON_OBJECT, .count = 1, .child = &text};
+    wrpo__text text = {.arena = wrpo__current};
+    wrpo_json said = {.kind = WRPO_JSON_STRING, .key = "prompt", .key_size = 6, .text = prompt, .size = strlen(prompt)};
+    const wrpo_json record = {.kind = WRPO_JSON_OBJECT, .count = 1, .child = &said};
+    wrpo_prompt one = {.stream = wrpo__hash(0, prompt, said.size)};
+    wrpo_generate_desc d = {0};
     int32_t *ids;
-    wrpo_prompt one = {.stream = wrpo__hash(0, prompt, text.size)};
-    if (tok->ctx != model->ctx)
-        wrpo__fail(model->ctx, WRPO_E_ARG, "wrpo_answer: want a tokenizer of the model's context");
-    wrpo__cleanup *owner = wrpo__on_free(temp, wrpo__block_free, NULL);
-    wrpo__rethrow(model->ctx, wrpo_tokenizer_prompt(tok, NULL, &record, &ids, &one.count));
-    one.ids = owner->p = ids;
+    if (desc) d = *desc;
     d.tokenizer = tok;
     d.n = 1;
-    d.on_text = desc->on_text ? wrpo__answer_text : NULL;
-    d.on_done = wrpo__answer_done;
-    d.on_step = wrpo__answer_step;
-    d.user = &a;
-    wrpo__rethrow(model->ctx, wrpo_generate(model, &one, 1, &d));
+    if (tok->ctx != model->ctx)
+        wrpo__fail(model->ctx, WRPO_E_ARG, "wrpo_answer: want a tokenizer of the model's context");
+    wrpo__cleanup *owner = wrpo__on_free(wrpo__current, wrpo__block_free, NULL);
+    wrpo__rethrow(model->ctx, wrpo_tokenizer_prompt(tok, NULL, &record, &ids, &one.count));
+    one.ids = owner->p = ids;
+    wrpo__generate(model, &one, 1, &d, &text);
+    *answer = wrpo__handout(model->ctx, text.data, text.size);
 }
 WRPO_API wrpo_result wrpo_answer(wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
                                  const wrpo_generate_desc *desc, char **answer) {
-    wrpo_ctx *ctx = model->ctx;
     *answer = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true,
-               wrpo__answer_prompt(wrpo__current, model, tok, prompt, desc, answer));
-    if (wrpo__entry.failed) {
-        wrpo__block_free(*answer);
-        *answer = NULL;
-    }
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__answer_prompt(model, tok, prompt, desc, answer));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -9887,9 +9856,9 @@ struct wrpo_reward {
     wrpo_model *model;
     wrpo_tokenizer *tok;             /* NULL: the directory has none, ids only */
     wrpo__run *run;
-    wrpo__dense score;               /* its row `label` is the reward */
-    int64_t label, micro_tokens;
+    wrpo__dense score;               /* the row that is asked for */
     wrpo__gate gate;
+    int64_t micro_tokens;
     bool warned;
 };
 static void wrpo__dense_apply(const wrpo__dense *l, const double *x, double *y) {
@@ -9925,33 +9894,35 @@ static double wrpo__gated_score(const wrpo__gate *g, const double *last, const d
 }
 
 /* ---- load ---- */
-/* A tensor of the head as floats; rows, cols 0: any number; cols -1: a vector. */
-static wrpo__dense wrpo__head_tensor(wrpo_reward *r, const wrpo_tensors *t, const char *name, int64_t rows,
-                                     int64_t cols) {
+/* The tensor `name`, which must have this shape (-1: any number) and this dtype (NULL: one of floats). */
+static const wrpo_tensor_info *wrpo__need_tensor(wrpo_ctx *ctx, const char *file, const wrpo_tensors *t,
+                                                 const char *name, const char *dtype, int ndim, const int64_t *shape) {
     const wrpo_tensor_info *info = wrpo_tensors_find(t, name);
-    const int64_t shape[2] = {rows, cols};
-    const int ndim = cols < 0 ? 1 : 2;
     char want[80], found[160];
-    if (!info)
-        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s is missing: a reward model of this architecture has it",
-                   r->model->dir, name);
-    bool fits = info->ndim == ndim;
-    for (int k = 0; fits && k < ndim; k++) fits = info->shape[k] > 0 && (shape[k] == 0 || info->shape[k] == shape[k]);
+    if (!info) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s is missing", file, name);
+    bool fits = info->ndim == ndim && (!dtype || !strcmp(info->dtype, dtype));
+    for (int k = 0; fits && k < ndim; k++) fits = shape[k] < 0 ? info->shape[k] > 0 : info->shape[k] == shape[k];
     wrpo__shape_text(want, sizeof want, ndim, shape);
     wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
     if (!fits)
-        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s: want %s (0: any number), found %s", info->file, name, want, found);
-    if (strcmp(info->dtype, "F32") && strcmp(info->dtype, "BF16") && strcmp(info->dtype, "F16"))
-        wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, name,
-                   info->dtype);
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s %s", info->file, name,
+                   dtype ? dtype : "floats (-1: any number)", want, info->dtype, found);
+    if (!dtype) wrpo__need_float(ctx, info);
+    return info;
+}
+/* A tensor of the head; rows, cols -1: any number; cols 0: a vector. */
+static wrpo__dense wrpo__head_tensor(wrpo_reward *r, const wrpo_tensors *t, const char *name, int64_t rows,
+                                     int64_t cols) {
+    const int64_t shape[2] = {rows, cols};
+    const wrpo_tensor_info *info = wrpo__need_tensor(r->ctx, r->model->dir, t, name, NULL, cols ? 2 : 1, shape);
     float *w = wrpo__raw(r->arena, (size_t)info->count, sizeof *w);
     wrpo__to_finite(r->ctx, w, info, 0, info->count);
-    return (wrpo__dense){w, NULL, info->shape[0], ndim == 2 ? info->shape[1] : 1};
+    return (wrpo__dense){w, NULL, info->shape[0], cols ? info->shape[1] : 1};
 }
 static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
     wrpo__gate *g = &r->gate;
     int64_t cols = r->model->config.hidden_size;
-    g->regression = wrpo__head_tensor(r, t, "regression_layer.weight", 0, cols);
+    g->regression = wrpo__head_tensor(r, t, "regression_layer.weight", -1, cols);
     g->transform = wrpo__head_tensor(r, t, "reward_transform_matrix", g->regression.rows, g->regression.rows);
     for (;; g->layers++) {
         char name[64], bias[64];
@@ -9962,51 +9933,43 @@ static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
         if (g->layers == WRPO__GATE_LAYERS)
             wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: a gate of more than %d layers is not supported", r->model->dir,
                        WRPO__GATE_LAYERS);
-        *layer = wrpo__head_tensor(r, t, name, 0, cols);
-        layer->b = wrpo__head_tensor(r, t, bias, layer->rows, -1).w;
+        *layer = wrpo__head_tensor(r, t, name, -1, cols);
+        layer->b = wrpo__head_tensor(r, t, bias, layer->rows, 0).w;
         cols = layer->rows;
         g->widest = WRPO__MAX(g->widest, WRPO__MAX(cols, layer->cols));
     }
     if (cols != g->regression.rows)
         wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: the gate weighs %lld objectives, regression_layer.weight has %lld",
                    r->model->dir, (long long)cols, (long long)g->regression.rows);
-    g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", 1, -1).w;
+    g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", 1, 0).w;
     g->temperature = r->model->config.gating_temperature;
 }
-static void wrpo__free_model(void *p) { wrpo_model_free(p); }
-static void wrpo__free_tokenizer(void *p) { wrpo_tokenizer_free(p); }
 static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo_config c;
     wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
-    r->ctx = ctx;
-    r->arena = arena;
-    r->run_arena = wrpo__sub_arena(arena);
     if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_desc: dir is missing");
+    const char *dir = desc->dir;
     WRPO__RANGE(desc->micro_tokens >= 0, "micro_tokens", desc->micro_tokens, "at least 1");
-    r->micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS;
-    wrpo__config_read(arena, desc->dir, &c);
+    *r = (wrpo_reward){.ctx = ctx, .arena = arena, .run_arena = wrpo__sub_arena(arena),
+                       .micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS};
+    wrpo__config_read(arena, dir, &c);
     if (c.head == WRPO_HEAD_LM)
         wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a language model has no reward head: "
-                   "want architectures of sequence classification or of a reward model", desc->dir);
-    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_model, NULL);
-    wrpo__rethrow(ctx, wrpo__model_load(ctx, &(wrpo_model_desc){.dir = desc->dir, .frozen = true}, true, &r->model));
-    owner->p = r->model;
-    if (wrpo__exists(wrpo__join(arena, desc->dir, "tokenizer.json"))) {
-        owner = wrpo__on_free(arena, wrpo__free_tokenizer, NULL);
-        wrpo__rethrow(ctx, wrpo_tokenizer_load(ctx, desc->dir, &r->tok));
-        owner->p = r->tok;
-    }
-    const wrpo_tensors *t = wrpo__tensors_in(ctx, desc->dir);
+                   "want architectures of sequence classification or of a reward model", dir);
+    r->model = wrpo__model_from(arena, &(wrpo_model_desc){.dir = dir, .frozen = true}, true);
+    if (wrpo__exists(wrpo__join(arena, dir, "tokenizer.json"))) r->tok = wrpo__tokenizer_load(arena, dir);
+    const wrpo_tensors *t = wrpo__tensors_in(ctx, dir);
     if (c.head == WRPO_HEAD_GATED) wrpo__load_gate(r, t);
     else if (c.head == WRPO_HEAD_VALUE) r->score = wrpo__head_tensor(r, t, "v_head.weight", 1, c.hidden_size);
-    else r->score = wrpo__head_tensor(r, t, "score.weight", 0, c.hidden_size);
+    else r->score = wrpo__head_tensor(r, t, "score.weight", -1, c.hidden_size);
     const int64_t label = desc->label, rows = r->score.rows;
-    if (c.head != WRPO_HEAD_SCORE && label) wrpo__fail(ctx, WRPO_E_ARG, "label: %s has one reward only", desc->dir);
-    if (c.head == WRPO_HEAD_SCORE && (label < 0 || label > rows || (!label && rows > 1)))
+    if (c.head != WRPO_HEAD_SCORE && label) wrpo__fail(ctx, WRPO_E_ARG, "label: %s has one reward only", dir);
+    if (label < 0 || label > rows || (!label && rows > 1))
         wrpo__fail(ctx, WRPO_E_ARG, "label: score.weight has %lld rows: want the number of one, found %lld",
                    (long long)rows, (long long)label);
-    r->label = WRPO__MAX(label, 1) - 1;
+    r->score.w += WRPO__MAX(label - 1, 0) * c.hidden_size;
+    r->score.rows = 1;
     return r;
 }
 WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out) {
@@ -10020,49 +9983,36 @@ WRPO_API void wrpo_reward_free(wrpo_reward *reward) {
 WRPO_API const wrpo_config *wrpo_reward_config(const wrpo_reward *reward) { return &reward->model->config; }
 
 /* ---- score ---- */
-typedef struct wrpo__batch {         /* conversations */
-    const int32_t **ids;
-    int64_t *counts, n;
-    int64_t shared;                  /* that many first tokens are the same in all; each has more */
-} wrpo__batch;
-/* The tokens of ids[n] that the head looks at: the last one, by the rule of the model's code, and for a gate where the
-   last answer's header begins, <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n of Llama 3. false: none. */
-static bool wrpo__pooled(const wrpo_config *c, const int32_t *ids, int64_t n, int64_t *last, int64_t *header) {
+typedef struct wrpo__conversation {
+    const int32_t *ids; int64_t count;
+    int64_t rows[2];                 /* that the head looks at: tokens of ids, then rows of the run */
+} wrpo__conversation;
+/* Finds the tokens that the head looks at: the last one, by the rule of the model's code, and for a gate where the last
+   answer's header begins, <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n of Llama 3. false: none. */
+static bool wrpo__pooled(const wrpo_config *c, wrpo__conversation *y) {
     static const int32_t want[] = {128009, 128006, 78191, 128007, 271};
-    *last = n - 1;
-    *header = 0;
+    int64_t last = y->count - 1, header = 0;
     if (c->head == WRPO_HEAD_SCORE)
-        while (*last > 0 && ids[*last] == c->pad_token_id) --*last;
-    if (c->head != WRPO_HEAD_GATED) return true;
-    for (int64_t i = n; i-- > 0;)
-        if (ids[i] == c->pad_token_id) *last = i ? i - 1 : n - 1;
-    for (*header = n - WRPO__COUNT(want); *header >= 0 && memcmp(ids + *header, want, sizeof want);) --*header;
-    return *header >= 0;
-}
-static void wrpo__hidden_row(const wrpo__run *r, int64_t row, double *out) {
-    const wrpo_backend *be = r->model->ctx->desc.backend;
-    const int64_t D = r->model->config.hidden_size;
-    for (int64_t k = 0; k < D; k += WRPO__HALVES) {
-        const int64_t n = WRPO__MIN(D - k, WRPO__HALVES);
-        union { float whole[WRPO__HALVES]; uint16_t half[WRPO__HALVES]; } part;
-        be->get(r->model->ctx->dev, &part, wrpo__at(be, r->y, row * D + k), (size_t)n * (size_t)be->act_bytes);
-        for (int64_t i = 0; i < n; i++)
-            out[k + i] = (double)(be->act_bytes == 4 ? part.whole[i] : wrpo__float_of(part.half[i]));
+        while (last > 0 && y->ids[last] == c->pad_token_id) last--;
+    if (c->head == WRPO_HEAD_GATED) {
+        for (int64_t i = y->count; i-- > 0;)
+            if (y->ids[i] == c->pad_token_id) last = i ? i - 1 : y->count - 1;
+        header = y->count - WRPO__COUNT(want);
+        while (header >= 0 && memcmp(y->ids + header, want, sizeof want)) header--;
     }
+    y->rows[0] = last;
+    y->rows[1] = header;
+    return header >= 0;
 }
-/* Conversation k needs rows of its own for the shared tokens: it is the first that is packed, or it has other rotary
-   frequencies than the one before. */
-static bool wrpo__shared_again(const wrpo_config *c, const wrpo__batch *b, int64_t first, int64_t k) {
-    return k == first || wrpo__rope_key(c, b->counts[k]) != wrpo__rope_key(c, b->counts[k - 1]);
-}
-/* Scores as many of the conversations from `first` on as fit, at least one. Returns where it stopped. */
-static int64_t wrpo__score_some(wrpo_reward *w, const wrpo__batch *b, int64_t first, double *rewards) {
+/* Scores as many of list[n] from `first` on as fit, at least one. Returns where it stopped. They share their first
+   P tokens, and each has more. */
+static int64_t wrpo__score_some(wrpo_reward *w, wrpo__conversation *list, int64_t first, int64_t n, int64_t P,
+                                double *rewards) {
     const wrpo_config *c = &w->model->config;
-    wrpo__arena *temp = wrpo__current;
-    const int64_t D = c->hidden_size, P = b->shared;
-    int64_t rows = 0, end = first, prefix = 0;
-    for (; end < b->n; end++) {
-        const int64_t more = b->counts[end] - (wrpo__shared_again(c, b, first, end) ? 0 : P);
+    const int64_t D = c->hidden_size;
+    int64_t rows = P, end = first;
+    for (; end < n; end++) {
+        const int64_t more = list[end].count - P;
         if (end > first && rows + more > w->micro_tokens) break;
         rows += more;
     }
@@ -10071,34 +10021,29 @@ static int64_t wrpo__score_some(wrpo_reward *w, const wrpo__batch *b, int64_t fi
         wrpo__arena_clear(w->run_arena);
         w->run = wrpo__run_new(w->run_arena, w->model, &(wrpo__shape){.rows = rows});
     }
-    int64_t (*pooled)[2] = wrpo__alloc(temp, (size_t)(end - first), sizeof *pooled);           /* rows */
-    double *hidden = wrpo__alloc(temp, (size_t)D, 2 * sizeof *hidden);
-    double *scratch = wrpo__alloc(temp, (size_t)WRPO__MAX(3 * w->gate.widest, w->score.rows), sizeof *scratch);
+    float *row = wrpo__alloc(wrpo__current, (size_t)D, sizeof *row);
+    double *hidden = wrpo__alloc(wrpo__current, (size_t)D, 2 * sizeof *hidden);
+    double *scratch = wrpo__alloc(wrpo__current, (size_t)w->gate.widest, 3 * sizeof *scratch);
     wrpo__pack_begin(w->run);
-    for (int64_t k = first; k < end; k++) {
-        int64_t *at = pooled[k - first];
-        if (wrpo__shared_again(c, b, first, k)) {
-            wrpo__pack_rotary(w->run, b->counts[k]);
-            prefix = w->run->n;
-            if (P) wrpo__pack_seg(w->run, b->ids[k], P, 0, prefix, prefix);
-        }
-        if (!wrpo__pooled(c, b->ids[k], b->counts[k], &at[0], &at[1]))
+    for (wrpo__conversation *y = list + first; y < list + end; y++) {
+        wrpo__pack_rotary(w->run, y->count);
+        if (P && y == list + first) wrpo__pack_seg(w->run, y->ids, P, 0, 0, 0);
+        if (!wrpo__pooled(c, y))
             wrpo__fail(w->ctx, WRPO_E_FORMAT, "conversation %lld: want the header of an assistant's answer, which the "
-                       "gate of this reward model looks for, found none", (long long)k + 1);
-        for (int i = 0; i < 2; i++) at[i] += at[i] < P ? prefix : w->run->n - P;
-        wrpo__pack_seg(w->run, b->ids[k] + P, b->counts[k] - P, P, prefix, prefix + P);
+                       "gate of this reward model looks for, found none", (long long)(y - list) + 1);
+        for (int i = 0; i < 2; i++)
+            if (y->rows[i] >= P) y->rows[i] += w->run->n - P;
+        wrpo__pack_seg(w->run, y->ids + P, y->count - P, P, 0, P);
     }
     wrpo__pack_end(w->run);
     wrpo__trunk(w->run);
     for (int64_t k = first; k < end; k++) {
-        wrpo__hidden_row(w->run, pooled[k - first][0], hidden);
-        if (c->head == WRPO_HEAD_GATED) {
-            wrpo__hidden_row(w->run, pooled[k - first][1], hidden + D);
-            rewards[k] = wrpo__gated_score(&w->gate, hidden, hidden + D, scratch);
-        } else {
-            wrpo__dense_apply(&w->score, hidden, scratch);
-            rewards[k] = scratch[w->label];
+        for (int i = 0; i < 2; i++) {
+            wrpo__hidden_rows(w->run, list[k].rows[i], 1, row);
+            for (int64_t d = 0; d < D; d++) hidden[i * D + d] = (double)row[d];
         }
+        if (c->head == WRPO_HEAD_GATED) rewards[k] = wrpo__gated_score(&w->gate, hidden, hidden + D, scratch);
+        else wrpo__dense_apply(&w->score, hidden, &rewards[k]);
         if (!isfinite(rewards[k]))
             wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "conversation %lld: the reward is not a finite number",
                        (long long)k + 1);
@@ -10108,19 +10053,17 @@ static int64_t wrpo__score_some(wrpo_reward *w, const wrpo__batch *b, int64_t fi
 }
 static void wrpo__score_ids(wrpo_reward *w, const int32_t *const *ids, const int64_t *counts, int64_t n,
                             double *rewards) {
-    wrpo__arena *temp = wrpo__current;
     const wrpo_config *c = &w->model->config;
-    wrpo__batch b = {.n = n, .shared = INT64_MAX};
-    b.ids = wrpo__alloc(temp, (size_t)n, sizeof *b.ids);
-    b.counts = wrpo__alloc(temp, (size_t)n, sizeof *b.counts);
+    wrpo__conversation *list = wrpo__alloc(wrpo__current, (size_t)n, sizeof *list);
+    int64_t shared = INT64_MAX;      /* that many first tokens, and their angles, are the same in all */
     for (int64_t k = 0; k < n; k++) {
         int64_t count = counts[k], same = 0;
         const int32_t *own = ids[k];
         if (count < 1)
             wrpo__fail(w->ctx, WRPO_E_ARG, "conversation %lld: want at least one token, found none", (long long)k + 1);
-        wrpo__check_ids(w->model->ctx, w->model->config.vocab_size, own, count, "conversation", NULL, k + 1);
+        wrpo__check_ids(w->ctx, c->vocab_size, own, count, "conversation", NULL, k + 1);
         if (c->head == WRPO_HEAD_VALUE && own[count - 1] != c->reward_token_id) {
-            int32_t *longer = wrpo__alloc(temp, (size_t)count + 1, sizeof *longer);
+            int32_t *longer = wrpo__alloc(wrpo__current, (size_t)count + 1, sizeof *longer);
             memcpy(longer, own, (size_t)count * sizeof *longer);
             longer[count++] = (int32_t)c->reward_token_id;
             own = longer;
@@ -10130,12 +10073,12 @@ static void wrpo__score_ids(wrpo_reward *w, const int32_t *const *ids, const int
                       "max_position_embeddings %lld", (long long)count, (long long)c->max_position_embeddings);
             w->warned = true;
         }
-        b.ids[k] = own;
-        b.counts[k] = count;
-        while (same < b.shared && same < count - 1 && own[same] == b.ids[0][same]) same++;
-        b.shared = same;
+        list[k] = (wrpo__conversation){.ids = own, .count = count};
+        if (wrpo__rope_key(c, count) != wrpo__rope_key(c, list[0].count)) shared = 0;
+        while (same < shared && same < count - 1 && own[same] == list[0].ids[same]) same++;
+        shared = same;
     }
-    for (int64_t at = 0; at < n;) at = wrpo__score_some(w, &b, at, rewards);
+    for (int64_t at = 0; at < n;) at = wrpo__score_some(w, list, at, n, shared, rewards);
 }
 WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts,
                                            int64_t n, double *rewards) {
@@ -10198,53 +10141,67 @@ static wrpo__listed *wrpo__responses(wrpo_ctx *ctx, const char *path, wrpo_json 
     }
     return out;
 }
+
+static const char *wrpo__number_text(double x) {       /* as JSON writes it */
+    wrpo__text text = {.arena = wrpo__current};
+    wrpo__json_number(&text, x + 0.0);                 /* -0 becomes 0 */
+    return text.data;
+}
+/* A new member at the end; text: of a string or a number. */
+static wrpo_json *wrpo__json_add(wrpo_json *parent, const char *key, wrpo_json_kind kind, const char *text) {
+    const wrpo_json v = {.kind = kind, .text = text, .size = strlen(text)};
+    wrpo_json *copy = wrpo__json_copy(wrpo__current, &v, key);
+    wrpo__json_append(parent, copy);
+    return copy;
+}
 /* In place of the reward that it has, if any; as its last member. */
 static void wrpo__set_reward(wrpo_json *entry, double reward) {
-    wrpo__text text = {.arena = wrpo__current};
-    wrpo_json *number = WRPO__NEW(wrpo__current, wrpo_json);
     for (wrpo_json **m = &entry->child; *m;) {
         if (strcmp((*m)->key, "reward")) m = &(*m)->next;
         else *m = (*m)->next;
     }
-    wrpo__json_number(&text, reward);
-    *number = (wrpo_json){.kind = WRPO_JSON_NUMBER, .key = "reward", .text = text.data, .size = text.size};
-    number->key_size = strlen(number->key);
-    wrpo__json_append(entry, number);
+    wrpo__json_add(entry, "reward", WRPO_JSON_NUMBER, wrpo__number_text(reward));
+}
+static void wrpo__write_line(wrpo__writer *w, const wrpo_json *line) {
+    wrpo__text text = {.arena = wrpo__current};
+    wrpo__json_write(&text, line);
+    wrpo__text_puts(&text, "\n");
+    wrpo__write(w, text.data, text.size);
 }
 typedef struct wrpo__scoring {
     wrpo_reward *reward; bool rescore;
     wrpo__reading in; wrpo__writer *out;
     wrpo_reward_file_stats *stats;   /* mean: the sum */
 } wrpo__scoring;
-static void wrpo__score_root(wrpo__scoring *s, wrpo_json *root) {
+static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
     wrpo_ctx *ctx = s->in.ctx;
     const char *path = s->in.desc.path;
     wrpo_reward_file_stats *stats = s->stats;
     wrpo_json *texts = NULL;         /* stb array: of what has no reward that counts, list[0..n) */
     bool found;
+    s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
+    wrpo_json *root = wrpo__json_parse(wrpo__current, path, s->in.line, line, size);
     wrpo__read_head(&s->in, root);
     wrpo__listed *list = wrpo__responses(ctx, path, root, true, &found);
     const int64_t all = stbds_arrlen(list);
     if (!all)
         wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root,
                         "want responses in \"sources\" or \"target\", or a \"content\", found none");
-    for (int64_t i = 0, n = 0; i < all; i++) {
+    for (int64_t i = 0; i < all; i++) {
         const wrpo_json *content = wrpo__json_need(ctx, path, list[i].json, "content", WRPO_JSON_STRING);
         const wrpo_json *reward = wrpo__present(list[i].json, "reward");
         if (reward) wrpo__json_real(ctx, path, reward, NULL);
         if (reward && !s->rescore) continue;
+        list[stbds_arrlen(texts)] = list[i];
         stbds_arrput(texts, *content);
-        list[n++] = list[i];
     }
     const int64_t n = stbds_arrlen(texts);
     double *rewards = wrpo__alloc(wrpo__current, (size_t)n, sizeof *rewards);
-    if (n) {
-        const wrpo_json *prompt = wrpo__present(root, "prompt");
-        if (!prompt)
-            wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root,
-                            "prompt: want a string, a message or an array of messages, found none");
-        wrpo__score_answers(s->reward, &s->in, prompt, texts, n, rewards);
-    }
+    const wrpo_json *prompt = wrpo__present(root, "prompt");
+    if (n && !prompt)
+        wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root,
+                        "prompt: want a string, a message or an array of messages, found none");
+    if (n) wrpo__score_answers(s->reward, &s->in, prompt, texts, n, rewards);
     for (int64_t k = 0; k < n; k++) {
         wrpo__set_reward(list[k].json, rewards[k]);
         stats->mean += rewards[k];
@@ -10254,19 +10211,11 @@ static void wrpo__score_root(wrpo__scoring *s, wrpo_json *root) {
     stats->prompts++;
     stats->scored += n;
     stats->kept += all - n;
-    wrpo__text line = {.arena = wrpo__current};
-    wrpo__json_write(&line, root);
-    wrpo__text_puts(&line, "\n");
-    wrpo__write(s->out, line.data, line.size);
-}
-static void wrpo__score_text(wrpo__scoring *s, const char *text, size_t n) {
-    s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
-    wrpo__score_root(s, wrpo__json_parse(wrpo__current, s->in.desc.path, s->in.line, text, n));
+    wrpo__write_line(s->out, root);
 }
 static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {      /* an entry, as in >>data */
     WRPO__CALL(s->in.ctx, wrpo__arena_new(s->in.ctx), true, wrpo__score_text(s, text, n));
-    if (wrpo__entry.failed && s->in.tokenizing && s->in.ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(&s->in);
-    s->in.tokenizing = false;
+    if (wrpo__entry.failed) wrpo__name_record(&s->in);
     return wrpo__end(&wrpo__entry);
 }
 static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc, wrpo_reward_file_stats *stats) {
@@ -10275,9 +10224,9 @@ static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *
     if (!desc || !desc->in || !desc->out)
         wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_file_desc: want in and out, found NULL");
     const wrpo__file *f = wrpo__open_file(wrpo__current, desc->in);
-    wrpo__scoring s = {.reward = reward, .rescore = desc->rescore, .stats = stats};
-    s.out = wrpo__create(wrpo__current, desc->out);
-    s.in = (wrpo__reading){.ctx = ctx, .desc.path = desc->in, .now = time(NULL)};
+    wrpo__scoring s = {.reward = reward, .rescore = desc->rescore, .stats = stats,
+                       .out = wrpo__create(wrpo__current, desc->out),
+                       .in = {.ctx = ctx, .desc.path = desc->in, .now = time(NULL)}};
     for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) lines++;
     if (!lines) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want lines of candidates, found none", desc->in);
     for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) {
@@ -10502,9 +10451,7 @@ static void wrpo__reference(const wrpo_trainer *t) {
     wrpo_model *ref = t->model;
     if (t->desc.ref_dir) {
         const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
-        wrpo__cleanup *owner = wrpo__on_free(wrpo__current, wrpo__free_model, NULL);
-        wrpo__rethrow(t->ctx, wrpo_model_load(t->ctx, &desc, &ref));
-        owner->p = ref;
+        ref = wrpo__model_from(wrpo__current, &desc, false);
     }
     wrpo__set_cached(t, &t->train, ref);
     wrpo__set_cached(t, &t->eval, ref);
