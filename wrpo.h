@@ -10887,67 +10887,57 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
    Files of candidates are read twice, so that only one prompt at a time is in memory: once for the prompts' ids, which
    say what lines belong together, and once, prompt by prompt, for the responses.                                 */
 typedef struct wrpo__scored {        /* a response */
-    const char *model; int64_t index;                  /* index: of the model in wrpo__prompts.models */
+    int64_t model;                   /* which of wrpo__prompts.models */
     const wrpo_json *content, *number;                 /* number: the reward as written */
     const wrpo_json *answer;                           /* what entropy looks at: "answer", or content */
     double reward;
 } wrpo__scored;
-typedef struct wrpo__spot { wrpo__lines line; struct wrpo__spot *next; } wrpo__spot;
-typedef struct wrpo__gathered { const char *id; wrpo__spot *first, *last; } wrpo__gathered;    /* a prompt's lines */
-typedef struct wrpo__named { char *key; int64_t value; } wrpo__named;
+typedef struct wrpo__gathered { char *key; wrpo__lines *value; } wrpo__gathered;
+typedef struct wrpo__model_stats { char *key; wrpo_select_model value; } wrpo__model_stats;
 static const char *const wrpo__prompt_keys[] = {"prompt", "tools", "chat_template_kwargs"};
 typedef struct wrpo__prompts {       /* the prompts of some files */
     wrpo_ctx *ctx;
     wrpo__arena *arena, *temp;       /* temp: of the current prompt */
-    wrpo__gathered *prompts;         /* stb array, in the order of their first lines */
-    wrpo__named *ids, *names;        /* stb maps to indices of prompts and models */
-    wrpo_select_model *models;       /* stb array; reward: the sum */
+    wrpo__gathered *prompts;         /* stb map from ids to lines (stb arrays), in the order of their first lines */
+    wrpo__model_stats *models;       /* stb map from names; reward: the sum */
     int64_t empty;                   /* responses without text */
     /* of the current prompt: its id, what wrpo__prompt_keys names, the line that says it, its responses (stb arrays) */
     const wrpo_json *id, *prompt[3];
     const wrpo__lines *said;
     wrpo__scored *lists[2];
 } wrpo__prompts;
-static const char *wrpo__prompt_id(wrpo_ctx *ctx, const char *path, const wrpo_json *root, const wrpo_json **id) {
+static const wrpo_json *wrpo__prompt_id(wrpo_ctx *ctx, const char *path, const wrpo_json *root) {  /* NULL: none */
     wrpo__json_want(ctx, path, root, WRPO_JSON_OBJECT, "line");
-    *id = wrpo__present(root, "prompt_id");
-    if (!*id) return NULL;
-    if ((*id)->kind != WRPO_JSON_NUMBER) wrpo__json_want(ctx, path, *id, WRPO_JSON_STRING, NULL);
-    return (*id)->text;
+    const wrpo_json *id = wrpo__present(root, "prompt_id");
+    if (id && id->kind != WRPO_JSON_NUMBER) wrpo__json_want(ctx, path, id, WRPO_JSON_STRING, NULL);
+    return id;
 }
-/* ids: every line has a prompt_id. */
+/* ids: every line must have a prompt_id. A line that has none is a prompt of its own, under a key that is no UTF-8. */
 static void wrpo__prompts_add(wrpo__prompts *t, const char *path, bool ids) {
     for (wrpo__lines l = {.file = wrpo__open_file(t->arena, path)}; wrpo__next_line(&l); wrpo__arena_clear(t->temp)) {
-        const wrpo_json *root = wrpo__json_parse(t->temp, path, l.number, l.text, l.size), *id;
-        const char *name = wrpo__prompt_id(t->ctx, path, root, &id);
-        const ptrdiff_t at = name ? stbds_shgeti(t->ids, name) : -1;
-        wrpo__spot *spot = WRPO__NEW(t->arena, wrpo__spot);
-        spot->line = l;
-        if (ids && !name)
+        const wrpo_json *root = wrpo__json_parse(t->temp, path, l.number, l.text, l.size);
+        const wrpo_json *id = wrpo__prompt_id(t->ctx, path, root);
+        if (ids && !id)
             wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id: want a string or a number, found none");
-        if (at < 0) {
-            const wrpo__gathered prompt = {name ? wrpo__strndup(t->arena, name, strlen(name)) : NULL, spot, spot};
-            if (name) stbds_shput(t->ids, prompt.id, stbds_arrlen(t->prompts));
-            stbds_arrput(t->prompts, prompt);
-            continue;
-        }
-        wrpo__gathered *prompt = &t->prompts[t->ids[at].value];
-        if (prompt->last->line.file == l.file)
+        char *key = id ? wrpo__strndup(t->arena, id->text, id->size)
+                       : wrpo__format(t->arena, "\xFF%lld", (long long)l.number);
+        if (stbds_shgeti(t->prompts, key) < 0) stbds_shput(t->prompts, key, NULL);
+        wrpo__gathered *prompt = stbds_shgetp(t->prompts, key);
+        if (prompt->value && stbds_arrlast(prompt->value).file == l.file)
             wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want each once in a file, found "
-                            "it in line %lld too", name, (long long)prompt->last->line.number);
-        prompt->last->next = spot;
-        prompt->last = spot;
+                            "it in line %lld too", key, (long long)stbds_arrlast(prompt->value).number);
+        stbds_arrput(prompt->value, l);
     }
 }
 static void wrpo__prompts_open(wrpo__prompts *t, const char *const *paths, int64_t n, bool ids) {
     wrpo__arena *arena = wrpo__current;
     *t = (wrpo__prompts){.ctx = arena->ctx, .arena = arena, .temp = wrpo__sub_arena(arena)};
     for (int64_t i = 0; i < n; i++) wrpo__prompts_add(t, paths[i], ids);
-    if (t->prompts) return;
-    wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
+    if (!t->prompts)
+        wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
 }
 static void wrpo__add_response(wrpo__prompts *t, const char *path, const wrpo_json *v, const char *model, int list) {
-    wrpo__scored r = {.model = model, .content = wrpo__json_need(t->ctx, path, v, "content", WRPO_JSON_STRING)};
+    wrpo__scored r = {.content = wrpo__json_need(t->ctx, path, v, "content", WRPO_JSON_STRING)};
     r.number = wrpo__json_need(t->ctx, path, v, "reward", WRPO_JSON_NUMBER);
     r.reward = wrpo__json_real(t->ctx, path, r.number, NULL);
     r.answer = wrpo__present(v, "answer");
@@ -10956,31 +10946,29 @@ static void wrpo__add_response(wrpo__prompts *t, const char *path, const wrpo_js
         t->empty++;
         return;
     }
-    if (stbds_shgeti(t->names, model) < 0) {
+    if (stbds_shgeti(t->models, model) < 0) {
         const wrpo_select_model m = {.name = wrpo__strndup(t->arena, model, strlen(model))};
-        stbds_shput(t->names, m.name, stbds_arrlen(t->models));
-        stbds_arrput(t->models, m);
+        stbds_shput(t->models, m.name, m);
     }
-    r.index = stbds_shget(t->names, model);
-    t->models[r.index].responses++;
-    t->models[r.index].reward += r.reward;
+    r.model = stbds_shgeti(t->models, model);
+    t->models[r.model].value.responses++;
+    t->models[r.model].value.reward += r.reward;
     stbds_arrput(t->lists[list], r);
 }
 /* What a line says of the prompt must be what an earlier line said. A line without any of the keys says nothing. */
 static void wrpo__candidates_prompt(wrpo__prompts *t, const wrpo__lines *line, const wrpo_json *root, const char *id) {
-    const char *path = line->file->path;
     const wrpo_json *says[3];
     bool any = false;
     for (int k = 0; k < 3; k++) {
         says[k] = wrpo__present(root, wrpo__prompt_keys[k]);
         any = any || says[k];
     }
-    for (int k = 0; k < 3 && any && t->said; k++)
+    if (!any) return;
+    for (int k = 0; k < 3 && t->said; k++)
         if (!wrpo__json_same(says[k], t->prompt[k]))
-            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, says[k] ? says[k] : root,
+            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, line->file->path, says[k] ? says[k] : root,
                             "prompt_id \"%.80s\": want the %s as in %s:%lld, found %s", id, wrpo__prompt_keys[k],
                             t->said->file->path, (long long)t->said->number, says[k] ? "another one" : "none");
-    if (!any) return;
     t->said = line;
     memcpy(t->prompt, says, sizeof says);
 }
@@ -10991,16 +10979,16 @@ static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__gathered *prompt, b
     memset(t->prompt, 0, sizeof t->prompt);
     for (int list = 0; list < 2; list++)
         if (t->lists[list]) stbds_arrsetlen(t->lists[list], 0);
-    for (const wrpo__spot *p = prompt->first; p; p = p->next) {
-        const char *path = p->line.file->path;
-        wrpo_json *root = wrpo__json_parse(t->temp, path, p->line.number, p->line.text, p->line.size);
+    for (const wrpo__lines *l = prompt->value; l < prompt->value + stbds_arrlen(prompt->value); l++) {
+        const char *path = l->file->path;
+        wrpo_json *root = wrpo__json_parse(t->temp, path, l->number, l->text, l->size);
         bool found;
-        wrpo__prompt_id(t->ctx, path, root, &t->id);
-        wrpo__candidates_prompt(t, &p->line, root, prompt->id);
+        t->id = wrpo__prompt_id(t->ctx, path, root);
+        wrpo__candidates_prompt(t, l, root, prompt->key);
         wrpo__listed *all = wrpo__responses(t->ctx, path, root, compare, &found);
         if (!found)
             wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want responses in \"sources\" or "
-                            "\"target\", found neither", prompt->id);
+                            "\"target\", found neither", prompt->key);
         for (int64_t i = 0; i < stbds_arrlen(all); i++) {
             const wrpo_json *v = all[i].json;
             const char *model = v == root ? "" : wrpo__json_need(t->ctx, path, v, "model", WRPO_JSON_STRING)->text;
@@ -11018,7 +11006,7 @@ static int64_t wrpo__characters(const wrpo_json *text) {
 /* ---- selection ---- */
 static const char *const wrpo__forms[] = {
     [WRPO_FORM_QUADS] = "quads", [WRPO_FORM_SFT] = "sft", [WRPO_FORM_PAIR] = "pair", [WRPO_FORM_PAIRS] = "pairs"};
-WRPO_API const char *wrpo_form_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__forms) ? wrpo__forms[i] : NULL; }
+WRPO__NAMED(wrpo_form_name, wrpo__forms)
 typedef struct wrpo__extremes { const wrpo__scored *best, *worst; double share; } wrpo__extremes;
 static bool wrpo__same_text(const wrpo__scored *a, const wrpo__scored *b) {
     return wrpo__json_same(a->content, b->content);
@@ -11029,7 +11017,7 @@ static wrpo__extremes *wrpo__rank(const wrpo__scored *list, bool by_model) {
     for (int64_t i = 0; i < stbds_arrlen(list); i++) {
         const wrpo__scored *c = &list[i];
         int64_t k = 0;
-        while (k < stbds_arrlen(out) && by_model && out[k].best->index != c->index) k++;
+        while (k < stbds_arrlen(out) && by_model && out[k].best->model != c->model) k++;
         if (k == stbds_arrlen(out)) {
             const wrpo__extremes first = {c, c, 0};
             stbds_arrput(out, first);
@@ -11069,165 +11057,156 @@ typedef struct wrpo__selection {
     wrpo_select_desc desc;           /* resolved */
     wrpo_select_stats *stats; double count[3];         /* count: of the sums in stats, by role */
     wrpo__prompts t;
-    wrpo__text line;                 /* of the current prompt, as is `put` */
-    const wrpo__scored **put;        /* stb array: answers since the last list of scores */
+    const wrpo__scored **put;        /* stb array: answers of the current prompt since the last list of scores */
 } wrpo__selection;
 /* Leaves the *n sources that the form takes of the current prompt. Returns NULL, or the statistic that counts why the
    prompt is left out. */
 static int64_t *wrpo__choose(wrpo__selection *s, wrpo__extremes *sources, const wrpo__extremes *target, int64_t *n) {
     const wrpo_select_desc *d = &s->desc;
-    wrpo_select_stats *stats = s->stats;
+    const bool quads = d->form == WRPO_FORM_QUADS;
     int64_t kept = 0, equal = 0;
-    if (!*n) return &stats->no_source;
-    if (d->form == WRPO_FORM_SFT || d->form == WRPO_FORM_PAIR) *n = 1;
+    if (!*n) return &s->stats->no_source;
+    if (quads && !target) return &s->stats->no_target;
+    if (quads && wrpo__same_text(target->best, target->worst)) return &s->stats->equal;
+    if (d->form != WRPO_FORM_PAIRS) *n = WRPO__MIN(*n, d->top);
     if (d->form == WRPO_FORM_SFT) return NULL;
-    if (d->form == WRPO_FORM_QUADS) {
-        if (!target) return &stats->no_target;
-        const wrpo__scored *rejected = target->worst;
-        if (wrpo__same_text(target->best, rejected) || wrpo__same_text(sources->best, rejected)) return &stats->equal;
-        kept = WRPO__MIN(*n, d->top);
-        while (kept && d->min_gap > 0 && sources[kept - 1].best->reward - rejected->reward < d->min_gap) kept--;
-        if (!kept || target->best->reward - rejected->reward < d->min_gap) return &stats->gap;
-        for (int64_t i = 1; i < kept; i++)
-            if (wrpo__same_text(sources[i].best, rejected)) kept = i;
-        *n = kept;
-        return NULL;
-    }
     for (int64_t i = 0; i < *n; i++) {
-        const bool same = wrpo__same_text(sources[i].best, sources[i].worst);
+        const wrpo__extremes c = sources[i];
+        const wrpo__scored *rejected = quads ? target->worst : c.worst;
+        const bool same = wrpo__same_text(c.best, rejected);
+        const bool close = d->min_gap > 0 && c.best->reward - rejected->reward < d->min_gap;
         equal += same;
-        if (!same && sources[i].best->reward - sources[i].worst->reward >= d->min_gap) sources[kept++] = sources[i];
+        if (!same && !close) sources[kept++] = c;
     }
-    if (!kept) return equal == *n ? &stats->equal : &stats->gap;
+    if (!kept && equal == *n) return &s->stats->equal;
+    if (!kept || (quads && target->best->reward - target->worst->reward < d->min_gap)) return &s->stats->gap;
     *n = kept;
     return NULL;
 }
-/* An answer as a message, after the text `before`; counts it. */
-static void wrpo__put_answer(wrpo__selection *s, const char *before, const wrpo__scored *answer, wrpo_role role) {
-    wrpo__text_printf(&s->line, "%s{\"content\": ", before);
-    wrpo__json_write(&s->line, answer->content);
-    wrpo__text_puts(&s->line, ", \"role\": \"assistant\"}");
+/* An answer as a message of the list; counts it. */
+static void wrpo__put_answer(wrpo__selection *s, wrpo_json *list, const wrpo__scored *answer, wrpo_role role) {
+    wrpo_json *message = wrpo__json_add(list, NULL, WRPO_JSON_OBJECT, "");
+    wrpo__json_append(message, wrpo__json_copy(wrpo__current, answer->content, NULL));
+    wrpo__json_add(message, "role", WRPO_JSON_STRING, "assistant");
     s->stats->reward[role] += answer->reward;
     s->stats->length[role] += (double)wrpo__characters(answer->content);
     s->count[role]++;
-    s->t.models[answer->index].selected += role == WRPO_ROLE_SOURCE;
+    s->t.models[answer->model].value.selected += role == WRPO_ROLE_SOURCE;
     stbds_arrput(s->put, answer);
 }
 /* A best and a worst answer as chosen and rejected. */
-static void wrpo__put_pair(wrpo__selection *s, const char *before, const wrpo__extremes *source) {
-    wrpo__put_answer(s, before, source->best, WRPO_ROLE_SOURCE);
-    wrpo__put_answer(s, "], \"rejected\": [", source->worst, WRPO_ROLE_REJECTED);
+static void wrpo__put_pair(wrpo__selection *s, wrpo_json *to, const wrpo__extremes *source) {
+    wrpo__put_answer(s, wrpo__json_add(to, "chosen", WRPO_JSON_ARRAY, ""), source->best, WRPO_ROLE_SOURCE);
+    wrpo__put_answer(s, wrpo__json_add(to, "rejected", WRPO_JSON_ARRAY, ""), source->worst, WRPO_ROLE_REJECTED);
 }
-static void wrpo__put_number(wrpo__selection *s, const char *before, double x) {
-    wrpo__text_puts(&s->line, before);
-    wrpo__json_number(&s->line, x);
+static void wrpo__put_number(wrpo_json *to, const char *key, double x) {
+    wrpo__json_add(to, key, WRPO_JSON_NUMBER, wrpo__number_text(x));
 }
 /* The rewards and models of the answers since the last call. */
-static void wrpo__put_scores(wrpo__selection *s, const char *before) {
-    const int64_t n = stbds_arrlen(s->put);
-    for (int64_t i = 0; i < n; i++) {
-        wrpo__text_puts(&s->line, i ? ", " : before);
-        wrpo__json_write(&s->line, s->put[i]->number);
+static void wrpo__put_scores(wrpo__selection *s, wrpo_json *to) {
+    wrpo_json *rewards = wrpo__json_add(to, "rewards", WRPO_JSON_ARRAY, "");
+    wrpo_json *models = wrpo__json_add(to, "models", WRPO_JSON_ARRAY, "");
+    for (int64_t i = 0; i < stbds_arrlen(s->put); i++) {
+        wrpo__json_append(rewards, wrpo__json_copy(wrpo__current, s->put[i]->number, NULL));
+        wrpo__json_add(models, NULL, WRPO_JSON_STRING, s->t.models[s->put[i]->model].key);
     }
-    for (int64_t i = 0; i < n; i++) {
-        wrpo__text_puts(&s->line, i ? ", " : "], \"models\": [");
-        wrpo__json_quote(&s->line, s->put[i]->model, strlen(s->put[i]->model));
-    }
-    wrpo__text_puts(&s->line, "]");
     stbds_arrsetlen(s->put, 0);
 }
-/* The current prompt as a line of the form, with sources[n]. */
-static void wrpo__put_record(wrpo__selection *s, const wrpo__extremes *sources, int64_t n,
-                             const wrpo__extremes *target) {
+/* The current prompt as a record of the form, with sources[n]. */
+static wrpo_json *wrpo__make_record(wrpo__selection *s, const wrpo__extremes *sources, int64_t n,
+                                    const wrpo__extremes *target) {
     const wrpo_select_desc *d = &s->desc;
     const wrpo__prompts *t = &s->t;
-    wrpo__text *out = &s->line;
     const wrpo_json *prompt = t->prompt[0];
     const bool many = prompt->kind == WRPO_JSON_ARRAY;
-    wrpo__text_puts(out, "{\"prompt_id\": ");
-    wrpo__json_write(out, t->id);
+    wrpo_json *record = WRPO__NEW(wrpo__current, wrpo_json), *list;
+    record->kind = WRPO_JSON_OBJECT;
+    wrpo__json_append(record, wrpo__json_copy(wrpo__current, t->id, NULL));
     for (int k = d->form == WRPO_FORM_SFT ? 1 : 0; k < 3; k++)
-        if (t->prompt[k]) {
-            wrpo__text_printf(out, ", \"%s\": ", wrpo__prompt_keys[k]);
-            wrpo__json_write(out, t->prompt[k]);
-        }
+        if (t->prompt[k]) wrpo__json_append(record, wrpo__json_copy(wrpo__current, t->prompt[k], NULL));
     switch (d->form) {
     case WRPO_FORM_SFT:
-        wrpo__text_puts(out, ", \"messages\": [");
+        list = wrpo__json_add(record, "messages", WRPO_JSON_ARRAY, "");
         for (const wrpo_json *m = many ? prompt->child : prompt; m; m = many ? m->next : NULL) {
-            wrpo__json_write(out, m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m);
-            wrpo__text_puts(out, ", ");
+            const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m;
+            wrpo__json_append(list, wrpo__json_copy(wrpo__current, message, NULL));
         }
-        wrpo__put_answer(s, "", sources->best, WRPO_ROLE_SOURCE);
-        wrpo__put_scores(s, "], \"rewards\": [");
+        wrpo__put_answer(s, list, sources->best, WRPO_ROLE_SOURCE);
+        wrpo__put_scores(s, record);
         break;
     case WRPO_FORM_PAIR:
-        wrpo__put_pair(s, ", \"chosen\": [", sources);
-        wrpo__put_scores(s, "], \"rewards\": [");
+        wrpo__put_pair(s, record, sources);
+        wrpo__put_scores(s, record);
         break;
     case WRPO_FORM_PAIRS:
+        list = wrpo__json_add(record, "pairs", WRPO_JSON_ARRAY, "");
         for (int64_t i = 0; i < n; i++) {
-            wrpo__put_pair(s, i ? "}, {\"chosen\": [" : ", \"pairs\": [{\"chosen\": [", &sources[i]);
-            wrpo__put_number(s, "], \"weight\": ", sources[i].share);
-            wrpo__put_scores(s, ", \"rewards\": [");
+            wrpo_json *pair = wrpo__json_add(list, NULL, WRPO_JSON_OBJECT, "");
+            wrpo__put_pair(s, pair, &sources[i]);
+            wrpo__put_number(pair, "weight", sources[i].share);
+            wrpo__put_scores(s, pair);
         }
-        wrpo__text_puts(out, "}]");
         break;
     case WRPO_FORM_QUADS:
-        for (int64_t i = 0; i < n; i++)
-            wrpo__put_answer(s, i ? ", " : ", \"chosen\": [", sources[i].best, WRPO_ROLE_SOURCE);
-        wrpo__put_answer(s, ", ", target->best, WRPO_ROLE_TARGET);
-        wrpo__put_answer(s, "], \"rejected\": [", target->worst, WRPO_ROLE_REJECTED);
-        wrpo__put_scores(s, "], \"rewards\": [");
-        for (int64_t i = 0; i < n && n > 1; i++) wrpo__put_number(s, i ? ", " : ", \"weights\": [", sources[i].share);
-        if (n > 1) wrpo__text_puts(out, "]");
+        list = wrpo__json_add(record, "chosen", WRPO_JSON_ARRAY, "");
+        for (int64_t i = 0; i < n; i++) wrpo__put_answer(s, list, sources[i].best, WRPO_ROLE_SOURCE);
+        wrpo__put_answer(s, list, target->best, WRPO_ROLE_TARGET);
+        list = wrpo__json_add(record, "rejected", WRPO_JSON_ARRAY, "");
+        wrpo__put_answer(s, list, target->worst, WRPO_ROLE_REJECTED);
+        wrpo__put_scores(s, record);
+        if (n > 1) list = wrpo__json_add(record, "weights", WRPO_JSON_ARRAY, "");
+        for (int64_t i = 0; i < n && n > 1; i++) wrpo__put_number(list, NULL, sources[i].share);
     }
     if (d->entropy_power > 0) {
         const double entropy = wrpo__entropy(t->lists[target ? WRPO__TARGETS : WRPO__SOURCES]);
-        wrpo__put_number(s, ", \"weight\": ", pow(entropy, d->entropy_power) / d->entropy_scale);
+        wrpo__put_number(record, "weight", pow(entropy, d->entropy_power) / d->entropy_scale);
     }
-    wrpo__text_puts(out, "}\n");
+    return record;
 }
-/* false: the prompt is left out and counted. */
-static bool wrpo__select_prompt(wrpo__selection *s) {
+/* NULL: the prompt is left out and counted. */
+static wrpo_json *wrpo__select_prompt(wrpo__selection *s) {
     const wrpo__prompts *t = &s->t;
     wrpo__extremes *sources = wrpo__rank(t->lists[WRPO__SOURCES], true);
     const wrpo__extremes *target = wrpo__rank(t->lists[WRPO__TARGETS], false);
     int64_t n = stbds_arrlen(sources), *left_out = wrpo__choose(s, sources, target, &n);
     if (left_out) {
         ++*left_out;
-        return false;
+        return NULL;
     }
     if (!t->prompt[0])
         wrpo__json_fail(t->ctx, WRPO_E_FORMAT, "candidates", t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of "
                         "its lines, found none", t->id->text);
     wrpo__softmax_shares(sources, n, s->desc.tau);
-    wrpo__put_record(s, sources, n, target);
-    return true;
+    return wrpo__make_record(s, sources, n, target);
 }
-static void wrpo__select_check(wrpo_ctx *ctx, const wrpo_select_desc *d) {
+/* A setting of *d: its default where it is 0, and what it must be; x is its value. */
+#define WRPO__SETTING(field, otherwise, valid, wanted) { \
+    if (wrpo__is_default((double)d->field)) d->field = otherwise; \
+    const double x = (double)d->field; \
+    WRPO__RANGE(valid, #field, x, wanted); }
+static void wrpo__select_settings(wrpo_ctx *ctx, wrpo_select_desc *d) {
+    const bool quads = d->form == WRPO_FORM_QUADS, sft = d->form == WRPO_FORM_SFT;
     WRPO__RANGE(wrpo_form_name((int)d->form), "form", d->form, "one of wrpo_form");
-    WRPO__RANGE(d->top >= 1 && (d->top == 1 || d->form == WRPO_FORM_QUADS), "top", d->top,
-                "at least 1, and more than 1 for quads only");
-    WRPO__RANGE(d->tau > 0 && d->tau <= DBL_MAX, "tau", d->tau, "a finite number above 0");
-    WRPO__RANGE(d->min_gap >= 0 && d->min_gap <= DBL_MAX && (d->min_gap == 0 || d->form != WRPO_FORM_SFT), "min_gap",
-                d->min_gap, "a finite number of at least 0, and 0 for sft, which rejects nothing");
-    WRPO__RANGE(d->entropy_power >= 0 && d->entropy_power <= 100, "entropy_power", d->entropy_power,
-                "a number from 0 to 100");
-    WRPO__RANGE(d->entropy_scale > 0 && d->entropy_scale <= DBL_MAX, "entropy_scale", d->entropy_scale,
-                "a finite number above 0");
+    WRPO__SETTING(top, 1, x == 1 || (x > 1 && quads), "at least 1, and more than 1 for quads only");
+    WRPO__SETTING(tau, 1, x > 0 && x <= DBL_MAX, "a finite number above 0");
+    WRPO__SETTING(min_gap, 0, x >= 0 && x <= DBL_MAX && (x == 0 || !sft),
+                  "a finite number of at least 0, and 0 for sft, which rejects nothing");
+    WRPO__SETTING(entropy_power, 0, x >= 0 && x <= 100, "a number from 0 to 100");
+    WRPO__SETTING(entropy_scale, 6.8, x > 0 && x <= DBL_MAX, "a finite number above 0");
 }
 /* The models' array and their names, as one block for the user. */
 static void wrpo__hand_out_models(wrpo__prompts *t, wrpo_select_stats *stats) {
     wrpo__text block = {.arena = t->arena};
-    const int64_t n = stbds_arrlen(t->models);
-    const size_t head = (size_t)n * sizeof *t->models;
-    for (int64_t i = 0; i < n; i++) t->models[i].reward /= (double)t->models[i].responses;
-    wrpo__text_add(&block, (const char *)t->models, head);
-    for (int64_t i = 0; i < n; i++) wrpo__text_add(&block, t->models[i].name, strlen(t->models[i].name) + 1);
+    const int64_t n = stbds_shlen(t->models);
+    for (int64_t i = 0; i < n; i++) {
+        wrpo_select_model *m = &t->models[i].value;
+        m->reward /= (double)m->responses;
+        wrpo__text_add(&block, (const char *)m, sizeof *m);
+    }
+    for (int64_t i = 0; i < n; i++) wrpo__text_add(&block, t->models[i].key, strlen(t->models[i].key) + 1);
     stats->models = wrpo__handout(t->ctx, block.data, block.size);
     stats->n_models = n;
-    const char *name = (const char *)stats->models + head;
+    const char *name = (const char *)(stats->models + n);
     for (int64_t i = 0; i < n; i++, name += strlen(name) + 1) stats->models[i].name = name;
 }
 static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats) {
@@ -11235,22 +11214,18 @@ static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats)
     wrpo__selection s = {.stats = stats};
     wrpo_select_desc *d = &s.desc;
     if (desc) *d = *desc;
-    if (!d->top) d->top = 1;
-    d->tau = wrpo__or_default(d->tau, 1);
-    d->entropy_scale = wrpo__or_default(d->entropy_scale, 6.8);
-    wrpo__select_check(arena->ctx, d);
+    wrpo__select_settings(arena->ctx, d);
     wrpo__prompts_open(&s.t, d->in, d->n_in, true);
     wrpo__writer *w = d->out ? wrpo__create(arena, d->out) : NULL;
-    for (int64_t i = 0; i < stbds_arrlen(s.t.prompts); i++) {
+    for (int64_t i = 0; i < stbds_shlen(s.t.prompts); i++) {
         wrpo__prompts_read(&s.t, &s.t.prompts[i], false);
         stats->prompts++;
-        wrpo__current = s.t.temp;                      /* for the lists of one prompt */
-        s.line = (wrpo__text){.arena = s.t.temp};
         s.put = NULL;
-        const bool made = wrpo__select_prompt(&s);
+        wrpo__current = s.t.temp;                      /* for what is made of one prompt */
+        const wrpo_json *record = wrpo__select_prompt(&s);
+        stats->records += record != NULL;
+        if (record && w) wrpo__write_line(w, record);
         wrpo__current = arena;
-        stats->records += made;
-        if (made && w) wrpo__write(w, s.line.data, s.line.size);
     }
     if (!stats->records)
         wrpo__fail(arena->ctx, WRPO_E_FORMAT, "%s: no prompt gives a record: of %lld, %lld have no source response, "
@@ -11282,24 +11257,17 @@ static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *d, int64_t
     const uint64_t seed = d->seed ? d->seed : 42;
     WRPO__RANGE(share > 0 && share < 1, "share", share, "a number between 0 and 1");
     wrpo__prompts_open(&t, &d->in, 1, false);
-    const int64_t n = stbds_arrlen(t.prompts), first = (int64_t)floor(share * (double)n + 0.5);
+    const int64_t n = stbds_shlen(t.prompts), first = (int64_t)floor(share * (double)n + 0.5);
     if (n < 2 || first < 1 || first >= n)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts for both parts, found %lld in all", d->in, (long long)n);
-    int64_t *order = wrpo__alloc(arena, (size_t)n, sizeof *order);
-    bool *chosen = wrpo__alloc(arena, (size_t)n, sizeof *chosen);
-    for (int64_t i = 0; i < n; i++) order[i] = i;
-    for (int64_t i = 0; i < first; i++) {              /* the first ones of a shuffle */
-        const uint64_t draw = wrpo__random64(seed, 0, (uint64_t)i);
-        const int64_t k = i + (int64_t)(draw % (uint64_t)(n - i));
-        chosen[order[k]] = true;
-        order[k] = order[i];
-    }
     wrpo__writer *parts[2] = {wrpo__create(arena, d->out[0]), wrpo__create(arena, d->out[1])};
-    for (int64_t i = 0; i < n; i++) {
-        const wrpo__lines *line = &t.prompts[i].first->line;
-        wrpo__writer *w = chosen[i] ? parts[0] : parts[1];
+    for (int64_t i = 0, left = first; i < n; i++) {    /* of the n - i prompts to come, `left` go to the first part */
+        const wrpo__lines *line = t.prompts[i].value;
+        const bool taken = wrpo__random64(seed, 0, (uint64_t)i) % (uint64_t)(n - i) < (uint64_t)left;
+        wrpo__writer *w = taken ? parts[0] : parts[1];
         wrpo__write(w, line->text, line->size);
         wrpo__write(w, "\n", 1);
+        left -= taken;
     }
     wrpo__commit(parts[0]);
     wrpo__commit(parts[1]);
@@ -11349,14 +11317,14 @@ static double wrpo__compare(wrpo__prompts sides[2], const char *id, wrpo_winrate
     double pairs = 0, win = 0, tie = 0, length[2];
     for (int side = 0; side < 2; side++) {
         wrpo__prompts *t = &sides[side];
-        const wrpo__gathered *prompt = &t->prompts[stbds_shget(t->ids, id)];
+        const wrpo__gathered *prompt = stbds_shgetp(t->prompts, id);
         double reward = 0, characters = 0;
         wrpo__prompts_read(t, prompt, true);
         const wrpo__scored *list = t->lists[WRPO__TARGETS];
         const double count = (double)stbds_arrlen(list);
         if (count == 0)
             wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: prompt_id \"%.80s\": want an answer with text, found none",
-                       prompt->first->line.file->path, id);
+                       prompt->value->file->path, id);
         for (int64_t k = 0; k < stbds_arrlen(list); k++) {
             reward += list[k].reward;
             characters += (double)wrpo__characters(list[k].content);
@@ -11387,13 +11355,13 @@ static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *d, wrpo_winrat
     wrpo__prompts_open(&sides[0], &d->a, 1, true);
     wrpo__prompts_open(&sides[1], &d->b, 1, true);
     /* 1. The prompts of both files: values y, differences of length x. */
-    const int64_t all = stbds_arrlen(sides[0].prompts);
+    const int64_t all = stbds_shlen(sides[0].prompts);
     double *y = wrpo__alloc(arena, (size_t)all, sizeof *y), *x = wrpo__alloc(arena, (size_t)all, sizeof *x);
     double squares = 0;
     int64_t n = 0;
     for (int64_t i = 0; i < all; i++) {
-        const char *id = sides[0].prompts[i].id;
-        if (stbds_shgeti(sides[1].ids, id) < 0) continue;
+        const char *id = sides[0].prompts[i].key;
+        if (stbds_shgeti(sides[1].prompts, id) < 0) continue;
         y[n] = wrpo__compare(sides, id, out, &x[n]);
         squares += x[n] * x[n];
         n++;
@@ -11402,7 +11370,7 @@ static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *d, wrpo_winrat
     const double N = (double)n, sd = sqrt(squares / N);
     out->prompts = n;
     out->only_a = all - n;
-    out->only_b = stbds_arrlen(sides[1].prompts) - n;
+    out->only_b = stbds_shlen(sides[1].prompts) - n;
     out->wins /= N;
     out->ties /= N;
     out->losses = 1 - out->wins - out->ties;
