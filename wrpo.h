@@ -10253,19 +10253,17 @@ WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_fil
 /* ---- memory of a run: measured, and fitted into what there is ---- */
 /* Fills in gradients, moments, activations, head, recompute, logits and device: what the run takes of the backend's
    memory beside its weights. */
-static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute,
-                          bool logits, int64_t rows, wrpo_bytes *out) {
-    const wrpo__shape shape = wrpo__train_shape(ctx, config, recompute, logits, rows);
+static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t recompute, bool logits, int64_t rows,
+                          wrpo_bytes *out) {
+    const wrpo__shape shape = wrpo__train_shape(model->ctx, &model->config, recompute, logits, rows);
     wrpo__run run = {0};
     wrpo__bump b = {0};
-    int64_t count;
-    wrpo__layout_weights(config, NULL, NULL, &count, NULL);
-    wrpo__run_layout(ctx, config, &shape, &run, &b);
+    wrpo__run_layout(model->ctx, &model->config, &shape, &run, &b);
     if (b.overflow)
-        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space",
-                   (long long)rows);
-    out->gradients = (size_t)count * sizeof(float);
-    out->moments = 2 * wrpo_moments_bytes(moments, count);
+        wrpo__fail(model->ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address "
+                   "space", (long long)rows);
+    out->gradients = (size_t)model->count * sizeof(float);
+    out->moments = 2 * wrpo_moments_bytes(moments, model->count);
     out->head = run.head_bytes;
     out->activations = run.bytes - run.head_bytes + run.host.used;
     out->device = out->gradients + out->moments + run.bytes;
@@ -10278,20 +10276,20 @@ static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments
      3. to recompute layers as well, as few as do. The more, the less memory, except for the first: it brings a layer
         of memory that all of them share.
    false: it does not fit. */
-static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute, int64_t rows,
-                      size_t room, wrpo_bytes *out) {
-    const bool addressable = (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)config->vocab_size;    /* all logits */
-    wrpo__measure(ctx, config, moments, recompute, recompute == 0 && addressable, rows, out);
-    if (out->device <= room) return true;
-    if (recompute) return false;
-    int64_t low = 0, high = config->num_hidden_layers; /* 2. is low = 0 */
+static bool wrpo__fit(const wrpo_model *model, wrpo_moments moments, int64_t recompute, int64_t rows, size_t room,
+                      wrpo_bytes *out) {
+    const wrpo_config *c = &model->config;
+    const bool addressable = (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)c->vocab_size;         /* all logits */
+    wrpo__measure(model, moments, recompute, recompute == 0 && addressable, rows, out);
+    if (out->device <= room || recompute) return out->device <= room;
+    int64_t low = 0, high = c->num_hidden_layers;      /* 2. is low = 0 */
     while (low < high) {
         const int64_t middle = (low + high) / 2;
-        wrpo__measure(ctx, config, moments, middle, false, rows, out);
+        wrpo__measure(model, moments, middle, false, rows, out);
         if (out->device <= room) high = middle;
         else low = middle + 1;
     }
-    wrpo__measure(ctx, config, moments, low, false, rows, out);
+    wrpo__measure(model, moments, low, false, rows, out);
     return out->device <= room;
 }
 static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
@@ -10307,7 +10305,7 @@ static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wr
     const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);    /* they may be there */
     out->room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
     const size_t room = out->room > out->weights ? out->room - out->weights : 0;
-    wrpo__fit(ctx, config, d.moments, d.recompute, rows, room, out);
+    wrpo__fit(table, d.moments, d.recompute, rows, room, out);
     out->device += out->weights;
     if (data) {
         const wrpo_data_stats s = data->stats;
@@ -10322,7 +10320,7 @@ WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, 
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__train_bytes(ctx, config, data, desc, out));
     return wrpo__end(&wrpo__entry);
 }
-/* What would fit: first other moments, then fewer rows at once; NULL: nothing. */
+/* What would fit: first other moments, then fewer rows at once. */
 static const char *wrpo__would_fit(const wrpo_trainer *t, size_t room) {
     const wrpo_config *c = &t->model->config;
     const wrpo__set *sets[2] = {&t->train, &t->eval};
@@ -10332,26 +10330,25 @@ static const char *wrpo__would_fit(const wrpo_trainer *t, size_t room) {
     wrpo_bytes need;
     for (int64_t n = t->rows, last = 0; n != last; last = n, n = WRPO__MAX(least, n / 2))
         for (int i = (int)t->desc.moments; wrpo_moments_name(i); i++)
-            if (wrpo__fit(t->ctx, c, (wrpo_moments)i, 0, n, room, &need))
-                return wrpo__format(wrpo__current, "moments in %s, %lld micro tokens and %lld of %lld layers "
-                                    "recomputed", wrpo_moments_name(i), (long long)n, (long long)need.recompute,
-                                    (long long)c->num_hidden_layers);
-    return NULL;
+            if (wrpo__fit(t->model, (wrpo_moments)i, 0, n, room, &need))
+                return wrpo__format(wrpo__current, "it would fit with moments in %s, %lld micro tokens and %lld of "
+                                    "%lld layers recomputed", wrpo_moments_name(i), (long long)n,
+                                    (long long)need.recompute, (long long)c->num_hidden_layers);
+    return "nothing that can be set makes it fit";
 }
 /* What a run takes and recomputes, or an error that says what would fit. Only the weights are in memory yet. */
 static wrpo_bytes wrpo__fitted(const wrpo_trainer *t) {
     const size_t room = wrpo__room(t->ctx);
     const bool host = t->ctx->desc.backend->host;
     wrpo_bytes need;
-    if (wrpo__fit(t->ctx, &t->model->config, t->desc.moments, t->desc.recompute, t->rows, room, &need)) return need;
+    if (wrpo__fit(t->model, t->desc.moments, t->desc.recompute, t->rows, room, &need)) return need;
     if (host && !t->ctx->desc.memory_limit) return need;       /* a host may have more than it says: it can swap */
-    const char *with = wrpo__would_fit(t, room);
     wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; "
-               "%s%s", wrpo__gib(need.device), host ? "its limit has" : "the device has", wrpo__gib(room),
-               with ? "it would fit with " : "nothing that can be set makes it fit", with ? with : "");
+               "%s", wrpo__gib(need.device), host ? "its limit has" : "the device has", wrpo__gib(room),
+               wrpo__would_fit(t, room));
 }
 
-/* ---- the reference: log-probs [N, K], computed once, kept in a file under a fingerprint ---- */
+/* ---- the reference: log-probs [N, K], computed once, kept in a file under a name that tells model and data ---- */
 static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
     const wrpo_rope *p = &c->rope;
     const double numbers[] = {
@@ -10397,54 +10394,41 @@ static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data
     return wrpo__data_hash(h, data);
 }
 /* A cache that is there and whole fills set->ref; anything else is made anew. */
-static bool wrpo__reference_read(wrpo_ctx *ctx, const char *path, const char *fingerprint, const wrpo__set *set) {
+static bool wrpo__reference_read(wrpo_ctx *ctx, const char *path, const wrpo__set *set) {
     wrpo_json *root;
+    double *to = set->ref;
     if (!wrpo__exists(path)) return false;
     const wrpo__file *f = wrpo__open_file(wrpo__current, path);
     if (wrpo_json_parse(ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
-    const wrpo_json *rows = wrpo__json_get(root, "logps"), *row = rows ? rows->child : NULL;
-    bool ok = wrpo__json_is(wrpo__json_get(root, "fingerprint"), fingerprint);
-    ok = ok && rows && rows->kind == WRPO_JSON_ARRAY && rows->count == set->N;
-    for (int64_t i = 0; ok && i < set->N; i++, row = row->next) {
-        const wrpo_json *v = row->child;
-        ok = row->kind == WRPO_JSON_ARRAY && row->count == set->K;
-        for (int k = 0; ok && k < set->K; k++, v = v->next)
-            set->ref[i * set->K + k] = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
-    }
+    const bool whole = root->kind == WRPO_JSON_ARRAY && root->count == set->N * set->K;
+    for (const wrpo_json *v = whole ? root->child : NULL; v; v = v->next)
+        *to++ = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
     wrpo_json_free(ctx, root);
-    return ok;
+    return whole;
 }
-static void wrpo__reference_write(const char *path, const char *fingerprint, const wrpo__set *set) {
+static void wrpo__reference_write(const char *path, const wrpo__set *set) {            /* an array, a line a record */
     wrpo__text t = {.arena = wrpo__current};
-    wrpo__text_printf(&t, "{\"fingerprint\": \"%s\", \"logps\": [", fingerprint);
-    for (int64_t i = 0; i < set->N; i++) {
-        wrpo__text_puts(&t, i ? ",\n[" : "\n[");
-        for (int k = 0; k < set->K; k++) {
-            if (k) wrpo__text_puts(&t, ",");
-            wrpo__json_number(&t, set->ref[i * set->K + k]);
-        }
-        wrpo__text_puts(&t, "]");
+    wrpo__text_puts(&t, "[");
+    for (int64_t i = 0; i < set->N * set->K; i++) {
+        if (i) wrpo__text_puts(&t, i % set->K ? "," : ",\n");
+        wrpo__json_number(&t, set->ref[i]);
     }
-    wrpo__text_puts(&t, "\n]}\n");
-    wrpo__writer *w = wrpo__create(wrpo__current, path);
-    wrpo__write(w, t.data, t.size);
-    wrpo__commit(w);
+    wrpo__text_puts(&t, "]\n");
+    wrpo__publish(wrpo__write_whole(wrpo__current, path, t.data, t.size));
 }
 /* Reference log-probs of one set: from the cache in out_dir, or computed and then kept there. */
 static void wrpo__set_cached(const wrpo_trainer *t, const wrpo__set *set, wrpo_model *ref) {
-    const char *path = NULL, *fingerprint = NULL;
+    const char *path = NULL;
     if (!set->ref) return;
-    if (t->out_dir) {
-        const unsigned long long h = wrpo__fingerprint(ref, set->data);
-        fingerprint = wrpo__format(wrpo__current, "%016llx", h);
-        path = wrpo__format(wrpo__current, "%s/reference_logps-%s.json", t->out_dir, fingerprint);
-    }
-    if (path && wrpo__reference_read(t->ctx, path, fingerprint, set)) {
+    if (t->out_dir)
+        path = wrpo__format(wrpo__current, "%s/reference_logps-%016llx.json", t->out_dir,
+                            (unsigned long long)wrpo__fingerprint(ref, set->data));
+    if (path && wrpo__reference_read(t->ctx, path, set)) {
         wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
         return;
     }
     wrpo__set_reference(wrpo__current, t, set, ref);
-    if (path) wrpo__reference_write(path, fingerprint, set);
+    if (path) wrpo__reference_write(path, set);
 }
 /* Both sets by one reference model, which goes with the current arena. */
 static void wrpo__reference(const wrpo_trainer *t) {
@@ -10462,8 +10446,8 @@ static void wrpo__reference(const wrpo_trainer *t) {
    rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory away from it. */
 #define WRPO__STATE_FILE "trainer_state.wrpo"
 enum { WRPO__STATE_FORMAT = 2 };     /* goes up when earlier states can no longer be read; format 1 had no number */
-enum { WRPO__FREE, WRPO__SAME, WRPO__SAID };
-typedef struct wrpo__setting { const char *name, *text; int rule; } wrpo__setting;
+enum { WRPO__SAID = 3 };             /* the last settings of the file say where the run is */
+typedef struct wrpo__setting { const char *name, *text; } wrpo__setting;
 static const char *wrpo__reference_text(const wrpo_trainer *t) {
     const wrpo__set *sets[2] = {&t->train, &t->eval};
     uint64_t h = 0;
@@ -10476,45 +10460,39 @@ static const char *wrpo__set_text(const wrpo__set *set) {
     const unsigned long long h = wrpo__data_hash(0, set->data);
     return wrpo__format(wrpo__current, "%lld records, %016llx", (long long)set->N, h);
 }
-/* What the file says of the run. SAME: a run that goes on must have the same. SAID: the file says where the run is.
-   FREE: it is not in the file. An stb_ds array. */
+/* What the file says of the run. All but the last ones must be the same in a run that goes on. An stb_ds array. */
 static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
     wrpo__arena *temp = wrpo__current;
     const wrpo_train_desc *d = &t->desc;
     const unsigned long long config = wrpo__config_hash(t->ctx, &t->model->config);
-    const struct { const char *name, *word; double number; int rule; } table[] = {
-        {"state_format", NULL, WRPO__STATE_FORMAT, WRPO__SAME},
-        {"backend", t->ctx->desc.backend->name, 0, WRPO__SAME},
-        {"dtype", wrpo__dtype_name(t->ctx->desc.dtype), 0, WRPO__SAME},
-        {"config", wrpo__format(temp, "%s %016llx", t->model->config.model_type, config), 0, WRPO__SAME},
-        {"method", wrpo_method_name((int)d->loss.method), 0, WRPO__SAME},
-        {"pair", wrpo_pair_name((int)d->loss.pair), 0, WRPO__SAME},
-        {"beta", NULL, d->loss.beta, WRPO__SAME},
-        {"label_smoothing", NULL, d->loss.label_smoothing, WRPO__SAME},
-        {"gamma_ratio", NULL, d->loss.gamma_ratio, WRPO__SAME},
-        {"ipo_sum", NULL, d->loss.ipo_sum, WRPO__SAME},
-        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), 0, WRPO__SAME},
-        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule), 0, WRPO__SAME},
-        {"moments", wrpo_moments_name((int)d->moments), 0, WRPO__SAME},
-#define WRPO__X(field, otherwise, valid, want, same) {#field, NULL, (double)d->field, same ? WRPO__SAME : WRPO__FREE},
+    const wrpo__setting table[] = {
+        {"state_format", wrpo__number_text(WRPO__STATE_FORMAT)},
+        {"backend", t->ctx->desc.backend->name},
+        {"dtype", wrpo__dtype_name(t->ctx->desc.dtype)},
+        {"config", wrpo__format(temp, "%s %016llx", t->model->config.model_type, config)},
+        {"method", wrpo_method_name((int)d->loss.method)},
+        {"pair", wrpo_pair_name((int)d->loss.pair)},
+        {"beta", wrpo__number_text(d->loss.beta)},
+        {"label_smoothing", wrpo__number_text(d->loss.label_smoothing)},
+        {"gamma_ratio", wrpo__number_text(d->loss.gamma_ratio)},
+        {"ipo_sum", wrpo__number_text(d->loss.ipo_sum)},
+        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule)},
+        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule)},
+        {"moments", wrpo_moments_name((int)d->moments)},
+#define WRPO__X(field, otherwise, valid, want, same) {same ? #field : NULL, wrpo__number_text((double)d->field)},
         WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
-        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0, WRPO__SAME},
-        {"no_shuffle", NULL, d->no_shuffle, WRPO__SAME},
-        {"data", wrpo__set_text(&t->train), 0, WRPO__SAME},
-        {"eval_data", wrpo__set_text(&t->eval), 0, WRPO__SAME},
-        {"steps", NULL, (double)t->T, WRPO__SAME},
-        {"reference", wrpo__reference_text(t), 0, WRPO__SAID},
-        {"step", NULL, (double)t->k, WRPO__SAID},
-        {"milliseconds", NULL, WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000)), WRPO__SAID}};
+        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed)},
+        {"no_shuffle", wrpo__number_text(d->no_shuffle)},
+        {"data", wrpo__set_text(&t->train)},
+        {"eval_data", wrpo__set_text(&t->eval)},
+        {"steps", wrpo__number_text((double)t->T)},
+        {"reference", wrpo__reference_text(t)},
+        {"step", wrpo__number_text((double)t->k)},
+        {"milliseconds", wrpo__number_text(WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000)))}};
     wrpo__setting *out = NULL;
-    for (int64_t i = 0; i < WRPO__COUNT(table); i++) {
-        wrpo__text number = {.arena = temp};
-        if (table[i].rule == WRPO__FREE) continue;
-        if (!table[i].word) wrpo__json_number(&number, table[i].number + 0.0);         /* -0 becomes 0 */
-        const wrpo__setting s = {table[i].name, table[i].word ? table[i].word : number.data, table[i].rule};
-        stbds_arrput(out, s);
-    }
+    for (int64_t i = 0; i < WRPO__COUNT(table); i++)
+        if (table[i].name) stbds_arrput(out, table[i]);
     return out;
 }
 typedef struct wrpo__state_part {    /* a tensor of the file: a weight as floats, or moments as they are in memory */
@@ -10644,17 +10622,6 @@ static int64_t wrpo__state_count(const wrpo__state *s, const char *name, int64_t
                    (long long)most, found);
     return n;
 }
-static const wrpo_tensor_info *wrpo__state_tensor(const wrpo__state *s, const char *name, const char *dtype, int ndim,
-                                                  const int64_t *shape) {
-    const wrpo_tensor_info *info = wrpo_tensors_find(s->tensors, name);
-    char want[80], found[160] = "no such tensor";
-    wrpo__shape_text(want, sizeof want, ndim, shape);
-    if (info) wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
-    if (!info || strcmp(want, found) || strcmp(info->dtype, dtype))
-        wrpo__fail(s->ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s%s%s", s->path, name, dtype, want,
-                   info ? info->dtype : "", info ? " " : "", found);
-    return info;
-}
 /* The metadata is of this run, as far as is known without the reference. Returns the hash of all settings. */
 static uint64_t wrpo__state_read_settings(wrpo__state *s, const wrpo_trainer *t) {
     const wrpo__file *f = wrpo__open_file(wrpo__current, s->path);     /* again: tensors have no metadata */
@@ -10670,7 +10637,7 @@ static uint64_t wrpo__state_read_settings(wrpo__state *s, const wrpo_trainer *t)
     const wrpo__setting *settings = wrpo__state_settings(t);
     for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
         const char *found = wrpo__state_text(s, settings[i].name);
-        if (settings[i].rule == WRPO__SAME) wrpo__state_same(s, settings[i].name, settings[i].text);
+        if (i < stbds_arrlen(settings) - WRPO__SAID) wrpo__state_same(s, settings[i].name, settings[i].text);
         h = wrpo__hash(h, found, strlen(found));
     }
     s->step = wrpo__state_count(s, "step", t->T);
@@ -10687,11 +10654,11 @@ static wrpo__state wrpo__state_open(const wrpo_trainer *t) {
     const wrpo_tensor_info *log = wrpo_tensors_find(s.tensors, "metrics.jsonl");
     const int64_t log_size = log ? log->count : 0, eight = 8;
     const long long want = (long long)(s.end - s.parts) + 2, found = wrpo_tensors_count(s.tensors);
-    s.log = wrpo__state_tensor(&s, "metrics.jsonl", "U8", 1, &log_size);
-    memcpy(&sum, wrpo__state_tensor(&s, "checksum", "U8", 1, &eight)->data, sizeof sum);
+    s.log = wrpo__need_tensor(t->ctx, path, s.tensors, "metrics.jsonl", "U8", 1, &log_size);
+    memcpy(&sum, wrpo__need_tensor(t->ctx, path, s.tensors, "checksum", "U8", 1, &eight)->data, sizeof sum);
     if (found != want) wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, want, found);
     for (wrpo__state_part *p = s.parts; p < s.end; p++) {
-        p->data = wrpo__state_tensor(&s, p->name, p->dtype, p->ndim, p->shape)->data;
+        p->data = wrpo__need_tensor(t->ctx, path, s.tensors, p->name, p->dtype, p->ndim, p->shape)->data;
         for (size_t from = 0, n; from < p->bytes; from += n) {
             n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof(float));
             h = wrpo__hash(h, p->data + from, n);
@@ -10708,9 +10675,8 @@ static void wrpo__state_restore(wrpo_trainer *t, const wrpo__state *s) {
     float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
     wrpo__state_same(s, "reference", wrpo__reference_text(t));
     if (t->out_dir) {
-        wrpo__writer *w = wrpo__create(wrpo__current, wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl"));
-        wrpo__write(w, s->log->data, s->log->bytes);
-        wrpo__commit(w);
+        const char *log = wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl");
+        wrpo__publish(wrpo__write_whole(wrpo__current, log, s->log->data, s->log->bytes));
     }
     for (const wrpo__state_part *p = s->parts; p < s->end; p++)
         for (size_t from = 0; from < p->bytes;) from += wrpo__state_move(t, p, from, piece, true);
