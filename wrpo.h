@@ -9334,7 +9334,7 @@ typedef struct wrpo__draft {         /* a sample in the making */
     struct wrpo__job *job;
     int64_t number, slot;            /* slot among the live samples; -1: none */
     int32_t *ids; float *logps;      /* stb arrays */
-    size_t shown;                    /* bytes of its text that on_text has had */
+    wrpo__text text; size_t shown;   /* what they say; how many of its bytes on_text has had */
     bool stopped, done;
 } wrpo__draft;
 typedef struct wrpo__job {           /* a prompt that is begun and not delivered yet */
@@ -9355,23 +9355,23 @@ typedef struct wrpo__generation {
     int64_t begun, delivered, tokens;
     int64_t *free_prompts, *free_samples;              /* stb arrays: slots */
     wrpo__draft **draws;             /* [rows] which sample draws from the run's target i */
-    wrpo__arena *texts; wrpo_sample *samples;          /* of the prompt that is delivered; [n] */
+    wrpo_sample *samples;            /* [n] of the prompt that is delivered */
     wrpo__text *answer;              /* for wrpo_answer: what all samples say; NULL: not wanted */
     float *logits; wrpo__weighed *weights;             /* [chunk, V] on the host */
 } wrpo__generation;
 
-/* Settings: field, name in errors, what 0 means, valid if (x is the value), wanted. */
+/* Settings: field, what 0 means, valid if (x is the value), wanted. */
 #define WRPO__SAMPLING(X) \
-    X(n,           "n",           1,    x >= 1 && x <= 1 << 20,   "1 to 2^20 samples") \
-    X(max_tokens,  "max tokens",  2048, x >= 1 && x <= INT32_MAX, "1 to 2^31 - 1") \
-    X(temperature, "temperature", 0,    x >= 0 && x <= 1e6,       "a number in [0, 1e6]") \
-    X(top_p,       "top p",       1,    x > 0 && x <= 1,          "a number in (0, 1]") \
-    X(top_k,       "top k",       0,    x >= 0,                   "at least 0") \
-    X(batch,       "batch",       32,   x >= 1 && x <= 1 << 20,   "1 to 2^20 samples")
+    X(n,           1,    x >= 1 && x <= 1 << 20,   "1 to 2^20 samples") \
+    X(max_tokens,  2048, x >= 1 && x <= INT32_MAX, "1 to 2^31 - 1") \
+    X(temperature, 0,    x >= 0 && x <= 1e6,       "a number in [0, 1e6]") \
+    X(top_p,       1,    x > 0 && x <= 1,          "a number in (0, 1]") \
+    X(top_k,       0,    x >= 0,                   "at least 0") \
+    X(batch,       32,   x >= 1 && x <= 1 << 20,   "1 to 2^20 samples")
 WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc) {
     wrpo_generate_desc d = {0};
     if (desc) d = *desc;
-#define WRPO__X(field, name, otherwise, valid, want) if (d.field == 0) d.field = otherwise;
+#define WRPO__X(field, otherwise, valid, want) if (d.field == 0) d.field = otherwise;
     WRPO__SAMPLING(WRPO__X)
 #undef WRPO__X
     if (!d.seed) d.seed = 42;
@@ -9382,8 +9382,8 @@ static void wrpo__generate_check(wrpo__generation *g) {
     wrpo_ctx *ctx = g->model->ctx;
     const int64_t most = g->model->config.max_position_embeddings;
     int64_t shortest = most;
-#define WRPO__X(field, name, otherwise, valid, want) \
-    { const double x = (double)g->desc.field; WRPO__RANGE(valid, name, x, want); }
+    double x;
+#define WRPO__X(field, otherwise, valid, want) x = (double)g->desc.field; WRPO__RANGE(valid, #field, x, want);
     WRPO__SAMPLING(WRPO__X)
 #undef WRPO__X
     if (!ctx->desc.backend->scatter)
@@ -9517,11 +9517,19 @@ static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperatu
 }
 
 /* ---- text ---- */
-/* Writes the text of a sample and returns how many of its bytes are final: all of them once the sample is done. Before
-   that, <0xNN> tokens and an incomplete character at the end may still change. Ids without a token (a vocabulary padded
-   to a round number) have no text. */
-static size_t wrpo__draft_text(wrpo_tokenizer *tok, const wrpo__draft *d, wrpo__text *text) {
+static void wrpo__stop_if(wrpo_ctx *ctx, bool go) {
+    if (!go) wrpo__fail(ctx, WRPO_E_STOPPED, "stopped by the callback");
+}
+/* Writes the text of a sample, if it is wanted, and shows what is final of it: all once the sample is done. Before
+   that, <0xNN> tokens and an incomplete character at the end may still change. Ids without a token (a vocabulary
+   padded to a round number) have no text. */
+static void wrpo__draft_text(const wrpo__generation *g, wrpo__draft *d) {
+    const wrpo_generate_desc *desc = &g->desc;
+    const wrpo_tokenizer *tok = desc->tokenizer;
     int32_t *ids = NULL;
+    if (!tok || !(desc->on_text || d->done)) return;
+    wrpo__block_free(d->text.data);
+    d->text = (wrpo__text){.arena = wrpo__current};
     for (int64_t i = 0; i < stbds_arrlen(d->ids) - d->stopped; i++)
         if (d->ids[i] < tok->size && tok->tokens[d->ids[i]].text) stbds_arrput(ids, d->ids[i]);
     while (!d->done && stbds_arrlen(ids)) {
@@ -9529,25 +9537,14 @@ static size_t wrpo__draft_text(wrpo_tokenizer *tok, const wrpo__draft *d, wrpo__
         if (wrpo__byte_token(last->text, last->size) < 0) break;
         (void)stbds_arrpop(ids);
     }
-    wrpo__decode(tok, ids, stbds_arrlen(ids), true, text);
+    wrpo__decode(desc->tokenizer, ids, stbds_arrlen(ids), true, &d->text);
     stbds_arrfree(ids);
-    size_t size = text->size;
-    while (!d->done && size >= 3 && memcmp(text->data + size - 3, "\xEF\xBF\xBD", 3) == 0) size -= 3;
-    return size;
-}
-static void wrpo__stop_if(wrpo_ctx *ctx, bool go) {
-    if (!go) wrpo__fail(ctx, WRPO_E_STOPPED, "stopped by the callback");
-}
-static void wrpo__show_text(wrpo__generation *g, wrpo__draft *d) {
-    const wrpo_generate_desc *desc = &g->desc;
-    if (!desc->on_text || !desc->tokenizer) return;
-    wrpo__text text = {.arena = wrpo__current};
-    const size_t at = d->shown, size = wrpo__draft_text(desc->tokenizer, d, &text);
-    if (size > at) {
-        d->shown = size;
-        wrpo__stop_if(g->model->ctx, desc->on_text(d->job->prompt, d->number, text.data + at, size - at, desc->user));
-    }
-    wrpo__block_free(text.data);
+    const size_t at = d->shown;
+    size_t size = d->text.size;
+    while (!d->done && size >= 3 && memcmp(d->text.data + size - 3, "\xEF\xBF\xBD", 3) == 0) size -= 3;
+    if (!desc->on_text || size <= at) return;
+    d->shown = size;
+    wrpo__stop_if(g->model->ctx, desc->on_text(d->job->prompt, d->number, d->text.data + at, size - at, desc->user));
 }
 
 /* ---- jobs ---- */
@@ -9566,16 +9563,15 @@ static void wrpo__deliver(wrpo__generation *g) {       /* what is done, in the o
         wrpo__job *job = g->jobs[0];
         for (int64_t k = 0; k < desc->n; k++) {
             const wrpo__draft *d = &job->drafts[k];
-            wrpo__text text = {.arena = g->texts};
-            if (desc->tokenizer) wrpo__draft_text(desc->tokenizer, d, &text);
-            if (g->answer) wrpo__text_add(g->answer, text.data, text.size);
-            g->samples[k] = (wrpo_sample){d->ids, d->logps, stbds_arrlen(d->ids), text.data, text.size, d->stopped};
+            g->samples[k] = (wrpo_sample){d->ids, d->logps, stbds_arrlen(d->ids), d->text.data, d->text.size,
+                                          d->stopped};
+            if (g->answer) wrpo__text_add(g->answer, d->text.data, d->text.size);
         }
         if (desc->on_done) wrpo__stop_if(g->model->ctx, desc->on_done(job->prompt, g->samples, desc->user));
-        wrpo__arena_clear(g->texts);
         for (int64_t k = 0; k < desc->n; k++) {
             stbds_arrfree(job->drafts[k].ids);
             stbds_arrfree(job->drafts[k].logps);
+            wrpo__block_free(job->drafts[k].text.data);
         }
         wrpo__block_free(job);
         stbds_arrdel(g->jobs, 0);
@@ -9591,7 +9587,7 @@ static void wrpo__drawn(wrpo__generation *g, wrpo__draft *d, int32_t id, float l
     g->tokens++;
     for (int64_t i = 0; i < g->desc.stop_count; i++) d->stopped = d->stopped || g->desc.stop[i] == id;
     d->done = d->stopped || stbds_arrlen(d->ids) == job->limit;
-    wrpo__show_text(g, d);
+    wrpo__draft_text(g, d);
     if (!d->done) return;
     if (d->slot >= 0) stbds_arrput(g->free_samples, d->slot);
     if (--job->left == 0) stbds_arrput(g->free_prompts, job->slot);
@@ -9740,7 +9736,6 @@ static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_
     g->run = wrpo__run_new(arena, model, &shape);
     for (int64_t i = g->prompt_slots; i-- > 0;) stbds_arrput(g->free_prompts, i);
     for (int64_t i = d->batch; i-- > 0;) stbds_arrput(g->free_samples, i);
-    g->texts = wrpo__sub_arena(arena);
     g->samples = wrpo__alloc(arena, (size_t)d->n, sizeof *g->samples);
     g->draws = wrpo__raw(arena, (size_t)shape.rows, sizeof(wrpo__draft *));
     g->logits = wrpo__raw(arena, logits, sizeof *g->logits);
@@ -10397,8 +10392,8 @@ static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data
 static bool wrpo__reference_read(wrpo_ctx *ctx, const char *path, const wrpo__set *set) {
     wrpo_json *root;
     double *to = set->ref;
-    if (!wrpo__exists(path)) return false;
-    const wrpo__file *f = wrpo__open_file(wrpo__current, path);
+    if (!wrpo__disk_exists(path)) return false;
+    const wrpo__file *f = wrpo__disk_open(wrpo__current, path);
     if (wrpo_json_parse(ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
     const bool whole = root->kind == WRPO_JSON_ARRAY && root->count == set->N * set->K;
     for (const wrpo_json *v = whole ? root->child : NULL; v; v = v->next)
@@ -10552,7 +10547,7 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
     const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE);
     const char *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
-    const wrpo__file *metrics = log && wrpo__exists(log) ? wrpo__open_file(temp, log) : NULL;
+    const wrpo__file *metrics = log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
     const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
     const wrpo__setting *settings = wrpo__state_settings(t);
     const wrpo__state_part *parts = wrpo__state_parts(t), *end = parts + stbds_arrlen(parts);
@@ -10758,32 +10753,25 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     }
     return t;
 }
-static wrpo_result wrpo__trainer_make(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
-                                      bool train, wrpo_trainer **out) {
-    *out = NULL;
-    WRPO__CALL(policy->ctx, wrpo__arena_new(policy->ctx), false, *out = wrpo__trainer_open(policy, data, desc, train));
-    return wrpo__end(&wrpo__entry);
-}
 WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                        wrpo_trainer **out) {
-    return wrpo__trainer_make(policy, data, desc, true, out);
+    *out = NULL;
+    WRPO__CALL(policy->ctx, wrpo__arena_new(policy->ctx), false, *out = wrpo__trainer_open(policy, data, desc, true));
+    return wrpo__end(&wrpo__entry);
 }
 
 /* ---- evaluation and the loop ---- */
-static wrpo_result wrpo__eval_entry(wrpo_trainer *t, wrpo_metrics *m) {
-    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__evaluate(t, &t->train, t->desc.alpha + 0.0));
-    m->epoch = NAN;
-    return wrpo__end(&wrpo__entry);
-}
-WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
+static void wrpo__eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
     wrpo_train_desc d = {0};
-    wrpo_trainer *t;
     if (desc) d = *desc;
     d.eval_data = NULL;
-    wrpo_result r = wrpo__trainer_make(model, data, &d, false, &t);
-    if (r == WRPO_OK) r = wrpo__eval_entry(t, m);
-    wrpo_trainer_free(t);
-    return r;
+    wrpo_trainer *t = wrpo__trainer_open(model, data, &d, false);
+    *m = wrpo__evaluate(t, &t->train, t->desc.alpha + 0.0);
+    m->epoch = NAN;
+}
+WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__eval(model, data, desc, m));
+    return wrpo__end(&wrpo__entry);
 }
 /* save.dir/checkpoint-K; then the one before it goes, of step *saved (-1: none). */
 static void wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
@@ -10794,7 +10782,7 @@ static void wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
     wrpo__rethrow(t->ctx, wrpo_trainer_save(t, &save));
     *saved = t->k;
     if (!old) return;
-    const wrpo__name *names = wrpo__list_dir(temp, old);
+    const wrpo__name *names = wrpo__disk_list(temp, old);
     for (int64_t i = 0; i < stbds_arrlen(names); i++)
         if (strcmp(names[i].text, ".") && strcmp(names[i].text, ".."))
             wrpo__remove(t->ctx, wrpo__join(temp, old, names[i].text));
@@ -11209,7 +11197,6 @@ static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats)
 WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wrpo_select_stats *out) {
     *out = (wrpo_select_stats){0};
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__select(desc, out));
-    if (wrpo__entry.failed) *out = (wrpo_select_stats){0};
     return wrpo__end(&wrpo__entry);
 }
 
@@ -11371,7 +11358,6 @@ static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *d, wrpo_winrat
 WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
     *out = (wrpo_winrate_stats){0};
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__winrate(ctx, desc, out));
-    if (wrpo__entry.failed) *out = (wrpo_winrate_stats){0};
     return wrpo__end(&wrpo__entry);
 }
 
