@@ -9329,35 +9329,35 @@ static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
    sample has rows of its own in the cache. One step packs the newest token of every live sample, fills the rows that
    are left with pieces of prompts, and runs the model over them; the bits of a row do not depend on the other rows.
    All samples of a prompt draw their first token from the logits of the prompt's last row. Those that find no free
-   slot wait. A prompt is begun when slots would stay empty otherwise.                                          */
-typedef struct wrpo__draft {         /* a sample in the making */
+   slot wait. A prompt is begun when slots would stay empty otherwise. */
+typedef struct wrpo__draft {  /* a sample in the making */
     struct wrpo__job *job;
-    int64_t number, slot;            /* slot among the live samples; -1: none */
-    int32_t *ids; float *logps;      /* stb arrays */
-    wrpo__text text; size_t shown;   /* what they say; how many of its bytes on_text has had */
+    int64_t number, slot;  /* slot among the live samples; -1: none */
+    int32_t *ids; float *logps;  /* stb arrays */
+    wrpo__text text; size_t shown;  /* what they say; how many of its bytes on_text has had */
     bool stopped, done;
 } wrpo__draft;
-typedef struct wrpo__job {           /* a prompt that is begun and not delivered yet */
-    int64_t prompt, slot;            /* its index; its slot in the cache */
-    int64_t rows;                    /* of it in the cache so far */
-    int64_t left, limit;             /* samples that are not done; the most tokens of a sample */
-    wrpo__draft drafts[];            /* [n] */
+typedef struct wrpo__job {  /* a prompt that is begun and not delivered yet */
+    int64_t prompt, slot;  /* its index; its slot in the cache */
+    int64_t rows;  /* of it in the cache so far */
+    int64_t left, limit;  /* samples that are not done; the most tokens of a sample */
+    wrpo__draft drafts[];  /* [n] */
 } wrpo__job;
 typedef struct wrpo__weighed { float weight; int32_t id; } wrpo__weighed;
 typedef struct wrpo__generation {
     wrpo_model *model;
-    wrpo_generate_desc desc;         /* resolved */
+    wrpo_generate_desc desc;  /* resolved */
     const wrpo_prompt *prompts; int64_t count;
-    int64_t prompt_slots;            /* of the cache; then come batch slots of samples */
-    int64_t prompt_rows, sample_rows;                  /* rows of a slot */
+    int64_t prompt_slots;  /* of the cache; then come batch slots of samples */
+    int64_t prompt_rows, sample_rows;  /* rows of a slot */
     wrpo__run *run;
-    wrpo__job **jobs;                /* stb array: of prompts [delivered, begun) */
+    wrpo__job **jobs;  /* stb array: of prompts [delivered, begun) */
     int64_t begun, delivered, tokens;
-    int64_t *free_prompts, *free_samples;              /* stb arrays: slots */
-    wrpo__draft **draws;             /* [rows] which sample draws from the run's target i */
-    wrpo_sample *samples;            /* [n] of the prompt that is delivered */
-    wrpo__text *answer;              /* for wrpo_answer: what all samples say; NULL: not wanted */
-    float *logits; wrpo__weighed *weights;             /* [chunk, V] on the host */
+    int64_t *free_prompts, *free_samples;  /* stb arrays: slots */
+    wrpo__draft **draws;  /* [rows] which sample draws from the run's target i */
+    wrpo_sample *samples;  /* [n] of the prompt that is delivered */
+    wrpo__text *answer;  /* for wrpo_answer: what all samples say; NULL: not wanted */
+    float *logits; wrpo__weighed *weights;  /* [chunk, V] on the host */
 } wrpo__generation;
 
 /* Settings: field, what 0 means, valid if (x is the value), wanted. */
@@ -9425,13 +9425,13 @@ static bool wrpo__read_eos(const wrpo_model *model, const char *path, int32_t **
 }
 static int32_t *wrpo__stop_tokens(wrpo_model *model, wrpo_tokenizer *tok) {
     const char *own = model->dir && wrpo__is_dir(model->dir) ? model->dir : NULL;
-    const char *dirs[2] = {model->tokenizer_dir, own};         /* the tokenizer's folder wins, as in a save */
+    const char *dirs[2] = {model->tokenizer_dir, own};  /* the tokenizer's folder wins, as in a save */
     int32_t *list = NULL, end = -1;
     bool found = false;
     if (tok && wrpo__answer_end(tok, &end) == WRPO_E_MEMORY) wrpo__rethrow(model->ctx, WRPO_E_MEMORY);
     for (int i = 0; i < 2 && !found; i++)
         if (dirs[i]) found = wrpo__read_eos(model, wrpo__join(wrpo__current, dirs[i], "generation_config.json"), &list);
-    if (!found && model->dir)                          /* NULL: made in memory; a file: the config itself */
+    if (!found && model->dir)  /* NULL: made in memory; a file: the config itself */
         wrpo__read_eos(model, own ? wrpo__join(wrpo__current, own, "config.json") : model->dir, &list);
     if (tok && tok->eos >= 0) wrpo__add_stop(&list, tok->eos);
     if (end >= 0) wrpo__add_stop(&list, end);
@@ -9461,19 +9461,19 @@ static double wrpo__total_weight(const wrpo__weighed *w, int64_t n) {
 /* Moves the fewest of w[n], by rank, that are `most` or weigh `mass` to the front, in no order (quickselect, Hoare
    1961). Returns how many they are, at least 1. */
 static int64_t wrpo__select_top(wrpo__weighed *w, int64_t n, int64_t most, double mass) {
-    int64_t low = 0, high = n;       /* those before low are in, those from high on are out */
+    int64_t low = 0, high = n;  /* those before low are in, those from high on are out */
     while (high - low > 1) {
         const wrpo__weighed pivot = w[low + (high - low) / 2];
         int64_t end = low, own = low;
-        double sum = 0;              /* of what outranks the pivot */
-        for (int64_t i = low; i < high; i++) {         /* that and the pivot to the front: to [low, end) */
+        double sum = 0;  /* of what outranks the pivot */
+        for (int64_t i = low; i < high; i++) {  /* that and the pivot to the front: to [low, end) */
             if (wrpo__outranks(pivot, w[i])) continue;
             const wrpo__weighed x = w[i];
             if (x.id != pivot.id) sum += (double)x.weight;
             w[i] = w[end];
             w[end++] = x;
         }
-        while (w[own].id != pivot.id) own++;           /* the pivot to their end */
+        while (w[own].id != pivot.id) own++;  /* the pivot to their end */
         w[own] = w[end - 1];
         w[end - 1] = pivot;
         const int64_t count = end - low;
@@ -9496,11 +9496,11 @@ static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperatu
     int64_t best = 0, n = 0;
     for (int64_t i = 1; i < V; i++)
         if (x[i] > x[best]) best = i;
-    if (temperature < 1e-37) return (int32_t)best;     /* greedy, or its inverse is no float */
+    if (temperature < 1e-37) return (int32_t)best;  /* greedy, or its inverse is no float */
     const float scale = (float)(1 / temperature), top = wrpo__capped(x[best], cap);
     for (int64_t i = 0; i < V; i++) w[i] = (wrpo__weighed){expf((wrpo__capped(x[i], cap) - top) * scale), (int32_t)i};
     double total = wrpo__total_weight(w, V), sum = 0;
-    const double least = top_k ? 0 : (1 - top_p) * total / (double)V;      /* all below it have less than 1 - top_p */
+    const double least = top_k ? 0 : (1 - top_p) * total / (double)V;  /* all below it have less than 1 - top_p */
     for (int64_t i = 0; i < V; i++)
         if ((double)w[i].weight >= least) w[n++] = w[i];
     if (top_k && top_k < n) {
@@ -9557,7 +9557,7 @@ static void wrpo__begin_job(wrpo__generation *g) {
     for (int64_t k = 0; k < n; k++) job->drafts[k] = (wrpo__draft){.job = job, .number = k, .slot = -1};
     stbds_arrput(g->jobs, job);
 }
-static void wrpo__deliver(wrpo__generation *g) {       /* what is done, in the order of the prompts */
+static void wrpo__deliver(wrpo__generation *g) {  /* what is done, in the order of the prompts */
     const wrpo_generate_desc *desc = &g->desc;
     for (; stbds_arrlen(g->jobs) && g->jobs[0]->left == 0; g->delivered++) {
         wrpo__job *job = g->jobs[0];
@@ -9620,7 +9620,7 @@ static void wrpo__pack_draft(wrpo__generation *g, wrpo__draft *d) {
     wrpo__pack_rows(r, d->ids + n - 1, 1, P + n - 1, (wrpo_seg){0, 0, prefix, prefix + P, own, own + n});
 }
 static void wrpo__pack_step(wrpo__generation *g) {
-    int64_t coming = 0;              /* samples of begun prompts that have no slot yet */
+    int64_t coming = 0;  /* samples of begun prompts that have no slot yet */
     wrpo__pack_begin(g->run);
     for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++)
         for (int64_t k = 0; k < g->desc.n; k++) {
@@ -9682,7 +9682,7 @@ static void wrpo__generate_step(wrpo__generation *g) {
 }
 
 /* ---- memory, and the loop ---- */
-static size_t wrpo__room(const wrpo_ctx *ctx) {        /* bytes that may still be taken */
+static size_t wrpo__room(const wrpo_ctx *ctx) {  /* bytes that may still be taken */
     const size_t limit = ctx->desc.memory_limit;
     const size_t room = ctx->desc.backend->room ? ctx->desc.backend->room(ctx->dev) : SIZE_MAX;
     return limit ? WRPO__MIN(room, limit - WRPO__MIN(limit, ctx->bytes)) : room;
@@ -9711,7 +9711,7 @@ static wrpo__shape wrpo__generation_shape(wrpo__generation *g) {
             return shape;
         }
         if (batch > 1) continue;
-        if (possible && ctx->desc.backend->host && !ctx->desc.memory_limit) return shape;      /* a host may swap */
+        if (possible && ctx->desc.backend->host && !ctx->desc.memory_limit) return shape;  /* a host may swap */
         wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: one sample at a time takes %.3f GiB, there are %.3f; want fewer "
                    "tokens", wrpo__gib(need.used), wrpo__gib(wrpo__room(ctx)));
     }
@@ -9773,7 +9773,7 @@ WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int
 static void wrpo__hidden_rows(const wrpo__run *r, int64_t row, int64_t n, float *out) {
     const int64_t D = r->model->config.hidden_size;
     r->be->get(r->dev, out, wrpo__at(r->be, r->y, row * D), (size_t)(n * D) * (size_t)r->be->act_bytes);
-    for (int64_t i = n * D - 1; r->be->act_bytes == 2 && i >= 0; i--) {        /* bfloat16, in the first half of out */
+    for (int64_t i = n * D - 1; r->be->act_bytes == 2 && i >= 0; i--) {  /* bfloat16, in the first half of out */
         uint16_t half;
         memcpy(&half, (const char *)out + 2 * i, sizeof half);
         out[i] = wrpo__float_of(half);
@@ -9838,10 +9838,10 @@ WRPO_API wrpo_result wrpo_answer(wrpo_model *model, wrpo_tokenizer *tok, const c
 /* ------------------------------------------------------------------------------------------- >>reward
    Reward models: the trunk of a language model, and a head on a few rows of its last hidden state. The head is computed
    on the host, in double. */
-typedef struct wrpo__dense { const float *w, *b; int64_t rows, cols; } wrpo__dense;    /* y = W x + b; b may be NULL */
+typedef struct wrpo__dense { const float *w, *b; int64_t rows, cols; } wrpo__dense;  /* y = W x + b; b may be NULL */
 enum { WRPO__GATE_LAYERS = 16 };
-typedef struct wrpo__gate {          /* ArmoRM (Wang et al. 2024): objectives weighed by what the prompt is about */
-    wrpo__dense regression, transform, layer[WRPO__GATE_LAYERS];       /* transform: [objectives, objectives], r' M */
+typedef struct wrpo__gate {  /* ArmoRM (Wang et al. 2024): objectives weighed by what the prompt is about */
+    wrpo__dense regression, transform, layer[WRPO__GATE_LAYERS];  /* transform: [objectives, objectives], r' M */
     int64_t layers, widest;
     double scale, temperature;
 } wrpo__gate;
@@ -9849,9 +9849,9 @@ struct wrpo_reward {
     wrpo_ctx *ctx;
     wrpo__arena *arena, *run_arena;  /* run_arena: of the run, which grows */
     wrpo_model *model;
-    wrpo_tokenizer *tok;             /* NULL: the directory has none, ids only */
+    wrpo_tokenizer *tok;  /* NULL: the directory has none, ids only */
     wrpo__run *run;
-    wrpo__dense score;               /* the row that is asked for */
+    wrpo__dense score;  /* the row that is asked for */
     wrpo__gate gate;
     int64_t micro_tokens;
     bool warned;
@@ -9867,7 +9867,7 @@ static double wrpo__gated_score(const wrpo__gate *g, const double *last, const d
     const int64_t n = g->regression.rows;
     double *x = scratch, *y = x + g->widest, *r = y + g->widest, most = -INFINITY, sum = 0, score = 0;
     memcpy(x, prompt, (size_t)g->layer[0].cols * sizeof *x);
-    for (int64_t l = 0; l < g->layers; l++) {          /* x = the gate's logits of the objectives */
+    for (int64_t l = 0; l < g->layers; l++) {  /* x = the gate's logits of the objectives */
         double *swap = x;
         wrpo__dense_apply(&g->layer[l], x, y);
         for (int64_t k = 0; l + 1 < g->layers && k < g->layer[l].rows; k++) y[k] = y[k] > 0 ? y[k] : 0;
@@ -9880,7 +9880,7 @@ static double wrpo__gated_score(const wrpo__gate *g, const double *last, const d
         sum += x[j];
     }
     wrpo__dense_apply(&g->regression, last, r);
-    for (int64_t j = 0; j < n; j++) {                  /* sum_j softmax_j scale (r' M)_j */
+    for (int64_t j = 0; j < n; j++) {  /* sum_j softmax_j scale (r' M)_j */
         double adjusted = 0;
         for (int64_t i = 0; i < n; i++) adjusted += r[i] * (double)g->transform.w[i * n + j];
         score += x[j] / sum * g->scale * adjusted;
@@ -9920,10 +9920,9 @@ static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
     g->regression = wrpo__head_tensor(r, t, "regression_layer.weight", -1, cols);
     g->transform = wrpo__head_tensor(r, t, "reward_transform_matrix", g->regression.rows, g->regression.rows);
     for (;; g->layers++) {
-        char name[64], bias[64];
+        const char *name = wrpo__format(r->arena, "gating.layers.%lld.weight", (long long)g->layers);
+        const char *bias = wrpo__format(r->arena, "gating.layers.%lld.bias", (long long)g->layers);
         wrpo__dense *layer = &g->layer[g->layers];
-        snprintf(name, sizeof name, "gating.layers.%lld.weight", (long long)g->layers);
-        snprintf(bias, sizeof bias, "gating.layers.%lld.bias", (long long)g->layers);
         if (!wrpo_tensors_find(t, name) && g->layers) break;
         if (g->layers == WRPO__GATE_LAYERS)
             wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: a gate of more than %d layers is not supported", r->model->dir,
@@ -9980,7 +9979,7 @@ WRPO_API const wrpo_config *wrpo_reward_config(const wrpo_reward *reward) { retu
 /* ---- score ---- */
 typedef struct wrpo__conversation {
     const int32_t *ids; int64_t count;
-    int64_t rows[2];                 /* that the head looks at: tokens of ids, then rows of the run */
+    int64_t rows[2];  /* that the head looks at: tokens of ids, then rows of the run */
 } wrpo__conversation;
 /* Finds the tokens that the head looks at: the last one, by the rule of the model's code, and for a gate where the last
    answer's header begins, <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n of Llama 3. false: none. */
@@ -10050,7 +10049,7 @@ static void wrpo__score_ids(wrpo_reward *w, const int32_t *const *ids, const int
                             double *rewards) {
     const wrpo_config *c = &w->model->config;
     wrpo__conversation *list = wrpo__alloc(wrpo__current, (size_t)n, sizeof *list);
-    int64_t shared = INT64_MAX;      /* that many first tokens, and their angles, are the same in all */
+    int64_t shared = INT64_MAX;  /* that many first tokens, and their angles, are the same in all */
     for (int64_t k = 0; k < n; k++) {
         int64_t count = counts[k], same = 0;
         const int32_t *own = ids[k];
@@ -10137,9 +10136,9 @@ static wrpo__listed *wrpo__responses(wrpo_ctx *ctx, const char *path, wrpo_json 
     return out;
 }
 
-static const char *wrpo__number_text(double x) {       /* as JSON writes it */
+static const char *wrpo__number_text(double x) {  /* as JSON writes it */
     wrpo__text text = {.arena = wrpo__current};
-    wrpo__json_number(&text, x + 0.0);                 /* -0 becomes 0 */
+    wrpo__json_number(&text, x + 0.0);  /* -0 becomes 0 */
     return text.data;
 }
 /* A new member at the end; text: of a string or a number. */
@@ -10166,13 +10165,13 @@ static void wrpo__write_line(wrpo__writer *w, const wrpo_json *line) {
 typedef struct wrpo__scoring {
     wrpo_reward *reward; bool rescore;
     wrpo__reading in; wrpo__writer *out;
-    wrpo_reward_file_stats *stats;   /* mean: the sum */
+    wrpo_reward_file_stats *stats;  /* mean: the sum */
 } wrpo__scoring;
 static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
     wrpo_ctx *ctx = s->in.ctx;
     const char *path = s->in.desc.path;
     wrpo_reward_file_stats *stats = s->stats;
-    wrpo_json *texts = NULL;         /* stb array: of what has no reward that counts, list[0..n) */
+    wrpo_json *texts = NULL;  /* stb array: of what has no reward that counts, list[0..n) */
     bool found;
     s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
     wrpo_json *root = wrpo__json_parse(wrpo__current, path, s->in.line, line, size);
@@ -10208,7 +10207,7 @@ static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
     stats->kept += all - n;
     wrpo__write_line(s->out, root);
 }
-static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {      /* an entry, as in >>data */
+static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {  /* an entry, as in >>data */
     WRPO__CALL(s->in.ctx, wrpo__arena_new(s->in.ctx), true, wrpo__score_text(s, text, n));
     if (wrpo__entry.failed) wrpo__name_record(&s->in);
     return wrpo__end(&wrpo__entry);
@@ -10233,7 +10232,7 @@ static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *
                        (long long)lines);
     }
     wrpo__commit(s.out);
-    stats->mean /= (double)stats->scored;              /* NaN: none */
+    stats->mean /= (double)stats->scored;  /* NaN: none */
 }
 WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc,
                                       wrpo_reward_file_stats *out) {
@@ -10274,10 +10273,10 @@ static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t
 static bool wrpo__fit(const wrpo_model *model, wrpo_moments moments, int64_t recompute, int64_t rows, size_t room,
                       wrpo_bytes *out) {
     const wrpo_config *c = &model->config;
-    const bool addressable = (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)c->vocab_size;         /* all logits */
+    const bool addressable = (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)c->vocab_size;  /* all logits */
     wrpo__measure(model, moments, recompute, recompute == 0 && addressable, rows, out);
     if (out->device <= room || recompute) return out->device <= room;
-    int64_t low = 0, high = c->num_hidden_layers;      /* 2. is low = 0 */
+    int64_t low = 0, high = c->num_hidden_layers;  /* 2. is low = 0 */
     while (low < high) {
         const int64_t middle = (low + high) / 2;
         wrpo__measure(model, moments, middle, false, rows, out);
@@ -10297,7 +10296,7 @@ static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wr
     wrpo__place_weights(table, &weights);
     out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)table->count * sizeof *table->low : 0);
     const int64_t rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
-    const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);    /* they may be there */
+    const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);  /* they may be there */
     out->room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
     const size_t room = out->room > out->weights ? out->room - out->weights : 0;
     wrpo__fit(table, d.moments, d.recompute, rows, room, out);
@@ -10319,7 +10318,7 @@ WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, 
 static const char *wrpo__would_fit(const wrpo_trainer *t, size_t room) {
     const wrpo_config *c = &t->model->config;
     const wrpo__set *sets[2] = {&t->train, &t->eval};
-    int64_t least = 1;                                 /* the longest record */
+    int64_t least = 1;  /* the longest record */
     for (int i = 0; i < 2; i++)
         if (sets[i]->data) least = WRPO__MAX(least, wrpo__run_rows(c, sets[i]->data, 0, sets[i]->N, 1));
     wrpo_bytes need;
@@ -10337,7 +10336,7 @@ static wrpo_bytes wrpo__fitted(const wrpo_trainer *t) {
     const bool host = t->ctx->desc.backend->host;
     wrpo_bytes need;
     if (wrpo__fit(t->model, t->desc.moments, t->desc.recompute, t->rows, room, &need)) return need;
-    if (host && !t->ctx->desc.memory_limit) return need;       /* a host may have more than it says: it can swap */
+    if (host && !t->ctx->desc.memory_limit) return need;  /* a host may have more than it says: it can swap */
     wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; "
                "%s", wrpo__gib(need.device), host ? "its limit has" : "the device has", wrpo__gib(room),
                wrpo__would_fit(t, room));
@@ -10401,7 +10400,7 @@ static bool wrpo__reference_read(wrpo_ctx *ctx, const char *path, const wrpo__se
     wrpo_json_free(ctx, root);
     return whole;
 }
-static void wrpo__reference_write(const char *path, const wrpo__set *set) {            /* an array, a line a record */
+static void wrpo__reference_write(const char *path, const wrpo__set *set) {  /* an array, a line a record */
     wrpo__text t = {.arena = wrpo__current};
     wrpo__text_puts(&t, "[");
     for (int64_t i = 0; i < set->N * set->K; i++) {
@@ -10440,8 +10439,8 @@ static void wrpo__reference(const wrpo_trainer *t) {
    The weights are in it too, since those beside it may be rounded. The order of records, alpha, the rate and the random
    rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory away from it. */
 #define WRPO__STATE_FILE "trainer_state.wrpo"
-enum { WRPO__STATE_FORMAT = 2 };     /* goes up when earlier states can no longer be read; format 1 had no number */
-enum { WRPO__SAID = 3 };             /* the last settings of the file say where the run is */
+enum { WRPO__STATE_FORMAT = 2 };  /* goes up when earlier states can no longer be read; format 1 had no number */
+enum { WRPO__SAID = 3 };  /* the last settings of the file say where the run is */
 typedef struct wrpo__setting { const char *name, *text; } wrpo__setting;
 static const char *wrpo__reference_text(const wrpo_trainer *t) {
     const wrpo__set *sets[2] = {&t->train, &t->eval};
@@ -10490,13 +10489,13 @@ static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
         if (table[i].name) stbds_arrput(out, table[i]);
     return out;
 }
-typedef struct wrpo__state_part {    /* a tensor of the file: a weight as floats, or moments as they are in memory */
+typedef struct wrpo__state_part {  /* a tensor of the file: a weight as floats, or moments as they are in memory */
     const char *name, *dtype;
     int ndim; int64_t shape[2];
     const wrpo_weight *w;
-    int moment;                      /* 0: the weight itself; 1, 2: m, v */
-    size_t at, bytes;                /* where it begins in the memory of moments; its bytes */
-    const char *data;                /* in a file that is read */
+    int moment;  /* 0: the weight itself; 1, 2: m, v */
+    size_t at, bytes;  /* where it begins in the memory of moments; its bytes */
+    const char *data;  /* in a file that is read */
 } wrpo__state_part;
 /* In the file's order: all weights, their first moments, their second ones. Moments in blocks are those of a run of
    weights, under the name of its first. An stb_ds array. */
@@ -10578,7 +10577,7 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
             h = wrpo__hash(h, piece, n);
             wrpo__write(w, piece, n);
         }
-    wrpo__sync(ctx);                                   /* a device that failed gave no moments */
+    wrpo__sync(ctx);  /* a device that failed gave no moments */
     if (metrics) wrpo__write(w, metrics->data, metrics->size);
     h = wrpo__hash(h, metrics ? metrics->data : NULL, (size_t)log_size);
     wrpo__write(w, &h, sizeof h);
@@ -10590,7 +10589,7 @@ WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *de
 }
 
 /* ---- resume: wrpo__state_open before anything is computed, wrpo__state_restore when the memory is taken ---- */
-typedef struct wrpo__state {         /* a file that is read */
+typedef struct wrpo__state {  /* a file that is read */
     wrpo_ctx *ctx;
     const char *path;
     const wrpo_tensors *tensors;
@@ -10619,7 +10618,7 @@ static int64_t wrpo__state_count(const wrpo__state *s, const char *name, int64_t
 }
 /* The metadata is of this run, as far as is known without the reference. Returns the hash of all settings. */
 static uint64_t wrpo__state_read_settings(wrpo__state *s, const wrpo_trainer *t) {
-    const wrpo__file *f = wrpo__open_file(wrpo__current, s->path);     /* again: tensors have no metadata */
+    const wrpo__file *f = wrpo__open_file(wrpo__current, s->path);  /* again: tensors have no metadata */
     const char *text = (const char *)f->data + 8;
     uint64_t size = 0, h = 0;
     memcpy(&size, f->data, WRPO__MIN(f->size, 8));
@@ -10681,7 +10680,7 @@ static void wrpo__state_restore(wrpo_trainer *t, const wrpo__state *s) {
 }
 
 /* ---- metrics as lines of JSON ---- */
-static void wrpo__put_metric(wrpo__text *out, const char *prefix, const char *name, double x) {    /* NaN: left out */
+static void wrpo__put_metric(wrpo__text *out, const char *prefix, const char *name, double x) {  /* NaN: left out */
     if (isnan(x)) return;
     wrpo__text_printf(out, ", \"%s%s\": ", prefix, name);
     wrpo__json_number(out, x);
@@ -10734,11 +10733,11 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
         t->out_dir = wrpo__strndup(arena, out_dir, strlen(out_dir));
         wrpo__make_dir(t->ctx, out_dir);
     }
-    wrpo__current = file;            /* of the state, until the run is where it says */
+    wrpo__current = file;  /* of the state, until the run is where it says */
     if (resume) state = wrpo__state_open(t);
     wrpo__current = temp;
     if (train) plan = wrpo__fitted(t);
-    wrpo__reference(t);                                /* before the memory of training is taken */
+    wrpo__reference(t);  /* before the memory of training is taken */
     wrpo__arena_clear(temp);
     wrpo__trainer_memory(t, train, plan.recompute, plan.logits);
     if (resume) wrpo__state_restore(t, &state);
@@ -10824,12 +10823,12 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
         ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"};
         r = WRPO_E_STOPPED;
     }
-    if (d.save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && t->k > first && t->k != saved) {   /* it ends early */
+    if (d.save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && t->k > first && t->k != saved) {  /* it ends early */
         const wrpo_error why = ctx->error;
         if (wrpo__checkpoint_entry(t, &saved) == WRPO_OK) ctx->error = why;
         else r = ctx->error.code;
     }
-    m.step = t->k;                   /* a step whose line could not be written is done */
+    m.step = t->k;  /* a step whose line could not be written is done */
     if (last) *last = m;
     wrpo_trainer_free(t);
     return r;
@@ -10839,22 +10838,22 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
    Rewards decide which answers a record is made of, and how often one file of answers beats another.
 
    Files of candidates are read twice, so that only one prompt at a time is in memory: once for the prompts' ids, which
-   say what lines belong together, and once, prompt by prompt, for the responses.                                 */
-typedef struct wrpo__scored {        /* a response */
-    int64_t model;                   /* which of wrpo__prompts.models */
-    const wrpo_json *content, *number;                 /* number: the reward as written */
-    const wrpo_json *answer;                           /* what entropy looks at: "answer", or content */
+   say what lines belong together, and once, prompt by prompt, for the responses. */
+typedef struct wrpo__scored {  /* a response */
+    int64_t model;  /* which of wrpo__prompts.models */
+    const wrpo_json *content, *number;  /* number: the reward as written */
+    const wrpo_json *answer;  /* what entropy looks at: "answer", or content */
     double reward;
 } wrpo__scored;
 typedef struct wrpo__gathered { char *key; wrpo__lines *value; } wrpo__gathered;
 typedef struct wrpo__model_stats { char *key; wrpo_select_model value; } wrpo__model_stats;
 static const char *const wrpo__prompt_keys[] = {"prompt", "tools", "chat_template_kwargs"};
-typedef struct wrpo__prompts {       /* the prompts of some files */
+typedef struct wrpo__prompts {  /* the prompts of some files */
     wrpo_ctx *ctx;
-    wrpo__arena *arena, *temp;       /* temp: of the current prompt */
-    wrpo__gathered *prompts;         /* stb map from ids to lines (stb arrays), in the order of their first lines */
-    wrpo__model_stats *models;       /* stb map from names; reward: the sum */
-    int64_t empty;                   /* responses without text */
+    wrpo__arena *arena, *temp;  /* temp: of the current prompt */
+    wrpo__gathered *prompts;  /* stb map from ids to lines (stb arrays), in the order of their first lines */
+    wrpo__model_stats *models;  /* stb map from names; reward: the sum */
+    int64_t empty;  /* responses without text */
     /* of the current prompt: its id, what wrpo__prompt_keys names, the line that says it, its responses (stb arrays) */
     const wrpo_json *id, *prompt[3];
     const wrpo__lines *said;
@@ -10979,7 +10978,7 @@ static wrpo__extremes *wrpo__rank(const wrpo__scored *list, bool by_model) {
         if (c->reward > out[k].best->reward) out[k].best = c;
         if (c->reward < out[k].worst->reward) out[k].worst = c;
     }
-    for (int64_t i = 1; i < stbds_arrlen(out); i++)    /* by reward, then by position in the list */
+    for (int64_t i = 1; i < stbds_arrlen(out); i++)  /* by reward, then by position in the list */
         for (int64_t k = i; k > 0; k--) {
             const wrpo__extremes a = out[k - 1], b = out[k];
             if (a.best->reward > b.best->reward || (a.best->reward == b.best->reward && a.best < b.best)) break;
@@ -10997,7 +10996,7 @@ static void wrpo__softmax_shares(wrpo__extremes *list, int64_t n, double tau) {
     }
     for (int64_t i = 0; i < n; i++) list[i].share /= sum;
 }
-static double wrpo__entropy(const wrpo__scored *list) {                           /* bits */
+static double wrpo__entropy(const wrpo__scored *list) {  /* bits */
     const int64_t n = stbds_arrlen(list);
     double H = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -11008,10 +11007,10 @@ static double wrpo__entropy(const wrpo__scored *list) {                         
     return H > 0 ? H : 0;
 }
 typedef struct wrpo__selection {
-    wrpo_select_desc desc;           /* resolved */
-    wrpo_select_stats *stats; double count[3];         /* count: of the sums in stats, by role */
+    wrpo_select_desc desc;  /* resolved */
+    wrpo_select_stats *stats; double count[3];  /* count: of the sums in stats, by role */
     wrpo__prompts t;
-    const wrpo__scored **put;        /* stb array: answers of the current prompt since the last list of scores */
+    const wrpo__scored **put;  /* stb array: answers of the current prompt since the last list of scores */
 } wrpo__selection;
 /* Leaves the *n sources that the form takes of the current prompt. Returns NULL, or the statistic that counts why the
    prompt is left out. */
@@ -11175,7 +11174,7 @@ static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats)
         wrpo__prompts_read(&s.t, &s.t.prompts[i], false);
         stats->prompts++;
         s.put = NULL;
-        wrpo__current = s.t.temp;                      /* for what is made of one prompt */
+        wrpo__current = s.t.temp;  /* for what is made of one prompt */
         const wrpo_json *record = wrpo__select_prompt(&s);
         stats->records += record != NULL;
         if (record && w) wrpo__write_line(w, record);
@@ -11201,22 +11200,23 @@ WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wr
 }
 
 /* ---- split ---- */
-static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *d, int64_t counts[2]) {
+static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]) {
     wrpo__arena *arena = wrpo__current;
     wrpo__prompts t;
-    if (!d || !d->in || !d->out[0] || !d->out[1])
+    wrpo_split_desc *d = &(wrpo_split_desc){0};
+    if (desc) *d = *desc;
+    if (!d->in || !d->out[0] || !d->out[1])
         wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and both of out, found NULL");
-    const double share = wrpo__or_default(d->share, 1.0 / 3);
-    const uint64_t seed = d->seed ? d->seed : 42;
-    WRPO__RANGE(share > 0 && share < 1, "share", share, "a number between 0 and 1");
+    WRPO__SETTING(share, 1.0 / 3, x > 0 && x < 1, "a number between 0 and 1");
+    if (!d->seed) d->seed = 42;
     wrpo__prompts_open(&t, &d->in, 1, false);
-    const int64_t n = stbds_shlen(t.prompts), first = (int64_t)floor(share * (double)n + 0.5);
+    const int64_t n = stbds_shlen(t.prompts), first = (int64_t)floor(d->share * (double)n + 0.5);
     if (n < 2 || first < 1 || first >= n)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts for both parts, found %lld in all", d->in, (long long)n);
     wrpo__writer *parts[2] = {wrpo__create(arena, d->out[0]), wrpo__create(arena, d->out[1])};
-    for (int64_t i = 0, left = first; i < n; i++) {    /* of the n - i prompts to come, `left` go to the first part */
+    for (int64_t i = 0, left = first; i < n; i++) {  /* of the n - i prompts to come, `left` go to the first part */
         const wrpo__lines *line = t.prompts[i].value;
-        const bool taken = wrpo__random64(seed, 0, (uint64_t)i) % (uint64_t)(n - i) < (uint64_t)left;
+        const bool taken = wrpo__random64(d->seed, 0, (uint64_t)i) % (uint64_t)(n - i) < (uint64_t)left;
         wrpo__writer *w = taken ? parts[0] : parts[1];
         wrpo__write(w, line->text, line->size);
         wrpo__write(w, "\n", 1);
@@ -11227,21 +11227,21 @@ static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *d, int64_t
     counts[0] = first;
     counts[1] = n - first;
 }
-WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *given, int64_t counts[2]) {
+WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]) {
     counts[0] = counts[1] = 0;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__split_prompts(ctx, given, counts));
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__split_prompts(ctx, desc, counts));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- win rate ---- */
-/* theta and phi of P(win) = sigmoid(theta + phi x[i]) for values y[i] in [0, 1], by Newton's method from where they
-   are. sample [n]: which i are taken; NULL: each once. */
+/* theta and phi of P(win) = sigmoid(theta + phi x[i]) for values y[i] in [0, 1] of i = sample[n], by Newton's method
+   from where they are. */
 static void wrpo__fit_logistic(const double *y, const double *x, const int64_t *sample, int64_t n, double *theta,
                                double *phi) {
     for (int step = 0; step < 50; step++) {
-        double g0 = 0, g1 = *phi, h00 = 1e-9, h01 = 0, h11 = 1;       /* the penalty phi^2 / 2 */
+        double g0 = 0, g1 = *phi, h00 = 1e-9, h01 = 0, h11 = 1;  /* the penalty phi^2 / 2 */
         for (int64_t i = 0; i < n; i++) {
-            const int64_t k = sample ? sample[i] : i;
+            const int64_t k = sample[i];
             const double p = wrpo__sigmoid(*theta + *phi * x[k]), v = p * (1 - p);
             g0 += p - y[k];
             g1 += (p - y[k]) * x[k];
@@ -11251,10 +11251,18 @@ static void wrpo__fit_logistic(const double *y, const double *x, const int64_t *
         }
         const double det = h00 * h11 - h01 * h01, d0 = (h11 * g0 - h01 * g1) / det, d1 = (h00 * g1 - h01 * g0) / det;
         const double most = WRPO__MAX(fabs(d0), fabs(d1)), cut = most > 2 ? 2 / most : 1;
-        *theta = WRPO__MAX(WRPO__MIN(*theta - cut * d0, 30), -30);    /* 30: won or lost throughout */
+        *theta = WRPO__MAX(WRPO__MIN(*theta - cut * d0, 30), -30);  /* 30: won or lost throughout */
         *phi -= cut * d1;
         if (most < 1e-10) break;
     }
+}
+/* The rate of sample[n], and their rate at equal lengths. */
+static void wrpo__rates(const double *y, const double *x, const int64_t *sample, int64_t n, double *rate,
+                        double *controlled) {
+    double theta = 0, phi = 0;
+    for (int64_t i = 0; i < n; i++) *rate += y[sample[i]] / (double)n;
+    wrpo__fit_logistic(y, x, sample, n, &theta, &phi);
+    *controlled = wrpo__sigmoid(theta);
 }
 static int wrpo__by_value(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;
@@ -11298,13 +11306,14 @@ static double wrpo__compare(wrpo__prompts sides[2], const char *id, wrpo_winrate
     *longer = length[0] - length[1];
     return (win + 0.5 * tie) / pairs;
 }
-static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *d, wrpo_winrate_stats *out) {
+static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
     wrpo__arena *arena = wrpo__current;
     wrpo__prompts sides[2];
-    if (!d || !d->a || !d->b) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_winrate_desc: want a and b, found NULL");
-    const int64_t resamples = d->resamples ? d->resamples : 1000;
-    const uint64_t seed = d->seed ? d->seed : 42;
-    WRPO__RANGE(resamples >= 1 && resamples <= 1 << 24, "resamples", resamples, "1 to 2^24");
+    wrpo_winrate_desc *d = &(wrpo_winrate_desc){0};
+    if (desc) *d = *desc;
+    if (!d->a || !d->b) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_winrate_desc: want a and b, found NULL");
+    WRPO__SETTING(resamples, 1000, x >= 1 && x <= 1 << 24, "1 to 2^24");
+    if (!d->seed) d->seed = 42;
     wrpo__prompts_open(&sides[0], &d->a, 1, true);
     wrpo__prompts_open(&sides[1], &d->b, 1, true);
     /* 1. The prompts of both files: values y, differences of length x. */
@@ -11331,29 +11340,22 @@ static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *d, wrpo_winrat
         out->reward[side] /= N;
         out->length[side] /= N;
     }
-    /* 2. The rate, and the rate at equal lengths. */
-    double theta = 0, phi = 0;
+    /* 2. The rates, and their intervals from resampled prompts. */
+    int64_t *sample = wrpo__alloc(arena, (size_t)n, sizeof *sample);
+    double *rates = wrpo__alloc(arena, (size_t)d->resamples, sizeof *rates);
+    double *controlled = wrpo__alloc(arena, (size_t)d->resamples, sizeof *controlled);
     for (int64_t i = 0; i < n; i++) {
         x[i] = sd > 0 ? tanh(x[i] / sd) : 0;
-        out->rate += y[i] / N;
+        sample[i] = i;
     }
-    wrpo__fit_logistic(y, x, NULL, n, &theta, &phi);
-    out->controlled = wrpo__sigmoid(theta);
-    /* 3. Their intervals, from resampled prompts. */
-    double *rates = wrpo__alloc(arena, (size_t)resamples, sizeof *rates);
-    double *controlled = wrpo__alloc(arena, (size_t)resamples, sizeof *controlled);
-    int64_t *sample = wrpo__alloc(arena, (size_t)n, sizeof *sample);
-    for (int64_t r = 0; r < resamples; r++) {
-        theta = phi = 0;
-        for (int64_t i = 0; i < n; i++) {
-            sample[i] = (int64_t)(wrpo__random64(seed, (uint64_t)r, (uint64_t)i) % (uint64_t)n);
-            rates[r] += y[sample[i]] / N;
-        }
-        wrpo__fit_logistic(y, x, sample, n, &theta, &phi);
-        controlled[r] = wrpo__sigmoid(theta);
+    wrpo__rates(y, x, sample, n, &out->rate, &out->controlled);
+    for (int64_t r = 0; r < d->resamples; r++) {
+        for (int64_t i = 0; i < n; i++)
+            sample[i] = (int64_t)(wrpo__random64(d->seed, (uint64_t)r, (uint64_t)i) % (uint64_t)n);
+        wrpo__rates(y, x, sample, n, &rates[r], &controlled[r]);
     }
-    wrpo__interval(rates, resamples, &out->low, &out->high);
-    wrpo__interval(controlled, resamples, &out->controlled_low, &out->controlled_high);
+    wrpo__interval(rates, d->resamples, &out->low, &out->high);
+    wrpo__interval(controlled, d->resamples, &out->controlled_low, &out->controlled_high);
 }
 WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
     *out = (wrpo_winrate_stats){0};
