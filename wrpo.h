@@ -9462,31 +9462,29 @@ static double wrpo__total_weight(const wrpo__weighed *w, int64_t n) {
    1961). Returns how many they are, at least 1. */
 static int64_t wrpo__select_top(wrpo__weighed *w, int64_t n, int64_t most, double mass) {
     int64_t low = 0, high = n;  /* those before low are in, those from high on are out */
-    while (high - low > 1) {
-        const wrpo__weighed pivot = w[low + (high - low) / 2];
-        int64_t end = low, own = low;
-        double sum = 0;  /* of what outranks the pivot */
-        for (int64_t i = low; i < high; i++) {  /* that and the pivot to the front: to [low, end) */
-            if (wrpo__outranks(pivot, w[i])) continue;
+    while (low < high && most > 0 && mass > 0) {
+        const int64_t middle = low + (high - low) / 2;
+        const wrpo__weighed pivot = w[middle];
+        int64_t end = low;
+        double sum = 0;
+        w[middle] = w[high - 1];
+        for (int64_t i = low; i < high - 1; i++) {  /* what outranks the pivot goes to [low, end), and weighs sum */
             const wrpo__weighed x = w[i];
-            if (x.id != pivot.id) sum += (double)x.weight;
+            if (wrpo__outranks(pivot, x)) continue;
+            sum += (double)x.weight;
             w[i] = w[end];
             w[end++] = x;
         }
-        while (w[own].id != pivot.id) own++;  /* the pivot to their end */
-        w[own] = w[end - 1];
-        w[end - 1] = pivot;
-        const int64_t count = end - low;
-        const double weight = sum + (double)pivot.weight;
-        if (count > most || (count > 1 && sum >= mass)) high = end - 1;
-        else if (count == most || weight >= mass) return end;
+        w[high - 1] = w[end];
+        w[end] = pivot;
+        if (end - low >= most || sum >= mass) high = end;
         else {
-            most -= count;
-            mass -= weight;
-            low = end;
+            most -= end + 1 - low;
+            mass -= sum + (double)pivot.weight;
+            low = end + 1;
         }
     }
-    return WRPO__MAX(high, 1);
+    return WRPO__MAX(low, 1);
 }
 static float wrpo__capped(float x, float cap) { return cap > 0 ? cap * tanhf(x / cap) : x; }
 /* A token by u in [0, 1). The weights are e^((x - max x) / temperature). Of the top_k largest, the fewest that have
@@ -9890,8 +9888,9 @@ static double wrpo__gated_score(const wrpo__gate *g, const double *last, const d
 
 /* ---- load ---- */
 /* The tensor `name`, which must have this shape (-1: any number) and this dtype (NULL: one of floats). */
-static const wrpo_tensor_info *wrpo__need_tensor(wrpo_ctx *ctx, const char *file, const wrpo_tensors *t,
-                                                 const char *name, const char *dtype, int ndim, const int64_t *shape) {
+static const wrpo_tensor_info *wrpo__need_tensor(const wrpo_tensors *t, const char *file, const char *name,
+                                                 const char *dtype, int ndim, const int64_t *shape) {
+    wrpo_ctx *ctx = t->arena->ctx;
     const wrpo_tensor_info *info = wrpo_tensors_find(t, name);
     char want[80], found[160];
     if (!info) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s is missing", file, name);
@@ -9909,7 +9908,7 @@ static const wrpo_tensor_info *wrpo__need_tensor(wrpo_ctx *ctx, const char *file
 static wrpo__dense wrpo__head_tensor(wrpo_reward *r, const wrpo_tensors *t, const char *name, int64_t rows,
                                      int64_t cols) {
     const int64_t shape[2] = {rows, cols};
-    const wrpo_tensor_info *info = wrpo__need_tensor(r->ctx, r->model->dir, t, name, NULL, cols ? 2 : 1, shape);
+    const wrpo_tensor_info *info = wrpo__need_tensor(t, r->model->dir, name, NULL, cols ? 2 : 1, shape);
     float *w = wrpo__raw(r->arena, (size_t)info->count, sizeof *w);
     wrpo__to_finite(r->ctx, w, info, 0, info->count);
     return (wrpo__dense){w, NULL, info->shape[0], cols ? info->shape[1] : 1};
@@ -9989,8 +9988,9 @@ static bool wrpo__pooled(const wrpo_config *c, wrpo__conversation *y) {
     if (c->head == WRPO_HEAD_SCORE)
         while (last > 0 && y->ids[last] == c->pad_token_id) last--;
     if (c->head == WRPO_HEAD_GATED) {
-        for (int64_t i = y->count; i-- > 0;)
-            if (y->ids[i] == c->pad_token_id) last = i ? i - 1 : y->count - 1;
+        int64_t pad = 0;
+        while (pad < y->count && y->ids[pad] != c->pad_token_id) pad++;
+        last = (pad ? pad : y->count) - 1;
         header = y->count - WRPO__COUNT(want);
         while (header >= 0 && memcmp(y->ids + header, want, sizeof want)) header--;
     }
@@ -10526,19 +10526,28 @@ static wrpo__state_part *wrpo__state_parts(const wrpo_trainer *t) {
         }
     return parts;
 }
-/* Moves a piece of a part out of the run or into it, from byte `from` on, as much as piece [WRPO__PIECE] holds. Returns
-   its bytes. */
-static size_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *p, size_t from, float *piece, bool put) {
+/* All parts in pieces: out of the run and into the file w, or, if w is NULL, out of the file that is read and, if `put`
+   says so, into the run. Returns the hash h, continued over their bytes. */
+static uint64_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *parts, wrpo__writer *w, bool put,
+                                 uint64_t h) {
     const wrpo_backend *be = t->ctx->desc.backend;
-    const size_t n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
-    const int64_t first = (int64_t)(from / sizeof *piece), count = (int64_t)(n / sizeof *piece);
-    char *moments = p->moment == 1 ? t->exp_avg : t->exp_avg_sq;
-    if (put) memcpy(piece, p->data + from, n);
-    if (p->moment && put) be->put(t->ctx->dev, moments + p->at + from, piece, n);
-    else if (p->moment) be->get(t->ctx->dev, piece, moments + p->at + from, n);
-    else if (put) wrpo__weight_put(t->model, p->w, first, count, piece);
-    else wrpo__weight_get(t->model, p->w, first, count, piece);
-    return n;
+    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
+    for (const wrpo__state_part *p = parts; p < parts + stbds_arrlen(parts); p++)
+        for (size_t from = 0, n; from < p->bytes; from += n) {
+            char *moments = p->moment == 1 ? t->exp_avg : t->exp_avg_sq;
+            n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
+            const int64_t first = (int64_t)(from / sizeof *piece), count = (int64_t)(n / sizeof *piece);
+            if (!w) memcpy(piece, p->data + from, n);
+            else if (p->moment) be->get(t->ctx->dev, piece, moments + p->at + from, n);
+            else wrpo__weight_get(t->model, p->w, first, count, piece);
+            h = wrpo__hash(h, piece, n);
+            if (w) wrpo__write(w, piece, n);
+            else if (put && p->moment) be->put(t->ctx->dev, moments + p->at + from, piece, n);
+            else if (put) wrpo__weight_put(t->model, p->w, first, count, piece);
+        }
+    wrpo__sync(t->ctx);  /* a device that failed moved nothing */
+    wrpo__block_free(piece);
+    return h;
 }
 static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo_ctx *ctx = t->ctx;
@@ -10549,7 +10558,7 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     const wrpo__file *metrics = log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
     const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
     const wrpo__setting *settings = wrpo__state_settings(t);
-    const wrpo__state_part *parts = wrpo__state_parts(t), *end = parts + stbds_arrlen(parts);
+    const wrpo__state_part *parts = wrpo__state_parts(t), *p = parts;
     /* 1. The header. The checksum is of the metadata, then of all data. */
     uint64_t h = 0;
     int64_t at = 0;
@@ -10560,7 +10569,7 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
         h = wrpo__hash(h, settings[i].text, strlen(settings[i].text));
     }
     wrpo__text_puts(&header, "}");
-    for (const wrpo__state_part *p = parts; p < end; at += (int64_t)p->bytes, p++)
+    for (; p < parts + stbds_arrlen(parts); at += (int64_t)p->bytes, p++)
         wrpo__header_add(&header, p->name, p->dtype, p->ndim, p->shape, at, (int64_t)p->bytes);
     wrpo__header_add(&header, "metrics.jsonl", "U8", 1, &log_size, at, log_size);
     wrpo__header_add(&header, "checksum", "U8", 1, &eight, at + log_size, eight);
@@ -10568,16 +10577,9 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo__remove(ctx, path);
     wrpo__rethrow(ctx, wrpo_model_save(t->model, desc));
     /* 3. The state. */
-    float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
     wrpo__writer *w = wrpo__create(temp, path);
     wrpo__header_write(w, &header);
-    for (const wrpo__state_part *p = parts; p < end; p++)
-        for (size_t from = 0, n; from < p->bytes; from += n) {
-            n = wrpo__state_move(t, p, from, piece, false);
-            h = wrpo__hash(h, piece, n);
-            wrpo__write(w, piece, n);
-        }
-    wrpo__sync(ctx);  /* a device that failed gave no moments */
+    h = wrpo__state_move(t, parts, w, false, h);
     if (metrics) wrpo__write(w, metrics->data, metrics->size);
     h = wrpo__hash(h, metrics ? metrics->data : NULL, (size_t)log_size);
     wrpo__write(w, &h, sizeof h);
@@ -10594,7 +10596,7 @@ typedef struct wrpo__state {  /* a file that is read */
     const char *path;
     const wrpo_tensors *tensors;
     const wrpo_json *metadata;
-    wrpo__state_part *parts, *end;
+    wrpo__state_part *parts;
     const wrpo_tensor_info *log;
     int64_t step, milliseconds;
 } wrpo__state;
@@ -10639,25 +10641,22 @@ static uint64_t wrpo__state_read_settings(wrpo__state *s, const wrpo_trainer *t)
     return h;
 }
 /* The file is whole and, except for the reference, of this run. The state lives as long as the current arena. */
-static wrpo__state wrpo__state_open(const wrpo_trainer *t) {
+static wrpo__state wrpo__state_open(wrpo_trainer *t) {
     const char *path = wrpo__join(wrpo__current, t->desc.resume, WRPO__STATE_FILE);
     wrpo__state s = {.ctx = t->ctx, .path = path, .tensors = wrpo__tensors_in(t->ctx, path)};
     uint64_t h = wrpo__state_read_settings(&s, t), sum;
     s.parts = wrpo__state_parts(t);
-    s.end = s.parts + stbds_arrlen(s.parts);
     const wrpo_tensor_info *log = wrpo_tensors_find(s.tensors, "metrics.jsonl");
     const int64_t log_size = log ? log->count : 0, eight = 8;
-    const long long want = (long long)(s.end - s.parts) + 2, found = wrpo_tensors_count(s.tensors);
-    s.log = wrpo__need_tensor(t->ctx, path, s.tensors, "metrics.jsonl", "U8", 1, &log_size);
-    memcpy(&sum, wrpo__need_tensor(t->ctx, path, s.tensors, "checksum", "U8", 1, &eight)->data, sizeof sum);
+    const long long want = stbds_arrlen(s.parts) + 2, found = wrpo_tensors_count(s.tensors);
+    s.log = wrpo__need_tensor(s.tensors, path, "metrics.jsonl", "U8", 1, &log_size);
+    memcpy(&sum, wrpo__need_tensor(s.tensors, path, "checksum", "U8", 1, &eight)->data, sizeof sum);
     if (found != want) wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, want, found);
-    for (wrpo__state_part *p = s.parts; p < s.end; p++) {
-        p->data = wrpo__need_tensor(t->ctx, path, s.tensors, p->name, p->dtype, p->ndim, p->shape)->data;
-        for (size_t from = 0, n; from < p->bytes; from += n) {
-            n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof(float));
-            h = wrpo__hash(h, p->data + from, n);
-        }
+    for (int64_t i = 0; i < stbds_arrlen(s.parts); i++) {
+        wrpo__state_part *p = &s.parts[i];
+        p->data = wrpo__need_tensor(s.tensors, path, p->name, p->dtype, p->ndim, p->shape)->data;
     }
+    h = wrpo__state_move(t, s.parts, NULL, false, h);
     h = wrpo__hash(h, s.log->data, s.log->bytes);
     if (h != sum)
         wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written",
@@ -10666,17 +10665,14 @@ static wrpo__state wrpo__state_open(const wrpo_trainer *t) {
 }
 /* Puts the run where the file says. */
 static void wrpo__state_restore(wrpo_trainer *t, const wrpo__state *s) {
-    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
     wrpo__state_same(s, "reference", wrpo__reference_text(t));
     if (t->out_dir) {
         const char *log = wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl");
         wrpo__publish(wrpo__write_whole(wrpo__current, log, s->log->data, s->log->bytes));
     }
-    for (const wrpo__state_part *p = s->parts; p < s->end; p++)
-        for (size_t from = 0; from < p->bytes;) from += wrpo__state_move(t, p, from, piece, true);
+    wrpo__state_move(t, s->parts, NULL, true, 0);
     t->k = s->step;
     t->start = wrpo__now() - (double)s->milliseconds / 1000;
-    wrpo__sync(t->ctx);
 }
 
 /* ---- metrics as lines of JSON ---- */
@@ -10691,8 +10687,8 @@ static wrpo__text wrpo__metrics_text(const wrpo_metrics *m, const char *prefix) 
 #define WRPO__X(field, name) wrpo__put_metric(&out, prefix, name, m->field);
     WRPO_METRICS(WRPO__X)
 #undef WRPO__X
-    wrpo__text_printf(&out, ", \"%srecords\": %lld, \"%stokens\": %lld", prefix, (long long)m->records, prefix,
-                      (long long)m->tokens);
+    wrpo__put_metric(&out, prefix, "records", (double)m->records);
+    wrpo__put_metric(&out, prefix, "tokens", (double)m->tokens);
     wrpo__put_metric(&out, prefix, "tokens_per_second", round(m->tokens_per_second * 10) / 10);
     wrpo__put_metric(&out, prefix, "seconds", round(m->seconds * 1000) / 1000);
     wrpo__text_puts(&out, "}");
@@ -11047,11 +11043,6 @@ static void wrpo__put_answer(wrpo__selection *s, wrpo_json *list, const wrpo__sc
     s->t.models[answer->model].value.selected += role == WRPO_ROLE_SOURCE;
     stbds_arrput(s->put, answer);
 }
-/* A best and a worst answer as chosen and rejected. */
-static void wrpo__put_pair(wrpo__selection *s, wrpo_json *to, const wrpo__extremes *source) {
-    wrpo__put_answer(s, wrpo__json_add(to, "chosen", WRPO_JSON_ARRAY, ""), source->best, WRPO_ROLE_SOURCE);
-    wrpo__put_answer(s, wrpo__json_add(to, "rejected", WRPO_JSON_ARRAY, ""), source->worst, WRPO_ROLE_REJECTED);
-}
 static void wrpo__put_number(wrpo_json *to, const char *key, double x) {
     wrpo__json_add(to, key, WRPO_JSON_NUMBER, wrpo__number_text(x));
 }
@@ -11065,50 +11056,47 @@ static void wrpo__put_scores(wrpo__selection *s, wrpo_json *to) {
     }
     stbds_arrsetlen(s->put, 0);
 }
+/* chosen: the best of each source, then the target's; rejected: the target's worst. target NULL: the source's worst. */
+static void wrpo__put_choice(wrpo__selection *s, wrpo_json *to, const wrpo__extremes *sources, int64_t n,
+                             const wrpo__extremes *target) {
+    wrpo_json *chosen = wrpo__json_add(to, "chosen", WRPO_JSON_ARRAY, "");
+    wrpo_json *rejected = wrpo__json_add(to, "rejected", WRPO_JSON_ARRAY, "");
+    for (int64_t i = 0; i < n; i++) wrpo__put_answer(s, chosen, sources[i].best, WRPO_ROLE_SOURCE);
+    if (target) wrpo__put_answer(s, chosen, target->best, WRPO_ROLE_TARGET);
+    wrpo__put_answer(s, rejected, target ? target->worst : sources->worst, WRPO_ROLE_REJECTED);
+}
 /* The current prompt as a record of the form, with sources[n]. */
 static wrpo_json *wrpo__make_record(wrpo__selection *s, const wrpo__extremes *sources, int64_t n,
                                     const wrpo__extremes *target) {
     const wrpo_select_desc *d = &s->desc;
     const wrpo__prompts *t = &s->t;
     const wrpo_json *prompt = t->prompt[0];
-    const bool many = prompt->kind == WRPO_JSON_ARRAY;
+    const bool many = prompt->kind == WRPO_JSON_ARRAY, quads = d->form == WRPO_FORM_QUADS;
     wrpo_json *record = WRPO__NEW(wrpo__current, wrpo_json), *list;
     record->kind = WRPO_JSON_OBJECT;
     wrpo__json_append(record, wrpo__json_copy(wrpo__current, t->id, NULL));
     for (int k = d->form == WRPO_FORM_SFT ? 1 : 0; k < 3; k++)
         if (t->prompt[k]) wrpo__json_append(record, wrpo__json_copy(wrpo__current, t->prompt[k], NULL));
-    switch (d->form) {
-    case WRPO_FORM_SFT:
+    if (d->form == WRPO_FORM_SFT) {
         list = wrpo__json_add(record, "messages", WRPO_JSON_ARRAY, "");
         for (const wrpo_json *m = many ? prompt->child : prompt; m; m = many ? m->next : NULL) {
             const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m;
             wrpo__json_append(list, wrpo__json_copy(wrpo__current, message, NULL));
         }
         wrpo__put_answer(s, list, sources->best, WRPO_ROLE_SOURCE);
-        wrpo__put_scores(s, record);
-        break;
-    case WRPO_FORM_PAIR:
-        wrpo__put_pair(s, record, sources);
-        wrpo__put_scores(s, record);
-        break;
-    case WRPO_FORM_PAIRS:
+    } else if (d->form == WRPO_FORM_PAIRS) {
         list = wrpo__json_add(record, "pairs", WRPO_JSON_ARRAY, "");
         for (int64_t i = 0; i < n; i++) {
             wrpo_json *pair = wrpo__json_add(list, NULL, WRPO_JSON_OBJECT, "");
-            wrpo__put_pair(s, pair, &sources[i]);
+            wrpo__put_choice(s, pair, &sources[i], 1, NULL);
             wrpo__put_number(pair, "weight", sources[i].share);
             wrpo__put_scores(s, pair);
         }
-        break;
-    case WRPO_FORM_QUADS:
-        list = wrpo__json_add(record, "chosen", WRPO_JSON_ARRAY, "");
-        for (int64_t i = 0; i < n; i++) wrpo__put_answer(s, list, sources[i].best, WRPO_ROLE_SOURCE);
-        wrpo__put_answer(s, list, target->best, WRPO_ROLE_TARGET);
-        list = wrpo__json_add(record, "rejected", WRPO_JSON_ARRAY, "");
-        wrpo__put_answer(s, list, target->worst, WRPO_ROLE_REJECTED);
-        wrpo__put_scores(s, record);
-        if (n > 1) list = wrpo__json_add(record, "weights", WRPO_JSON_ARRAY, "");
-        for (int64_t i = 0; i < n && n > 1; i++) wrpo__put_number(list, NULL, sources[i].share);
+    } else wrpo__put_choice(s, record, sources, n, quads ? target : NULL);
+    if (d->form != WRPO_FORM_PAIRS) wrpo__put_scores(s, record);
+    if (quads && n > 1) {
+        list = wrpo__json_add(record, "weights", WRPO_JSON_ARRAY, "");
+        for (int64_t i = 0; i < n; i++) wrpo__put_number(list, NULL, sources[i].share);
     }
     if (d->entropy_power > 0) {
         const double entropy = wrpo__entropy(t->lists[target ? WRPO__TARGETS : WRPO__SOURCES]);
