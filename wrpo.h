@@ -9546,15 +9546,6 @@ static void wrpo__draft_text(const wrpo__generation *g, wrpo__draft *d) {
 }
 
 /* ---- jobs ---- */
-static void wrpo__begin_job(wrpo__generation *g) {
-    const int64_t n = g->desc.n, prompt = g->begun++;
-    const int64_t room = g->model->config.max_position_embeddings - g->prompts[prompt].count;
-    wrpo__job *job = wrpo__raw(wrpo__current, 1, sizeof *job + (size_t)n * sizeof *job->drafts);
-    *job = (wrpo__job){.prompt = prompt, .left = n, .limit = WRPO__MIN(g->sample_rows, room)};
-    job->slot = stbds_arrpop(g->free_prompts);
-    for (int64_t k = 0; k < n; k++) job->drafts[k] = (wrpo__draft){.job = job, .number = k, .slot = -1};
-    stbds_arrput(g->jobs, job);
-}
 static void wrpo__deliver(wrpo__generation *g) {  /* what is done, in the order of the prompts */
     const wrpo_generate_desc *desc = &g->desc;
     for (; stbds_arrlen(g->jobs) && g->jobs[0]->left == 0; g->delivered++) {
@@ -9618,10 +9609,11 @@ static void wrpo__pack_draft(wrpo__generation *g, wrpo__draft *d) {
     wrpo__pack_rows(r, d->ids + n - 1, 1, P + n - 1, (wrpo_seg){0, 0, prefix, prefix + P, own, own + n});
 }
 static void wrpo__pack_step(wrpo__generation *g) {
+    const int64_t n = g->desc.n;
     int64_t coming = 0;  /* samples of begun prompts that have no slot yet */
     wrpo__pack_begin(g->run);
     for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++)
-        for (int64_t k = 0; k < g->desc.n; k++) {
+        for (int64_t k = 0; k < n; k++) {
             wrpo__draft *d = &g->jobs[i]->drafts[k];
             const bool waits = d->slot < 0 && stbds_arrlen(d->ids) > 0;
             if (d->done) continue;
@@ -9629,9 +9621,13 @@ static void wrpo__pack_step(wrpo__generation *g) {
             if (d->slot >= 0) wrpo__pack_draft(g, d);
             else coming++;
         }
-    while (g->begun < g->count && coming < stbds_arrlen(g->free_samples) && stbds_arrlen(g->free_prompts)) {
-        wrpo__begin_job(g);
-        coming += g->desc.n;
+    for (; g->begun < g->count && coming < stbds_arrlen(g->free_samples) && stbds_arrlen(g->free_prompts); coming += n) {
+        wrpo__job *job = wrpo__raw(wrpo__current, 1, sizeof *job + (size_t)n * sizeof *job->drafts);
+        const int64_t room = g->model->config.max_position_embeddings - g->prompts[g->begun].count;
+        *job = (wrpo__job){.prompt = g->begun++, .left = n, .limit = WRPO__MIN(g->sample_rows, room)};
+        job->slot = stbds_arrpop(g->free_prompts);
+        for (int64_t k = 0; k < n; k++) job->drafts[k] = (wrpo__draft){.job = job, .number = k, .slot = -1};
+        stbds_arrput(g->jobs, job);
     }
     for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++) wrpo__pack_job(g, g->jobs[i]);
     wrpo__pack_end(g->run);
@@ -9864,6 +9860,7 @@ static void wrpo__dense_apply(const wrpo__dense *l, const double *x, double *y) 
 static double wrpo__gated_score(const wrpo__gate *g, const double *last, const double *prompt, double *scratch) {
     const int64_t n = g->regression.rows;
     double *x = scratch, *y = x + g->widest, *r = y + g->widest, most = -INFINITY, sum = 0, score = 0;
+    wrpo__dense_apply(&g->regression, last, r);
     memcpy(x, prompt, (size_t)g->layer[0].cols * sizeof *x);
     for (int64_t l = 0; l < g->layers; l++) {  /* x = the gate's logits of the objectives */
         double *swap = x;
@@ -9873,17 +9870,14 @@ static double wrpo__gated_score(const wrpo__gate *g, const double *last, const d
         y = swap;
     }
     for (int64_t j = 0; j < n; j++) most = fmax(most, x[j] / g->temperature);
-    for (int64_t j = 0; j < n; j++) {
-        x[j] = exp(x[j] / g->temperature - most);
-        sum += x[j];
-    }
-    wrpo__dense_apply(&g->regression, last, r);
     for (int64_t j = 0; j < n; j++) {  /* sum_j softmax_j scale (r' M)_j */
+        const double weight = exp(x[j] / g->temperature - most);
         double adjusted = 0;
         for (int64_t i = 0; i < n; i++) adjusted += r[i] * (double)g->transform.w[i * n + j];
-        score += x[j] / sum * g->scale * adjusted;
+        score += weight * g->scale * adjusted;
+        sum += weight;
     }
-    return score;
+    return score / sum;
 }
 
 /* ---- load ---- */
@@ -10148,13 +10142,13 @@ static wrpo_json *wrpo__json_add(wrpo_json *parent, const char *key, wrpo_json_k
     wrpo__json_append(parent, copy);
     return copy;
 }
-/* In place of the reward that it has, if any; as its last member. */
 static void wrpo__set_reward(wrpo_json *entry, double reward) {
-    for (wrpo_json **m = &entry->child; *m;) {
-        if (strcmp((*m)->key, "reward")) m = &(*m)->next;
-        else *m = (*m)->next;
-    }
-    wrpo__json_add(entry, "reward", WRPO_JSON_NUMBER, wrpo__number_text(reward));
+    wrpo_json *m = entry->child;
+    while (m && strcmp(m->key, "reward")) m = m->next;
+    if (!m) m = wrpo__json_add(entry, "reward", WRPO_JSON_NUMBER, "");
+    m->kind = WRPO_JSON_NUMBER;
+    m->text = wrpo__number_text(reward);
+    m->size = strlen(m->text);
 }
 static void wrpo__write_line(wrpo__writer *w, const wrpo_json *line) {
     wrpo__text text = {.arena = wrpo__current};
@@ -10410,29 +10404,25 @@ static void wrpo__reference_write(const char *path, const wrpo__set *set) {  /* 
     wrpo__text_puts(&t, "]\n");
     wrpo__publish(wrpo__write_whole(wrpo__current, path, t.data, t.size));
 }
-/* Reference log-probs of one set: from the cache in out_dir, or computed and then kept there. */
-static void wrpo__set_cached(const wrpo_trainer *t, const wrpo__set *set, wrpo_model *ref) {
-    const char *path = NULL;
-    if (!set->ref) return;
-    if (t->out_dir)
-        path = wrpo__format(wrpo__current, "%s/reference_logps-%016llx.json", t->out_dir,
-                            (unsigned long long)wrpo__fingerprint(ref, set->data));
-    if (path && wrpo__reference_read(t->ctx, path, set)) {
-        wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
-        return;
-    }
-    wrpo__set_reference(wrpo__current, t, set, ref);
-    if (path) wrpo__reference_write(path, set);
-}
-/* Both sets by one reference model, which goes with the current arena. */
+/* Both sets by one reference model, which goes with the current arena: from the caches in out_dir, or computed and then
+   kept there. */
 static void wrpo__reference(const wrpo_trainer *t) {
-    wrpo_model *ref = t->model;
-    if (t->desc.ref_dir) {
-        const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
-        ref = wrpo__model_from(wrpo__current, &desc, false);
+    const wrpo__set *sets[2] = {&t->train, &t->eval};
+    const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
+    wrpo_model *ref = desc.dir ? wrpo__model_from(wrpo__current, &desc, false) : t->model;
+    for (int i = 0; i < 2; i++) {
+        const char *path = NULL;
+        if (!sets[i]->ref) continue;
+        if (t->out_dir)
+            path = wrpo__format(wrpo__current, "%s/reference_logps-%016llx.json", t->out_dir,
+                                (unsigned long long)wrpo__fingerprint(ref, sets[i]->data));
+        if (path && wrpo__reference_read(t->ctx, path, sets[i])) {
+            wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
+            continue;
+        }
+        wrpo__set_reference(wrpo__current, t, sets[i], ref);
+        if (path) wrpo__reference_write(path, sets[i]);
     }
-    wrpo__set_cached(t, &t->train, ref);
-    wrpo__set_cached(t, &t->eval, ref);
 }
 
 /* ---- the state of a run on disk: all that the next step depends on, in one file ----
@@ -10711,11 +10701,7 @@ static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char
 }
 
 /* ---- open, with files ---- */
-static void wrpo__close_metrics(void *p) {
-    wrpo_trainer *t = p;
-    if (t->metrics) fclose(t->metrics);
-    t->metrics = NULL;
-}
+static void wrpo__close_file(void *p) { fclose(p); }
 static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                         bool train) {
     wrpo__arena *arena = wrpo__current, *temp = wrpo__sub_arena(arena), *file = wrpo__sub_arena(arena);
@@ -10724,7 +10710,6 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     const bool resume = train && t->desc.resume;
     wrpo__state state = {0};
     wrpo_bytes plan = {0};
-    wrpo__on_free(arena, wrpo__close_metrics, t);
     if (out_dir) {
         t->out_dir = wrpo__strndup(arena, out_dir, strlen(out_dir));
         wrpo__make_dir(t->ctx, out_dir);
@@ -10742,7 +10727,8 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     wrpo__arena_clear(file);
     if (train && out_dir) {
         const char *path = wrpo__join(arena, out_dir, "metrics.jsonl");
-        t->metrics = fopen(path, resume ? "a" : "w");
+        wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__close_file, NULL);
+        owner->p = t->metrics = fopen(path, resume ? "a" : "w");
         if (!t->metrics) wrpo__fail(t->ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
         t->log = wrpo__log_metrics;
     }
@@ -10855,17 +10841,12 @@ typedef struct wrpo__prompts {  /* the prompts of some files */
     const wrpo__lines *said;
     wrpo__scored *lists[2];
 } wrpo__prompts;
-static const wrpo_json *wrpo__prompt_id(wrpo_ctx *ctx, const char *path, const wrpo_json *root) {  /* NULL: none */
-    wrpo__json_want(ctx, path, root, WRPO_JSON_OBJECT, "line");
-    const wrpo_json *id = wrpo__present(root, "prompt_id");
-    if (id && id->kind != WRPO_JSON_NUMBER) wrpo__json_want(ctx, path, id, WRPO_JSON_STRING, NULL);
-    return id;
-}
 /* ids: every line must have a prompt_id. A line that has none is a prompt of its own, under a key that is no UTF-8. */
 static void wrpo__prompts_add(wrpo__prompts *t, const char *path, bool ids) {
     for (wrpo__lines l = {.file = wrpo__open_file(t->arena, path)}; wrpo__next_line(&l); wrpo__arena_clear(t->temp)) {
         const wrpo_json *root = wrpo__json_parse(t->temp, path, l.number, l.text, l.size);
-        const wrpo_json *id = wrpo__prompt_id(t->ctx, path, root);
+        const wrpo_json *id = wrpo__present(wrpo__json_want(t->ctx, path, root, WRPO_JSON_OBJECT, "line"), "prompt_id");
+        if (id && id->kind != WRPO_JSON_NUMBER) wrpo__json_want(t->ctx, path, id, WRPO_JSON_STRING, NULL);
         if (ids && !id)
             wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id: want a string or a number, found none");
         char *key = id ? wrpo__strndup(t->arena, id->text, id->size)
@@ -10932,7 +10913,7 @@ static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__gathered *prompt, b
         const char *path = l->file->path;
         wrpo_json *root = wrpo__json_parse(t->temp, path, l->number, l->text, l->size);
         bool found;
-        t->id = wrpo__prompt_id(t->ctx, path, root);
+        t->id = wrpo__json_get(root, "prompt_id");
         wrpo__candidates_prompt(t, l, root, prompt->key);
         wrpo__listed *all = wrpo__responses(t->ctx, path, root, compare, &found);
         if (!found)
@@ -11136,19 +11117,19 @@ static void wrpo__select_settings(wrpo_ctx *ctx, wrpo_select_desc *d) {
     WRPO__SETTING(entropy_scale, 6.8, x > 0 && x <= DBL_MAX, "a finite number above 0");
 }
 /* The models' array and their names, as one block for the user. */
-static void wrpo__hand_out_models(wrpo__prompts *t, wrpo_select_stats *stats) {
-    wrpo__text block = {.arena = t->arena};
+static void wrpo__hand_out_models(const wrpo__prompts *t, wrpo_select_stats *stats) {
     const int64_t n = stbds_shlen(t->models);
-    for (int64_t i = 0; i < n; i++) {
-        wrpo_select_model *m = &t->models[i].value;
-        m->reward /= (double)m->responses;
-        wrpo__text_add(&block, (const char *)m, sizeof *m);
-    }
-    for (int64_t i = 0; i < n; i++) wrpo__text_add(&block, t->models[i].key, strlen(t->models[i].key) + 1);
-    stats->models = wrpo__handout(t->ctx, block.data, block.size);
+    size_t bytes = 0;
+    for (int64_t i = 0; i < n; i++) bytes += sizeof *stats->models + strlen(t->models[i].key) + 1;
+    stats->models = wrpo__raw(t->ctx->handouts, bytes, 1);
     stats->n_models = n;
-    const char *name = (const char *)(stats->models + n);
-    for (int64_t i = 0; i < n; i++, name += strlen(name) + 1) stats->models[i].name = name;
+    char *name = (char *)(stats->models + n);
+    for (int64_t i = 0; i < n; i++, name += strlen(name) + 1) {
+        wrpo_select_model *m = &stats->models[i];
+        *m = t->models[i].value;
+        m->reward /= (double)m->responses;
+        m->name = strcpy(name, t->models[i].key);
+    }
 }
 static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats) {
     wrpo__arena *arena = wrpo__current;
