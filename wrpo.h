@@ -9621,13 +9621,14 @@ static void wrpo__pack_step(wrpo__generation *g) {
             if (d->slot >= 0) wrpo__pack_draft(g, d);
             else coming++;
         }
-    for (; g->begun < g->count && coming < stbds_arrlen(g->free_samples) && stbds_arrlen(g->free_prompts); coming += n) {
+    while (g->begun < g->count && coming < stbds_arrlen(g->free_samples) && stbds_arrlen(g->free_prompts)) {
         wrpo__job *job = wrpo__raw(wrpo__current, 1, sizeof *job + (size_t)n * sizeof *job->drafts);
         const int64_t room = g->model->config.max_position_embeddings - g->prompts[g->begun].count;
         *job = (wrpo__job){.prompt = g->begun++, .left = n, .limit = WRPO__MIN(g->sample_rows, room)};
         job->slot = stbds_arrpop(g->free_prompts);
         for (int64_t k = 0; k < n; k++) job->drafts[k] = (wrpo__draft){.job = job, .number = k, .slot = -1};
         stbds_arrput(g->jobs, job);
+        coming += n;
     }
     for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++) wrpo__pack_job(g, g->jobs[i]);
     wrpo__pack_end(g->run);
@@ -10110,26 +10111,7 @@ WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *pro
 
 /* ---- a file of candidates ---- */
 enum { WRPO__SOURCES, WRPO__TARGETS };
-typedef struct wrpo__listed { wrpo_json *json; int list; } wrpo__listed;
-/* The responses of a line: the members of its lists or, if `alone` allows it and it has "content", the line itself.
-   An stb array; *found: there is one of the three. */
-static wrpo__listed *wrpo__responses(wrpo_ctx *ctx, const char *path, wrpo_json *root, bool alone, bool *found) {
-    static const char *const keys[] = {"sources", "target"};
-    wrpo__listed *out = NULL, c = {root, WRPO__TARGETS};
-    *found = alone && wrpo__present(root, "content");
-    if (*found) {
-        stbds_arrput(out, c);
-        return out;
-    }
-    for (c.list = 0; c.list < 2; c.list++) {
-        const wrpo_json *all = wrpo__json_maybe(ctx, path, root, keys[c.list], WRPO_JSON_ARRAY);
-        if (!all) continue;
-        *found = true;
-        for (c.json = all->child; c.json; c.json = c.json->next) stbds_arrput(out, c);
-    }
-    return out;
-}
-
+static const char *const wrpo__lists[] = {"sources", "target"};  /* of responses, in a line */
 static const char *wrpo__number_text(double x) {  /* as JSON writes it */
     wrpo__text text = {.arena = wrpo__current};
     wrpo__json_number(&text, x + 0.0);  /* -0 becomes 0 */
@@ -10165,19 +10147,23 @@ static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
     wrpo_ctx *ctx = s->in.ctx;
     const char *path = s->in.desc.path;
     wrpo_reward_file_stats *stats = s->stats;
-    wrpo_json *texts = NULL;  /* stb array: of what has no reward that counts, list[0..n) */
-    bool found;
+    wrpo_json **list = NULL, *texts = NULL;  /* stb arrays: responses, and the texts of list[0..n), which are scored */
     s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
     wrpo_json *root = wrpo__json_parse(wrpo__current, path, s->in.line, line, size);
     wrpo__read_head(&s->in, root);
-    wrpo__listed *list = wrpo__responses(ctx, path, root, true, &found);
+    const bool alone = wrpo__present(root, "content");
+    if (alone) stbds_arrput(list, root);
+    for (int k = 0; k < 2 && !alone; k++) {
+        const wrpo_json *all = wrpo__json_maybe(ctx, path, root, wrpo__lists[k], WRPO_JSON_ARRAY);
+        for (wrpo_json *v = all ? all->child : NULL; v; v = v->next) stbds_arrput(list, v);
+    }
     const int64_t all = stbds_arrlen(list);
     if (!all)
         wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root,
                         "want responses in \"sources\" or \"target\", or a \"content\", found none");
     for (int64_t i = 0; i < all; i++) {
-        const wrpo_json *content = wrpo__json_need(ctx, path, list[i].json, "content", WRPO_JSON_STRING);
-        const wrpo_json *reward = wrpo__present(list[i].json, "reward");
+        const wrpo_json *content = wrpo__json_need(ctx, path, list[i], "content", WRPO_JSON_STRING);
+        const wrpo_json *reward = wrpo__present(list[i], "reward");
         if (reward) wrpo__json_real(ctx, path, reward, NULL);
         if (reward && !s->rescore) continue;
         list[stbds_arrlen(texts)] = list[i];
@@ -10191,7 +10177,7 @@ static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
                         "prompt: want a string, a message or an array of messages, found none");
     if (n) wrpo__score_answers(s->reward, &s->in, prompt, texts, n, rewards);
     for (int64_t k = 0; k < n; k++) {
-        wrpo__set_reward(list[k].json, rewards[k]);
+        wrpo__set_reward(list[k], rewards[k]);
         stats->mean += rewards[k];
         stats->least = fmin(stats->least, rewards[k]);
         stats->most = fmax(stats->most, rewards[k]);
@@ -10911,20 +10897,22 @@ static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__gathered *prompt, b
         if (t->lists[list]) stbds_arrsetlen(t->lists[list], 0);
     for (const wrpo__lines *l = prompt->value; l < prompt->value + stbds_arrlen(prompt->value); l++) {
         const char *path = l->file->path;
-        wrpo_json *root = wrpo__json_parse(t->temp, path, l->number, l->text, l->size);
-        bool found;
+        const wrpo_json *root = wrpo__json_parse(t->temp, path, l->number, l->text, l->size);
+        const bool alone = compare && wrpo__present(root, "content");
+        bool found = alone;
         t->id = wrpo__json_get(root, "prompt_id");
         wrpo__candidates_prompt(t, l, root, prompt->key);
-        wrpo__listed *all = wrpo__responses(t->ctx, path, root, compare, &found);
+        if (alone) wrpo__add_response(t, path, root, "", WRPO__TARGETS);
+        for (int k = 0; k < 2 && !alone; k++) {
+            const wrpo_json *all = wrpo__json_maybe(t->ctx, path, root, wrpo__lists[k], WRPO_JSON_ARRAY);
+            for (const wrpo_json *v = all ? all->child : NULL; v; v = v->next)
+                wrpo__add_response(t, path, v, wrpo__json_need(t->ctx, path, v, "model", WRPO_JSON_STRING)->text,
+                                   compare ? WRPO__TARGETS : k);
+            found = found || all;
+        }
         if (!found)
             wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want responses in \"sources\" or "
                             "\"target\", found neither", prompt->key);
-        for (int64_t i = 0; i < stbds_arrlen(all); i++) {
-            const wrpo_json *v = all[i].json;
-            const char *model = v == root ? "" : wrpo__json_need(t->ctx, path, v, "model", WRPO_JSON_STRING)->text;
-            wrpo__add_response(t, path, v, model, compare ? WRPO__TARGETS : all[i].list);
-        }
-        stbds_arrfree(all);
     }
 }
 static int64_t wrpo__characters(const wrpo_json *text) {
