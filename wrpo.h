@@ -9325,14 +9325,14 @@ static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
 /* ------------------------------------------------------------------------------------------ >>generate
    Samples of many prompts at once, over a cache of keys and values.
 
-   The keys and values of a prompt are computed once: they are the prefix that all its samples attend to. Each live
-   sample has rows of its own in the cache. One step packs the newest token of every live sample, fills the rows that
-   are left with pieces of prompts, and runs the model over them; the bits of a row do not depend on the other rows.
-   All samples of a prompt draw their first token from the logits of the prompt's last row. Those that find no free
-   slot wait. A prompt is begun when slots would stay empty otherwise. */
+   Those of a prompt are computed once: they are the prefix that all its samples attend to. Each live sample has rows of
+   its own. One step packs the newest token of every live sample, fills the rows that are left with pieces of prompts,
+   and runs the model over them; the bits of a row do not depend on the other rows. All samples of a prompt draw their
+   first token from the logits of its last row. Those that find no free slot wait. A prompt is begun when slots would
+   stay empty otherwise. */
 typedef struct wrpo__draft {  /* a sample in the making */
     struct wrpo__job *job;
-    int64_t number, slot;  /* slot among the live samples; -1: none */
+    int64_t number, slot;  /* slot -1: none */
     int32_t *ids; float *logps;  /* stb arrays */
     wrpo__text text; size_t shown;  /* what they say; how many of its bytes on_text has had */
     bool stopped, done;
@@ -9487,8 +9487,8 @@ static int64_t wrpo__select_top(wrpo__weighed *w, int64_t n, int64_t most, doubl
     return WRPO__MAX(low, 1);
 }
 static float wrpo__capped(float x, float cap) { return cap > 0 ? cap * tanhf(x / cap) : x; }
-/* A token by u in [0, 1). The weights are e^((x - max x) / temperature). Of the top_k largest, the fewest that have
-   top_p of their sum are kept; the token is the one at u of the sum of those. w [V] is for the weights. */
+/* A token by u in [0, 1). The weights w[V] are e^((x - max x) / temperature). Of the top_k largest, the fewest that
+   have top_p of their sum are kept; the token is the one at u of the sum of those. */
 static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperature, int64_t top_k, double top_p,
                           double u, wrpo__weighed *w) {
     int64_t best = 0, n = 0;
@@ -9518,9 +9518,8 @@ static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperatu
 static void wrpo__stop_if(wrpo_ctx *ctx, bool go) {
     if (!go) wrpo__fail(ctx, WRPO_E_STOPPED, "stopped by the callback");
 }
-/* Writes the text of a sample, if it is wanted, and shows what is final of it: all once the sample is done. Before
-   that, <0xNN> tokens and an incomplete character at the end may still change. Ids without a token (a vocabulary
-   padded to a round number) have no text. */
+/* Writes a sample's text, if it is wanted, and shows what is final of it. Until the sample is done, <0xNN> tokens and
+   an incomplete character at the end may change. Ids without a token (a padded vocabulary) have no text. */
 static void wrpo__draft_text(const wrpo__generation *g, wrpo__draft *d) {
     const wrpo_generate_desc *desc = &g->desc;
     const wrpo_tokenizer *tok = desc->tokenizer;
@@ -9652,8 +9651,8 @@ static void wrpo__generate_step(wrpo__generation *g) {
     wrpo_ctx *ctx = g->model->ctx;
     const int64_t V = g->model->config.vocab_size;
     wrpo__pack_step(g);
-    /* Steps that only decode, one row a segment, have a key that comes back. What differs (ids, positions, rows of the
-       cache, segments) is in the backend's memory: packing has put it there. */
+    /* Steps that only decode, one row a segment, have a key that comes back. What differs is in the backend's memory:
+       packing has put it there. */
     const int64_t key[4] = {(int64_t)(uintptr_t)r, r->n, r->n_segs, r->n_targets};
     if (r->be->replay && r->n_segs == r->n) r->be->replay(r->dev, key, wrpo__step_ops, r);
     else wrpo__step_ops(r);
@@ -10225,8 +10224,7 @@ WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_fil
    A run with files: the memory plan, the reference's cache, the state that a run goes on from, metrics, the loop. */
 
 /* ---- memory of a run: measured, and fitted into what there is ---- */
-/* Fills in gradients, moments, activations, head, recompute, logits and device: what the run takes of the backend's
-   memory beside its weights. */
+/* Fills in what a run takes of the backend's memory beside its weights, and what it recomputes. */
 static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t recompute, bool logits, int64_t rows,
                           wrpo_bytes *out) {
     const wrpo__shape shape = wrpo__train_shape(model->ctx, &model->config, recompute, logits, rows);
@@ -10244,7 +10242,7 @@ static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t
     out->recompute = shape.recompute;
     out->logits = wrpo__span(&shape) >= rows;
 }
-/* As wrpo__measure, with as little recomputed as lets the run fit into `room`, unless recompute says what is. It tries
+/* Measures with as little recomputed as lets the run fit into `room`, unless recompute says what is. It tries
      1. to recompute nothing;
      2. to recompute the logits: of all that is kept, they save the least time a byte;
      3. to recompute layers as well, as few as do. The more, the less memory, except for the first: it brings a layer
@@ -10390,8 +10388,7 @@ static void wrpo__reference_write(const char *path, const wrpo__set *set) {  /* 
     wrpo__text_puts(&t, "]\n");
     wrpo__publish(wrpo__write_whole(wrpo__current, path, t.data, t.size));
 }
-/* Both sets by one reference model, which goes with the current arena: from the caches in out_dir, or computed and then
-   kept there. */
+/* Both sets, from the caches in out_dir, or by one model, which goes with the current arena, and then kept there. */
 static void wrpo__reference(const wrpo_trainer *t) {
     const wrpo__set *sets[2] = {&t->train, &t->eval};
     const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
@@ -10805,8 +10802,8 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
 /* ------------------------------------------------------------------------------------------- >>recipe
    Rewards decide which answers a record is made of, and how often one file of answers beats another.
 
-   Files of candidates are read twice, so that only one prompt at a time is in memory: once for the prompts' ids, which
-   say what lines belong together, and once, prompt by prompt, for the responses. */
+   Files are read twice: once for the prompts' ids, which say what lines belong together, and once, prompt by prompt,
+   for the responses. So only one prompt at a time is in memory. */
 typedef struct wrpo__scored {  /* a response */
     int64_t model;  /* which of wrpo__prompts.models */
     const wrpo_json *content, *number;  /* number: the reward as written */
@@ -10822,7 +10819,7 @@ typedef struct wrpo__prompts {  /* the prompts of some files */
     wrpo__gathered *prompts;  /* stb map from ids to lines (stb arrays), in the order of their first lines */
     wrpo__model_stats *models;  /* stb map from names; reward: the sum */
     int64_t empty;  /* responses without text */
-    /* of the current prompt: its id, what wrpo__prompt_keys names, the line that says it, its responses (stb arrays) */
+    /* of the current prompt: its id, what wrpo__prompt_keys names, the line that says it, responses (stb arrays) */
     const wrpo_json *id, *prompt[3];
     const wrpo__lines *said;
     wrpo__scored *lists[2];
@@ -10977,8 +10974,7 @@ typedef struct wrpo__selection {
     wrpo__prompts t;
     const wrpo__scored **put;  /* stb array: answers of the current prompt since the last list of scores */
 } wrpo__selection;
-/* Leaves the *n sources that the form takes of the current prompt. Returns NULL, or the statistic that counts why the
-   prompt is left out. */
+/* Leaves the *n sources that the form takes. Returns NULL, or what counts prompts that are left out for this reason. */
 static int64_t *wrpo__choose(wrpo__selection *s, wrpo__extremes *sources, const wrpo__extremes *target, int64_t *n) {
     const wrpo_select_desc *d = &s->desc;
     const bool quads = d->form == WRPO_FORM_QUADS;
