@@ -10378,33 +10378,33 @@ static bool wrpo__reference_read(wrpo_ctx *ctx, const char *path, const wrpo__se
     wrpo_json_free(ctx, root);
     return whole;
 }
-static void wrpo__reference_write(const char *path, const wrpo__set *set) {  /* an array, a line a record */
-    wrpo__text t = {.arena = wrpo__current};
-    wrpo__text_puts(&t, "[");
-    for (int64_t i = 0; i < set->N * set->K; i++) {
-        if (i) wrpo__text_puts(&t, i % set->K ? "," : ",\n");
-        wrpo__json_number(&t, set->ref[i]);
-    }
-    wrpo__text_puts(&t, "]\n");
-    wrpo__publish(wrpo__write_whole(wrpo__current, path, t.data, t.size));
-}
-/* Both sets, from the caches in out_dir, or by one model, which goes with the current arena, and then kept there. */
+/* Both sets, from the caches in out_dir (an array, a line a record), or by one model, which goes with the current
+   arena, and then kept there. */
 static void wrpo__reference(const wrpo_trainer *t) {
     const wrpo__set *sets[2] = {&t->train, &t->eval};
     const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
     wrpo_model *ref = desc.dir ? wrpo__model_from(wrpo__current, &desc, false) : t->model;
     for (int i = 0; i < 2; i++) {
+        const wrpo__set *set = sets[i];
         const char *path = NULL;
-        if (!sets[i]->ref) continue;
+        if (!set->ref) continue;
         if (t->out_dir)
             path = wrpo__format(wrpo__current, "%s/reference_logps-%016llx.json", t->out_dir,
-                                (unsigned long long)wrpo__fingerprint(ref, sets[i]->data));
-        if (path && wrpo__reference_read(t->ctx, path, sets[i])) {
+                                (unsigned long long)wrpo__fingerprint(ref, set->data));
+        if (path && wrpo__reference_read(t->ctx, path, set)) {
             wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
             continue;
         }
-        wrpo__set_reference(wrpo__current, t, sets[i], ref);
-        if (path) wrpo__reference_write(path, sets[i]);
+        wrpo__set_reference(wrpo__current, t, set, ref);
+        if (!path) continue;
+        wrpo__text text = {.arena = wrpo__current};
+        for (int64_t k = 0; k < set->N * set->K; k++) {
+            const char *before = k % set->K ? "," : ",\n";
+            wrpo__text_puts(&text, k ? before : "[");
+            wrpo__json_number(&text, set->ref[k]);
+        }
+        wrpo__text_puts(&text, "]\n");
+        wrpo__publish(wrpo__write_whole(wrpo__current, path, text.data, text.size));
     }
 }
 
@@ -10567,7 +10567,6 @@ WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *de
 typedef struct wrpo__state {  /* a file that is read */
     wrpo_ctx *ctx;
     const char *path;
-    const wrpo_tensors *tensors;
     const wrpo_json *metadata;
     wrpo__state_part *parts;
     const wrpo_tensor_info *log;
@@ -10591,44 +10590,39 @@ static int64_t wrpo__state_count(const wrpo__state *s, const char *name, int64_t
                    (long long)most, found);
     return n;
 }
-/* The metadata is of this run, as far as is known without the reference. Returns the hash of all settings. */
-static uint64_t wrpo__state_read_settings(wrpo__state *s, const wrpo_trainer *t) {
-    const wrpo__file *f = wrpo__open_file(wrpo__current, s->path);  /* again: tensors have no metadata */
-    const char *text = (const char *)f->data + 8;
-    uint64_t size = 0, h = 0;
-    memcpy(&size, f->data, WRPO__MIN(f->size, 8));
-    size = WRPO__MIN(size, f->size - 8);
-    s->metadata = wrpo__json_get(wrpo__json_parse(wrpo__current, s->path, 1, text, (size_t)size), "__metadata__");
-    if (wrpo__json_get(s->metadata, "wrpo") && !wrpo__json_get(s->metadata, "state_format"))
-        wrpo__fail(s->ctx, WRPO_E_UNSUPPORTED, "%s: state_format: want %d, which this version reads, found none: "
-                   "version %.40s wrote the file, when formats had no number", s->path, WRPO__STATE_FORMAT,
-                   wrpo__state_text(s, "wrpo"));
-    const wrpo__setting *settings = wrpo__state_settings(t);
-    for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
-        const char *found = wrpo__state_text(s, settings[i].name);
-        if (i < stbds_arrlen(settings) - WRPO__SAID) wrpo__state_same(s, settings[i].name, settings[i].text);
-        h = wrpo__hash(h, found, strlen(found));
-    }
-    s->step = wrpo__state_count(s, "step", t->T);
-    s->milliseconds = wrpo__state_count(s, "milliseconds", LLONG_MAX - 1);
-    return h;
-}
 /* The file is whole and, except for the reference, of this run. The state lives as long as the current arena. */
 static wrpo__state wrpo__state_open(wrpo_trainer *t) {
     const char *path = wrpo__join(wrpo__current, t->desc.resume, WRPO__STATE_FILE);
-    wrpo__state s = {.ctx = t->ctx, .path = path, .tensors = wrpo__tensors_in(t->ctx, path)};
-    uint64_t h = wrpo__state_read_settings(&s, t), sum;
-    s.parts = wrpo__state_parts(t);
-    const wrpo_tensor_info *log = wrpo_tensors_find(s.tensors, "metrics.jsonl");
-    const int64_t log_size = log ? log->count : 0, eight = 8;
-    const long long want = stbds_arrlen(s.parts) + 2, found = wrpo_tensors_count(s.tensors);
-    s.log = wrpo__need_tensor(s.tensors, path, "metrics.jsonl", "U8", 1, &log_size);
-    memcpy(&sum, wrpo__need_tensor(s.tensors, path, "checksum", "U8", 1, &eight)->data, sizeof sum);
-    if (found != want) wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, want, found);
-    for (int64_t i = 0; i < stbds_arrlen(s.parts); i++) {
-        wrpo__state_part *p = &s.parts[i];
-        p->data = wrpo__need_tensor(s.tensors, path, p->name, p->dtype, p->ndim, p->shape)->data;
+    wrpo__state s = {.ctx = t->ctx, .path = path, .parts = wrpo__state_parts(t)};
+    const wrpo_tensors *tensors = wrpo__tensors_in(t->ctx, path);
+    /* 1. The settings, from the header, which is read again: tensors have no metadata. */
+    const wrpo__file *f = wrpo__open_file(wrpo__current, path);
+    uint64_t size = 0, h = 0, sum;
+    memcpy(&size, f->data, WRPO__MIN(f->size, 8));
+    size = WRPO__MIN(size, f->size - 8);
+    const wrpo_json *root = wrpo__json_parse(wrpo__current, path, 1, (const char *)f->data + 8, (size_t)size);
+    s.metadata = wrpo__json_get(root, "__metadata__");
+    if (wrpo__json_get(s.metadata, "wrpo") && !wrpo__json_get(s.metadata, "state_format"))
+        wrpo__fail(t->ctx, WRPO_E_UNSUPPORTED, "%s: state_format: want %d, which this version reads, found none: "
+                   "version %.40s wrote the file, when formats had no number", path, WRPO__STATE_FORMAT,
+                   wrpo__state_text(&s, "wrpo"));
+    const wrpo__setting *settings = wrpo__state_settings(t);
+    for (int64_t i = 0, n = stbds_arrlen(settings); i < n; i++) {
+        const char *found = wrpo__state_text(&s, settings[i].name);
+        if (i < n - WRPO__SAID) wrpo__state_same(&s, settings[i].name, settings[i].text);
+        h = wrpo__hash(h, found, strlen(found));
     }
+    s.step = wrpo__state_count(&s, "step", t->T);
+    s.milliseconds = wrpo__state_count(&s, "milliseconds", LLONG_MAX - 1);
+    /* 2. The tensors. */
+    const wrpo_tensor_info *log = wrpo_tensors_find(tensors, "metrics.jsonl");
+    const int64_t log_size = log ? log->count : 0, eight = 8;
+    const long long want = stbds_arrlen(s.parts) + 2, found = wrpo_tensors_count(tensors);
+    s.log = wrpo__need_tensor(tensors, path, "metrics.jsonl", "U8", 1, &log_size);
+    memcpy(&sum, wrpo__need_tensor(tensors, path, "checksum", "U8", 1, &eight)->data, sizeof sum);
+    if (found != want) wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, want, found);
+    for (wrpo__state_part *p = s.parts; p < s.parts + stbds_arrlen(s.parts); p++)
+        p->data = wrpo__need_tensor(tensors, path, p->name, p->dtype, p->ndim, p->shape)->data;
     h = wrpo__state_move(t, s.parts, NULL, false, h);
     h = wrpo__hash(h, s.log->data, s.log->bytes);
     if (h != sum)
@@ -10950,7 +10944,8 @@ static wrpo__extremes *wrpo__rank(const wrpo__scored *list, bool by_model) {
     return out;
 }
 /* share = softmax(best's reward / tau); the first is the highest. */
-static void wrpo__softmax_shares(wrpo__extremes *list, int64_t n, double tau) {
+static void wrpo__softmax_shares(wrpo__extremes *list, double tau) {
+    const int64_t n = stbds_arrlen(list);
     double sum = 0;
     for (int64_t i = 0; i < n; i++) {
         list[i].share = exp((list[i].best->reward - list[0].best->reward) / tau);
@@ -10972,29 +10967,30 @@ typedef struct wrpo__selection {
     wrpo_select_desc desc;  /* resolved */
     wrpo_select_stats *stats; double count[3];  /* count: of the sums in stats, by role */
     wrpo__prompts t;
-    const wrpo__scored **put;  /* stb array: answers of the current prompt since the last list of scores */
+    /* of the current prompt, stb arrays: each source's extremes, the target's, answers since the last list of scores */
+    wrpo__extremes *sources, *target;
+    const wrpo__scored **put;
 } wrpo__selection;
-/* Leaves the *n sources that the form takes. Returns NULL, or what counts prompts that are left out for this reason. */
-static int64_t *wrpo__choose(wrpo__selection *s, wrpo__extremes *sources, const wrpo__extremes *target, int64_t *n) {
+/* Leaves the sources that the form takes. Returns NULL, or what counts prompts that are left out for this reason. */
+static int64_t *wrpo__choose(wrpo__selection *s) {
     const wrpo_select_desc *d = &s->desc;
-    const bool quads = d->form == WRPO_FORM_QUADS;
-    int64_t kept = 0, equal = 0;
-    if (!*n) return &s->stats->no_source;
-    if (quads && !target) return &s->stats->no_target;
-    if (quads && wrpo__same_text(target->best, target->worst)) return &s->stats->equal;
-    if (d->form != WRPO_FORM_PAIRS) *n = WRPO__MIN(*n, d->top);
-    if (d->form == WRPO_FORM_SFT) return NULL;
-    for (int64_t i = 0; i < *n; i++) {
-        const wrpo__extremes c = sources[i];
-        const wrpo__scored *rejected = quads ? target->worst : c.worst;
-        const bool same = wrpo__same_text(c.best, rejected);
+    const wrpo__extremes *target = d->form == WRPO_FORM_QUADS ? s->target : NULL;
+    int64_t n = stbds_arrlen(s->sources), kept = 0, equal = 0;
+    if (!n) return &s->stats->no_source;
+    if (d->form == WRPO_FORM_QUADS && !target) return &s->stats->no_target;
+    if (target && wrpo__same_text(target->best, target->worst)) return &s->stats->equal;
+    if (d->form != WRPO_FORM_PAIRS) n = WRPO__MIN(n, d->top);
+    for (int64_t i = 0; i < n; i++) {
+        const wrpo__extremes c = s->sources[i];
+        const wrpo__scored *rejected = target ? target->worst : c.worst;
+        const bool same = wrpo__same_text(c.best, rejected) && d->form != WRPO_FORM_SFT;
         const bool close = d->min_gap > 0 && c.best->reward - rejected->reward < d->min_gap;
         equal += same;
-        if (!same && !close) sources[kept++] = c;
+        if (!same && !close) s->sources[kept++] = c;
     }
-    if (!kept && equal == *n) return &s->stats->equal;
-    if (!kept || (quads && target->best->reward - target->worst->reward < d->min_gap)) return &s->stats->gap;
-    *n = kept;
+    if (equal == n) return &s->stats->equal;
+    if (!kept || (target && target->best->reward - target->worst->reward < d->min_gap)) return &s->stats->gap;
+    stbds_arrsetlen(s->sources, (size_t)kept);
     return NULL;
 }
 /* An answer as a message of the list; counts it. */
@@ -11030,10 +11026,11 @@ static void wrpo__put_choice(wrpo__selection *s, wrpo_json *to, const wrpo__extr
     if (target) wrpo__put_answer(s, chosen, target->best, WRPO_ROLE_TARGET);
     wrpo__put_answer(s, rejected, target ? target->worst : sources->worst, WRPO_ROLE_REJECTED);
 }
-/* The current prompt as a record of the form, with sources[n]. */
-static wrpo_json *wrpo__make_record(wrpo__selection *s, const wrpo__extremes *sources, int64_t n,
-                                    const wrpo__extremes *target) {
+/* The current prompt as a record of the form. */
+static wrpo_json *wrpo__make_record(wrpo__selection *s) {
     const wrpo_select_desc *d = &s->desc;
+    const wrpo__extremes *sources = s->sources;
+    const int64_t n = stbds_arrlen(sources);
     const wrpo__prompts *t = &s->t;
     const wrpo_json *prompt = t->prompt[0];
     const bool many = prompt->kind == WRPO_JSON_ARRAY, quads = d->form == WRPO_FORM_QUADS;
@@ -11057,14 +11054,14 @@ static wrpo_json *wrpo__make_record(wrpo__selection *s, const wrpo__extremes *so
             wrpo__put_number(pair, "weight", sources[i].share);
             wrpo__put_scores(s, pair);
         }
-    } else wrpo__put_choice(s, record, sources, n, quads ? target : NULL);
+    } else wrpo__put_choice(s, record, sources, n, quads ? s->target : NULL);
     if (d->form != WRPO_FORM_PAIRS) wrpo__put_scores(s, record);
     if (quads && n > 1) {
         list = wrpo__json_add(record, "weights", WRPO_JSON_ARRAY, "");
         for (int64_t i = 0; i < n; i++) wrpo__put_number(list, NULL, sources[i].share);
     }
     if (d->entropy_power > 0) {
-        const double entropy = wrpo__entropy(t->lists[target ? WRPO__TARGETS : WRPO__SOURCES]);
+        const double entropy = wrpo__entropy(t->lists[s->target ? WRPO__TARGETS : WRPO__SOURCES]);
         wrpo__put_number(record, "weight", pow(entropy, d->entropy_power) / d->entropy_scale);
     }
     return record;
@@ -11072,9 +11069,10 @@ static wrpo_json *wrpo__make_record(wrpo__selection *s, const wrpo__extremes *so
 /* NULL: the prompt is left out and counted. */
 static wrpo_json *wrpo__select_prompt(wrpo__selection *s) {
     const wrpo__prompts *t = &s->t;
-    wrpo__extremes *sources = wrpo__rank(t->lists[WRPO__SOURCES], true);
-    const wrpo__extremes *target = wrpo__rank(t->lists[WRPO__TARGETS], false);
-    int64_t n = stbds_arrlen(sources), *left_out = wrpo__choose(s, sources, target, &n);
+    s->put = NULL;
+    s->sources = wrpo__rank(t->lists[WRPO__SOURCES], true);
+    s->target = wrpo__rank(t->lists[WRPO__TARGETS], false);
+    int64_t *left_out = wrpo__choose(s);
     if (left_out) {
         ++*left_out;
         return NULL;
@@ -11082,8 +11080,8 @@ static wrpo_json *wrpo__select_prompt(wrpo__selection *s) {
     if (!t->prompt[0])
         wrpo__json_fail(t->ctx, WRPO_E_FORMAT, "candidates", t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of "
                         "its lines, found none", t->id->text);
-    wrpo__softmax_shares(sources, n, s->desc.tau);
-    return wrpo__make_record(s, sources, n, target);
+    wrpo__softmax_shares(s->sources, s->desc.tau);
+    return wrpo__make_record(s);
 }
 /* A setting of *d: its default where it is 0, and what it must be; x is its value. */
 #define WRPO__SETTING(field, otherwise, valid, wanted) { \
@@ -11126,7 +11124,6 @@ static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats)
     for (int64_t i = 0; i < stbds_shlen(s.t.prompts); i++) {
         wrpo__prompts_read(&s.t, &s.t.prompts[i], false);
         stats->prompts++;
-        s.put = NULL;
         wrpo__current = s.t.temp;  /* for what is made of one prompt */
         const wrpo_json *record = wrpo__select_prompt(&s);
         stats->records += record != NULL;
