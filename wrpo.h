@@ -10123,6 +10123,9 @@ static wrpo_json *wrpo__json_add(wrpo_json *parent, const char *key, wrpo_json_k
     wrpo__json_append(parent, copy);
     return copy;
 }
+static void wrpo__json_put(wrpo_json *parent, const wrpo_json *v) {  /* a copy of v at the end */
+    wrpo__json_append(parent, wrpo__json_copy(wrpo__current, v, NULL));
+}
 static void wrpo__set_reward(wrpo_json *entry, double reward) {
     wrpo_json *m = entry->child;
     while (m && strcmp(m->key, "reward")) m = m->next;
@@ -10816,7 +10819,7 @@ typedef struct wrpo__prompts {  /* the prompts of some files */
     /* of the current prompt: its id, what wrpo__prompt_keys names, the line that says it, responses (stb arrays) */
     const wrpo_json *id, *prompt[3];
     const wrpo__lines *said;
-    wrpo__scored *lists[2];
+    wrpo__scored *lists[2];  /* the highest reward first; of equal ones the first in the files */
 } wrpo__prompts;
 /* ids: every line must have a prompt_id. A line that has none is a prompt of its own, under a key that is no UTF-8. */
 static void wrpo__prompts_add(wrpo__prompts *t, const char *path, bool ids) {
@@ -10861,6 +10864,10 @@ static void wrpo__add_response(wrpo__prompts *t, const char *path, const wrpo_js
     t->models[r.model].value.responses++;
     t->models[r.model].value.reward += r.reward;
     stbds_arrput(t->lists[list], r);
+    wrpo__scored *all = t->lists[list];
+    int64_t k = stbds_arrlen(all) - 1;
+    for (; k > 0 && all[k - 1].reward < r.reward; k--) all[k] = all[k - 1];
+    all[k] = r;
 }
 /* What a line says of the prompt must be what an earlier line said. A line without any of the keys says nothing. */
 static void wrpo__candidates_prompt(wrpo__prompts *t, const wrpo__lines *line, const wrpo_json *root, const char *id) {
@@ -10923,24 +10930,13 @@ static bool wrpo__same_text(const wrpo__scored *a, const wrpo__scored *b) {
 /* Best and worst of each model of a list, the models by their best; by_model false: of the list. An stb array. */
 static wrpo__extremes *wrpo__rank(const wrpo__scored *list, bool by_model) {
     wrpo__extremes *out = NULL;
-    for (int64_t i = 0; i < stbds_arrlen(list); i++) {
-        const wrpo__scored *c = &list[i];
+    for (const wrpo__scored *c = list; c < list + stbds_arrlen(list); c++) {
         int64_t k = 0;
         while (k < stbds_arrlen(out) && by_model && out[k].best->model != c->model) k++;
-        if (k == stbds_arrlen(out)) {
-            const wrpo__extremes first = {c, c, 0};
-            stbds_arrput(out, first);
-        }
-        if (c->reward > out[k].best->reward) out[k].best = c;
-        if (c->reward < out[k].worst->reward) out[k].worst = c;
+        const wrpo__extremes first = {c, c, 0};
+        if (k == stbds_arrlen(out)) stbds_arrput(out, first);
+        else if (c->reward < out[k].worst->reward) out[k].worst = c;
     }
-    for (int64_t i = 1; i < stbds_arrlen(out); i++)  /* by reward, then by position in the list */
-        for (int64_t k = i; k > 0; k--) {
-            const wrpo__extremes a = out[k - 1], b = out[k];
-            if (a.best->reward > b.best->reward || (a.best->reward == b.best->reward && a.best < b.best)) break;
-            out[k - 1] = b;
-            out[k] = a;
-        }
     return out;
 }
 /* share = softmax(best's reward / tau); the first is the highest. */
@@ -10996,7 +10992,7 @@ static int64_t *wrpo__choose(wrpo__selection *s) {
 /* An answer as a message of the list; counts it. */
 static void wrpo__put_answer(wrpo__selection *s, wrpo_json *list, const wrpo__scored *answer, wrpo_role role) {
     wrpo_json *message = wrpo__json_add(list, NULL, WRPO_JSON_OBJECT, "");
-    wrpo__json_append(message, wrpo__json_copy(wrpo__current, answer->content, NULL));
+    wrpo__json_put(message, answer->content);
     wrpo__json_add(message, "role", WRPO_JSON_STRING, "assistant");
     s->stats->reward[role] += answer->reward;
     s->stats->length[role] += (double)wrpo__characters(answer->content);
@@ -11012,7 +11008,7 @@ static void wrpo__put_scores(wrpo__selection *s, wrpo_json *to) {
     wrpo_json *rewards = wrpo__json_add(to, "rewards", WRPO_JSON_ARRAY, "");
     wrpo_json *models = wrpo__json_add(to, "models", WRPO_JSON_ARRAY, "");
     for (int64_t i = 0; i < stbds_arrlen(s->put); i++) {
-        wrpo__json_append(rewards, wrpo__json_copy(wrpo__current, s->put[i]->number, NULL));
+        wrpo__json_put(rewards, s->put[i]->number);
         wrpo__json_add(models, NULL, WRPO_JSON_STRING, s->t.models[s->put[i]->model].key);
     }
     stbds_arrsetlen(s->put, 0);
@@ -11036,14 +11032,14 @@ static wrpo_json *wrpo__make_record(wrpo__selection *s) {
     const bool many = prompt->kind == WRPO_JSON_ARRAY, quads = d->form == WRPO_FORM_QUADS;
     wrpo_json *record = WRPO__NEW(wrpo__current, wrpo_json), *list;
     record->kind = WRPO_JSON_OBJECT;
-    wrpo__json_append(record, wrpo__json_copy(wrpo__current, t->id, NULL));
+    wrpo__json_put(record, t->id);
     for (int k = d->form == WRPO_FORM_SFT ? 1 : 0; k < 3; k++)
-        if (t->prompt[k]) wrpo__json_append(record, wrpo__json_copy(wrpo__current, t->prompt[k], NULL));
+        if (t->prompt[k]) wrpo__json_put(record, t->prompt[k]);
     if (d->form == WRPO_FORM_SFT) {
         list = wrpo__json_add(record, "messages", WRPO_JSON_ARRAY, "");
         for (const wrpo_json *m = many ? prompt->child : prompt; m; m = many ? m->next : NULL) {
             const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m;
-            wrpo__json_append(list, wrpo__json_copy(wrpo__current, message, NULL));
+            wrpo__json_put(list, message);
         }
         wrpo__put_answer(s, list, sources->best, WRPO_ROLE_SOURCE);
     } else if (d->form == WRPO_FORM_PAIRS) {
