@@ -9698,12 +9698,11 @@ static wrpo__shape wrpo__generation_shape(wrpo__generation *g) {
         wrpo__bump need = {0};
         wrpo__run_layout(ctx, c, &shape, &run, &need);
         const bool possible = shape.cache <= INT32_MAX && !need.overflow;
-        if (possible && need.used <= wrpo__room(ctx)) {
-            if (batch < wanted)
-                wrpo__log(ctx, WRPO_LOG_INFO, "memory for %lld samples at once, not %lld", (long long)batch,
-                          (long long)wanted);
-            return shape;
-        }
+        const bool fits = possible && need.used <= wrpo__room(ctx);
+        if (fits && batch < wanted)
+            wrpo__log(ctx, WRPO_LOG_INFO, "memory for %lld samples at once, not %lld", (long long)batch,
+                      (long long)wanted);
+        if (fits) return shape;
         if (batch > 1) continue;
         if (possible && ctx->desc.backend->host && !ctx->desc.memory_limit) return shape;  /* a host may swap */
         wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: one sample at a time takes %.3f GiB, there are %.3f; want fewer "
@@ -9937,6 +9936,7 @@ static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc
     wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
     if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_desc: dir is missing");
     const char *dir = desc->dir;
+    const int64_t label = desc->label;
     WRPO__RANGE(desc->micro_tokens >= 0, "micro_tokens", desc->micro_tokens, "at least 1");
     *r = (wrpo_reward){.ctx = ctx, .arena = arena, .run_arena = wrpo__sub_arena(arena),
                        .micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS};
@@ -9949,14 +9949,15 @@ static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc
     const wrpo_tensors *t = wrpo__tensors_in(ctx, dir);
     if (c.head == WRPO_HEAD_GATED) wrpo__load_gate(r, t);
     else if (c.head == WRPO_HEAD_VALUE) r->score = wrpo__head_tensor(r, t, "v_head.weight", 1, c.hidden_size);
-    else r->score = wrpo__head_tensor(r, t, "score.weight", -1, c.hidden_size);
-    const int64_t label = desc->label, rows = r->score.rows;
+    else {
+        r->score = wrpo__head_tensor(r, t, "score.weight", -1, c.hidden_size);
+        if (label < 0 || label > r->score.rows || (!label && r->score.rows > 1))
+            wrpo__fail(ctx, WRPO_E_ARG, "label: score.weight has %lld rows: want the number of one, found %lld",
+                       (long long)r->score.rows, (long long)label);
+        r->score.w += WRPO__MAX(label - 1, 0) * c.hidden_size;
+        r->score.rows = 1;
+    }
     if (c.head != WRPO_HEAD_SCORE && label) wrpo__fail(ctx, WRPO_E_ARG, "label: %s has one reward only", dir);
-    if (label < 0 || label > rows || (!label && rows > 1))
-        wrpo__fail(ctx, WRPO_E_ARG, "label: score.weight has %lld rows: want the number of one, found %lld",
-                   (long long)rows, (long long)label);
-    r->score.w += WRPO__MAX(label - 1, 0) * c.hidden_size;
-    r->score.rows = 1;
     return r;
 }
 WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out) {
@@ -10760,13 +10761,12 @@ static wrpo_result wrpo__checkpoint_entry(wrpo_trainer *t, int64_t *saved) {
 WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                 wrpo_metrics *last) {
     wrpo_ctx *ctx = policy->ctx;
-    wrpo_train_desc d = {0};
     wrpo_trainer *t;
     wrpo_metrics m = {0}, e;
-    if (desc) d = *desc;
     if (last) *last = m;
-    wrpo_result r = wrpo_trainer_open(policy, data, &d, &t);
+    wrpo_result r = wrpo_trainer_open(policy, data, desc, &t);
     if (r != WRPO_OK) return r;
+    const wrpo_train_desc *d = &t->desc;
     const int64_t first = t->k;
     int64_t saved = -1;
     bool go = true;
@@ -10775,17 +10775,17 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
     m.seconds = wrpo__now() - t->start;
     while (r == WRPO_OK && go && t->k < t->T) {
         r = wrpo_trainer_step(t, &m);
-        const bool end = t->k == t->T, eval = d.eval_data && (end || (d.eval_steps && t->k % d.eval_steps == 0));
-        const bool save = !end && d.save_steps && t->k % d.save_steps == 0;
-        if (r == WRPO_OK && eval) r = wrpo_trainer_eval(t, d.eval_data, &e);
+        const bool end = t->k == t->T, eval = d->eval_data && (end || (d->eval_steps && t->k % d->eval_steps == 0));
+        const bool save = !end && d->save_steps && t->k % d->save_steps == 0;
+        if (r == WRPO_OK && eval) r = wrpo_trainer_eval(t, d->eval_data, &e);
         if (r == WRPO_OK && save) r = wrpo__checkpoint_entry(t, &saved);
-        if (r == WRPO_OK && d.on_step) go = d.on_step(&m, eval ? &e : NULL, d.user);
+        if (r == WRPO_OK && d->on_step) go = d->on_step(&m, eval ? &e : NULL, d->user);
     }
     if (r == WRPO_OK && t->k < t->T) {
         ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"};
         r = WRPO_E_STOPPED;
     }
-    if (d.save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && t->k > first && t->k != saved) {  /* it ends early */
+    if (d->save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && t->k > first && t->k != saved) {  /* it ends early */
         const wrpo_error why = ctx->error;
         if (wrpo__checkpoint_entry(t, &saved) == WRPO_OK) ctx->error = why;
         else r = ctx->error.code;
