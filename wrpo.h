@@ -10249,23 +10249,15 @@ static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t
 /* Measures with as little recomputed as lets the run fit into `room`, unless recompute says what is. It tries
      1. to recompute nothing;
      2. to recompute the logits: of all that is kept, they save the least time a byte;
-     3. to recompute layers as well, as few as do. The more, the less memory, except for the first: it brings a layer
-        of memory that all of them share.
+     3. to recompute layers as well, as few as do.
    false: it does not fit. */
 static bool wrpo__fit(const wrpo_model *model, wrpo_moments moments, int64_t recompute, int64_t rows, size_t room,
                       wrpo_bytes *out) {
     const wrpo_config *c = &model->config;
     const bool addressable = (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)c->vocab_size;  /* all logits */
     wrpo__measure(model, moments, recompute, recompute == 0 && addressable, rows, out);
-    if (out->device <= room || recompute) return out->device <= room;
-    int64_t low = 0, high = c->num_hidden_layers;  /* 2. is low = 0 */
-    while (low < high) {
-        const int64_t middle = (low + high) / 2;
-        wrpo__measure(model, moments, middle, false, rows, out);
-        if (out->device <= room) high = middle;
-        else low = middle + 1;
-    }
-    wrpo__measure(model, moments, low, false, rows, out);
+    for (int64_t layers = 0; out->device > room && !recompute && layers <= c->num_hidden_layers; layers++)
+        wrpo__measure(model, moments, layers, false, rows, out);
     return out->device <= room;
 }
 static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
@@ -11221,11 +11213,10 @@ static void wrpo__interval(double *sorted, int64_t n, double *low, double *high)
 }
 /* One prompt: adds to wins, ties and the means of out. Returns its value; *longer: how much longer a's answers are. */
 static double wrpo__compare(wrpo__prompts sides[2], const char *id, wrpo_winrate_stats *out, double *longer) {
-    double pairs = 0, win = 0, tie = 0, length[2];
+    double win = 0, tie = 0, length[2] = {0};
     for (int side = 0; side < 2; side++) {
         wrpo__prompts *t = &sides[side];
         const wrpo__gathered *prompt = stbds_shgetp(t->prompts, id);
-        double reward = 0, characters = 0;
         wrpo__prompts_read(t, prompt, true);
         const wrpo__scored *list = t->lists[WRPO__TARGETS];
         const double count = (double)stbds_arrlen(list);
@@ -11233,11 +11224,9 @@ static double wrpo__compare(wrpo__prompts sides[2], const char *id, wrpo_winrate
             wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: prompt_id \"%.80s\": want an answer with text, found none",
                        prompt->value->file->path, id);
         for (int64_t k = 0; k < stbds_arrlen(list); k++) {
-            reward += list[k].reward;
-            characters += (double)wrpo__characters(list[k].content);
+            out->reward[side] += list[k].reward / count;
+            length[side] += (double)wrpo__characters(list[k].content) / count;
         }
-        length[side] = characters / count;
-        out->reward[side] += reward / count;
         out->length[side] += length[side];
     }
     const wrpo__scored *a = sides[0].lists[WRPO__TARGETS], *b = sides[1].lists[WRPO__TARGETS];
@@ -11245,8 +11234,8 @@ static double wrpo__compare(wrpo__prompts sides[2], const char *id, wrpo_winrate
         for (int64_t l = 0; l < stbds_arrlen(b); l++) {
             win += a[k].reward > b[l].reward;
             tie += a[k].reward == b[l].reward;
-            pairs++;
         }
+    const double pairs = (double)(stbds_arrlen(a) * stbds_arrlen(b));
     out->wins += win / pairs;
     out->ties += tie / pairs;
     *longer = length[0] - length[1];
