@@ -9522,7 +9522,7 @@ static void wrpo__stop_if(wrpo_ctx *ctx, bool go) {
    an incomplete character at the end may change. Ids without a token (a padded vocabulary) have no text. */
 static void wrpo__draft_text(const wrpo__generation *g, wrpo__draft *d) {
     const wrpo_generate_desc *desc = &g->desc;
-    const wrpo_tokenizer *tok = desc->tokenizer;
+    wrpo_tokenizer *tok = desc->tokenizer;
     int32_t *ids = NULL;
     if (!tok || !(desc->on_text || d->done)) return;
     wrpo__block_free(d->text.data);
@@ -9534,7 +9534,7 @@ static void wrpo__draft_text(const wrpo__generation *g, wrpo__draft *d) {
         if (wrpo__byte_token(last->text, last->size) < 0) break;
         (void)stbds_arrpop(ids);
     }
-    wrpo__decode(desc->tokenizer, ids, stbds_arrlen(ids), true, &d->text);
+    wrpo__decode(tok, ids, stbds_arrlen(ids), true, &d->text);
     stbds_arrfree(ids);
     const size_t at = d->shown;
     size_t size = d->text.size;
@@ -10071,8 +10071,7 @@ static void wrpo__score_ids(wrpo_reward *w, const int32_t *const *ids, const int
 }
 WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts,
                                            int64_t n, double *rewards) {
-    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true,
-               wrpo__score_ids(reward, ids, counts, n, rewards));
+    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true, wrpo__score_ids(reward, ids, counts, n, rewards));
     return wrpo__end(&wrpo__entry);
 }
 /* answers[n]: strings. Errors name the line and record of in. */
