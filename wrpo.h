@@ -9965,9 +9965,7 @@ WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *des
     WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__reward_load(wrpo__current, desc));
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API void wrpo_reward_free(wrpo_reward *reward) {
-    if (reward) wrpo__arena_free(reward->arena);
-}
+WRPO_API void wrpo_reward_free(wrpo_reward *reward) { if (reward) wrpo__arena_free(reward->arena); }
 WRPO_API const wrpo_config *wrpo_reward_config(const wrpo_reward *reward) { return &reward->model->config; }
 
 /* ---- score ---- */
@@ -10306,10 +10304,9 @@ static const char *wrpo__would_fit(const wrpo_trainer *t, size_t room) {
 /* What a run takes and recomputes, or an error that says what would fit. Only the weights are in memory yet. */
 static wrpo_bytes wrpo__fitted(const wrpo_trainer *t) {
     const size_t room = wrpo__room(t->ctx);
-    const bool host = t->ctx->desc.backend->host;
+    const bool host = t->ctx->desc.backend->host, swaps = host && !t->ctx->desc.memory_limit;
     wrpo_bytes need;
-    if (wrpo__fit(t->model, t->desc.moments, t->desc.recompute, t->rows, room, &need)) return need;
-    if (host && !t->ctx->desc.memory_limit) return need;  /* a host may have more than it says: it can swap */
+    if (wrpo__fit(t->model, t->desc.moments, t->desc.recompute, t->rows, room, &need) || swaps) return need;
     wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; "
                "%s", wrpo__gib(need.device), host ? "its limit has" : "the device has", wrpo__gib(room),
                wrpo__would_fit(t, room));
