@@ -9718,9 +9718,8 @@ static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_
     wrpo_generate_desc *d = &g->desc;
     wrpo__generate_check(g);
     if (!d->stop) {
-        int32_t *stop = wrpo__stop_tokens(model, d->tokenizer);
-        d->stop = stop;
-        d->stop_count = stbds_arrlen(stop);
+        d->stop = wrpo__stop_tokens(model, d->tokenizer);
+        d->stop_count = stbds_arrlen(d->stop);
     }
     if (count == 0) return;
     if (count <= d->batch / d->n) d->batch = count * d->n;
@@ -10565,7 +10564,7 @@ typedef struct wrpo__state {  /* a file that is read */
     int64_t step, milliseconds;
 } wrpo__state;
 static const char *wrpo__state_text(const wrpo__state *s, const char *name) {
-    const wrpo_json *v = s->metadata ? wrpo__json_get(s->metadata, name) : NULL;
+    const wrpo_json *v = wrpo__json_get(s->metadata, name);
     return v ? v->text : "no such setting";
 }
 static void wrpo__state_same(const wrpo__state *s, const char *name, const char *want) {
@@ -10587,13 +10586,11 @@ static wrpo__state wrpo__state_open(wrpo_trainer *t) {
     const char *path = wrpo__join(wrpo__current, t->desc.resume, WRPO__STATE_FILE);
     wrpo__state s = {.ctx = t->ctx, .path = path, .parts = wrpo__state_parts(t)};
     const wrpo_tensors *tensors = wrpo__tensors_in(t->ctx, path);
-    /* 1. The settings, from the header, which is read again: tensors have no metadata. */
-    const wrpo__file *f = wrpo__open_file(wrpo__current, path);
-    uint64_t size = 0, h = 0, sum;
-    memcpy(&size, f->data, WRPO__MIN(f->size, 8));
-    size = WRPO__MIN(size, f->size - 8);
-    const wrpo_json *root = wrpo__json_parse(wrpo__current, path, 1, (const char *)f->data + 8, (size_t)size);
-    s.metadata = wrpo__json_get(root, "__metadata__");
+    /* 1. The settings, from the header, which is valid. It is read again: tensors have no metadata. */
+    const char *file = (const char *)wrpo__open_file(wrpo__current, path)->data;
+    uint64_t size, h = 0, sum;
+    memcpy(&size, file, sizeof size);
+    s.metadata = wrpo__json_get(wrpo__json_parse(wrpo__current, path, 1, file + 8, (size_t)size), "__metadata__");
     if (wrpo__json_get(s.metadata, "wrpo") && !wrpo__json_get(s.metadata, "state_format"))
         wrpo__fail(t->ctx, WRPO_E_UNSUPPORTED, "%s: state_format: want %d, which this version reads, found none: "
                    "version %.40s wrote the file, when formats had no number", path, WRPO__STATE_FORMAT,
