@@ -9450,16 +9450,13 @@ WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, in
 }
 
 /* ---- the sampler: one row of logits, on the host ---- */
-static bool wrpo__outranks(wrpo__weighed a, wrpo__weighed b) {
-    return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
-}
 static double wrpo__total_weight(const wrpo__weighed *w, int64_t n) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) sum += (double)w[i].weight;
     return sum;
 }
-/* Moves the fewest of w[n], by rank, that are `most` or weigh `mass` to the front, in no order (quickselect, Hoare
-   1961). Returns how many they are, at least 1. */
+/* Moves the fewest of w[n], the heaviest first, that are `most` or weigh `mass` to the front, in no order (quickselect,
+   Hoare 1961). Of equal weights the smaller id is first. Returns how many they are, at least 1. */
 static int64_t wrpo__select_top(wrpo__weighed *w, int64_t n, int64_t most, double mass) {
     int64_t low = 0, high = n;  /* those before low are in, those from high on are out */
     while (low < high && most > 0 && mass > 0) {
@@ -9470,7 +9467,7 @@ static int64_t wrpo__select_top(wrpo__weighed *w, int64_t n, int64_t most, doubl
         w[middle] = w[high - 1];
         for (int64_t i = low; i < high - 1; i++) {  /* what outranks the pivot goes to [low, end), and weighs sum */
             const wrpo__weighed x = w[i];
-            if (wrpo__outranks(pivot, x)) continue;
+            if (pivot.weight > x.weight || (pivot.weight == x.weight && pivot.id < x.id)) continue;
             sum += (double)x.weight;
             w[i] = w[end];
             w[end++] = x;
@@ -10909,9 +10906,6 @@ static const char *const wrpo__forms[] = {
     [WRPO_FORM_QUADS] = "quads", [WRPO_FORM_SFT] = "sft", [WRPO_FORM_PAIR] = "pair", [WRPO_FORM_PAIRS] = "pairs"};
 WRPO__NAMED(wrpo_form_name, wrpo__forms)
 typedef struct wrpo__extremes { const wrpo__scored *best, *worst; double share; } wrpo__extremes;
-static bool wrpo__same_text(const wrpo__scored *a, const wrpo__scored *b) {
-    return wrpo__json_same(a->content, b->content);
-}
 /* Best and worst of each model of a list, the models by their best; by_model false: of the list. An stb array. */
 static wrpo__extremes *wrpo__rank(const wrpo__scored *list, bool by_model) {
     wrpo__extremes *out = NULL;
@@ -10959,12 +10953,12 @@ static int64_t *wrpo__choose(wrpo__selection *s) {
     int64_t n = stbds_arrlen(s->sources), kept = 0, equal = 0;
     if (!n) return &s->stats->no_source;
     if (d->form == WRPO_FORM_QUADS && !target) return &s->stats->no_target;
-    if (target && wrpo__same_text(target->best, target->worst)) return &s->stats->equal;
+    if (target && wrpo__json_same(target->best->content, target->worst->content)) return &s->stats->equal;
     if (d->form != WRPO_FORM_PAIRS) n = WRPO__MIN(n, d->top);
     for (int64_t i = 0; i < n; i++) {
         const wrpo__extremes c = s->sources[i];
         const wrpo__scored *rejected = target ? target->worst : c.worst;
-        const bool same = wrpo__same_text(c.best, rejected) && d->form != WRPO_FORM_SFT;
+        const bool same = wrpo__json_same(c.best->content, rejected->content) && d->form != WRPO_FORM_SFT;
         const bool close = d->min_gap > 0 && c.best->reward - rejected->reward < d->min_gap;
         equal += same;
         if (!same && !close) s->sources[kept++] = c;
