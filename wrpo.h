@@ -9241,62 +9241,65 @@ static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
 /* ------------------------------------------------------------------------------------------ >>generate
    Samples of many prompts at once, over a cache of keys and values.
 
-   The keys and values of a prompt are computed once: they are the prefix that all its samples attend to. Each live
-   sample has rows of its own in the cache. One step packs the newest token of every live sample, fills the rows that
-   are left with pieces of prompts, and runs the model over them; the bits of a row do not depend on the other rows.
-   All samples of a prompt draw their first token from the logits of the prompt's last row. Those that find no free
-   slot wait. A prompt is begun when slots would stay empty otherwise.                                          */
-typedef struct wrpo__draft {         /* a sample in the making */
+   Those of a prompt are computed once: they are the prefix that all its samples attend to. Each live sample has rows of
+   its own. One step packs the newest token of every live sample, fills the rows that are left with pieces of prompts,
+   and runs the model over them; the bits of a row do not depend on the other rows. All samples of a prompt draw their
+   first token from the logits of its last row. Those that find no free slot wait. A prompt is begun when slots would
+   stay empty otherwise. */
+typedef struct wrpo__draft {  /* a sample in the making */
     struct wrpo__job *job;
-    int64_t number, slot;            /* slot among the live samples; -1: none */
-    int32_t *ids; float *logps;      /* stb arrays */
-    size_t shown;                    /* bytes of its text that on_text has had */
+    int64_t number, slot;  /* slot -1: none */
+    int32_t *ids; float *logps;  /* stb arrays */
+    wrpo__text text; size_t shown;  /* what they say; how many of its bytes on_text has had */
     bool stopped, done;
 } wrpo__draft;
-typedef struct wrpo__job {           /* a prompt that is begun and not delivered yet */
-    int64_t prompt, slot;            /* its index; its slot in the cache */
-    int64_t rows;                    /* of it in the cache so far */
-    int64_t left, limit;             /* samples that are not done; the most tokens of a sample */
-    wrpo__draft drafts[];            /* [n] */
+typedef struct wrpo__job {  /* a prompt that is begun and not delivered yet */
+    int64_t prompt, slot;  /* its index; its slot in the cache */
+    int64_t rows;  /* of it in the cache so far */
+    int64_t left, limit;  /* samples that are not done; the most tokens of a sample */
+    wrpo__draft drafts[];  /* [n] */
 } wrpo__job;
 typedef struct wrpo__weighed { float weight; int32_t id; } wrpo__weighed;
 typedef struct wrpo__generation {
     wrpo_model *model;
-    wrpo_generate_desc desc;         /* resolved */
+    wrpo_generate_desc desc;  /* resolved */
     const wrpo_prompt *prompts; int64_t count;
-    int64_t prompt_slots;            /* of the cache; then come batch slots of samples */
-    int64_t prompt_rows, sample_rows;                  /* rows of a slot */
+    int64_t prompt_slots;  /* of the cache; then come batch slots of samples */
+    int64_t prompt_rows, sample_rows;  /* rows of a slot */
     wrpo__run *run;
-    wrpo__job **jobs;                /* stb array: of prompts [delivered, begun) */
+    wrpo__job **jobs;  /* stb array: of prompts [delivered, begun) */
     int64_t begun, delivered, tokens;
-    int64_t *free_prompts, *free_samples;              /* stb arrays: slots */
-    wrpo__draft **draws;             /* [rows] which sample draws from the run's target i */
-    wrpo__arena *texts; wrpo_sample *samples;          /* of the prompt that is delivered; [n] */
-    float *logits; wrpo__weighed *weights;             /* [chunk, V] on the host */
+    int64_t *free_prompts, *free_samples;  /* stb arrays: slots */
+    wrpo__draft **draws;  /* [rows] which sample draws from the run's target i */
+    wrpo_sample *samples;  /* [n] of the prompt that is delivered */
+    wrpo__text *answer;  /* for wrpo_answer: what all samples say; NULL: not wanted */
+    float *logits; wrpo__weighed *weights;  /* [chunk, V] on the host */
 } wrpo__generation;
 
-/* Settings: field, name in errors, what 0 means, valid if (x is the value), wanted. */
+/* Settings: field, what 0 means, valid if (x is the value), wanted. */
 #define WRPO__SAMPLING(X) \
-    X(n,           "n",           1,    x >= 1 && x <= 1 << 20,   "1 to 2^20 samples") \
-    X(max_tokens,  "max tokens",  2048, x >= 1 && x <= INT32_MAX, "1 to 2^31 - 1") \
-    X(temperature, "temperature", 0,    x >= 0 && x <= 1e6,       "a number in [0, 1e6]") \
-    X(top_p,       "top p",       1,    x > 0 && x <= 1,          "a number in (0, 1]") \
-    X(top_k,       "top k",       0,    x >= 0,                   "at least 0") \
-    X(batch,       "batch",       32,   x >= 1 && x <= 1 << 20,   "1 to 2^20 samples")
+    X(n,           1,    x >= 1 && x <= 1 << 20,   "1 to 2^20 samples") \
+    X(max_tokens,  2048, x >= 1 && x <= INT32_MAX, "1 to 2^31 - 1") \
+    X(temperature, 0,    x >= 0 && x <= 1e6,       "a number in [0, 1e6]") \
+    X(top_p,       1,    x > 0 && x <= 1,          "a number in (0, 1]") \
+    X(top_k,       0,    x >= 0,                   "at least 0") \
+    X(batch,       32,   x >= 1 && x <= 1 << 20,   "1 to 2^20 samples")
 WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc) {
     wrpo_generate_desc d = {0};
     if (desc) d = *desc;
-#define WRPO__X(field, name, otherwise, valid, want) if (d.field == 0) d.field = otherwise;
+#define WRPO__X(field, otherwise, valid, want) if (d.field == 0) d.field = otherwise;
     WRPO__SAMPLING(WRPO__X)
 #undef WRPO__X
     if (!d.seed) d.seed = 42;
     return d;
 }
-static void wrpo__generate_check(const wrpo__generation *g) {
+/* Checks settings and prompts; sets how many rows a slot has. */
+static void wrpo__generate_check(wrpo__generation *g) {
     wrpo_ctx *ctx = g->model->ctx;
-    const long long most = g->model->config.max_position_embeddings;
-#define WRPO__X(field, name, otherwise, valid, want) \
-    { const double x = (double)g->desc.field; WRPO__RANGE(valid, name, x, want); }
+    const int64_t most = g->model->config.max_position_embeddings;
+    int64_t shortest = most;
+    double x;
+#define WRPO__X(field, otherwise, valid, want) x = (double)g->desc.field; WRPO__RANGE(valid, #field, x, want);
     WRPO__SAMPLING(WRPO__X)
 #undef WRPO__X
     if (!ctx->desc.backend->scatter)
@@ -9308,9 +9311,12 @@ static void wrpo__generate_check(const wrpo__generation *g) {
         if (p->count < 1) wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld has no token", (long long)i);
         if (p->count >= most)
             wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld: want fewer tokens than max_position_embeddings, %lld, found %lld",
-                       (long long)i, most, (long long)p->count);
+                       (long long)i, (long long)most, (long long)p->count);
         wrpo__check_ids(ctx, g->model->config.vocab_size, p->ids, p->count, "prompt", NULL, i);
+        g->prompt_rows = WRPO__MAX(g->prompt_rows, p->count);
+        shortest = WRPO__MIN(shortest, p->count);
     }
+    g->sample_rows = WRPO__MIN(g->desc.max_tokens, most - shortest);
 }
 
 /* ---- stop tokens: an stb array, ascending, each once ---- */
@@ -9326,8 +9332,7 @@ static void wrpo__add_stop(int32_t **list, int64_t id) {
 static bool wrpo__read_eos(const wrpo_model *model, const char *path, int32_t **list) {
     wrpo_ctx *ctx = model->ctx;
     if (!wrpo__exists(path)) return false;
-    const wrpo__file *f = wrpo__open_file(wrpo__current, path);
-    const wrpo_json *root = wrpo__json_parse(wrpo__current, path, 1, (const char *)f->data, f->size);
+    const wrpo_json *root = wrpo__json_file(wrpo__current, path);
     const wrpo_json *eos = wrpo__present(wrpo__json_want(ctx, path, root, WRPO_JSON_OBJECT, NULL), "eos_token_id");
     const bool many = eos && eos->kind == WRPO_JSON_ARRAY;
     for (const wrpo_json *v = many ? eos->child : eos; v; v = many ? v->next : NULL)
@@ -9336,13 +9341,13 @@ static bool wrpo__read_eos(const wrpo_model *model, const char *path, int32_t **
 }
 static int32_t *wrpo__stop_tokens(wrpo_model *model, wrpo_tokenizer *tok) {
     const char *own = model->dir && wrpo__is_dir(model->dir) ? model->dir : NULL;
-    const char *dirs[2] = {model->tokenizer_dir, own};         /* the tokenizer's folder wins, as in a save */
+    const char *dirs[2] = {model->tokenizer_dir, own};  /* the tokenizer's folder wins, as in a save */
     int32_t *list = NULL, end = -1;
     bool found = false;
     if (tok && wrpo__answer_end(tok, &end) == WRPO_E_MEMORY) wrpo__rethrow(model->ctx, WRPO_E_MEMORY);
     for (int i = 0; i < 2 && !found; i++)
         if (dirs[i]) found = wrpo__read_eos(model, wrpo__join(wrpo__current, dirs[i], "generation_config.json"), &list);
-    if (!found && model->dir)                          /* NULL: made in memory; a file: the config itself */
+    if (!found && model->dir)  /* NULL: made in memory; a file: the config itself */
         wrpo__read_eos(model, own ? wrpo__join(wrpo__current, own, "config.json") : model->dir, &list);
     if (tok && tok->eos >= 0) wrpo__add_stop(&list, tok->eos);
     if (end >= 0) wrpo__add_stop(&list, end);
@@ -9361,62 +9366,52 @@ WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, in
 }
 
 /* ---- the sampler: one row of logits, on the host ---- */
-static bool wrpo__outranks(wrpo__weighed a, wrpo__weighed b) {
-    return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
-}
-static wrpo__weighed wrpo__median(wrpo__weighed a, wrpo__weighed b, wrpo__weighed c) {
-    const bool ab = wrpo__outranks(a, b), bc = wrpo__outranks(b, c), ac = wrpo__outranks(a, c);
-    if (ab == bc) return b;
-    return ab == ac ? c : a;
-}
 static double wrpo__total_weight(const wrpo__weighed *w, int64_t n) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) sum += (double)w[i].weight;
     return sum;
 }
-/* Moves the fewest of w[n], by rank, that are `most` or weigh `mass` to the front, in no order (quickselect, Hoare
-   1961). Returns how many they are, at least 1. */
+/* Moves the fewest of w[n], the heaviest first, that are `most` or weigh `mass` to the front, in no order (quickselect,
+   Hoare 1961). Of equal weights the smaller id is first. Returns how many they are, at least 1. */
 static int64_t wrpo__select_top(wrpo__weighed *w, int64_t n, int64_t most, double mass) {
-    int64_t low = 0, high = n;       /* those before low are in, those from high on are out */
-    while (high - low > 1) {
-        const wrpo__weighed pivot = wrpo__median(w[low], w[low + (high - low) / 2], w[high - 1]);
-        int64_t end = low, own = low;
-        double sum = 0;              /* of what outranks the pivot */
-        for (int64_t i = low; i < high; i++) {         /* that and the pivot to the front: to [low, end) */
-            if (wrpo__outranks(pivot, w[i])) continue;
+    int64_t low = 0, high = n;  /* those before low are in, those from high on are out */
+    while (low < high && most > 0 && mass > 0) {
+        const int64_t middle = low + (high - low) / 2;
+        const wrpo__weighed pivot = w[middle];
+        int64_t end = low;
+        double sum = 0;
+        w[middle] = w[high - 1];
+        for (int64_t i = low; i < high - 1; i++) {  /* what outranks the pivot goes to [low, end), and weighs sum */
             const wrpo__weighed x = w[i];
-            if (x.id != pivot.id) sum += (double)x.weight;
+            if (pivot.weight > x.weight || (pivot.weight == x.weight && pivot.id < x.id)) continue;
+            sum += (double)x.weight;
             w[i] = w[end];
             w[end++] = x;
         }
-        while (w[own].id != pivot.id) own++;           /* the pivot to their end */
-        w[own] = w[end - 1];
-        w[end - 1] = pivot;
-        const int64_t count = end - low;
-        const double weight = sum + (double)pivot.weight;
-        if (count > most || (count > 1 && sum >= mass)) high = end - 1;
-        else if (count == most || weight >= mass) return end;
+        w[high - 1] = w[end];
+        w[end] = pivot;
+        if (end - low >= most || sum >= mass) high = end;
         else {
-            most -= count;
-            mass -= weight;
-            low = end;
+            most -= end + 1 - low;
+            mass -= sum + (double)pivot.weight;
+            low = end + 1;
         }
     }
-    return WRPO__MAX(high, 1);
+    return WRPO__MAX(low, 1);
 }
 static float wrpo__capped(float x, float cap) { return cap > 0 ? cap * tanhf(x / cap) : x; }
-/* A token by u in [0, 1). The weights are e^((x - max x) / temperature). Of the top_k largest, the fewest that have
-   top_p of their sum are kept; the token is the one at u of the sum of those. w [V] is for the weights. */
+/* A token by u in [0, 1). The weights w[V] are e^((x - max x) / temperature). Of the top_k largest, the fewest that
+   have top_p of their sum are kept; the token is the one at u of the sum of those. */
 static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperature, int64_t top_k, double top_p,
                           double u, wrpo__weighed *w) {
     int64_t best = 0, n = 0;
     for (int64_t i = 1; i < V; i++)
         if (x[i] > x[best]) best = i;
-    if (temperature < 1e-37) return (int32_t)best;     /* greedy, or its inverse is no float */
+    if (temperature < 1e-37) return (int32_t)best;  /* greedy, or its inverse is no float */
     const float scale = (float)(1 / temperature), top = wrpo__capped(x[best], cap);
     for (int64_t i = 0; i < V; i++) w[i] = (wrpo__weighed){expf((wrpo__capped(x[i], cap) - top) * scale), (int32_t)i};
     double total = wrpo__total_weight(w, V), sum = 0;
-    const double least = top_k ? 0 : (1 - top_p) * total / (double)V;      /* all below it have less than 1 - top_p */
+    const double least = top_k ? 0 : (1 - top_p) * total / (double)V;  /* all below it have less than 1 - top_p */
     for (int64_t i = 0; i < V; i++)
         if ((double)w[i].weight >= least) w[n++] = w[i];
     if (top_k && top_k < n) {
@@ -9433,11 +9428,18 @@ static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperatu
 }
 
 /* ---- text ---- */
-/* Writes the text of a sample and returns how many of its bytes are final: all of them once the sample is done. Before
-   that, <0xNN> tokens and an incomplete character at the end may still change. Ids without a token (a vocabulary padded
-   to a round number) have no text. */
-static size_t wrpo__draft_text(wrpo_tokenizer *tok, const wrpo__draft *d, wrpo__text *text) {
+static void wrpo__stop_if(wrpo_ctx *ctx, bool go) {
+    if (!go) wrpo__fail(ctx, WRPO_E_STOPPED, "stopped by the callback");
+}
+/* Writes a sample's text, if it is wanted, and shows what is final of it. Until the sample is done, <0xNN> tokens and
+   an incomplete character at the end may change. Ids without a token (a padded vocabulary) have no text. */
+static void wrpo__draft_text(const wrpo__generation *g, wrpo__draft *d) {
+    const wrpo_generate_desc *desc = &g->desc;
+    wrpo_tokenizer *tok = desc->tokenizer;
     int32_t *ids = NULL;
+    if (!tok || !(desc->on_text || d->done)) return;
+    wrpo__block_free(d->text.data);
+    d->text = (wrpo__text){.arena = wrpo__current};
     for (int64_t i = 0; i < stbds_arrlen(d->ids) - d->stopped; i++)
         if (d->ids[i] < tok->size && tok->tokens[d->ids[i]].text) stbds_arrput(ids, d->ids[i]);
     while (!d->done && stbds_arrlen(ids)) {
@@ -9445,52 +9447,32 @@ static size_t wrpo__draft_text(wrpo_tokenizer *tok, const wrpo__draft *d, wrpo__
         if (wrpo__byte_token(last->text, last->size) < 0) break;
         (void)stbds_arrpop(ids);
     }
-    wrpo__decode(tok, ids, stbds_arrlen(ids), true, text);
+    wrpo__decode(tok, ids, stbds_arrlen(ids), true, &d->text);
     stbds_arrfree(ids);
-    size_t size = text->size;
-    while (!d->done && size >= 3 && memcmp(text->data + size - 3, "\xEF\xBF\xBD", 3) == 0) size -= 3;
-    return size;
-}
-static void wrpo__stop_if(wrpo_ctx *ctx, bool go) {
-    if (!go) wrpo__fail(ctx, WRPO_E_STOPPED, "stopped by the callback");
-}
-static void wrpo__show_text(wrpo__generation *g, wrpo__draft *d) {
-    const wrpo_generate_desc *desc = &g->desc;
-    if (!desc->on_text || !desc->tokenizer) return;
-    wrpo__text text = {.arena = wrpo__current};
-    const size_t at = d->shown, size = wrpo__draft_text(desc->tokenizer, d, &text);
-    if (size > at) {
-        d->shown = size;
-        wrpo__stop_if(g->model->ctx, desc->on_text(d->job->prompt, d->number, text.data + at, size - at, desc->user));
-    }
-    wrpo__block_free(text.data);
+    const size_t at = d->shown;
+    size_t size = d->text.size;
+    while (!d->done && size >= 3 && memcmp(d->text.data + size - 3, "\xEF\xBF\xBD", 3) == 0) size -= 3;
+    if (!desc->on_text || size <= at) return;
+    d->shown = size;
+    wrpo__stop_if(g->model->ctx, desc->on_text(d->job->prompt, d->number, d->text.data + at, size - at, desc->user));
 }
 
 /* ---- jobs ---- */
-static void wrpo__begin_job(wrpo__generation *g) {
-    const int64_t n = g->desc.n, prompt = g->begun++;
-    const int64_t room = g->model->config.max_position_embeddings - g->prompts[prompt].count;
-    wrpo__job *job = wrpo__raw(wrpo__current, 1, sizeof *job + (size_t)n * sizeof *job->drafts);
-    *job = (wrpo__job){.prompt = prompt, .left = n, .limit = WRPO__MIN(g->sample_rows, room)};
-    job->slot = stbds_arrpop(g->free_prompts);
-    for (int64_t k = 0; k < n; k++) job->drafts[k] = (wrpo__draft){.job = job, .number = k, .slot = -1};
-    stbds_arrput(g->jobs, job);
-}
-static void wrpo__deliver(wrpo__generation *g) {       /* what is done, in the order of the prompts */
+static void wrpo__deliver(wrpo__generation *g) {  /* what is done, in the order of the prompts */
     const wrpo_generate_desc *desc = &g->desc;
     for (; stbds_arrlen(g->jobs) && g->jobs[0]->left == 0; g->delivered++) {
         wrpo__job *job = g->jobs[0];
         for (int64_t k = 0; k < desc->n; k++) {
             const wrpo__draft *d = &job->drafts[k];
-            wrpo__text text = {.arena = g->texts};
-            if (desc->tokenizer) wrpo__draft_text(desc->tokenizer, d, &text);
-            g->samples[k] = (wrpo_sample){d->ids, d->logps, stbds_arrlen(d->ids), text.data, text.size, d->stopped};
+            g->samples[k] = (wrpo_sample){d->ids, d->logps, stbds_arrlen(d->ids), d->text.data, d->text.size,
+                                          d->stopped};
+            if (g->answer) wrpo__text_add(g->answer, d->text.data, d->text.size);
         }
         if (desc->on_done) wrpo__stop_if(g->model->ctx, desc->on_done(job->prompt, g->samples, desc->user));
-        wrpo__arena_clear(g->texts);
         for (int64_t k = 0; k < desc->n; k++) {
             stbds_arrfree(job->drafts[k].ids);
             stbds_arrfree(job->drafts[k].logps);
+            wrpo__block_free(job->drafts[k].text.data);
         }
         wrpo__block_free(job);
         stbds_arrdel(g->jobs, 0);
@@ -9506,7 +9488,7 @@ static void wrpo__drawn(wrpo__generation *g, wrpo__draft *d, int32_t id, float l
     g->tokens++;
     for (int64_t i = 0; i < g->desc.stop_count; i++) d->stopped = d->stopped || g->desc.stop[i] == id;
     d->done = d->stopped || stbds_arrlen(d->ids) == job->limit;
-    wrpo__show_text(g, d);
+    wrpo__draft_text(g, d);
     if (!d->done) return;
     if (d->slot >= 0) stbds_arrput(g->free_samples, d->slot);
     if (--job->left == 0) stbds_arrput(g->free_prompts, job->slot);
@@ -9539,10 +9521,11 @@ static void wrpo__pack_draft(wrpo__generation *g, wrpo__draft *d) {
     wrpo__pack_rows(r, d->ids + n - 1, 1, P + n - 1, (wrpo_seg){0, 0, prefix, prefix + P, own, own + n});
 }
 static void wrpo__pack_step(wrpo__generation *g) {
-    int64_t coming = 0;              /* samples of begun prompts that have no slot yet */
+    const int64_t n = g->desc.n;
+    int64_t coming = 0;  /* samples of begun prompts that have no slot yet */
     wrpo__pack_begin(g->run);
     for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++)
-        for (int64_t k = 0; k < g->desc.n; k++) {
+        for (int64_t k = 0; k < n; k++) {
             wrpo__draft *d = &g->jobs[i]->drafts[k];
             const bool waits = d->slot < 0 && stbds_arrlen(d->ids) > 0;
             if (d->done) continue;
@@ -9551,8 +9534,13 @@ static void wrpo__pack_step(wrpo__generation *g) {
             else coming++;
         }
     while (g->begun < g->count && coming < stbds_arrlen(g->free_samples) && stbds_arrlen(g->free_prompts)) {
-        wrpo__begin_job(g);
-        coming += g->desc.n;
+        wrpo__job *job = wrpo__raw(wrpo__current, 1, sizeof *job + (size_t)n * sizeof *job->drafts);
+        const int64_t room = g->model->config.max_position_embeddings - g->prompts[g->begun].count;
+        *job = (wrpo__job){.prompt = g->begun++, .left = n, .limit = WRPO__MIN(g->sample_rows, room)};
+        job->slot = stbds_arrpop(g->free_prompts);
+        for (int64_t k = 0; k < n; k++) job->drafts[k] = (wrpo__draft){.job = job, .number = k, .slot = -1};
+        stbds_arrput(g->jobs, job);
+        coming += n;
     }
     for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++) wrpo__pack_job(g, g->jobs[i]);
     wrpo__pack_end(g->run);
@@ -9574,27 +9562,26 @@ static int32_t wrpo__next_token(const wrpo__generation *g, const wrpo__draft *d,
 static void wrpo__generate_step(wrpo__generation *g) {
     wrpo__run *r = g->run;
     wrpo_ctx *ctx = g->model->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
     const int64_t V = g->model->config.vocab_size;
     wrpo__pack_step(g);
-    /* Steps that only decode, one row a segment, have a key that comes back. What differs (ids, positions, rows of the
-       cache, segments) is in the backend's memory: packing has put it there. */
+    /* Steps that only decode, one row a segment, have a key that comes back. What differs is in the backend's memory:
+       packing has put it there. */
     const int64_t key[4] = {(int64_t)(uintptr_t)r, r->n, r->n_segs, r->n_targets};
-    if (be->replay && r->n_segs == r->n) be->replay(ctx->dev, key, wrpo__step_ops, r);
+    if (r->be->replay && r->n_segs == r->n) r->be->replay(r->dev, key, wrpo__step_ops, r);
     else wrpo__step_ops(r);
     for (int64_t t = 0; t < r->n_targets; t += r->shape.chunk) {
         const int64_t count = WRPO__MIN(r->shape.chunk, r->n_targets - t);
         if (t) wrpo__logits(r, t, count);
-        be->get(ctx->dev, g->logits, r->logits, (size_t)(count * V) * sizeof *g->logits);
+        r->be->get(r->dev, g->logits, r->logits, (size_t)(count * V) * sizeof *g->logits);
         wrpo__sync(ctx);
         WRPO__PARFOR((int)WRPO__MIN(ctx->desc.threads, count))
         for (int64_t i = 0; i < count; i++)
             r->h_target_id[t + i] = wrpo__next_token(g, g->draws[t + i], g->logits + i * V, g->weights + i * V);
-        be->put(ctx->dev, r->target_id + t, r->h_target_id + t, (size_t)count * sizeof *r->h_target_id);
-        be->logprob(ctx->dev, r->logp + t, r->target_lse + t, r->logits, r->target_id + t, count, V,
-                    (float)g->model->config.final_logit_softcapping);
+        r->be->put(r->dev, r->target_id + t, r->h_target_id + t, (size_t)count * sizeof *r->h_target_id);
+        r->be->logprob(r->dev, r->logp + t, r->target_lse + t, r->logits, r->target_id + t, count, V,
+                       (float)g->model->config.final_logit_softcapping);
     }
-    be->get(ctx->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof *r->h_logp);
+    r->be->get(r->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof *r->h_logp);
     wrpo__sync(ctx);
     for (int64_t t = 0; t < r->n_targets; t++) wrpo__drawn(g, g->draws[t], r->h_target_id[t], r->h_logp[t]);
     wrpo__deliver(g);
@@ -9602,7 +9589,7 @@ static void wrpo__generate_step(wrpo__generation *g) {
 }
 
 /* ---- memory, and the loop ---- */
-static size_t wrpo__room(const wrpo_ctx *ctx) {        /* bytes that may still be taken */
+static size_t wrpo__room(const wrpo_ctx *ctx) {  /* bytes that may still be taken */
     const size_t limit = ctx->desc.memory_limit;
     const size_t room = ctx->desc.backend->room ? ctx->desc.backend->room(ctx->dev) : SIZE_MAX;
     return limit ? WRPO__MIN(room, limit - WRPO__MIN(limit, ctx->bytes)) : room;
@@ -9624,45 +9611,36 @@ static wrpo__shape wrpo__generation_shape(wrpo__generation *g) {
         wrpo__bump need = {0};
         wrpo__run_layout(ctx, c, &shape, &run, &need);
         const bool possible = shape.cache <= INT32_MAX && !need.overflow;
-        if (possible && need.used <= wrpo__room(ctx)) {
-            if (batch < wanted)
-                wrpo__log(ctx, WRPO_LOG_INFO, "memory for %lld samples at once, not %lld", (long long)batch,
-                          (long long)wanted);
-            return shape;
-        }
+        const bool fits = possible && need.used <= wrpo__room(ctx);
+        if (fits && batch < wanted)
+            wrpo__log(ctx, WRPO_LOG_INFO, "memory for %lld samples at once, not %lld", (long long)batch,
+                      (long long)wanted);
+        if (fits) return shape;
         if (batch > 1) continue;
-        if (possible && ctx->desc.backend->host && !ctx->desc.memory_limit) return shape;      /* a host may swap */
+        if (possible && ctx->desc.backend->host && !ctx->desc.memory_limit) return shape;  /* a host may swap */
         wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: one sample at a time takes %.3f GiB, there are %.3f; want fewer "
                    "tokens", wrpo__gib(need.used), wrpo__gib(wrpo__room(ctx)));
     }
 }
 static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
-                           const wrpo_generate_desc *desc) {
+                           const wrpo_generate_desc *desc, wrpo__text *answer) {
     wrpo__arena *arena = wrpo__current;
-    const wrpo_config *c = &model->config;
     wrpo__generation *g = WRPO__NEW(arena, wrpo__generation);
-    *g = (wrpo__generation){.model = model, .desc = wrpo_generate_defaults(desc), .prompts = prompts, .count = count};
+    *g = (wrpo__generation){.model = model, .desc = wrpo_generate_defaults(desc), .prompts = prompts, .count = count,
+                            .answer = answer};
     wrpo_generate_desc *d = &g->desc;
     wrpo__generate_check(g);
     if (!d->stop) {
-        int32_t *stop = wrpo__stop_tokens(model, d->tokenizer);
-        d->stop = stop;
-        d->stop_count = stbds_arrlen(stop);
-    }
-    int64_t shortest = c->max_position_embeddings;
-    for (int64_t i = 0; i < count; i++) {
-        g->prompt_rows = WRPO__MAX(g->prompt_rows, prompts[i].count);
-        shortest = WRPO__MIN(shortest, prompts[i].count);
+        d->stop = wrpo__stop_tokens(model, d->tokenizer);
+        d->stop_count = stbds_arrlen(d->stop);
     }
     if (count == 0) return;
-    g->sample_rows = WRPO__MIN(d->max_tokens, c->max_position_embeddings - shortest);
     if (count <= d->batch / d->n) d->batch = count * d->n;
     const wrpo__shape shape = wrpo__generation_shape(g);
-    const size_t logits = (size_t)(shape.chunk * c->vocab_size);
+    const size_t logits = (size_t)(shape.chunk * model->config.vocab_size);
     g->run = wrpo__run_new(arena, model, &shape);
     for (int64_t i = g->prompt_slots; i-- > 0;) stbds_arrput(g->free_prompts, i);
     for (int64_t i = d->batch; i-- > 0;) stbds_arrput(g->free_samples, i);
-    g->texts = wrpo__sub_arena(arena);
     g->samples = wrpo__alloc(arena, (size_t)d->n, sizeof *g->samples);
     g->draws = wrpo__raw(arena, (size_t)shape.rows, sizeof(wrpo__draft *));
     g->logits = wrpo__raw(arena, logits, sizeof *g->logits);
@@ -9671,7 +9649,7 @@ static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_
 }
 WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
                                    const wrpo_generate_desc *desc) {
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__generate(model, prompts, count, desc));
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__generate(model, prompts, count, desc, NULL));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -9696,104 +9674,79 @@ WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int
 }
 
 /* ---- hidden states and logits of one sequence of token ids ---- */
-static void wrpo__hidden(wrpo__arena *temp, wrpo_model *model, const int32_t *ids, int64_t count, float *hidden,
-                         float *logits) {
+/* The hidden states of n rows, from `row` on, as floats. */
+static void wrpo__hidden_rows(const wrpo__run *r, int64_t row, int64_t n, float *out) {
+    const int64_t D = r->model->config.hidden_size;
+    r->be->get(r->dev, out, wrpo__at(r->be, r->y, row * D), (size_t)(n * D) * (size_t)r->be->act_bytes);
+    for (int64_t i = n * D - 1; r->be->act_bytes == 2 && i >= 0; i--) {  /* bfloat16, in the first half of out */
+        uint16_t half;
+        memcpy(&half, (const char *)out + 2 * i, sizeof half);
+        out[i] = wrpo__float_of(half);
+    }
+}
+static void wrpo__hidden(wrpo_model *model, const int32_t *ids, int64_t count, float *hidden, float *logits) {
     wrpo_ctx *ctx = model->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    const int64_t D = model->config.hidden_size, V = model->config.vocab_size;
+    const int64_t V = model->config.vocab_size;
     const float cap = (float)model->config.final_logit_softcapping;
     if (count < 1) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_hidden: want at least one token id, found %lld", (long long)count);
-    for (int64_t i = 0; i < count; i++)
-        if (ids[i] < 0 || ids[i] >= V)
-            wrpo__fail(ctx, WRPO_E_FORMAT, "wrpo_hidden: token id %d is outside the model's vocabulary of %lld",
-                       (int)ids[i], (long long)V);
+    wrpo__check_ids(ctx, V, ids, count, "wrpo_hidden: sequence", NULL, 1);
     const wrpo__shape shape = {.rows = count, .chunk = wrpo__head_chunk(ctx, &model->config, count)};
-    wrpo__run *r = wrpo__run_new(temp, model, &shape);
+    wrpo__run *r = wrpo__run_new(wrpo__current, model, &shape);
     wrpo__pack_begin(r);
     wrpo__pack_rotary(r, count);
     wrpo__pack_seg(r, ids, count, 0, 0, 0);
     for (int64_t i = 0; logits && i < count; i++) wrpo__pack_target(r, i, 0);
     wrpo__pack_end(r);
     wrpo__trunk(r);
-    if (hidden) {                    /* as the backend has them: float, or bfloat16 in the first half of the array */
-        be->get(ctx->dev, hidden, r->y, (size_t)(count * D) * (size_t)be->act_bytes);
-        for (int64_t i = count * D - 1; be->act_bytes == 2 && i >= 0; i--) {
-            uint16_t half;
-            memcpy(&half, (const char *)hidden + 2 * i, sizeof half);
-            hidden[i] = wrpo__float_of(half);
-        }
-    }
+    if (hidden) wrpo__hidden_rows(r, 0, count, hidden);
     for (int64_t t = 0, n; t < r->n_targets; t += n) {
         n = WRPO__MIN(shape.chunk, r->n_targets - t);
         wrpo__logits(r, t, n);
-        be->get(ctx->dev, logits + t * V, wrpo__logits_at(r, t), (size_t)(n * V) * sizeof *logits);
+        r->be->get(r->dev, logits + t * V, wrpo__logits_at(r, t), (size_t)(n * V) * sizeof *logits);
     }
     wrpo__sync(ctx);
-    for (int64_t i = 0; logits && cap > 0 && i < count * V; i++) logits[i] = cap * tanhf(logits[i] / cap);
+    for (int64_t i = 0; logits && cap > 0 && i < count * V; i++) logits[i] = wrpo__capped(logits[i], cap);
 }
 WRPO_API wrpo_result wrpo_hidden(wrpo_model *model, const int32_t *ids, int64_t count, float *hidden, float *logits) {
     wrpo_ctx *ctx = model->ctx;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__hidden(wrpo__current, model, ids, count, hidden, logits));
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__hidden(model, ids, count, hidden, logits));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- a prompt's text in, the answer's text out ---- */
-typedef struct wrpo__answering { wrpo_ctx *ctx; const wrpo_generate_desc *desc; char **answer; } wrpo__answering;
-static bool wrpo__answer_text(int64_t prompt, int64_t sample, const char *utf8, size_t size, void *user) {
-    const wrpo__answering *a = user;
-    return !a->desc->on_text || a->desc->on_text(prompt, sample, utf8, size, a->desc->user);
-}
-static bool wrpo__answer_done(int64_t prompt, const wrpo_sample *sample, void *user) {
-    const wrpo__answering *a = user;
-    *a->answer = wrpo__handout(a->ctx, sample->text, sample->size);
-    return !a->desc->on_done || a->desc->on_done(prompt, sample, a->desc->user);
-}
-static bool wrpo__answer_step(int64_t prompts, int64_t tokens, void *user) {
-    const wrpo__answering *a = user;
-    return !a->desc->on_step || a->desc->on_step(prompts, tokens, a->desc->user);
-}
-static void wrpo__answer_prompt(wrpo__arena *temp, wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
+static void wrpo__answer_prompt(wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
                                 const wrpo_generate_desc *desc, char **answer) {
-    desc = desc ? desc : &(wrpo_generate_desc){0};
-    wrpo__answering a = {model->ctx, desc, answer};
-    wrpo_generate_desc d = *desc;
-    wrpo_json text = {.kind = WRPO_JSON_STRING, .key = "prompt", .key_size = 6, .text = prompt, .size = strlen(prompt)};
-    const wrpo_json record = {.kind = WRPO_JSON_OBJECT, .count = 1, .child = &text};
+    wrpo__text text = {.arena = wrpo__current};
+    wrpo_json said = {.kind = WRPO_JSON_STRING, .key = "prompt", .key_size = 6, .text = prompt, .size = strlen(prompt)};
+    const wrpo_json record = {.kind = WRPO_JSON_OBJECT, .count = 1, .child = &said};
+    wrpo_prompt one = {.stream = wrpo__hash(0, prompt, said.size)};
+    wrpo_generate_desc d = {0};
     int32_t *ids;
-    wrpo_prompt one = {.stream = wrpo__hash(0, prompt, text.size)};
-    if (tok->ctx != model->ctx)
-        wrpo__fail(model->ctx, WRPO_E_ARG, "wrpo_answer: want a tokenizer of the model's context");
-    wrpo__cleanup *owner = wrpo__on_free(temp, wrpo__block_free, NULL);
-    wrpo__rethrow(model->ctx, wrpo_tokenizer_prompt(tok, NULL, &record, &ids, &one.count));
-    one.ids = owner->p = ids;
+    if (desc) d = *desc;
     d.tokenizer = tok;
     d.n = 1;
-    d.on_text = desc->on_text ? wrpo__answer_text : NULL;
-    d.on_done = wrpo__answer_done;
-    d.on_step = wrpo__answer_step;
-    d.user = &a;
-    wrpo__rethrow(model->ctx, wrpo_generate(model, &one, 1, &d));
+    if (tok->ctx != model->ctx)
+        wrpo__fail(model->ctx, WRPO_E_ARG, "wrpo_answer: want a tokenizer of the model's context");
+    wrpo__cleanup *owner = wrpo__on_free(wrpo__current, wrpo__block_free, NULL);
+    wrpo__rethrow(model->ctx, wrpo_tokenizer_prompt(tok, NULL, &record, &ids, &one.count));
+    one.ids = owner->p = ids;
+    wrpo__generate(model, &one, 1, &d, &text);
+    *answer = wrpo__handout(model->ctx, text.data, text.size);
 }
 WRPO_API wrpo_result wrpo_answer(wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
                                  const wrpo_generate_desc *desc, char **answer) {
-    wrpo_ctx *ctx = model->ctx;
     *answer = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true,
-               wrpo__answer_prompt(wrpo__current, model, tok, prompt, desc, answer));
-    if (wrpo__entry.failed) {
-        wrpo__block_free(*answer);
-        *answer = NULL;
-    }
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__answer_prompt(model, tok, prompt, desc, answer));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ------------------------------------------------------------------------------------------- >>reward
    Reward models: the trunk of a language model, and a head on a few rows of its last hidden state. The head is computed
    on the host, in double. */
-typedef struct wrpo__dense { const float *w, *b; int64_t rows, cols; } wrpo__dense;    /* y = W x + b; b may be NULL */
+typedef struct wrpo__dense { const float *w, *b; int64_t rows, cols; } wrpo__dense;  /* y = W x + b; b may be NULL */
 enum { WRPO__GATE_LAYERS = 16 };
-typedef struct wrpo__gate {          /* ArmoRM (Wang et al. 2024): objectives weighed by what the prompt is about */
-    wrpo__dense regression, transform, layer[WRPO__GATE_LAYERS];       /* transform: [objectives, objectives], r' M */
+typedef struct wrpo__gate {  /* ArmoRM (Wang et al. 2024): objectives weighed by what the prompt is about */
+    wrpo__dense regression, transform, layer[WRPO__GATE_LAYERS];  /* transform: [objectives, objectives], r' M */
     int64_t layers, widest;
     double scale, temperature;
 } wrpo__gate;
@@ -9801,11 +9754,11 @@ struct wrpo_reward {
     wrpo_ctx *ctx;
     wrpo__arena *arena, *run_arena;  /* run_arena: of the run, which grows */
     wrpo_model *model;
-    wrpo_tokenizer *tok;             /* NULL: the directory has none, ids only */
+    wrpo_tokenizer *tok;  /* NULL: the directory has none, ids only */
     wrpo__run *run;
-    wrpo__dense score;               /* its row `label` is the reward */
-    int64_t label, micro_tokens;
+    wrpo__dense score;  /* the row that is asked for */
     wrpo__gate gate;
+    int64_t micro_tokens;
     bool warned;
 };
 static void wrpo__dense_apply(const wrpo__dense *l, const double *x, double *y) {
@@ -9818,8 +9771,9 @@ static void wrpo__dense_apply(const wrpo__dense *l, const double *x, double *y) 
 static double wrpo__gated_score(const wrpo__gate *g, const double *last, const double *prompt, double *scratch) {
     const int64_t n = g->regression.rows;
     double *x = scratch, *y = x + g->widest, *r = y + g->widest, most = -INFINITY, sum = 0, score = 0;
+    wrpo__dense_apply(&g->regression, last, r);
     memcpy(x, prompt, (size_t)g->layer[0].cols * sizeof *x);
-    for (int64_t l = 0; l < g->layers; l++) {          /* x = the gate's logits of the objectives */
+    for (int64_t l = 0; l < g->layers; l++) {  /* x = the gate's logits of the objectives */
         double *swap = x;
         wrpo__dense_apply(&g->layer[l], x, y);
         for (int64_t k = 0; l + 1 < g->layers && k < g->layer[l].rows; k++) y[k] = y[k] > 0 ? y[k] : 0;
@@ -9827,102 +9781,95 @@ static double wrpo__gated_score(const wrpo__gate *g, const double *last, const d
         y = swap;
     }
     for (int64_t j = 0; j < n; j++) most = fmax(most, x[j] / g->temperature);
-    for (int64_t j = 0; j < n; j++) {
-        x[j] = exp(x[j] / g->temperature - most);
-        sum += x[j];
-    }
-    wrpo__dense_apply(&g->regression, last, r);
-    for (int64_t j = 0; j < n; j++) {                  /* sum_j softmax_j scale (r' M)_j */
+    for (int64_t j = 0; j < n; j++) {  /* sum_j softmax_j scale (r' M)_j */
+        const double weight = exp(x[j] / g->temperature - most);
         double adjusted = 0;
         for (int64_t i = 0; i < n; i++) adjusted += r[i] * (double)g->transform.w[i * n + j];
-        score += x[j] / sum * g->scale * adjusted;
+        score += weight * g->scale * adjusted;
+        sum += weight;
     }
-    return score;
+    return score / sum;
 }
 
 /* ---- load ---- */
-/* A tensor of the head as floats; rows, cols 0: any number; cols -1: a vector. */
-static wrpo__dense wrpo__head_tensor(wrpo_reward *r, const wrpo_tensors *t, const char *name, int64_t rows,
-                                     int64_t cols) {
+/* The tensor `name`, which must have this shape (-1: any number) and this dtype (NULL: one of floats). */
+static const wrpo_tensor_info *wrpo__need_tensor(const wrpo_tensors *t, const char *file, const char *name,
+                                                 const char *dtype, int ndim, const int64_t *shape) {
+    wrpo_ctx *ctx = t->arena->ctx;
     const wrpo_tensor_info *info = wrpo_tensors_find(t, name);
-    const int64_t shape[2] = {rows, cols};
-    const int ndim = cols < 0 ? 1 : 2;
     char want[80], found[160];
-    if (!info)
-        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s is missing: a reward model of this architecture has it",
-                   r->model->dir, name);
-    bool fits = info->ndim == ndim;
-    for (int k = 0; fits && k < ndim; k++) fits = info->shape[k] > 0 && (shape[k] == 0 || info->shape[k] == shape[k]);
+    if (!info) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s is missing", file, name);
+    bool fits = info->ndim == ndim && (!dtype || !strcmp(info->dtype, dtype));
+    for (int k = 0; fits && k < ndim; k++) fits = shape[k] < 0 ? info->shape[k] > 0 : info->shape[k] == shape[k];
     wrpo__shape_text(want, sizeof want, ndim, shape);
     wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
     if (!fits)
-        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s: want %s (0: any number), found %s", info->file, name, want, found);
-    if (strcmp(info->dtype, "F32") && strcmp(info->dtype, "BF16") && strcmp(info->dtype, "F16"))
-        wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, name,
-                   info->dtype);
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s %s", info->file, name,
+                   dtype ? dtype : "floats (-1: any number)", want, info->dtype, found);
+    if (!dtype) wrpo__need_float(ctx, info);
+    return info;
+}
+/* A tensor of the head; rows, cols -1: any number; cols 0: a vector. */
+static wrpo__dense wrpo__head_tensor(wrpo_reward *r, const wrpo_tensors *t, const char *name, int64_t rows,
+                                     int64_t cols) {
+    const int64_t shape[2] = {rows, cols};
+    const wrpo_tensor_info *info = wrpo__need_tensor(t, r->model->dir, name, NULL, cols ? 2 : 1, shape);
     float *w = wrpo__raw(r->arena, (size_t)info->count, sizeof *w);
     wrpo__to_finite(r->ctx, w, info, 0, info->count);
-    return (wrpo__dense){w, NULL, info->shape[0], ndim == 2 ? info->shape[1] : 1};
+    return (wrpo__dense){w, NULL, info->shape[0], cols ? info->shape[1] : 1};
 }
 static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
     wrpo__gate *g = &r->gate;
     int64_t cols = r->model->config.hidden_size;
-    g->regression = wrpo__head_tensor(r, t, "regression_layer.weight", 0, cols);
+    g->regression = wrpo__head_tensor(r, t, "regression_layer.weight", -1, cols);
     g->transform = wrpo__head_tensor(r, t, "reward_transform_matrix", g->regression.rows, g->regression.rows);
     for (;; g->layers++) {
-        char name[64], bias[64];
+        const char *name = wrpo__format(r->arena, "gating.layers.%lld.weight", (long long)g->layers);
+        const char *bias = wrpo__format(r->arena, "gating.layers.%lld.bias", (long long)g->layers);
         wrpo__dense *layer = &g->layer[g->layers];
-        snprintf(name, sizeof name, "gating.layers.%lld.weight", (long long)g->layers);
-        snprintf(bias, sizeof bias, "gating.layers.%lld.bias", (long long)g->layers);
         if (!wrpo_tensors_find(t, name) && g->layers) break;
         if (g->layers == WRPO__GATE_LAYERS)
             wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: a gate of more than %d layers is not supported", r->model->dir,
                        WRPO__GATE_LAYERS);
-        *layer = wrpo__head_tensor(r, t, name, 0, cols);
-        layer->b = wrpo__head_tensor(r, t, bias, layer->rows, -1).w;
+        *layer = wrpo__head_tensor(r, t, name, -1, cols);
+        layer->b = wrpo__head_tensor(r, t, bias, layer->rows, 0).w;
         cols = layer->rows;
         g->widest = WRPO__MAX(g->widest, WRPO__MAX(cols, layer->cols));
     }
     if (cols != g->regression.rows)
         wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: the gate weighs %lld objectives, regression_layer.weight has %lld",
                    r->model->dir, (long long)cols, (long long)g->regression.rows);
-    g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", 1, -1).w;
+    g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", 1, 0).w;
     g->temperature = r->model->config.gating_temperature;
 }
-static void wrpo__free_model(void *p) { wrpo_model_free(p); }
-static void wrpo__free_tokenizer(void *p) { wrpo_tokenizer_free(p); }
 static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo_config c;
     wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
-    r->ctx = ctx;
-    r->arena = arena;
-    r->run_arena = wrpo__sub_arena(arena);
     if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_desc: dir is missing");
+    const char *dir = desc->dir;
+    const int64_t label = desc->label;
     WRPO__RANGE(desc->micro_tokens >= 0, "micro_tokens", desc->micro_tokens, "at least 1");
-    r->micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS;
-    wrpo__config_read(arena, desc->dir, &c);
+    *r = (wrpo_reward){.ctx = ctx, .arena = arena, .run_arena = wrpo__sub_arena(arena),
+                       .micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS};
+    wrpo__config_read(arena, dir, &c);
     if (c.head == WRPO_HEAD_LM)
         wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a language model has no reward head: "
-                   "want architectures of sequence classification or of a reward model", desc->dir);
-    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_model, NULL);
-    wrpo__rethrow(ctx, wrpo__model_load(ctx, &(wrpo_model_desc){.dir = desc->dir, .frozen = true}, true, &r->model));
-    owner->p = r->model;
-    if (wrpo__exists(wrpo__join(arena, desc->dir, "tokenizer.json"))) {
-        owner = wrpo__on_free(arena, wrpo__free_tokenizer, NULL);
-        wrpo__rethrow(ctx, wrpo_tokenizer_load(ctx, desc->dir, &r->tok));
-        owner->p = r->tok;
-    }
-    const wrpo_tensors *t = wrpo__tensors_in(ctx, desc->dir);
+                   "want architectures of sequence classification or of a reward model", dir);
+    r->model = wrpo__model_from(arena, &(wrpo_model_desc){.dir = dir, .frozen = true}, true);
+    if (wrpo__exists(wrpo__join(arena, dir, "tokenizer.json"))) r->tok = wrpo__tokenizer_load(arena, dir);
+    const wrpo_tensors *t = wrpo__tensors_in(ctx, dir);
     if (c.head == WRPO_HEAD_GATED) wrpo__load_gate(r, t);
     else if (c.head == WRPO_HEAD_VALUE) r->score = wrpo__head_tensor(r, t, "v_head.weight", 1, c.hidden_size);
-    else r->score = wrpo__head_tensor(r, t, "score.weight", 0, c.hidden_size);
-    const int64_t label = desc->label, rows = r->score.rows;
-    if (c.head != WRPO_HEAD_SCORE && label) wrpo__fail(ctx, WRPO_E_ARG, "label: %s has one reward only", desc->dir);
-    if (c.head == WRPO_HEAD_SCORE && (label < 0 || label > rows || (!label && rows > 1)))
-        wrpo__fail(ctx, WRPO_E_ARG, "label: score.weight has %lld rows: want the number of one, found %lld",
-                   (long long)rows, (long long)label);
-    r->label = WRPO__MAX(label, 1) - 1;
+    else {
+        r->score = wrpo__head_tensor(r, t, "score.weight", -1, c.hidden_size);
+        if (label < 0 || label > r->score.rows || (!label && r->score.rows > 1))
+            wrpo__fail(ctx, WRPO_E_ARG, "label: score.weight has %lld rows: want the number of one, found %lld",
+                       (long long)r->score.rows, (long long)label);
+        r->score.w += WRPO__MAX(label - 1, 0) * c.hidden_size;
+        r->score.rows = 1;
+    }
+    if (c.head != WRPO_HEAD_SCORE && label) wrpo__fail(ctx, WRPO_E_ARG, "label: %s has one reward only", dir);
     return r;
 }
 WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out) {
@@ -9930,55 +9877,41 @@ WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *des
     WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__reward_load(wrpo__current, desc));
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API void wrpo_reward_free(wrpo_reward *reward) {
-    if (reward) wrpo__arena_free(reward->arena);
-}
+WRPO_API void wrpo_reward_free(wrpo_reward *reward) { if (reward) wrpo__arena_free(reward->arena); }
 WRPO_API const wrpo_config *wrpo_reward_config(const wrpo_reward *reward) { return &reward->model->config; }
 
 /* ---- score ---- */
-typedef struct wrpo__batch {         /* conversations */
-    const int32_t **ids;
-    int64_t *counts, n;
-    int64_t shared;                  /* that many first tokens are the same in all; each has more */
-} wrpo__batch;
-/* The tokens of ids[n] that the head looks at: the last one, by the rule of the model's code, and for a gate where the
-   last answer's header begins, <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n of Llama 3. false: none. */
-static bool wrpo__pooled(const wrpo_config *c, const int32_t *ids, int64_t n, int64_t *last, int64_t *header) {
+typedef struct wrpo__conversation {
+    const int32_t *ids; int64_t count;
+    int64_t rows[2];  /* that the head looks at: tokens of ids, then rows of the run */
+} wrpo__conversation;
+/* Finds the tokens that the head looks at: the last one, by the rule of the model's code, and for a gate where the last
+   answer's header begins, <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n of Llama 3. false: none. */
+static bool wrpo__pooled(const wrpo_config *c, wrpo__conversation *y) {
     static const int32_t want[] = {128009, 128006, 78191, 128007, 271};
-    *last = n - 1;
-    *header = 0;
+    int64_t last = y->count - 1, header = 0;
     if (c->head == WRPO_HEAD_SCORE)
-        while (*last > 0 && ids[*last] == c->pad_token_id) --*last;
-    if (c->head != WRPO_HEAD_GATED) return true;
-    for (int64_t i = n; i-- > 0;)
-        if (ids[i] == c->pad_token_id) *last = i ? i - 1 : n - 1;
-    for (*header = n - WRPO__COUNT(want); *header >= 0 && memcmp(ids + *header, want, sizeof want);) --*header;
-    return *header >= 0;
-}
-static void wrpo__hidden_row(const wrpo__run *r, int64_t row, double *out) {
-    const wrpo_backend *be = r->model->ctx->desc.backend;
-    const int64_t D = r->model->config.hidden_size;
-    for (int64_t k = 0; k < D; k += WRPO__HALVES) {
-        const int64_t n = WRPO__MIN(D - k, WRPO__HALVES);
-        union { float whole[WRPO__HALVES]; uint16_t half[WRPO__HALVES]; } part;
-        be->get(r->model->ctx->dev, &part, wrpo__at(be, r->y, row * D + k), (size_t)n * (size_t)be->act_bytes);
-        for (int64_t i = 0; i < n; i++)
-            out[k + i] = (double)(be->act_bytes == 4 ? part.whole[i] : wrpo__float_of(part.half[i]));
+        while (last > 0 && y->ids[last] == c->pad_token_id) last--;
+    if (c->head == WRPO_HEAD_GATED) {
+        int64_t pad = 0;
+        while (pad < y->count && y->ids[pad] != c->pad_token_id) pad++;
+        last = (pad ? pad : y->count) - 1;
+        header = y->count - WRPO__COUNT(want);
+        while (header >= 0 && memcmp(y->ids + header, want, sizeof want)) header--;
     }
+    y->rows[0] = last;
+    y->rows[1] = header;
+    return header >= 0;
 }
-/* Conversation k needs rows of its own for the shared tokens: it is the first that is packed, or it has other rotary
-   frequencies than the one before. */
-static bool wrpo__shared_again(const wrpo_config *c, const wrpo__batch *b, int64_t first, int64_t k) {
-    return k == first || wrpo__rope_key(c, b->counts[k]) != wrpo__rope_key(c, b->counts[k - 1]);
-}
-/* Scores as many of the conversations from `first` on as fit, at least one. Returns where it stopped. */
-static int64_t wrpo__score_some(wrpo_reward *w, const wrpo__batch *b, int64_t first, double *rewards) {
+/* Scores as many of list[n] from `first` on as fit, at least one. Returns where it stopped. They share their first
+   P tokens, and each has more. */
+static int64_t wrpo__score_some(wrpo_reward *w, wrpo__conversation *list, int64_t first, int64_t n, int64_t P,
+                                double *rewards) {
     const wrpo_config *c = &w->model->config;
-    wrpo__arena *temp = wrpo__current;
-    const int64_t D = c->hidden_size, P = b->shared;
-    int64_t rows = 0, end = first, prefix = 0;
-    for (; end < b->n; end++) {
-        const int64_t more = b->counts[end] - (wrpo__shared_again(c, b, first, end) ? 0 : P);
+    const int64_t D = c->hidden_size;
+    int64_t rows = P, end = first;
+    for (; end < n; end++) {
+        const int64_t more = list[end].count - P;
         if (end > first && rows + more > w->micro_tokens) break;
         rows += more;
     }
@@ -9987,34 +9920,29 @@ static int64_t wrpo__score_some(wrpo_reward *w, const wrpo__batch *b, int64_t fi
         wrpo__arena_clear(w->run_arena);
         w->run = wrpo__run_new(w->run_arena, w->model, &(wrpo__shape){.rows = rows});
     }
-    int64_t (*pooled)[2] = wrpo__alloc(temp, (size_t)(end - first), sizeof *pooled);           /* rows */
-    double *hidden = wrpo__alloc(temp, (size_t)D, 2 * sizeof *hidden);
-    double *scratch = wrpo__alloc(temp, (size_t)WRPO__MAX(3 * w->gate.widest, w->score.rows), sizeof *scratch);
+    float *row = wrpo__alloc(wrpo__current, (size_t)D, sizeof *row);
+    double *hidden = wrpo__alloc(wrpo__current, (size_t)D, 2 * sizeof *hidden);
+    double *scratch = wrpo__alloc(wrpo__current, (size_t)w->gate.widest, 3 * sizeof *scratch);
     wrpo__pack_begin(w->run);
-    for (int64_t k = first; k < end; k++) {
-        int64_t *at = pooled[k - first];
-        if (wrpo__shared_again(c, b, first, k)) {
-            wrpo__pack_rotary(w->run, b->counts[k]);
-            prefix = w->run->n;
-            if (P) wrpo__pack_seg(w->run, b->ids[k], P, 0, prefix, prefix);
-        }
-        if (!wrpo__pooled(c, b->ids[k], b->counts[k], &at[0], &at[1]))
+    for (wrpo__conversation *y = list + first; y < list + end; y++) {
+        wrpo__pack_rotary(w->run, y->count);
+        if (P && y == list + first) wrpo__pack_seg(w->run, y->ids, P, 0, 0, 0);
+        if (!wrpo__pooled(c, y))
             wrpo__fail(w->ctx, WRPO_E_FORMAT, "conversation %lld: want the header of an assistant's answer, which the "
-                       "gate of this reward model looks for, found none", (long long)k + 1);
-        for (int i = 0; i < 2; i++) at[i] += at[i] < P ? prefix : w->run->n - P;
-        wrpo__pack_seg(w->run, b->ids[k] + P, b->counts[k] - P, P, prefix, prefix + P);
+                       "gate of this reward model looks for, found none", (long long)(y - list) + 1);
+        for (int i = 0; i < 2; i++)
+            if (y->rows[i] >= P) y->rows[i] += w->run->n - P;
+        wrpo__pack_seg(w->run, y->ids + P, y->count - P, P, 0, P);
     }
     wrpo__pack_end(w->run);
     wrpo__trunk(w->run);
     for (int64_t k = first; k < end; k++) {
-        wrpo__hidden_row(w->run, pooled[k - first][0], hidden);
-        if (c->head == WRPO_HEAD_GATED) {
-            wrpo__hidden_row(w->run, pooled[k - first][1], hidden + D);
-            rewards[k] = wrpo__gated_score(&w->gate, hidden, hidden + D, scratch);
-        } else {
-            wrpo__dense_apply(&w->score, hidden, scratch);
-            rewards[k] = scratch[w->label];
+        for (int i = 0; i < 2; i++) {
+            wrpo__hidden_rows(w->run, list[k].rows[i], 1, row);
+            for (int64_t d = 0; d < D; d++) hidden[i * D + d] = (double)row[d];
         }
+        if (c->head == WRPO_HEAD_GATED) rewards[k] = wrpo__gated_score(&w->gate, hidden, hidden + D, scratch);
+        else wrpo__dense_apply(&w->score, hidden, &rewards[k]);
         if (!isfinite(rewards[k]))
             wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "conversation %lld: the reward is not a finite number",
                        (long long)k + 1);
@@ -10024,19 +9952,17 @@ static int64_t wrpo__score_some(wrpo_reward *w, const wrpo__batch *b, int64_t fi
 }
 static void wrpo__score_ids(wrpo_reward *w, const int32_t *const *ids, const int64_t *counts, int64_t n,
                             double *rewards) {
-    wrpo__arena *temp = wrpo__current;
     const wrpo_config *c = &w->model->config;
-    wrpo__batch b = {.n = n, .shared = INT64_MAX};
-    b.ids = wrpo__alloc(temp, (size_t)n, sizeof *b.ids);
-    b.counts = wrpo__alloc(temp, (size_t)n, sizeof *b.counts);
+    wrpo__conversation *list = wrpo__alloc(wrpo__current, (size_t)n, sizeof *list);
+    int64_t shared = INT64_MAX;  /* that many first tokens, and their angles, are the same in all */
     for (int64_t k = 0; k < n; k++) {
         int64_t count = counts[k], same = 0;
         const int32_t *own = ids[k];
         if (count < 1)
             wrpo__fail(w->ctx, WRPO_E_ARG, "conversation %lld: want at least one token, found none", (long long)k + 1);
-        wrpo__check_ids(w->model->ctx, w->model->config.vocab_size, own, count, "conversation", NULL, k + 1);
+        wrpo__check_ids(w->ctx, c->vocab_size, own, count, "conversation", NULL, k + 1);
         if (c->head == WRPO_HEAD_VALUE && own[count - 1] != c->reward_token_id) {
-            int32_t *longer = wrpo__alloc(temp, (size_t)count + 1, sizeof *longer);
+            int32_t *longer = wrpo__alloc(wrpo__current, (size_t)count + 1, sizeof *longer);
             memcpy(longer, own, (size_t)count * sizeof *longer);
             longer[count++] = (int32_t)c->reward_token_id;
             own = longer;
@@ -10046,17 +9972,16 @@ static void wrpo__score_ids(wrpo_reward *w, const int32_t *const *ids, const int
                       "max_position_embeddings %lld", (long long)count, (long long)c->max_position_embeddings);
             w->warned = true;
         }
-        b.ids[k] = own;
-        b.counts[k] = count;
-        while (same < b.shared && same < count - 1 && own[same] == b.ids[0][same]) same++;
-        b.shared = same;
+        list[k] = (wrpo__conversation){.ids = own, .count = count};
+        if (wrpo__rope_key(c, count) != wrpo__rope_key(c, list[0].count)) shared = 0;
+        while (same < shared && same < count - 1 && own[same] == list[0].ids[same]) same++;
+        shared = same;
     }
-    for (int64_t at = 0; at < n;) at = wrpo__score_some(w, &b, at, rewards);
+    for (int64_t at = 0; at < n;) at = wrpo__score_some(w, list, at, n, shared, rewards);
 }
 WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts,
                                            int64_t n, double *rewards) {
-    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true,
-               wrpo__score_ids(reward, ids, counts, n, rewards));
+    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true, wrpo__score_ids(reward, ids, counts, n, rewards));
     return wrpo__end(&wrpo__entry);
 }
 /* answers[n]: strings. Errors name the line and record of in. */
@@ -10095,74 +10020,76 @@ WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *pro
 
 /* ---- a file of candidates ---- */
 enum { WRPO__SOURCES, WRPO__TARGETS };
-typedef struct wrpo__listed { wrpo_json *json; int list; } wrpo__listed;
-/* The responses of a line: the members of its lists or, if `alone` allows it and it has "content", the line itself.
-   An stb array; *found: there is one of the three. */
-static wrpo__listed *wrpo__responses(wrpo_ctx *ctx, const char *path, wrpo_json *root, bool alone, bool *found) {
-    static const char *const keys[] = {"sources", "target"};
-    wrpo__listed *out = NULL, c = {root, WRPO__TARGETS};
-    *found = alone && wrpo__present(root, "content");
-    if (*found) {
-        stbds_arrput(out, c);
-        return out;
-    }
-    for (c.list = 0; c.list < 2; c.list++) {
-        const wrpo_json *all = wrpo__json_maybe(ctx, path, root, keys[c.list], WRPO_JSON_ARRAY);
-        if (!all) continue;
-        *found = true;
-        for (c.json = all->child; c.json; c.json = c.json->next) stbds_arrput(out, c);
-    }
-    return out;
-}
-/* In place of the reward that it has, if any; as its last member. */
-static void wrpo__set_reward(wrpo_json *entry, double reward) {
+static const char *const wrpo__lists[] = {"sources", "target"};  /* of responses, in a line */
+static const char *wrpo__number_text(double x) {  /* as JSON writes it */
     wrpo__text text = {.arena = wrpo__current};
-    wrpo_json *number = WRPO__NEW(wrpo__current, wrpo_json);
-    for (wrpo_json **m = &entry->child; *m;) {
-        if (strcmp((*m)->key, "reward")) m = &(*m)->next;
-        else *m = (*m)->next;
-    }
-    wrpo__json_number(&text, reward);
-    *number = (wrpo_json){.kind = WRPO_JSON_NUMBER, .key = "reward", .text = text.data, .size = text.size};
-    number->key_size = strlen(number->key);
-    wrpo__json_append(entry, number);
+    wrpo__json_number(&text, x + 0.0);  /* -0 becomes 0 */
+    return text.data;
+}
+/* A new member at the end; text: of a string or a number. */
+static wrpo_json *wrpo__json_add(wrpo_json *parent, const char *key, wrpo_json_kind kind, const char *text) {
+    const wrpo_json v = {.kind = kind, .text = text, .size = strlen(text)};
+    wrpo_json *copy = wrpo__json_copy(wrpo__current, &v, key);
+    wrpo__json_append(parent, copy);
+    return copy;
+}
+static void wrpo__json_put(wrpo_json *parent, const wrpo_json *v) {  /* a copy of v at the end */
+    wrpo__json_append(parent, wrpo__json_copy(wrpo__current, v, NULL));
+}
+static void wrpo__set_reward(wrpo_json *entry, double reward) {
+    wrpo_json *m = entry->child;
+    while (m && strcmp(m->key, "reward")) m = m->next;
+    if (!m) m = wrpo__json_add(entry, "reward", WRPO_JSON_NUMBER, "");
+    m->kind = WRPO_JSON_NUMBER;
+    m->text = wrpo__number_text(reward);
+    m->size = strlen(m->text);
+}
+static void wrpo__write_line(wrpo__writer *w, const wrpo_json *line) {
+    wrpo__text text = {.arena = wrpo__current};
+    wrpo__json_write(&text, line);
+    wrpo__text_puts(&text, "\n");
+    wrpo__write(w, text.data, text.size);
 }
 typedef struct wrpo__scoring {
     wrpo_reward *reward; bool rescore;
     wrpo__reading in; wrpo__writer *out;
-    wrpo_reward_file_stats *stats;   /* mean: the sum */
+    wrpo_reward_file_stats *stats;  /* mean: the sum */
 } wrpo__scoring;
-static void wrpo__score_root(wrpo__scoring *s, wrpo_json *root) {
+static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
     wrpo_ctx *ctx = s->in.ctx;
     const char *path = s->in.desc.path;
     wrpo_reward_file_stats *stats = s->stats;
-    wrpo_json *texts = NULL;         /* stb array: of what has no reward that counts, list[0..n) */
-    bool found;
+    wrpo_json **list = NULL, *texts = NULL;  /* stb arrays: responses, and the texts of list[0..n), which are scored */
+    s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
+    wrpo_json *root = wrpo__json_parse(wrpo__current, path, s->in.line, line, size);
     wrpo__read_head(&s->in, root);
-    wrpo__listed *list = wrpo__responses(ctx, path, root, true, &found);
+    const bool alone = wrpo__present(root, "content");
+    if (alone) stbds_arrput(list, root);
+    for (int k = 0; k < 2 && !alone; k++) {
+        const wrpo_json *all = wrpo__json_maybe(ctx, path, root, wrpo__lists[k], WRPO_JSON_ARRAY);
+        for (wrpo_json *v = all ? all->child : NULL; v; v = v->next) stbds_arrput(list, v);
+    }
     const int64_t all = stbds_arrlen(list);
     if (!all)
         wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root,
                         "want responses in \"sources\" or \"target\", or a \"content\", found none");
-    for (int64_t i = 0, n = 0; i < all; i++) {
-        const wrpo_json *content = wrpo__json_need(ctx, path, list[i].json, "content", WRPO_JSON_STRING);
-        const wrpo_json *reward = wrpo__present(list[i].json, "reward");
+    for (int64_t i = 0; i < all; i++) {
+        const wrpo_json *content = wrpo__json_need(ctx, path, list[i], "content", WRPO_JSON_STRING);
+        const wrpo_json *reward = wrpo__present(list[i], "reward");
         if (reward) wrpo__json_real(ctx, path, reward, NULL);
         if (reward && !s->rescore) continue;
+        list[stbds_arrlen(texts)] = list[i];
         stbds_arrput(texts, *content);
-        list[n++] = list[i];
     }
     const int64_t n = stbds_arrlen(texts);
     double *rewards = wrpo__alloc(wrpo__current, (size_t)n, sizeof *rewards);
-    if (n) {
-        const wrpo_json *prompt = wrpo__present(root, "prompt");
-        if (!prompt)
-            wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root,
-                            "prompt: want a string, a message or an array of messages, found none");
-        wrpo__score_answers(s->reward, &s->in, prompt, texts, n, rewards);
-    }
+    const wrpo_json *prompt = wrpo__present(root, "prompt");
+    if (n && !prompt)
+        wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root,
+                        "prompt: want a string, a message or an array of messages, found none");
+    if (n) wrpo__score_answers(s->reward, &s->in, prompt, texts, n, rewards);
     for (int64_t k = 0; k < n; k++) {
-        wrpo__set_reward(list[k].json, rewards[k]);
+        wrpo__set_reward(list[k], rewards[k]);
         stats->mean += rewards[k];
         stats->least = fmin(stats->least, rewards[k]);
         stats->most = fmax(stats->most, rewards[k]);
@@ -10170,19 +10097,11 @@ static void wrpo__score_root(wrpo__scoring *s, wrpo_json *root) {
     stats->prompts++;
     stats->scored += n;
     stats->kept += all - n;
-    wrpo__text line = {.arena = wrpo__current};
-    wrpo__json_write(&line, root);
-    wrpo__text_puts(&line, "\n");
-    wrpo__write(s->out, line.data, line.size);
+    wrpo__write_line(s->out, root);
 }
-static void wrpo__score_text(wrpo__scoring *s, const char *text, size_t n) {
-    s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
-    wrpo__score_root(s, wrpo__json_parse(wrpo__current, s->in.desc.path, s->in.line, text, n));
-}
-static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {      /* an entry, as in >>data */
+static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {  /* an entry, as in >>data */
     WRPO__CALL(s->in.ctx, wrpo__arena_new(s->in.ctx), true, wrpo__score_text(s, text, n));
-    if (wrpo__entry.failed && s->in.tokenizing && s->in.ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(&s->in);
-    s->in.tokenizing = false;
+    if (wrpo__entry.failed) wrpo__name_record(&s->in);
     return wrpo__end(&wrpo__entry);
 }
 static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc, wrpo_reward_file_stats *stats) {
@@ -10191,9 +10110,9 @@ static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *
     if (!desc || !desc->in || !desc->out)
         wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_file_desc: want in and out, found NULL");
     const wrpo__file *f = wrpo__open_file(wrpo__current, desc->in);
-    wrpo__scoring s = {.reward = reward, .rescore = desc->rescore, .stats = stats};
-    s.out = wrpo__create(wrpo__current, desc->out);
-    s.in = (wrpo__reading){.ctx = ctx, .desc.path = desc->in, .now = time(NULL)};
+    wrpo__scoring s = {.reward = reward, .rescore = desc->rescore, .stats = stats,
+                       .out = wrpo__create(wrpo__current, desc->out),
+                       .in = {.ctx = ctx, .desc.path = desc->in, .now = time(NULL)}};
     for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) lines++;
     if (!lines) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want lines of candidates, found none", desc->in);
     for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) {
@@ -10205,7 +10124,7 @@ static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *
                        (long long)lines);
     }
     wrpo__commit(s.out);
-    stats->mean /= (double)stats->scored;              /* NaN: none */
+    stats->mean /= (double)stats->scored;  /* NaN: none */
 }
 WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc,
                                       wrpo_reward_file_stats *out) {
@@ -10218,47 +10137,36 @@ WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_fil
    A run with files: the memory plan, the reference's cache, the state that a run goes on from, metrics, the loop. */
 
 /* ---- memory of a run: measured, and fitted into what there is ---- */
-/* Fills in gradients, moments, activations, head, recompute, logits and device: what the run takes of the backend's
-   memory beside its weights. */
-static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute,
-                          bool logits, int64_t rows, wrpo_bytes *out) {
-    const wrpo__shape shape = wrpo__train_shape(ctx, config, recompute, logits, rows);
+/* Fills in what a run takes of the backend's memory beside its weights, and what it recomputes. */
+static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t recompute, bool logits, int64_t rows,
+                          wrpo_bytes *out) {
+    const wrpo__shape shape = wrpo__train_shape(model->ctx, &model->config, recompute, logits, rows);
     wrpo__run run = {0};
     wrpo__bump b = {0};
-    int64_t count;
-    wrpo__layout_weights(config, NULL, NULL, &count, NULL);
-    wrpo__run_layout(ctx, config, &shape, &run, &b);
+    wrpo__run_layout(model->ctx, &model->config, &shape, &run, &b);
     if (b.overflow)
-        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space",
-                   (long long)rows);
-    out->gradients = (size_t)count * sizeof(float);
-    out->moments = 2 * wrpo_moments_bytes(moments, count);
+        wrpo__fail(model->ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address "
+                   "space", (long long)rows);
+    out->gradients = (size_t)model->count * sizeof(float);
+    out->moments = 2 * wrpo_moments_bytes(moments, model->count);
     out->head = run.head_bytes;
     out->activations = run.bytes - run.head_bytes + run.host.used;
     out->device = out->gradients + out->moments + run.bytes;
     out->recompute = shape.recompute;
     out->logits = wrpo__span(&shape) >= rows;
 }
-/* As wrpo__measure, with as little recomputed as lets the run fit into `room`, unless recompute says what is. It tries
+/* Measures with as little recomputed as lets the run fit into `room`, unless recompute says what is. It tries
      1. to recompute nothing;
      2. to recompute the logits: of all that is kept, they save the least time a byte;
-     3. to recompute layers as well, as few as do. The more, the less memory, except for the first: it brings a layer
-        of memory that all of them share.
+     3. to recompute layers as well, as few as do.
    false: it does not fit. */
-static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute, int64_t rows,
-                      size_t room, wrpo_bytes *out) {
-    const bool addressable = (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)config->vocab_size;    /* all logits */
-    wrpo__measure(ctx, config, moments, recompute, recompute == 0 && addressable, rows, out);
-    if (out->device <= room) return true;
-    if (recompute) return false;
-    int64_t low = 0, high = config->num_hidden_layers; /* 2. is low = 0 */
-    while (low < high) {
-        const int64_t middle = (low + high) / 2;
-        wrpo__measure(ctx, config, moments, middle, false, rows, out);
-        if (out->device <= room) high = middle;
-        else low = middle + 1;
-    }
-    wrpo__measure(ctx, config, moments, low, false, rows, out);
+static bool wrpo__fit(const wrpo_model *model, wrpo_moments moments, int64_t recompute, int64_t rows, size_t room,
+                      wrpo_bytes *out) {
+    const wrpo_config *c = &model->config;
+    const bool addressable = (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)c->vocab_size;  /* all logits */
+    wrpo__measure(model, moments, recompute, recompute == 0 && addressable, rows, out);
+    for (int64_t layers = 0; out->device > room && !recompute && layers <= c->num_hidden_layers; layers++)
+        wrpo__measure(model, moments, layers, false, rows, out);
     return out->device <= room;
 }
 static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
@@ -10271,10 +10179,10 @@ static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wr
     wrpo__place_weights(table, &weights);
     out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)table->count * sizeof *table->low : 0);
     const int64_t rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
-    const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);    /* they may be there */
+    const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);  /* they may be there */
     out->room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
     const size_t room = out->room > out->weights ? out->room - out->weights : 0;
-    wrpo__fit(ctx, config, d.moments, d.recompute, rows, room, out);
+    wrpo__fit(table, d.moments, d.recompute, rows, room, out);
     out->device += out->weights;
     if (data) {
         const wrpo_data_stats s = data->stats;
@@ -10289,36 +10197,34 @@ WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, 
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__train_bytes(ctx, config, data, desc, out));
     return wrpo__end(&wrpo__entry);
 }
-/* What would fit: first other moments, then fewer rows at once; NULL: nothing. */
+/* What would fit: first other moments, then fewer rows at once. */
 static const char *wrpo__would_fit(const wrpo_trainer *t, size_t room) {
     const wrpo_config *c = &t->model->config;
     const wrpo__set *sets[2] = {&t->train, &t->eval};
-    int64_t least = 1;                                 /* the longest record */
+    int64_t least = 1;  /* the longest record */
     for (int i = 0; i < 2; i++)
         if (sets[i]->data) least = WRPO__MAX(least, wrpo__run_rows(c, sets[i]->data, 0, sets[i]->N, 1));
     wrpo_bytes need;
     for (int64_t n = t->rows, last = 0; n != last; last = n, n = WRPO__MAX(least, n / 2))
         for (int i = (int)t->desc.moments; wrpo_moments_name(i); i++)
-            if (wrpo__fit(t->ctx, c, (wrpo_moments)i, 0, n, room, &need))
-                return wrpo__format(wrpo__current, "moments in %s, %lld micro tokens and %lld of %lld layers "
-                                    "recomputed", wrpo_moments_name(i), (long long)n, (long long)need.recompute,
-                                    (long long)c->num_hidden_layers);
-    return NULL;
+            if (wrpo__fit(t->model, (wrpo_moments)i, 0, n, room, &need))
+                return wrpo__format(wrpo__current, "it would fit with moments in %s, %lld micro tokens and %lld of "
+                                    "%lld layers recomputed", wrpo_moments_name(i), (long long)n,
+                                    (long long)need.recompute, (long long)c->num_hidden_layers);
+    return "nothing that can be set makes it fit";
 }
 /* What a run takes and recomputes, or an error that says what would fit. Only the weights are in memory yet. */
 static wrpo_bytes wrpo__fitted(const wrpo_trainer *t) {
     const size_t room = wrpo__room(t->ctx);
-    const bool host = t->ctx->desc.backend->host;
+    const bool host = t->ctx->desc.backend->host, swaps = host && !t->ctx->desc.memory_limit;
     wrpo_bytes need;
-    if (wrpo__fit(t->ctx, &t->model->config, t->desc.moments, t->desc.recompute, t->rows, room, &need)) return need;
-    if (host && !t->ctx->desc.memory_limit) return need;       /* a host may have more than it says: it can swap */
-    const char *with = wrpo__would_fit(t, room);
+    if (wrpo__fit(t->model, t->desc.moments, t->desc.recompute, t->rows, room, &need) || swaps) return need;
     wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; "
-               "%s%s", wrpo__gib(need.device), host ? "its limit has" : "the device has", wrpo__gib(room),
-               with ? "it would fit with " : "nothing that can be set makes it fit", with ? with : "");
+               "%s", wrpo__gib(need.device), host ? "its limit has" : "the device has", wrpo__gib(room),
+               wrpo__would_fit(t, room));
 }
 
-/* ---- the reference: log-probs [N, K], computed once, kept in a file under a fingerprint ---- */
+/* ---- the reference: log-probs [N, K], computed once, kept in a file under a name that tells model and data ---- */
 static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
     const wrpo_rope *p = &c->rope;
     const double numbers[] = {
@@ -10364,75 +10270,55 @@ static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data
     return wrpo__data_hash(h, data);
 }
 /* A cache that is there and whole fills set->ref; anything else is made anew. */
-static bool wrpo__reference_read(wrpo_ctx *ctx, const char *path, const char *fingerprint, const wrpo__set *set) {
+static bool wrpo__reference_read(wrpo_ctx *ctx, const char *path, const wrpo__set *set) {
     wrpo_json *root;
-    if (!wrpo__exists(path)) return false;
-    const wrpo__file *f = wrpo__open_file(wrpo__current, path);
+    double *to = set->ref;
+    if (!wrpo__disk_exists(path)) return false;
+    const wrpo__file *f = wrpo__disk_open(wrpo__current, path);
     if (wrpo_json_parse(ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
-    const wrpo_json *rows = wrpo__json_get(root, "logps"), *row = rows ? rows->child : NULL;
-    bool ok = wrpo__json_is(wrpo__json_get(root, "fingerprint"), fingerprint);
-    ok = ok && rows && rows->kind == WRPO_JSON_ARRAY && rows->count == set->N;
-    for (int64_t i = 0; ok && i < set->N; i++, row = row->next) {
-        const wrpo_json *v = row->child;
-        ok = row->kind == WRPO_JSON_ARRAY && row->count == set->K;
-        for (int k = 0; ok && k < set->K; k++, v = v->next)
-            set->ref[i * set->K + k] = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
-    }
+    const bool whole = root->kind == WRPO_JSON_ARRAY && root->count == set->N * set->K;
+    for (const wrpo_json *v = whole ? root->child : NULL; v; v = v->next)
+        *to++ = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
     wrpo_json_free(ctx, root);
-    return ok;
+    return whole;
 }
-static void wrpo__reference_write(const char *path, const char *fingerprint, const wrpo__set *set) {
-    wrpo__text t = {.arena = wrpo__current};
-    wrpo__text_printf(&t, "{\"fingerprint\": \"%s\", \"logps\": [", fingerprint);
-    for (int64_t i = 0; i < set->N; i++) {
-        wrpo__text_puts(&t, i ? ",\n[" : "\n[");
-        for (int k = 0; k < set->K; k++) {
-            if (k) wrpo__text_puts(&t, ",");
-            wrpo__json_number(&t, set->ref[i * set->K + k]);
-        }
-        wrpo__text_puts(&t, "]");
-    }
-    wrpo__text_puts(&t, "\n]}\n");
-    wrpo__writer *w = wrpo__create(wrpo__current, path);
-    wrpo__write(w, t.data, t.size);
-    wrpo__commit(w);
-}
-/* Reference log-probs of one set: from the cache in out_dir, or computed and then kept there. */
-static void wrpo__set_cached(const wrpo_trainer *t, const wrpo__set *set, wrpo_model *ref) {
-    const char *path = NULL, *fingerprint = NULL;
-    if (!set->ref) return;
-    if (t->out_dir) {
-        const unsigned long long h = wrpo__fingerprint(ref, set->data);
-        fingerprint = wrpo__format(wrpo__current, "%016llx", h);
-        path = wrpo__format(wrpo__current, "%s/reference_logps-%s.json", t->out_dir, fingerprint);
-    }
-    if (path && wrpo__reference_read(t->ctx, path, fingerprint, set)) {
-        wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
-        return;
-    }
-    wrpo__set_reference(wrpo__current, t, set, ref);
-    if (path) wrpo__reference_write(path, fingerprint, set);
-}
-/* Both sets by one reference model, which goes with the current arena. */
+/* Both sets, from the caches in out_dir (an array, a line a record), or by one model, which goes with the current
+   arena, and then kept there. */
 static void wrpo__reference(const wrpo_trainer *t) {
-    wrpo_model *ref = t->model;
-    if (t->desc.ref_dir) {
-        const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
-        wrpo__cleanup *owner = wrpo__on_free(wrpo__current, wrpo__free_model, NULL);
-        wrpo__rethrow(t->ctx, wrpo_model_load(t->ctx, &desc, &ref));
-        owner->p = ref;
+    const wrpo__set *sets[2] = {&t->train, &t->eval};
+    const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
+    wrpo_model *ref = desc.dir ? wrpo__model_from(wrpo__current, &desc, false) : t->model;
+    for (int i = 0; i < 2; i++) {
+        const wrpo__set *set = sets[i];
+        const char *path = NULL;
+        if (!set->ref) continue;
+        if (t->out_dir)
+            path = wrpo__format(wrpo__current, "%s/reference_logps-%016llx.json", t->out_dir,
+                                (unsigned long long)wrpo__fingerprint(ref, set->data));
+        if (path && wrpo__reference_read(t->ctx, path, set)) {
+            wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
+            continue;
+        }
+        wrpo__set_reference(wrpo__current, t, set, ref);
+        if (!path) continue;
+        wrpo__text text = {.arena = wrpo__current};
+        for (int64_t k = 0; k < set->N * set->K; k++) {
+            const char *before = k % set->K ? "," : ",\n";
+            wrpo__text_puts(&text, k ? before : "[");
+            wrpo__json_number(&text, set->ref[k]);
+        }
+        wrpo__text_puts(&text, "]\n");
+        wrpo__publish(wrpo__write_whole(wrpo__current, path, text.data, text.size));
     }
-    wrpo__set_cached(t, &t->train, ref);
-    wrpo__set_cached(t, &t->eval, ref);
 }
 
 /* ---- the state of a run on disk: all that the next step depends on, in one file ----
    The weights are in it too, since those beside it may be rounded. The order of records, alpha, the rate and the random
    rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory away from it. */
 #define WRPO__STATE_FILE "trainer_state.wrpo"
-enum { WRPO__STATE_FORMAT = 2 };     /* goes up when earlier states can no longer be read; format 1 had no number */
-enum { WRPO__FREE, WRPO__SAME, WRPO__SAID };
-typedef struct wrpo__setting { const char *name, *text; int rule; } wrpo__setting;
+enum { WRPO__STATE_FORMAT = 2 };  /* goes up when earlier states can no longer be read; format 1 had no number */
+enum { WRPO__SAID = 3 };  /* the last settings of the file say where the run is */
+typedef struct wrpo__setting { const char *name, *text; } wrpo__setting;
 static const char *wrpo__reference_text(const wrpo_trainer *t) {
     const wrpo__set *sets[2] = {&t->train, &t->eval};
     uint64_t h = 0;
@@ -10445,54 +10331,48 @@ static const char *wrpo__set_text(const wrpo__set *set) {
     const unsigned long long h = wrpo__data_hash(0, set->data);
     return wrpo__format(wrpo__current, "%lld records, %016llx", (long long)set->N, h);
 }
-/* What the file says of the run. SAME: a run that goes on must have the same. SAID: the file says where the run is.
-   FREE: it is not in the file. An stb_ds array. */
+/* What the file says of the run. All but the last ones must be the same in a run that goes on. An stb_ds array. */
 static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
     wrpo__arena *temp = wrpo__current;
     const wrpo_train_desc *d = &t->desc;
     const unsigned long long config = wrpo__config_hash(t->ctx, &t->model->config);
-    const struct { const char *name, *word; double number; int rule; } table[] = {
-        {"state_format", NULL, WRPO__STATE_FORMAT, WRPO__SAME},
-        {"backend", t->ctx->desc.backend->name, 0, WRPO__SAME},
-        {"dtype", wrpo__dtype_name(t->ctx->desc.dtype), 0, WRPO__SAME},
-        {"config", wrpo__format(temp, "%s %016llx", t->model->config.model_type, config), 0, WRPO__SAME},
-        {"method", wrpo_method_name((int)d->loss.method), 0, WRPO__SAME},
-        {"pair", wrpo_pair_name((int)d->loss.pair), 0, WRPO__SAME},
-        {"beta", NULL, d->loss.beta, WRPO__SAME},
-        {"label_smoothing", NULL, d->loss.label_smoothing, WRPO__SAME},
-        {"gamma_ratio", NULL, d->loss.gamma_ratio, WRPO__SAME},
-        {"ipo_sum", NULL, d->loss.ipo_sum, WRPO__SAME},
-        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), 0, WRPO__SAME},
-        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule), 0, WRPO__SAME},
-        {"moments", wrpo_moments_name((int)d->moments), 0, WRPO__SAME},
-#define WRPO__X(field, otherwise, valid, want, same) {#field, NULL, (double)d->field, same ? WRPO__SAME : WRPO__FREE},
+    const wrpo__setting table[] = {
+        {"state_format", wrpo__number_text(WRPO__STATE_FORMAT)},
+        {"backend", t->ctx->desc.backend->name},
+        {"dtype", wrpo__dtype_name(t->ctx->desc.dtype)},
+        {"config", wrpo__format(temp, "%s %016llx", t->model->config.model_type, config)},
+        {"method", wrpo_method_name((int)d->loss.method)},
+        {"pair", wrpo_pair_name((int)d->loss.pair)},
+        {"beta", wrpo__number_text(d->loss.beta)},
+        {"label_smoothing", wrpo__number_text(d->loss.label_smoothing)},
+        {"gamma_ratio", wrpo__number_text(d->loss.gamma_ratio)},
+        {"ipo_sum", wrpo__number_text(d->loss.ipo_sum)},
+        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule)},
+        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule)},
+        {"moments", wrpo_moments_name((int)d->moments)},
+#define WRPO__X(field, otherwise, valid, want, same) {same ? #field : NULL, wrpo__number_text((double)d->field)},
         WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
-        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0, WRPO__SAME},
-        {"no_shuffle", NULL, d->no_shuffle, WRPO__SAME},
-        {"data", wrpo__set_text(&t->train), 0, WRPO__SAME},
-        {"eval_data", wrpo__set_text(&t->eval), 0, WRPO__SAME},
-        {"steps", NULL, (double)t->T, WRPO__SAME},
-        {"reference", wrpo__reference_text(t), 0, WRPO__SAID},
-        {"step", NULL, (double)t->k, WRPO__SAID},
-        {"milliseconds", NULL, WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000)), WRPO__SAID}};
+        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed)},
+        {"no_shuffle", wrpo__number_text(d->no_shuffle)},
+        {"data", wrpo__set_text(&t->train)},
+        {"eval_data", wrpo__set_text(&t->eval)},
+        {"steps", wrpo__number_text((double)t->T)},
+        {"reference", wrpo__reference_text(t)},
+        {"step", wrpo__number_text((double)t->k)},
+        {"milliseconds", wrpo__number_text(WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000)))}};
     wrpo__setting *out = NULL;
-    for (int64_t i = 0; i < WRPO__COUNT(table); i++) {
-        wrpo__text number = {.arena = temp};
-        if (table[i].rule == WRPO__FREE) continue;
-        if (!table[i].word) wrpo__json_number(&number, table[i].number + 0.0);         /* -0 becomes 0 */
-        const wrpo__setting s = {table[i].name, table[i].word ? table[i].word : number.data, table[i].rule};
-        stbds_arrput(out, s);
-    }
+    for (int64_t i = 0; i < WRPO__COUNT(table); i++)
+        if (table[i].name) stbds_arrput(out, table[i]);
     return out;
 }
-typedef struct wrpo__state_part {    /* a tensor of the file: a weight as floats, or moments as they are in memory */
+typedef struct wrpo__state_part {  /* a tensor of the file: a weight as floats, or moments as they are in memory */
     const char *name, *dtype;
     int ndim; int64_t shape[2];
     const wrpo_weight *w;
-    int moment;                      /* 0: the weight itself; 1, 2: m, v */
-    size_t at, bytes;                /* where it begins in the memory of moments; its bytes */
-    const char *data;                /* in a file that is read */
+    int moment;  /* 0: the weight itself; 1, 2: m, v */
+    size_t at, bytes;  /* where it begins in the memory of moments; its bytes */
+    const char *data;  /* in a file that is read */
 } wrpo__state_part;
 /* In the file's order: all weights, their first moments, their second ones. Moments in blocks are those of a run of
    weights, under the name of its first. An stb_ds array. */
@@ -10523,19 +10403,28 @@ static wrpo__state_part *wrpo__state_parts(const wrpo_trainer *t) {
         }
     return parts;
 }
-/* Moves a piece of a part out of the run or into it, from byte `from` on, as much as piece [WRPO__PIECE] holds. Returns
-   its bytes. */
-static size_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *p, size_t from, float *piece, bool put) {
+/* All parts in pieces: out of the run and into the file w, or, if w is NULL, out of the file that is read and, if `put`
+   says so, into the run. Returns the hash h, continued over their bytes. */
+static uint64_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *parts, wrpo__writer *w, bool put,
+                                 uint64_t h) {
     const wrpo_backend *be = t->ctx->desc.backend;
-    const size_t n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
-    const int64_t first = (int64_t)(from / sizeof *piece), count = (int64_t)(n / sizeof *piece);
-    char *moments = p->moment == 1 ? t->exp_avg : t->exp_avg_sq;
-    if (put) memcpy(piece, p->data + from, n);
-    if (p->moment && put) be->put(t->ctx->dev, moments + p->at + from, piece, n);
-    else if (p->moment) be->get(t->ctx->dev, piece, moments + p->at + from, n);
-    else if (put) wrpo__weight_put(t->model, p->w, first, count, piece);
-    else wrpo__weight_get(t->model, p->w, first, count, piece);
-    return n;
+    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
+    for (const wrpo__state_part *p = parts; p < parts + stbds_arrlen(parts); p++)
+        for (size_t from = 0, n; from < p->bytes; from += n) {
+            char *moments = p->moment == 1 ? t->exp_avg : t->exp_avg_sq;
+            n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
+            const int64_t first = (int64_t)(from / sizeof *piece), count = (int64_t)(n / sizeof *piece);
+            if (!w) memcpy(piece, p->data + from, n);
+            else if (p->moment) be->get(t->ctx->dev, piece, moments + p->at + from, n);
+            else wrpo__weight_get(t->model, p->w, first, count, piece);
+            h = wrpo__hash(h, piece, n);
+            if (w) wrpo__write(w, piece, n);
+            else if (put && p->moment) be->put(t->ctx->dev, moments + p->at + from, piece, n);
+            else if (put) wrpo__weight_put(t->model, p->w, first, count, piece);
+        }
+    wrpo__sync(t->ctx);  /* a device that failed moved nothing */
+    wrpo__block_free(piece);
+    return h;
 }
 static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo_ctx *ctx = t->ctx;
@@ -10543,10 +10432,10 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
     const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE);
     const char *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
-    const wrpo__file *metrics = log && wrpo__exists(log) ? wrpo__open_file(temp, log) : NULL;
+    const wrpo__file *metrics = log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
     const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
     const wrpo__setting *settings = wrpo__state_settings(t);
-    const wrpo__state_part *parts = wrpo__state_parts(t), *end = parts + stbds_arrlen(parts);
+    const wrpo__state_part *parts = wrpo__state_parts(t), *p = parts;
     /* 1. The header. The checksum is of the metadata, then of all data. */
     uint64_t h = 0;
     int64_t at = 0;
@@ -10557,7 +10446,7 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
         h = wrpo__hash(h, settings[i].text, strlen(settings[i].text));
     }
     wrpo__text_puts(&header, "}");
-    for (const wrpo__state_part *p = parts; p < end; at += (int64_t)p->bytes, p++)
+    for (; p < parts + stbds_arrlen(parts); at += (int64_t)p->bytes, p++)
         wrpo__header_add(&header, p->name, p->dtype, p->ndim, p->shape, at, (int64_t)p->bytes);
     wrpo__header_add(&header, "metrics.jsonl", "U8", 1, &log_size, at, log_size);
     wrpo__header_add(&header, "checksum", "U8", 1, &eight, at + log_size, eight);
@@ -10565,16 +10454,9 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo__remove(ctx, path);
     wrpo__rethrow(ctx, wrpo_model_save(t->model, desc));
     /* 3. The state. */
-    float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
     wrpo__writer *w = wrpo__create(temp, path);
     wrpo__header_write(w, &header);
-    for (const wrpo__state_part *p = parts; p < end; p++)
-        for (size_t from = 0, n; from < p->bytes; from += n) {
-            n = wrpo__state_move(t, p, from, piece, false);
-            h = wrpo__hash(h, piece, n);
-            wrpo__write(w, piece, n);
-        }
-    wrpo__sync(ctx);                                   /* a device that failed gave no moments */
+    h = wrpo__state_move(t, parts, w, false, h);
     if (metrics) wrpo__write(w, metrics->data, metrics->size);
     h = wrpo__hash(h, metrics ? metrics->data : NULL, (size_t)log_size);
     wrpo__write(w, &h, sizeof h);
@@ -10586,17 +10468,16 @@ WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *de
 }
 
 /* ---- resume: wrpo__state_open before anything is computed, wrpo__state_restore when the memory is taken ---- */
-typedef struct wrpo__state {         /* a file that is read */
+typedef struct wrpo__state {  /* a file that is read */
     wrpo_ctx *ctx;
     const char *path;
-    const wrpo_tensors *tensors;
     const wrpo_json *metadata;
-    wrpo__state_part *parts, *end;
+    wrpo__state_part *parts;
     const wrpo_tensor_info *log;
     int64_t step, milliseconds;
 } wrpo__state;
 static const char *wrpo__state_text(const wrpo__state *s, const char *name) {
-    const wrpo_json *v = s->metadata ? wrpo__json_get(s->metadata, name) : NULL;
+    const wrpo_json *v = wrpo__json_get(s->metadata, name);
     return v ? v->text : "no such setting";
 }
 static void wrpo__state_same(const wrpo__state *s, const char *name, const char *want) {
@@ -10613,59 +10494,38 @@ static int64_t wrpo__state_count(const wrpo__state *s, const char *name, int64_t
                    (long long)most, found);
     return n;
 }
-static const wrpo_tensor_info *wrpo__state_tensor(const wrpo__state *s, const char *name, const char *dtype, int ndim,
-                                                  const int64_t *shape) {
-    const wrpo_tensor_info *info = wrpo_tensors_find(s->tensors, name);
-    char want[80], found[160] = "no such tensor";
-    wrpo__shape_text(want, sizeof want, ndim, shape);
-    if (info) wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
-    if (!info || strcmp(want, found) || strcmp(info->dtype, dtype))
-        wrpo__fail(s->ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s%s%s", s->path, name, dtype, want,
-                   info ? info->dtype : "", info ? " " : "", found);
-    return info;
-}
-/* The metadata is of this run, as far as is known without the reference. Returns the hash of all settings. */
-static uint64_t wrpo__state_read_settings(wrpo__state *s, const wrpo_trainer *t) {
-    const wrpo__file *f = wrpo__open_file(wrpo__current, s->path);     /* again: tensors have no metadata */
-    const char *text = (const char *)f->data + 8;
-    uint64_t size = 0, h = 0;
-    memcpy(&size, f->data, WRPO__MIN(f->size, 8));
-    size = WRPO__MIN(size, f->size - 8);
-    s->metadata = wrpo__json_get(wrpo__json_parse(wrpo__current, s->path, 1, text, (size_t)size), "__metadata__");
-    if (wrpo__json_get(s->metadata, "wrpo") && !wrpo__json_get(s->metadata, "state_format"))
-        wrpo__fail(s->ctx, WRPO_E_UNSUPPORTED, "%s: state_format: want %d, which this version reads, found none: "
-                   "version %.40s wrote the file, when formats had no number", s->path, WRPO__STATE_FORMAT,
-                   wrpo__state_text(s, "wrpo"));
+/* The file is whole and, except for the reference, of this run. The state lives as long as the current arena. */
+static wrpo__state wrpo__state_open(wrpo_trainer *t) {
+    const char *path = wrpo__join(wrpo__current, t->desc.resume, WRPO__STATE_FILE);
+    wrpo__state s = {.ctx = t->ctx, .path = path, .parts = wrpo__state_parts(t)};
+    const wrpo_tensors *tensors = wrpo__tensors_in(t->ctx, path);
+    /* 1. The settings, from the header, which is valid. It is read again: tensors have no metadata. */
+    const char *file = (const char *)wrpo__open_file(wrpo__current, path)->data;
+    uint64_t size, h = 0, sum;
+    memcpy(&size, file, sizeof size);
+    s.metadata = wrpo__json_get(wrpo__json_parse(wrpo__current, path, 1, file + 8, (size_t)size), "__metadata__");
+    if (wrpo__json_get(s.metadata, "wrpo") && !wrpo__json_get(s.metadata, "state_format"))
+        wrpo__fail(t->ctx, WRPO_E_UNSUPPORTED, "%s: state_format: want %d, which this version reads, found none: "
+                   "version %.40s wrote the file, when formats had no number", path, WRPO__STATE_FORMAT,
+                   wrpo__state_text(&s, "wrpo"));
     const wrpo__setting *settings = wrpo__state_settings(t);
-    for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
-        const char *found = wrpo__state_text(s, settings[i].name);
-        if (settings[i].rule == WRPO__SAME) wrpo__state_same(s, settings[i].name, settings[i].text);
+    for (int64_t i = 0, n = stbds_arrlen(settings); i < n; i++) {
+        const char *found = wrpo__state_text(&s, settings[i].name);
+        if (i < n - WRPO__SAID) wrpo__state_same(&s, settings[i].name, settings[i].text);
         h = wrpo__hash(h, found, strlen(found));
     }
-    s->step = wrpo__state_count(s, "step", t->T);
-    s->milliseconds = wrpo__state_count(s, "milliseconds", LLONG_MAX - 1);
-    return h;
-}
-/* The file is whole and, except for the reference, of this run. The state lives as long as the current arena. */
-static wrpo__state wrpo__state_open(const wrpo_trainer *t) {
-    const char *path = wrpo__join(wrpo__current, t->desc.resume, WRPO__STATE_FILE);
-    wrpo__state s = {.ctx = t->ctx, .path = path, .tensors = wrpo__tensors_in(t->ctx, path)};
-    uint64_t h = wrpo__state_read_settings(&s, t), sum;
-    s.parts = wrpo__state_parts(t);
-    s.end = s.parts + stbds_arrlen(s.parts);
-    const wrpo_tensor_info *log = wrpo_tensors_find(s.tensors, "metrics.jsonl");
+    s.step = wrpo__state_count(&s, "step", t->T);
+    s.milliseconds = wrpo__state_count(&s, "milliseconds", LLONG_MAX - 1);
+    /* 2. The tensors. */
+    const wrpo_tensor_info *log = wrpo_tensors_find(tensors, "metrics.jsonl");
     const int64_t log_size = log ? log->count : 0, eight = 8;
-    const long long want = (long long)(s.end - s.parts) + 2, found = wrpo_tensors_count(s.tensors);
-    s.log = wrpo__state_tensor(&s, "metrics.jsonl", "U8", 1, &log_size);
-    memcpy(&sum, wrpo__state_tensor(&s, "checksum", "U8", 1, &eight)->data, sizeof sum);
+    const long long want = stbds_arrlen(s.parts) + 2, found = wrpo_tensors_count(tensors);
+    s.log = wrpo__need_tensor(tensors, path, "metrics.jsonl", "U8", 1, &log_size);
+    memcpy(&sum, wrpo__need_tensor(tensors, path, "checksum", "U8", 1, &eight)->data, sizeof sum);
     if (found != want) wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, want, found);
-    for (wrpo__state_part *p = s.parts; p < s.end; p++) {
-        p->data = wrpo__state_tensor(&s, p->name, p->dtype, p->ndim, p->shape)->data;
-        for (size_t from = 0, n; from < p->bytes; from += n) {
-            n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof(float));
-            h = wrpo__hash(h, p->data + from, n);
-        }
-    }
+    for (wrpo__state_part *p = s.parts; p < s.parts + stbds_arrlen(s.parts); p++)
+        p->data = wrpo__need_tensor(tensors, path, p->name, p->dtype, p->ndim, p->shape)->data;
+    h = wrpo__state_move(t, s.parts, NULL, false, h);
     h = wrpo__hash(h, s.log->data, s.log->bytes);
     if (h != sum)
         wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written",
@@ -10674,22 +10534,18 @@ static wrpo__state wrpo__state_open(const wrpo_trainer *t) {
 }
 /* Puts the run where the file says. */
 static void wrpo__state_restore(wrpo_trainer *t, const wrpo__state *s) {
-    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
     wrpo__state_same(s, "reference", wrpo__reference_text(t));
     if (t->out_dir) {
-        wrpo__writer *w = wrpo__create(wrpo__current, wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl"));
-        wrpo__write(w, s->log->data, s->log->bytes);
-        wrpo__commit(w);
+        const char *log = wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl");
+        wrpo__publish(wrpo__write_whole(wrpo__current, log, s->log->data, s->log->bytes));
     }
-    for (const wrpo__state_part *p = s->parts; p < s->end; p++)
-        for (size_t from = 0; from < p->bytes;) from += wrpo__state_move(t, p, from, piece, true);
+    wrpo__state_move(t, s->parts, NULL, true, 0);
     t->k = s->step;
     t->start = wrpo__now() - (double)s->milliseconds / 1000;
-    wrpo__sync(t->ctx);
 }
 
 /* ---- metrics as lines of JSON ---- */
-static void wrpo__put_metric(wrpo__text *out, const char *prefix, const char *name, double x) {    /* NaN: left out */
+static void wrpo__put_metric(wrpo__text *out, const char *prefix, const char *name, double x) {  /* NaN: left out */
     if (isnan(x)) return;
     wrpo__text_printf(out, ", \"%s%s\": ", prefix, name);
     wrpo__json_number(out, x);
@@ -10700,8 +10556,8 @@ static wrpo__text wrpo__metrics_text(const wrpo_metrics *m, const char *prefix) 
 #define WRPO__X(field, name) wrpo__put_metric(&out, prefix, name, m->field);
     WRPO_METRICS(WRPO__X)
 #undef WRPO__X
-    wrpo__text_printf(&out, ", \"%srecords\": %lld, \"%stokens\": %lld", prefix, (long long)m->records, prefix,
-                      (long long)m->tokens);
+    wrpo__put_metric(&out, prefix, "records", (double)m->records);
+    wrpo__put_metric(&out, prefix, "tokens", (double)m->tokens);
     wrpo__put_metric(&out, prefix, "tokens_per_second", round(m->tokens_per_second * 10) / 10);
     wrpo__put_metric(&out, prefix, "seconds", round(m->seconds * 1000) / 1000);
     wrpo__text_puts(&out, "}");
@@ -10724,11 +10580,7 @@ static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char
 }
 
 /* ---- open, with files ---- */
-static void wrpo__close_metrics(void *p) {
-    wrpo_trainer *t = p;
-    if (t->metrics) fclose(t->metrics);
-    t->metrics = NULL;
-}
+static void wrpo__close_file(void *p) { fclose(p); }
 static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                         bool train) {
     wrpo__arena *arena = wrpo__current, *temp = wrpo__sub_arena(arena), *file = wrpo__sub_arena(arena);
@@ -10737,16 +10589,15 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     const bool resume = train && t->desc.resume;
     wrpo__state state = {0};
     wrpo_bytes plan = {0};
-    wrpo__on_free(arena, wrpo__close_metrics, t);
     if (out_dir) {
         t->out_dir = wrpo__strndup(arena, out_dir, strlen(out_dir));
         wrpo__make_dir(t->ctx, out_dir);
     }
-    wrpo__current = file;            /* of the state, until the run is where it says */
+    wrpo__current = file;  /* of the state, until the run is where it says */
     if (resume) state = wrpo__state_open(t);
     wrpo__current = temp;
     if (train) plan = wrpo__fitted(t);
-    wrpo__reference(t);                                /* before the memory of training is taken */
+    wrpo__reference(t);  /* before the memory of training is taken */
     wrpo__arena_clear(temp);
     wrpo__trainer_memory(t, train, plan.recompute, plan.logits);
     if (resume) wrpo__state_restore(t, &state);
@@ -10755,38 +10606,32 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     wrpo__arena_clear(file);
     if (train && out_dir) {
         const char *path = wrpo__join(arena, out_dir, "metrics.jsonl");
-        t->metrics = fopen(path, resume ? "a" : "w");
+        wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__close_file, NULL);
+        owner->p = t->metrics = fopen(path, resume ? "a" : "w");
         if (!t->metrics) wrpo__fail(t->ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
         t->log = wrpo__log_metrics;
     }
     return t;
 }
-static wrpo_result wrpo__trainer_make(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
-                                      bool train, wrpo_trainer **out) {
-    *out = NULL;
-    WRPO__CALL(policy->ctx, wrpo__arena_new(policy->ctx), false, *out = wrpo__trainer_open(policy, data, desc, train));
-    return wrpo__end(&wrpo__entry);
-}
 WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                        wrpo_trainer **out) {
-    return wrpo__trainer_make(policy, data, desc, true, out);
+    *out = NULL;
+    WRPO__CALL(policy->ctx, wrpo__arena_new(policy->ctx), false, *out = wrpo__trainer_open(policy, data, desc, true));
+    return wrpo__end(&wrpo__entry);
 }
 
 /* ---- evaluation and the loop ---- */
-static wrpo_result wrpo__eval_entry(wrpo_trainer *t, wrpo_metrics *m) {
-    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__evaluate(t, &t->train, t->desc.alpha + 0.0));
-    m->epoch = NAN;
-    return wrpo__end(&wrpo__entry);
-}
-WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
+static void wrpo__eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
     wrpo_train_desc d = {0};
-    wrpo_trainer *t;
     if (desc) d = *desc;
     d.eval_data = NULL;
-    wrpo_result r = wrpo__trainer_make(model, data, &d, false, &t);
-    if (r == WRPO_OK) r = wrpo__eval_entry(t, m);
-    wrpo_trainer_free(t);
-    return r;
+    wrpo_trainer *t = wrpo__trainer_open(model, data, &d, false);
+    *m = wrpo__evaluate(t, &t->train, t->desc.alpha + 0.0);
+    m->epoch = NAN;
+}
+WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__eval(model, data, desc, m));
+    return wrpo__end(&wrpo__entry);
 }
 /* save.dir/checkpoint-K; then the one before it goes, of step *saved (-1: none). */
 static void wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
@@ -10797,7 +10642,7 @@ static void wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
     wrpo__rethrow(t->ctx, wrpo_trainer_save(t, &save));
     *saved = t->k;
     if (!old) return;
-    const wrpo__name *names = wrpo__list_dir(temp, old);
+    const wrpo__name *names = wrpo__disk_list(temp, old);
     for (int64_t i = 0; i < stbds_arrlen(names); i++)
         if (strcmp(names[i].text, ".") && strcmp(names[i].text, ".."))
             wrpo__remove(t->ctx, wrpo__join(temp, old, names[i].text));
@@ -10814,13 +10659,12 @@ static wrpo_result wrpo__checkpoint_entry(wrpo_trainer *t, int64_t *saved) {
 WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                 wrpo_metrics *last) {
     wrpo_ctx *ctx = policy->ctx;
-    wrpo_train_desc d = {0};
     wrpo_trainer *t;
     wrpo_metrics m = {0}, e;
-    if (desc) d = *desc;
     if (last) *last = m;
-    wrpo_result r = wrpo_trainer_open(policy, data, &d, &t);
+    wrpo_result r = wrpo_trainer_open(policy, data, desc, &t);
     if (r != WRPO_OK) return r;
+    const wrpo_train_desc *d = &t->desc;
     const int64_t first = t->k;
     int64_t saved = -1;
     bool go = true;
@@ -10829,22 +10673,22 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
     m.seconds = wrpo__now() - t->start;
     while (r == WRPO_OK && go && t->k < t->T) {
         r = wrpo_trainer_step(t, &m);
-        const bool end = t->k == t->T, eval = d.eval_data && (end || (d.eval_steps && t->k % d.eval_steps == 0));
-        const bool save = !end && d.save_steps && t->k % d.save_steps == 0;
-        if (r == WRPO_OK && eval) r = wrpo_trainer_eval(t, d.eval_data, &e);
+        const bool end = t->k == t->T, eval = d->eval_data && (end || (d->eval_steps && t->k % d->eval_steps == 0));
+        const bool save = !end && d->save_steps && t->k % d->save_steps == 0;
+        if (r == WRPO_OK && eval) r = wrpo_trainer_eval(t, d->eval_data, &e);
         if (r == WRPO_OK && save) r = wrpo__checkpoint_entry(t, &saved);
-        if (r == WRPO_OK && d.on_step) go = d.on_step(&m, eval ? &e : NULL, d.user);
+        if (r == WRPO_OK && d->on_step) go = d->on_step(&m, eval ? &e : NULL, d->user);
     }
     if (r == WRPO_OK && t->k < t->T) {
         ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"};
         r = WRPO_E_STOPPED;
     }
-    if (d.save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && t->k > first && t->k != saved) {   /* it ends early */
+    if (d->save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && t->k > first && t->k != saved) {  /* it ends early */
         const wrpo_error why = ctx->error;
         if (wrpo__checkpoint_entry(t, &saved) == WRPO_OK) ctx->error = why;
         else r = ctx->error.code;
     }
-    m.step = t->k;                   /* a step whose line could not be written is done */
+    m.step = t->k;  /* a step whose line could not be written is done */
     if (last) *last = m;
     wrpo_trainer_free(t);
     return r;
@@ -10853,70 +10697,55 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
 /* ------------------------------------------------------------------------------------------- >>recipe
    Rewards decide which answers a record is made of, and how often one file of answers beats another.
 
-   Files of candidates are read twice, so that only one prompt at a time is in memory: once for the prompts' ids, which
-   say what lines belong together, and once, prompt by prompt, for the responses.                                 */
-typedef struct wrpo__scored {        /* a response */
-    const char *model; int64_t index;                  /* index: of the model in wrpo__prompts.models */
-    const wrpo_json *content, *number;                 /* number: the reward as written */
-    const wrpo_json *answer;                           /* what entropy looks at: "answer", or content */
+   Files are read twice: once for the prompts' ids, which say what lines belong together, and once, prompt by prompt,
+   for the responses. So only one prompt at a time is in memory. */
+typedef struct wrpo__scored {  /* a response */
+    int64_t model;  /* which of wrpo__prompts.models */
+    const wrpo_json *content, *number;  /* number: the reward as written */
+    const wrpo_json *answer;  /* what entropy looks at: "answer", or content */
     double reward;
 } wrpo__scored;
-typedef struct wrpo__spot { wrpo__lines line; struct wrpo__spot *next; } wrpo__spot;
-typedef struct wrpo__gathered { const char *id; wrpo__spot *first, *last; } wrpo__gathered;    /* a prompt's lines */
-typedef struct wrpo__named { char *key; int64_t value; } wrpo__named;
+typedef struct wrpo__gathered { char *key; wrpo__lines *value; } wrpo__gathered;
+typedef struct wrpo__model_stats { char *key; wrpo_select_model value; } wrpo__model_stats;
 static const char *const wrpo__prompt_keys[] = {"prompt", "tools", "chat_template_kwargs"};
-typedef struct wrpo__prompts {       /* the prompts of some files */
+typedef struct wrpo__prompts {  /* the prompts of some files */
     wrpo_ctx *ctx;
-    wrpo__arena *arena, *temp;       /* temp: of the current prompt */
-    wrpo__gathered *prompts;         /* stb array, in the order of their first lines */
-    wrpo__named *ids, *names;        /* stb maps to indices of prompts and models */
-    wrpo_select_model *models;       /* stb array; reward: the sum */
-    int64_t empty;                   /* responses without text */
-    /* of the current prompt: its id, what wrpo__prompt_keys names, the line that says it, its responses (stb arrays) */
+    wrpo__arena *arena, *temp;  /* temp: of the current prompt */
+    wrpo__gathered *prompts;  /* stb map from ids to lines (stb arrays), in the order of their first lines */
+    wrpo__model_stats *models;  /* stb map from names; reward: the sum */
+    int64_t empty;  /* responses without text */
+    /* of the current prompt: its id, what wrpo__prompt_keys names, the line that says it, responses (stb arrays) */
     const wrpo_json *id, *prompt[3];
     const wrpo__lines *said;
-    wrpo__scored *lists[2];
+    wrpo__scored *lists[2];  /* the highest reward first; of equal ones the first in the files */
 } wrpo__prompts;
-static const char *wrpo__prompt_id(wrpo_ctx *ctx, const char *path, const wrpo_json *root, const wrpo_json **id) {
-    wrpo__json_want(ctx, path, root, WRPO_JSON_OBJECT, "line");
-    *id = wrpo__present(root, "prompt_id");
-    if (!*id) return NULL;
-    if ((*id)->kind != WRPO_JSON_NUMBER) wrpo__json_want(ctx, path, *id, WRPO_JSON_STRING, NULL);
-    return (*id)->text;
-}
-/* ids: every line has a prompt_id. */
+/* ids: every line must have a prompt_id. A line that has none is a prompt of its own, under a key that is no UTF-8. */
 static void wrpo__prompts_add(wrpo__prompts *t, const char *path, bool ids) {
     for (wrpo__lines l = {.file = wrpo__open_file(t->arena, path)}; wrpo__next_line(&l); wrpo__arena_clear(t->temp)) {
-        const wrpo_json *root = wrpo__json_parse(t->temp, path, l.number, l.text, l.size), *id;
-        const char *name = wrpo__prompt_id(t->ctx, path, root, &id);
-        const ptrdiff_t at = name ? stbds_shgeti(t->ids, name) : -1;
-        wrpo__spot *spot = WRPO__NEW(t->arena, wrpo__spot);
-        spot->line = l;
-        if (ids && !name)
+        const wrpo_json *root = wrpo__json_parse(t->temp, path, l.number, l.text, l.size);
+        const wrpo_json *id = wrpo__present(wrpo__json_want(t->ctx, path, root, WRPO_JSON_OBJECT, "line"), "prompt_id");
+        if (id && id->kind != WRPO_JSON_NUMBER) wrpo__json_want(t->ctx, path, id, WRPO_JSON_STRING, NULL);
+        if (ids && !id)
             wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id: want a string or a number, found none");
-        if (at < 0) {
-            const wrpo__gathered prompt = {name ? wrpo__strndup(t->arena, name, strlen(name)) : NULL, spot, spot};
-            if (name) stbds_shput(t->ids, prompt.id, stbds_arrlen(t->prompts));
-            stbds_arrput(t->prompts, prompt);
-            continue;
-        }
-        wrpo__gathered *prompt = &t->prompts[t->ids[at].value];
-        if (prompt->last->line.file == l.file)
+        char *key = id ? wrpo__strndup(t->arena, id->text, id->size)
+                       : wrpo__format(t->arena, "\xFF%lld", (long long)l.number);
+        if (stbds_shgeti(t->prompts, key) < 0) stbds_shput(t->prompts, key, NULL);
+        wrpo__gathered *prompt = stbds_shgetp(t->prompts, key);
+        if (prompt->value && stbds_arrlast(prompt->value).file == l.file)
             wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want each once in a file, found "
-                            "it in line %lld too", name, (long long)prompt->last->line.number);
-        prompt->last->next = spot;
-        prompt->last = spot;
+                            "it in line %lld too", key, (long long)stbds_arrlast(prompt->value).number);
+        stbds_arrput(prompt->value, l);
     }
 }
 static void wrpo__prompts_open(wrpo__prompts *t, const char *const *paths, int64_t n, bool ids) {
     wrpo__arena *arena = wrpo__current;
     *t = (wrpo__prompts){.ctx = arena->ctx, .arena = arena, .temp = wrpo__sub_arena(arena)};
     for (int64_t i = 0; i < n; i++) wrpo__prompts_add(t, paths[i], ids);
-    if (t->prompts) return;
-    wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
+    if (!t->prompts)
+        wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
 }
 static void wrpo__add_response(wrpo__prompts *t, const char *path, const wrpo_json *v, const char *model, int list) {
-    wrpo__scored r = {.model = model, .content = wrpo__json_need(t->ctx, path, v, "content", WRPO_JSON_STRING)};
+    wrpo__scored r = {.content = wrpo__json_need(t->ctx, path, v, "content", WRPO_JSON_STRING)};
     r.number = wrpo__json_need(t->ctx, path, v, "reward", WRPO_JSON_NUMBER);
     r.reward = wrpo__json_real(t->ctx, path, r.number, NULL);
     r.answer = wrpo__present(v, "answer");
@@ -10925,31 +10754,33 @@ static void wrpo__add_response(wrpo__prompts *t, const char *path, const wrpo_js
         t->empty++;
         return;
     }
-    if (stbds_shgeti(t->names, model) < 0) {
+    if (stbds_shgeti(t->models, model) < 0) {
         const wrpo_select_model m = {.name = wrpo__strndup(t->arena, model, strlen(model))};
-        stbds_shput(t->names, m.name, stbds_arrlen(t->models));
-        stbds_arrput(t->models, m);
+        stbds_shput(t->models, m.name, m);
     }
-    r.index = stbds_shget(t->names, model);
-    t->models[r.index].responses++;
-    t->models[r.index].reward += r.reward;
+    r.model = stbds_shgeti(t->models, model);
+    t->models[r.model].value.responses++;
+    t->models[r.model].value.reward += r.reward;
     stbds_arrput(t->lists[list], r);
+    wrpo__scored *all = t->lists[list];
+    int64_t k = stbds_arrlen(all) - 1;
+    for (; k > 0 && all[k - 1].reward < r.reward; k--) all[k] = all[k - 1];
+    all[k] = r;
 }
 /* What a line says of the prompt must be what an earlier line said. A line without any of the keys says nothing. */
 static void wrpo__candidates_prompt(wrpo__prompts *t, const wrpo__lines *line, const wrpo_json *root, const char *id) {
-    const char *path = line->file->path;
     const wrpo_json *says[3];
     bool any = false;
     for (int k = 0; k < 3; k++) {
         says[k] = wrpo__present(root, wrpo__prompt_keys[k]);
         any = any || says[k];
     }
-    for (int k = 0; k < 3 && any && t->said; k++)
+    if (!any) return;
+    for (int k = 0; k < 3 && t->said; k++)
         if (!wrpo__json_same(says[k], t->prompt[k]))
-            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, says[k] ? says[k] : root,
+            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, line->file->path, says[k] ? says[k] : root,
                             "prompt_id \"%.80s\": want the %s as in %s:%lld, found %s", id, wrpo__prompt_keys[k],
                             t->said->file->path, (long long)t->said->number, says[k] ? "another one" : "none");
-    if (!any) return;
     t->said = line;
     memcpy(t->prompt, says, sizeof says);
 }
@@ -10960,22 +10791,24 @@ static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__gathered *prompt, b
     memset(t->prompt, 0, sizeof t->prompt);
     for (int list = 0; list < 2; list++)
         if (t->lists[list]) stbds_arrsetlen(t->lists[list], 0);
-    for (const wrpo__spot *p = prompt->first; p; p = p->next) {
-        const char *path = p->line.file->path;
-        wrpo_json *root = wrpo__json_parse(t->temp, path, p->line.number, p->line.text, p->line.size);
-        bool found;
-        wrpo__prompt_id(t->ctx, path, root, &t->id);
-        wrpo__candidates_prompt(t, &p->line, root, prompt->id);
-        wrpo__listed *all = wrpo__responses(t->ctx, path, root, compare, &found);
+    for (const wrpo__lines *l = prompt->value; l < prompt->value + stbds_arrlen(prompt->value); l++) {
+        const char *path = l->file->path;
+        const wrpo_json *root = wrpo__json_parse(t->temp, path, l->number, l->text, l->size);
+        const bool alone = compare && wrpo__present(root, "content");
+        bool found = alone;
+        t->id = wrpo__json_get(root, "prompt_id");
+        wrpo__candidates_prompt(t, l, root, prompt->key);
+        if (alone) wrpo__add_response(t, path, root, "", WRPO__TARGETS);
+        for (int k = 0; k < 2 && !alone; k++) {
+            const wrpo_json *all = wrpo__json_maybe(t->ctx, path, root, wrpo__lists[k], WRPO_JSON_ARRAY);
+            for (const wrpo_json *v = all ? all->child : NULL; v; v = v->next)
+                wrpo__add_response(t, path, v, wrpo__json_need(t->ctx, path, v, "model", WRPO_JSON_STRING)->text,
+                                   compare ? WRPO__TARGETS : k);
+            found = found || all;
+        }
         if (!found)
             wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want responses in \"sources\" or "
-                            "\"target\", found neither", prompt->id);
-        for (int64_t i = 0; i < stbds_arrlen(all); i++) {
-            const wrpo_json *v = all[i].json;
-            const char *model = v == root ? "" : wrpo__json_need(t->ctx, path, v, "model", WRPO_JSON_STRING)->text;
-            wrpo__add_response(t, path, v, model, compare ? WRPO__TARGETS : all[i].list);
-        }
-        stbds_arrfree(all);
+                            "\"target\", found neither", prompt->key);
     }
 }
 static int64_t wrpo__characters(const wrpo_json *text) {
@@ -10987,36 +10820,23 @@ static int64_t wrpo__characters(const wrpo_json *text) {
 /* ---- selection ---- */
 static const char *const wrpo__forms[] = {
     [WRPO_FORM_QUADS] = "quads", [WRPO_FORM_SFT] = "sft", [WRPO_FORM_PAIR] = "pair", [WRPO_FORM_PAIRS] = "pairs"};
-WRPO_API const char *wrpo_form_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__forms) ? wrpo__forms[i] : NULL; }
+WRPO__NAMED(wrpo_form_name, wrpo__forms)
 typedef struct wrpo__extremes { const wrpo__scored *best, *worst; double share; } wrpo__extremes;
-static bool wrpo__same_text(const wrpo__scored *a, const wrpo__scored *b) {
-    return wrpo__json_same(a->content, b->content);
-}
 /* Best and worst of each model of a list, the models by their best; by_model false: of the list. An stb array. */
 static wrpo__extremes *wrpo__rank(const wrpo__scored *list, bool by_model) {
     wrpo__extremes *out = NULL;
-    for (int64_t i = 0; i < stbds_arrlen(list); i++) {
-        const wrpo__scored *c = &list[i];
+    for (const wrpo__scored *c = list; c < list + stbds_arrlen(list); c++) {
         int64_t k = 0;
-        while (k < stbds_arrlen(out) && by_model && out[k].best->index != c->index) k++;
-        if (k == stbds_arrlen(out)) {
-            const wrpo__extremes first = {c, c, 0};
-            stbds_arrput(out, first);
-        }
-        if (c->reward > out[k].best->reward) out[k].best = c;
-        if (c->reward < out[k].worst->reward) out[k].worst = c;
+        while (k < stbds_arrlen(out) && by_model && out[k].best->model != c->model) k++;
+        const wrpo__extremes first = {c, c, 0};
+        if (k == stbds_arrlen(out)) stbds_arrput(out, first);
+        else if (c->reward < out[k].worst->reward) out[k].worst = c;
     }
-    for (int64_t i = 1; i < stbds_arrlen(out); i++)    /* by reward, then by position in the list */
-        for (int64_t k = i; k > 0; k--) {
-            const wrpo__extremes a = out[k - 1], b = out[k];
-            if (a.best->reward > b.best->reward || (a.best->reward == b.best->reward && a.best < b.best)) break;
-            out[k - 1] = b;
-            out[k] = a;
-        }
     return out;
 }
 /* share = softmax(best's reward / tau); the first is the highest. */
-static void wrpo__softmax_shares(wrpo__extremes *list, int64_t n, double tau) {
+static void wrpo__softmax_shares(wrpo__extremes *list, double tau) {
+    const int64_t n = stbds_arrlen(list);
     double sum = 0;
     for (int64_t i = 0; i < n; i++) {
         list[i].share = exp((list[i].best->reward - list[0].best->reward) / tau);
@@ -11024,7 +10844,7 @@ static void wrpo__softmax_shares(wrpo__extremes *list, int64_t n, double tau) {
     }
     for (int64_t i = 0; i < n; i++) list[i].share /= sum;
 }
-static double wrpo__entropy(const wrpo__scored *list) {                           /* bits */
+static double wrpo__entropy(const wrpo__scored *list) {  /* bits */
     const int64_t n = stbds_arrlen(list);
     double H = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -11035,191 +10855,171 @@ static double wrpo__entropy(const wrpo__scored *list) {                         
     return H > 0 ? H : 0;
 }
 typedef struct wrpo__selection {
-    wrpo_select_desc desc;           /* resolved */
-    wrpo_select_stats *stats; double count[3];         /* count: of the sums in stats, by role */
+    wrpo_select_desc desc;  /* resolved */
+    wrpo_select_stats *stats; double count[3];  /* count: of the sums in stats, by role */
     wrpo__prompts t;
-    wrpo__text line;                 /* of the current prompt, as is `put` */
-    const wrpo__scored **put;        /* stb array: answers since the last list of scores */
+    /* of the current prompt, stb arrays: each source's extremes, the target's, answers since the last list of scores */
+    wrpo__extremes *sources, *target;
+    const wrpo__scored **put;
 } wrpo__selection;
-/* Leaves the *n sources that the form takes of the current prompt. Returns NULL, or the statistic that counts why the
-   prompt is left out. */
-static int64_t *wrpo__choose(wrpo__selection *s, wrpo__extremes *sources, const wrpo__extremes *target, int64_t *n) {
+/* Leaves the sources that the form takes. Returns NULL, or what counts prompts that are left out for this reason. */
+static int64_t *wrpo__choose(wrpo__selection *s) {
     const wrpo_select_desc *d = &s->desc;
-    wrpo_select_stats *stats = s->stats;
-    int64_t kept = 0, equal = 0;
-    if (!*n) return &stats->no_source;
-    if (d->form == WRPO_FORM_SFT || d->form == WRPO_FORM_PAIR) *n = 1;
-    if (d->form == WRPO_FORM_SFT) return NULL;
-    if (d->form == WRPO_FORM_QUADS) {
-        if (!target) return &stats->no_target;
-        const wrpo__scored *rejected = target->worst;
-        if (wrpo__same_text(target->best, rejected) || wrpo__same_text(sources->best, rejected)) return &stats->equal;
-        kept = WRPO__MIN(*n, d->top);
-        while (kept && d->min_gap > 0 && sources[kept - 1].best->reward - rejected->reward < d->min_gap) kept--;
-        if (!kept || target->best->reward - rejected->reward < d->min_gap) return &stats->gap;
-        for (int64_t i = 1; i < kept; i++)
-            if (wrpo__same_text(sources[i].best, rejected)) kept = i;
-        *n = kept;
-        return NULL;
-    }
-    for (int64_t i = 0; i < *n; i++) {
-        const bool same = wrpo__same_text(sources[i].best, sources[i].worst);
+    const wrpo__extremes *target = d->form == WRPO_FORM_QUADS ? s->target : NULL;
+    int64_t n = stbds_arrlen(s->sources), kept = 0, equal = 0;
+    if (!n) return &s->stats->no_source;
+    if (d->form == WRPO_FORM_QUADS && !target) return &s->stats->no_target;
+    if (target && wrpo__json_same(target->best->content, target->worst->content)) return &s->stats->equal;
+    if (d->form != WRPO_FORM_PAIRS) n = WRPO__MIN(n, d->top);
+    for (int64_t i = 0; i < n; i++) {
+        const wrpo__extremes c = s->sources[i];
+        const wrpo__scored *rejected = target ? target->worst : c.worst;
+        const bool same = wrpo__json_same(c.best->content, rejected->content) && d->form != WRPO_FORM_SFT;
+        const bool close = d->min_gap > 0 && c.best->reward - rejected->reward < d->min_gap;
         equal += same;
-        if (!same && sources[i].best->reward - sources[i].worst->reward >= d->min_gap) sources[kept++] = sources[i];
+        if (!same && !close) s->sources[kept++] = c;
     }
-    if (!kept) return equal == *n ? &stats->equal : &stats->gap;
-    *n = kept;
+    if (equal == n) return &s->stats->equal;
+    if (!kept || (target && target->best->reward - target->worst->reward < d->min_gap)) return &s->stats->gap;
+    stbds_arrsetlen(s->sources, (size_t)kept);
     return NULL;
 }
-/* An answer as a message, after the text `before`; counts it. */
-static void wrpo__put_answer(wrpo__selection *s, const char *before, const wrpo__scored *answer, wrpo_role role) {
-    wrpo__text_printf(&s->line, "%s{\"content\": ", before);
-    wrpo__json_write(&s->line, answer->content);
-    wrpo__text_puts(&s->line, ", \"role\": \"assistant\"}");
+/* An answer as a message of the list; counts it. */
+static void wrpo__put_answer(wrpo__selection *s, wrpo_json *list, const wrpo__scored *answer, wrpo_role role) {
+    wrpo_json *message = wrpo__json_add(list, NULL, WRPO_JSON_OBJECT, "");
+    wrpo__json_put(message, answer->content);
+    wrpo__json_add(message, "role", WRPO_JSON_STRING, "assistant");
     s->stats->reward[role] += answer->reward;
     s->stats->length[role] += (double)wrpo__characters(answer->content);
     s->count[role]++;
-    s->t.models[answer->index].selected += role == WRPO_ROLE_SOURCE;
+    s->t.models[answer->model].value.selected += role == WRPO_ROLE_SOURCE;
     stbds_arrput(s->put, answer);
 }
-/* A best and a worst answer as chosen and rejected. */
-static void wrpo__put_pair(wrpo__selection *s, const char *before, const wrpo__extremes *source) {
-    wrpo__put_answer(s, before, source->best, WRPO_ROLE_SOURCE);
-    wrpo__put_answer(s, "], \"rejected\": [", source->worst, WRPO_ROLE_REJECTED);
-}
-static void wrpo__put_number(wrpo__selection *s, const char *before, double x) {
-    wrpo__text_puts(&s->line, before);
-    wrpo__json_number(&s->line, x);
+static void wrpo__put_number(wrpo_json *to, const char *key, double x) {
+    wrpo__json_add(to, key, WRPO_JSON_NUMBER, wrpo__number_text(x));
 }
 /* The rewards and models of the answers since the last call. */
-static void wrpo__put_scores(wrpo__selection *s, const char *before) {
-    const int64_t n = stbds_arrlen(s->put);
-    for (int64_t i = 0; i < n; i++) {
-        wrpo__text_puts(&s->line, i ? ", " : before);
-        wrpo__json_write(&s->line, s->put[i]->number);
+static void wrpo__put_scores(wrpo__selection *s, wrpo_json *to) {
+    wrpo_json *rewards = wrpo__json_add(to, "rewards", WRPO_JSON_ARRAY, "");
+    wrpo_json *models = wrpo__json_add(to, "models", WRPO_JSON_ARRAY, "");
+    for (int64_t i = 0; i < stbds_arrlen(s->put); i++) {
+        wrpo__json_put(rewards, s->put[i]->number);
+        wrpo__json_add(models, NULL, WRPO_JSON_STRING, s->t.models[s->put[i]->model].key);
     }
-    for (int64_t i = 0; i < n; i++) {
-        wrpo__text_puts(&s->line, i ? ", " : "], \"models\": [");
-        wrpo__json_quote(&s->line, s->put[i]->model, strlen(s->put[i]->model));
-    }
-    wrpo__text_puts(&s->line, "]");
     stbds_arrsetlen(s->put, 0);
 }
-/* The current prompt as a line of the form, with sources[n]. */
-static void wrpo__put_record(wrpo__selection *s, const wrpo__extremes *sources, int64_t n,
+/* chosen: the best of each source, then the target's; rejected: the target's worst. target NULL: the source's worst. */
+static void wrpo__put_choice(wrpo__selection *s, wrpo_json *to, const wrpo__extremes *sources, int64_t n,
                              const wrpo__extremes *target) {
+    wrpo_json *chosen = wrpo__json_add(to, "chosen", WRPO_JSON_ARRAY, "");
+    wrpo_json *rejected = wrpo__json_add(to, "rejected", WRPO_JSON_ARRAY, "");
+    for (int64_t i = 0; i < n; i++) wrpo__put_answer(s, chosen, sources[i].best, WRPO_ROLE_SOURCE);
+    if (target) wrpo__put_answer(s, chosen, target->best, WRPO_ROLE_TARGET);
+    wrpo__put_answer(s, rejected, target ? target->worst : sources->worst, WRPO_ROLE_REJECTED);
+}
+/* The current prompt as a record of the form. */
+static wrpo_json *wrpo__make_record(wrpo__selection *s) {
     const wrpo_select_desc *d = &s->desc;
+    const wrpo__extremes *sources = s->sources;
+    const int64_t n = stbds_arrlen(sources);
     const wrpo__prompts *t = &s->t;
-    wrpo__text *out = &s->line;
     const wrpo_json *prompt = t->prompt[0];
-    const bool many = prompt->kind == WRPO_JSON_ARRAY;
-    wrpo__text_puts(out, "{\"prompt_id\": ");
-    wrpo__json_write(out, t->id);
+    const bool many = prompt->kind == WRPO_JSON_ARRAY, quads = d->form == WRPO_FORM_QUADS;
+    wrpo_json *record = WRPO__NEW(wrpo__current, wrpo_json), *list;
+    record->kind = WRPO_JSON_OBJECT;
+    wrpo__json_put(record, t->id);
     for (int k = d->form == WRPO_FORM_SFT ? 1 : 0; k < 3; k++)
-        if (t->prompt[k]) {
-            wrpo__text_printf(out, ", \"%s\": ", wrpo__prompt_keys[k]);
-            wrpo__json_write(out, t->prompt[k]);
-        }
-    switch (d->form) {
-    case WRPO_FORM_SFT:
-        wrpo__text_puts(out, ", \"messages\": [");
+        if (t->prompt[k]) wrpo__json_put(record, t->prompt[k]);
+    if (d->form == WRPO_FORM_SFT) {
+        list = wrpo__json_add(record, "messages", WRPO_JSON_ARRAY, "");
         for (const wrpo_json *m = many ? prompt->child : prompt; m; m = many ? m->next : NULL) {
-            wrpo__json_write(out, m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m);
-            wrpo__text_puts(out, ", ");
+            const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m;
+            wrpo__json_put(list, message);
         }
-        wrpo__put_answer(s, "", sources->best, WRPO_ROLE_SOURCE);
-        wrpo__put_scores(s, "], \"rewards\": [");
-        break;
-    case WRPO_FORM_PAIR:
-        wrpo__put_pair(s, ", \"chosen\": [", sources);
-        wrpo__put_scores(s, "], \"rewards\": [");
-        break;
-    case WRPO_FORM_PAIRS:
+        wrpo__put_answer(s, list, sources->best, WRPO_ROLE_SOURCE);
+    } else if (d->form == WRPO_FORM_PAIRS) {
+        list = wrpo__json_add(record, "pairs", WRPO_JSON_ARRAY, "");
         for (int64_t i = 0; i < n; i++) {
-            wrpo__put_pair(s, i ? "}, {\"chosen\": [" : ", \"pairs\": [{\"chosen\": [", &sources[i]);
-            wrpo__put_number(s, "], \"weight\": ", sources[i].share);
-            wrpo__put_scores(s, ", \"rewards\": [");
+            wrpo_json *pair = wrpo__json_add(list, NULL, WRPO_JSON_OBJECT, "");
+            wrpo__put_choice(s, pair, &sources[i], 1, NULL);
+            wrpo__put_number(pair, "weight", sources[i].share);
+            wrpo__put_scores(s, pair);
         }
-        wrpo__text_puts(out, "}]");
-        break;
-    case WRPO_FORM_QUADS:
-        for (int64_t i = 0; i < n; i++)
-            wrpo__put_answer(s, i ? ", " : ", \"chosen\": [", sources[i].best, WRPO_ROLE_SOURCE);
-        wrpo__put_answer(s, ", ", target->best, WRPO_ROLE_TARGET);
-        wrpo__put_answer(s, "], \"rejected\": [", target->worst, WRPO_ROLE_REJECTED);
-        wrpo__put_scores(s, "], \"rewards\": [");
-        for (int64_t i = 0; i < n && n > 1; i++) wrpo__put_number(s, i ? ", " : ", \"weights\": [", sources[i].share);
-        if (n > 1) wrpo__text_puts(out, "]");
+    } else wrpo__put_choice(s, record, sources, n, quads ? s->target : NULL);
+    if (d->form != WRPO_FORM_PAIRS) wrpo__put_scores(s, record);
+    if (quads && n > 1) {
+        list = wrpo__json_add(record, "weights", WRPO_JSON_ARRAY, "");
+        for (int64_t i = 0; i < n; i++) wrpo__put_number(list, NULL, sources[i].share);
     }
     if (d->entropy_power > 0) {
-        const double entropy = wrpo__entropy(t->lists[target ? WRPO__TARGETS : WRPO__SOURCES]);
-        wrpo__put_number(s, ", \"weight\": ", pow(entropy, d->entropy_power) / d->entropy_scale);
+        const double entropy = wrpo__entropy(t->lists[s->target ? WRPO__TARGETS : WRPO__SOURCES]);
+        wrpo__put_number(record, "weight", pow(entropy, d->entropy_power) / d->entropy_scale);
     }
-    wrpo__text_puts(out, "}\n");
+    return record;
 }
-/* false: the prompt is left out and counted. */
-static bool wrpo__select_prompt(wrpo__selection *s) {
+/* NULL: the prompt is left out and counted. */
+static wrpo_json *wrpo__select_prompt(wrpo__selection *s) {
     const wrpo__prompts *t = &s->t;
-    wrpo__extremes *sources = wrpo__rank(t->lists[WRPO__SOURCES], true);
-    const wrpo__extremes *target = wrpo__rank(t->lists[WRPO__TARGETS], false);
-    int64_t n = stbds_arrlen(sources), *left_out = wrpo__choose(s, sources, target, &n);
+    s->put = NULL;
+    s->sources = wrpo__rank(t->lists[WRPO__SOURCES], true);
+    s->target = wrpo__rank(t->lists[WRPO__TARGETS], false);
+    int64_t *left_out = wrpo__choose(s);
     if (left_out) {
         ++*left_out;
-        return false;
+        return NULL;
     }
     if (!t->prompt[0])
         wrpo__json_fail(t->ctx, WRPO_E_FORMAT, "candidates", t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of "
                         "its lines, found none", t->id->text);
-    wrpo__softmax_shares(sources, n, s->desc.tau);
-    wrpo__put_record(s, sources, n, target);
-    return true;
+    wrpo__softmax_shares(s->sources, s->desc.tau);
+    return wrpo__make_record(s);
 }
-static void wrpo__select_check(wrpo_ctx *ctx, const wrpo_select_desc *d) {
+/* A setting of *d: its default where it is 0, and what it must be; x is its value. */
+#define WRPO__SETTING(field, otherwise, valid, wanted) { \
+    if (wrpo__is_default((double)d->field)) d->field = otherwise; \
+    const double x = (double)d->field; \
+    WRPO__RANGE(valid, #field, x, wanted); }
+static void wrpo__select_settings(wrpo_ctx *ctx, wrpo_select_desc *d) {
+    const bool quads = d->form == WRPO_FORM_QUADS, sft = d->form == WRPO_FORM_SFT;
     WRPO__RANGE(wrpo_form_name((int)d->form), "form", d->form, "one of wrpo_form");
-    WRPO__RANGE(d->top >= 1 && (d->top == 1 || d->form == WRPO_FORM_QUADS), "top", d->top,
-                "at least 1, and more than 1 for quads only");
-    WRPO__RANGE(d->tau > 0 && d->tau <= DBL_MAX, "tau", d->tau, "a finite number above 0");
-    WRPO__RANGE(d->min_gap >= 0 && d->min_gap <= DBL_MAX && (d->min_gap == 0 || d->form != WRPO_FORM_SFT), "min_gap",
-                d->min_gap, "a finite number of at least 0, and 0 for sft, which rejects nothing");
-    WRPO__RANGE(d->entropy_power >= 0 && d->entropy_power <= 100, "entropy_power", d->entropy_power,
-                "a number from 0 to 100");
-    WRPO__RANGE(d->entropy_scale > 0 && d->entropy_scale <= DBL_MAX, "entropy_scale", d->entropy_scale,
-                "a finite number above 0");
+    WRPO__SETTING(top, 1, x == 1 || (x > 1 && quads), "at least 1, and more than 1 for quads only");
+    WRPO__SETTING(tau, 1, x > 0 && x <= DBL_MAX, "a finite number above 0");
+    WRPO__SETTING(min_gap, 0, x >= 0 && x <= DBL_MAX && (x == 0 || !sft),
+                  "a finite number of at least 0, and 0 for sft, which rejects nothing");
+    WRPO__SETTING(entropy_power, 0, x >= 0 && x <= 100, "a number from 0 to 100");
+    WRPO__SETTING(entropy_scale, 6.8, x > 0 && x <= DBL_MAX, "a finite number above 0");
 }
 /* The models' array and their names, as one block for the user. */
-static void wrpo__hand_out_models(wrpo__prompts *t, wrpo_select_stats *stats) {
-    wrpo__text block = {.arena = t->arena};
-    const int64_t n = stbds_arrlen(t->models);
-    const size_t head = (size_t)n * sizeof *t->models;
-    for (int64_t i = 0; i < n; i++) t->models[i].reward /= (double)t->models[i].responses;
-    wrpo__text_add(&block, (const char *)t->models, head);
-    for (int64_t i = 0; i < n; i++) wrpo__text_add(&block, t->models[i].name, strlen(t->models[i].name) + 1);
-    stats->models = wrpo__handout(t->ctx, block.data, block.size);
+static void wrpo__hand_out_models(const wrpo__prompts *t, wrpo_select_stats *stats) {
+    const int64_t n = stbds_shlen(t->models);
+    size_t bytes = 0;
+    for (int64_t i = 0; i < n; i++) bytes += sizeof *stats->models + strlen(t->models[i].key) + 1;
+    stats->models = wrpo__raw(t->ctx->handouts, bytes, 1);
     stats->n_models = n;
-    const char *name = (const char *)stats->models + head;
-    for (int64_t i = 0; i < n; i++, name += strlen(name) + 1) stats->models[i].name = name;
+    char *name = (char *)(stats->models + n);
+    for (int64_t i = 0; i < n; i++, name += strlen(name) + 1) {
+        wrpo_select_model *m = &stats->models[i];
+        *m = t->models[i].value;
+        m->reward /= (double)m->responses;
+        m->name = strcpy(name, t->models[i].key);
+    }
 }
 static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats) {
     wrpo__arena *arena = wrpo__current;
     wrpo__selection s = {.stats = stats};
     wrpo_select_desc *d = &s.desc;
     if (desc) *d = *desc;
-    if (!d->top) d->top = 1;
-    d->tau = wrpo__or_default(d->tau, 1);
-    d->entropy_scale = wrpo__or_default(d->entropy_scale, 6.8);
-    wrpo__select_check(arena->ctx, d);
+    wrpo__select_settings(arena->ctx, d);
     wrpo__prompts_open(&s.t, d->in, d->n_in, true);
     wrpo__writer *w = d->out ? wrpo__create(arena, d->out) : NULL;
-    for (int64_t i = 0; i < stbds_arrlen(s.t.prompts); i++) {
+    for (int64_t i = 0; i < stbds_shlen(s.t.prompts); i++) {
         wrpo__prompts_read(&s.t, &s.t.prompts[i], false);
         stats->prompts++;
-        wrpo__current = s.t.temp;                      /* for the lists of one prompt */
-        s.line = (wrpo__text){.arena = s.t.temp};
-        s.put = NULL;
-        const bool made = wrpo__select_prompt(&s);
+        wrpo__current = s.t.temp;  /* for what is made of one prompt */
+        const wrpo_json *record = wrpo__select_prompt(&s);
+        stats->records += record != NULL;
+        if (record && w) wrpo__write_line(w, record);
         wrpo__current = arena;
-        stats->records += made;
-        if (made && w) wrpo__write(w, s.line.data, s.line.size);
     }
     if (!stats->records)
         wrpo__fail(arena->ctx, WRPO_E_FORMAT, "%s: no prompt gives a record: of %lld, %lld have no source response, "
@@ -11237,59 +11037,52 @@ static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats)
 WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wrpo_select_stats *out) {
     *out = (wrpo_select_stats){0};
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__select(desc, out));
-    if (wrpo__entry.failed) *out = (wrpo_select_stats){0};
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- split ---- */
-static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *d, int64_t counts[2]) {
+static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]) {
     wrpo__arena *arena = wrpo__current;
     wrpo__prompts t;
-    if (!d || !d->in || !d->out[0] || !d->out[1])
+    wrpo_split_desc *d = &(wrpo_split_desc){0};
+    if (desc) *d = *desc;
+    if (!d->in || !d->out[0] || !d->out[1])
         wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and both of out, found NULL");
-    const double share = wrpo__or_default(d->share, 1.0 / 3);
-    const uint64_t seed = d->seed ? d->seed : 42;
-    WRPO__RANGE(share > 0 && share < 1, "share", share, "a number between 0 and 1");
+    WRPO__SETTING(share, 1.0 / 3, x > 0 && x < 1, "a number between 0 and 1");
+    if (!d->seed) d->seed = 42;
     wrpo__prompts_open(&t, &d->in, 1, false);
-    const int64_t n = stbds_arrlen(t.prompts), first = (int64_t)floor(share * (double)n + 0.5);
+    const int64_t n = stbds_shlen(t.prompts), first = (int64_t)floor(d->share * (double)n + 0.5);
     if (n < 2 || first < 1 || first >= n)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts for both parts, found %lld in all", d->in, (long long)n);
-    int64_t *order = wrpo__alloc(arena, (size_t)n, sizeof *order);
-    bool *chosen = wrpo__alloc(arena, (size_t)n, sizeof *chosen);
-    for (int64_t i = 0; i < n; i++) order[i] = i;
-    for (int64_t i = 0; i < first; i++) {              /* the first ones of a shuffle */
-        const uint64_t draw = wrpo__random64(seed, 0, (uint64_t)i);
-        const int64_t k = i + (int64_t)(draw % (uint64_t)(n - i));
-        chosen[order[k]] = true;
-        order[k] = order[i];
-    }
     wrpo__writer *parts[2] = {wrpo__create(arena, d->out[0]), wrpo__create(arena, d->out[1])};
-    for (int64_t i = 0; i < n; i++) {
-        const wrpo__lines *line = &t.prompts[i].first->line;
-        wrpo__writer *w = chosen[i] ? parts[0] : parts[1];
+    for (int64_t i = 0, left = first; i < n; i++) {  /* of the n - i prompts to come, `left` go to the first part */
+        const wrpo__lines *line = t.prompts[i].value;
+        const bool taken = wrpo__random64(d->seed, 0, (uint64_t)i) % (uint64_t)(n - i) < (uint64_t)left;
+        wrpo__writer *w = taken ? parts[0] : parts[1];
         wrpo__write(w, line->text, line->size);
         wrpo__write(w, "\n", 1);
+        left -= taken;
     }
     wrpo__commit(parts[0]);
     wrpo__commit(parts[1]);
     counts[0] = first;
     counts[1] = n - first;
 }
-WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *given, int64_t counts[2]) {
+WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]) {
     counts[0] = counts[1] = 0;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__split_prompts(ctx, given, counts));
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__split_prompts(ctx, desc, counts));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- win rate ---- */
-/* theta and phi of P(win) = sigmoid(theta + phi x[i]) for values y[i] in [0, 1], by Newton's method from where they
-   are. sample [n]: which i are taken; NULL: each once. */
+/* theta and phi of P(win) = sigmoid(theta + phi x[i]) for values y[i] in [0, 1] of i = sample[n], by Newton's method
+   from where they are. */
 static void wrpo__fit_logistic(const double *y, const double *x, const int64_t *sample, int64_t n, double *theta,
                                double *phi) {
     for (int step = 0; step < 50; step++) {
-        double g0 = 0, g1 = *phi, h00 = 1e-9, h01 = 0, h11 = 1;       /* the penalty phi^2 / 2 */
+        double g0 = 0, g1 = *phi, h00 = 1e-9, h01 = 0, h11 = 1;  /* the penalty phi^2 / 2 */
         for (int64_t i = 0; i < n; i++) {
-            const int64_t k = sample ? sample[i] : i;
+            const int64_t k = sample[i];
             const double p = wrpo__sigmoid(*theta + *phi * x[k]), v = p * (1 - p);
             g0 += p - y[k];
             g1 += (p - y[k]) * x[k];
@@ -11299,10 +11092,18 @@ static void wrpo__fit_logistic(const double *y, const double *x, const int64_t *
         }
         const double det = h00 * h11 - h01 * h01, d0 = (h11 * g0 - h01 * g1) / det, d1 = (h00 * g1 - h01 * g0) / det;
         const double most = WRPO__MAX(fabs(d0), fabs(d1)), cut = most > 2 ? 2 / most : 1;
-        *theta = WRPO__MAX(WRPO__MIN(*theta - cut * d0, 30), -30);    /* 30: won or lost throughout */
+        *theta = WRPO__MAX(WRPO__MIN(*theta - cut * d0, 30), -30);  /* 30: won or lost throughout */
         *phi -= cut * d1;
         if (most < 1e-10) break;
     }
+}
+/* The rate of sample[n], and their rate at equal lengths. */
+static void wrpo__rates(const double *y, const double *x, const int64_t *sample, int64_t n, double *rate,
+                        double *controlled) {
+    double theta = 0, phi = 0;
+    for (int64_t i = 0; i < n; i++) *rate += y[sample[i]] / (double)n;
+    wrpo__fit_logistic(y, x, sample, n, &theta, &phi);
+    *controlled = wrpo__sigmoid(theta);
 }
 static int wrpo__by_value(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;
@@ -11315,23 +11116,20 @@ static void wrpo__interval(double *sorted, int64_t n, double *low, double *high)
 }
 /* One prompt: adds to wins, ties and the means of out. Returns its value; *longer: how much longer a's answers are. */
 static double wrpo__compare(wrpo__prompts sides[2], const char *id, wrpo_winrate_stats *out, double *longer) {
-    double pairs = 0, win = 0, tie = 0, length[2];
+    double win = 0, tie = 0, length[2] = {0};
     for (int side = 0; side < 2; side++) {
         wrpo__prompts *t = &sides[side];
-        const wrpo__gathered *prompt = &t->prompts[stbds_shget(t->ids, id)];
-        double reward = 0, characters = 0;
+        const wrpo__gathered *prompt = stbds_shgetp(t->prompts, id);
         wrpo__prompts_read(t, prompt, true);
         const wrpo__scored *list = t->lists[WRPO__TARGETS];
         const double count = (double)stbds_arrlen(list);
         if (count == 0)
             wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: prompt_id \"%.80s\": want an answer with text, found none",
-                       prompt->first->line.file->path, id);
+                       prompt->value->file->path, id);
         for (int64_t k = 0; k < stbds_arrlen(list); k++) {
-            reward += list[k].reward;
-            characters += (double)wrpo__characters(list[k].content);
+            out->reward[side] += list[k].reward / count;
+            length[side] += (double)wrpo__characters(list[k].content) / count;
         }
-        length[side] = characters / count;
-        out->reward[side] += reward / count;
         out->length[side] += length[side];
     }
     const wrpo__scored *a = sides[0].lists[WRPO__TARGETS], *b = sides[1].lists[WRPO__TARGETS];
@@ -11339,30 +11137,31 @@ static double wrpo__compare(wrpo__prompts sides[2], const char *id, wrpo_winrate
         for (int64_t l = 0; l < stbds_arrlen(b); l++) {
             win += a[k].reward > b[l].reward;
             tie += a[k].reward == b[l].reward;
-            pairs++;
         }
+    const double pairs = (double)(stbds_arrlen(a) * stbds_arrlen(b));
     out->wins += win / pairs;
     out->ties += tie / pairs;
     *longer = length[0] - length[1];
     return (win + 0.5 * tie) / pairs;
 }
-static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *d, wrpo_winrate_stats *out) {
+static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
     wrpo__arena *arena = wrpo__current;
     wrpo__prompts sides[2];
-    if (!d || !d->a || !d->b) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_winrate_desc: want a and b, found NULL");
-    const int64_t resamples = d->resamples ? d->resamples : 1000;
-    const uint64_t seed = d->seed ? d->seed : 42;
-    WRPO__RANGE(resamples >= 1 && resamples <= 1 << 24, "resamples", resamples, "1 to 2^24");
+    wrpo_winrate_desc *d = &(wrpo_winrate_desc){0};
+    if (desc) *d = *desc;
+    if (!d->a || !d->b) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_winrate_desc: want a and b, found NULL");
+    WRPO__SETTING(resamples, 1000, x >= 1 && x <= 1 << 24, "1 to 2^24");
+    if (!d->seed) d->seed = 42;
     wrpo__prompts_open(&sides[0], &d->a, 1, true);
     wrpo__prompts_open(&sides[1], &d->b, 1, true);
     /* 1. The prompts of both files: values y, differences of length x. */
-    const int64_t all = stbds_arrlen(sides[0].prompts);
+    const int64_t all = stbds_shlen(sides[0].prompts);
     double *y = wrpo__alloc(arena, (size_t)all, sizeof *y), *x = wrpo__alloc(arena, (size_t)all, sizeof *x);
     double squares = 0;
     int64_t n = 0;
     for (int64_t i = 0; i < all; i++) {
-        const char *id = sides[0].prompts[i].id;
-        if (stbds_shgeti(sides[1].ids, id) < 0) continue;
+        const char *id = sides[0].prompts[i].key;
+        if (stbds_shgeti(sides[1].prompts, id) < 0) continue;
         y[n] = wrpo__compare(sides, id, out, &x[n]);
         squares += x[n] * x[n];
         n++;
@@ -11371,7 +11170,7 @@ static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *d, wrpo_winrat
     const double N = (double)n, sd = sqrt(squares / N);
     out->prompts = n;
     out->only_a = all - n;
-    out->only_b = stbds_arrlen(sides[1].prompts) - n;
+    out->only_b = stbds_shlen(sides[1].prompts) - n;
     out->wins /= N;
     out->ties /= N;
     out->losses = 1 - out->wins - out->ties;
@@ -11379,34 +11178,26 @@ static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *d, wrpo_winrat
         out->reward[side] /= N;
         out->length[side] /= N;
     }
-    /* 2. The rate, and the rate at equal lengths. */
-    double theta = 0, phi = 0;
+    /* 2. The rates, and their intervals from resampled prompts. */
+    int64_t *sample = wrpo__alloc(arena, (size_t)n, sizeof *sample);
+    double *rates = wrpo__alloc(arena, (size_t)d->resamples, sizeof *rates);
+    double *controlled = wrpo__alloc(arena, (size_t)d->resamples, sizeof *controlled);
     for (int64_t i = 0; i < n; i++) {
         x[i] = sd > 0 ? tanh(x[i] / sd) : 0;
-        out->rate += y[i] / N;
+        sample[i] = i;
     }
-    wrpo__fit_logistic(y, x, NULL, n, &theta, &phi);
-    out->controlled = wrpo__sigmoid(theta);
-    /* 3. Their intervals, from resampled prompts. */
-    double *rates = wrpo__alloc(arena, (size_t)resamples, sizeof *rates);
-    double *controlled = wrpo__alloc(arena, (size_t)resamples, sizeof *controlled);
-    int64_t *sample = wrpo__alloc(arena, (size_t)n, sizeof *sample);
-    for (int64_t r = 0; r < resamples; r++) {
-        theta = phi = 0;
-        for (int64_t i = 0; i < n; i++) {
-            sample[i] = (int64_t)(wrpo__random64(seed, (uint64_t)r, (uint64_t)i) % (uint64_t)n);
-            rates[r] += y[sample[i]] / N;
-        }
-        wrpo__fit_logistic(y, x, sample, n, &theta, &phi);
-        controlled[r] = wrpo__sigmoid(theta);
+    wrpo__rates(y, x, sample, n, &out->rate, &out->controlled);
+    for (int64_t r = 0; r < d->resamples; r++) {
+        for (int64_t i = 0; i < n; i++)
+            sample[i] = (int64_t)(wrpo__random64(d->seed, (uint64_t)r, (uint64_t)i) % (uint64_t)n);
+        wrpo__rates(y, x, sample, n, &rates[r], &controlled[r]);
     }
-    wrpo__interval(rates, resamples, &out->low, &out->high);
-    wrpo__interval(controlled, resamples, &out->controlled_low, &out->controlled_high);
+    wrpo__interval(rates, d->resamples, &out->low, &out->high);
+    wrpo__interval(controlled, d->resamples, &out->controlled_low, &out->controlled_high);
 }
 WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
     *out = (wrpo_winrate_stats){0};
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__winrate(ctx, desc, out));
-    if (wrpo__entry.failed) *out = (wrpo_winrate_stats){0};
     return wrpo__end(&wrpo__entry);
 }
 
