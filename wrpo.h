@@ -179,6 +179,7 @@ typedef struct wrpo_json {   /* read-only; lives until wrpo_json_free of its roo
     wrpo_json_kind kind;
     bool boolean;
     bool exact;              /* NUMBER: an integer without fraction or exponent that fits `integer` */
+    const char *name;        /* of its text, as errors call it; NULL: not read from a text */
     int32_t line, column;    /* where the value begins, from 1 */
     const char *key; size_t key_size;  /* its name in the object around it; unescaped, NUL-terminated */
     const char *text; size_t size;  /* STRING: unescaped, NUL-terminated (may hold NULs); NUMBER: as written */
@@ -3828,48 +3829,52 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
 /* ------------------------------------------------------------ Stop here if you only want the algorithm. */
 
 /* --------------------------------------------------------------------------------------------- >>json
-   RFC 8259, strictly: valid UTF-8, no byte order mark, no lone surrogate, no key twice in an object, one
-   value and nothing after it. Every node knows its line and column.                                    */
-enum { WRPO__JSON_DEPTH = 256 };
-typedef char wrpo__shown[96];
+   RFC 8259, strictly: valid UTF-8, no byte order mark, no lone surrogate, no key twice in an object, one value and
+   nothing after it. A node knows the name of its text, its line and its column, for errors.               */
+enum { WRPO__JSON_DEPTH = 256, WRPO__SHOWN = 92 /* bytes of foreign text in a sentence */ };
 
-/* Foreign text in one of our sentences: control characters escaped, invalid UTF-8 as '?', cut to fit a wrpo__shown. */
-static const char *wrpo__show(char *out, const char *s, size_t n) {
-    size_t used = 0;
-    out[0] = 0;
+/* Foreign text for one of our sentences: control characters escaped, invalid UTF-8 as '?', cut to WRPO__SHOWN. */
+static const char *wrpo__legible(const char *s, size_t n) {
+    wrpo__text out = {.arena = wrpo__current};
+    wrpo__text_puts(&out, "");
     for (size_t i = 0, size; i < n; i += size) {
         const int32_t c = wrpo__utf8_get(s + i, n - i, &size);
-        char part[16] = "?";
-        if (c >= 0 && (c < 0x20 || (c >= 0x7F && c <= 0xA0))) snprintf(part, sizeof part, "\\u%04X", (unsigned)c);
-        else if (c >= 0) snprintf(part, sizeof part, "%.*s", (int)size, s + i);
-        const bool fits = used + strlen(part) + 4 <= sizeof(wrpo__shown);
-        used += (size_t)snprintf(out + used, sizeof(wrpo__shown) - used, "%s", fits ? part : "...");
-        if (!fits) break;
+        if (out.size + 6 > WRPO__SHOWN) {
+            wrpo__text_puts(&out, "...");
+            break;
+        }
+        if (c < 0) wrpo__text_puts(&out, "?");
+        else if (c < 0x20 || (c >= 0x7F && c <= 0xA0)) wrpo__text_printf(&out, "\\u%04X", (unsigned)c);
+        else wrpo__text_add(&out, s + i, size);
     }
-    return out;
+    return out.data;
 }
-/* "NAME:LINE:COLUMN: " and the sentence. */
-_Noreturn WRPO__PRINTF(5, 6) static void wrpo__json_fail(wrpo_ctx *ctx, wrpo_result code, const char *name,
-        const wrpo_json *v, const char *format, ...) {
+/* "NAME:LINE:COLUMN: " and the sentence; the sentence alone if v was not read from a text. */
+_Noreturn WRPO__PRINTF(3, 4)
+static void wrpo__fail_json(wrpo_result code, const wrpo_json *v, const char *format, ...) {
+    wrpo_ctx *ctx = wrpo__current->ctx;
     char text[400];
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    wrpo__fail_at(ctx, code, v->line, v->column, "%s:%d:%d: %s", name, v->line, v->column, text);
+    if (!v->name) wrpo__fail(ctx, code, "%s", text);
+    wrpo__fail_at(ctx, code, v->line, v->column, "%s:%d:%d: %s", v->name, v->line, v->column, text);
 }
+#define wrpo__wrong(v, ...) wrpo__fail_json(WRPO_E_FORMAT, v, __VA_ARGS__)
+#define wrpo__unsupported(v, ...) wrpo__fail_json(WRPO_E_UNSUPPORTED, v, __VA_ARGS__)
 
 /* ---- read ---- */
 typedef struct wrpo__json_in {
     wrpo__arena *arena;
     const char *name;
     const char *at, *end;            /* what is left to read */
-    const char *line_begin; int64_t line;
-    int64_t inner;                   /* bytes of this line that continue a code point: they are no columns */
+    int64_t line;
+    const char *line_begin;          /* moved on by the bytes that continue a code point: they are no columns */
     char *out;                       /* where the next unescaped text goes */
 } wrpo__json_in;
 
-static int64_t wrpo__json_column(const wrpo__json_in *in) { return in->at - in->line_begin - in->inner + 1; }
+static int64_t wrpo__json_column(const wrpo__json_in *in) { return in->at - in->line_begin + 1; }
 _Noreturn static void wrpo__json_stop(wrpo__json_in *in, const char *want, const char *found) {
     const int64_t column = wrpo__json_column(in);
     wrpo__fail_at(in->arena->ctx, WRPO_E_FORMAT, in->line, column, "%s:%lld:%lld: want %s, found %s", in->name,
@@ -3878,7 +3883,6 @@ _Noreturn static void wrpo__json_stop(wrpo__json_in *in, const char *want, const
 /* Refuses the next character. */
 _Noreturn static void wrpo__json_expect(wrpo__json_in *in, const char *want) {
     char found[128];
-    wrpo__shown shown;
     size_t n = (size_t)(in->end - in->at), size;
     const int32_t c = n ? wrpo__utf8_get(in->at, n, &size) : 0;
     if (!n) snprintf(found, sizeof found, "the end of the text");
@@ -3888,7 +3892,7 @@ _Noreturn static void wrpo__json_expect(wrpo__json_in *in, const char *want) {
     else {
         size_t word = 0;                               /* NaN, True, undefined: shown whole */
         while (word < n && word < 24 && (in->at[word] | 32) >= 'a' && (in->at[word] | 32) <= 'z') word++;
-        snprintf(found, sizeof found, "'%s'", wrpo__show(shown, in->at, word ? word : size));
+        snprintf(found, sizeof found, "'%s'", wrpo__legible(in->at, word ? word : size));
     }
     wrpo__json_stop(in, want, found);
 }
@@ -3900,8 +3904,10 @@ static void wrpo__json_skip(wrpo__json_in *in, char c, const char *want) {
 static void wrpo__json_space(wrpo__json_in *in) {
     for (; in->at < in->end; in->at++) {
         const char c = *in->at;
-        if (c == '\n') in->line++, in->line_begin = in->at + 1, in->inner = 0;
-        else if (c != ' ' && c != '\t' && c != '\r') return;
+        if (c != '\n' && c != ' ' && c != '\t' && c != '\r') return;
+        if (c != '\n') continue;
+        in->line++;
+        in->line_begin = in->at + 1;
     }
 }
 static uint32_t wrpo__json_hex4(wrpo__json_in *in) {
@@ -3939,7 +3945,7 @@ static const char *wrpo__json_string(wrpo__json_in *in, size_t *size) {
         while (in->at < in->end && (unsigned char)*in->at >= 0x20 && *in->at != '"' && *in->at != '\\') {
             size_t bytes;
             if (wrpo__utf8_get(in->at, (size_t)(in->end - in->at), &bytes) < 0) break;
-            in->inner += (int64_t)bytes - 1;
+            in->line_begin += bytes - 1;
             in->at += bytes;
         }
         memcpy(in->out, run, (size_t)(in->at - run));
@@ -4009,14 +4015,12 @@ static void wrpo__json_unique(wrpo__json_in *in, const wrpo_json *object) {
         size_t i = wrpo__hash(0, b->key, b->key_size) & (slots - 1);
         for (; table[i]; i = (i + 1) & (slots - 1)) {
             const wrpo_json *a = table[i];
-            wrpo__shown key;
             if (a->key_size == b->key_size && !memcmp(a->key, b->key, a->key_size))
-                wrpo__json_fail(in->arena->ctx, WRPO_E_FORMAT, in->name, b,
-                        "want every key once, found \"%s\" again (first on line %d)",
-                        wrpo__show(key, b->key, b->key_size), a->line);
+                wrpo__wrong(b, "want every key once, found \"%s\" again (first on line %d)",
+                        wrpo__legible(b->key, b->key_size), a->line);
             if (--steps == 0)
-                wrpo__json_fail(in->arena->ctx, WRPO_E_UNSUPPORTED, in->name, object,
-                        "want keys as texts have them, found %lld made to collide", (long long)object->count);
+                wrpo__unsupported(object, "want keys as texts have them, found %lld made to collide",
+                        (long long)object->count);
         }
         table[i] = b;
     }
@@ -4051,6 +4055,7 @@ static void wrpo__json_members(wrpo__json_in *in, wrpo_json *v, int depth) {    
 /* One value, and the space around it. */
 static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth) {
     wrpo__json_space(in);
+    v->name = in->name;
     v->line = (int32_t)WRPO__MIN(in->line, INT32_MAX);
     v->column = (int32_t)wrpo__json_column(in);
     const char c = wrpo__json_peek(in);
@@ -4067,15 +4072,13 @@ static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth) {
     else if (!wrpo__json_word(in, "null")) wrpo__json_expect(in, "a value");
     wrpo__json_space(in);
 }
-/* The text as a tree in the arena. name: what errors call it. first_line: its line in a file of JSON lines, else 1. */
-static wrpo_json *wrpo__json_parse(wrpo__arena *arena, const char *name, int64_t first_line, const char *text,
-        size_t n) {
+/* The text as a tree in the arena. name: what errors call it; it outlives the tree. line: the text's in a file of JSON
+   lines, else 1. */
+static wrpo_json *wrpo__json_parse(wrpo__arena *arena, const char *name, int64_t line, const char *text, size_t n) {
     if (n >= INT32_MAX)
         wrpo__fail(arena->ctx, WRPO_E_UNSUPPORTED, "%s: want less than 2 GiB of JSON, found %zu bytes", name, n);
     if (!n) text = "";
-    wrpo__json_in in = {.arena = arena, .name = name, .at = text, .end = text + n};
-    in.line_begin = text, in.line = first_line;
-    in.out = wrpo__raw(arena, n + 1, 1);
+    wrpo__json_in in = {arena, name, text, text + n, line, text, wrpo__raw(arena, n + 1, 1)};
     wrpo_json *root = WRPO__NEW(arena, wrpo_json);
     wrpo__json_value(&in, root, 0);
     if (in.at != in.end) wrpo__json_expect(&in, "the end of the text");
@@ -4087,7 +4090,7 @@ static wrpo_json *wrpo__json_file(wrpo__arena *arena, const char *path) {
 }
 
 /* ---- use: values as they are wanted, or "NAME:LINE:COLUMN: KEY: want ..., found ..." ---- */
-static const wrpo_json *wrpo__json_get(const wrpo_json *object, const char *key) {
+WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key) {
     if (!object || object->kind != WRPO_JSON_OBJECT) return NULL;
     const size_t n = strlen(key);
     for (const wrpo_json *v = object->child; v; v = v->next)
@@ -4095,7 +4098,7 @@ static const wrpo_json *wrpo__json_get(const wrpo_json *object, const char *key)
     return NULL;
 }
 static const wrpo_json *wrpo__present(const wrpo_json *object, const char *key) {      /* NULL: absent or null */
-    const wrpo_json *v = wrpo__json_get(object, key);
+    const wrpo_json *v = wrpo_json_get(object, key);
     return v && v->kind != WRPO_JSON_NULL ? v : NULL;
 }
 static bool wrpo__json_is(const wrpo_json *v, const char *text) {      /* this string */
@@ -4108,77 +4111,66 @@ static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
     if (a->kind == WRPO_JSON_BOOL) return a->boolean == b->boolean;
     const wrpo_json *x = a->child, *y = b->child;
     for (; x; x = x->next, y = y->next)
-        if (!wrpo__json_same(x, a->kind == WRPO_JSON_OBJECT ? wrpo__json_get(b, x->key) : y)) return false;
+        if (!wrpo__json_same(x, a->kind == WRPO_JSON_OBJECT ? wrpo_json_get(b, x->key) : y)) return false;
     return true;
 }
-/* What a value is, for the end of a sentence; out is a wrpo__shown. */
-static const char *wrpo__json_found(char *out, const wrpo_json *v) {
-    wrpo__shown text;
-    const size_t n = sizeof(wrpo__shown);
+static const char *const wrpo__json_kinds[] = {
+    "null", "true or false", "a number", "a string", "an array", "an object"};
+static const char *wrpo__found(const wrpo_json *v) {   /* what a value is, for the end of a sentence */
+    wrpo__arena *arena = wrpo__current;
     switch (v->kind) {
-    case WRPO_JSON_NULL: snprintf(out, n, "null"); break;
-    case WRPO_JSON_BOOL: snprintf(out, n, v->boolean ? "true" : "false"); break;
-    case WRPO_JSON_NUMBER: snprintf(out, n, v->size > 40 ? "%.40s..." : "%s", v->text); break;
-    case WRPO_JSON_STRING: snprintf(out, n, "\"%.80s\"", wrpo__show(text, v->text, WRPO__MIN(v->size, 64))); break;
-    case WRPO_JSON_ARRAY: snprintf(out, n, "an array of %lld", (long long)v->count); break;
-    case WRPO_JSON_OBJECT: snprintf(out, n, "an object of %lld", (long long)v->count); break;
+    case WRPO_JSON_BOOL: return v->boolean ? "true" : "false";
+    case WRPO_JSON_NUMBER: return wrpo__format(arena, v->size > 40 ? "%.40s..." : "%s", v->text);
+    case WRPO_JSON_STRING: return wrpo__format(arena, "\"%s\"", wrpo__legible(v->text, WRPO__MIN(v->size, 64)));
+    case WRPO_JSON_ARRAY: case WRPO_JSON_OBJECT:
+        return wrpo__format(arena, "%s of %lld", wrpo__json_kinds[v->kind], (long long)v->count);
+    default: return "null";
     }
-    return out;
-}
-static const char *wrpo__json_kind(wrpo_json_kind kind) {
-    static const char *const names[] = {"null", "true or false", "a number", "a string", "an array", "an object"};
-    return names[kind];
 }
 /* what: the value in words; NULL = its key. */
-_Noreturn static void wrpo__json_refuse(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what,
-        const char *want) {
-    wrpo__shown key, found;
-    if (!what) what = v->key ? wrpo__show(key, v->key, v->key_size) : "JSON";
-    wrpo__json_fail(ctx, WRPO_E_FORMAT, name, v, "%s: want %s, found %s", what, want, wrpo__json_found(found, v));
+_Noreturn static void wrpo__refuse(const wrpo_json *v, const char *what, const char *want) {
+    if (!what) what = v->key ? wrpo__legible(v->key, v->key_size) : "JSON";
+    wrpo__wrong(v, "%s: want %s, found %s", what, want, wrpo__found(v));
 }
-static const wrpo_json *wrpo__json_want(wrpo_ctx *ctx, const char *name, const wrpo_json *v, wrpo_json_kind kind,
-        const char *what) {
-    if (v->kind != kind) wrpo__json_refuse(ctx, name, v, what, wrpo__json_kind(kind));
+static const wrpo_json *wrpo__want(const wrpo_json *v, wrpo_json_kind kind, const char *what) {
+    if (v->kind != kind) wrpo__refuse(v, what, wrpo__json_kinds[kind]);
     return v;
 }
 /* A member of an object: NULL if it is absent or null, else of this kind. */
-static const wrpo_json *wrpo__json_maybe(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key,
-        wrpo_json_kind kind) {
-    const wrpo_json *v = wrpo__present(wrpo__json_want(ctx, name, object, WRPO_JSON_OBJECT, NULL), key);
-    return v ? wrpo__json_want(ctx, name, v, kind, NULL) : NULL;
+static const wrpo_json *wrpo__maybe(const wrpo_json *object, const char *key, wrpo_json_kind kind) {
+    const wrpo_json *v = wrpo__present(wrpo__want(object, WRPO_JSON_OBJECT, NULL), key);
+    return v ? wrpo__want(v, kind, NULL) : NULL;
+}
+static bool wrpo__switch(const wrpo_json *object, const char *key, bool otherwise) {
+    const wrpo_json *v = wrpo__maybe(object, key, WRPO_JSON_BOOL);
+    return v ? v->boolean : otherwise;
 }
 /* A member that must be there, of this kind. */
-static const wrpo_json *wrpo__json_need(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key,
-        wrpo_json_kind kind) {
-    const wrpo_json *v = wrpo__json_get(wrpo__json_want(ctx, name, object, WRPO_JSON_OBJECT, NULL), key);
-    if (!v) wrpo__json_fail(ctx, WRPO_E_FORMAT, name, object, "%s: want %s, found no such key in this object", key,
-            wrpo__json_kind(kind));
-    return wrpo__json_want(ctx, name, v, kind, NULL);
+static const wrpo_json *wrpo__need(const wrpo_json *object, const char *key, wrpo_json_kind kind) {
+    const wrpo_json *v = wrpo_json_get(wrpo__want(object, WRPO_JSON_OBJECT, NULL), key);
+    if (!v) wrpo__wrong(object, "%s: want %s, found no such key in this object", key, wrpo__json_kinds[kind]);
+    return wrpo__want(v, kind, NULL);
 }
-static int64_t wrpo__json_integer(wrpo_ctx *ctx, const char *name, const wrpo_json *v, int64_t low, int64_t high,
-        const char *what) {
+static int64_t wrpo__integer(const wrpo_json *v, int64_t low, int64_t high, const char *what) {
     char want[80];
     if (v->kind == WRPO_JSON_NUMBER && v->exact && v->integer >= low && v->integer <= high) return v->integer;
     snprintf(want, sizeof want, "an integer from %lld to %lld", (long long)low, (long long)high);
-    wrpo__json_refuse(ctx, name, v, what, want);
+    wrpo__refuse(v, what, want);
 }
-static double wrpo__json_real(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what) {
-    if (v->kind != WRPO_JSON_NUMBER || !isfinite(v->number)) wrpo__json_refuse(ctx, name, v, what, "a finite number");
+static double wrpo__real(const wrpo_json *v, const char *what) {
+    if (v->kind != WRPO_JSON_NUMBER || !isfinite(v->number)) wrpo__refuse(v, what, "a finite number");
     return v->number;
 }
 
-/* ---- build: a node is in one list only, so trees are put together from shallow copies ---- */
-static wrpo_json *wrpo__json_copy(wrpo__arena *arena, const wrpo_json *v, const char *key) {   /* key NULL: its own */
-    wrpo_json *copy = WRPO__NEW(arena, wrpo_json);
+/* A new last member: a shallow copy, for a node is in one list only. key NULL: its own. */
+static void wrpo__json_put(wrpo_json *parent, const wrpo_json *v, const char *key) {
+    wrpo_json **tail = &parent->child, *copy = WRPO__NEW(wrpo__current, wrpo_json);
+    while (*tail) tail = &(*tail)->next;
+    *tail = copy;
     *copy = *v;
     copy->next = NULL;
-    if (key) copy->key = key, copy->key_size = strlen(key);
-    return copy;
-}
-static void wrpo__json_append(wrpo_json *parent, wrpo_json *v) {
-    wrpo_json **tail = &parent->child;
-    while (*tail) tail = &(*tail)->next;
-    *tail = v;
+    if (key) copy->key = key;
+    if (key) copy->key_size = strlen(key);
     parent->count++;
 }
 
@@ -4260,12 +4252,11 @@ static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {    /* on one
 }
 
 /* ---- the public face ---- */
-typedef struct wrpo__json_root { wrpo__arena *arena; wrpo_json node; } wrpo__json_root;   /* the user holds &node */
-static wrpo_json *wrpo__json_new(const char *name, const char *text, size_t size) {
-    wrpo__json_root *root = WRPO__NEW(wrpo__current, wrpo__json_root);
-    root->arena = wrpo__current;
-    root->node = *wrpo__json_parse(root->arena, name ? name : "JSON", 1, text, size);
-    return &root->node;
+static wrpo_json *wrpo__json_new(wrpo__arena *arena, const char *name, const char *text, size_t size) {
+    if (!name) name = "JSON";
+    wrpo_json *root = wrpo__raw(arena, 1, sizeof *root);               /* its block knows the arena */
+    *root = *wrpo__json_parse(arena, wrpo__strndup(arena, name, strlen(name)), 1, text, size);
+    return root;
 }
 static char *wrpo__json_line(wrpo_ctx *ctx, const wrpo_json *value) {
     wrpo__text t = {.arena = wrpo__current};
@@ -4274,15 +4265,12 @@ static char *wrpo__json_line(wrpo_ctx *ctx, const wrpo_json *value) {
 }
 WRPO_API wrpo_result wrpo_json_parse(wrpo_ctx *ctx, const char *name, const char *text, size_t size, wrpo_json **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__json_new(name, text, size));
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__json_new(wrpo__current, name, text, size));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_json_free(wrpo_ctx *ctx, wrpo_json *root) {
     (void)ctx;
-    if (root) wrpo__arena_free(((wrpo__json_root *)(void *)((char *)root - offsetof(wrpo__json_root, node)))->arena);
-}
-WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key) {
-    return wrpo__json_get(object, key);
+    if (root) wrpo__arena_free(wrpo__block_of(root)->arena);
 }
 WRPO_API wrpo_result wrpo_json_text(wrpo_ctx *ctx, const wrpo_json *value, char **out) {
     *out = NULL;
@@ -4294,10 +4282,26 @@ WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t siz
     return wrpo_json_text(ctx, &value, out);
 }
 
+/* The names of before, for calls that still pass the context and the name of the text. */
+typedef char wrpo__shown[96];
+static inline const char *wrpo__show(char *out, const char *s, size_t n) {
+    snprintf(out, sizeof(wrpo__shown), "%s", wrpo__legible(s, n));
+    return out;
+}
+#define wrpo__json_get wrpo_json_get
+#define wrpo__json_append(parent, v) wrpo__json_put(parent, v, NULL)
+#define wrpo__json_found(out, v) ((void)(out), wrpo__found(v))
+#define wrpo__json_fail(ctx, code, name, v, ...) ((void)(ctx), (void)(name), wrpo__fail_json(code, v, __VA_ARGS__))
+#define wrpo__json_refuse(ctx, name, ...) ((void)(ctx), (void)(name), wrpo__refuse(__VA_ARGS__))
+#define wrpo__json_want(ctx, name, ...) ((void)(ctx), (void)(name), wrpo__want(__VA_ARGS__))
+#define wrpo__json_maybe(ctx, name, ...) ((void)(ctx), (void)(name), wrpo__maybe(__VA_ARGS__))
+#define wrpo__json_need(ctx, name, ...) ((void)(ctx), (void)(name), wrpo__need(__VA_ARGS__))
+#define wrpo__json_integer(ctx, name, ...) ((void)(ctx), (void)(name), wrpo__integer(__VA_ARGS__))
+#define wrpo__json_real(ctx, name, ...) ((void)(ctx), (void)(name), wrpo__real(__VA_ARGS__))
 /* ------------------------------------------------------------------------------------------ >>tensors
-   safetensors: 8 bytes N, little-endian; N bytes of JSON; the data. The JSON names every tensor with its
-   dtype, shape and [begin, end) in the data. The tensors cover the data without a hole or an overlap.
-   Opening reads headers only, so a checkpoint of any size opens in milliseconds.                       */
+   safetensors: 8 bytes N, little-endian; N bytes of JSON; the data. The JSON names every tensor with its dtype, shape
+   and [begin, end) in the data, which the tensors cover without a hole or an overlap. Opening reads headers only: a
+   checkpoint of any size opens in milliseconds.                                                         */
 #if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #error "wrpo.h: checkpoints are little-endian, and so must the machine be"
 #endif
@@ -4319,15 +4323,25 @@ static int wrpo__dtype_index(const char *name) {       /* 0: no such dtype */
     return 0;
 }
 static const char *wrpo__dtype_name(wrpo_dtype dtype) { return wrpo__dtypes[dtype].name; }
+/* "FILE: TENSOR: " and the sentence. */
+_Noreturn WRPO__PRINTF(3, 4)
+static void wrpo__fail_tensor(wrpo_result code, const wrpo_tensor_info *t, const char *format, ...) {
+    char text[320];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    wrpo__fail(wrpo__current->ctx, code, "%s: %s: %s", t->file, wrpo__legible(t->name, strlen(t->name)), text);
+}
+#define wrpo__wrong_tensor(t, ...) wrpo__fail_tensor(WRPO_E_FORMAT, t, __VA_ARGS__)
 /* WRPO_DTYPE_DEFAULT: wrpo__to_float cannot read this tensor. */
 static wrpo_dtype wrpo__float_dtype(const wrpo_tensor_info *t) {
     const int i = wrpo__dtype_index(t->dtype);
     return i <= WRPO_DTYPE_F16 ? (wrpo_dtype)i : WRPO_DTYPE_DEFAULT;
 }
-static wrpo_dtype wrpo__need_float(wrpo_ctx *ctx, const wrpo_tensor_info *t) {
+static wrpo_dtype wrpo__need_float(const wrpo_tensor_info *t) {
     const wrpo_dtype dtype = wrpo__float_dtype(t);
-    if (!dtype)
-        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", t->file, t->name, t->dtype);
+    if (!dtype) wrpo__fail_tensor(WRPO_E_UNSUPPORTED, t, "want F32, F16 or BF16, found %s", t->dtype);
     return dtype;
 }
 
@@ -4349,8 +4363,8 @@ static uint16_t wrpo__float_to_f16(float x) {
     return (uint16_t)(sign | (kept + (rest > half || (rest == half && (kept & 1)))));
 }
 /* dst[count] = elements [first, first + count) of t, exactly. */
-static void wrpo__to_float(wrpo_ctx *ctx, float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
-    const wrpo_dtype dtype = wrpo__need_float(ctx, t);
+static void wrpo__to_float(float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
+    const wrpo_dtype dtype = wrpo__need_float(t);
     if (count <= 0) return;
     const unsigned char *src = (const unsigned char *)t->data + (size_t)first * wrpo__dtype_size(dtype);
     if (dtype == WRPO_DTYPE_F32) { memcpy(dst, src, (size_t)count * 4); return; }
@@ -4361,12 +4375,11 @@ static void wrpo__to_float(wrpo_ctx *ctx, float *dst, const wrpo_tensor_info *t,
         memcpy(dst + i, &bits, 4);
     }
 }
-static void wrpo__to_finite(wrpo_ctx *ctx, float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
-    wrpo__to_float(ctx, dst, t, first, count);
+static void wrpo__to_finite(float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
+    wrpo__to_float(dst, t, first, count);
     for (int64_t i = 0; i < count; i++)
         if (!isfinite(dst[i]))
-            wrpo__fail(ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", t->file, t->name,
-                    (long long)(first + i));
+            wrpo__fail_tensor(WRPO_E_NOT_FINITE, t, "element %lld is not a finite number", (long long)(first + i));
 }
 /* The way back, rounded. dst has wrpo__dtype_size bytes per element and no alignment; it may be src. */
 static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int64_t count) {
@@ -4392,24 +4405,12 @@ WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const 
     if (!t->count) return NULL;
     return bsearch(&name, t->info, (size_t)t->count, sizeof *t->info, wrpo__by_first_name);
 }
-/* "FILE: TENSOR: " and the sentence. */
-_Noreturn WRPO__PRINTF(2, 3) static void wrpo__tensor_fail(const wrpo_tensor_info *t, const char *format, ...) {
-    char text[320];
-    wrpo__shown name;
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    wrpo__show(name, t->name, strlen(t->name));
-    wrpo__fail(wrpo__current->ctx, WRPO_E_FORMAT, "%s: %s: %s", t->file, name, text);
-}
 static void wrpo__tensor_want(bool ok, const wrpo_tensor_info *t, const char *want, const wrpo_json *v) {
-    wrpo__shown found;
-    if (!ok) wrpo__tensor_fail(t, "want %s, found %s", want, wrpo__json_found(found, v));
+    if (!ok) wrpo__wrong_tensor(t, "want %s, found %s", want, wrpo__found(v));
 }
 static const wrpo_json *wrpo__entry_get(const wrpo_tensor_info *t, const wrpo_json *entry, const char *key) {
-    const wrpo_json *v = wrpo__json_get(entry, key);
-    if (!v) wrpo__tensor_fail(t, "want dtype, shape and data_offsets, found no %s", key);
+    const wrpo_json *v = wrpo_json_get(entry, key);
+    if (!v) wrpo__wrong_tensor(t, "want dtype, shape and data_offsets, found no %s", key);
     return v;
 }
 static bool wrpo__is_size(const wrpo_json *v) {
@@ -4421,45 +4422,44 @@ static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const 
     wrpo__tensor_want(entry->kind == WRPO_JSON_OBJECT, t, "an object of dtype, shape and data_offsets", entry);
     const wrpo_json *dtype = wrpo__entry_get(t, entry, "dtype"), *shape = wrpo__entry_get(t, entry, "shape");
     const wrpo_json *offsets = wrpo__entry_get(t, entry, "data_offsets");
-    for (const wrpo_json *v = entry->child; v; v = v->next) {
-        wrpo__shown found;
-        if (v == dtype || v == shape || v == offsets) continue;
-        wrpo__tensor_fail(t, "want dtype, shape and data_offsets, found \"%s\" as well",
-                wrpo__show(found, v->key, v->key_size));
-    }
+    for (const wrpo_json *v = entry->child; v; v = v->next)
+        if (v != dtype && v != shape && v != offsets)
+            wrpo__wrong_tensor(t, "want dtype, shape and data_offsets, found \"%s\" as well",
+                    wrpo__legible(v->key, v->key_size));
     const int index = dtype->kind == WRPO_JSON_STRING ? wrpo__dtype_index(dtype->text) : 0;
+    const long long bits = wrpo__dtypes[index].bits;
     wrpo__tensor_want(index && wrpo__json_is(dtype, wrpo__dtypes[index].name), t, "a dtype", dtype);
     t->dtype = wrpo__dtypes[index].name;
 
     wrpo__tensor_want(shape->kind == WRPO_JSON_ARRAY, t, "shape to be an array", shape);
     int64_t *dims = wrpo__alloc(arena, (size_t)shape->count, sizeof *dims);
-    t->ndim = (int)shape->count, t->shape = dims, t->count = 1;
+    t->ndim = (int)shape->count;
+    t->shape = dims;
+    t->count = 1;
     for (const wrpo_json *v = shape->child; v; v = v->next) {          /* the order of the format's own library */
         wrpo__tensor_want(wrpo__is_size(v), t, "shape to hold sizes", v);
         if (v->integer && t->count > INT64_MAX / v->integer)
-            wrpo__tensor_fail(t, "want a shape whose product fits 63 bits, found more");
+            wrpo__wrong_tensor(t, "want a shape whose product fits 63 bits, found more");
         *dims++ = v->integer;
         t->count *= v->integer;
     }
-    const int bits = wrpo__dtypes[index].bits;
     const bool fits = t->count <= INT64_MAX / bits;
     if (!fits || t->count * bits % 8)
-        wrpo__tensor_fail(t, "want %s, found %lld x %d bits", fits ? "whole bytes" : "a size that fits 63 bits",
+        wrpo__wrong_tensor(t, "want %s, found %lld x %lld bits", fits ? "whole bytes" : "a size that fits 63 bits",
                 (long long)t->count, bits);
-    const uint64_t want = (uint64_t)(t->count * bits / 8);
+    const int64_t want = t->count * bits / 8;
 
     const bool two = offsets->kind == WRPO_JSON_ARRAY && offsets->count == 2;
     wrpo__tensor_want(two, t, "data_offsets to be [begin, end]", offsets);
     const wrpo_json *first = offsets->child, *last = first->next;
     if (!wrpo__is_size(first) || !wrpo__is_size(last))
-        wrpo__tensor_fail(t, "want data_offsets to be [begin, end], found an array of 2, not both whole numbers");
-    const uint64_t begin = (uint64_t)first->integer, end = (uint64_t)last->integer;
-    if (begin > end || end > size)
-        wrpo__tensor_fail(t, "want data within the file's %zu bytes, found [%llu, %llu)", size,
-                (unsigned long long)begin, (unsigned long long)end);
+        wrpo__wrong_tensor(t, "want data_offsets to be [begin, end], found an array of 2, not both whole numbers");
+    const long long begin = first->integer, end = last->integer;
+    if (begin > end || (uint64_t)end > size)
+        wrpo__wrong_tensor(t, "want data within the file's %zu bytes, found [%lld, %lld)", size, begin, end);
     if (end - begin != want)
-        wrpo__tensor_fail(t, "want %llu bytes for %lld of %s, found %llu", (unsigned long long)want,
-                (long long)t->count, t->dtype, (unsigned long long)(end - begin));
+        wrpo__wrong_tensor(t, "want %lld bytes for %lld of %s, found %lld", (long long)want, (long long)t->count,
+                t->dtype, end - begin);
     t->bytes = (size_t)want;
     t->data = data + begin;
 }
@@ -4470,43 +4470,38 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     const wrpo__file *f = wrpo__open_file(arena, path);
     if (f->size < 8)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want 8 bytes of header size, found a file of %zu", path, f->size);
-    uint64_t header = 0;
+    unsigned long long header = 0;
     for (int i = 7; i >= 0; i--) header = header << 8 | f->data[i];
     if (header > WRPO__HEADER_MAX)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want a header of at most %d bytes, found %llu", path, WRPO__HEADER_MAX,
-                (unsigned long long)header);
+                header);
     if (header > f->size - 8)
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %llu bytes of header, found %zu", path, (unsigned long long)header,
-                f->size - 8);
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %llu bytes of header, found %zu", path, header, f->size - 8);
     const unsigned char *data = f->data + 8 + header;
     const size_t size = f->size - 8 - (size_t)header;
 
     const char *name = wrpo__format(temp, "%s: header", path);
     const wrpo_json *root = wrpo__json_parse(temp, name, 1, (const char *)f->data + 8, (size_t)header);
-    wrpo__json_want(ctx, name, root, WRPO_JSON_OBJECT, "the header");
-    const wrpo_json *metadata = wrpo__json_get(root, "__metadata__");
-    if (metadata) wrpo__json_want(ctx, name, metadata, WRPO_JSON_OBJECT, NULL);
-    for (const wrpo_json *v = metadata ? metadata->child : NULL; v; v = v->next)
-        wrpo__json_want(ctx, name, v, WRPO_JSON_STRING, NULL);
+    const wrpo_json *metadata = wrpo_json_get(wrpo__want(root, WRPO_JSON_OBJECT, "the header"), "__metadata__");
+    if (metadata) wrpo__want(metadata, WRPO_JSON_OBJECT, NULL);
+    for (const wrpo_json *v = metadata ? metadata->child : NULL; v; v = v->next) wrpo__want(v, WRPO_JSON_STRING, NULL);
     wrpo_tensors part = {arena, root->count - (metadata != NULL), NULL};
     wrpo_tensor_info *t = part.info = wrpo__raw(arena, (size_t)part.count, sizeof *t);
     for (const wrpo_json *v = root->child; v; v = v->next) {
-        wrpo__shown shown;
         if (v == metadata) continue;
         if (strlen(v->key) != v->key_size)
             wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want a name without U+0000", path,
-                    wrpo__show(shown, v->key, v->key_size));
+                    wrpo__legible(v->key, v->key_size));
         *t = (wrpo_tensor_info){.name = wrpo__strndup(arena, v->key, v->key_size), .file = f->path};
         wrpo__tensor_read(arena, v, data, size, t++);
     }
     wrpo__arena_clear(temp);
     if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_offset);
     size_t covered = 0;
-    for (int64_t i = 0; i < part.count; i++) {
-        t = &part.info[i];
+    for (t = part.info; t < part.info + part.count; t++) {
         const size_t begin = (size_t)((const unsigned char *)t->data - data);
         if (begin != covered)
-            wrpo__tensor_fail(t, "want data from byte %zu on, found %zu: %s", covered, begin,
+            wrpo__wrong_tensor(t, "want data from byte %zu on, found %zu: %s", covered, begin,
                     begin < covered ? "an overlap" : "a hole");
         covered += t->bytes;
     }
@@ -4517,15 +4512,22 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
 
 /* ---- many files: the index maps every tensor to its file ---- */
 typedef struct wrpo__part { const char *file; wrpo_tensors tensors; } wrpo__part;
+/* What a file has that the index does not say of it. */
+static void wrpo__unmapped(const wrpo__part *part, const wrpo_json *map, const char *index) {
+    for (int64_t i = 0; i < part->tensors.count; i++) {
+        const wrpo_tensor_info *t = &part->tensors.info[i];
+        const wrpo_json *v = wrpo_json_get(map, t->name);
+        if (!v) wrpo__wrong_tensor(t, "want an entry in the weight_map of %s, found none", index);
+        if (strcmp(v->text, part->file))
+            wrpo__wrong_tensor(t, "want it only in %s, as %s says, found it here as well", v->text, index);
+    }
+}
 static wrpo_tensors wrpo__index_open(wrpo__arena *arena, const char *path) {
-    wrpo_ctx *ctx = arena->ctx;
     wrpo__arena *temp = wrpo__sub_arena(arena);
-    wrpo__shown shown;
-    const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_file(temp, path), WRPO_JSON_OBJECT, "the index");
-    const wrpo_json *map = wrpo__json_need(ctx, path, root, "weight_map", WRPO_JSON_OBJECT);
-    const wrpo_json *metadata = wrpo__json_maybe(ctx, path, root, "metadata", WRPO_JSON_OBJECT);
-    const wrpo_json *size = metadata ? wrpo__json_get(metadata, "total_size") : NULL;
-    const char *dir = wrpo__strndup(temp, path, (size_t)(wrpo__basename(path) - path));
+    const wrpo_json *root = wrpo__want(wrpo__json_file(temp, path), WRPO_JSON_OBJECT, "the index");
+    const wrpo_json *map = wrpo__need(root, "weight_map", WRPO_JSON_OBJECT);
+    const wrpo_json *size = wrpo_json_get(wrpo__maybe(root, "metadata", WRPO_JSON_OBJECT), "total_size");
+    const char *name = wrpo__basename(path);
     wrpo_tensors all = {arena, map->count, wrpo__raw(arena, (size_t)map->count, sizeof *all.info)};
     wrpo_tensor_info *next = all.info;
     wrpo__part *parts = NULL;                          /* stb array */
@@ -4534,36 +4536,28 @@ static wrpo_tensors wrpo__index_open(wrpo__arena *arena, const char *path) {
     for (const wrpo_json *v = map->child; v; v = v->next) {
         const wrpo_tensor_info wanted = {.file = path, .name = v->key}, *found = NULL;
         int64_t p = 0;
-        wrpo__json_want(ctx, path, v, WRPO_JSON_STRING, NULL);
+        wrpo__want(v, WRPO_JSON_STRING, NULL);
         if (!v->size || strlen(v->text) != v->size || strpbrk(v->text, "/\\") || strstr(v->text, ".."))
-            wrpo__json_fail(ctx, WRPO_E_FORMAT, path, v, "%s: want the name of a file beside the index, found \"%s\"",
-                    v->key, wrpo__show(shown, v->text, v->size));
+            wrpo__refuse(v, NULL, "the name of a file beside the index");
         while (p < stbds_arrlen(parts) && strcmp(parts[p].file, v->text)) p++;
         if (p == stbds_arrlen(parts)) {
-            const wrpo__part part = {v->text, wrpo__file_open(arena, wrpo__format(temp, "%s%s", dir, v->text))};
+            const char *file = wrpo__format(temp, "%.*s%s", (int)(name - path), path, v->text);
+            const wrpo__part part = {v->text, wrpo__file_open(arena, file)};
             stbds_arrput(parts, part);
             total += part.tensors.count;
         }
         if (strlen(v->key) == v->key_size) found = wrpo_tensors_find(&parts[p].tensors, v->key);
-        if (!found) wrpo__tensor_fail(&wanted, "want it in %s, found no such tensor there", v->text);
+        if (!found) wrpo__wrong_tensor(&wanted, "want it in %s, found no such tensor there", v->text);
         bytes += (double)found->bytes;
         *next++ = *found;
     }
     for (int64_t p = 0; p < stbds_arrlen(parts); p++) {
-        const wrpo_tensor_info *t = parts[p].tensors.info;
-        for (int64_t k = 0; total > all.count && k < parts[p].tensors.count; k++) {    /* which one is not mapped? */
-            const wrpo_json *v = wrpo__json_get(map, t[k].name);
-            if (!v)
-                wrpo__tensor_fail(&t[k], "want an entry in the weight_map of %s, found none", wrpo__basename(path));
-            if (strcmp(v->text, parts[p].file))
-                wrpo__tensor_fail(&t[k], "want it only in %s, as %s says, found it here as well", v->text,
-                        wrpo__basename(path));
-        }
+        if (total > all.count) wrpo__unmapped(&parts[p], map, name);
         wrpo__block_free(parts[p].tensors.info);
     }
     if (size && !(size->kind == WRPO_JSON_NUMBER && size->number == bytes))
-        wrpo__log(ctx, WRPO_LOG_WARN, "%s:%d: total_size: want %.0f, found %s", path, size->line, bytes,
-                wrpo__json_found(shown, size));
+        wrpo__log(arena->ctx, WRPO_LOG_WARN, "%s:%d: total_size: want %.0f, found %s", path, size->line, bytes,
+                wrpo__found(size));
     stbds_arrfree(parts);
     wrpo__arena_clear(temp);
     if (all.count) qsort(all.info, (size_t)all.count, sizeof *all.info, wrpo__by_first_name);
@@ -4578,8 +4572,8 @@ static wrpo_tensors *wrpo__tensors_new(wrpo__arena *arena, const char *path) {
         file = wrpo__join(arena, path, WRPO__SINGLE_FILE);
         if (!wrpo__exists(file)) file = wrpo__join(arena, path, WRPO__INDEX_FILE);
         if (!wrpo__exists(file))
-            wrpo__fail(arena->ctx, WRPO_E_IO,
-                    "%s: want " WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE " in this directory, found neither", path);
+            wrpo__fail(arena->ctx, WRPO_E_IO, "%s: want " WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE
+                    " in this directory, found neither", path);
     }
     wrpo_tensors *t = WRPO__NEW(arena, wrpo_tensors);
     *t = wrpo__ends(file, ".json") ? wrpo__index_open(arena, file) : wrpo__file_open(arena, file);
@@ -4843,11 +4837,10 @@ static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
     {WRPO__GATED, "num_objectives gating_hidden_dim gating_n_hidden"}};
 
 typedef struct wrpo__reader {
-    wrpo_ctx *ctx; const char *path; const wrpo_json *root;
+    const wrpo_json *root;
     wrpo_config *c;
     unsigned is;                     /* the bits of its family and head */
 } wrpo__reader;
-#define WRPO__REFUSE(v, ...) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->path, v, __VA_ARGS__)
 static bool wrpo__in_words(const char *words, const char *word) {
     const size_t n = strlen(word);
     for (size_t size; *words; words += size + (words[size] == ' ')) {
@@ -4868,55 +4861,47 @@ static bool wrpo__is_known(const wrpo__reader *in, const wrpo_json *v) {
     return false;
 }
 /* Which of the names v is, of those that have a bit in `allowed`. */
-static int wrpo__config_choice(const wrpo__reader *in, const wrpo_json *v, const char *what, const char *const *names,
-        unsigned allowed) {
-    char list[160] = "";
-    wrpo__shown found;
-    size_t used = 0;
+static int wrpo__choice(const wrpo_json *v, const char *what, const char *const *names, unsigned allowed) {
+    wrpo__text list = {.arena = wrpo__current};
     for (int i = 0; names[i]; i++) {
         if (!(allowed >> i & 1)) continue;
         if (wrpo__json_is(v, names[i])) return i;
-        used += (size_t)snprintf(list + used, sizeof list - used, "%s%s", used ? ", " : "", names[i]);
+        wrpo__text_printf(&list, list.size ? ", %s" : "%s", names[i]);
     }
-    WRPO__REFUSE(v, "%s: want one of %s, found %s", what, list, wrpo__json_found(found, v));
+    wrpo__unsupported(v, "%s: want one of %s, found %s", what, list.data, wrpo__found(v));
 }
-static void wrpo__config_want(const wrpo__reader *in, bool ok, const wrpo_json *v, const char *want) {
-    if (!ok) wrpo__json_refuse(in->ctx, in->path, v, NULL, want);
+static void wrpo__check(bool ok, const wrpo_json *v, const char *want) {
+    if (!ok) wrpo__refuse(v, NULL, want);
 }
-static double wrpo__config_number(const wrpo__reader *in, const wrpo_json *object, const char *key, double otherwise) {
+static double wrpo__positive(const wrpo_json *object, const char *key, double otherwise) {
     const wrpo_json *v = wrpo__present(object, key);
     if (!v) return otherwise;
-    wrpo__config_want(in, v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15, v, "a positive number");
+    wrpo__check(v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15, v, "a positive number");
     return v->number;
 }
-static int64_t wrpo__config_integer(const wrpo__reader *in, const char *key, int64_t otherwise, int64_t low,
-        int64_t high) {
-    const wrpo_json *v = wrpo__present(in->root, key);
-    return v ? wrpo__json_integer(in->ctx, in->path, v, low, high, NULL) : otherwise;
-}
-static bool wrpo__config_switch(const wrpo__reader *in, const wrpo_json *object, const char *key, bool otherwise) {
+static int64_t wrpo__count(const wrpo_json *object, const char *key, int64_t otherwise, int64_t low, int64_t high) {
     const wrpo_json *v = wrpo__present(object, key);
-    return v ? wrpo__json_want(in->ctx, in->path, v, WRPO_JSON_BOOL, NULL)->boolean : otherwise;
+    return v ? wrpo__integer(v, low, high, NULL) : otherwise;
 }
 static void wrpo__config_key(const wrpo__reader *in, const struct wrpo__key *k) {
     void *field = (char *)in->c + k->field;
     int64_t *integer = field;
     double *number = field;
     bool *on = field;
-    const wrpo_json *v = wrpo__json_get(in->root, k->key);
+    const wrpo_json *v = wrpo_json_get(in->root, k->key);
     const bool null = v && v->kind == WRPO_JSON_NULL;
-    if (k->kind == WRPO__REQUIRED) wrpo__json_need(in->ctx, in->path, in->root, k->key, WRPO_JSON_NUMBER);
+    if (k->kind == WRPO__REQUIRED) wrpo__need(in->root, k->key, WRPO_JSON_NUMBER);
     if (k->kind == WRPO__INTEGER_OR_NONE && null) *integer = 0;
     if (k->kind == WRPO__NUMBER_OR_NONE && null) *number = 0;
-    if (k->kind == WRPO__SWITCH) *on = wrpo__config_switch(in, in->root, k->key, *on);
-    else if (k->kind >= WRPO__NUMBER) *number = wrpo__config_number(in, in->root, k->key, *number);
-    else *integer = wrpo__config_integer(in, k->key, *integer, k->low, k->high);
+    if (k->kind == WRPO__SWITCH) *on = wrpo__switch(in->root, k->key, *on);
+    else if (k->kind >= WRPO__NUMBER) *number = wrpo__positive(in->root, k->key, *number);
+    else *integer = wrpo__count(in->root, k->key, *integer, k->low, k->high);
 }
 
 static const char *const wrpo__rope_names[] = {"default", "linear", "llama3", "yarn", "dynamic", "longrope", NULL};
 WRPO__NAMED(wrpo_rope_name, wrpo__rope_names)
 /* An array of positive numbers, one for each pair of elements that is rotated. */
-static void wrpo__rope_factors(const wrpo__reader *in, const wrpo_json *r, const char *key, float *out, int64_t count) {
+static void wrpo__rope_factors(const wrpo_json *r, const char *key, float *out, int64_t count) {
     const wrpo_json *list = wrpo__present(r, key);
     char want[64];
     bool fits = list && list->kind == WRPO_JSON_ARRAY && list->count == count;
@@ -4925,7 +4910,7 @@ static void wrpo__rope_factors(const wrpo__reader *in, const wrpo_json *r, const
         *out++ = (float)v->number;
     }
     snprintf(want, sizeof want, "%s of %lld positive numbers", key, (long long)count);
-    wrpo__config_want(in, fits, list ? list : r, want);
+    wrpo__check(fits, list ? list : r, want);
 }
 /* What types other than default read from their object r. */
 static void wrpo__rope_scaling(const wrpo__reader *in, const wrpo_json *r) {
@@ -4935,35 +4920,34 @@ static void wrpo__rope_scaling(const wrpo__reader *in, const wrpo_json *r) {
     const wrpo_json *of = wrpo__present(r, key);
     double original = llama3 ? 0 : (double)in->c->max_position_embeddings;
     if (in->is & WRPO__PHI3) {                         /* Phi-3 states it outside the object as well */
-        original = wrpo__config_number(in, in->root, key, 4096);
-        const bool same = wrpo__config_number(in, r, key, original) == original;
-        wrpo__config_want(in, same, of, "the number of config.json, 4096 if it has none");
-        of = wrpo__json_get(in->root, key);
+        original = wrpo__positive(in->root, key, 4096);
+        wrpo__check(wrpo__positive(r, key, original) == original, of, "the number of config.json, 4096 if it has none");
+        of = wrpo_json_get(in->root, key);
     }
-    original = wrpo__config_number(in, r, key, original);
-    if (!of) of = wrpo__json_get(in->root, "max_position_embeddings");
-    wrpo__config_want(in, original == floor(original) && original != 1, of, "an integer of at least 2");
+    original = wrpo__positive(r, key, original);
+    if (!of) of = wrpo_json_get(in->root, "max_position_embeddings");
+    wrpo__check(original == floor(original) && original != 1, of, "an integer of at least 2");
     p->original_max_position_embeddings = (int64_t)original;
     const double stretch = longrope ? (double)in->c->max_position_embeddings / original : 0;
-    p->factor = wrpo__config_number(in, r, "factor", stretch);
-    p->low_freq_factor = wrpo__config_number(in, r, "low_freq_factor", 0);
-    p->high_freq_factor = wrpo__config_number(in, r, "high_freq_factor", 0);
-    wrpo__config_want(in, p->factor > 0, r, "a factor");
+    p->factor = wrpo__positive(r, "factor", stretch);
+    p->low_freq_factor = wrpo__positive(r, "low_freq_factor", 0);
+    p->high_freq_factor = wrpo__positive(r, "high_freq_factor", 0);
+    wrpo__check(p->factor > 0, r, "a factor");
     const bool ramp = p->low_freq_factor > 0 && p->low_freq_factor < p->high_freq_factor;
-    wrpo__config_want(in, !llama3 || (ramp && original > 0), r,
+    wrpo__check(!llama3 || (ramp && original > 0), r,
             "for llama3 low_freq_factor < high_freq_factor and original_max_position_embeddings");
     if (p->type == WRPO_ROPE_DYNAMIC && p->dims < 4)
-        WRPO__REFUSE(r, "rope type dynamic: want heads of at least 4 elements");
-    p->beta_fast = wrpo__config_number(in, r, "beta_fast", 32);
-    p->beta_slow = wrpo__config_number(in, r, "beta_slow", 1);
+        wrpo__unsupported(r, "rope type dynamic: want heads of at least 4 elements");
+    p->beta_fast = wrpo__positive(r, "beta_fast", 32);
+    p->beta_slow = wrpo__positive(r, "beta_slow", 1);
     double attention = 1;
     if (p->factor > 1 && p->type == WRPO_ROPE_YARN) attention = 0.1 * log(p->factor) + 1;
     if (p->factor > 1 && longrope) attention = sqrt(1 + log(p->factor) / log(original));
-    p->attention_factor = wrpo__config_number(in, r, "attention_factor", attention);
-    p->yarn_truncate = wrpo__config_switch(in, r, "truncate", true);
+    p->attention_factor = wrpo__positive(r, "attention_factor", attention);
+    p->yarn_truncate = wrpo__switch(r, "truncate", true);
     if (!longrope) return;
-    wrpo__rope_factors(in, r, "short_factor", p->short_factor, p->dims / 2);
-    wrpo__rope_factors(in, r, "long_factor", p->long_factor, p->dims / 2);
+    wrpo__rope_factors(r, "short_factor", p->short_factor, p->dims / 2);
+    wrpo__rope_factors(r, "long_factor", p->long_factor, p->dims / 2);
 }
 static void wrpo__config_rope(const wrpo__reader *in) {
     static const char part_key[] = "partial_rotary_factor";
@@ -4975,31 +4959,31 @@ static void wrpo__config_rope(const wrpo__reader *in) {
     const bool phi3 = in->is & WRPO__PHI3;
     const wrpo_json *parameters = wrpo__present(in->root, "rope_parameters");
     const wrpo_json *scaling = wrpo__present(in->root, "rope_scaling"), *r = parameters ? parameters : scaling;
-    wrpo__config_want(in, !parameters || !scaling, scaling, "either this or rope_parameters");
-    if (r) wrpo__json_want(in->ctx, in->path, r, WRPO_JSON_OBJECT, NULL);
+    wrpo__check(!parameters || !scaling, scaling, "either this or rope_parameters");
+    if (r) wrpo__want(r, WRPO_JSON_OBJECT, NULL);
     for (const wrpo_json *v = r ? r->child : NULL; v; v = v->next)
         if (v->kind != WRPO_JSON_NULL && !wrpo__in_words(keys, v->key))
-            WRPO__REFUSE(v, "%s: \"%.60s\" is not supported", r->key, v->key);
+            wrpo__unsupported(v, "%s: \"%.60s\" is not supported", r->key, v->key);
 
     unsigned allowed = 63;                             /* a bit for each type */
     if (phi3) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LONGROPE;
     if (in->is & WRPO__INTERNLM2) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LINEAR | 1 << WRPO_ROPE_DYNAMIC;
     const wrpo_json *type = wrpo__present(r, "rope_type");
     if (!type) type = wrpo__present(r, "type");
-    wrpo__config_want(in, type || !wrpo__present(r, "factor"), r, "a rope_type for its factor");
+    wrpo__check(type || !wrpo__present(r, "factor"), r, "a rope_type for its factor");
     if (phi3 && (wrpo__json_is(type, "su") || wrpo__json_is(type, "yarn")))
         p->type = WRPO_ROPE_LONGROPE;                  /* what Phi-3 called it first */
-    else if (type) p->type = (wrpo_rope_type)wrpo__config_choice(in, type, "rope_type", wrpo__rope_names, allowed);
+    else if (type) p->type = (wrpo_rope_type)wrpo__choice(type, "rope_type", wrpo__rope_names, allowed);
 
-    p->theta = wrpo__config_number(in, r, "rope_theta", wrpo__config_number(in, in->root, "rope_theta", 10000));
+    p->theta = wrpo__positive(r, "rope_theta", wrpo__positive(in->root, "rope_theta", 10000));
     const wrpo_json *part_of = wrpo__present(r, part_key) ? r : in->root;
-    const double part = wrpo__config_number(in, part_of, part_key, 1);
+    const double part = wrpo__positive(part_of, part_key, 1);
     if (part != 1 && !phi3)
-        WRPO__REFUSE(part_of, "%s other than 1 is supported for model_type phi3 only", part_key);
+        wrpo__unsupported(part_of, "%s other than 1 is supported for model_type phi3 only", part_key);
     p->dims = (int64_t)((double)d * part);
     if (p->dims < 2 || p->dims % 2 || p->dims > d)
-        WRPO__REFUSE(in->root, "%s: want an even number of the %lld elements of a head, found %lld",
-                part_key, (long long)d, (long long)p->dims);
+        wrpo__unsupported(in->root, "%s: want an even number of the %lld elements of a head, found %lld", part_key,
+                (long long)d, (long long)p->dims);
     if (p->type != WRPO_ROPE_DEFAULT) wrpo__rope_scaling(in, r);
 }
 /* Which layers have a window: all; Qwen's from max_window_layers on; Gemma 2's even ones. layer_types overrides. */
@@ -5008,23 +4992,23 @@ static void wrpo__config_windows(const wrpo__reader *in) {
     static const char size_key[] = "sliding_window_size";
     const int64_t most = (int64_t)1 << 40;
     wrpo_config *c = in->c;
-    const wrpo_json *window = wrpo__json_get(in->root, "sliding_window");
+    const wrpo_json *window = wrpo_json_get(in->root, "sliding_window");
     const wrpo_json *layers = wrpo__present(in->root, "layer_types");
     const bool qwen = in->is & WRPO__QWEN, gemma2 = in->is & WRPO__GEMMA2;
-    const bool off = qwen && !wrpo__config_switch(in, in->root, "use_sliding_window", false);
+    const bool off = qwen && !wrpo__switch(in->root, "use_sliding_window", false);
     if (off || (window && window->kind == WRPO_JSON_NULL)) c->sliding_window = 0;
-    else c->sliding_window = wrpo__config_integer(in, "sliding_window", c->sliding_window, 1, most);
-    const int64_t size = gemma2 ? wrpo__config_integer(in, size_key, c->sliding_window, 0, most) : c->sliding_window;
-    wrpo__config_want(in, size == c->sliding_window, wrpo__json_get(in->root, size_key), "that of sliding_window");
-    const int64_t first = qwen && c->sliding_window ? wrpo__config_integer(in, "max_window_layers", 28, 0, most) : 0;
+    else c->sliding_window = wrpo__count(in->root, "sliding_window", c->sliding_window, 1, most);
+    if (gemma2 && wrpo__count(in->root, size_key, c->sliding_window, 0, most) != c->sliding_window)
+        wrpo__refuse(wrpo_json_get(in->root, size_key), NULL, "that of sliding_window");
+    const int64_t first = qwen && c->sliding_window ? wrpo__count(in->root, "max_window_layers", 28, 0, most) : 0;
     const bool fits = !layers || (layers->kind == WRPO_JSON_ARRAY && layers->count == c->num_hidden_layers);
-    wrpo__config_want(in, fits, layers, "one entry a layer");
+    wrpo__check(fits, layers, "one entry a layer");
     const wrpo_json *v = layers ? layers->child : NULL;
     for (int64_t l = 0; l < c->num_hidden_layers; l++) {
         bool sliding = c->sliding_window && l >= first && !(gemma2 && l % 2);
         if (layers) {
-            sliding = wrpo__config_choice(in, v, "layer_types", types, 3) == 1;
-            wrpo__config_want(in, !sliding || c->sliding_window, layers, "full_attention: there is no sliding_window");
+            sliding = wrpo__choice(v, "layer_types", types, 3) == 1;
+            wrpo__check(!sliding || c->sliding_window, layers, "full_attention: there is no sliding_window");
             v = v->next;
         }
         if (sliding) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
@@ -5035,27 +5019,24 @@ static void wrpo__config_head(wrpo__reader *in) {
         "ForCausalLM", "ForSequenceClassification", "ForRewardModel", "ForRewardModelWithGating"};
     const wrpo_json *list = wrpo__present(in->root, "architectures");
     for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
-        wrpo__shown found;
         int head = v->kind == WRPO_JSON_STRING ? 0 : 4;
         while (head < 4 && !wrpo__ends(v->text, heads[head])) head++;
         const bool fits = head < 4 && (head != WRPO_HEAD_VALUE || in->is & WRPO__INTERNLM2);
         if (!fits || (v != list->child && head != (int)in->c->head))
-            WRPO__REFUSE(v, "architectures: want causal language models, sequence classification "
-                    "or the reward models of InternLM2 and ArmoRM, found %s", wrpo__json_found(found, v));
+            wrpo__unsupported(v, "architectures: want causal language models, sequence classification or the reward "
+                    "models of InternLM2 and ArmoRM, found %s", wrpo__found(v));
         in->c->head = (wrpo_head)head;
     }
     in->is |= 128u << in->c->head;
 }
-static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_json *root, wrpo_config *c) {
+static void wrpo__config_parse(const wrpo_json *root, wrpo_config *c) {
     static const char *const acts[] = {"silu", "swish", "gelu_pytorch_tanh", NULL};
     const char *names[WRPO__COUNT(wrpo__families) + 1] = {NULL};
-    wrpo__shown found;
     char want[96];
-    wrpo__reader reader = {.ctx = arena->ctx, .path = path, .root = root, .c = c}, *in = &reader;
-    memset(c, 0, sizeof *c);
-    const wrpo_json *type = wrpo__json_need(in->ctx, path, root, "model_type", WRPO_JSON_STRING);
+    wrpo__reader reader = {.root = root, .c = c}, *in = &reader;
+    const wrpo_json *type = wrpo__need(root, "model_type", WRPO_JSON_STRING);
     for (int i = 0; i < WRPO__COUNT(wrpo__families); i++) names[i] = wrpo__families[i].model_type;
-    const int family = wrpo__config_choice(in, type, "model_type", names, WRPO__ALL);
+    const int family = wrpo__choice(type, "model_type", names, WRPO__ALL);
     in->is = 1u << family;
     *c = wrpo__families[family];
     wrpo__config_head(in);
@@ -5065,30 +5046,30 @@ static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_
     if (c->head == WRPO_HEAD_GATED) c->gating_temperature = 10;
     for (const wrpo_json *v = root->child; v; v = v->next)
         if (!wrpo__is_known(in, v))
-            WRPO__REFUSE(v, "\"%.80s\": %s is not supported for model_type %s", v->key,
-                    wrpo__json_found(found, v), c->model_type);
+            wrpo__unsupported(v, "\"%.80s\": %s is not supported for model_type %s", v->key, wrpo__found(v),
+                    c->model_type);
     for (int i = 0; i < WRPO__COUNT(wrpo__keys); i++)
         if (in->is & wrpo__keys[i].of) wrpo__config_key(in, &wrpo__keys[i]);
 
     const int64_t H = c->num_attention_heads;
     if (!c->num_key_value_heads) c->num_key_value_heads = H;
     snprintf(want, sizeof want, "a multiple of num_attention_heads, %lld, where there is no head_dim", (long long)H);
-    wrpo__config_want(in, c->head_dim || c->hidden_size % H == 0, wrpo__json_get(root, "hidden_size"), want);
+    wrpo__check(c->head_dim || c->hidden_size % H == 0, wrpo_json_get(root, "hidden_size"), want);
     if (!c->head_dim) c->head_dim = c->hidden_size / H;
     if (c->head_dim % 2 || c->head_dim > WRPO__MAX_D)
-        WRPO__REFUSE(root, "head_dim: want an even number up to %d, found %lld", WRPO__MAX_D, (long long)c->head_dim);
+        wrpo__unsupported(root, "head_dim: want an even number up to %d, found %lld", WRPO__MAX_D,
+                (long long)c->head_dim);
     snprintf(want, sizeof want, "a multiple of num_key_value_heads, %lld", (long long)c->num_key_value_heads);
-    wrpo__config_want(in, H % c->num_key_value_heads == 0, wrpo__json_get(root, "num_attention_heads"), want);
+    wrpo__check(H % c->num_key_value_heads == 0, wrpo_json_get(root, "num_attention_heads"), want);
     c->output_bias = c->attention_bias && !(in->is & WRPO__QWEN2);
     const wrpo_json *act = c->gelu ? wrpo__present(root, "hidden_activation") : NULL;
     if (!act) act = wrpo__present(root, "hidden_act");
-    if (act) wrpo__config_choice(in, act, act->key, acts, c->gelu ? 4 : 3);
+    if (act) wrpo__choice(act, act->key, acts, c->gelu ? 4 : 3);
     wrpo__config_rope(in);
     wrpo__config_windows(in);
-    if (c->head == WRPO_HEAD_VALUE) {
-        const wrpo_json *token = wrpo__json_need(in->ctx, path, root, "reward_token_id", WRPO_JSON_NUMBER);
-        c->reward_token_id = wrpo__json_integer(in->ctx, path, token, 0, c->vocab_size - 1, NULL);
-    }
+    if (c->head == WRPO_HEAD_VALUE)
+        c->reward_token_id = wrpo__integer(wrpo__need(root, "reward_token_id", WRPO_JSON_NUMBER), 0, c->vocab_size - 1,
+                NULL);
     const wrpo_json *dtype = wrpo__present(root, "dtype");
     if (!dtype) dtype = wrpo__present(root, "torch_dtype");
     for (int i = WRPO_DTYPE_F32; i <= WRPO_DTYPE_F16; i++)
@@ -5096,7 +5077,8 @@ static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_
 }
 static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {  /* path: or its directory */
     if (wrpo__is_dir(path)) path = wrpo__join(arena, path, "config.json");
-    wrpo__config_parse(arena, path, wrpo__json_file(arena, path), c);
+    memset(c, 0, sizeof *c);
+    wrpo__config_parse(wrpo__json_file(arena, path), c);
 }
 WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_config *out) {
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__config_read(wrpo__current, path, out));
@@ -5185,9 +5167,8 @@ static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, 
         const int64_t shape[2] = {s->groups * s->stride, w->cols};
         wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
         wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
-        if (strcmp(want, found))
-            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: want %s, found %s", info->file, info->name, want, found);
-        wrpo__need_float(m->ctx, info);
+        if (strcmp(want, found)) wrpo__wrong_tensor(info, "want %s, found %s", want, found);
+        wrpo__need_float(info);
         if (!first) first = info;
         if (strcmp(info->dtype, first->dtype)) other = info;
         seen[info - t->info] = true;
@@ -5197,8 +5178,7 @@ static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, 
                 first->name, first->dtype, other->name, other->dtype, first->dtype);
     for (int64_t i = 0; i < t->count; i++)
         if (!seen[i] && !wrpo__is_extra(&m->config, t->info[i].name))
-            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", t->info[i].file,
-                    t->info[i].name, m->config.model_type);
+            wrpo__wrong_tensor(&t->info[i], "no such tensor in a %s of this config", m->config.model_type);
     *dtype = wrpo__float_dtype(first);
     return slices;
 }
@@ -5240,7 +5220,7 @@ static void wrpo__copy_weights(wrpo_model *model, const wrpo__slice *slices, flo
         const int64_t run = s->own * w->cols;          /* elements in one piece of the file */
         for (int64_t k = 0, n; k < wrpo__size(w) && !s->mapped; k += n) {
             n = WRPO__MIN(run - k % run, WRPO__PIECE);
-            wrpo__to_finite(model->ctx, piece, s->info, (k / run * s->stride + s->first) * w->cols + k % run, n);
+            wrpo__to_finite(piece, s->info, (k / run * s->stride + s->first) * w->cols + k % run, n);
             wrpo__weight_put(model, w, k, n, piece);
         }
     }
@@ -8766,231 +8746,208 @@ WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *m
      authors   as the reference trainer does it, for parity                                                   */
 typedef struct wrpo__answer {
     const wrpo_json *message;
-    wrpo_tokens tokens;      /* ids and count are set last */
-    int32_t *ids;            /* stb array */
+    wrpo_tokens tokens;  /* ids and count are set last */
+    int32_t *ids;        /* stb array */
 } wrpo__answer;
 typedef struct wrpo__reading {  /* a file on its way into data */
     wrpo_ctx *ctx;
     wrpo_data *data;
     wrpo_tokenizer *tok;
-    wrpo_data_desc desc;     /* resolved */
-    time_t now;              /* one date for all templates that show one */
-    int32_t *ends;           /* stb array: the tokens that may end a turn: special ones and EOS */
+    wrpo_data_desc desc;  /* resolved */
+    time_t now;           /* one date for all templates that show one */
+    int32_t *ends;        /* stb array: the tokens that may end a turn: special ones and EOS */
     /* of the current record, in its arena: */
     int64_t line;
+    const wrpo_json *root;    /* NULL until its text is parsed */
     const char *id;
-    const wrpo_json **prompt;  /* stb array of messages; NULL: not known yet */
-    int32_t *prompt_ids;     /* stb array */
-    wrpo__answer *answers;   /* stb array */
+    const wrpo_json *prompt;  /* an array of messages; NULL: not known yet */
+    int32_t *prompt_ids;      /* stb array */
+    wrpo__answer *answers;    /* stb array */
     const wrpo_json *kwargs;  /* for the template; NULL: none */
     double weight;
-    bool tokenizing;         /* an error now comes from below, and does not name the record yet */
 } wrpo__reading;
-_Noreturn WRPO__PRINTF(3, 4)
-static void wrpo__record_fail(wrpo__reading *in, const wrpo_json *at, const char *format, ...) {
-    char what[400];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(what, sizeof what, format, args);
-    va_end(args);
-    in->tokenizing = false;
-    wrpo__fail_at(in->ctx, WRPO_E_FORMAT, in->line, at ? at->column : 0, "%s:%lld: record \"%.80s\": %s", in->desc.path,
-                  (long long)in->line, in->id, what);
-}
-_Noreturn static void wrpo__record_refuse(wrpo__reading *in, const wrpo_json *v, const char *what, const char *want) {
-    wrpo__shown found;
-    wrpo__record_fail(in, v, "%s: want %s, found %s", what, want, wrpo__json_found(found, v));
-}
-/* v must be absent or of this kind. */
-static void wrpo__record_want(wrpo__reading *in, const wrpo_json *v, wrpo_json_kind kind, const char *what) {
-    if (v && v->kind != kind) wrpo__record_refuse(in, v, what, wrpo__json_kind(kind));
-}
 
-/* ---- a line to messages. Nodes that are put together anew are shallow copies: a node is in one list only ---- */
-static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text) {   /* a bare string as a message */
+/* ---- a line to messages ---- */
+static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text) {  /* a bare string as a message */
     wrpo_json *message = WRPO__NEW(wrpo__current, wrpo_json);
     const wrpo_json name = {.kind = WRPO_JSON_STRING, .text = role, .size = strlen(role)};
-    *message = (wrpo_json){.kind = WRPO_JSON_OBJECT, .line = text->line, .column = text->column};
-    wrpo__json_append(message, wrpo__json_copy(wrpo__current, &name, "role"));
-    wrpo__json_append(message, wrpo__json_copy(wrpo__current, text, "content"));
+    *message = (wrpo_json){
+        .kind = WRPO_JSON_OBJECT, .name = text->name, .line = text->line, .column = text->column};
+    wrpo__json_put(message, &name, "role");
+    wrpo__json_put(message, text, "content");
     return message;
 }
-/* A string, a message or a list of either, as an stb array of messages; a string takes the role given. */
-static const wrpo_json **wrpo__messages(wrpo__reading *in, const wrpo_json *v, const char *role, const char *what) {
-    const wrpo_json **list = NULL;
-    bool many = v->kind == WRPO_JSON_ARRAY;
-    const char *want = many ? "messages" : "a string, a message or a list of messages";
+static const wrpo_json *wrpo__message_get(const wrpo_json *message, const char *key, const char *what) {
+    const wrpo_json *v = wrpo_json_get(message, key);
+    if (!v) wrpo__wrong(message, "%s: want a message with a \"%s\", found none", what, key);
+    if (v->kind != WRPO_JSON_STRING)
+        wrpo__wrong(v, "%s: want a string as \"%s\", found %s", what, key, wrpo__found(v));
+    return v;
+}
+/* A string, a message or a list of either, as an array of messages; a string takes the role given. */
+static wrpo_json *wrpo__messages(const wrpo_json *v, const char *role, const char *what) {
+    wrpo_json *list = WRPO__NEW(wrpo__current, wrpo_json);
+    const bool many = v->kind == WRPO_JSON_ARRAY;
+    list->kind = WRPO_JSON_ARRAY;
     for (const wrpo_json *m = many ? v->child : v; m; m = many ? m->next : NULL) {
         const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of(role, m) : m;
-        if (message->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, m, what, want);
-        const wrpo_json *r = wrpo__json_get(message, "role");
-        if (!r) wrpo__record_fail(in, message, "%s: want a message with a \"role\", found none", what);
-        if (r->kind != WRPO_JSON_STRING) wrpo__record_refuse(in, r, what, "a string as \"role\"");
-        stbds_arrput(list, message);
+        if (message->kind != WRPO_JSON_OBJECT)
+            wrpo__refuse(m, what, many ? "messages" : "a string, a message or a list of messages");
+        wrpo__message_get(message, "role", what);
+        wrpo__json_put(list, message, NULL);
     }
-    if (!list) wrpo__record_fail(in, v, "%s: want at least one message, found none", what);
+    if (!list->count) wrpo__wrong(v, "%s: want at least one message, found none", what);
     return list;
 }
 static bool wrpo__is_assistant(const wrpo_json *message) {
-    return wrpo__json_is(wrpo__json_get(message, "role"), "assistant");
+    return wrpo__json_is(wrpo_json_get(message, "role"), "assistant");
 }
 static void wrpo__add_answer(wrpo__reading *in, wrpo_role role, const wrpo_json *message, double share, int pair,
                              const char *what) {
-    const wrpo_json *content = wrpo__json_get(message, "content");
-    if (!content) wrpo__record_fail(in, message, "%s: want a message with a \"content\", found none", what);
-    if (content->kind != WRPO_JSON_STRING) wrpo__record_refuse(in, content, what, "a string as \"content\"");
+    const wrpo_json *content = wrpo__message_get(message, "content", what);
     if (wrpo__jskip_space(content->text, content->size, 0) == content->size)
-        wrpo__record_fail(in, message, "%s: want a response, found an empty one", what);
+        wrpo__wrong(message, "%s: want a response, found an empty one", what);
     const wrpo__answer answer = {.message = message, .tokens = {.role = role, .share = share, .pair_id = pair}};
     stbds_arrput(in->answers, answer);
 }
-/* The answer at the end of a conversation. The messages before it are the prompt, or the same as the prompt. */
-static const wrpo_json *wrpo__take_conversation(wrpo__reading *in, const wrpo_json **list, const char *what) {
-    static const char *const keys[] = {"role", "content"};
-    int64_t n = stbds_arrlen(list) - 1;
-    const wrpo_json *answer = list[n];
+/* The answer, taken off the end of a conversation. What is left is the prompt, or the same as the prompt. */
+static const wrpo_json *wrpo__take_answer(wrpo__reading *in, wrpo_json *list, const char *what) {
+    wrpo_json **last = &list->child;
+    while ((*last)->next) last = &(*last)->next;
+    const wrpo_json *answer = *last;
     if (!wrpo__is_assistant(answer))
-        wrpo__record_refuse(in, wrpo__json_get(answer, "role"), what, "\"assistant\" as the last role");
-    if (n == 0) return answer;
-    if (!in->prompt) {
-        stbds_arrsetlen(list, (size_t)n);
-        in->prompt = list;
-    }
-    bool same = stbds_arrlen(in->prompt) == n;
-    for (int64_t i = 0; same && i < 2 * n; i++) {
-        const wrpo_json *mine = list[i / 2], *known = in->prompt[i / 2];
-        same = wrpo__json_same(wrpo__json_get(mine, keys[i % 2]), wrpo__json_get(known, keys[i % 2]));
-    }
-    if (!same) wrpo__record_fail(in, list[0], "%s: want the prompt before the answer, found other messages", what);
+        wrpo__refuse(wrpo_json_get(answer, "role"), what, "\"assistant\" as the last role");
+    *last = NULL;
+    list->count--;
+    if (!list->count) return answer;
+    if (!in->prompt) in->prompt = list;
+    bool same = list->count == in->prompt->count;
+    const wrpo_json *a = list->child, *b = in->prompt->child;
+    for (; same && a; a = a->next, b = b->next)
+        same = wrpo__json_same(wrpo_json_get(a, "role"), wrpo_json_get(b, "role")) &&
+               wrpo__json_same(wrpo_json_get(a, "content"), wrpo_json_get(b, "content"));
+    if (!same) wrpo__wrong(list->child, "%s: want the prompt before the answer, found other messages", what);
     return answer;
 }
-static double wrpo__read_weight(wrpo__reading *in, const wrpo_json *v, const char *what) {  /* absent: 1 */
+static double wrpo__read_weight(const wrpo_json *v, const char *what) {  /* absent: 1 */
     if (v && !(v->kind == WRPO_JSON_NUMBER && v->number >= 0 && v->number <= DBL_MAX))
-        wrpo__record_refuse(in, v, what, "a finite number of at least 0");
+        wrpo__refuse(v, what, "a finite number of at least 0");
     return v ? v->number : 1;
 }
 /* The weights of the sources' answers, which come first, are divided by their sum. */
 static void wrpo__share_weights(wrpo__reading *in, int64_t sources, const wrpo_json *at) {
     double sum = 0;
     for (int64_t i = 0; i < sources; i++) sum += in->answers[i].tokens.share;
-    if (!(sum > 0 && sum <= DBL_MAX)) wrpo__record_fail(in, at, "weights: want a positive sum, found %g", sum);
+    if (!(sum > 0 && sum <= DBL_MAX)) wrpo__wrong(at, "weights: want a positive sum, found %g", sum);
     for (int64_t i = 0; i < sources; i++) in->answers[i].tokens.share /= sum;
 }
+/* One answer or, where all messages are an assistant's, a chosen one's candidates: the sources, then the target. */
 static void wrpo__read_answers(wrpo__reading *in, const wrpo_json *v, const wrpo_json *weights, bool chosen) {
     const char *what = chosen ? "chosen" : "rejected";
-    const wrpo_json **list = wrpo__messages(in, v, "assistant", what), *w = weights ? weights->child : NULL;
-    int64_t n = stbds_arrlen(list);
-    bool candidates = n > 1;
-    for (int64_t i = 0; i < n; i++) candidates = candidates && wrpo__is_assistant(list[i]);
-    int64_t sources = candidates ? n - 1 : 0;
-    if (!chosen && candidates) wrpo__record_fail(in, v, "rejected: want one response, found %lld", (long long)n);
+    wrpo_json *list = wrpo__messages(v, "assistant", what);
+    const wrpo_json *m = list->child, *w = weights ? weights->child : NULL;
+    bool candidates = list->count > 1;
+    for (; m; m = m->next) candidates = candidates && wrpo__is_assistant(m);
+    const int64_t sources = candidates ? list->count - 1 : 0;
+    if (!chosen && candidates) wrpo__wrong(v, "rejected: want one response, found %lld", (long long)list->count);
     if (weights && (weights->kind != WRPO_JSON_ARRAY || !candidates || weights->count != sources))
-        wrpo__record_fail(in, weights, "weights: want an array of a number for each source, %lld, found %lld",
-                          (long long)sources, (long long)weights->count);
-    for (int64_t i = 0; i < sources; i++, w = w ? w->next : NULL)
-        wrpo__add_answer(in, WRPO_ROLE_SOURCE, list[i], wrpo__read_weight(in, w, "weights"), 0, what);
+        wrpo__wrong(weights, "weights: want an array of a number for each source, %lld, found %lld",
+                    (long long)sources, (long long)weights->count);
+    m = list->child;
+    for (int64_t i = 0; i < sources; i++, m = m->next, w = w ? w->next : NULL)
+        wrpo__add_answer(in, WRPO_ROLE_SOURCE, m, wrpo__read_weight(w, "weights"), 0, what);
     if (candidates) wrpo__share_weights(in, sources, v);
-    const wrpo_json *last = candidates ? list[n - 1] : wrpo__take_conversation(in, list, what);
-    wrpo__add_answer(in, chosen ? WRPO_ROLE_TARGET : WRPO_ROLE_REJECTED, last, 1, 0, what);
+    else m = wrpo__take_answer(in, list, what);
+    wrpo__add_answer(in, chosen ? WRPO_ROLE_TARGET : WRPO_ROLE_REJECTED, m, 1, 0, what);
 }
 /* [{chosen, rejected, weight}, ...]: the chosen ones as sources, then the rejected ones; pairs are numbered from 1. */
 static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
     static const char *const sides[] = {"chosen", "rejected"};
     int64_t weighted = 0;
     if (pairs->kind != WRPO_JSON_ARRAY || !pairs->count)
-        wrpo__record_refuse(in, pairs, "pairs", "an array of {chosen, rejected}");
+        wrpo__refuse(pairs, NULL, "an array of {chosen, rejected}");
     for (int side = 0; side < 2; side++) {
-        wrpo_role role = side ? WRPO_ROLE_REJECTED : WRPO_ROLE_SOURCE;
         int number = 1;
         for (const wrpo_json *p = pairs->child; p; p = p->next, number++) {
-            if (p->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, p, "pairs", "an object {chosen, rejected}");
+            if (p->kind != WRPO_JSON_OBJECT) wrpo__refuse(p, "pairs", "an object {chosen, rejected}");
             const wrpo_json *v = wrpo__present(p, sides[side]), *w = wrpo__present(p, "weight");
-            if (!v)
-                wrpo__record_fail(in, p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
-            const wrpo_json **list = wrpo__messages(in, v, "assistant", sides[side]);
-            const wrpo_json *answer = wrpo__take_conversation(in, list, sides[side]);
-            wrpo__add_answer(in, role, answer, wrpo__read_weight(in, w, "weight"), number, sides[side]);
-            weighted += w && side == 0;
+            if (!v) wrpo__wrong(p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
+            v = wrpo__take_answer(in, wrpo__messages(v, "assistant", sides[side]), sides[side]);
+            wrpo__add_answer(in, side ? WRPO_ROLE_REJECTED : WRPO_ROLE_SOURCE, v, wrpo__read_weight(w, "weight"),
+                             number, sides[side]);
+            weighted += w && !side;
         }
     }
     if (weighted && weighted != pairs->count)
-        wrpo__record_fail(in, pairs, "pairs: want a weight for all of them or for none, found %lld of %lld",
-                          (long long)weighted, (long long)pairs->count);
+        wrpo__wrong(pairs, "pairs: want a weight for all of them or for none, found %lld of %lld",
+                    (long long)weighted, (long long)pairs->count);
     wrpo__share_weights(in, pairs->count, pairs);
     for (int64_t i = 0; i < pairs->count; i++)
         in->answers[pairs->count + i].tokens.share = in->answers[i].tokens.share;
 }
 static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {  /* its name; what else the template gets */
-    wrpo__record_want(in, root, WRPO_JSON_OBJECT, "JSON");
-    const wrpo_json *id = wrpo__present(root, "prompt_id"), *tools = wrpo__present(root, "tools");
-    const wrpo_json *kwargs = wrpo__present(root, "chat_template_kwargs");
+    const wrpo_json *id = wrpo__present(root, "prompt_id");
+    in->root = root;
+    in->id = wrpo__format(wrpo__current, "line %lld", (long long)in->line);
     if (id && id->kind != WRPO_JSON_STRING && id->kind != WRPO_JSON_NUMBER)
-        wrpo__record_refuse(in, id, "prompt_id", "a string or a number");
+        wrpo__refuse(id, NULL, "a string or a number");
     if (id) in->id = id->text;
+    const wrpo_json *kwargs = wrpo__maybe(root, "chat_template_kwargs", WRPO_JSON_OBJECT);
+    const wrpo_json *tools = wrpo__maybe(root, "tools", WRPO_JSON_ARRAY);
     in->kwargs = NULL;
-    wrpo__record_want(in, kwargs, WRPO_JSON_OBJECT, "chat_template_kwargs");
-    wrpo__record_want(in, tools, WRPO_JSON_ARRAY, "tools");
     if (!kwargs && !tools) return;
     if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS)
-        wrpo__record_fail(in, tools ? tools : kwargs,
-                          "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
+        wrpo__wrong(tools ? tools : kwargs,
+                    "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
     wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
     all->kind = WRPO_JSON_OBJECT;
-    if (tools) wrpo__json_append(all, wrpo__json_copy(wrpo__current, tools, NULL));
-    for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next)
-        wrpo__json_append(all, wrpo__json_copy(wrpo__current, k, NULL));
+    if (tools) wrpo__json_put(all, tools, NULL);
+    for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_put(all, k, NULL);
     in->kwargs = all;
 }
-static void wrpo__read_prompt(wrpo__reading *in, const wrpo_json *v, const char *what) {
-    if (v) in->prompt = wrpo__messages(in, v, "user", what);
-}
-static void wrpo__end_prompt(wrpo__reading *in) {
-    const wrpo_json *last = stbds_arrlast(in->prompt);
+static void wrpo__end_prompt(const wrpo__reading *in) {
+    const wrpo_json *last = in->prompt->child;
+    while (last->next) last = last->next;
     if (wrpo__is_assistant(last))
-        wrpo__record_refuse(in, wrpo__json_get(last, "role"), "prompt", "another last role than the assistant's");
+        wrpo__refuse(wrpo_json_get(last, "role"), "prompt", "another last role than the assistant's");
 }
 static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
     wrpo__read_head(in, root);
     const wrpo_json *prompt = wrpo__present(root, "prompt"), *messages = wrpo__present(root, "messages");
     const wrpo_json *chosen = wrpo__present(root, "chosen"), *rejected = wrpo__present(root, "rejected");
     const wrpo_json *pairs = wrpo__present(root, "pairs"), *weights = wrpo__present(root, "weights");
-    in->weight = wrpo__read_weight(in, wrpo__present(root, "weight"), "weight");
+    const bool sft = messages && !chosen && !rejected;
+    in->weight = wrpo__read_weight(wrpo__present(root, "weight"), "weight");
     if (in->weight == 0) in->weight = WRPO_ZERO;
     if (pairs && (chosen || rejected || messages))
-        wrpo__record_fail(in, pairs,
-                          "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
+        wrpo__wrong(pairs, "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
     if (weights && !chosen)
-        wrpo__record_fail(in, weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
-    if (pairs) {
-        wrpo__read_prompt(in, prompt, "prompt");
-        wrpo__read_pairs(in, pairs);
-    } else if (messages && !chosen && !rejected) {
-        const wrpo_json **list = wrpo__messages(in, messages, "user", "messages");
-        if (stbds_arrlen(list) < 2)
-            wrpo__record_fail(in, messages, "messages: want a prompt and an answer, found one message");
-        const wrpo_json *answer = wrpo__take_conversation(in, list, "messages");
-        wrpo__add_answer(in, WRPO_ROLE_SOURCE, answer, 1, 0, "messages");
+        wrpo__wrong(weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
+    if (!pairs && !sft && (!chosen || !rejected))
+        wrpo__wrong(root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"",
+                    chosen ? "rejected" : "chosen");
+    if (prompt && !sft) in->prompt = wrpo__messages(prompt, "user", "prompt");
+    if (pairs) wrpo__read_pairs(in, pairs);
+    else if (sft) {
+        wrpo_json *list = wrpo__messages(messages, "user", "messages");
+        if (list->count < 2) wrpo__wrong(messages, "messages: want a prompt and an answer, found one message");
+        wrpo__add_answer(in, WRPO_ROLE_SOURCE, wrpo__take_answer(in, list, "messages"), 1, 0, "messages");
     } else {
-        if (!chosen || !rejected)
-            wrpo__record_fail(in, root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"",
-                              chosen ? "rejected" : "chosen");
-        wrpo__read_prompt(in, prompt, "prompt");
         wrpo__read_answers(in, chosen, weights, true);
         wrpo__read_answers(in, rejected, NULL, false);
     }
-    if (!in->prompt) wrpo__record_fail(in, root, "want a \"prompt\" or a conversation in \"chosen\", found none");
+    if (!in->prompt) wrpo__wrong(root, "want a \"prompt\" or a conversation in \"chosen\", found none");
     wrpo__end_prompt(in);
 }
 
 /* ---- clean ---- */
-/* messages: an stb array, or NULL for none; answer: one more, unless NULL. */
-static wrpo__text wrpo__render(wrpo__reading *in, const wrpo_json *const *messages, const wrpo_json *answer,
+/* messages: an array, or NULL for none; answer: one more, unless NULL. */
+static wrpo__text wrpo__render(wrpo__reading *in, const wrpo_json *messages, const wrpo_json *answer,
                                bool add_generation_prompt) {
     wrpo__text out = {.arena = wrpo__current};
     wrpo_json all = {.kind = WRPO_JSON_ARRAY};
-    for (int64_t i = 0; i < stbds_arrlen(messages); i++)
-        wrpo__json_append(&all, wrpo__json_copy(wrpo__current, messages[i], NULL));
-    if (answer) wrpo__json_append(&all, wrpo__json_copy(wrpo__current, answer, NULL));
+    for (const wrpo_json *m = messages ? messages->child : NULL; m; m = m->next) wrpo__json_put(&all, m, NULL);
+    if (answer) wrpo__json_put(&all, answer, NULL);
     wrpo__chat_at(wrpo__current, in->tok, &all, add_generation_prompt, in->kwargs, in->now, &out);
     wrpo__text_add(&out, "", 0);  /* never NULL */
     return out;
@@ -9011,18 +8968,18 @@ static size_t wrpo__end_at(const wrpo__reading *in, const char *text, size_t n) 
 static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, const wrpo__text *before,
                                 const wrpo__text *whole, size_t *from, size_t *to) {
     static const char marks[] = "\1\2\3\4\5\6QZX";
-    const wrpo_json *content = wrpo__json_get(message, "content");
+    const wrpo_json *content = wrpo_json_get(message, "content");
     size_t n = whole->size;
     size_t head = 0, tail = 0, k = 0;
     while (marks[k + 1] && memchr(content->text, marks[k], content->size)) k++;
     wrpo_json mark = {.kind = WRPO_JSON_STRING, .text = marks + k, .size = 1}, other = {.kind = WRPO_JSON_OBJECT};
     for (const wrpo_json *v = message->child; v; v = v->next)
-        wrpo__json_append(&other, wrpo__json_copy(wrpo__current, v == content ? &mark : v, v->key));
+        wrpo__json_put(&other, v == content ? &mark : v, v->key);
     const wrpo__text probe = wrpo__render(in, in->prompt, &other, false);
     size_t least = WRPO__MIN(n, probe.size);
     while (head < least && whole->data[head] == probe.data[head]) head++;
     while (tail < least - head && whole->data[n - 1 - tail] == probe.data[probe.size - 1 - tail]) tail++;
-    if (head + tail >= least) wrpo__record_fail(in, message, "the chat template does not show the response");
+    if (head + tail >= least) wrpo__wrong(message, "the chat template does not show the response");
     *from = before->size;
     if (before->size > n - tail || memcmp(whole->data, before->data, before->size) != 0) {
         /* A template that writes a prompt differently once it is answered: space that the prompt does not end in is
@@ -9106,10 +9063,10 @@ static void wrpo__tokenize_authors(wrpo__reading *in) {
         wrpo__encode(in->tok, whole.data, whole.size, 0, &a->ids);
         int64_t border = stbds_arrlen(alone), n = stbds_arrlen(a->ids);
         if (border > n)
-            wrpo__record_fail(in, a->message, "with the response, the prompt has fewer tokens than alone: "
-                              "the authors' tokenization cannot tell them apart");
+            wrpo__wrong(a->message, "with the response, the prompt has fewer tokens than alone: "
+                        "the authors' tokenization cannot tell them apart");
         if (border && memcmp(a->ids, alone, (size_t)border * sizeof *alone) != 0) border--;
-        if (border == n) wrpo__record_fail(in, a->message, "response %lld has no token", (long long)k + 1);
+        if (border == n) wrpo__wrong(a->message, "response %lld has no token", (long long)k + 1);
         stbds_arrput(a->ids, in->tok->eos);
         a->tokens.first = border;
         longest = WRPO__MAX(longest, n + 1 - border);
@@ -9117,7 +9074,7 @@ static void wrpo__tokenize_authors(wrpo__reading *in) {
     for (const wrpo__answer *a = first; a < last; a++) {  /* a chosen one's prompt and the rejected one's */
         int64_t other = 0;
         for (int64_t i = 0; i < WRPO__MIN(a->tokens.first, last->tokens.first); i++) other += a->ids[i] != last->ids[i];
-        if (other > 1) wrpo__record_fail(in, a->message, "the responses change more than the prompt's last token");
+        if (other > 1) wrpo__wrong(a->message, "the responses change more than the prompt's last token");
     }
     for (int64_t k = 0; k < K; k++) {
         wrpo__answer *a = &in->answers[k];
@@ -9136,8 +9093,8 @@ static void wrpo__tokenize_authors(wrpo__reading *in) {
     }
     in->data->stats.truncated_prompts += cut;
     if (shared == 0 && cut)
-        wrpo__record_fail(in, NULL, "truncated, the responses' prompts have no token in common: "
-                          "want a shorter prompt or a larger max_prompt_length");
+        wrpo__wrong(in->root, "truncated, the responses' prompts have no token in common: "
+                    "want a shorter prompt or a larger max_prompt_length");
     for (int64_t i = 0; i < shared; i++) stbds_arrput(in->prompt_ids, first->ids[i]);
     for (int64_t k = 0; k < K; k++) {  /* what is not shared stays with the response, unscored */
         stbds_arrdeln(in->answers[k].ids, 0, (size_t)shared);
@@ -9166,46 +9123,42 @@ static bool wrpo__next_line(wrpo__lines *l) {
 }
 
 /* ---- records ---- */
-/* Puts the record's name before the sentence of an error from below. */
-static void wrpo__name_record(wrpo__reading *in) {
+/* Puts the record's name before the sentence of an error, after its position in the file. */
+static void wrpo__name_record(const wrpo__reading *in) {
     wrpo_error *e = &in->ctx->error;
-    char name[256];
-    if (in->tokenizing && e->code != WRPO_E_MEMORY) {
-        size_t n = (size_t)snprintf(name, sizeof name, "%.150s:%lld: record \"%.60s\": ", in->desc.path,
-                                    (long long)in->line, in->id);
-        size_t m = WRPO__MIN(strlen(e->text), sizeof e->text - 1 - n);
-        memmove(e->text + n, e->text, m);
-        memcpy(e->text, name, n);
-        e->text[n + m] = 0;
-        e->line = in->line;
-        e->column = 0;
-    }
-    in->tokenizing = false;
+    const wrpo_error was = *e;
+    if (!in->root || was.code == WRPO_E_MEMORY) return;
+    const char *text = was.text, *file = in->root->name, *colon = NULL;
+    if (file && was.line && !strncmp(text, file, strlen(file))) colon = strstr(text + strlen(file), ": ");
+    if (colon) text = colon + 2;
+    else e->column = 0;              /* no value of the record is to blame */
+    e->line = in->line;
+    int n = snprintf(e->text, sizeof e->text, "%.150s:%lld:", in->desc.path, (long long)in->line);
+    if (colon) n += snprintf(e->text + n, sizeof e->text - (size_t)n, "%lld:", (long long)was.column);
+    snprintf(e->text + n, sizeof e->text - (size_t)n, " record \"%.60s\": %.430s", in->id, text);
 }
 static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n) {
-    in->id = wrpo__format(wrpo__current, "line %lld", (long long)in->line);
-    in->prompt = NULL;
+    in->root = in->prompt = NULL;
     in->prompt_ids = NULL;
     in->answers = NULL;
     wrpo__read_record(in, wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
-    in->tokenizing = true;
     if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in);
     else wrpo__tokenize_clean(in);
-    in->tokenizing = false;
-    int64_t K = stbds_arrlen(in->answers), P = stbds_arrlen(in->prompt_ids);
+    const int64_t K = stbds_arrlen(in->answers), P = stbds_arrlen(in->prompt_ids);
     wrpo_tokens *responses = wrpo__alloc(wrpo__current, (size_t)K, sizeof *responses);
-    if (P == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
+    if (P == 0) wrpo__wrong(in->root, "the prompt has no token");
     for (int64_t k = 0; k < K; k++) {
-        responses[k] = in->answers[k].tokens;
-        responses[k].ids = in->answers[k].ids;
-        responses[k].count = stbds_arrlen(in->answers[k].ids);
-        if (responses[k].count <= responses[k].first)
-            wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
+        const wrpo__answer *a = &in->answers[k];
+        responses[k] = a->tokens;
+        responses[k].ids = a->ids;
+        responses[k].count = stbds_arrlen(a->ids);
+        if (responses[k].count <= a->tokens.first)
+            wrpo__wrong(a->message, "response %lld has no token", (long long)k + 1);
     }
     const wrpo_record record = {in->id, in->line, in->prompt_ids, P, responses, (int)K, in->weight};
     wrpo__data_add(in->data, &record);
 }
-/* One line. An entry of its own: its arena goes with it, and an error from below learns which record it is about. */
+/* One line. An entry of its own: its arena goes with it, and an error learns which record it is about. */
 static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n) {
     WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__read_line(in, text, n));
     if (wrpo__entry.failed) wrpo__name_record(in);
@@ -9266,24 +9219,23 @@ static void wrpo__tokenize_prompt(wrpo__reading *in, const wrpo_json *record, bo
     const wrpo_json *v = prompt ? prompt : messages;
     wrpo__text text = {.arena = wrpo__current};
     if (!prompt == !messages)
-        wrpo__record_fail(in, record, "want either \"prompt\" or \"messages\", found %s", prompt ? "both" : "none");
-    if (raw && (messages || v->kind != WRPO_JSON_STRING)) wrpo__record_refuse(in, v, "raw prompt", "a string");
-    if (!raw) {
-        wrpo__read_prompt(in, v, prompt ? "prompt" : "messages");
+        wrpo__wrong(record, "want either \"prompt\" or \"messages\", found %s", prompt ? "both" : "none");
+    if (raw) {
+        if (messages || v->kind != WRPO_JSON_STRING) wrpo__refuse(v, "raw prompt", "a string");
+        wrpo__text_add(&text, v->text, v->size);
+    } else {
+        in->prompt = wrpo__messages(v, "user", prompt ? "prompt" : "messages");
         wrpo__end_prompt(in);
+        text = wrpo__render(in, in->prompt, NULL, true);
     }
-    in->tokenizing = true;
-    if (raw) wrpo__text_add(&text, v->text, v->size);
-    else text = wrpo__render(in, in->prompt, NULL, true);
     wrpo__encode(in->tok, text.data, text.size, raw ? WRPO_TOKENIZER_SPECIAL : 0, &in->prompt_ids);
-    in->tokenizing = false;
-    int64_t P = stbds_arrlen(in->prompt_ids);
-    if (P == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
+    const int64_t P = stbds_arrlen(in->prompt_ids);
+    if (P == 0) wrpo__wrong(record, "the prompt has no token");
     *ids = wrpo__handout(in->ctx, in->prompt_ids, (size_t)P * sizeof **ids);
     *count = P;
 }
-static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw,
-                                    int32_t **ids, int64_t *count) {
+static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids,
+                                    int64_t *count) {
     WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__tokenize_prompt(in, record, raw, ids, count));
     if (wrpo__entry.failed) wrpo__name_record(in);
     return wrpo__end(&wrpo__entry);
@@ -9291,11 +9243,9 @@ static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, 
 WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc,
                                            const wrpo_json *record, int32_t **ids, int64_t *count) {
     desc = desc ? desc : &(wrpo_tokenizer_prompt_desc){0};
-    char id[40];
-    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts", .id = id,
+    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts",
                         .line = desc->line ? desc->line : record->line,
                         .now = desc->now ? (time_t)desc->now : time(NULL)};
-    snprintf(id, sizeof id, "line %lld", (long long)in.line);
     *ids = NULL;
     *count = 0;
     return wrpo__prompt_ids(&in, record, desc->raw, ids, count);
@@ -9303,12 +9253,11 @@ WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_token
 static void wrpo__find_answer_end(wrpo_tokenizer *tok, int32_t *end) {
     const wrpo_json said = {.kind = WRPO_JSON_STRING, .text = "x", .size = 1};
     const wrpo_json *answer = wrpo__message_of("assistant", &said);
-    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = "chat template", .id = "of stop tokens",
-                        .now = time(NULL)};
+    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .now = time(NULL)};
     int32_t *ids = NULL;
     size_t from, to;
     wrpo__find_ends(&in);
-    stbds_arrput(in.prompt, wrpo__message_of("user", &said));
+    in.prompt = wrpo__messages(&said, "user", "prompt");
     const wrpo__text before = wrpo__render(&in, in.prompt, NULL, true);
     const wrpo__text whole = wrpo__render(&in, in.prompt, answer, false);
     if (!wrpo__response_span(&in, answer, &before, &whole, &from, &to)) return;
@@ -9945,7 +9894,7 @@ static wrpo__dense wrpo__head_tensor(wrpo_reward *r, const wrpo_tensors *t, cons
         wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, name,
                    info->dtype);
     float *w = wrpo__raw(r->arena, (size_t)info->count, sizeof *w);
-    wrpo__to_finite(r->ctx, w, info, 0, info->count);
+    wrpo__to_finite(w, info, 0, info->count);
     return (wrpo__dense){w, NULL, info->shape[0], ndim == 2 ? info->shape[1] : 1};
 }
 static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
@@ -10148,18 +10097,16 @@ static void wrpo__score_answers(wrpo_reward *w, wrpo__reading *in, const wrpo_js
                                 int64_t n, double *rewards) {
     wrpo__arena *temp = wrpo__current;
     if (!w->tok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: tokenizer.json: want it to score texts, found none", w->model->dir);
-    const wrpo_json **list = wrpo__messages(in, prompt, "user", "prompt");
+    const wrpo_json *list = wrpo__messages(prompt, "user", "prompt");
     int32_t **ids = wrpo__alloc(temp, (size_t)n, sizeof *ids);
     int64_t *counts = wrpo__alloc(temp, (size_t)n, sizeof *counts);
     in->tok = w->tok;
-    in->tokenizing = true;
     for (int64_t k = 0; k < n; k++) {
         const wrpo__text text = wrpo__render(in, list, wrpo__message_of("assistant", &answers[k]), false);
         wrpo__encode(w->tok, text.data, text.size, 0, &ids[k]);
         counts[k] = stbds_arrlen(ids[k]);
     }
     wrpo__score_ids(w, (const int32_t *const *)ids, counts, n, rewards);
-    in->tokenizing = false;
 }
 static void wrpo__reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers, int64_t n,
                                double *rewards) {
@@ -10260,13 +10207,12 @@ static void wrpo__score_root(wrpo__scoring *s, wrpo_json *root) {
     wrpo__write(s->out, line.data, line.size);
 }
 static void wrpo__score_text(wrpo__scoring *s, const char *text, size_t n) {
-    s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
+    s->in.root = NULL;
     wrpo__score_root(s, wrpo__json_parse(wrpo__current, s->in.desc.path, s->in.line, text, n));
 }
 static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {      /* an entry, as in >>data */
     WRPO__CALL(s->in.ctx, wrpo__arena_new(s->in.ctx), true, wrpo__score_text(s, text, n));
-    if (wrpo__entry.failed && s->in.tokenizing && s->in.ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(&s->in);
-    s->in.tokenizing = false;
+    if (wrpo__entry.failed) wrpo__name_record(&s->in);
     return wrpo__end(&wrpo__entry);
 }
 static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc, wrpo_reward_file_stats *stats) {

@@ -277,7 +277,7 @@ static void test_headers(void) {
 
 static wrpo_result convert(const wrpo_tensor_info *t) {
     float x[8];
-    TEST_TRY(ctx, wrpo__arena_new(ctx), true) wrpo__to_float(ctx, x, t, 0, 8);
+    TEST_TRY(ctx, wrpo__arena_new(ctx), true) wrpo__to_float(x, t, 0, 8);
     return wrpo__end(&wrpo__entry);
 }
 /* Every dtype has its size, and only float ones are converted. */
@@ -349,9 +349,9 @@ static void test_conversion(void) {
                               .count = shape,
                               .bytes = 131072,
                               .data = odd};
-        wrpo__to_float(ctx, x, &t, 0, 1000);           /* in two pieces */
-        wrpo__to_float(ctx, x + 1000, &t, 1000, 64536);
-        wrpo__to_float(ctx, NULL, &t, 65536, 0);
+        wrpo__to_float(x, &t, 0, 1000);           /* in two pieces */
+        wrpo__to_float(x + 1000, &t, 1000, 64536);
+        wrpo__to_float(NULL, &t, 65536, 0);
         int wrong = 0, back = 0;
         for (int i = 0; i < 65536; i++) {
             uint32_t u;
@@ -385,9 +385,9 @@ static void test_conversion(void) {
                           .count = 4,
                           .bytes = 16,
                           .data = floats + 1};
-    wrpo__to_float(ctx, x, &t, 1, 3);
+    wrpo__to_float(x, &t, 1, 3);
     CHECK(!memcmp(x, pattern + 1, 12), "F32 from 1");
-    wrpo__to_float(ctx, x, &t, 0, 4);
+    wrpo__to_float(x, &t, 0, 4);
     wrpo__from_float(floats, WRPO_DTYPE_F32, x, 4);
     CHECK(!memcmp(floats, pattern, 16), "F32 unchanged");
     int before = test_failed;
