@@ -8744,26 +8744,23 @@ WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *m
      clean     the prompt's ids are what the model is given at inference; an answer's ids are what the template
                writes after that, up to and including the first token that ends a turn
      authors   as the reference trainer does it, for parity                                                   */
-typedef struct wrpo__answer {
-    const wrpo_json *message;
-    wrpo_tokens tokens;  /* ids and count are set last */
-    int32_t *ids;        /* stb array */
-} wrpo__answer;
 typedef struct wrpo__reading {  /* a file on its way into data */
     wrpo_ctx *ctx;
     wrpo_data *data;
     wrpo_tokenizer *tok;
-    wrpo_data_desc desc;  /* resolved */
-    time_t now;           /* one date for all templates that show one */
-    int32_t *ends;        /* stb array: the tokens that may end a turn: special ones and EOS */
+    wrpo_data_desc desc;      /* resolved */
+    time_t now;               /* one date for all templates that show one */
+    int32_t *ends;            /* stb array: the tokens that may end a turn: special ones and EOS */
     /* of the current record, in its arena: */
     int64_t line;
-    const wrpo_json *root;    /* NULL until its text is parsed */
     const char *id;
+    const wrpo_json *root;    /* NULL until its text is parsed */
     const wrpo_json *prompt;  /* an array of messages; NULL: not known yet */
-    int32_t *prompt_ids;      /* stb array */
-    wrpo__answer *answers;    /* stb array */
     const wrpo_json *kwargs;  /* for the template; NULL: none */
+    const wrpo_json **said;   /* stb array: the answers' messages */
+    wrpo_tokens *answers;     /* stb array; ids, count and first come with the prompt's ids, from the tokenizer */
+    const int32_t *ids;
+    int64_t count;
     double weight;
 } wrpo__reading;
 
@@ -8802,13 +8799,12 @@ static wrpo_json *wrpo__messages(const wrpo_json *v, const char *role, const cha
 static bool wrpo__is_assistant(const wrpo_json *message) {
     return wrpo__json_is(wrpo_json_get(message, "role"), "assistant");
 }
-static void wrpo__add_answer(wrpo__reading *in, wrpo_role role, const wrpo_json *message, double share, int pair,
-                             const char *what) {
+static void wrpo__add_answer(wrpo__reading *in, const wrpo_json *message, const char *what, wrpo_tokens answer) {
     const wrpo_json *content = wrpo__message_get(message, "content", what);
     if (wrpo__jskip_space(content->text, content->size, 0) == content->size)
         wrpo__wrong(message, "%s: want a response, found an empty one", what);
-    const wrpo__answer answer = {.message = message, .tokens = {.role = role, .share = share, .pair_id = pair}};
     stbds_arrput(in->answers, answer);
+    stbds_arrput(in->said, message);
 }
 /* The answer, taken off the end of a conversation. What is left is the prompt, or the same as the prompt. */
 static const wrpo_json *wrpo__take_answer(wrpo__reading *in, wrpo_json *list, const char *what) {
@@ -8837,28 +8833,31 @@ static double wrpo__read_weight(const wrpo_json *v, const char *what) {  /* abse
 /* The weights of the sources' answers, which come first, are divided by their sum. */
 static void wrpo__share_weights(wrpo__reading *in, int64_t sources, const wrpo_json *at) {
     double sum = 0;
-    for (int64_t i = 0; i < sources; i++) sum += in->answers[i].tokens.share;
+    for (int64_t i = 0; i < sources; i++) sum += in->answers[i].share;
     if (!(sum > 0 && sum <= DBL_MAX)) wrpo__wrong(at, "weights: want a positive sum, found %g", sum);
-    for (int64_t i = 0; i < sources; i++) in->answers[i].tokens.share /= sum;
+    for (int64_t i = 0; i < sources; i++) in->answers[i].share /= sum;
 }
-/* One answer or, where all messages are an assistant's, a chosen one's candidates: the sources, then the target. */
-static void wrpo__read_answers(wrpo__reading *in, const wrpo_json *v, const wrpo_json *weights, bool chosen) {
-    const char *what = chosen ? "chosen" : "rejected";
-    wrpo_json *list = wrpo__messages(v, "assistant", what);
+/* The answer that v, a member `what`, ends in. With the target's role it may be candidates, which are all an assistant's:
+   the sources, then the target. */
+static void wrpo__read_answer(wrpo__reading *in, const wrpo_json *v, const char *what, wrpo_tokens answer,
+                              const wrpo_json *weights) {
+    const bool sft = answer.role == WRPO_ROLE_SOURCE && !answer.pair_id;  /* then bare strings are a user's */
+    wrpo_json *list = wrpo__messages(v, sft ? "user" : "assistant", what);
     const wrpo_json *m = list->child, *w = weights ? weights->child : NULL;
     bool candidates = list->count > 1;
     for (; m; m = m->next) candidates = candidates && wrpo__is_assistant(m);
     const int64_t sources = candidates ? list->count - 1 : 0;
-    if (!chosen && candidates) wrpo__wrong(v, "rejected: want one response, found %lld", (long long)list->count);
+    if (candidates && answer.role != WRPO_ROLE_TARGET)
+        wrpo__wrong(v, "%s: want one response, found %lld", what, (long long)list->count);
     if (weights && (weights->kind != WRPO_JSON_ARRAY || !candidates || weights->count != sources))
         wrpo__wrong(weights, "weights: want an array of a number for each source, %lld, found %lld",
                     (long long)sources, (long long)weights->count);
     m = list->child;
     for (int64_t i = 0; i < sources; i++, m = m->next, w = w ? w->next : NULL)
-        wrpo__add_answer(in, WRPO_ROLE_SOURCE, m, wrpo__read_weight(w, "weights"), 0, what);
+        wrpo__add_answer(in, m, what, (wrpo_tokens){.share = wrpo__read_weight(w, "weights")});
     if (candidates) wrpo__share_weights(in, sources, v);
     else m = wrpo__take_answer(in, list, what);
-    wrpo__add_answer(in, chosen ? WRPO_ROLE_TARGET : WRPO_ROLE_REJECTED, m, 1, 0, what);
+    wrpo__add_answer(in, m, what, answer);
 }
 /* [{chosen, rejected, weight}, ...]: the chosen ones as sources, then the rejected ones; pairs are numbered from 1. */
 static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
@@ -8867,14 +8866,14 @@ static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
     if (pairs->kind != WRPO_JSON_ARRAY || !pairs->count)
         wrpo__refuse(pairs, NULL, "an array of {chosen, rejected}");
     for (int side = 0; side < 2; side++) {
-        int number = 1;
-        for (const wrpo_json *p = pairs->child; p; p = p->next, number++) {
+        wrpo_tokens answer = {.role = side ? WRPO_ROLE_REJECTED : WRPO_ROLE_SOURCE};
+        for (const wrpo_json *p = pairs->child; p; p = p->next) {
             if (p->kind != WRPO_JSON_OBJECT) wrpo__refuse(p, "pairs", "an object {chosen, rejected}");
             const wrpo_json *v = wrpo__present(p, sides[side]), *w = wrpo__present(p, "weight");
             if (!v) wrpo__wrong(p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
-            v = wrpo__take_answer(in, wrpo__messages(v, "assistant", sides[side]), sides[side]);
-            wrpo__add_answer(in, side ? WRPO_ROLE_REJECTED : WRPO_ROLE_SOURCE, v, wrpo__read_weight(w, "weight"),
-                             number, sides[side]);
+            answer.share = wrpo__read_weight(w, "weight");
+            answer.pair_id++;
+            wrpo__read_answer(in, v, sides[side], answer, NULL);
             weighted += w && !side;
         }
     }
@@ -8882,8 +8881,7 @@ static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
         wrpo__wrong(pairs, "pairs: want a weight for all of them or for none, found %lld of %lld",
                     (long long)weighted, (long long)pairs->count);
     wrpo__share_weights(in, pairs->count, pairs);
-    for (int64_t i = 0; i < pairs->count; i++)
-        in->answers[pairs->count + i].tokens.share = in->answers[i].tokens.share;
+    for (int64_t i = 0; i < pairs->count; i++) in->answers[pairs->count + i].share = in->answers[i].share;
 }
 static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {  /* its name; what else the template gets */
     const wrpo_json *id = wrpo__present(root, "prompt_id");
@@ -8929,14 +8927,12 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
     if (prompt && !sft) in->prompt = wrpo__messages(prompt, "user", "prompt");
     if (pairs) wrpo__read_pairs(in, pairs);
     else if (sft) {
-        wrpo_json *list = wrpo__messages(messages, "user", "messages");
-        if (list->count < 2) wrpo__wrong(messages, "messages: want a prompt and an answer, found one message");
-        wrpo__add_answer(in, WRPO_ROLE_SOURCE, wrpo__take_answer(in, list, "messages"), 1, 0, "messages");
+        wrpo__read_answer(in, messages, "messages", (wrpo_tokens){.role = WRPO_ROLE_SOURCE, .share = 1}, NULL);
     } else {
-        wrpo__read_answers(in, chosen, weights, true);
-        wrpo__read_answers(in, rejected, NULL, false);
+        wrpo__read_answer(in, chosen, "chosen", (wrpo_tokens){.role = WRPO_ROLE_TARGET, .share = 1}, weights);
+        wrpo__read_answer(in, rejected, "rejected", (wrpo_tokens){.role = WRPO_ROLE_REJECTED, .share = 1}, NULL);
     }
-    if (!in->prompt) wrpo__wrong(root, "want a \"prompt\" or a conversation in \"chosen\", found none");
+    if (!in->prompt) wrpo__wrong(root, "want a \"prompt\", or a conversation that ends in an answer, found none");
     wrpo__end_prompt(in);
 }
 
@@ -8996,110 +8992,121 @@ static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, con
     *to = n;
     return false;
 }
-/* The ids of `rest` after the prompt's. Both are tokenized as one text, from which the prompt's ids are taken off:
-   families that put a space before a text do so after a special token as well. The prompt stays as it is at
-   inference: where its last token would merge with the rest or swallow its white space, the rest is tokenized alone. */
-static void wrpo__encode_after(wrpo__reading *in, const wrpo__text *before, const char *rest, size_t n, int32_t **ids) {
-    const int32_t *prompt = in->prompt_ids;
-    int64_t P = stbds_arrlen(prompt);
+/* ids: those of the prompt and `rest` as one text, for families that put a space before a text do so after a special
+   token as well. Returns how many of them are the prompt's. The prompt stays as it is at inference: where its last token would
+   merge with the rest or swallow its white space, ids are those of the rest alone. */
+static int64_t wrpo__encode_after(const wrpo__reading *in, const wrpo__text *before, const int32_t *prompt,
+                                  const char *rest, size_t n, int32_t **ids) {
+    const int64_t P = stbds_arrlen(prompt);
     wrpo__text both = {.arena = wrpo__current};
     wrpo__text_add(&both, before->data, before->size);
     wrpo__text_add(&both, rest, n);
     wrpo__encode(in->tok, both.data, both.size, 0, ids);
-    bool strips = P && in->tok->tokens[prompt[P - 1]].flags & WRPO__TOKEN_RSTRIP;
-    bool swallows = strips && n && wrpo__jskip_space(rest, n, 0) > 0;
-    bool same = stbds_arrlen(*ids) >= P && (!P || memcmp(*ids, prompt, (size_t)P * sizeof *prompt) == 0);
-    if (same && !swallows) {
-        if (P) stbds_arrdeln(*ids, 0, (size_t)P);
-        return;
-    }
+    const bool strips = P && in->tok->tokens[prompt[P - 1]].flags & WRPO__TOKEN_RSTRIP;
+    const bool swallows = strips && n && wrpo__jskip_space(rest, n, 0) > 0;
+    const bool same = stbds_arrlen(*ids) >= P && (!P || !memcmp(*ids, prompt, (size_t)P * sizeof *prompt));
+    if (same && !swallows) return P;
     stbds_arrsetlen(*ids, 0);
     wrpo__encode(in->tok, rest, n, WRPO_TOKENIZER_CONTINUE, ids);
+    return 0;
 }
 static void wrpo__tokenize_clean(wrpo__reading *in) {
     const wrpo__text before = wrpo__render(in, in->prompt, NULL, true);
-    wrpo__encode(in->tok, before.data, before.size, 0, &in->prompt_ids);
-    int64_t full = stbds_arrlen(in->prompt_ids), P = WRPO__MIN(full, in->desc.max_prompt_length);
+    int32_t *prompt = NULL;
+    wrpo__encode(in->tok, before.data, before.size, 0, &prompt);
+    const int64_t full = stbds_arrlen(prompt), P = WRPO__MIN(full, in->desc.max_prompt_length);
     for (int64_t k = 0; k < stbds_arrlen(in->answers); k++) {
-        wrpo__answer *a = &in->answers[k];
-        const wrpo__text whole = wrpo__render(in, in->prompt, a->message, false);
+        wrpo_tokens *a = &in->answers[k];
+        const wrpo__text whole = wrpo__render(in, in->prompt, in->said[k], false);
         size_t from, to;
-        bool ends = wrpo__response_span(in, a->message, &before, &whole, &from, &to);
-        wrpo__encode_after(in, &before, whole.data + from, to - from, &a->ids);
-        if (!ends && in->tok->eos >= 0) stbds_arrput(a->ids, in->tok->eos);
-        if (P + stbds_arrlen(a->ids) > in->desc.max_length) {  /* a response keeps its beginning */
-            stbds_arrsetlen(a->ids, (size_t)(in->desc.max_length - P));
-            in->data->stats.truncated_responses++;
-        }
+        int32_t *ids = NULL;
+        const bool ends = wrpo__response_span(in, in->said[k], &before, &whole, &from, &to);
+        const int64_t first = wrpo__encode_after(in, &before, prompt, whole.data + from, to - from, &ids);
+        if (!ends && in->tok->eos >= 0) stbds_arrput(ids, in->tok->eos);
+        const int64_t n = stbds_arrlen(ids) - first;
+        a->ids = ids + first;
+        a->count = WRPO__MIN(n, in->desc.max_length - P);  /* a response keeps its beginning, */
+        in->data->stats.truncated_responses += a->count < n;
     }
-    if (full > P) stbds_arrdeln(in->prompt_ids, 0, (size_t)(full - P));  /* the prompt keeps its end */
+    in->ids = full > P ? prompt + full - P : prompt;  /* the prompt its end */
+    in->count = P;
     in->data->stats.truncated_prompts += full > P;
 }
 
 /* ---- authors: tokenize_row of the reference trainer ----
-   The prompt is rendered without the generation prompt. Each answer is rendered as a conversation of its own without
-   BOS, so that the assistant's header is scored with it. Both are tokenized as one text. In it the prompt has as many
-   tokens as alone, or one less if they would differ. EOS is appended once more. Truncation goes by the longest
-   response: all prompts keep their ends, then, if that is not enough, every response its beginning.           */
+   The prompt is rendered without the generation prompt, each answer as a conversation of its own without BOS, so that
+   the assistant's header is scored with it. Both are tokenized as one text. In it the prompt has as many tokens as
+   alone, or one less if they would differ. EOS is appended once more. Truncation goes by the longest response: all
+   prompts keep their ends, then, if that is not enough, every response its beginning.                        */
+static void wrpo__drop_ids(wrpo_tokens *a, int64_t n) {  /* the first n */
+    a->ids += n;
+    a->count -= n;
+    a->first -= n;
+}
+/* The prompt and answer k, of which the prompt's ids, alone[border], are the first. */
+static void wrpo__encode_authors(wrpo__reading *in, int64_t k, const wrpo__text *before, const int32_t *alone) {
+    const char *bos = in->tok->special[0] ? in->tok->special[0] : "";
+    const size_t size = strlen(bos);
+    const wrpo__text reply = wrpo__render(in, NULL, in->said[k], false);
+    const size_t skip = reply.size >= size && !memcmp(reply.data, bos, size) ? size : 0;
+    wrpo__text whole = {.arena = wrpo__current};
+    int64_t border = stbds_arrlen(alone);
+    int32_t *ids = NULL;
+    wrpo__text_add(&whole, before->data, before->size);
+    wrpo__text_add(&whole, reply.data + skip, reply.size - skip);
+    wrpo__encode(in->tok, whole.data, whole.size, 0, &ids);
+    const int64_t n = stbds_arrlen(ids);
+    if (border > n)
+        wrpo__wrong(in->said[k], "with the response, the prompt has fewer tokens than alone: "
+                    "the authors' tokenization cannot tell them apart");
+    if (border && memcmp(ids, alone, (size_t)border * sizeof *alone)) border--;
+    if (border == n) wrpo__wrong(in->said[k], "response %lld has no token", (long long)k + 1);
+    stbds_arrput(ids, in->tok->eos);
+    in->answers[k].ids = ids;
+    in->answers[k].count = n + 1;
+    in->answers[k].first = border;
+}
 static void wrpo__tokenize_authors(wrpo__reading *in) {
-    int64_t K = stbds_arrlen(in->answers), max_length = in->desc.max_length, max_prompt = in->desc.max_prompt_length;
-    const char *bos_token = in->tok->special[0];
-    size_t bos = bos_token ? strlen(bos_token) : 0;
-    const wrpo__answer *first = in->answers, *last = &in->answers[K - 1];
-    int32_t *alone = NULL;   /* stb array */
+    const int64_t K = stbds_arrlen(in->answers), max_length = in->desc.max_length;
+    const int64_t max_prompt = in->desc.max_prompt_length, max_answer = max_length - max_prompt;
+    wrpo_tokens *const first = in->answers, *const end = first + K, *const last = end - 1;
+    int32_t *alone = NULL;  /* stb array */
     int64_t longest = 0, shared = INT64_MAX;
     bool cut = false;
     if (in->tok->eos < 0)
         wrpo__fail(in->ctx, WRPO_E_ARG, "the authors' tokenization wants an eos_token, the tokenizer has none");
     const wrpo__text before = wrpo__render(in, in->prompt, NULL, false);
     wrpo__encode(in->tok, before.data, before.size, 0, &alone);
-    for (int64_t k = 0; k < K; k++) {  /* until the end, ids hold the prompt and the response */
-        wrpo__answer *a = &in->answers[k];
-        const wrpo__text reply = wrpo__render(in, NULL, a->message, false);
-        size_t skip = bos && reply.size >= bos && memcmp(reply.data, bos_token, bos) == 0 ? bos : 0;
-        wrpo__text whole = {.arena = wrpo__current};
-        wrpo__text_add(&whole, before.data, before.size);
-        wrpo__text_add(&whole, reply.data + skip, reply.size - skip);
-        wrpo__encode(in->tok, whole.data, whole.size, 0, &a->ids);
-        int64_t border = stbds_arrlen(alone), n = stbds_arrlen(a->ids);
-        if (border > n)
-            wrpo__wrong(a->message, "with the response, the prompt has fewer tokens than alone: "
-                        "the authors' tokenization cannot tell them apart");
-        if (border && memcmp(a->ids, alone, (size_t)border * sizeof *alone) != 0) border--;
-        if (border == n) wrpo__wrong(a->message, "response %lld has no token", (long long)k + 1);
-        stbds_arrput(a->ids, in->tok->eos);
-        a->tokens.first = border;
-        longest = WRPO__MAX(longest, n + 1 - border);
-    }
-    for (const wrpo__answer *a = first; a < last; a++) {  /* a chosen one's prompt and the rejected one's */
-        int64_t other = 0;
-        for (int64_t i = 0; i < WRPO__MIN(a->tokens.first, last->tokens.first); i++) other += a->ids[i] != last->ids[i];
-        if (other > 1) wrpo__wrong(a->message, "the responses change more than the prompt's last token");
-    }
     for (int64_t k = 0; k < K; k++) {
-        wrpo__answer *a = &in->answers[k];
-        int64_t P = a->tokens.first, same = 0;  /* same: with the first one's prompt */
-        if (P + longest > max_length && P > max_prompt) {
-            stbds_arrdeln(a->ids, 0, (size_t)(P - max_prompt));
-            a->tokens.first = P = max_prompt;
+        wrpo__encode_authors(in, k, &before, alone);
+        longest = WRPO__MAX(longest, first[k].count - first[k].first);
+    }
+    for (const wrpo_tokens *a = first; a < last; a++) {  /* a chosen one's prompt and the rejected one's */
+        int64_t other = 0;
+        for (int64_t i = 0; i < WRPO__MIN(a->first, last->first); i++) other += a->ids[i] != last->ids[i];
+        if (other > 1) wrpo__wrong(in->said[a - first], "the responses change more than the prompt's last token");
+    }
+    for (wrpo_tokens *a = first; a < end; a++) {
+        int64_t same = 0;  /* with the first one's prompt */
+        if (a->first + longest > max_length && a->first > max_prompt) {
+            wrpo__drop_ids(a, a->first - max_prompt);
+            a->first = max_prompt;
             cut = true;
         }
-        if (P + longest > max_length && stbds_arrlen(a->ids) - P > max_length - max_prompt) {
-            stbds_arrsetlen(a->ids, (size_t)(P + max_length - max_prompt));
+        if (a->first + longest > max_length && a->count - a->first > max_answer) {
+            a->count = a->first + max_answer;
             in->data->stats.truncated_responses++;
         }
-        while (same < P && same < first->tokens.first && a->ids[same] == first->ids[same]) same++;
+        while (same < a->first && same < first->first && a->ids[same] == first->ids[same]) same++;
         shared = WRPO__MIN(shared, same);
     }
     in->data->stats.truncated_prompts += cut;
     if (shared == 0 && cut)
         wrpo__wrong(in->root, "truncated, the responses' prompts have no token in common: "
                     "want a shorter prompt or a larger max_prompt_length");
-    for (int64_t i = 0; i < shared; i++) stbds_arrput(in->prompt_ids, first->ids[i]);
-    for (int64_t k = 0; k < K; k++) {  /* what is not shared stays with the response, unscored */
-        stbds_arrdeln(in->answers[k].ids, 0, (size_t)shared);
-        in->answers[k].tokens.first -= shared;
-    }
+    in->ids = first->ids;
+    in->count = shared;
+    for (wrpo_tokens *a = first; a < end; a++) wrpo__drop_ids(a, shared);  /* the rest stays there, unscored */
 }
 
 /* ---- lines of a file, except blank ones ---- */
@@ -9139,23 +9146,17 @@ static void wrpo__name_record(const wrpo__reading *in) {
 }
 static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n) {
     in->root = in->prompt = NULL;
-    in->prompt_ids = NULL;
+    in->said = NULL;
     in->answers = NULL;
     wrpo__read_record(in, wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
     if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in);
     else wrpo__tokenize_clean(in);
-    const int64_t K = stbds_arrlen(in->answers), P = stbds_arrlen(in->prompt_ids);
-    wrpo_tokens *responses = wrpo__alloc(wrpo__current, (size_t)K, sizeof *responses);
-    if (P == 0) wrpo__wrong(in->root, "the prompt has no token");
-    for (int64_t k = 0; k < K; k++) {
-        const wrpo__answer *a = &in->answers[k];
-        responses[k] = a->tokens;
-        responses[k].ids = a->ids;
-        responses[k].count = stbds_arrlen(a->ids);
-        if (responses[k].count <= a->tokens.first)
-            wrpo__wrong(a->message, "response %lld has no token", (long long)k + 1);
-    }
-    const wrpo_record record = {in->id, in->line, in->prompt_ids, P, responses, (int)K, in->weight};
+    const int64_t K = stbds_arrlen(in->answers);
+    if (in->count == 0) wrpo__wrong(in->root, "the prompt has no token");
+    for (int64_t k = 0; k < K; k++)
+        if (in->answers[k].count <= in->answers[k].first)
+            wrpo__wrong(in->said[k], "response %lld has no token", (long long)k + 1);
+    const wrpo_record record = {in->id, in->line, in->ids, in->count, in->answers, (int)K, in->weight};
     wrpo__data_add(in->data, &record);
 }
 /* One line. An entry of its own: its arena goes with it, and an error learns which record it is about. */
@@ -9179,9 +9180,9 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
     data->ctx = ctx;
     data->arena = arena;
     if (!desc->path) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want a path, found NULL");
-    if (*max_length < 0 || *max_prompt < 0 || desc->limit < 0)
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want max_length, max_prompt_length and limit of at least 0, "
-                   "found %lld, %lld and %lld", (long long)*max_length, (long long)*max_prompt, (long long)desc->limit);
+    WRPO__RANGE(*max_length >= 0, "max_length", *max_length, "at least 0");
+    WRPO__RANGE(*max_prompt >= 0, "max_prompt_length", *max_prompt, "at least 0");
+    WRPO__RANGE(desc->limit >= 0, "limit", desc->limit, "at least 0");
     if (!*max_length) *max_length = 2048;
     if (!*max_prompt) *max_prompt = WRPO__MAX(*max_length / 2048 * 1800 + *max_length % 2048 * 1800 / 2048, 1);
     if (*max_prompt >= *max_length)
@@ -9189,19 +9190,20 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
                    (long long)*max_length, (long long)*max_prompt);
     wrpo__arena *work = wrpo__sub_arena(arena);  /* what goes when the file is read */
     wrpo__lines lines = {.file = wrpo__open_file(work, desc->path)};
+    wrpo_data_stats *stats = &data->stats;
     wrpo__current = work;
     wrpo__find_ends(&in);
-    while (!(desc->limit && data->stats.records >= desc->limit) && wrpo__next_line(&lines)) {
+    while (!(desc->limit && stats->records >= desc->limit) && wrpo__next_line(&lines)) {
         in.line = lines.number;
         wrpo__rethrow(ctx, wrpo__load_line(&in, lines.text, lines.size));
     }
     wrpo__current = arena;
     wrpo__arena_clear(work);
-    if (!data->stats.records) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
-    if (data->stats.truncated_prompts || data->stats.truncated_responses)
+    if (!stats->records) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
+    if (stats->truncated_prompts || stats->truncated_responses)
         wrpo__log(ctx, WRPO_LOG_WARN,
                   "%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt",
-                  desc->path, (long long)data->stats.truncated_prompts, (long long)data->stats.truncated_responses,
+                  desc->path, (long long)stats->truncated_prompts, (long long)stats->truncated_responses,
                   (long long)*max_length, (long long)*max_prompt);
     return data;
 }
@@ -9228,11 +9230,11 @@ static void wrpo__tokenize_prompt(wrpo__reading *in, const wrpo_json *record, bo
         wrpo__end_prompt(in);
         text = wrpo__render(in, in->prompt, NULL, true);
     }
-    wrpo__encode(in->tok, text.data, text.size, raw ? WRPO_TOKENIZER_SPECIAL : 0, &in->prompt_ids);
-    const int64_t P = stbds_arrlen(in->prompt_ids);
-    if (P == 0) wrpo__wrong(record, "the prompt has no token");
-    *ids = wrpo__handout(in->ctx, in->prompt_ids, (size_t)P * sizeof **ids);
-    *count = P;
+    int32_t *own = NULL;  /* stb array */
+    wrpo__encode(in->tok, text.data, text.size, raw ? WRPO_TOKENIZER_SPECIAL : 0, &own);
+    if (!own) wrpo__wrong(record, "the prompt has no token");
+    *ids = wrpo__handout(in->ctx, own, stbds_arrlenu(own) * sizeof **ids);
+    *count = stbds_arrlen(own);
 }
 static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids,
                                     int64_t *count) {

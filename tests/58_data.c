@@ -226,7 +226,9 @@ static void refusals(void) {
         {"{\"prompt\":{\"role\":\"user\"},\"chosen\":\"a\",\"rejected\":\"b\"}", "\"content\""},
         {"{\"prompt\":\"x\",\"chosen\":[],\"rejected\":\"b\"}", "at least one message"},
         {"{\"prompt\":\"x\",\"chosen\":\"a\",\"rejected\":[\"b\",\"c\"]}", "want one response, found 2"},
-        {"{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", "prompt and an answer"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", "messages: want \"assistant\" as the last role"},
+        {"{\"messages\":[{\"role\":\"assistant\",\"content\":\"x\"}]}", "want a \"prompt\", or a conversation"},
+        {"{\"messages\":[\"x\",\"y\"]}", "messages: want \"assistant\" as the last role"},
         {"{\"messages\":[{\"role\":\"assistant\",\"content\":\"x\"},{\"role\":\"user\",\"content\":\"x\"}]}",
          "want \"assistant\" as the last role"},
         {"{\"prompt\":\"y\",\"chosen\":[{\"role\":\"user\",\"content\":\"x\"},{\"role\":\"assistant\",\"content\":"
@@ -246,7 +248,7 @@ static void refusals(void) {
          "pairs: want \"chosen\" and \"rejected\", found no \"rejected\""},
         {"{\"prompt\":\"x\",\"pairs\":[]}", "pairs: want an array"},
         {"{\"prompt\":\"x\",\"pairs\":[{\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\"}]}",
-         "want the prompt before the answer"},
+         "chosen: want one response, found 2"},
         {"{\"prompt\":\"x\",\"pairs\":[{\"chosen\":\"a\",\"rejected\":\"c\",\"weight\":1},{\"chosen\":\"a\","
          "\"rejected\":\"c\"}]}",
          "for all of them or for none"},
