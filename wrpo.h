@@ -4405,60 +4405,49 @@ WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const 
     if (!t->count) return NULL;
     return bsearch(&name, t->info, (size_t)t->count, sizeof *t->info, wrpo__by_first_name);
 }
-static void wrpo__tensor_want(bool ok, const wrpo_tensor_info *t, const char *want, const wrpo_json *v) {
-    if (!ok) wrpo__wrong_tensor(t, "want %s, found %s", want, wrpo__found(v));
-}
-static const wrpo_json *wrpo__entry_get(const wrpo_tensor_info *t, const wrpo_json *entry, const char *key) {
-    const wrpo_json *v = wrpo_json_get(entry, key);
-    if (!v) wrpo__wrong_tensor(t, "want dtype, shape and data_offsets, found no %s", key);
-    return v;
-}
-static bool wrpo__is_size(const wrpo_json *v) {
-    return v->kind == WRPO_JSON_NUMBER && v->exact && v->text[0] != '-';
+static int64_t wrpo__size_in(const wrpo_json *v, const char *what) {
+    if (v->kind != WRPO_JSON_NUMBER || !v->exact || v->text[0] == '-') wrpo__refuse(v, what, "a size");
+    return v->integer;
 }
 /* One entry of the header; data[size]: all that follows the header. */
 static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const unsigned char *data, size_t size,
         wrpo_tensor_info *t) {
-    wrpo__tensor_want(entry->kind == WRPO_JSON_OBJECT, t, "an object of dtype, shape and data_offsets", entry);
-    const wrpo_json *dtype = wrpo__entry_get(t, entry, "dtype"), *shape = wrpo__entry_get(t, entry, "shape");
-    const wrpo_json *offsets = wrpo__entry_get(t, entry, "data_offsets");
+    const wrpo_json *dtype = wrpo__need(entry, "dtype", WRPO_JSON_STRING);
+    const wrpo_json *shape = wrpo__need(entry, "shape", WRPO_JSON_ARRAY);
+    const wrpo_json *offsets = wrpo__need(entry, "data_offsets", WRPO_JSON_ARRAY);
     for (const wrpo_json *v = entry->child; v; v = v->next)
         if (v != dtype && v != shape && v != offsets)
-            wrpo__wrong_tensor(t, "want dtype, shape and data_offsets, found \"%s\" as well",
+            wrpo__wrong(v, "want dtype, shape and data_offsets, found \"%s\" as well",
                     wrpo__legible(v->key, v->key_size));
-    const int index = dtype->kind == WRPO_JSON_STRING ? wrpo__dtype_index(dtype->text) : 0;
+    const int index = wrpo__dtype_index(dtype->text);
     const long long bits = wrpo__dtypes[index].bits;
-    wrpo__tensor_want(index && wrpo__json_is(dtype, wrpo__dtypes[index].name), t, "a dtype", dtype);
     t->dtype = wrpo__dtypes[index].name;
+    if (!index || !wrpo__json_is(dtype, t->dtype)) wrpo__refuse(dtype, NULL, "a type of safetensors");
 
-    wrpo__tensor_want(shape->kind == WRPO_JSON_ARRAY, t, "shape to be an array", shape);
     int64_t *dims = wrpo__alloc(arena, (size_t)shape->count, sizeof *dims);
     t->ndim = (int)shape->count;
     t->shape = dims;
     t->count = 1;
     for (const wrpo_json *v = shape->child; v; v = v->next) {          /* the order of the format's own library */
-        wrpo__tensor_want(wrpo__is_size(v), t, "shape to hold sizes", v);
-        if (v->integer && t->count > INT64_MAX / v->integer)
-            wrpo__wrong_tensor(t, "want a shape whose product fits 63 bits, found more");
-        *dims++ = v->integer;
-        t->count *= v->integer;
+        *dims = wrpo__size_in(v, "shape");
+        if (*dims && t->count > INT64_MAX / *dims)
+            wrpo__wrong(v, "shape: want a product that fits 63 bits, found more");
+        t->count *= *dims++;
     }
     const bool fits = t->count <= INT64_MAX / bits;
     if (!fits || t->count * bits % 8)
-        wrpo__wrong_tensor(t, "want %s, found %lld x %lld bits", fits ? "whole bytes" : "a size that fits 63 bits",
+        wrpo__wrong(shape, "shape: want %s, found %lld x %lld bits", fits ? "whole bytes" : "a size that fits 63 bits",
                 (long long)t->count, bits);
-    const int64_t want = t->count * bits / 8;
+    const long long want = t->count * bits / 8;
 
-    const bool two = offsets->kind == WRPO_JSON_ARRAY && offsets->count == 2;
-    wrpo__tensor_want(two, t, "data_offsets to be [begin, end]", offsets);
-    const wrpo_json *first = offsets->child, *last = first->next;
-    if (!wrpo__is_size(first) || !wrpo__is_size(last))
-        wrpo__wrong_tensor(t, "want data_offsets to be [begin, end], found an array of 2, not both whole numbers");
-    const long long begin = first->integer, end = last->integer;
+    if (offsets->count != 2) wrpo__refuse(offsets, NULL, "[begin, end]");
+    const long long begin = wrpo__size_in(offsets->child, "data_offsets");
+    const long long end = wrpo__size_in(offsets->child->next, "data_offsets");
     if (begin > end || (uint64_t)end > size)
-        wrpo__wrong_tensor(t, "want data within the file's %zu bytes, found [%lld, %lld)", size, begin, end);
+        wrpo__wrong(offsets, "data_offsets: want data within the file's %zu bytes, found [%lld, %lld)", size, begin,
+                end);
     if (end - begin != want)
-        wrpo__wrong_tensor(t, "want %lld bytes for %lld of %s, found %lld", (long long)want, (long long)t->count,
+        wrpo__wrong(offsets, "data_offsets: want %lld bytes for %lld of %s, found %lld", want, (long long)t->count,
                 t->dtype, end - begin);
     t->bytes = (size_t)want;
     t->data = data + begin;
@@ -4480,7 +4469,9 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     const unsigned char *data = f->data + 8 + header;
     const size_t size = f->size - 8 - (size_t)header;
 
-    const char *name = wrpo__format(temp, "%s: header", path);
+    const size_t room = strlen(path) + 100;
+    char *name = wrpo__raw(temp, room, 1);             /* what errors call the text: FILE: header, then FILE: TENSOR */
+    snprintf(name, room, "%s: header", path);
     const wrpo_json *root = wrpo__json_parse(temp, name, 1, (const char *)f->data + 8, (size_t)header);
     const wrpo_json *metadata = wrpo_json_get(wrpo__want(root, WRPO_JSON_OBJECT, "the header"), "__metadata__");
     if (metadata) wrpo__want(metadata, WRPO_JSON_OBJECT, NULL);
@@ -4489,9 +4480,8 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     wrpo_tensor_info *t = part.info = wrpo__raw(arena, (size_t)part.count, sizeof *t);
     for (const wrpo_json *v = root->child; v; v = v->next) {
         if (v == metadata) continue;
-        if (strlen(v->key) != v->key_size)
-            wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want a name without U+0000", path,
-                    wrpo__legible(v->key, v->key_size));
+        snprintf(name, room, "%s: %.80s", path, v->key);
+        if (strlen(v->key) != v->key_size) wrpo__unsupported(v, "want a name without U+0000");
         *t = (wrpo_tensor_info){.name = wrpo__strndup(arena, v->key, v->key_size), .file = f->path};
         wrpo__tensor_read(arena, v, data, size, t++);
     }
@@ -8837,8 +8827,8 @@ static void wrpo__share_weights(wrpo__reading *in, int64_t sources, const wrpo_j
     if (!(sum > 0 && sum <= DBL_MAX)) wrpo__wrong(at, "weights: want a positive sum, found %g", sum);
     for (int64_t i = 0; i < sources; i++) in->answers[i].share /= sum;
 }
-/* The answer that v, a member `what`, ends in. With the target's role it may be candidates, which are all an assistant's:
-   the sources, then the target. */
+/* The answer that v, a member `what`, ends in. In place of the target's there may be candidates, all of them an
+   assistant's: the sources, then the target. */
 static void wrpo__read_answer(wrpo__reading *in, const wrpo_json *v, const char *what, wrpo_tokens answer,
                               const wrpo_json *weights) {
     const bool sft = answer.role == WRPO_ROLE_SOURCE && !answer.pair_id;  /* then bare strings are a user's */
@@ -8918,7 +8908,8 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
     in->weight = wrpo__read_weight(wrpo__present(root, "weight"), "weight");
     if (in->weight == 0) in->weight = WRPO_ZERO;
     if (pairs && (chosen || rejected || messages))
-        wrpo__wrong(pairs, "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
+        wrpo__wrong(pairs,
+                    "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
     if (weights && !chosen)
         wrpo__wrong(weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
     if (!pairs && !sft && (!chosen || !rejected))
@@ -8992,9 +8983,9 @@ static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, con
     *to = n;
     return false;
 }
-/* ids: those of the prompt and `rest` as one text, for families that put a space before a text do so after a special
-   token as well. Returns how many of them are the prompt's. The prompt stays as it is at inference: where its last token would
-   merge with the rest or swallow its white space, ids are those of the rest alone. */
+/* ids: those of the prompt and `rest` as one text, since families that put a space before a text do so after a special
+   token as well. Returns how many of them are the prompt's. The prompt stays as it is at inference: where its last
+   token would merge with the rest or swallow its white space, ids are those of the rest alone. */
 static int64_t wrpo__encode_after(const wrpo__reading *in, const wrpo__text *before, const int32_t *prompt,
                                   const char *rest, size_t n, int32_t **ids) {
     const int64_t P = stbds_arrlen(prompt);
