@@ -3830,7 +3830,7 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
 
 /* --------------------------------------------------------------------------------------------- >>json
    RFC 8259, strictly: valid UTF-8, no byte order mark, no lone surrogate, no key twice in an object, one value and
-   nothing after it. A node knows the name of its text, its line and its column, for errors.               */
+   nothing after it. A node knows the name of its text, its line and its column, for errors. */
 enum { WRPO__JSON_DEPTH = 256, WRPO__SHOWN = 92 /* bytes of foreign text in a sentence */ };
 
 /* Foreign text for one of our sentences: control characters escaped, invalid UTF-8 as '?', cut to WRPO__SHOWN. */
@@ -3868,10 +3868,10 @@ static void wrpo__fail_json(wrpo_result code, const wrpo_json *v, const char *fo
 typedef struct wrpo__json_in {
     wrpo__arena *arena;
     const char *name;
-    const char *at, *end;            /* what is left to read */
+    const char *at, *end;  /* what is left to read */
     int64_t line;
-    const char *line_begin;          /* moved on by the bytes that continue a code point: they are no columns */
-    char *out;                       /* where the next unescaped text goes */
+    const char *line_begin;  /* moved on by the bytes that continue a code point: they are no columns */
+    char *out;  /* where the next unescaped text goes */
 } wrpo__json_in;
 
 static int64_t wrpo__json_column(const wrpo__json_in *in) { return in->at - in->line_begin + 1; }
@@ -3890,13 +3890,13 @@ _Noreturn static void wrpo__json_expect(wrpo__json_in *in, const char *want) {
     else if (c == 0xFEFF) snprintf(found, sizeof found, "a byte order mark");
     else if (c < 0x20) snprintf(found, sizeof found, "the control character U+%04X", (unsigned)c);
     else {
-        size_t word = 0;                               /* NaN, True, undefined: shown whole */
+        size_t word = 0;  /* NaN, True, undefined: shown whole */
         while (word < n && word < 24 && (in->at[word] | 32) >= 'a' && (in->at[word] | 32) <= 'z') word++;
         snprintf(found, sizeof found, "'%s'", wrpo__legible(in->at, word ? word : size));
     }
     wrpo__json_stop(in, want, found);
 }
-static char wrpo__json_peek(const wrpo__json_in *in) { return in->at < in->end ? *in->at : 0; }   /* 0 is never valid */
+static char wrpo__json_peek(const wrpo__json_in *in) { return in->at < in->end ? *in->at : 0; }  /* 0 is never valid */
 static void wrpo__json_skip(wrpo__json_in *in, char c, const char *want) {
     if (wrpo__json_peek(in) != c) wrpo__json_expect(in, want);
     in->at++;
@@ -3941,7 +3941,7 @@ static const char *wrpo__json_string(wrpo__json_in *in, size_t *size) {
     static const char escapes[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
     char *begin = in->out;
     for (;;) {
-        const char *run = in->at;                      /* copied as it is */
+        const char *run = in->at;  /* copied as it is */
         while (in->at < in->end && (unsigned char)*in->at >= 0x20 && *in->at != '"' && *in->at != '\\') {
             size_t bytes;
             if (wrpo__utf8_get(in->at, (size_t)(in->end - in->at), &bytes) < 0) break;
@@ -3979,7 +3979,7 @@ static void wrpo__json_read_number(wrpo__json_in *in, wrpo_json *v) {
     if (*begin == '-') in->at++;
     if (wrpo__json_peek(in) == '0') in->at++;
     else wrpo__json_digits(in);
-    const char *point = in->at;                        /* where the integer ends */
+    const char *point = in->at;  /* where the integer ends */
     if (wrpo__json_peek(in) == '.') { in->at++; wrpo__json_digits(in); }
     if ((wrpo__json_peek(in) | 32) == 'e') {
         in->at++;
@@ -3995,7 +3995,7 @@ static void wrpo__json_read_number(wrpo__json_in *in, wrpo_json *v) {
     const long long integer = strtoll(v->text, NULL, 10);
     v->exact = in->at == point && errno == 0;
     if (v->exact) v->integer = integer;
-    v->number = v->integer ? (double)v->integer : wrpo__json_double(in->arena, begin, v->size);   /* -0 too */
+    v->number = v->integer ? (double)v->integer : wrpo__json_double(in->arena, begin, v->size);  /* -0 too */
 }
 static bool wrpo__json_word(wrpo__json_in *in, const char *word) {
     const size_t n = strlen(word);
@@ -4027,7 +4027,7 @@ static void wrpo__json_unique(wrpo__json_in *in, const wrpo_json *object) {
     if (table != small) wrpo__block_free(table);
 }
 static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth);
-static void wrpo__json_members(wrpo__json_in *in, wrpo_json *v, int depth) {       /* from bracket to bracket */
+static void wrpo__json_members(wrpo__json_in *in, wrpo_json *v, int depth) {  /* from bracket to bracket */
     const bool object = v->kind == WRPO_JSON_OBJECT;
     wrpo_json **tail = &v->child;
     if (depth == WRPO__JSON_DEPTH) wrpo__json_stop(in, "at most 256 levels of nesting", "one more");
@@ -4097,11 +4097,11 @@ WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key
         if (v->key_size == n && !memcmp(v->key, key, n)) return v;
     return NULL;
 }
-static const wrpo_json *wrpo__present(const wrpo_json *object, const char *key) {      /* NULL: absent or null */
+static const wrpo_json *wrpo__present(const wrpo_json *object, const char *key) {  /* NULL: absent or null */
     const wrpo_json *v = wrpo_json_get(object, key);
     return v && v->kind != WRPO_JSON_NULL ? v : NULL;
 }
-static bool wrpo__json_is(const wrpo_json *v, const char *text) {      /* this string */
+static bool wrpo__json_is(const wrpo_json *v, const char *text) {  /* this string */
     return v && v->kind == WRPO_JSON_STRING && v->size == strlen(text) && !memcmp(v->text, text, v->size);
 }
 static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
@@ -4116,7 +4116,7 @@ static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
 }
 static const char *const wrpo__json_kinds[] = {
     "null", "true or false", "a number", "a string", "an array", "an object"};
-static const char *wrpo__found(const wrpo_json *v) {   /* what a value is, for the end of a sentence */
+static const char *wrpo__found(const wrpo_json *v) {  /* what a value is, for the end of a sentence */
     wrpo__arena *arena = wrpo__current;
     switch (v->kind) {
     case WRPO_JSON_BOOL: return v->boolean ? "true" : "false";
@@ -4175,7 +4175,7 @@ static void wrpo__json_put(wrpo_json *parent, const wrpo_json *v, const char *ke
 }
 
 /* ---- write ---- */
-static void wrpo__json_quote(wrpo__text *out, const char *s, size_t n) {   /* bytes that are not UTF-8 become U+FFFD */
+static void wrpo__json_quote(wrpo__text *out, const char *s, size_t n) {  /* bytes that are not UTF-8 become U+FFFD */
     static const char special[] = "\"\\\b\f\n\r\t", escape[] = "\"\\bfnrt";
     size_t done = 0;
     wrpo__text_puts(out, "\"");
@@ -4198,7 +4198,7 @@ static int wrpo__json_digits_of(double x, char digits[24], int *power) {
     int n = 0, precision = 0;
     do snprintf(s, sizeof s, "%.*e", precision, x); while (strtod(s, NULL) != x && ++precision < 17);
     const char *p = s;
-    for (; *p != 'e'; p++)                             /* skips the sign and a decimal point of any locale */
+    for (; *p != 'e'; p++)  /* skips the sign and a decimal point of any locale */
         if (*p >= '0' && *p <= '9') digits[n++] = *p;
     digits[n] = 0;
     *power = (int)strtol(p + 1, NULL, 10);
@@ -4229,11 +4229,11 @@ static void wrpo__double_write(wrpo__text *out, double x, bool python) {
     else if (power < n - 1) wrpo__text_printf(out, "%.*s.%s", power + 1, digits, digits + power + 1);
     else wrpo__text_printf(out, "%s%.*s%s", digits, power - n + 1, "0000000000000000", python ? ".0" : "");
 }
-static void wrpo__json_number(wrpo__text *out, double x) {   /* NaN and infinity become null */
+static void wrpo__json_number(wrpo__text *out, double x) {  /* NaN and infinity become null */
     if (isfinite(x)) wrpo__double_write(out, x, false);
     else wrpo__text_puts(out, "null");
 }
-static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {    /* on one line; numbers as they were written */
+static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {  /* on one line; numbers as they were written */
     const bool object = v->kind == WRPO_JSON_OBJECT;
     switch (v->kind) {
     case WRPO_JSON_NULL: wrpo__text_puts(out, "null"); return;
@@ -4254,7 +4254,7 @@ static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {    /* on one
 /* ---- the public face ---- */
 static wrpo_json *wrpo__json_new(wrpo__arena *arena, const char *name, const char *text, size_t size) {
     if (!name) name = "JSON";
-    wrpo_json *root = wrpo__raw(arena, 1, sizeof *root);               /* its block knows the arena */
+    wrpo_json *root = wrpo__raw(arena, 1, sizeof *root);  /* its block knows the arena */
     *root = *wrpo__json_parse(arena, wrpo__strndup(arena, name, strlen(name)), 1, text, size);
     return root;
 }
@@ -4301,7 +4301,7 @@ static inline const char *wrpo__show(char *out, const char *s, size_t n) {
 /* ------------------------------------------------------------------------------------------ >>tensors
    safetensors: 8 bytes N, little-endian; N bytes of JSON; the data. The JSON names every tensor with its dtype, shape
    and [begin, end) in the data, which the tensors cover without a hole or an overlap. Opening reads headers only: a
-   checkpoint of any size opens in milliseconds.                                                         */
+   checkpoint of any size opens in milliseconds. */
 #if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #error "wrpo.h: checkpoints are little-endian, and so must the machine be"
 #endif
@@ -4317,22 +4317,15 @@ static const struct wrpo__dtype { const char *name, *torch; int bits; } wrpo__dt
     {"U16", "", 16}, {"U8", "", 8}, {"BOOL", "", 8}, {"C64", "", 64}, {"F8_E5M2", "", 8}, {"F8_E4M3", "", 8},
     {"F8_E8M0", "", 8}, {"F8_E4M3FNUZ", "", 8}, {"F8_E5M2FNUZ", "", 8}, {"F6_E2M3", "", 6}, {"F6_E3M2", "", 6},
     {"F4", "", 4}};
-static int wrpo__dtype_index(const char *name) {       /* 0: no such dtype */
+static int wrpo__dtype_index(const char *name) {  /* 0: no such dtype */
     for (int i = 1; i < WRPO__COUNT(wrpo__dtypes); i++)
         if (!strcmp(wrpo__dtypes[i].name, name)) return i;
     return 0;
 }
 static const char *wrpo__dtype_name(wrpo_dtype dtype) { return wrpo__dtypes[dtype].name; }
 /* "FILE: TENSOR: " and the sentence. */
-_Noreturn WRPO__PRINTF(3, 4)
-static void wrpo__fail_tensor(wrpo_result code, const wrpo_tensor_info *t, const char *format, ...) {
-    char text[320];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    wrpo__fail(wrpo__current->ctx, code, "%s: %s: %s", t->file, wrpo__legible(t->name, strlen(t->name)), text);
-}
+#define wrpo__fail_tensor(code, t, format, ...) \
+    wrpo__fail(wrpo__current->ctx, code, "%s: %.80s: " format, (t)->file, (t)->name, __VA_ARGS__)
 #define wrpo__wrong_tensor(t, ...) wrpo__fail_tensor(WRPO_E_FORMAT, t, __VA_ARGS__)
 /* WRPO_DTYPE_DEFAULT: wrpo__to_float cannot read this tensor. */
 static wrpo_dtype wrpo__float_dtype(const wrpo_tensor_info *t) {
@@ -4345,22 +4338,20 @@ static wrpo_dtype wrpo__need_float(const wrpo_tensor_info *t) {
     return dtype;
 }
 
-/* Conversions move bit patterns, not floats: no signalling NaN is quieted, no mode flushes a denormal. */
+/* Conversions move bit patterns: no signalling NaN is quieted, no mode flushes a denormal that the result can tell. */
 static uint32_t wrpo__f16_to_bits(uint16_t h) {
     const uint32_t sign = (uint32_t)(h & 0x8000) << 16, m = h & 0x7FFFu;
-    if (m >= 0x7C00) return sign | m << 13 | 0x7F800000u;                  /* infinity, NaN with its payload */
-    if (m >= 0x0400) return sign | ((m << 13) + (112u << 23));             /* exponent bias 15 -> 127 */
-    return sign | wrpo__float_bits((float)(int32_t)m * 0x1p-24f);          /* denormal in F16, normal in F32 */
+    if (m >= 0x7C00) return sign | m << 13 | 0x7F800000u;  /* infinity, NaN with its payload */
+    if (m >= 0x0400) return sign | ((m << 13) + (112u << 23));  /* exponent bias 15 -> 127 */
+    return sign | wrpo__float_bits((float)(int32_t)m * 0x1p-24f);  /* denormal in F16, normal in F32 */
 }
 static uint16_t wrpo__float_to_f16(float x) {
     const uint32_t u = wrpo__float_bits(x), sign = u >> 16 & 0x8000u, a = u & 0x7FFFFFFFu;
     if (a > 0x7F800000u) return (uint16_t)(sign | 0x7E00u | (a >> 13 & 0x3FFu));
-    if (a >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u);               /* from 65520 on: infinity */
-    if (a >= 0x38800000u) return (uint16_t)(sign | ((a - (112u << 23) + 0xFFFu + (a >> 13 & 1)) >> 13));
-    if (a < 0x33000000u) return (uint16_t)sign;                            /* below 2^-25, half the least denormal */
-    const uint32_t shift = 126 - (a >> 23), m = (a & 0x7FFFFFu) | 0x800000u;       /* 14..24: units of 2^-24 */
-    const uint32_t rest = m & ((1u << shift) - 1), half = 1u << (shift - 1), kept = m >> shift;
-    return (uint16_t)(sign | (kept + (rest > half || (rest == half && (kept & 1)))));
+    if (a >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u);  /* from 65520 on: infinity */
+    if (a < 0x38800000u)  /* a multiple of 2^-24 in F16, as is any float from 0.5 to 1 */
+        return (uint16_t)(sign | (wrpo__float_bits(fabsf(x) + 0.5f) - 0x3F000000u));
+    return (uint16_t)(sign | ((a - (112u << 23) + 0xFFFu + (a >> 13 & 1)) >> 13));
 }
 /* dst[count] = elements [first, first + count) of t, exactly. */
 static void wrpo__to_float(float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
@@ -4391,8 +4382,8 @@ static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int6
 }
 
 /* ---- one file ---- */
-struct wrpo_tensors { wrpo__arena *arena; int64_t count; wrpo_tensor_info *info; };    /* info: sorted by name */
-static int wrpo__by_offset(const void *x, const void *y) {             /* where the data begins, then where it ends */
+struct wrpo_tensors { wrpo__arena *arena; int64_t count; wrpo_tensor_info *info; };  /* info: sorted by name */
+static int wrpo__by_offset(const void *x, const void *y) {  /* where the data begins, then where it ends */
     const wrpo_tensor_info *a = x, *b = y;
     if (a->data != b->data) return (uintptr_t)a->data < (uintptr_t)b->data ? -1 : 1;
     return (a->bytes > b->bytes) - (a->bytes < b->bytes);
@@ -4428,7 +4419,7 @@ static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const 
     t->ndim = (int)shape->count;
     t->shape = dims;
     t->count = 1;
-    for (const wrpo_json *v = shape->child; v; v = v->next) {          /* the order of the format's own library */
+    for (const wrpo_json *v = shape->child; v; v = v->next) {  /* the order of the format's own library */
         *dims = wrpo__size_in(v, "shape");
         if (*dims && t->count > INT64_MAX / *dims)
             wrpo__wrong(v, "shape: want a product that fits 63 bits, found more");
@@ -4470,7 +4461,7 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     const size_t size = f->size - 8 - (size_t)header;
 
     const size_t room = strlen(path) + 100;
-    char *name = wrpo__raw(temp, room, 1);             /* what errors call the text: FILE: header, then FILE: TENSOR */
+    char *name = wrpo__raw(temp, room, 1);  /* what errors call the text: FILE: header, then FILE: TENSOR */
     snprintf(name, room, "%s: header", path);
     const wrpo_json *root = wrpo__json_parse(temp, name, 1, (const char *)f->data + 8, (size_t)header);
     const wrpo_json *metadata = wrpo_json_get(wrpo__want(root, WRPO_JSON_OBJECT, "the header"), "__metadata__");
@@ -4520,7 +4511,7 @@ static wrpo_tensors wrpo__index_open(wrpo__arena *arena, const char *path) {
     const char *name = wrpo__basename(path);
     wrpo_tensors all = {arena, map->count, wrpo__raw(arena, (size_t)map->count, sizeof *all.info)};
     wrpo_tensor_info *next = all.info;
-    wrpo__part *parts = NULL;                          /* stb array */
+    wrpo__part *parts = NULL;  /* stb array */
     int64_t total = 0;
     double bytes = 0;
     for (const wrpo_json *v = map->child; v; v = v->next) {
@@ -4582,19 +4573,19 @@ WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t 
 
 /* ---- save ----
    All files are written whole under part names, then renamed, the index last. A save that is interrupted leaves the
-   old checkpoint, the new one, or a directory that does not open; never a mixture of the two.                  */
+   old checkpoint, the new one, or a directory that does not open; never a mixture. */
 typedef struct wrpo__save_tensor { const char *name; int ndim; int64_t shape[4]; } wrpo__save_tensor;
 /* dst[count] = elements [first, first + count) of tensor */
 typedef void (*wrpo__save_fn)(void *user, int64_t tensor, int64_t first, int64_t count, float *dst);
 typedef struct wrpo__placed { const char *name; int64_t tensor, bytes, shard; } wrpo__placed;
-typedef struct wrpo__save {          /* one save in progress */
+typedef struct wrpo__save {  /* one save in progress */
     wrpo__arena *temp;
     const char *dir;
     const wrpo__save_tensor *t;
     wrpo_dtype dtype;
     int64_t shards;
     wrpo__save_fn fn; void *user;
-    float *chunk;                    /* [CHUNK] */
+    float *chunk;  /* [CHUNK] */
 } wrpo__save;
 
 static char *wrpo__shard_file(const wrpo__save *save, int64_t shard) {
@@ -4629,7 +4620,7 @@ static char **wrpo__stale_shards(const wrpo__save *save) {
    the order given, tensors fill a shard until the next does not fit. A tensor above the limit gets a shard of its own
    at once, while the shard that is being filled stays open and so takes a later number. */
 static int64_t wrpo__split(const int64_t *bytes, int64_t n, int64_t limit, int64_t *shard) {
-    int64_t shards = 0, filled = 0, first = 0, waiting = 0;            /* the open shard: of the tensors [first, i) */
+    int64_t shards = 0, filled = 0, first = 0, waiting = 0;  /* the open shard: of the tensors [first, i) */
     for (int64_t i = 0; i <= n; i++) {
         if (i < n && bytes[i] > limit) { shard[i] = shards++; continue; }
         if (waiting && (i == n || filled + bytes[i] > limit)) {
@@ -4657,7 +4648,7 @@ static void wrpo__header_add(wrpo__text *header, const char *name, const char *d
 static void wrpo__header_write(wrpo__writer *w, wrpo__text *header) {
     unsigned char length[8];
     wrpo__text_puts(header, "}");
-    while (header->size % 8) wrpo__text_puts(header, " ");             /* the data begins aligned */
+    while (header->size % 8) wrpo__text_puts(header, " ");  /* the data begins aligned */
     for (int i = 0; i < 8; i++) length[i] = (unsigned char)(header->size >> 8 * i);
     wrpo__write(w, length, sizeof length);
     wrpo__write(w, header->data, header->size);
@@ -4707,9 +4698,8 @@ static wrpo__writer *wrpo__index_write(const wrpo__save *save, const char *path,
     return wrpo__write_whole(save->temp, path, t.data, t.size);
 }
 /* t[n] into the directory, which exists: one file, or shards of at most max_shard_size bytes (0: 5e9) and their index.
-   dtype 0 is F32. fn is called for each file's tensors in the order of their names, with bounded pieces. sides: an
-   stb_ds array of whole files that wait for their names. What they replace is removed first, so that no kill leaves it
-   with the new tensors. */
+   dtype 0 is F32. fn is called for each file's tensors in the order of their names. sides: an stb array of whole files
+   that wait for their names. What they replace is removed first, so that no kill leaves it with the new tensors. */
 static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__save_tensor *t, int64_t n,
         wrpo_dtype dtype, int64_t max_shard_size, wrpo__save_fn fn, void *user, wrpo__writer **sides) {
     wrpo_ctx *ctx = temp->ctx;
@@ -4733,11 +4723,11 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__s
         ready[s] = wrpo__shard_write(&save, s, placed + i, end - i);
     }
     const char *index_path = wrpo__join(temp, dir, WRPO__INDEX_FILE);
-    char **stale = wrpo__stale_shards(&save);          /* listed now: nothing may fail once names are given */
+    char **stale = wrpo__stale_shards(&save);  /* listed now: nothing may fail once names are given */
     if (save.shards > 1) {
         qsort(placed, (size_t)n, sizeof *placed, wrpo__by_first_name);
         index = wrpo__index_write(&save, index_path, placed, n);
-        bool same_names = false;                       /* then the old index would open old and new shards together */
+        bool same_names = false;  /* then the old index would open old and new shards together */
         for (int64_t s = 0; s < files; s++) same_names = same_names || wrpo__disk_exists(ready[s]->path);
         if (same_names) wrpo__remove(ctx, index_path);
     }
@@ -4751,12 +4741,12 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__s
 }
 
 /* --------------------------------------------------------------------------------------- >>checkpoint
-   A Hugging Face directory in, a Hugging Face directory out: config.json, weights, side files.          */
+   A Hugging Face directory in, a Hugging Face directory out: config.json, weights, side files. */
 
 /* ---- config.json: old (rope_theta, rope_scaling, torch_dtype) and new (rope_parameters, dtype) spellings ----
    A key sets a field, or is known not to change a log-prob, or is refused by its name. To add a family: its bit, name
-   and defaults here, the keys that it reads, its names of tensors below.                                         */
-enum {                               /* bits: the families, in the order of the table; two heads */
+   and defaults here, the keys that it reads, its names of tensors below. */
+enum {  /* bits: the families, in the order of the table; two heads */
     WRPO__LLAMA = 1, WRPO__MISTRAL = 2, WRPO__QWEN2 = 4, WRPO__QWEN3 = 8, WRPO__GEMMA2 = 16, WRPO__PHI3 = 32,
     WRPO__INTERNLM2 = 64, WRPO__VALUE = 128 << WRPO_HEAD_VALUE, WRPO__GATED = 128 << WRPO_HEAD_GATED,
     WRPO__QWEN = WRPO__QWEN2 | WRPO__QWEN3, WRPO__WINDOWED = WRPO__MISTRAL | WRPO__QWEN | WRPO__GEMMA2 | WRPO__PHI3,
@@ -4801,7 +4791,7 @@ wrpo__keys[] = {
     WRPO__KEY(query_pre_attn_scalar, GEMMA2, NUMBER, 0, 0),
     WRPO__KEY(attn_logit_softcapping, GEMMA2, NUMBER_OR_NONE, 0, 0),
     WRPO__KEY(final_logit_softcapping, GEMMA2, NUMBER_OR_NONE, 0, 0),
-    WRPO__KEY(pad_token_id, ALL, INTEGER, INT64_MIN, INT64_MAX),           /* some files say -1 for none */
+    WRPO__KEY(pad_token_id, ALL, INTEGER, INT64_MIN, INT64_MAX),  /* some files say -1 for none */
     WRPO__KEY(gating_temperature, GATED, NUMBER, 0, 0)};
 #undef WRPO__KEY
 static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
@@ -4829,7 +4819,7 @@ static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
 typedef struct wrpo__reader {
     const wrpo_json *root;
     wrpo_config *c;
-    unsigned is;                     /* the bits of its family and head */
+    unsigned is;  /* the bits of its family and head */
 } wrpo__reader;
 static bool wrpo__in_words(const char *words, const char *word) {
     const size_t n = strlen(word);
@@ -4909,7 +4899,7 @@ static void wrpo__rope_scaling(const wrpo__reader *in, const wrpo_json *r) {
     const bool llama3 = p->type == WRPO_ROPE_LLAMA3, longrope = p->type == WRPO_ROPE_LONGROPE;
     const wrpo_json *of = wrpo__present(r, key);
     double original = llama3 ? 0 : (double)in->c->max_position_embeddings;
-    if (in->is & WRPO__PHI3) {                         /* Phi-3 states it outside the object as well */
+    if (in->is & WRPO__PHI3) {  /* Phi-3 states it outside the object as well */
         original = wrpo__positive(in->root, key, 4096);
         wrpo__check(wrpo__positive(r, key, original) == original, of, "the number of config.json, 4096 if it has none");
         of = wrpo_json_get(in->root, key);
@@ -4955,14 +4945,14 @@ static void wrpo__config_rope(const wrpo__reader *in) {
         if (v->kind != WRPO_JSON_NULL && !wrpo__in_words(keys, v->key))
             wrpo__unsupported(v, "%s: \"%.60s\" is not supported", r->key, v->key);
 
-    unsigned allowed = 63;                             /* a bit for each type */
+    unsigned allowed = 63;  /* a bit for each type */
     if (phi3) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LONGROPE;
     if (in->is & WRPO__INTERNLM2) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LINEAR | 1 << WRPO_ROPE_DYNAMIC;
     const wrpo_json *type = wrpo__present(r, "rope_type");
     if (!type) type = wrpo__present(r, "type");
     wrpo__check(type || !wrpo__present(r, "factor"), r, "a rope_type for its factor");
     if (phi3 && (wrpo__json_is(type, "su") || wrpo__json_is(type, "yarn")))
-        p->type = WRPO_ROPE_LONGROPE;                  /* what Phi-3 called it first */
+        p->type = WRPO_ROPE_LONGROPE;  /* what Phi-3 called it first */
     else if (type) p->type = (wrpo_rope_type)wrpo__choice(type, "rope_type", wrpo__rope_names, allowed);
 
     p->theta = wrpo__positive(r, "rope_theta", wrpo__positive(in->root, "rope_theta", 10000));
@@ -5078,7 +5068,7 @@ WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_conf
 /* ---- names: where the weights of the table are in the files ----
    The table has the Llama layout. Phi-3 and InternLM2 have other names, and tensors that hold the rows of several
    weights, one weight after the other in the order of the table. InternLM2's wqkv does so within each of G groups: the
-   query heads of one key/value head, then its key, then its value.                                               */
+   query heads of one key/value head, then its key, then its value. */
 static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
     {"phi3", "self_attn.q_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.k_proj.", "self_attn.qkv_proj."},
     {"phi3", "self_attn.v_proj.", "self_attn.qkv_proj."}, {"phi3", "mlp.gate_proj.", "mlp.gate_up_proj."},
@@ -5089,11 +5079,11 @@ static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
     {"internlm2", "input_layernorm.", "attention_norm."}, {"internlm2", "post_attention_layernorm.", "ffn_norm."},
     {"internlm2", "mlp.gate_proj.", "feed_forward.w1."}, {"internlm2", "mlp.up_proj.", "feed_forward.w3."},
     {"internlm2", "mlp.down_proj.", "feed_forward.w2."}};
-typedef struct wrpo__slice {         /* row r of a weight is row r / own * stride + first + r % own of tensor `name` */
+typedef struct wrpo__slice {  /* row r of a weight is row r / own * stride + first + r % own of tensor `name` */
     char name[128];
     int64_t groups, stride, first, own;
-    const wrpo_tensor_info *info;    /* the tensor, once it is found */
-    bool mapped;                     /* the weight is used where the file has it */
+    const wrpo_tensor_info *info;  /* the tensor, once it is found */
+    bool mapped;  /* the weight is used where the file has it */
 } wrpo__slice;
 static void wrpo__file_name(const wrpo_config *c, const char *name, char out[128]) {
     snprintf(out, 128, "%s", name);
@@ -5207,7 +5197,7 @@ static void wrpo__copy_weights(wrpo_model *model, const wrpo__slice *slices, flo
     for (int64_t i = 0; i < model->n_weights; i++) {
         const wrpo_weight *w = &model->weights[i];
         const wrpo__slice *s = &slices[i];
-        const int64_t run = s->own * w->cols;          /* elements in one piece of the file */
+        const int64_t run = s->own * w->cols;  /* elements in one piece of the file */
         for (int64_t k = 0, n; k < wrpo__size(w) && !s->mapped; k += n) {
             n = WRPO__MIN(run - k % run, WRPO__PIECE);
             wrpo__to_finite(piece, s->info, (k / run * s->stride + s->first) * w->cols + k % run, n);
@@ -5312,8 +5302,8 @@ WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first
 }
 
 /* ---- save ----
-   Side files are what belongs to a checkpoint beside its weights: config.json, tokenizer, template, licence.  */
-static bool wrpo__is_side_file(const char *name) {     /* other than config.json, which is written anew */
+   Side files are what belongs to a checkpoint beside its weights: config.json, tokenizer, template, licence. */
+static bool wrpo__is_side_file(const char *name) {  /* other than config.json, which is written anew */
     static const char *const ends[] = {".json", ".jinja", ".txt", ".model", ".md", ".py", "LICENSE", "NOTICE"};
     if (name[0] == '.' || !strncmp(name, "reference_logps", 15) || wrpo__ends(name, ".index.json")) return false;
     if (!strcmp(name, "config.json") || !strcmp(name, "trainer_state.json")) return false;
@@ -5335,10 +5325,10 @@ static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const c
     wrpo__text out = {.arena = arena};
     for (const wrpo_json *v = wrpo__json_parse(arena, from, 1, text, f->size)->child; v; v = v->next) {
         if (v->kind != WRPO_JSON_STRING || (strcmp(v->key, "dtype") && strcmp(v->key, "torch_dtype"))) continue;
-        const char *quote = text;                      /* the opening one, by line and column */
+        const char *quote = text;  /* the opening one, by line and column */
         for (int32_t i = 1; i < v->line; i++) quote = strchr(quote, '\n') + 1;
         for (int32_t i = 1; i < v->column; i++)
-            for (quote++; (*quote & 0xC0) == 0x80;) quote++;           /* to the next code point */
+            for (quote++; (*quote & 0xC0) == 0x80;) quote++;  /* to the next code point */
         wrpo__text_add(&out, rest, (size_t)(quote + 1 - rest));
         wrpo__text_puts(&out, wrpo__dtypes[dtype].torch);
         rest = strchr(quote + 1, '"');
@@ -5349,7 +5339,7 @@ static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const c
 /* The side files of the tokenizer's directory, then of the model's, where names are not taken yet. */
 static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *model, const char *to, wrpo_dtype dtype) {
     wrpo__writer **sides = NULL;
-    const bool dir = wrpo__is_dir(model->dir);         /* else it is the path of a config.json */
+    const bool dir = wrpo__is_dir(model->dir);  /* else it is the path of a config.json */
     const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL};
     const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
     wrpo__save_config(arena, &sides, config, wrpo__join(arena, to, "config.json"), dtype);
@@ -5374,7 +5364,7 @@ static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t 
         const int64_t row = first / w->cols, col = first % w->cols;
         wrpo__slice s = wrpo__slice_of(saving->model, w);
         while (row % s.stride >= s.first + s.own) s = wrpo__slice_of(saving->model, ++w);
-        const int64_t own_row = row % s.stride - s.first;      /* within the weight's rows of this group */
+        const int64_t own_row = row % s.stride - s.first;  /* within the weight's rows of this group */
         n = WRPO__MIN(count, (s.own - own_row) * w->cols - col);
         wrpo__weight_get(saving->model, w, (row / s.stride * s.own + own_row) * w->cols + col, n, dst);
     }
@@ -5396,7 +5386,7 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
     for (int64_t i = 0; i < model->n_weights; i++) {
         const wrpo_weight *w = &model->weights[i];
         const wrpo__slice s = wrpo__slice_of(model, w);
-        if (s.first) continue;                         /* in the tensor of an earlier weight */
+        if (s.first) continue;  /* in the tensor of an earlier weight */
         const char *name = wrpo__strndup(arena, s.name, strlen(s.name));
         t[tensors] = (wrpo__save_tensor){name, w->vector ? 1 : 2, {s.groups * s.stride, w->cols, 0, 0}};
         saving.first[tensors++] = w;
@@ -8719,36 +8709,31 @@ WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *m
 }
 
 /* --------------------------------------------------------------------------------------------- >>data
-   JSON lines of records to token ids.
-
-   A record has a prompt and its answers, each of which has a role in the loss:
+   JSON lines of records to token ids. wrpo_data_load (>>api) says what the keys are for. Their forms:
      prompt    a string (what a user says), a message, or a list of messages; absent if a conversation has it
-     chosen    a string, a message, or a conversation that ends in the answer: the target's answer of a pair;
-               or two and more messages of an assistant: candidates, first the sources, then the target
-     rejected  a string, a message or a conversation: one answer
-     weights   with chosen: of the sources, divided by their sum; absent: equal
-     pairs     in place of the two: [{chosen, rejected, weight}, ...], one answer each: a pair for each source
-     messages  in place of the two: a conversation; its last message is the answer, for SFT
-     weight    of the record's loss
-   It may have prompt_id, tools and chat_template_kwargs. It is tokenized in one of two ways:
+     chosen    a string, a message, or a conversation that ends in the answer; or two and more messages of an assistant:
+               candidates, first the sources, then the target
+     rejected  a string, a message or a conversation: one answer, as are both of a pair
+     messages  a conversation: its last message is the answer
+   A record is tokenized in one of two ways:
      clean     the prompt's ids are what the model is given at inference; an answer's ids are what the template
                writes after that, up to and including the first token that ends a turn
-     authors   as the reference trainer does it, for parity                                                   */
+     authors   as the reference trainer does it, for parity */
 typedef struct wrpo__reading {  /* a file on its way into data */
     wrpo_ctx *ctx;
     wrpo_data *data;
     wrpo_tokenizer *tok;
-    wrpo_data_desc desc;      /* resolved */
-    time_t now;               /* one date for all templates that show one */
-    int32_t *ends;            /* stb array: the tokens that may end a turn: special ones and EOS */
+    wrpo_data_desc desc;  /* resolved */
+    time_t now;  /* one date for all templates that show one */
+    int32_t *ends;  /* stb array: the tokens that may end a turn: special ones and EOS */
     /* of the current record, in its arena: */
     int64_t line;
     const char *id;
-    const wrpo_json *root;    /* NULL until its text is parsed */
+    const wrpo_json *root;  /* NULL until its text is parsed */
     const wrpo_json *prompt;  /* an array of messages; NULL: not known yet */
     const wrpo_json *kwargs;  /* for the template; NULL: none */
-    const wrpo_json **said;   /* stb array: the answers' messages */
-    wrpo_tokens *answers;     /* stb array; ids, count and first come with the prompt's ids, from the tokenizer */
+    const wrpo_json **said;  /* stb array: the answers' messages */
+    wrpo_tokens *answers;  /* stb array; ids, count and first come with the prompt's ids, from the tokenizer */
     const int32_t *ids;
     int64_t count;
     double weight;
@@ -8951,7 +8936,7 @@ static size_t wrpo__end_at(const wrpo__reading *in, const char *text, size_t n) 
 /* Finds the response in `whole`, the conversation with its answer: from the end of `before`, the prompt as the model
    gets it, through the first end token after the answer's own text (which may contain such tokens as well). A second
    rendering shows where that text is. Its answer shares no character with the first one's, so what both renderings
-   have in common at their two ends is the template's. false: there is no end token.                          */
+   have in common at their two ends is the template's. false: there is no end token. */
 static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, const wrpo__text *before,
                                 const wrpo__text *whole, size_t *from, size_t *to) {
     static const char marks[] = "\1\2\3\4\5\6QZX";
@@ -9028,7 +9013,7 @@ static void wrpo__tokenize_clean(wrpo__reading *in) {
    The prompt is rendered without the generation prompt, each answer as a conversation of its own without BOS, so that
    the assistant's header is scored with it. Both are tokenized as one text. In it the prompt has as many tokens as
    alone, or one less if they would differ. EOS is appended once more. Truncation goes by the longest response: all
-   prompts keep their ends, then, if that is not enough, every response its beginning.                        */
+   prompts keep their ends, then, if that is not enough, every response its beginning. */
 static void wrpo__drop_ids(wrpo_tokens *a, int64_t n) {  /* the first n */
     a->ids += n;
     a->count -= n;
@@ -9129,7 +9114,7 @@ static void wrpo__name_record(const wrpo__reading *in) {
     const char *text = was.text, *file = in->root->name, *colon = NULL;
     if (file && was.line && !strncmp(text, file, strlen(file))) colon = strstr(text + strlen(file), ": ");
     if (colon) text = colon + 2;
-    else e->column = 0;              /* no value of the record is to blame */
+    else e->column = 0;  /* no value of the record is to blame */
     e->line = in->line;
     int n = snprintf(e->text, sizeof e->text, "%.150s:%lld:", in->desc.path, (long long)in->line);
     if (colon) n += snprintf(e->text + n, sizeof e->text - (size_t)n, "%lld:", (long long)was.column);
