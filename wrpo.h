@@ -4003,9 +4003,9 @@ static bool wrpo__json_word(wrpo__json_in *in, const char *word) {
     if (found) in->at += n;
     return found;
 }
-/* Every key of this object once. The hash table is at most half full. Keys made to collide would take quadratic time;
-   they are refused long before. */
-static void wrpo__json_unique(wrpo__json_in *in, const wrpo_json *object) {
+/* Every key of this object once. The hash table is at most half full. Keys made to collide, which would take quadratic
+   time, are refused long before. */
+static void wrpo__json_unique(const wrpo__json_in *in, const wrpo_json *object) {
     const wrpo_json *small[64] = {0}, **table = small;
     size_t slots = 64;
     while (slots < (size_t)object->count * 2) slots *= 2;
@@ -4013,8 +4013,7 @@ static void wrpo__json_unique(wrpo__json_in *in, const wrpo_json *object) {
     int64_t steps = 16 * object->count + 1024;
     for (const wrpo_json *b = object->child; b; b = b->next) {
         size_t i = wrpo__hash(0, b->key, b->key_size) & (slots - 1);
-        for (; table[i]; i = (i + 1) & (slots - 1)) {
-            const wrpo_json *a = table[i];
+        for (const wrpo_json *a; (a = table[i]) != NULL; i = (i + 1) & (slots - 1)) {
             if (a->key_size == b->key_size && !memcmp(a->key, b->key, a->key_size))
                 wrpo__wrong(b, "want every key once, found \"%s\" again (first on line %d)",
                         wrpo__legible(b->key, b->key_size), a->line);
@@ -4152,10 +4151,10 @@ static const wrpo_json *wrpo__need(const wrpo_json *object, const char *key, wrp
     return wrpo__want(v, kind, NULL);
 }
 static int64_t wrpo__integer(const wrpo_json *v, int64_t low, int64_t high, const char *what) {
-    char want[80];
-    if (v->kind == WRPO_JSON_NUMBER && v->exact && v->integer >= low && v->integer <= high) return v->integer;
-    snprintf(want, sizeof want, "an integer from %lld to %lld", (long long)low, (long long)high);
-    wrpo__refuse(v, what, want);
+    const long long a = low, b = high;
+    if (v->kind != WRPO_JSON_NUMBER || !v->exact || v->integer < low || v->integer > high)
+        wrpo__refuse(v, what, wrpo__format(wrpo__current, "an integer from %lld to %lld", a, b));
+    return v->integer;
 }
 static double wrpo__real(const wrpo_json *v, const char *what) {
     if (v->kind != WRPO_JSON_NUMBER || !isfinite(v->number)) wrpo__refuse(v, what, "a finite number");
@@ -4883,30 +4882,25 @@ WRPO__NAMED(wrpo_rope_name, wrpo__rope_names)
 /* An array of positive numbers, one for each pair of elements that is rotated. */
 static void wrpo__rope_factors(const wrpo_json *r, const char *key, float *out, int64_t count) {
     const wrpo_json *list = wrpo__present(r, key);
-    char want[64];
     bool fits = list && list->kind == WRPO_JSON_ARRAY && list->count == count;
     for (const wrpo_json *v = fits ? list->child : NULL; v; v = v->next) {
         fits = fits && v->kind == WRPO_JSON_NUMBER && v->number > 0;
         *out++ = (float)v->number;
     }
-    snprintf(want, sizeof want, "%s of %lld positive numbers", key, (long long)count);
-    wrpo__check(fits, list ? list : r, want);
+    if (!fits) wrpo__wrong(list ? list : r, "%s: want %lld positive numbers", key, (long long)count);
 }
 /* What types other than default read from their object r. */
 static void wrpo__rope_scaling(const wrpo__reader *in, const wrpo_json *r) {
     static const char key[] = "original_max_position_embeddings";
     wrpo_rope *p = &in->c->rope;
     const bool llama3 = p->type == WRPO_ROPE_LLAMA3, longrope = p->type == WRPO_ROPE_LONGROPE;
-    const wrpo_json *of = wrpo__present(r, key);
-    double original = llama3 ? 0 : (double)in->c->max_position_embeddings;
-    if (in->is & WRPO__PHI3) {  /* Phi-3 states it outside the object as well */
-        original = wrpo__positive(in->root, key, 4096);
-        wrpo__check(wrpo__positive(r, key, original) == original, of, "the number of config.json, 4096 if it has none");
-        of = wrpo_json_get(in->root, key);
-    }
-    original = wrpo__positive(r, key, original);
-    if (!of) of = wrpo_json_get(in->root, "max_position_embeddings");
-    wrpo__check(original == floor(original) && original != 1, of, "an integer of at least 2");
+    double stated = llama3 ? 0 : (double)in->c->max_position_embeddings;
+    if (in->is & WRPO__PHI3) stated = wrpo__positive(in->root, key, 4096);
+    const double original = wrpo__positive(r, key, stated);
+    if (in->is & WRPO__PHI3 && original != stated)
+        wrpo__wrong(r, "%s: want %g, as outside of it (4096 if absent there), found %g", key, stated, original);
+    if (original != floor(original) || original == 1)
+        wrpo__wrong(r, "%s: want an integer of at least 2, found %g", key, original);
     p->original_max_position_embeddings = (int64_t)original;
     const double stretch = longrope ? (double)in->c->max_position_embeddings / original : 0;
     p->factor = wrpo__positive(r, "factor", stretch);
@@ -5012,7 +5006,6 @@ static void wrpo__config_head(wrpo__reader *in) {
 static void wrpo__config_parse(const wrpo_json *root, wrpo_config *c) {
     static const char *const acts[] = {"silu", "swish", "gelu_pytorch_tanh", NULL};
     const char *names[WRPO__COUNT(wrpo__families) + 1] = {NULL};
-    char want[96];
     wrpo__reader reader = {.root = root, .c = c}, *in = &reader;
     const wrpo_json *type = wrpo__need(root, "model_type", WRPO_JSON_STRING);
     for (int i = 0; i < WRPO__COUNT(wrpo__families); i++) names[i] = wrpo__families[i].model_type;
@@ -5033,14 +5026,16 @@ static void wrpo__config_parse(const wrpo_json *root, wrpo_config *c) {
 
     const int64_t H = c->num_attention_heads;
     if (!c->num_key_value_heads) c->num_key_value_heads = H;
-    snprintf(want, sizeof want, "a multiple of num_attention_heads, %lld, where there is no head_dim", (long long)H);
-    wrpo__check(c->head_dim || c->hidden_size % H == 0, wrpo_json_get(root, "hidden_size"), want);
+    if (!c->head_dim && c->hidden_size % H)
+        wrpo__wrong(root, "hidden_size: want a multiple of num_attention_heads, %lld, where there is no head_dim, "
+                "found %lld", (long long)H, (long long)c->hidden_size);
     if (!c->head_dim) c->head_dim = c->hidden_size / H;
     if (c->head_dim % 2 || c->head_dim > WRPO__MAX_D)
         wrpo__unsupported(root, "head_dim: want an even number up to %d, found %lld", WRPO__MAX_D,
                 (long long)c->head_dim);
-    snprintf(want, sizeof want, "a multiple of num_key_value_heads, %lld", (long long)c->num_key_value_heads);
-    wrpo__check(H % c->num_key_value_heads == 0, wrpo_json_get(root, "num_attention_heads"), want);
+    if (H % c->num_key_value_heads)
+        wrpo__wrong(root, "num_attention_heads: want a multiple of num_key_value_heads, %lld, found %lld",
+                (long long)c->num_key_value_heads, (long long)H);
     c->output_bias = c->attention_bias && !(in->is & WRPO__QWEN2);
     const wrpo_json *act = c->gelu ? wrpo__present(root, "hidden_activation") : NULL;
     if (!act) act = wrpo__present(root, "hidden_act");
@@ -8725,7 +8720,6 @@ typedef struct wrpo__reading {  /* a file on its way into data */
     wrpo_tokenizer *tok;
     wrpo_data_desc desc;  /* resolved */
     time_t now;  /* one date for all templates that show one */
-    int32_t *ends;  /* stb array: the tokens that may end a turn: special ones and EOS */
     /* of the current record, in its arena: */
     int64_t line;
     const char *id;
@@ -8924,12 +8918,16 @@ static wrpo__text wrpo__render(wrpo__reading *in, const wrpo_json *messages, con
     wrpo__text_add(&out, "", 0);  /* never NULL */
     return out;
 }
-static size_t wrpo__end_at(const wrpo__reading *in, const char *text, size_t n) {  /* bytes of an end token; 0: none */
+/* Bytes of the special token or EOS that text[n] begins with; 0: none. */
+static size_t wrpo__end_at(const wrpo_tokenizer *tok, const char *text, size_t n) {
     size_t longest = 0;
-    for (int64_t t = 0; t < stbds_arrlen(in->ends); t++) {
-        const wrpo__token *token = &in->tok->tokens[in->ends[t]];
-        size_t size = (size_t)token->size;
-        if (size > longest && size <= n && memcmp(text, token->text, size) == 0) longest = size;
+    for (int normalized = 0; normalized < 2; normalized++) {
+        const wrpo__added *a = &tok->added[tok->heads[normalized][(unsigned char)*text]];
+        for (; a->size; a = &tok->added[a->next]) {
+            const size_t size = (size_t)a->size;
+            const bool ends = a->id == tok->eos || wrpo__is_special(tok, a->id);
+            if (ends && size > longest && size <= n && !memcmp(text, a->text, size)) longest = size;
+        }
     }
     return longest;
 }
@@ -8961,7 +8959,7 @@ static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, con
         while (*from > 0 && last && wrpo__jspace(whole->data[*from - 1]) && whole->data[*from - 1] != last) --*from;
     }
     for (size_t i = n - tail; i < n; i++) {
-        size_t size = wrpo__end_at(in, whole->data + i, n - i);
+        size_t size = wrpo__end_at(in->tok, whole->data + i, n - i);
         *to = i + size;
         if (size) return true;
     }
@@ -9141,12 +9139,6 @@ static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n
     if (wrpo__entry.failed) wrpo__name_record(in);
     return wrpo__end(&wrpo__entry);
 }
-static void wrpo__find_ends(wrpo__reading *in) {
-    for (int32_t id = 0; id < (int32_t)in->tok->size; id++) {
-        bool may_end = wrpo__is_special(in->tok, id) || id == in->tok->eos;
-        if (may_end && in->tok->tokens[id].size > 0) stbds_arrput(in->ends, id);
-    }
-}
 static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const wrpo_data_desc *desc) {
     desc = desc ? desc : &(wrpo_data_desc){0};
     wrpo_ctx *ctx = arena->ctx;
@@ -9167,13 +9159,10 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
     wrpo__arena *work = wrpo__sub_arena(arena);  /* what goes when the file is read */
     wrpo__lines lines = {.file = wrpo__open_file(work, desc->path)};
     wrpo_data_stats *stats = &data->stats;
-    wrpo__current = work;
-    wrpo__find_ends(&in);
     while (!(desc->limit && stats->records >= desc->limit) && wrpo__next_line(&lines)) {
         in.line = lines.number;
         wrpo__rethrow(ctx, wrpo__load_line(&in, lines.text, lines.size));
     }
-    wrpo__current = arena;
     wrpo__arena_clear(work);
     if (!stats->records) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
     if (stats->truncated_prompts || stats->truncated_responses)
@@ -9234,7 +9223,6 @@ static void wrpo__find_answer_end(wrpo_tokenizer *tok, int32_t *end) {
     wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .now = time(NULL)};
     int32_t *ids = NULL;
     size_t from, to;
-    wrpo__find_ends(&in);
     in.prompt = wrpo__messages(&said, "user", "prompt");
     const wrpo__text before = wrpo__render(&in, in.prompt, NULL, true);
     const wrpo__text whole = wrpo__render(&in, in.prompt, answer, false);
