@@ -4162,7 +4162,7 @@ static double wrpo__real(const wrpo_json *v, const char *what) {
 }
 
 /* A new last member: a shallow copy, for a node is in one list only. key NULL: its own. */
-static void wrpo__json_put(wrpo_json *parent, const wrpo_json *v, const char *key) {
+static const wrpo_json *wrpo__json_put(wrpo_json *parent, const wrpo_json *v, const char *key) {
     wrpo_json **tail = &parent->child, *copy = WRPO__NEW(wrpo__current, wrpo_json);
     while (*tail) tail = &(*tail)->next;
     *tail = copy;
@@ -4171,6 +4171,7 @@ static void wrpo__json_put(wrpo_json *parent, const wrpo_json *v, const char *ke
     if (key) copy->key = key;
     if (key) copy->key_size = strlen(key);
     parent->count++;
+    return copy;
 }
 
 /* ---- write ---- */
@@ -5207,17 +5208,16 @@ static void wrpo__need_language_model(wrpo_ctx *ctx, const char *dir, const wrpo
                 "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
 }
 static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *desc, bool reward) {
-    desc = desc ? desc : &(wrpo_model_desc){0};
     wrpo_ctx *ctx = arena->ctx;
     wrpo__arena *temp = wrpo__sub_arena(arena);
     wrpo_config config;
-    if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
+    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
     wrpo__config_read(temp, desc->dir, &config);
     if (!reward) wrpo__need_language_model(ctx, desc->dir, &config);
     const bool map = desc->frozen && ctx->desc.backend->host;
     const wrpo_tensors *t = wrpo__tensors_new(map ? arena : temp, desc->dir);  /* mapped: open as long as the model */
     wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_DTYPE_F32 : ctx->desc.dtype);
-    model->dir = model->tokenizer_dir = wrpo__strndup(arena, desc->dir, strlen(desc->dir));
+    model->dir = model->tokenizer_dir = wrpo__format(arena, "%s", desc->dir);
     model->frozen = desc->frozen;
     wrpo__slice *slices = wrpo__find_weights(temp, model, model->dir, t, &model->dtype);
     if (map) wrpo__map_weights(model, slices);
@@ -5237,15 +5237,14 @@ WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc,
 
 /* ---- random weights ---- */
 static wrpo_model *wrpo__model_init(wrpo__arena *arena, const wrpo_init_desc *desc) {
-    desc = desc ? desc : &(wrpo_init_desc){0};
     wrpo_config config;
-    if (!desc->config) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
+    if (!desc || !desc->config) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
     wrpo__config_read(arena, desc->config, &config);
     wrpo__need_language_model(arena->ctx, desc->config, &config);
     wrpo_model *model = wrpo__model_new(arena, &config);
     const char *tokenizer = desc->tokenizer_dir;
-    model->dir = wrpo__strndup(arena, desc->config, strlen(desc->config));
-    model->tokenizer_dir = tokenizer ? wrpo__strndup(arena, tokenizer, strlen(tokenizer)) : NULL;
+    model->dir = wrpo__format(arena, "%s", desc->config);
+    model->tokenizer_dir = tokenizer ? wrpo__format(arena, "%s", tokenizer) : NULL;
     model->dtype = desc->dtype ? desc->dtype : WRPO_DTYPE_F32;
     wrpo__model_randomize(model, desc->seed);
     return model;
@@ -5365,9 +5364,8 @@ static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t 
     }
 }
 static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc) {
-    desc = desc ? desc : &(wrpo_save_desc){0};
     wrpo_ctx *ctx = arena->ctx;
-    if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
     if (!model->dir)
         wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_save: want a model with a config.json, found one of wrpo_model_new");
     if (desc->max_shard_size < 0)
@@ -5382,7 +5380,7 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
         const wrpo_weight *w = &model->weights[i];
         const wrpo__slice s = wrpo__slice_of(model, w);
         if (s.first) continue;  /* in the tensor of an earlier weight */
-        const char *name = wrpo__strndup(arena, s.name, strlen(s.name));
+        const char *name = wrpo__format(arena, "%s", s.name);
         t[tensors] = (wrpo__save_tensor){name, w->vector ? 1 : 2, {s.groups * s.stride, w->cols, 0, 0}};
         saving.first[tensors++] = w;
     }
@@ -8743,24 +8741,25 @@ static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text
     wrpo__json_put(message, text, "content");
     return message;
 }
-static const wrpo_json *wrpo__message_get(const wrpo_json *message, const char *key, const char *what) {
+/* A message of a list: it has the list's name, for errors. */
+static const wrpo_json *wrpo__message_get(const wrpo_json *message, const char *key) {
     const wrpo_json *v = wrpo_json_get(message, key);
-    if (!v) wrpo__wrong(message, "%s: want a message with a \"%s\", found none", what, key);
+    if (!v) wrpo__wrong(message, "%s: want a message with a \"%s\", found none", message->key, key);
     if (v->kind != WRPO_JSON_STRING)
-        wrpo__wrong(v, "%s: want a string as \"%s\", found %s", what, key, wrpo__found(v));
+        wrpo__wrong(v, "%s: want a string as \"%s\", found %s", message->key, key, wrpo__found(v));
     return v;
 }
 /* A string, a message or a list of either, as an array of messages; a string takes the role given. */
-static wrpo_json *wrpo__messages(const wrpo_json *v, const char *role, const char *what) {
+static wrpo_json *wrpo__messages(const wrpo_json *v, const char *role) {
     wrpo_json *list = WRPO__NEW(wrpo__current, wrpo_json);
     const bool many = v->kind == WRPO_JSON_ARRAY;
+    const char *what = v->key ? v->key : "prompt";
     list->kind = WRPO_JSON_ARRAY;
     for (const wrpo_json *m = many ? v->child : v; m; m = many ? m->next : NULL) {
         const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of(role, m) : m;
         if (message->kind != WRPO_JSON_OBJECT)
             wrpo__refuse(m, what, many ? "messages" : "a string, a message or a list of messages");
-        wrpo__message_get(message, "role", what);
-        wrpo__json_put(list, message, NULL);
+        wrpo__message_get(wrpo__json_put(list, message, what), "role");
     }
     if (!list->count) wrpo__wrong(v, "%s: want at least one message, found none", what);
     return list;
@@ -8768,20 +8767,20 @@ static wrpo_json *wrpo__messages(const wrpo_json *v, const char *role, const cha
 static bool wrpo__is_assistant(const wrpo_json *message) {
     return wrpo__json_is(wrpo_json_get(message, "role"), "assistant");
 }
-static void wrpo__add_answer(wrpo__reading *in, const wrpo_json *message, const char *what, wrpo_tokens answer) {
-    const wrpo_json *content = wrpo__message_get(message, "content", what);
+static void wrpo__add_answer(wrpo__reading *in, const wrpo_json *message, wrpo_tokens answer) {
+    const wrpo_json *content = wrpo__message_get(message, "content");
     if (wrpo__jskip_space(content->text, content->size, 0) == content->size)
-        wrpo__wrong(message, "%s: want a response, found an empty one", what);
+        wrpo__wrong(message, "%s: want a response, found an empty one", message->key);
     stbds_arrput(in->answers, answer);
     stbds_arrput(in->said, message);
 }
 /* The answer, taken off the end of a conversation. What is left is the prompt, or the same as the prompt. */
-static const wrpo_json *wrpo__take_answer(wrpo__reading *in, wrpo_json *list, const char *what) {
+static const wrpo_json *wrpo__take_answer(wrpo__reading *in, wrpo_json *list) {
     wrpo_json **last = &list->child;
     while ((*last)->next) last = &(*last)->next;
     const wrpo_json *answer = *last;
     if (!wrpo__is_assistant(answer))
-        wrpo__refuse(wrpo_json_get(answer, "role"), what, "\"assistant\" as the last role");
+        wrpo__refuse(wrpo_json_get(answer, "role"), answer->key, "\"assistant\" as the last role");
     *last = NULL;
     list->count--;
     if (!list->count) return answer;
@@ -8791,12 +8790,12 @@ static const wrpo_json *wrpo__take_answer(wrpo__reading *in, wrpo_json *list, co
     for (; same && a; a = a->next, b = b->next)
         same = wrpo__json_same(wrpo_json_get(a, "role"), wrpo_json_get(b, "role")) &&
                wrpo__json_same(wrpo_json_get(a, "content"), wrpo_json_get(b, "content"));
-    if (!same) wrpo__wrong(list->child, "%s: want the prompt before the answer, found other messages", what);
+    if (!same) wrpo__wrong(answer, "%s: want the prompt before the answer, found other messages", answer->key);
     return answer;
 }
-static double wrpo__read_weight(const wrpo_json *v, const char *what) {  /* absent: 1 */
+static double wrpo__read_weight(const wrpo_json *v) {  /* absent: 1 */
     if (v && !(v->kind == WRPO_JSON_NUMBER && v->number >= 0 && v->number <= DBL_MAX))
-        wrpo__refuse(v, what, "a finite number of at least 0");
+        wrpo__refuse(v, v->key ? NULL : "weights", "a finite number of at least 0");
     return v ? v->number : 1;
 }
 /* The weights of the sources' answers, which come first, are divided by their sum. */
@@ -8806,27 +8805,26 @@ static void wrpo__share_weights(wrpo__reading *in, int64_t sources, const wrpo_j
     if (!(sum > 0 && sum <= DBL_MAX)) wrpo__wrong(at, "weights: want a positive sum, found %g", sum);
     for (int64_t i = 0; i < sources; i++) in->answers[i].share /= sum;
 }
-/* The answer that v, a member `what`, ends in. In place of the target's there may be candidates, all of them an
-   assistant's: the sources, then the target. */
-static void wrpo__read_answer(wrpo__reading *in, const wrpo_json *v, const char *what, wrpo_tokens answer,
-                              const wrpo_json *weights) {
+/* The answer that v ends in. In place of the target's there may be candidates, all of them an assistant's: the sources,
+   then the target. */
+static void wrpo__read_answer(wrpo__reading *in, const wrpo_json *v, wrpo_tokens answer, const wrpo_json *weights) {
     const bool sft = answer.role == WRPO_ROLE_SOURCE && !answer.pair_id;  /* then bare strings are a user's */
-    wrpo_json *list = wrpo__messages(v, sft ? "user" : "assistant", what);
+    wrpo_json *list = wrpo__messages(v, sft ? "user" : "assistant");
     const wrpo_json *m = list->child, *w = weights ? weights->child : NULL;
     bool candidates = list->count > 1;
     for (; m; m = m->next) candidates = candidates && wrpo__is_assistant(m);
     const int64_t sources = candidates ? list->count - 1 : 0;
     if (candidates && answer.role != WRPO_ROLE_TARGET)
-        wrpo__wrong(v, "%s: want one response, found %lld", what, (long long)list->count);
+        wrpo__wrong(v, "%s: want one response, found %lld", v->key, (long long)list->count);
     if (weights && (weights->kind != WRPO_JSON_ARRAY || !candidates || weights->count != sources))
         wrpo__wrong(weights, "weights: want an array of a number for each source, %lld, found %lld",
                     (long long)sources, (long long)weights->count);
     m = list->child;
     for (int64_t i = 0; i < sources; i++, m = m->next, w = w ? w->next : NULL)
-        wrpo__add_answer(in, m, what, (wrpo_tokens){.share = wrpo__read_weight(w, "weights")});
+        wrpo__add_answer(in, m, (wrpo_tokens){.share = wrpo__read_weight(w)});
     if (candidates) wrpo__share_weights(in, sources, v);
-    else m = wrpo__take_answer(in, list, what);
-    wrpo__add_answer(in, m, what, answer);
+    else m = wrpo__take_answer(in, list);
+    wrpo__add_answer(in, m, answer);
 }
 /* [{chosen, rejected, weight}, ...]: the chosen ones as sources, then the rejected ones; pairs are numbered from 1. */
 static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
@@ -8840,9 +8838,9 @@ static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
             if (p->kind != WRPO_JSON_OBJECT) wrpo__refuse(p, "pairs", "an object {chosen, rejected}");
             const wrpo_json *v = wrpo__present(p, sides[side]), *w = wrpo__present(p, "weight");
             if (!v) wrpo__wrong(p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
-            answer.share = wrpo__read_weight(w, "weight");
+            answer.share = wrpo__read_weight(w);
             answer.pair_id++;
-            wrpo__read_answer(in, v, sides[side], answer, NULL);
+            wrpo__read_answer(in, v, answer, NULL);
             weighted += w && !side;
         }
     }
@@ -8884,7 +8882,7 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
     const wrpo_json *chosen = wrpo__present(root, "chosen"), *rejected = wrpo__present(root, "rejected");
     const wrpo_json *pairs = wrpo__present(root, "pairs"), *weights = wrpo__present(root, "weights");
     const bool sft = messages && !chosen && !rejected;
-    in->weight = wrpo__read_weight(wrpo__present(root, "weight"), "weight");
+    in->weight = wrpo__read_weight(wrpo__present(root, "weight"));
     if (in->weight == 0) in->weight = WRPO_ZERO;
     if (pairs && (chosen || rejected || messages))
         wrpo__wrong(pairs,
@@ -8894,13 +8892,12 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
     if (!pairs && !sft && (!chosen || !rejected))
         wrpo__wrong(root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"",
                     chosen ? "rejected" : "chosen");
-    if (prompt && !sft) in->prompt = wrpo__messages(prompt, "user", "prompt");
+    if (prompt && !sft) in->prompt = wrpo__messages(prompt, "user");
     if (pairs) wrpo__read_pairs(in, pairs);
-    else if (sft) {
-        wrpo__read_answer(in, messages, "messages", (wrpo_tokens){.role = WRPO_ROLE_SOURCE, .share = 1}, NULL);
-    } else {
-        wrpo__read_answer(in, chosen, "chosen", (wrpo_tokens){.role = WRPO_ROLE_TARGET, .share = 1}, weights);
-        wrpo__read_answer(in, rejected, "rejected", (wrpo_tokens){.role = WRPO_ROLE_REJECTED, .share = 1}, NULL);
+    else if (sft) wrpo__read_answer(in, messages, (wrpo_tokens){.role = WRPO_ROLE_SOURCE, .share = 1}, NULL);
+    else {
+        wrpo__read_answer(in, chosen, (wrpo_tokens){.role = WRPO_ROLE_TARGET, .share = 1}, weights);
+        wrpo__read_answer(in, rejected, (wrpo_tokens){.role = WRPO_ROLE_REJECTED, .share = 1}, NULL);
     }
     if (!in->prompt) wrpo__wrong(root, "want a \"prompt\", or a conversation that ends in an answer, found none");
     wrpo__end_prompt(in);
@@ -9140,14 +9137,13 @@ static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n
     return wrpo__end(&wrpo__entry);
 }
 static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const wrpo_data_desc *desc) {
-    desc = desc ? desc : &(wrpo_data_desc){0};
     wrpo_ctx *ctx = arena->ctx;
+    if (!desc || !desc->path) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want a path, found NULL");
     wrpo_data *data = WRPO__NEW(arena, wrpo_data);
     wrpo__reading in = {.ctx = ctx, .data = data, .tok = tok, .desc = *desc, .now = time(NULL)};
     int64_t *max_length = &in.desc.max_length, *max_prompt = &in.desc.max_prompt_length;
     data->ctx = ctx;
     data->arena = arena;
-    if (!desc->path) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want a path, found NULL");
     WRPO__RANGE(*max_length >= 0, "max_length", *max_length, "at least 0");
     WRPO__RANGE(*max_prompt >= 0, "max_prompt_length", *max_prompt, "at least 0");
     WRPO__RANGE(desc->limit >= 0, "limit", desc->limit, "at least 0");
@@ -9191,7 +9187,7 @@ static void wrpo__tokenize_prompt(wrpo__reading *in, const wrpo_json *record, bo
         if (messages || v->kind != WRPO_JSON_STRING) wrpo__refuse(v, "raw prompt", "a string");
         wrpo__text_add(&text, v->text, v->size);
     } else {
-        in->prompt = wrpo__messages(v, "user", prompt ? "prompt" : "messages");
+        in->prompt = wrpo__messages(v, "user");
         wrpo__end_prompt(in);
         text = wrpo__render(in, in->prompt, NULL, true);
     }
@@ -9223,7 +9219,7 @@ static void wrpo__find_answer_end(wrpo_tokenizer *tok, int32_t *end) {
     wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .now = time(NULL)};
     int32_t *ids = NULL;
     size_t from, to;
-    in.prompt = wrpo__messages(&said, "user", "prompt");
+    in.prompt = wrpo__messages(&said, "user");
     const wrpo__text before = wrpo__render(&in, in.prompt, NULL, true);
     const wrpo__text whole = wrpo__render(&in, in.prompt, answer, false);
     if (!wrpo__response_span(&in, answer, &before, &whole, &from, &to)) return;
@@ -10063,7 +10059,7 @@ static void wrpo__score_answers(wrpo_reward *w, wrpo__reading *in, const wrpo_js
                                 int64_t n, double *rewards) {
     wrpo__arena *temp = wrpo__current;
     if (!w->tok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: tokenizer.json: want it to score texts, found none", w->model->dir);
-    const wrpo_json *list = wrpo__messages(prompt, "user", "prompt");
+    const wrpo_json *list = wrpo__messages(prompt, "user");
     int32_t **ids = wrpo__alloc(temp, (size_t)n, sizeof *ids);
     int64_t *counts = wrpo__alloc(temp, (size_t)n, sizeof *counts);
     in->tok = w->tok;
