@@ -3831,22 +3831,36 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
 /* --------------------------------------------------------------------------------------------- >>json
    RFC 8259, strictly: valid UTF-8, no byte order mark, no lone surrogate, no key twice in an object, one value and
    nothing after it. A node knows the name of its text, its line and its column, for errors. */
-enum { WRPO__JSON_DEPTH = 256, WRPO__SHOWN = 92 /* bytes of foreign text in a sentence */ };
+enum { WRPO__JSON_DEPTH = 256 };
 
-/* Foreign text for one of our sentences: control characters escaped, invalid UTF-8 as '?', cut to WRPO__SHOWN. */
-static const char *wrpo__legible(const char *s, size_t n) {
-    wrpo__text out = {.arena = wrpo__current};
-    wrpo__text_puts(&out, "");
+/* The text with escapes: of what JSON wants escaped, or of what a sentence should not show as it is. Bytes that are not
+   UTF-8 become U+FFFD or '?'. */
+static void wrpo__json_escape(wrpo__text *out, const char *s, size_t n, bool sentence) {
+    static const char special[] = "\"\\\b\f\n\r\t", escape[] = "\"\\bfnrt";
+    size_t done = 0;
     for (size_t i = 0, size; i < n; i += size) {
         const int32_t c = wrpo__utf8_get(s + i, n - i, &size);
-        if (out.size + 6 > WRPO__SHOWN) {
-            wrpo__text_puts(&out, "...");
-            break;
-        }
-        if (c < 0) wrpo__text_puts(&out, "?");
-        else if (c < 0x20 || (c >= 0x7F && c <= 0xA0)) wrpo__text_printf(&out, "\\u%04X", (unsigned)c);
-        else wrpo__text_add(&out, s + i, size);
+        if (c >= 0x20 && (sentence ? c < 0x7F || c > 0xA0 : c != '"' && c != '\\')) continue;
+        wrpo__text_add(out, s + done, i - done);
+        done = i + size;
+        const char *simple = c > 0 ? strchr(special, c) : NULL;
+        if (c < 0) wrpo__text_puts(out, sentence ? "?" : "\xEF\xBF\xBD");
+        else if (simple) wrpo__text_printf(out, "\\%c", escape[simple - special]);
+        else wrpo__text_printf(out, "\\u%04X", (unsigned)c);
     }
+    wrpo__text_add(out, s + done, n - done);
+}
+static void wrpo__json_quote(wrpo__text *out, const char *s, size_t n) {
+    wrpo__text_puts(out, "\"");
+    wrpo__json_escape(out, s, n, false);
+    wrpo__text_puts(out, "\"");
+}
+static const char *wrpo__legible(const char *s, size_t n) {  /* foreign text for a sentence, cut to 64 bytes */
+    wrpo__text out = {.arena = wrpo__current};
+    size_t shown = WRPO__MIN(n, 64);
+    while (shown < n && shown > 0 && (s[shown] & 0xC0) == 0x80) shown--;
+    wrpo__json_escape(&out, s, shown, true);
+    if (shown < n) wrpo__text_puts(&out, "...");
     return out.data;
 }
 /* "NAME:LINE:COLUMN: " and the sentence; the sentence alone if v was not read from a text. */
@@ -4120,7 +4134,7 @@ static const char *wrpo__found(const wrpo_json *v) {  /* what a value is, for th
     switch (v->kind) {
     case WRPO_JSON_BOOL: return v->boolean ? "true" : "false";
     case WRPO_JSON_NUMBER: return wrpo__format(arena, v->size > 40 ? "%.40s..." : "%s", v->text);
-    case WRPO_JSON_STRING: return wrpo__format(arena, "\"%s\"", wrpo__legible(v->text, WRPO__MIN(v->size, 64)));
+    case WRPO_JSON_STRING: return wrpo__format(arena, "\"%s\"", wrpo__legible(v->text, v->size));
     case WRPO_JSON_ARRAY: case WRPO_JSON_OBJECT:
         return wrpo__format(arena, "%s of %lld", wrpo__json_kinds[v->kind], (long long)v->count);
     default: return "null";
@@ -4175,23 +4189,6 @@ static const wrpo_json *wrpo__json_put(wrpo_json *parent, const wrpo_json *v, co
 }
 
 /* ---- write ---- */
-static void wrpo__json_quote(wrpo__text *out, const char *s, size_t n) {  /* bytes that are not UTF-8 become U+FFFD */
-    static const char special[] = "\"\\\b\f\n\r\t", escape[] = "\"\\bfnrt";
-    size_t done = 0;
-    wrpo__text_puts(out, "\"");
-    for (size_t i = 0, size; i < n; i += size) {
-        const int32_t c = wrpo__utf8_get(s + i, n - i, &size);
-        if (c >= 0x20 && c != '"' && c != '\\') continue;
-        wrpo__text_add(out, s + done, i - done);
-        done = i + size;
-        const char *simple = c > 0 ? strchr(special, c) : NULL;
-        if (c < 0) wrpo__text_puts(out, "\xEF\xBF\xBD");
-        else if (simple) wrpo__text_printf(out, "\\%c", escape[simple - special]);
-        else wrpo__text_printf(out, "\\u%04X", (unsigned)c);
-    }
-    wrpo__text_add(out, s + done, n - done);
-    wrpo__text_puts(out, "\"");
-}
 /* The fewest digits that read back as the finite x, whatever the locale; returns their count. |x| = d.ddd * 10^power */
 static int wrpo__json_digits_of(double x, char digits[24], int *power) {
     char s[48];

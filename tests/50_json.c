@@ -542,7 +542,7 @@ static void test_wanted(void) {
         "{\"n\": 7, \"x\": 1.5, \"s\": \"a\\nb\", \"none\": null, \"huge\": 1e999,\n \"list\": [1, \"two\"]}";
     static const char *const says[] = {"t.json:1:7: n: want a string, found 7",
                                        "t.json:1:1: absent: want a number, found no such key in this object",
-                                       "t.json:1:25: s: want an integer from 1 to 9, found \"a\\u000Ab\"",
+                                       "t.json:1:25: s: want an integer from 1 to 9, found \"a\\nb\"",
                                        "t.json:1:15: x: want an integer from 1 to 9, found 1.5",
                                        "t.json:1:7: heads: want an integer from 8 to 9, found 7",
                                        "t.json:1:55: huge: want a finite number, found 1e999",
