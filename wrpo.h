@@ -4574,12 +4574,13 @@ WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t 
 typedef struct wrpo__save_tensor { const char *name; int ndim; int64_t shape[4]; } wrpo__save_tensor;
 /* dst[count] = elements [first, first + count) of tensor */
 typedef void (*wrpo__save_fn)(void *user, int64_t tensor, int64_t first, int64_t count, float *dst);
-typedef struct wrpo__placed { const char *name; int64_t tensor, bytes, shard; } wrpo__placed;
+typedef struct wrpo__placed { const char *name; const wrpo__save_tensor *t; int64_t bytes, shard; } wrpo__placed;
 typedef struct wrpo__save {  /* one save in progress */
     wrpo__arena *temp;
     const char *dir;
     const wrpo__save_tensor *t;
     wrpo_dtype dtype;
+    wrpo__placed *placed; int64_t n;  /* the tensors, sorted by name */
     int64_t shards;
     wrpo__save_fn fn; void *user;
     float *chunk;  /* [CHUNK] */
@@ -4629,10 +4630,6 @@ static int64_t wrpo__split(const int64_t *bytes, int64_t n, int64_t limit, int64
     }
     return shards;
 }
-static int wrpo__by_shard(const void *x, const void *y) {
-    const wrpo__placed *a = x, *b = y;
-    return a->shard != b->shard ? (a->shard > b->shard) - (a->shard < b->shard) : strcmp(a->name, b->name);
-}
 /* The header: {"__metadata__":{...} by the caller, then each tensor in the order of the data, then the end. */
 static void wrpo__header_add(wrpo__text *header, const char *name, const char *dtype, int ndim, const int64_t *shape,
         int64_t offset, int64_t bytes) {
@@ -4651,45 +4648,48 @@ static void wrpo__header_write(wrpo__writer *w, wrpo__text *header) {
     wrpo__write(w, header->data, header->size);
     wrpo__block_free(header->data);
 }
-/* One file of tensors p[n], sorted by name, under its part name. */
-static wrpo__writer *wrpo__shard_write(const wrpo__save *save, int64_t shard, const wrpo__placed *p, int64_t n) {
+/* A file under its part name. */
+static wrpo__writer *wrpo__shard_write(const wrpo__save *save, int64_t shard) {
     const char *path = wrpo__join(save->temp, save->dir, wrpo__shard_file(save, shard));
     const int64_t size = (int64_t)wrpo__dtype_size(save->dtype);
-    float *chunk = save->chunk;
+    const wrpo__placed *end = save->placed + save->n;
+    int64_t offset = 0;
     wrpo__text header = {.arena = save->temp};
     wrpo__text_puts(&header, "{\"__metadata__\":{\"format\":\"pt\"}");
-    for (int64_t i = 0, offset = 0; i < n; offset += p[i].bytes, i++) {
-        const wrpo__save_tensor *t = &save->t[p[i].tensor];
-        wrpo__header_add(&header, t->name, wrpo__dtype_name(save->dtype), t->ndim, t->shape, offset, p[i].bytes);
+    for (const wrpo__placed *p = save->placed; p < end; p++) {
+        if (p->shard != shard) continue;
+        wrpo__header_add(&header, p->name, wrpo__dtype_name(save->dtype), p->t->ndim, p->t->shape, offset, p->bytes);
+        offset += p->bytes;
     }
     wrpo__writer *w = wrpo__create(save->temp, path);
     wrpo__header_write(w, &header);
-    for (int64_t i = 0; i < n; i++) {
-        const int64_t elements = p[i].bytes / size;
-        for (int64_t first = 0, count; first < elements; first += count) {
-            count = WRPO__MIN(elements - first, WRPO__CHUNK);
-            save->fn(save->user, p[i].tensor, first, count, chunk);
-            for (int64_t k = 0; save->dtype == WRPO_DTYPE_F16 && k < count; k++)
-                if (isfinite(chunk[k]) && fabsf(chunk[k]) >= 65520)
-                    wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path,
-                            p[i].name, (long long)(first + k), (double)chunk[k]);
-            wrpo__from_float(chunk, save->dtype, chunk, count);
-            wrpo__write(w, chunk, (size_t)(count * size));
+    for (const wrpo__placed *p = save->placed; p < end; p++)
+        for (int64_t first = 0, n; p->shard == shard && first < p->bytes / size; first += n) {
+            n = WRPO__MIN(p->bytes / size - first, WRPO__CHUNK);
+            save->fn(save->user, p->t - save->t, first, n, save->chunk);
+            for (int64_t k = 0; save->dtype == WRPO_DTYPE_F16 && k < n; k++) {
+                const float x = save->chunk[k];
+                if (isfinite(x) && fabsf(x) >= 65520)
+                    wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path, p->name,
+                            (long long)(first + k), (double)x);
+            }
+            wrpo__from_float(save->chunk, save->dtype, save->chunk, n);
+            wrpo__write(w, save->chunk, (size_t)(n * size));
         }
-    }
     wrpo__finish(w);
     return w;
 }
-static wrpo__writer *wrpo__index_write(const wrpo__save *save, const char *path, const wrpo__placed *p, int64_t n) {
+static wrpo__writer *wrpo__index_write(const wrpo__save *save, const char *path) {
     wrpo__text t = {.arena = save->temp};
     int64_t total = 0;
-    for (int64_t i = 0; i < n; i++) total += p[i].bytes;
+    for (int64_t i = 0; i < save->n; i++) total += save->placed[i].bytes;
     wrpo__text_printf(&t, "{\n  \"metadata\": {\n    \"total_size\": %lld\n  },\n", (long long)total);
     wrpo__text_puts(&t, "  \"weight_map\": {");
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < save->n; i++) {
+        const wrpo__placed *p = &save->placed[i];
         wrpo__text_puts(&t, i ? ",\n    " : "\n    ");
-        wrpo__json_quote(&t, p[i].name, strlen(p[i].name));
-        wrpo__text_printf(&t, ": \"%s\"", wrpo__shard_file(save, p[i].shard));
+        wrpo__json_quote(&t, p->name, strlen(p->name));
+        wrpo__text_printf(&t, ": \"%s\"", wrpo__shard_file(save, p->shard));
     }
     wrpo__text_puts(&t, "\n  }\n}\n");
     return wrpo__write_whole(save->temp, path, t.data, t.size);
@@ -4700,7 +4700,7 @@ static wrpo__writer *wrpo__index_write(const wrpo__save *save, const char *path,
 static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__save_tensor *t, int64_t n,
         wrpo_dtype dtype, int64_t max_shard_size, wrpo__save_fn fn, void *user, wrpo__writer **sides) {
     wrpo_ctx *ctx = temp->ctx;
-    wrpo__save save = {.temp = temp, .dir = dir, .t = t, .dtype = dtype, .fn = fn, .user = user};
+    wrpo__save save = {.temp = temp, .dir = dir, .t = t, .n = n, .dtype = dtype, .fn = fn, .user = user};
     int64_t *bytes = wrpo__raw(temp, (size_t)n, sizeof *bytes), *shard = wrpo__raw(temp, (size_t)n, sizeof *shard);
     for (int64_t i = 0; i < n; i++) {
         size_t size = wrpo__dtype_size(dtype);
@@ -4708,22 +4708,18 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__s
         bytes[i] = (int64_t)size;
     }
     save.shards = wrpo__split(bytes, n, max_shard_size > 0 ? max_shard_size : 5000000000, shard);
-    wrpo__placed *placed = wrpo__raw(temp, (size_t)n, sizeof *placed);
-    for (int64_t i = 0; i < n; i++) placed[i] = (wrpo__placed){t[i].name, i, bytes[i], shard[i]};
-    if (n) qsort(placed, (size_t)n, sizeof *placed, wrpo__by_shard);
+    save.placed = wrpo__raw(temp, (size_t)n, sizeof *save.placed);
+    for (int64_t i = 0; i < n; i++) save.placed[i] = (wrpo__placed){t[i].name, &t[i], bytes[i], shard[i]};
+    if (n) qsort(save.placed, (size_t)n, sizeof *save.placed, wrpo__by_first_name);
 
     const int64_t files = WRPO__MAX(save.shards, 1);
     wrpo__writer **ready = wrpo__alloc(temp, (size_t)files, sizeof *ready), *index = NULL;
     save.chunk = wrpo__raw(temp, WRPO__CHUNK, sizeof *save.chunk);
-    for (int64_t s = 0, i = 0, end; s < files; s++, i = end) {
-        for (end = i; end < n && placed[end].shard == s; end++) {}
-        ready[s] = wrpo__shard_write(&save, s, placed + i, end - i);
-    }
+    for (int64_t s = 0; s < files; s++) ready[s] = wrpo__shard_write(&save, s);
     const char *index_path = wrpo__join(temp, dir, WRPO__INDEX_FILE);
     char **stale = wrpo__stale_shards(&save);  /* listed now: nothing may fail once names are given */
     if (save.shards > 1) {
-        qsort(placed, (size_t)n, sizeof *placed, wrpo__by_first_name);
-        index = wrpo__index_write(&save, index_path, placed, n);
+        index = wrpo__index_write(&save, index_path);
         bool same_names = false;  /* then the old index would open old and new shards together */
         for (int64_t s = 0; s < files; s++) same_names = same_names || wrpo__disk_exists(ready[s]->path);
         if (same_names) wrpo__remove(ctx, index_path);
@@ -5063,15 +5059,14 @@ WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_conf
    weights, one weight after the other in the order of the table. InternLM2's wqkv does so within each of G groups: the
    query heads of one key/value head, then its key, then its value. */
 static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
-    {"phi3", "self_attn.q_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.k_proj.", "self_attn.qkv_proj."},
-    {"phi3", "self_attn.v_proj.", "self_attn.qkv_proj."}, {"phi3", "mlp.gate_proj.", "mlp.gate_up_proj."},
-    {"phi3", "mlp.up_proj.", "mlp.gate_up_proj."},
-    {"internlm2", "embed_tokens.", "tok_embeddings."}, {"internlm2", "lm_head.", "output."},
-    {"internlm2", "self_attn.q_proj.", "attention.wqkv."}, {"internlm2", "self_attn.k_proj.", "attention.wqkv."},
-    {"internlm2", "self_attn.v_proj.", "attention.wqkv."}, {"internlm2", "self_attn.o_proj.", "attention.wo."},
-    {"internlm2", "input_layernorm.", "attention_norm."}, {"internlm2", "post_attention_layernorm.", "ffn_norm."},
-    {"internlm2", "mlp.gate_proj.", "feed_forward.w1."}, {"internlm2", "mlp.up_proj.", "feed_forward.w3."},
-    {"internlm2", "mlp.down_proj.", "feed_forward.w2."}};
+    {"phi3", "q_proj", "qkv_proj"}, {"phi3", "k_proj", "qkv_proj"}, {"phi3", "v_proj", "qkv_proj"},
+    {"phi3", "gate_proj", "gate_up_proj"}, {"phi3", "up_proj", "gate_up_proj"},
+    {"internlm2", "embed_tokens", "tok_embeddings"}, {"internlm2", "lm_head", "output"},
+    {"internlm2", "self_attn.q_proj", "attention.wqkv"}, {"internlm2", "self_attn.k_proj", "attention.wqkv"},
+    {"internlm2", "self_attn.v_proj", "attention.wqkv"}, {"internlm2", "self_attn.o_proj", "attention.wo"},
+    {"internlm2", "input_layernorm", "attention_norm"}, {"internlm2", "post_attention_layernorm", "ffn_norm"},
+    {"internlm2", "mlp.gate_proj", "feed_forward.w1"}, {"internlm2", "mlp.up_proj", "feed_forward.w3"},
+    {"internlm2", "mlp.down_proj", "feed_forward.w2"}};
 typedef struct wrpo__slice {  /* row r of a weight is row r / own * stride + first + r % own of tensor `name` */
     char name[128];
     int64_t groups, stride, first, own;
