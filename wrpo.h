@@ -4447,8 +4447,8 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     const wrpo__file *f = wrpo__open_file(arena, path);
     if (f->size < 8)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want 8 bytes of header size, found a file of %zu", path, f->size);
-    unsigned long long header = 0;
-    for (int i = 7; i >= 0; i--) header = header << 8 | f->data[i];
+    unsigned long long header;
+    memcpy(&header, f->data, 8);
     if (header > WRPO__HEADER_MAX)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want a header of at most %d bytes, found %llu", path, WRPO__HEADER_MAX,
                 header);
@@ -4640,11 +4640,10 @@ static void wrpo__header_add(wrpo__text *header, const char *name, const char *d
     wrpo__text_printf(header, "],\"data_offsets\":[%lld,%lld]}", (long long)offset, (long long)(offset + bytes));
 }
 static void wrpo__header_write(wrpo__writer *w, wrpo__text *header) {
-    unsigned char length[8];
     wrpo__text_puts(header, "}");
     while (header->size % 8) wrpo__text_puts(header, " ");  /* the data begins aligned */
-    for (int i = 0; i < 8; i++) length[i] = (unsigned char)(header->size >> 8 * i);
-    wrpo__write(w, length, sizeof length);
+    const uint64_t size = header->size;
+    wrpo__write(w, &size, 8);
     wrpo__write(w, header->data, header->size);
     wrpo__block_free(header->data);
 }
