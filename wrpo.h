@@ -9075,15 +9075,15 @@ static void wrpo__tokenize_authors(wrpo__reading *in) {
 typedef struct wrpo__lines { const wrpo__file *file; const char *text; size_t size, next; int64_t number; } wrpo__lines;
 static bool wrpo__next_line(wrpo__lines *l) {
     const char *data = (const char *)l->file->data;
-    size_t end = l->file->size;
+    const size_t end = l->file->size;
     if (!l->next && end >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0) l->next = 3;  /* a byte order mark */
     while (l->next < end) {
         const char *at = data + l->next, *newline = memchr(at, '\n', end - l->next);
-        size_t n = newline ? (size_t)(newline - at) : end - l->next, blank = 0;
-        l->next += n + (newline != NULL);
+        const size_t n = newline ? (size_t)(newline - at) : end - l->next;
+        size_t blank = 0;
+        while (blank < n && memchr(" \t\r", at[blank], 3)) blank++;
+        l->next += n + 1;
         l->number++;
-        if (n && at[n - 1] == '\r') n--;
-        while (blank < n && (at[blank] == ' ' || at[blank] == '\t')) blank++;
         l->text = at;
         l->size = n;
         if (blank < n) return true;
@@ -9206,16 +9206,15 @@ WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_token
 }
 static void wrpo__find_answer_end(wrpo_tokenizer *tok, int32_t *end) {
     const wrpo_json said = {.kind = WRPO_JSON_STRING, .text = "x", .size = 1};
-    const wrpo_json *answer = wrpo__message_of("assistant", &said);
-    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .now = time(NULL)};
-    int32_t *ids = NULL;
-    size_t from, to;
+    wrpo_data none = {0};
+    wrpo__reading in = {.ctx = tok->ctx, .data = &none, .tok = tok, .now = time(NULL),
+                        .desc = {.max_length = INT64_MAX, .max_prompt_length = INT64_MAX}};
     in.prompt = wrpo__messages(&said, "user");
-    const wrpo__text before = wrpo__render(&in, in.prompt, NULL, true);
-    const wrpo__text whole = wrpo__render(&in, in.prompt, answer, false);
-    if (!wrpo__response_span(&in, answer, &before, &whole, &from, &to)) return;
-    wrpo__encode(tok, whole.data + from, to - from, WRPO_TOKENIZER_CONTINUE, &ids);
-    *end = stbds_arrlast(ids);
+    wrpo__add_answer(&in, wrpo__message_of("assistant", &said), (wrpo_tokens){0});
+    wrpo__tokenize_clean(&in);
+    const int64_t n = in.answers->count;
+    const int32_t last = n ? in.answers->ids[n - 1] : -1;
+    if (last == tok->eos || wrpo__is_special(tok, last)) *end = last;
 }
 /* The token that ends an answer in the chat template; -1: it has none or raises here, or there is no template. */
 static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
