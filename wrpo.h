@@ -4130,15 +4130,11 @@ static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
 static const char *const wrpo__json_kinds[] = {
     "null", "true or false", "a number", "a string", "an array", "an object"};
 static const char *wrpo__found(const wrpo_json *v) {  /* what a value is, for the end of a sentence */
-    wrpo__arena *arena = wrpo__current;
-    switch (v->kind) {
-    case WRPO_JSON_BOOL: return v->boolean ? "true" : "false";
-    case WRPO_JSON_NUMBER: return wrpo__format(arena, v->size > 40 ? "%.40s..." : "%s", v->text);
-    case WRPO_JSON_STRING: return wrpo__format(arena, "\"%s\"", wrpo__legible(v->text, v->size));
-    case WRPO_JSON_ARRAY: case WRPO_JSON_OBJECT:
-        return wrpo__format(arena, "%s of %lld", wrpo__json_kinds[v->kind], (long long)v->count);
-    default: return "null";
-    }
+    if (v->kind == WRPO_JSON_NULL) return "null";
+    if (v->kind == WRPO_JSON_BOOL) return v->boolean ? "true" : "false";
+    if (v->kind == WRPO_JSON_NUMBER) return wrpo__legible(v->text, v->size);
+    if (v->kind == WRPO_JSON_STRING) return wrpo__format(wrpo__current, "\"%s\"", wrpo__legible(v->text, v->size));
+    return wrpo__format(wrpo__current, "%s of %lld", wrpo__json_kinds[v->kind], (long long)v->count);
 }
 /* what: the value in words; NULL = its key. */
 _Noreturn static void wrpo__refuse(const wrpo_json *v, const char *what, const char *want) {
@@ -4164,10 +4160,9 @@ static const wrpo_json *wrpo__need(const wrpo_json *object, const char *key, wrp
     if (!v) wrpo__wrong(object, "%s: want %s, found no such key in this object", key, wrpo__json_kinds[kind]);
     return wrpo__want(v, kind, NULL);
 }
-static int64_t wrpo__integer(const wrpo_json *v, int64_t low, int64_t high, const char *what) {
-    const long long a = low, b = high;
+static int64_t wrpo__integer(const wrpo_json *v, long long low, long long high, const char *what) {
     if (v->kind != WRPO_JSON_NUMBER || !v->exact || v->integer < low || v->integer > high)
-        wrpo__refuse(v, what, wrpo__format(wrpo__current, "an integer from %lld to %lld", a, b));
+        wrpo__refuse(v, what, wrpo__format(wrpo__current, "an integer from %lld to %lld", low, high));
     return v->integer;
 }
 static double wrpo__real(const wrpo_json *v, const char *what) {
