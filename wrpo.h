@@ -4280,16 +4280,32 @@ static inline const char *wrpo__show(char *out, const char *s, size_t n) {
     snprintf(out, sizeof(wrpo__shown), "%s", wrpo__legible(s, n));
     return out;
 }
-#define wrpo__json_get wrpo_json_get
-#define wrpo__json_append(parent, v) wrpo__json_put(parent, v, NULL)
-#define wrpo__json_found(out, v) ((void)(out), wrpo__found(v))
-#define wrpo__json_fail(ctx, code, name, v, ...) ((void)(ctx), (void)(name), wrpo__fail_json(code, v, __VA_ARGS__))
-#define wrpo__json_refuse(ctx, name, ...) ((void)(ctx), (void)(name), wrpo__refuse(__VA_ARGS__))
-#define wrpo__json_want(ctx, name, ...) ((void)(ctx), (void)(name), wrpo__want(__VA_ARGS__))
-#define wrpo__json_maybe(ctx, name, ...) ((void)(ctx), (void)(name), wrpo__maybe(__VA_ARGS__))
-#define wrpo__json_need(ctx, name, ...) ((void)(ctx), (void)(name), wrpo__need(__VA_ARGS__))
-#define wrpo__json_integer(ctx, name, ...) ((void)(ctx), (void)(name), wrpo__integer(__VA_ARGS__))
-#define wrpo__json_real(ctx, name, ...) ((void)(ctx), (void)(name), wrpo__real(__VA_ARGS__))
+static inline const char *wrpo__json_found(char *out, const wrpo_json *v) { (void)out; return wrpo__found(v); }
+static inline const wrpo_json *wrpo__json_get(const wrpo_json *v, const char *key) { return wrpo_json_get(v, key); }
+static inline void wrpo__json_append(wrpo_json *parent, const wrpo_json *v) { wrpo__json_put(parent, v, NULL); }
+_Noreturn WRPO__PRINTF(5, 6) static inline void wrpo__json_fail(wrpo_ctx *ctx, wrpo_result code, const char *name,
+        const wrpo_json *v, const char *format, ...) {
+    char text[400];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    (void)ctx, (void)name;
+    wrpo__fail_json(code, v, "%s", text);
+}
+#define WRPO__BEFORE (void)ctx, (void)name
+_Noreturn static inline void wrpo__json_refuse(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what,
+        const char *want) { WRPO__BEFORE; wrpo__refuse(v, what, want); }
+static inline const wrpo_json *wrpo__json_want(wrpo_ctx *ctx, const char *name, const wrpo_json *v, wrpo_json_kind k,
+        const char *what) { WRPO__BEFORE; return wrpo__want(v, k, what); }
+static inline const wrpo_json *wrpo__json_maybe(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *key,
+        wrpo_json_kind k) { WRPO__BEFORE; return wrpo__maybe(v, key, k); }
+static inline const wrpo_json *wrpo__json_need(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *key,
+        wrpo_json_kind k) { WRPO__BEFORE; return wrpo__need(v, key, k); }
+static inline int64_t wrpo__json_integer(wrpo_ctx *ctx, const char *name, const wrpo_json *v, int64_t low,
+        int64_t high, const char *what) { WRPO__BEFORE; return wrpo__integer(v, low, high, what); }
+static inline double wrpo__json_real(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what) {
+    WRPO__BEFORE; return wrpo__real(v, what); }
 /* ------------------------------------------------------------------------------------------ >>tensors
    safetensors: 8 bytes N, little-endian; N bytes of JSON; the data. The JSON names every tensor with its dtype, shape
    and [begin, end) in the data, which the tensors cover without a hole or an overlap. Opening reads headers only: a
