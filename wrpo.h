@@ -3855,9 +3855,9 @@ static void wrpo__json_quote(wrpo__text *out, const char *s, size_t n) {
     wrpo__json_escape(out, s, n, false);
     wrpo__text_puts(out, "\"");
 }
-static const char *wrpo__legible(const char *s, size_t n) {  /* foreign text for a sentence, cut to 64 bytes */
+static const char *wrpo__legible(const char *s, size_t n) {  /* foreign text for a sentence, cut to 80 bytes */
     wrpo__text out = {.arena = wrpo__current};
-    size_t shown = WRPO__MIN(n, 64);
+    size_t shown = WRPO__MIN(n, 80);
     while (shown < n && shown > 0 && (s[shown] & 0xC0) == 0x80) shown--;
     wrpo__json_escape(&out, s, shown, true);
     if (shown < n) wrpo__text_puts(&out, "...");
@@ -9063,7 +9063,6 @@ static void wrpo__tokenize_authors(wrpo__reading *in) {
         int64_t same = 0;  /* with the first one's prompt */
         if (a->first + longest > max_length && a->first > max_prompt) {
             wrpo__drop_ids(a, a->first - max_prompt);
-            a->first = max_prompt;
             cut = true;
         }
         if (a->first + longest > max_length && a->count - a->first > max_answer) {
