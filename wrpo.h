@@ -3896,24 +3896,30 @@ _Noreturn static void wrpo__json_stop(wrpo__json_in *in, const char *want, const
 }
 /* Refuses the next character. */
 _Noreturn static void wrpo__json_expect(wrpo__json_in *in, const char *want) {
-    char found[128];
-    size_t n = (size_t)(in->end - in->at), size;
+    const size_t n = (size_t)(in->end - in->at);
+    const char *found = "the end of the text";
+    size_t size;
     const int32_t c = n ? wrpo__utf8_get(in->at, n, &size) : 0;
-    if (!n) snprintf(found, sizeof found, "the end of the text");
-    else if (c < 0) snprintf(found, sizeof found, "byte 0x%02X, which is not UTF-8 here", (unsigned char)*in->at);
-    else if (c == 0xFEFF) snprintf(found, sizeof found, "a byte order mark");
-    else if (c < 0x20) snprintf(found, sizeof found, "the control character U+%04X", (unsigned)c);
-    else {
+    if (n && c < 0)
+        found = wrpo__format(in->arena, "byte 0x%02X, which is not UTF-8 here", (unsigned char)*in->at);
+    else if (c == 0xFEFF) found = "a byte order mark";
+    else if (n && c < 0x20) found = wrpo__format(in->arena, "the control character U+%04X", (unsigned)c);
+    else if (n) {
         size_t word = 0;  /* NaN, True, undefined: shown whole */
         while (word < n && word < 24 && (in->at[word] | 32) >= 'a' && (in->at[word] | 32) <= 'z') word++;
-        snprintf(found, sizeof found, "'%s'", wrpo__legible(in->at, word ? word : size));
+        found = wrpo__format(in->arena, "'%s'", wrpo__legible(in->at, word ? word : size));
     }
     wrpo__json_stop(in, want, found);
 }
 static char wrpo__json_peek(const wrpo__json_in *in) { return in->at < in->end ? *in->at : 0; }  /* 0 is never valid */
-static void wrpo__json_skip(wrpo__json_in *in, char c, const char *want) {
-    if (wrpo__json_peek(in) != c) wrpo__json_expect(in, want);
-    in->at++;
+static bool wrpo__json_take(wrpo__json_in *in, const char *any) {  /* one of these characters */
+    const char c = wrpo__json_peek(in);
+    const bool found = c && strchr(any, c);
+    in->at += found;
+    return found;
+}
+static void wrpo__json_skip(wrpo__json_in *in, const char *c, const char *want) {
+    if (!wrpo__json_take(in, c)) wrpo__json_expect(in, want);
 }
 static void wrpo__json_space(wrpo__json_in *in) {
     for (; in->at < in->end; in->at++) {
@@ -3937,7 +3943,6 @@ static uint32_t wrpo__json_hex4(wrpo__json_in *in) {
 /* The code point after \u; of a surrogate pair, both halves. */
 static uint32_t wrpo__json_unicode(wrpo__json_in *in) {
     const char *begin = in->at - 2;
-    char found[32];
     const uint32_t c = wrpo__json_hex4(in);
     if (c < 0xD800 || c > 0xDFFF) return c;
     if (c < 0xDC00 && in->end - in->at >= 2 && in->at[0] == '\\' && in->at[1] == 'u') {
@@ -3946,8 +3951,7 @@ static uint32_t wrpo__json_unicode(wrpo__json_in *in) {
         if (low >= 0xDC00 && low <= 0xDFFF) return 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
     }
     in->at = begin;
-    snprintf(found, sizeof found, "\\u%04X alone", (unsigned)c);
-    wrpo__json_stop(in, "both halves of a surrogate pair", found);
+    wrpo__json_stop(in, "both halves of a surrogate pair", wrpo__format(in->arena, "\\u%04X alone", (unsigned)c));
 }
 /* A string, after its opening quote. Unescaped text is never longer than its source: its NUL replaces a quote, and
    every number is followed by a byte. So one buffer of the text's size and 1 holds all strings, keys and numbers. */
@@ -3964,15 +3968,14 @@ static const char *wrpo__json_string(wrpo__json_in *in, size_t *size) {
         }
         memcpy(in->out, run, (size_t)(in->at - run));
         in->out += in->at - run;
-        if (wrpo__json_peek(in) == '"') break;
-        wrpo__json_skip(in, '\\', "a string's text or its closing '\"'");
+        if (wrpo__json_take(in, "\"")) break;
+        wrpo__json_skip(in, "\\", "a string's text or its closing '\"'");
         const char c = wrpo__json_peek(in), *simple = c ? strchr(escapes, c) : NULL;
         if (!simple && c != 'u') wrpo__json_expect(in, "one of \" \\ / b f n r t u after a backslash");
         in->at++;
         if (simple) *in->out++ = meant[simple - escapes];
         else in->out += wrpo__utf8_put(in->out, wrpo__json_unicode(in));
     }
-    in->at++;
     *size = (size_t)(in->out - begin);
     *in->out++ = 0;
     return begin;
@@ -3985,19 +3988,18 @@ static double wrpo__json_double(wrpo__arena *arena, const char *s, size_t n) {
             (int)(end - point - 1), point + 1), NULL);
 }
 static void wrpo__json_digits(wrpo__json_in *in) {
-    if (wrpo__json_peek(in) < '0' || wrpo__json_peek(in) > '9') wrpo__json_expect(in, "a digit");
-    while (wrpo__json_peek(in) >= '0' && wrpo__json_peek(in) <= '9') in->at++;
+    static const char digits[] = "0123456789";
+    wrpo__json_skip(in, digits, "a digit");
+    while (wrpo__json_take(in, digits)) {}
 }
 static void wrpo__json_read_number(wrpo__json_in *in, wrpo_json *v) {
     const char *begin = in->at;
-    if (*begin == '-') in->at++;
-    if (wrpo__json_peek(in) == '0') in->at++;
-    else wrpo__json_digits(in);
+    wrpo__json_take(in, "-");
+    if (!wrpo__json_take(in, "0")) wrpo__json_digits(in);
     const char *point = in->at;  /* where the integer ends */
-    if (wrpo__json_peek(in) == '.') { in->at++; wrpo__json_digits(in); }
-    if ((wrpo__json_peek(in) | 32) == 'e') {
-        in->at++;
-        if (wrpo__json_peek(in) == '+' || wrpo__json_peek(in) == '-') in->at++;
+    if (wrpo__json_take(in, ".")) wrpo__json_digits(in);
+    if (wrpo__json_take(in, "eE")) {
+        wrpo__json_take(in, "+-");
         wrpo__json_digits(in);
     }
     v->kind = WRPO_JSON_NUMBER;
@@ -4053,16 +4055,15 @@ static void wrpo__json_members(wrpo__json_in *in, wrpo_json *v, int depth) {  /*
         v->count++;
         if (object) {
             wrpo__json_space(in);
-            wrpo__json_skip(in, '"', "a key in double quotes");
+            wrpo__json_skip(in, "\"", "a key in double quotes");
             member->key = wrpo__json_string(in, &member->key_size);
             wrpo__json_space(in);
-            wrpo__json_skip(in, ':', "':' after a key");
+            wrpo__json_skip(in, ":", "':' after a key");
         }
         wrpo__json_value(in, member, depth + 1);
-        more = wrpo__json_peek(in) == ',';
-        if (more) in->at++;
+        more = wrpo__json_take(in, ",");
     }
-    wrpo__json_skip(in, object ? '}' : ']', object ? "',' or '}'" : "',' or ']'");
+    wrpo__json_skip(in, object ? "}" : "]", object ? "',' or '}'" : "',' or ']'");
     if (object) wrpo__json_unique(in, v);
 }
 /* One value, and the space around it. */
@@ -4072,8 +4073,7 @@ static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth) {
     v->line = (int32_t)WRPO__MIN(in->line, INT32_MAX);
     v->column = (int32_t)wrpo__json_column(in);
     const char c = wrpo__json_peek(in);
-    if (c == '"') {
-        in->at++;
+    if (wrpo__json_take(in, "\"")) {
         v->kind = WRPO_JSON_STRING;
         v->text = wrpo__json_string(in, &v->size);
     } else if (c == '[' || c == '{') {
@@ -5370,9 +5370,7 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
     if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
     if (!model->dir)
         wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_save: want a model with a config.json, found one of wrpo_model_new");
-    if (desc->max_shard_size < 0)
-        wrpo__fail(ctx, WRPO_E_ARG, "max_shard_size: want a number of bytes, found %lld",
-                (long long)desc->max_shard_size);
+    WRPO__RANGE(desc->max_shard_size >= 0, "max_shard_size", desc->max_shard_size, "a number of bytes");
     const wrpo_dtype dtype = desc->dtype ? desc->dtype : model->dtype;
     wrpo__make_dir(ctx, desc->dir);
     wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
