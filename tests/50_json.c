@@ -163,6 +163,7 @@ static void test_tree(void) {
     const wrpo_json *a = root->child, *list = wrpo_json_get(root, "list"), *v = list->child;
     CHECK(a->key_size == 3 && !memcmp(a->key, "a\0b", 4) && a->size == 7 && !memcmp(a->text, "x\0\xF0\x9F\x98\x80y", 8),
           "NULs inside, one behind");
+    CHECK(!strcmp(root->name, "t.json") && !strcmp(list->child->name, "t.json"), "the name of the text");
     CHECK(a->line == 1 && a->column == 14 && list->line == 2 && list->column == 10, "places");
     CHECK(list->count == 7 && v->exact && v->integer == 1 && v->number == 1 && !strcmp(v->text, "1"), "1");
     v = v->next;
