@@ -4625,19 +4625,24 @@ static char **wrpo__stale_shards(const wrpo__save *save) {
     }
     return stale;
 }
-/* shard[i]: the file, from 0, that tensor i goes to. Returns the number of files. The split is huggingface_hub's: in
-   the order given, tensors fill a shard until the next does not fit. A tensor above the limit gets a shard of its own
-   at once, while the shard that is being filled stays open and so takes a later number. */
-static int64_t wrpo__split(const int64_t *bytes, int64_t n, int64_t limit, int64_t *shard) {
+/* The shard of each tensor, from 0; returns how many there are. The split is huggingface_hub's: in the order given,
+   tensors fill a shard until the next does not fit. A tensor above the limit gets a shard of its own at once, while the
+   shard that is being filled stays open and so takes a later number. */
+static int64_t wrpo__split(wrpo__placed *p, int64_t n, int64_t limit) {
     int64_t shards = 0, filled = 0, first = 0, waiting = 0;  /* the open shard: of the tensors [first, i) */
     for (int64_t i = 0; i <= n; i++) {
-        if (i < n && bytes[i] > limit) { shard[i] = shards++; continue; }
-        if (waiting && (i == n || filled + bytes[i] > limit)) {
+        if (i < n && p[i].bytes > limit) { p[i].shard = shards++; continue; }
+        if (waiting && (i == n || filled + p[i].bytes > limit)) {
             for (int64_t k = first; k < i; k++)
-                if (shard[k] < 0) shard[k] = shards;
-            shards++, filled = waiting = 0, first = i;
+                if (p[k].shard < 0) p[k].shard = shards;
+            shards++;
+            filled = waiting = 0;
+            first = i;
         }
-        if (i < n) shard[i] = -1, filled += bytes[i], waiting++;
+        if (i == n) break;
+        p[i].shard = -1;
+        filled += p[i].bytes;
+        waiting++;
     }
     return shards;
 }
@@ -4711,15 +4716,13 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__s
         wrpo_dtype dtype, int64_t max_shard_size, wrpo__save_fn fn, void *user, wrpo__writer **sides) {
     wrpo_ctx *ctx = temp->ctx;
     wrpo__save save = {.temp = temp, .dir = dir, .t = t, .n = n, .dtype = dtype, .fn = fn, .user = user};
-    int64_t *bytes = wrpo__raw(temp, (size_t)n, sizeof *bytes), *shard = wrpo__raw(temp, (size_t)n, sizeof *shard);
+    save.placed = wrpo__raw(temp, (size_t)n, sizeof *save.placed);
     for (int64_t i = 0; i < n; i++) {
         size_t size = wrpo__dtype_size(dtype);
         for (int d = 0; d < t[i].ndim; d++) size = wrpo__mul(ctx, size, (size_t)t[i].shape[d]);
-        bytes[i] = (int64_t)size;
+        save.placed[i] = (wrpo__placed){t[i].name, &t[i], (int64_t)size, 0};
     }
-    save.shards = wrpo__split(bytes, n, max_shard_size > 0 ? max_shard_size : 5000000000, shard);
-    save.placed = wrpo__raw(temp, (size_t)n, sizeof *save.placed);
-    for (int64_t i = 0; i < n; i++) save.placed[i] = (wrpo__placed){t[i].name, &t[i], bytes[i], shard[i]};
+    save.shards = wrpo__split(save.placed, n, max_shard_size > 0 ? max_shard_size : 5000000000);
     if (n) qsort(save.placed, (size_t)n, sizeof *save.placed, wrpo__by_first_name);
 
     const int64_t files = WRPO__MAX(save.shards, 1);
