@@ -5082,7 +5082,7 @@ static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
     {"internlm2", "mlp.down_proj", "feed_forward.w2"}};
 typedef struct wrpo__slice {  /* row r of a weight is row r / own * stride + first + r % own of tensor `name` */
     char name[128];
-    int64_t groups, stride, first, own;
+    int64_t rows, stride, first, own;  /* rows: of the tensor */
     const wrpo_tensor_info *info;  /* the tensor, once it is found */
     bool mapped;  /* the weight is used where the file has it */
 } wrpo__slice;
@@ -5094,20 +5094,23 @@ static void wrpo__file_name(const wrpo_config *c, const char *name, char out[128
             snprintf(out, 128, "%.*s%s%s", (int)(found - name), name, wrpo__renames[i].theirs, found + strlen(ours));
     }
 }
-static bool wrpo__is_in(const wrpo_model *m, const wrpo_weight *w, const char *tensor) {
-    char name[128];
-    wrpo__file_name(&m->config, w->name, name);
-    return !strcmp(name, tensor);
-}
-static wrpo__slice wrpo__slice_of(const wrpo_model *m, const wrpo_weight *w) {
-    wrpo__slice s = {.groups = 1};
-    const wrpo_weight *end = m->weights + m->n_weights;
-    wrpo__file_name(&m->config, w->name, s.name);
-    if (strstr(s.name, ".wqkv.")) s.groups = m->config.num_key_value_heads;
-    for (const wrpo_weight *x = w; x > m->weights && wrpo__is_in(m, x - 1, s.name); x--) s.first += x[-1].rows;
-    s.stride = s.first;
-    for (const wrpo_weight *x = w; x < end && wrpo__is_in(m, x, s.name); x++) s.stride += x->rows;
-    s.own = w->rows / s.groups, s.first /= s.groups, s.stride /= s.groups;
+static wrpo__slice *wrpo__slices(wrpo__arena *arena, const wrpo_model *m) {  /* of all weights */
+    const int64_t n = m->n_weights;
+    wrpo__slice *s = wrpo__alloc(arena, (size_t)n, sizeof *s);
+    for (int64_t i = 0; i < n; i++) wrpo__file_name(&m->config, m->weights[i].name, s[i].name);
+    for (int64_t i = 0, end; i < n; i = end) {  /* weights [i, end) are one tensor */
+        const int64_t groups = strstr(s[i].name, ".wqkv.") ? m->config.num_key_value_heads : 1;
+        int64_t rows = 0;
+        for (end = i; end < n && !strcmp(s[end].name, s[i].name); end++) {
+            s[end].first = rows / groups;
+            s[end].own = m->weights[end].rows / groups;
+            rows += m->weights[end].rows;
+        }
+        for (int64_t k = i; k < end; k++) {
+            s[k].rows = rows;
+            s[k].stride = rows / groups;
+        }
+    }
     return s;
 }
 
@@ -5136,16 +5139,15 @@ static bool wrpo__is_extra(const wrpo_config *c, const char *name) {
 static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, const char *dir, const wrpo_tensors *t,
         wrpo_dtype *dtype) {
     const wrpo_tensor_info *first = NULL, *other = NULL;
-    wrpo__slice *slices = wrpo__alloc(arena, (size_t)m->n_weights, sizeof *slices);
+    wrpo__slice *slices = wrpo__slices(arena, m);
     bool *seen = wrpo__alloc(arena, (size_t)t->count, sizeof *seen);
     for (int64_t i = 0; i < m->n_weights; i++) {
         const wrpo_weight *w = &m->weights[i];
         wrpo__slice *s = &slices[i];
-        *s = wrpo__slice_of(m, w);
         const wrpo_tensor_info *info = s->info = wrpo_tensors_find(t, s->name);
         char want[80], found[160];
         if (!info) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, s->name);
-        const int64_t shape[2] = {s->groups * s->stride, w->cols};
+        const int64_t shape[2] = {s->rows, w->cols};
         wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
         wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
         if (strcmp(want, found)) wrpo__wrong_tensor(info, "want %s, found %s", want, found);
@@ -5190,7 +5192,7 @@ static void wrpo__map_weights(wrpo_model *model, wrpo__slice *slices) {
         wrpo__slice *s = &slices[i];
         const wrpo_dtype dtype = wrpo__float_dtype(s->info);
         const uintptr_t data = (uintptr_t)s->info->data, size = wrpo__dtype_size(dtype);
-        s->mapped = !w->vector && s->groups == 1 && dtype != WRPO_DTYPE_F16 && data % size == 0;
+        s->mapped = !w->vector && s->stride == s->rows && dtype != WRPO_DTYPE_F16 && data % size == 0;
         if (s->mapped) w->data = (void *)(data + (uintptr_t)(s->first * w->cols) * size), w->dtype = dtype;
     }
 }
@@ -5355,17 +5357,20 @@ static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *mod
     return sides;
 }
 /* first[tensor]: the first weight in it */
-typedef struct wrpo__saving { const wrpo_model *model; const wrpo_weight **first; } wrpo__saving;
+typedef struct wrpo__saving { const wrpo_model *model; const wrpo__slice *slices; int64_t *first; } wrpo__saving;
 static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
     const wrpo__saving *saving = user;
     for (int64_t n; count > 0; first += n, dst += n, count -= n) {
-        const wrpo_weight *w = saving->first[tensor];
-        const int64_t row = first / w->cols, col = first % w->cols;
-        wrpo__slice s = wrpo__slice_of(saving->model, w);
-        while (row % s.stride >= s.first + s.own) s = wrpo__slice_of(saving->model, ++w);
-        const int64_t own_row = row % s.stride - s.first;  /* within the weight's rows of this group */
-        n = WRPO__MIN(count, (s.own - own_row) * w->cols - col);
-        wrpo__weight_get(saving->model, w, (row / s.stride * s.own + own_row) * w->cols + col, n, dst);
+        const wrpo_weight *w = saving->model->weights + saving->first[tensor];
+        const wrpo__slice *s = saving->slices + saving->first[tensor];
+        const int64_t row = first / w->cols, col = first % w->cols, place = row % s->stride;
+        while (place >= s->first + s->own) {
+            s++;
+            w++;
+        }
+        const int64_t own_row = place - s->first;  /* within the weight's rows of this group */
+        n = WRPO__MIN(count, (s->own - own_row) * w->cols - col);
+        wrpo__weight_get(saving->model, w, (row / s->stride * s->own + own_row) * w->cols + col, n, dst);
     }
 }
 static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc) {
@@ -5377,15 +5382,14 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
     const wrpo_dtype dtype = desc->dtype ? desc->dtype : model->dtype;
     wrpo__make_dir(ctx, desc->dir);
     wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
-    wrpo__saving saving = {model, wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.first)};
+    const wrpo__slice *s = wrpo__slices(arena, model);
+    wrpo__saving saving = {model, s, wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.first)};
     int64_t tensors = 0;
     for (int64_t i = 0; i < model->n_weights; i++) {
         const wrpo_weight *w = &model->weights[i];
-        const wrpo__slice s = wrpo__slice_of(model, w);
-        if (s.first) continue;  /* in the tensor of an earlier weight */
-        const char *name = wrpo__format(arena, "%s", s.name);
-        t[tensors] = (wrpo__save_tensor){name, w->vector ? 1 : 2, {s.groups * s.stride, w->cols, 0, 0}};
-        saving.first[tensors++] = w;
+        if (s[i].first) continue;  /* in the tensor of an earlier weight */
+        t[tensors] = (wrpo__save_tensor){s[i].name, w->vector ? 1 : 2, {s[i].rows, w->cols, 0, 0}};
+        saving.first[tensors++] = i;
     }
     wrpo__writer **sides = wrpo__save_sides(arena, model, desc->dir, dtype);
     wrpo__tensors_save(arena, desc->dir, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving, sides);
