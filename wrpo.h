@@ -179,6 +179,7 @@ typedef struct wrpo_json {   /* read-only; lives until wrpo_json_free of its roo
     wrpo_json_kind kind;
     bool boolean;
     bool exact;              /* NUMBER: an integer without fraction or exponent that fits `integer` */
+    const char *name;        /* of its text, as errors call it; NULL: not read from a text */
     int32_t line, column;    /* where the value begins, from 1 */
     const char *key; size_t key_size;  /* its name in the object around it; unescaped, NUL-terminated */
     const char *text; size_t size;  /* STRING: unescaped, NUL-terminated (may hold NULs); NUMBER: as written */
@@ -3828,48 +3829,66 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
 /* ------------------------------------------------------------ Stop here if you only want the algorithm. */
 
 /* --------------------------------------------------------------------------------------------- >>json
-   RFC 8259, strictly: valid UTF-8, no byte order mark, no lone surrogate, no key twice in an object, one
-   value and nothing after it. Every node knows its line and column.                                    */
+   RFC 8259, strictly: valid UTF-8, no byte order mark, no lone surrogate, no key twice in an object, one value and
+   nothing after it. A node knows the name of its text, its line and its column, for errors. */
 enum { WRPO__JSON_DEPTH = 256 };
-typedef char wrpo__shown[96];
 
-/* Foreign text in one of our sentences: control characters escaped, invalid UTF-8 as '?', cut to fit a wrpo__shown. */
-static const char *wrpo__show(char *out, const char *s, size_t n) {
-    size_t used = 0;
-    out[0] = 0;
+/* The text with escapes: of what JSON wants escaped, or of what a sentence should not show as it is. Bytes that are not
+   UTF-8 become U+FFFD or '?'. */
+static void wrpo__json_escape(wrpo__text *out, const char *s, size_t n, bool sentence) {
+    static const char special[] = "\"\\\b\f\n\r\t", escape[] = "\"\\bfnrt";
+    size_t done = 0;
     for (size_t i = 0, size; i < n; i += size) {
         const int32_t c = wrpo__utf8_get(s + i, n - i, &size);
-        char part[16] = "?";
-        if (c >= 0 && (c < 0x20 || (c >= 0x7F && c <= 0xA0))) snprintf(part, sizeof part, "\\u%04X", (unsigned)c);
-        else if (c >= 0) snprintf(part, sizeof part, "%.*s", (int)size, s + i);
-        const bool fits = used + strlen(part) + 4 <= sizeof(wrpo__shown);
-        used += (size_t)snprintf(out + used, sizeof(wrpo__shown) - used, "%s", fits ? part : "...");
-        if (!fits) break;
+        if (c >= 0x20 && (sentence ? c < 0x7F || c > 0xA0 : c != '"' && c != '\\')) continue;
+        wrpo__text_add(out, s + done, i - done);
+        done = i + size;
+        const char *simple = c > 0 ? strchr(special, c) : NULL;
+        if (c < 0) wrpo__text_puts(out, sentence ? "?" : "\xEF\xBF\xBD");
+        else if (simple) wrpo__text_printf(out, "\\%c", escape[simple - special]);
+        else wrpo__text_printf(out, "\\u%04X", (unsigned)c);
     }
-    return out;
+    wrpo__text_add(out, s + done, n - done);
 }
-/* "NAME:LINE:COLUMN: " and the sentence. */
-_Noreturn WRPO__PRINTF(5, 6) static void wrpo__json_fail(wrpo_ctx *ctx, wrpo_result code, const char *name,
-        const wrpo_json *v, const char *format, ...) {
+static void wrpo__json_quote(wrpo__text *out, const char *s, size_t n) {
+    wrpo__text_puts(out, "\"");
+    wrpo__json_escape(out, s, n, false);
+    wrpo__text_puts(out, "\"");
+}
+static const char *wrpo__legible(const char *s, size_t n) {  /* foreign text for a sentence, cut to 80 bytes */
+    wrpo__text out = {.arena = wrpo__current};
+    size_t shown = WRPO__MIN(n, 80);
+    while (shown < n && shown > 0 && (s[shown] & 0xC0) == 0x80) shown--;
+    wrpo__json_escape(&out, s, shown, true);
+    if (shown < n) wrpo__text_puts(&out, "...");
+    return out.data;
+}
+/* "NAME:LINE:COLUMN: " and the sentence; the sentence alone if v was not read from a text. */
+_Noreturn WRPO__PRINTF(3, 4)
+static void wrpo__fail_json(wrpo_result code, const wrpo_json *v, const char *format, ...) {
+    wrpo_ctx *ctx = wrpo__current->ctx;
     char text[400];
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    wrpo__fail_at(ctx, code, v->line, v->column, "%s:%d:%d: %s", name, v->line, v->column, text);
+    if (!v->name) wrpo__fail(ctx, code, "%s", text);
+    wrpo__fail_at(ctx, code, v->line, v->column, "%s:%d:%d: %s", v->name, v->line, v->column, text);
 }
+#define wrpo__wrong(v, ...) wrpo__fail_json(WRPO_E_FORMAT, v, __VA_ARGS__)
+#define wrpo__unsupported(v, ...) wrpo__fail_json(WRPO_E_UNSUPPORTED, v, __VA_ARGS__)
 
 /* ---- read ---- */
 typedef struct wrpo__json_in {
     wrpo__arena *arena;
     const char *name;
-    const char *at, *end;            /* what is left to read */
-    const char *line_begin; int64_t line;
-    int64_t inner;                   /* bytes of this line that continue a code point: they are no columns */
-    char *out;                       /* where the next unescaped text goes */
+    const char *at, *end;  /* what is left to read */
+    int64_t line;
+    const char *line_begin;  /* moved on by the bytes that continue a code point: they are no columns */
+    char *out;  /* where the next unescaped text goes */
 } wrpo__json_in;
 
-static int64_t wrpo__json_column(const wrpo__json_in *in) { return in->at - in->line_begin - in->inner + 1; }
+static int64_t wrpo__json_column(const wrpo__json_in *in) { return in->at - in->line_begin + 1; }
 _Noreturn static void wrpo__json_stop(wrpo__json_in *in, const char *want, const char *found) {
     const int64_t column = wrpo__json_column(in);
     wrpo__fail_at(in->arena->ctx, WRPO_E_FORMAT, in->line, column, "%s:%lld:%lld: want %s, found %s", in->name,
@@ -3877,31 +3896,38 @@ _Noreturn static void wrpo__json_stop(wrpo__json_in *in, const char *want, const
 }
 /* Refuses the next character. */
 _Noreturn static void wrpo__json_expect(wrpo__json_in *in, const char *want) {
-    char found[128];
-    wrpo__shown shown;
-    size_t n = (size_t)(in->end - in->at), size;
+    const size_t n = (size_t)(in->end - in->at);
+    const char *found = "the end of the text";
+    size_t size;
     const int32_t c = n ? wrpo__utf8_get(in->at, n, &size) : 0;
-    if (!n) snprintf(found, sizeof found, "the end of the text");
-    else if (c < 0) snprintf(found, sizeof found, "byte 0x%02X, which is not UTF-8 here", (unsigned char)*in->at);
-    else if (c == 0xFEFF) snprintf(found, sizeof found, "a byte order mark");
-    else if (c < 0x20) snprintf(found, sizeof found, "the control character U+%04X", (unsigned)c);
-    else {
-        size_t word = 0;                               /* NaN, True, undefined: shown whole */
+    if (n && c < 0)
+        found = wrpo__format(in->arena, "byte 0x%02X, which is not UTF-8 here", (unsigned char)*in->at);
+    else if (c == 0xFEFF) found = "a byte order mark";
+    else if (n && c < 0x20) found = wrpo__format(in->arena, "the control character U+%04X", (unsigned)c);
+    else if (n) {
+        size_t word = 0;  /* NaN, True, undefined: shown whole */
         while (word < n && word < 24 && (in->at[word] | 32) >= 'a' && (in->at[word] | 32) <= 'z') word++;
-        snprintf(found, sizeof found, "'%s'", wrpo__show(shown, in->at, word ? word : size));
+        found = wrpo__format(in->arena, "'%s'", wrpo__legible(in->at, word ? word : size));
     }
     wrpo__json_stop(in, want, found);
 }
-static char wrpo__json_peek(const wrpo__json_in *in) { return in->at < in->end ? *in->at : 0; }   /* 0 is never valid */
-static void wrpo__json_skip(wrpo__json_in *in, char c, const char *want) {
-    if (wrpo__json_peek(in) != c) wrpo__json_expect(in, want);
-    in->at++;
+static char wrpo__json_peek(const wrpo__json_in *in) { return in->at < in->end ? *in->at : 0; }  /* 0 is never valid */
+static bool wrpo__json_take(wrpo__json_in *in, const char *any) {  /* one of these characters */
+    const char c = wrpo__json_peek(in);
+    const bool found = c && strchr(any, c);
+    in->at += found;
+    return found;
+}
+static void wrpo__json_skip(wrpo__json_in *in, const char *c, const char *want) {
+    if (!wrpo__json_take(in, c)) wrpo__json_expect(in, want);
 }
 static void wrpo__json_space(wrpo__json_in *in) {
     for (; in->at < in->end; in->at++) {
         const char c = *in->at;
-        if (c == '\n') in->line++, in->line_begin = in->at + 1, in->inner = 0;
-        else if (c != ' ' && c != '\t' && c != '\r') return;
+        if (c != '\n' && c != ' ' && c != '\t' && c != '\r') return;
+        if (c != '\n') continue;
+        in->line++;
+        in->line_begin = in->at + 1;
     }
 }
 static uint32_t wrpo__json_hex4(wrpo__json_in *in) {
@@ -3917,7 +3943,6 @@ static uint32_t wrpo__json_hex4(wrpo__json_in *in) {
 /* The code point after \u; of a surrogate pair, both halves. */
 static uint32_t wrpo__json_unicode(wrpo__json_in *in) {
     const char *begin = in->at - 2;
-    char found[32];
     const uint32_t c = wrpo__json_hex4(in);
     if (c < 0xD800 || c > 0xDFFF) return c;
     if (c < 0xDC00 && in->end - in->at >= 2 && in->at[0] == '\\' && in->at[1] == 'u') {
@@ -3926,8 +3951,7 @@ static uint32_t wrpo__json_unicode(wrpo__json_in *in) {
         if (low >= 0xDC00 && low <= 0xDFFF) return 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
     }
     in->at = begin;
-    snprintf(found, sizeof found, "\\u%04X alone", (unsigned)c);
-    wrpo__json_stop(in, "both halves of a surrogate pair", found);
+    wrpo__json_stop(in, "both halves of a surrogate pair", wrpo__format(in->arena, "\\u%04X alone", (unsigned)c));
 }
 /* A string, after its opening quote. Unescaped text is never longer than its source: its NUL replaces a quote, and
    every number is followed by a byte. So one buffer of the text's size and 1 holds all strings, keys and numbers. */
@@ -3935,24 +3959,23 @@ static const char *wrpo__json_string(wrpo__json_in *in, size_t *size) {
     static const char escapes[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
     char *begin = in->out;
     for (;;) {
-        const char *run = in->at;                      /* copied as it is */
+        const char *run = in->at;  /* copied as it is */
         while (in->at < in->end && (unsigned char)*in->at >= 0x20 && *in->at != '"' && *in->at != '\\') {
             size_t bytes;
             if (wrpo__utf8_get(in->at, (size_t)(in->end - in->at), &bytes) < 0) break;
-            in->inner += (int64_t)bytes - 1;
+            in->line_begin += bytes - 1;
             in->at += bytes;
         }
         memcpy(in->out, run, (size_t)(in->at - run));
         in->out += in->at - run;
-        if (wrpo__json_peek(in) == '"') break;
-        wrpo__json_skip(in, '\\', "a string's text or its closing '\"'");
+        if (wrpo__json_take(in, "\"")) break;
+        wrpo__json_skip(in, "\\", "a string's text or its closing '\"'");
         const char c = wrpo__json_peek(in), *simple = c ? strchr(escapes, c) : NULL;
         if (!simple && c != 'u') wrpo__json_expect(in, "one of \" \\ / b f n r t u after a backslash");
         in->at++;
         if (simple) *in->out++ = meant[simple - escapes];
         else in->out += wrpo__utf8_put(in->out, wrpo__json_unicode(in));
     }
-    in->at++;
     *size = (size_t)(in->out - begin);
     *in->out++ = 0;
     return begin;
@@ -3965,19 +3988,18 @@ static double wrpo__json_double(wrpo__arena *arena, const char *s, size_t n) {
             (int)(end - point - 1), point + 1), NULL);
 }
 static void wrpo__json_digits(wrpo__json_in *in) {
-    if (wrpo__json_peek(in) < '0' || wrpo__json_peek(in) > '9') wrpo__json_expect(in, "a digit");
-    while (wrpo__json_peek(in) >= '0' && wrpo__json_peek(in) <= '9') in->at++;
+    static const char digits[] = "0123456789";
+    wrpo__json_skip(in, digits, "a digit");
+    while (wrpo__json_take(in, digits)) {}
 }
 static void wrpo__json_read_number(wrpo__json_in *in, wrpo_json *v) {
     const char *begin = in->at;
-    if (*begin == '-') in->at++;
-    if (wrpo__json_peek(in) == '0') in->at++;
-    else wrpo__json_digits(in);
-    const char *point = in->at;                        /* where the integer ends */
-    if (wrpo__json_peek(in) == '.') { in->at++; wrpo__json_digits(in); }
-    if ((wrpo__json_peek(in) | 32) == 'e') {
-        in->at++;
-        if (wrpo__json_peek(in) == '+' || wrpo__json_peek(in) == '-') in->at++;
+    wrpo__json_take(in, "-");
+    if (!wrpo__json_take(in, "0")) wrpo__json_digits(in);
+    const char *point = in->at;  /* where the integer ends */
+    if (wrpo__json_take(in, ".")) wrpo__json_digits(in);
+    if (wrpo__json_take(in, "eE")) {
+        wrpo__json_take(in, "+-");
         wrpo__json_digits(in);
     }
     v->kind = WRPO_JSON_NUMBER;
@@ -3989,7 +4011,7 @@ static void wrpo__json_read_number(wrpo__json_in *in, wrpo_json *v) {
     const long long integer = strtoll(v->text, NULL, 10);
     v->exact = in->at == point && errno == 0;
     if (v->exact) v->integer = integer;
-    v->number = v->integer ? (double)v->integer : wrpo__json_double(in->arena, begin, v->size);   /* -0 too */
+    v->number = v->integer ? (double)v->integer : wrpo__json_double(in->arena, begin, v->size);  /* -0 too */
 }
 static bool wrpo__json_word(wrpo__json_in *in, const char *word) {
     const size_t n = strlen(word);
@@ -3997,9 +4019,9 @@ static bool wrpo__json_word(wrpo__json_in *in, const char *word) {
     if (found) in->at += n;
     return found;
 }
-/* Every key of this object once. The hash table is at most half full. Keys made to collide would take quadratic time;
-   they are refused long before. */
-static void wrpo__json_unique(wrpo__json_in *in, const wrpo_json *object) {
+/* Every key of this object once. The hash table is at most half full. Keys made to collide, which would take quadratic
+   time, are refused long before. */
+static void wrpo__json_unique(const wrpo__json_in *in, const wrpo_json *object) {
     const wrpo_json *small[64] = {0}, **table = small;
     size_t slots = 64;
     while (slots < (size_t)object->count * 2) slots *= 2;
@@ -4007,23 +4029,20 @@ static void wrpo__json_unique(wrpo__json_in *in, const wrpo_json *object) {
     int64_t steps = 16 * object->count + 1024;
     for (const wrpo_json *b = object->child; b; b = b->next) {
         size_t i = wrpo__hash(0, b->key, b->key_size) & (slots - 1);
-        for (; table[i]; i = (i + 1) & (slots - 1)) {
-            const wrpo_json *a = table[i];
-            wrpo__shown key;
+        for (const wrpo_json *a; (a = table[i]) != NULL; i = (i + 1) & (slots - 1)) {
             if (a->key_size == b->key_size && !memcmp(a->key, b->key, a->key_size))
-                wrpo__json_fail(in->arena->ctx, WRPO_E_FORMAT, in->name, b,
-                        "want every key once, found \"%s\" again (first on line %d)",
-                        wrpo__show(key, b->key, b->key_size), a->line);
+                wrpo__wrong(b, "want every key once, found \"%s\" again (first on line %d)",
+                        wrpo__legible(b->key, b->key_size), a->line);
             if (--steps == 0)
-                wrpo__json_fail(in->arena->ctx, WRPO_E_UNSUPPORTED, in->name, object,
-                        "want keys as texts have them, found %lld made to collide", (long long)object->count);
+                wrpo__unsupported(object, "want keys as texts have them, found %lld made to collide",
+                        (long long)object->count);
         }
         table[i] = b;
     }
     if (table != small) wrpo__block_free(table);
 }
 static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth);
-static void wrpo__json_members(wrpo__json_in *in, wrpo_json *v, int depth) {       /* from bracket to bracket */
+static void wrpo__json_members(wrpo__json_in *in, wrpo_json *v, int depth) {  /* from bracket to bracket */
     const bool object = v->kind == WRPO_JSON_OBJECT;
     wrpo_json **tail = &v->child;
     if (depth == WRPO__JSON_DEPTH) wrpo__json_stop(in, "at most 256 levels of nesting", "one more");
@@ -4036,26 +4055,25 @@ static void wrpo__json_members(wrpo__json_in *in, wrpo_json *v, int depth) {    
         v->count++;
         if (object) {
             wrpo__json_space(in);
-            wrpo__json_skip(in, '"', "a key in double quotes");
+            wrpo__json_skip(in, "\"", "a key in double quotes");
             member->key = wrpo__json_string(in, &member->key_size);
             wrpo__json_space(in);
-            wrpo__json_skip(in, ':', "':' after a key");
+            wrpo__json_skip(in, ":", "':' after a key");
         }
         wrpo__json_value(in, member, depth + 1);
-        more = wrpo__json_peek(in) == ',';
-        if (more) in->at++;
+        more = wrpo__json_take(in, ",");
     }
-    wrpo__json_skip(in, object ? '}' : ']', object ? "',' or '}'" : "',' or ']'");
+    wrpo__json_skip(in, object ? "}" : "]", object ? "',' or '}'" : "',' or ']'");
     if (object) wrpo__json_unique(in, v);
 }
 /* One value, and the space around it. */
 static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth) {
     wrpo__json_space(in);
+    v->name = in->name;
     v->line = (int32_t)WRPO__MIN(in->line, INT32_MAX);
     v->column = (int32_t)wrpo__json_column(in);
     const char c = wrpo__json_peek(in);
-    if (c == '"') {
-        in->at++;
+    if (wrpo__json_take(in, "\"")) {
         v->kind = WRPO_JSON_STRING;
         v->text = wrpo__json_string(in, &v->size);
     } else if (c == '[' || c == '{') {
@@ -4067,15 +4085,13 @@ static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth) {
     else if (!wrpo__json_word(in, "null")) wrpo__json_expect(in, "a value");
     wrpo__json_space(in);
 }
-/* The text as a tree in the arena. name: what errors call it. first_line: its line in a file of JSON lines, else 1. */
-static wrpo_json *wrpo__json_parse(wrpo__arena *arena, const char *name, int64_t first_line, const char *text,
-        size_t n) {
+/* The text as a tree in the arena. name: what errors call it; it outlives the tree. line: the text's in a file of JSON
+   lines, else 1. */
+static wrpo_json *wrpo__json_parse(wrpo__arena *arena, const char *name, int64_t line, const char *text, size_t n) {
     if (n >= INT32_MAX)
         wrpo__fail(arena->ctx, WRPO_E_UNSUPPORTED, "%s: want less than 2 GiB of JSON, found %zu bytes", name, n);
     if (!n) text = "";
-    wrpo__json_in in = {.arena = arena, .name = name, .at = text, .end = text + n};
-    in.line_begin = text, in.line = first_line;
-    in.out = wrpo__raw(arena, n + 1, 1);
+    wrpo__json_in in = {arena, name, text, text + n, line, text, wrpo__raw(arena, n + 1, 1)};
     wrpo_json *root = WRPO__NEW(arena, wrpo_json);
     wrpo__json_value(&in, root, 0);
     if (in.at != in.end) wrpo__json_expect(&in, "the end of the text");
@@ -4087,18 +4103,18 @@ static wrpo_json *wrpo__json_file(wrpo__arena *arena, const char *path) {
 }
 
 /* ---- use: values as they are wanted, or "NAME:LINE:COLUMN: KEY: want ..., found ..." ---- */
-static const wrpo_json *wrpo__json_get(const wrpo_json *object, const char *key) {
+WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key) {
     if (!object || object->kind != WRPO_JSON_OBJECT) return NULL;
     const size_t n = strlen(key);
     for (const wrpo_json *v = object->child; v; v = v->next)
         if (v->key_size == n && !memcmp(v->key, key, n)) return v;
     return NULL;
 }
-static const wrpo_json *wrpo__present(const wrpo_json *object, const char *key) {      /* NULL: absent or null */
-    const wrpo_json *v = wrpo__json_get(object, key);
+static const wrpo_json *wrpo__present(const wrpo_json *object, const char *key) {  /* NULL: absent or null */
+    const wrpo_json *v = wrpo_json_get(object, key);
     return v && v->kind != WRPO_JSON_NULL ? v : NULL;
 }
-static bool wrpo__json_is(const wrpo_json *v, const char *text) {      /* this string */
+static bool wrpo__json_is(const wrpo_json *v, const char *text) {  /* this string */
     return v && v->kind == WRPO_JSON_STRING && v->size == strlen(text) && !memcmp(v->text, text, v->size);
 }
 static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
@@ -4108,105 +4124,73 @@ static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
     if (a->kind == WRPO_JSON_BOOL) return a->boolean == b->boolean;
     const wrpo_json *x = a->child, *y = b->child;
     for (; x; x = x->next, y = y->next)
-        if (!wrpo__json_same(x, a->kind == WRPO_JSON_OBJECT ? wrpo__json_get(b, x->key) : y)) return false;
+        if (!wrpo__json_same(x, a->kind == WRPO_JSON_OBJECT ? wrpo_json_get(b, x->key) : y)) return false;
     return true;
 }
-/* What a value is, for the end of a sentence; out is a wrpo__shown. */
-static const char *wrpo__json_found(char *out, const wrpo_json *v) {
-    wrpo__shown text;
-    const size_t n = sizeof(wrpo__shown);
-    switch (v->kind) {
-    case WRPO_JSON_NULL: snprintf(out, n, "null"); break;
-    case WRPO_JSON_BOOL: snprintf(out, n, v->boolean ? "true" : "false"); break;
-    case WRPO_JSON_NUMBER: snprintf(out, n, v->size > 40 ? "%.40s..." : "%s", v->text); break;
-    case WRPO_JSON_STRING: snprintf(out, n, "\"%.80s\"", wrpo__show(text, v->text, WRPO__MIN(v->size, 64))); break;
-    case WRPO_JSON_ARRAY: snprintf(out, n, "an array of %lld", (long long)v->count); break;
-    case WRPO_JSON_OBJECT: snprintf(out, n, "an object of %lld", (long long)v->count); break;
-    }
-    return out;
-}
-static const char *wrpo__json_kind(wrpo_json_kind kind) {
-    static const char *const names[] = {"null", "true or false", "a number", "a string", "an array", "an object"};
-    return names[kind];
+static const char *const wrpo__json_kinds[] = {
+    "null", "true or false", "a number", "a string", "an array", "an object"};
+static const char *wrpo__found(const wrpo_json *v) {  /* what a value is, for the end of a sentence */
+    if (v->kind == WRPO_JSON_NULL) return "null";
+    if (v->kind == WRPO_JSON_BOOL) return v->boolean ? "true" : "false";
+    if (v->kind == WRPO_JSON_NUMBER) return wrpo__legible(v->text, v->size);
+    if (v->kind == WRPO_JSON_STRING) return wrpo__format(wrpo__current, "\"%s\"", wrpo__legible(v->text, v->size));
+    return wrpo__format(wrpo__current, "%s of %lld", wrpo__json_kinds[v->kind], (long long)v->count);
 }
 /* what: the value in words; NULL = its key. */
-_Noreturn static void wrpo__json_refuse(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what,
-        const char *want) {
-    wrpo__shown key, found;
-    if (!what) what = v->key ? wrpo__show(key, v->key, v->key_size) : "JSON";
-    wrpo__json_fail(ctx, WRPO_E_FORMAT, name, v, "%s: want %s, found %s", what, want, wrpo__json_found(found, v));
+_Noreturn static void wrpo__refuse(const wrpo_json *v, const char *what, const char *want) {
+    if (!what) what = v->key ? wrpo__legible(v->key, v->key_size) : "JSON";
+    wrpo__wrong(v, "%s: want %s, found %s", what, want, wrpo__found(v));
 }
-static const wrpo_json *wrpo__json_want(wrpo_ctx *ctx, const char *name, const wrpo_json *v, wrpo_json_kind kind,
-        const char *what) {
-    if (v->kind != kind) wrpo__json_refuse(ctx, name, v, what, wrpo__json_kind(kind));
+static const wrpo_json *wrpo__want(const wrpo_json *v, wrpo_json_kind kind, const char *what) {
+    if (v->kind != kind) wrpo__refuse(v, what, wrpo__json_kinds[kind]);
     return v;
 }
 /* A member of an object: NULL if it is absent or null, else of this kind. */
-static const wrpo_json *wrpo__json_maybe(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key,
-        wrpo_json_kind kind) {
-    const wrpo_json *v = wrpo__present(wrpo__json_want(ctx, name, object, WRPO_JSON_OBJECT, NULL), key);
-    return v ? wrpo__json_want(ctx, name, v, kind, NULL) : NULL;
+static const wrpo_json *wrpo__maybe(const wrpo_json *object, const char *key, wrpo_json_kind kind) {
+    const wrpo_json *v = wrpo__present(wrpo__want(object, WRPO_JSON_OBJECT, NULL), key);
+    return v ? wrpo__want(v, kind, NULL) : NULL;
+}
+static bool wrpo__switch(const wrpo_json *object, const char *key, bool otherwise) {
+    const wrpo_json *v = wrpo__maybe(object, key, WRPO_JSON_BOOL);
+    return v ? v->boolean : otherwise;
 }
 /* A member that must be there, of this kind. */
-static const wrpo_json *wrpo__json_need(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key,
-        wrpo_json_kind kind) {
-    const wrpo_json *v = wrpo__json_get(wrpo__json_want(ctx, name, object, WRPO_JSON_OBJECT, NULL), key);
-    if (!v) wrpo__json_fail(ctx, WRPO_E_FORMAT, name, object, "%s: want %s, found no such key in this object", key,
-            wrpo__json_kind(kind));
-    return wrpo__json_want(ctx, name, v, kind, NULL);
+static const wrpo_json *wrpo__need(const wrpo_json *object, const char *key, wrpo_json_kind kind) {
+    const wrpo_json *v = wrpo_json_get(wrpo__want(object, WRPO_JSON_OBJECT, NULL), key);
+    if (!v) wrpo__wrong(object, "%s: want %s, found no such key in this object", key, wrpo__json_kinds[kind]);
+    return wrpo__want(v, kind, NULL);
 }
-static int64_t wrpo__json_integer(wrpo_ctx *ctx, const char *name, const wrpo_json *v, int64_t low, int64_t high,
-        const char *what) {
-    char want[80];
-    if (v->kind == WRPO_JSON_NUMBER && v->exact && v->integer >= low && v->integer <= high) return v->integer;
-    snprintf(want, sizeof want, "an integer from %lld to %lld", (long long)low, (long long)high);
-    wrpo__json_refuse(ctx, name, v, what, want);
+static int64_t wrpo__integer(const wrpo_json *v, long long low, long long high, const char *what) {
+    if (v->kind != WRPO_JSON_NUMBER || !v->exact || v->integer < low || v->integer > high)
+        wrpo__refuse(v, what, wrpo__format(wrpo__current, "an integer from %lld to %lld", low, high));
+    return v->integer;
 }
-static double wrpo__json_real(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what) {
-    if (v->kind != WRPO_JSON_NUMBER || !isfinite(v->number)) wrpo__json_refuse(ctx, name, v, what, "a finite number");
+static double wrpo__real(const wrpo_json *v, const char *what) {
+    if (v->kind != WRPO_JSON_NUMBER || !isfinite(v->number)) wrpo__refuse(v, what, "a finite number");
     return v->number;
 }
 
-/* ---- build: a node is in one list only, so trees are put together from shallow copies ---- */
-static wrpo_json *wrpo__json_copy(wrpo__arena *arena, const wrpo_json *v, const char *key) {   /* key NULL: its own */
-    wrpo_json *copy = WRPO__NEW(arena, wrpo_json);
+/* A new last member: a shallow copy, for a node is in one list only. key NULL: its own. */
+static wrpo_json *wrpo__json_put(wrpo_json *parent, const wrpo_json *v, const char *key) {
+    wrpo_json **tail = &parent->child, *copy = WRPO__NEW(wrpo__current, wrpo_json);
+    while (*tail) tail = &(*tail)->next;
+    *tail = copy;
     *copy = *v;
     copy->next = NULL;
-    if (key) copy->key = key, copy->key_size = strlen(key);
-    return copy;
-}
-static void wrpo__json_append(wrpo_json *parent, wrpo_json *v) {
-    wrpo_json **tail = &parent->child;
-    while (*tail) tail = &(*tail)->next;
-    *tail = v;
+    if (key) copy->key = key;
+    if (key) copy->key_size = strlen(key);
     parent->count++;
+    return copy;
 }
 
 /* ---- write ---- */
-static void wrpo__json_quote(wrpo__text *out, const char *s, size_t n) {   /* bytes that are not UTF-8 become U+FFFD */
-    static const char special[] = "\"\\\b\f\n\r\t", escape[] = "\"\\bfnrt";
-    size_t done = 0;
-    wrpo__text_puts(out, "\"");
-    for (size_t i = 0, size; i < n; i += size) {
-        const int32_t c = wrpo__utf8_get(s + i, n - i, &size);
-        if (c >= 0x20 && c != '"' && c != '\\') continue;
-        wrpo__text_add(out, s + done, i - done);
-        done = i + size;
-        const char *simple = c > 0 ? strchr(special, c) : NULL;
-        if (c < 0) wrpo__text_puts(out, "\xEF\xBF\xBD");
-        else if (simple) wrpo__text_printf(out, "\\%c", escape[simple - special]);
-        else wrpo__text_printf(out, "\\u%04X", (unsigned)c);
-    }
-    wrpo__text_add(out, s + done, n - done);
-    wrpo__text_puts(out, "\"");
-}
 /* The fewest digits that read back as the finite x, whatever the locale; returns their count. |x| = d.ddd * 10^power */
 static int wrpo__json_digits_of(double x, char digits[24], int *power) {
     char s[48];
     int n = 0, precision = 0;
     do snprintf(s, sizeof s, "%.*e", precision, x); while (strtod(s, NULL) != x && ++precision < 17);
     const char *p = s;
-    for (; *p != 'e'; p++)                             /* skips the sign and a decimal point of any locale */
+    for (; *p != 'e'; p++)  /* skips the sign and a decimal point of any locale */
         if (*p >= '0' && *p <= '9') digits[n++] = *p;
     digits[n] = 0;
     *power = (int)strtol(p + 1, NULL, 10);
@@ -4237,11 +4221,11 @@ static void wrpo__double_write(wrpo__text *out, double x, bool python) {
     else if (power < n - 1) wrpo__text_printf(out, "%.*s.%s", power + 1, digits, digits + power + 1);
     else wrpo__text_printf(out, "%s%.*s%s", digits, power - n + 1, "0000000000000000", python ? ".0" : "");
 }
-static void wrpo__json_number(wrpo__text *out, double x) {   /* NaN and infinity become null */
+static void wrpo__json_number(wrpo__text *out, double x) {  /* NaN and infinity become null */
     if (isfinite(x)) wrpo__double_write(out, x, false);
     else wrpo__text_puts(out, "null");
 }
-static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {    /* on one line; numbers as they were written */
+static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {  /* on one line; numbers as they were written */
     const bool object = v->kind == WRPO_JSON_OBJECT;
     switch (v->kind) {
     case WRPO_JSON_NULL: wrpo__text_puts(out, "null"); return;
@@ -4260,12 +4244,11 @@ static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {    /* on one
 }
 
 /* ---- the public face ---- */
-typedef struct wrpo__json_root { wrpo__arena *arena; wrpo_json node; } wrpo__json_root;   /* the user holds &node */
-static wrpo_json *wrpo__json_new(const char *name, const char *text, size_t size) {
-    wrpo__json_root *root = WRPO__NEW(wrpo__current, wrpo__json_root);
-    root->arena = wrpo__current;
-    root->node = *wrpo__json_parse(root->arena, name ? name : "JSON", 1, text, size);
-    return &root->node;
+static wrpo_json *wrpo__json_new(wrpo__arena *arena, const char *name, const char *text, size_t size) {
+    if (!name) name = "JSON";
+    wrpo_json *root = wrpo__raw(arena, 1, sizeof *root);  /* its block knows the arena */
+    *root = *wrpo__json_parse(arena, wrpo__strndup(arena, name, strlen(name)), 1, text, size);
+    return root;
 }
 static char *wrpo__json_line(wrpo_ctx *ctx, const wrpo_json *value) {
     wrpo__text t = {.arena = wrpo__current};
@@ -4274,15 +4257,12 @@ static char *wrpo__json_line(wrpo_ctx *ctx, const wrpo_json *value) {
 }
 WRPO_API wrpo_result wrpo_json_parse(wrpo_ctx *ctx, const char *name, const char *text, size_t size, wrpo_json **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__json_new(name, text, size));
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__json_new(wrpo__current, name, text, size));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_json_free(wrpo_ctx *ctx, wrpo_json *root) {
     (void)ctx;
-    if (root) wrpo__arena_free(((wrpo__json_root *)(void *)((char *)root - offsetof(wrpo__json_root, node)))->arena);
-}
-WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key) {
-    return wrpo__json_get(object, key);
+    if (root) wrpo__arena_free(wrpo__block_of(root)->arena);
 }
 WRPO_API wrpo_result wrpo_json_text(wrpo_ctx *ctx, const wrpo_json *value, char **out) {
     *out = NULL;
@@ -4294,10 +4274,42 @@ WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t siz
     return wrpo_json_text(ctx, &value, out);
 }
 
+/* The names of before, for calls that still pass the context and the name of the text. */
+typedef char wrpo__shown[96];
+static inline const char *wrpo__show(char *out, const char *s, size_t n) {
+    snprintf(out, sizeof(wrpo__shown), "%s", wrpo__legible(s, n));
+    return out;
+}
+static inline const char *wrpo__json_found(char *out, const wrpo_json *v) { (void)out; return wrpo__found(v); }
+static inline const wrpo_json *wrpo__json_get(const wrpo_json *v, const char *key) { return wrpo_json_get(v, key); }
+static inline void wrpo__json_append(wrpo_json *parent, const wrpo_json *v) { wrpo__json_put(parent, v, NULL); }
+_Noreturn WRPO__PRINTF(5, 6) static inline void wrpo__json_fail(wrpo_ctx *ctx, wrpo_result code, const char *name,
+        const wrpo_json *v, const char *format, ...) {
+    char text[400];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    (void)ctx, (void)name;
+    wrpo__fail_json(code, v, "%s", text);
+}
+#define WRPO__BEFORE (void)ctx, (void)name
+_Noreturn static inline void wrpo__json_refuse(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what,
+        const char *want) { WRPO__BEFORE; wrpo__refuse(v, what, want); }
+static inline const wrpo_json *wrpo__json_want(wrpo_ctx *ctx, const char *name, const wrpo_json *v, wrpo_json_kind k,
+        const char *what) { WRPO__BEFORE; return wrpo__want(v, k, what); }
+static inline const wrpo_json *wrpo__json_maybe(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *key,
+        wrpo_json_kind k) { WRPO__BEFORE; return wrpo__maybe(v, key, k); }
+static inline const wrpo_json *wrpo__json_need(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *key,
+        wrpo_json_kind k) { WRPO__BEFORE; return wrpo__need(v, key, k); }
+static inline int64_t wrpo__json_integer(wrpo_ctx *ctx, const char *name, const wrpo_json *v, int64_t low,
+        int64_t high, const char *what) { WRPO__BEFORE; return wrpo__integer(v, low, high, what); }
+static inline double wrpo__json_real(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what) {
+    WRPO__BEFORE; return wrpo__real(v, what); }
 /* ------------------------------------------------------------------------------------------ >>tensors
-   safetensors: 8 bytes N, little-endian; N bytes of JSON; the data. The JSON names every tensor with its
-   dtype, shape and [begin, end) in the data. The tensors cover the data without a hole or an overlap.
-   Opening reads headers only, so a checkpoint of any size opens in milliseconds.                       */
+   safetensors: 8 bytes N, little-endian; N bytes of JSON; the data. The JSON names every tensor with its dtype, shape
+   and [begin, end) in the data, which the tensors cover without a hole or an overlap. Opening reads headers only: a
+   checkpoint of any size opens in milliseconds. */
 #if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #error "wrpo.h: checkpoints are little-endian, and so must the machine be"
 #endif
@@ -4313,44 +4325,45 @@ static const struct wrpo__dtype { const char *name, *torch; int bits; } wrpo__dt
     {"U16", "", 16}, {"U8", "", 8}, {"BOOL", "", 8}, {"C64", "", 64}, {"F8_E5M2", "", 8}, {"F8_E4M3", "", 8},
     {"F8_E8M0", "", 8}, {"F8_E4M3FNUZ", "", 8}, {"F8_E5M2FNUZ", "", 8}, {"F6_E2M3", "", 6}, {"F6_E3M2", "", 6},
     {"F4", "", 4}};
-static int wrpo__dtype_index(const char *name) {       /* 0: no such dtype */
+static int wrpo__dtype_index(const char *name) {  /* 0: no such dtype */
     for (int i = 1; i < WRPO__COUNT(wrpo__dtypes); i++)
         if (!strcmp(wrpo__dtypes[i].name, name)) return i;
     return 0;
 }
 static const char *wrpo__dtype_name(wrpo_dtype dtype) { return wrpo__dtypes[dtype].name; }
+/* "FILE: TENSOR: " and the sentence. */
+#define wrpo__fail_tensor(code, t, format, ...) \
+    wrpo__fail(wrpo__current->ctx, code, "%s: %.80s: " format, (t)->file, (t)->name, __VA_ARGS__)
+#define wrpo__wrong_tensor(t, ...) wrpo__fail_tensor(WRPO_E_FORMAT, t, __VA_ARGS__)
 /* WRPO_DTYPE_DEFAULT: wrpo__to_float cannot read this tensor. */
 static wrpo_dtype wrpo__float_dtype(const wrpo_tensor_info *t) {
     const int i = wrpo__dtype_index(t->dtype);
     return i <= WRPO_DTYPE_F16 ? (wrpo_dtype)i : WRPO_DTYPE_DEFAULT;
 }
-static wrpo_dtype wrpo__need_float(wrpo_ctx *ctx, const wrpo_tensor_info *t) {
+static wrpo_dtype wrpo__need_float(const wrpo_tensor_info *t) {
     const wrpo_dtype dtype = wrpo__float_dtype(t);
-    if (!dtype)
-        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", t->file, t->name, t->dtype);
+    if (!dtype) wrpo__fail_tensor(WRPO_E_UNSUPPORTED, t, "want F32, F16 or BF16, found %s", t->dtype);
     return dtype;
 }
 
-/* Conversions move bit patterns, not floats: no signalling NaN is quieted, no mode flushes a denormal. */
+/* Conversions move bit patterns: no signalling NaN is quieted, no mode flushes a denormal that the result can tell. */
 static uint32_t wrpo__f16_to_bits(uint16_t h) {
     const uint32_t sign = (uint32_t)(h & 0x8000) << 16, m = h & 0x7FFFu;
-    if (m >= 0x7C00) return sign | m << 13 | 0x7F800000u;                  /* infinity, NaN with its payload */
-    if (m >= 0x0400) return sign | ((m << 13) + (112u << 23));             /* exponent bias 15 -> 127 */
-    return sign | wrpo__float_bits((float)(int32_t)m * 0x1p-24f);          /* denormal in F16, normal in F32 */
+    if (m >= 0x7C00) return sign | m << 13 | 0x7F800000u;  /* infinity, NaN with its payload */
+    if (m >= 0x0400) return sign | ((m << 13) + (112u << 23));  /* exponent bias 15 -> 127 */
+    return sign | wrpo__float_bits((float)(int32_t)m * 0x1p-24f);  /* denormal in F16, normal in F32 */
 }
 static uint16_t wrpo__float_to_f16(float x) {
     const uint32_t u = wrpo__float_bits(x), sign = u >> 16 & 0x8000u, a = u & 0x7FFFFFFFu;
     if (a > 0x7F800000u) return (uint16_t)(sign | 0x7E00u | (a >> 13 & 0x3FFu));
-    if (a >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u);               /* from 65520 on: infinity */
-    if (a >= 0x38800000u) return (uint16_t)(sign | ((a - (112u << 23) + 0xFFFu + (a >> 13 & 1)) >> 13));
-    if (a < 0x33000000u) return (uint16_t)sign;                            /* below 2^-25, half the least denormal */
-    const uint32_t shift = 126 - (a >> 23), m = (a & 0x7FFFFFu) | 0x800000u;       /* 14..24: units of 2^-24 */
-    const uint32_t rest = m & ((1u << shift) - 1), half = 1u << (shift - 1), kept = m >> shift;
-    return (uint16_t)(sign | (kept + (rest > half || (rest == half && (kept & 1)))));
+    if (a >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u);  /* from 65520 on: infinity */
+    if (a < 0x38800000u)  /* a multiple of 2^-24 in F16, as is any float from 0.5 to 1 */
+        return (uint16_t)(sign | (wrpo__float_bits(fabsf(x) + 0.5f) - 0x3F000000u));
+    return (uint16_t)(sign | ((a - (112u << 23) + 0xFFFu + (a >> 13 & 1)) >> 13));
 }
 /* dst[count] = elements [first, first + count) of t, exactly. */
-static void wrpo__to_float(wrpo_ctx *ctx, float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
-    const wrpo_dtype dtype = wrpo__need_float(ctx, t);
+static void wrpo__to_float(float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
+    const wrpo_dtype dtype = wrpo__need_float(t);
     if (count <= 0) return;
     const unsigned char *src = (const unsigned char *)t->data + (size_t)first * wrpo__dtype_size(dtype);
     if (dtype == WRPO_DTYPE_F32) { memcpy(dst, src, (size_t)count * 4); return; }
@@ -4361,12 +4374,11 @@ static void wrpo__to_float(wrpo_ctx *ctx, float *dst, const wrpo_tensor_info *t,
         memcpy(dst + i, &bits, 4);
     }
 }
-static void wrpo__to_finite(wrpo_ctx *ctx, float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
-    wrpo__to_float(ctx, dst, t, first, count);
+static void wrpo__to_finite(float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
+    wrpo__to_float(dst, t, first, count);
     for (int64_t i = 0; i < count; i++)
         if (!isfinite(dst[i]))
-            wrpo__fail(ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", t->file, t->name,
-                    (long long)(first + i));
+            wrpo__fail_tensor(WRPO_E_NOT_FINITE, t, "element %lld is not a finite number", (long long)(first + i));
 }
 /* The way back, rounded. dst has wrpo__dtype_size bytes per element and no alignment; it may be src. */
 static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int64_t count) {
@@ -4378,8 +4390,8 @@ static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int6
 }
 
 /* ---- one file ---- */
-struct wrpo_tensors { wrpo__arena *arena; int64_t count; wrpo_tensor_info *info; };    /* info: sorted by name */
-static int wrpo__by_offset(const void *x, const void *y) {             /* where the data begins, then where it ends */
+struct wrpo_tensors { wrpo__arena *arena; int64_t count; wrpo_tensor_info *info; };  /* info: sorted by name */
+static int wrpo__by_offset(const void *x, const void *y) {  /* where the data begins, then where it ends */
     const wrpo_tensor_info *a = x, *b = y;
     if (a->data != b->data) return (uintptr_t)a->data < (uintptr_t)b->data ? -1 : 1;
     return (a->bytes > b->bytes) - (a->bytes < b->bytes);
@@ -4392,74 +4404,50 @@ WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const 
     if (!t->count) return NULL;
     return bsearch(&name, t->info, (size_t)t->count, sizeof *t->info, wrpo__by_first_name);
 }
-/* "FILE: TENSOR: " and the sentence. */
-_Noreturn WRPO__PRINTF(2, 3) static void wrpo__tensor_fail(const wrpo_tensor_info *t, const char *format, ...) {
-    char text[320];
-    wrpo__shown name;
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    wrpo__show(name, t->name, strlen(t->name));
-    wrpo__fail(wrpo__current->ctx, WRPO_E_FORMAT, "%s: %s: %s", t->file, name, text);
-}
-static void wrpo__tensor_want(bool ok, const wrpo_tensor_info *t, const char *want, const wrpo_json *v) {
-    wrpo__shown found;
-    if (!ok) wrpo__tensor_fail(t, "want %s, found %s", want, wrpo__json_found(found, v));
-}
-static const wrpo_json *wrpo__entry_get(const wrpo_tensor_info *t, const wrpo_json *entry, const char *key) {
-    const wrpo_json *v = wrpo__json_get(entry, key);
-    if (!v) wrpo__tensor_fail(t, "want dtype, shape and data_offsets, found no %s", key);
-    return v;
-}
-static bool wrpo__is_size(const wrpo_json *v) {
-    return v->kind == WRPO_JSON_NUMBER && v->exact && v->text[0] != '-';
+static int64_t wrpo__size_in(const wrpo_json *v, const char *what) {
+    if (v->kind != WRPO_JSON_NUMBER || !v->exact || v->text[0] == '-') wrpo__refuse(v, what, "a size");
+    return v->integer;
 }
 /* One entry of the header; data[size]: all that follows the header. */
 static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const unsigned char *data, size_t size,
         wrpo_tensor_info *t) {
-    wrpo__tensor_want(entry->kind == WRPO_JSON_OBJECT, t, "an object of dtype, shape and data_offsets", entry);
-    const wrpo_json *dtype = wrpo__entry_get(t, entry, "dtype"), *shape = wrpo__entry_get(t, entry, "shape");
-    const wrpo_json *offsets = wrpo__entry_get(t, entry, "data_offsets");
-    for (const wrpo_json *v = entry->child; v; v = v->next) {
-        wrpo__shown found;
-        if (v == dtype || v == shape || v == offsets) continue;
-        wrpo__tensor_fail(t, "want dtype, shape and data_offsets, found \"%s\" as well",
-                wrpo__show(found, v->key, v->key_size));
-    }
-    const int index = dtype->kind == WRPO_JSON_STRING ? wrpo__dtype_index(dtype->text) : 0;
-    wrpo__tensor_want(index && wrpo__json_is(dtype, wrpo__dtypes[index].name), t, "a dtype", dtype);
+    const wrpo_json *dtype = wrpo__need(entry, "dtype", WRPO_JSON_STRING);
+    const wrpo_json *shape = wrpo__need(entry, "shape", WRPO_JSON_ARRAY);
+    const wrpo_json *offsets = wrpo__need(entry, "data_offsets", WRPO_JSON_ARRAY);
+    for (const wrpo_json *v = entry->child; v; v = v->next)
+        if (v != dtype && v != shape && v != offsets)
+            wrpo__wrong(v, "want dtype, shape and data_offsets, found \"%s\" as well",
+                    wrpo__legible(v->key, v->key_size));
+    const int index = wrpo__dtype_index(dtype->text);
+    const long long bits = wrpo__dtypes[index].bits;
     t->dtype = wrpo__dtypes[index].name;
+    if (!index || !wrpo__json_is(dtype, t->dtype)) wrpo__refuse(dtype, NULL, "a type of safetensors");
 
-    wrpo__tensor_want(shape->kind == WRPO_JSON_ARRAY, t, "shape to be an array", shape);
     int64_t *dims = wrpo__alloc(arena, (size_t)shape->count, sizeof *dims);
-    t->ndim = (int)shape->count, t->shape = dims, t->count = 1;
-    for (const wrpo_json *v = shape->child; v; v = v->next) {          /* the order of the format's own library */
-        wrpo__tensor_want(wrpo__is_size(v), t, "shape to hold sizes", v);
-        if (v->integer && t->count > INT64_MAX / v->integer)
-            wrpo__tensor_fail(t, "want a shape whose product fits 63 bits, found more");
-        *dims++ = v->integer;
-        t->count *= v->integer;
+    t->ndim = (int)shape->count;
+    t->shape = dims;
+    t->count = 1;
+    for (const wrpo_json *v = shape->child; v; v = v->next) {  /* the order of the format's own library */
+        *dims = wrpo__size_in(v, "shape");
+        if (*dims && t->count > INT64_MAX / *dims)
+            wrpo__wrong(v, "shape: want a product that fits 63 bits, found more");
+        t->count *= *dims++;
     }
-    const int bits = wrpo__dtypes[index].bits;
     const bool fits = t->count <= INT64_MAX / bits;
     if (!fits || t->count * bits % 8)
-        wrpo__tensor_fail(t, "want %s, found %lld x %d bits", fits ? "whole bytes" : "a size that fits 63 bits",
+        wrpo__wrong(shape, "shape: want %s, found %lld x %lld bits", fits ? "whole bytes" : "a size that fits 63 bits",
                 (long long)t->count, bits);
-    const uint64_t want = (uint64_t)(t->count * bits / 8);
+    const long long want = t->count * bits / 8;
 
-    const bool two = offsets->kind == WRPO_JSON_ARRAY && offsets->count == 2;
-    wrpo__tensor_want(two, t, "data_offsets to be [begin, end]", offsets);
-    const wrpo_json *first = offsets->child, *last = first->next;
-    if (!wrpo__is_size(first) || !wrpo__is_size(last))
-        wrpo__tensor_fail(t, "want data_offsets to be [begin, end], found an array of 2, not both whole numbers");
-    const uint64_t begin = (uint64_t)first->integer, end = (uint64_t)last->integer;
-    if (begin > end || end > size)
-        wrpo__tensor_fail(t, "want data within the file's %zu bytes, found [%llu, %llu)", size,
-                (unsigned long long)begin, (unsigned long long)end);
+    if (offsets->count != 2) wrpo__refuse(offsets, NULL, "[begin, end]");
+    const long long begin = wrpo__size_in(offsets->child, "data_offsets");
+    const long long end = wrpo__size_in(offsets->child->next, "data_offsets");
+    if (begin > end || (uint64_t)end > size)
+        wrpo__wrong(offsets, "data_offsets: want data within the file's %zu bytes, found [%lld, %lld)", size, begin,
+                end);
     if (end - begin != want)
-        wrpo__tensor_fail(t, "want %llu bytes for %lld of %s, found %llu", (unsigned long long)want,
-                (long long)t->count, t->dtype, (unsigned long long)(end - begin));
+        wrpo__wrong(offsets, "data_offsets: want %lld bytes for %lld of %s, found %lld", want, (long long)t->count,
+                t->dtype, end - begin);
     t->bytes = (size_t)want;
     t->data = data + begin;
 }
@@ -4470,43 +4458,39 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     const wrpo__file *f = wrpo__open_file(arena, path);
     if (f->size < 8)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want 8 bytes of header size, found a file of %zu", path, f->size);
-    uint64_t header = 0;
-    for (int i = 7; i >= 0; i--) header = header << 8 | f->data[i];
+    unsigned long long header;
+    memcpy(&header, f->data, 8);
     if (header > WRPO__HEADER_MAX)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want a header of at most %d bytes, found %llu", path, WRPO__HEADER_MAX,
-                (unsigned long long)header);
+                header);
     if (header > f->size - 8)
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %llu bytes of header, found %zu", path, (unsigned long long)header,
-                f->size - 8);
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %llu bytes of header, found %zu", path, header, f->size - 8);
     const unsigned char *data = f->data + 8 + header;
     const size_t size = f->size - 8 - (size_t)header;
 
-    const char *name = wrpo__format(temp, "%s: header", path);
+    const size_t room = strlen(path) + 100;
+    char *name = wrpo__raw(temp, room, 1);  /* what errors call the text: FILE: header, then FILE: TENSOR */
+    snprintf(name, room, "%s: header", path);
     const wrpo_json *root = wrpo__json_parse(temp, name, 1, (const char *)f->data + 8, (size_t)header);
-    wrpo__json_want(ctx, name, root, WRPO_JSON_OBJECT, "the header");
-    const wrpo_json *metadata = wrpo__json_get(root, "__metadata__");
-    if (metadata) wrpo__json_want(ctx, name, metadata, WRPO_JSON_OBJECT, NULL);
-    for (const wrpo_json *v = metadata ? metadata->child : NULL; v; v = v->next)
-        wrpo__json_want(ctx, name, v, WRPO_JSON_STRING, NULL);
+    const wrpo_json *metadata = wrpo_json_get(wrpo__want(root, WRPO_JSON_OBJECT, "the header"), "__metadata__");
+    if (metadata) wrpo__want(metadata, WRPO_JSON_OBJECT, NULL);
+    for (const wrpo_json *v = metadata ? metadata->child : NULL; v; v = v->next) wrpo__want(v, WRPO_JSON_STRING, NULL);
     wrpo_tensors part = {arena, root->count - (metadata != NULL), NULL};
     wrpo_tensor_info *t = part.info = wrpo__raw(arena, (size_t)part.count, sizeof *t);
     for (const wrpo_json *v = root->child; v; v = v->next) {
-        wrpo__shown shown;
         if (v == metadata) continue;
-        if (strlen(v->key) != v->key_size)
-            wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want a name without U+0000", path,
-                    wrpo__show(shown, v->key, v->key_size));
+        snprintf(name, room, "%s: %.80s", path, v->key);
+        if (strlen(v->key) != v->key_size) wrpo__unsupported(v, "want a name without U+0000");
         *t = (wrpo_tensor_info){.name = wrpo__strndup(arena, v->key, v->key_size), .file = f->path};
         wrpo__tensor_read(arena, v, data, size, t++);
     }
     wrpo__arena_clear(temp);
     if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_offset);
     size_t covered = 0;
-    for (int64_t i = 0; i < part.count; i++) {
-        t = &part.info[i];
+    for (t = part.info; t < part.info + part.count; t++) {
         const size_t begin = (size_t)((const unsigned char *)t->data - data);
         if (begin != covered)
-            wrpo__tensor_fail(t, "want data from byte %zu on, found %zu: %s", covered, begin,
+            wrpo__wrong_tensor(t, "want data from byte %zu on, found %zu: %s", covered, begin,
                     begin < covered ? "an overlap" : "a hole");
         covered += t->bytes;
     }
@@ -4517,53 +4501,52 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
 
 /* ---- many files: the index maps every tensor to its file ---- */
 typedef struct wrpo__part { const char *file; wrpo_tensors tensors; } wrpo__part;
+/* What a file has that the index does not say of it. */
+static void wrpo__unmapped(const wrpo__part *part, const wrpo_json *map, const char *index) {
+    for (int64_t i = 0; i < part->tensors.count; i++) {
+        const wrpo_tensor_info *t = &part->tensors.info[i];
+        const wrpo_json *v = wrpo_json_get(map, t->name);
+        if (!v) wrpo__wrong_tensor(t, "want an entry in the weight_map of %s, found none", index);
+        if (strcmp(v->text, part->file))
+            wrpo__wrong_tensor(t, "want it only in %s, as %s says, found it here as well", v->text, index);
+    }
+}
 static wrpo_tensors wrpo__index_open(wrpo__arena *arena, const char *path) {
-    wrpo_ctx *ctx = arena->ctx;
     wrpo__arena *temp = wrpo__sub_arena(arena);
-    wrpo__shown shown;
-    const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_file(temp, path), WRPO_JSON_OBJECT, "the index");
-    const wrpo_json *map = wrpo__json_need(ctx, path, root, "weight_map", WRPO_JSON_OBJECT);
-    const wrpo_json *metadata = wrpo__json_maybe(ctx, path, root, "metadata", WRPO_JSON_OBJECT);
-    const wrpo_json *size = metadata ? wrpo__json_get(metadata, "total_size") : NULL;
-    const char *dir = wrpo__strndup(temp, path, (size_t)(wrpo__basename(path) - path));
+    const wrpo_json *root = wrpo__want(wrpo__json_file(temp, path), WRPO_JSON_OBJECT, "the index");
+    const wrpo_json *map = wrpo__need(root, "weight_map", WRPO_JSON_OBJECT);
+    const wrpo_json *size = wrpo_json_get(wrpo__maybe(root, "metadata", WRPO_JSON_OBJECT), "total_size");
+    const char *name = wrpo__basename(path);
     wrpo_tensors all = {arena, map->count, wrpo__raw(arena, (size_t)map->count, sizeof *all.info)};
     wrpo_tensor_info *next = all.info;
-    wrpo__part *parts = NULL;                          /* stb array */
+    wrpo__part *parts = NULL;  /* stb array */
     int64_t total = 0;
     double bytes = 0;
     for (const wrpo_json *v = map->child; v; v = v->next) {
         const wrpo_tensor_info wanted = {.file = path, .name = v->key}, *found = NULL;
         int64_t p = 0;
-        wrpo__json_want(ctx, path, v, WRPO_JSON_STRING, NULL);
+        wrpo__want(v, WRPO_JSON_STRING, NULL);
         if (!v->size || strlen(v->text) != v->size || strpbrk(v->text, "/\\") || strstr(v->text, ".."))
-            wrpo__json_fail(ctx, WRPO_E_FORMAT, path, v, "%s: want the name of a file beside the index, found \"%s\"",
-                    v->key, wrpo__show(shown, v->text, v->size));
+            wrpo__refuse(v, NULL, "the name of a file beside the index");
         while (p < stbds_arrlen(parts) && strcmp(parts[p].file, v->text)) p++;
         if (p == stbds_arrlen(parts)) {
-            const wrpo__part part = {v->text, wrpo__file_open(arena, wrpo__format(temp, "%s%s", dir, v->text))};
+            const char *file = wrpo__format(temp, "%.*s%s", (int)(name - path), path, v->text);
+            const wrpo__part part = {v->text, wrpo__file_open(arena, file)};
             stbds_arrput(parts, part);
             total += part.tensors.count;
         }
         if (strlen(v->key) == v->key_size) found = wrpo_tensors_find(&parts[p].tensors, v->key);
-        if (!found) wrpo__tensor_fail(&wanted, "want it in %s, found no such tensor there", v->text);
+        if (!found) wrpo__wrong_tensor(&wanted, "want it in %s, found no such tensor there", v->text);
         bytes += (double)found->bytes;
         *next++ = *found;
     }
     for (int64_t p = 0; p < stbds_arrlen(parts); p++) {
-        const wrpo_tensor_info *t = parts[p].tensors.info;
-        for (int64_t k = 0; total > all.count && k < parts[p].tensors.count; k++) {    /* which one is not mapped? */
-            const wrpo_json *v = wrpo__json_get(map, t[k].name);
-            if (!v)
-                wrpo__tensor_fail(&t[k], "want an entry in the weight_map of %s, found none", wrpo__basename(path));
-            if (strcmp(v->text, parts[p].file))
-                wrpo__tensor_fail(&t[k], "want it only in %s, as %s says, found it here as well", v->text,
-                        wrpo__basename(path));
-        }
+        if (total > all.count) wrpo__unmapped(&parts[p], map, name);
         wrpo__block_free(parts[p].tensors.info);
     }
     if (size && !(size->kind == WRPO_JSON_NUMBER && size->number == bytes))
-        wrpo__log(ctx, WRPO_LOG_WARN, "%s:%d: total_size: want %.0f, found %s", path, size->line, bytes,
-                wrpo__json_found(shown, size));
+        wrpo__log(arena->ctx, WRPO_LOG_WARN, "%s:%d: total_size: want %.0f, found %s", path, size->line, bytes,
+                wrpo__found(size));
     stbds_arrfree(parts);
     wrpo__arena_clear(temp);
     if (all.count) qsort(all.info, (size_t)all.count, sizeof *all.info, wrpo__by_first_name);
@@ -4578,8 +4561,8 @@ static wrpo_tensors *wrpo__tensors_new(wrpo__arena *arena, const char *path) {
         file = wrpo__join(arena, path, WRPO__SINGLE_FILE);
         if (!wrpo__exists(file)) file = wrpo__join(arena, path, WRPO__INDEX_FILE);
         if (!wrpo__exists(file))
-            wrpo__fail(arena->ctx, WRPO_E_IO,
-                    "%s: want " WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE " in this directory, found neither", path);
+            wrpo__fail(arena->ctx, WRPO_E_IO, "%s: want " WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE
+                    " in this directory, found neither", path);
     }
     wrpo_tensors *t = WRPO__NEW(arena, wrpo_tensors);
     *t = wrpo__ends(file, ".json") ? wrpo__index_open(arena, file) : wrpo__file_open(arena, file);
@@ -4598,19 +4581,20 @@ WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t 
 
 /* ---- save ----
    All files are written whole under part names, then renamed, the index last. A save that is interrupted leaves the
-   old checkpoint, the new one, or a directory that does not open; never a mixture of the two.                  */
+   old checkpoint, the new one, or a directory that does not open; never a mixture. */
 typedef struct wrpo__save_tensor { const char *name; int ndim; int64_t shape[4]; } wrpo__save_tensor;
 /* dst[count] = elements [first, first + count) of tensor */
 typedef void (*wrpo__save_fn)(void *user, int64_t tensor, int64_t first, int64_t count, float *dst);
-typedef struct wrpo__placed { const char *name; int64_t tensor, bytes, shard; } wrpo__placed;
-typedef struct wrpo__save {          /* one save in progress */
+typedef struct wrpo__placed { const char *name; const wrpo__save_tensor *t; int64_t bytes, shard; } wrpo__placed;
+typedef struct wrpo__save {  /* one save in progress */
     wrpo__arena *temp;
     const char *dir;
     const wrpo__save_tensor *t;
     wrpo_dtype dtype;
+    wrpo__placed *placed; int64_t n;  /* the tensors, sorted by name */
     int64_t shards;
     wrpo__save_fn fn; void *user;
-    float *chunk;                    /* [CHUNK] */
+    float *chunk;  /* [CHUNK] */
 } wrpo__save;
 
 static char *wrpo__shard_file(const wrpo__save *save, int64_t shard) {
@@ -4641,25 +4625,26 @@ static char **wrpo__stale_shards(const wrpo__save *save) {
     }
     return stale;
 }
-/* shard[i]: the file, from 0, that tensor i goes to. Returns the number of files. The split is huggingface_hub's: in
-   the order given, tensors fill a shard until the next does not fit. A tensor above the limit gets a shard of its own
-   at once, while the shard that is being filled stays open and so takes a later number. */
-static int64_t wrpo__split(const int64_t *bytes, int64_t n, int64_t limit, int64_t *shard) {
-    int64_t shards = 0, filled = 0, first = 0, waiting = 0;            /* the open shard: of the tensors [first, i) */
+/* The shard of each tensor, from 0; returns how many there are. The split is huggingface_hub's: in the order given,
+   tensors fill a shard until the next does not fit. A tensor above the limit gets a shard of its own at once, while the
+   shard that is being filled stays open and so takes a later number. */
+static int64_t wrpo__split(wrpo__placed *p, int64_t n, int64_t limit) {
+    int64_t shards = 0, filled = 0, first = 0, waiting = 0;  /* the open shard: of the tensors [first, i) */
     for (int64_t i = 0; i <= n; i++) {
-        if (i < n && bytes[i] > limit) { shard[i] = shards++; continue; }
-        if (waiting && (i == n || filled + bytes[i] > limit)) {
+        if (i < n && p[i].bytes > limit) { p[i].shard = shards++; continue; }
+        if (waiting && (i == n || filled + p[i].bytes > limit)) {
             for (int64_t k = first; k < i; k++)
-                if (shard[k] < 0) shard[k] = shards;
-            shards++, filled = waiting = 0, first = i;
+                if (p[k].shard < 0) p[k].shard = shards;
+            shards++;
+            filled = waiting = 0;
+            first = i;
         }
-        if (i < n) shard[i] = -1, filled += bytes[i], waiting++;
+        if (i == n) break;
+        p[i].shard = -1;
+        filled += p[i].bytes;
+        waiting++;
     }
     return shards;
-}
-static int wrpo__by_shard(const void *x, const void *y) {
-    const wrpo__placed *a = x, *b = y;
-    return a->shard != b->shard ? (a->shard > b->shard) - (a->shard < b->shard) : strcmp(a->name, b->name);
 }
 /* The header: {"__metadata__":{...} by the caller, then each tensor in the order of the data, then the end. */
 static void wrpo__header_add(wrpo__text *header, const char *name, const char *dtype, int ndim, const int64_t *shape,
@@ -4671,89 +4656,84 @@ static void wrpo__header_add(wrpo__text *header, const char *name, const char *d
     wrpo__text_printf(header, "],\"data_offsets\":[%lld,%lld]}", (long long)offset, (long long)(offset + bytes));
 }
 static void wrpo__header_write(wrpo__writer *w, wrpo__text *header) {
-    unsigned char length[8];
     wrpo__text_puts(header, "}");
-    while (header->size % 8) wrpo__text_puts(header, " ");             /* the data begins aligned */
-    for (int i = 0; i < 8; i++) length[i] = (unsigned char)(header->size >> 8 * i);
-    wrpo__write(w, length, sizeof length);
+    while (header->size % 8) wrpo__text_puts(header, " ");  /* the data begins aligned */
+    const uint64_t size = header->size;
+    wrpo__write(w, &size, 8);
     wrpo__write(w, header->data, header->size);
     wrpo__block_free(header->data);
 }
-/* One file of tensors p[n], sorted by name, under its part name. */
-static wrpo__writer *wrpo__shard_write(const wrpo__save *save, int64_t shard, const wrpo__placed *p, int64_t n) {
+/* A file under its part name. */
+static wrpo__writer *wrpo__shard_write(const wrpo__save *save, int64_t shard) {
     const char *path = wrpo__join(save->temp, save->dir, wrpo__shard_file(save, shard));
     const int64_t size = (int64_t)wrpo__dtype_size(save->dtype);
-    float *chunk = save->chunk;
+    const wrpo__placed *end = save->placed + save->n;
+    int64_t offset = 0;
     wrpo__text header = {.arena = save->temp};
     wrpo__text_puts(&header, "{\"__metadata__\":{\"format\":\"pt\"}");
-    for (int64_t i = 0, offset = 0; i < n; offset += p[i].bytes, i++) {
-        const wrpo__save_tensor *t = &save->t[p[i].tensor];
-        wrpo__header_add(&header, t->name, wrpo__dtype_name(save->dtype), t->ndim, t->shape, offset, p[i].bytes);
+    for (const wrpo__placed *p = save->placed; p < end; p++) {
+        if (p->shard != shard) continue;
+        wrpo__header_add(&header, p->name, wrpo__dtype_name(save->dtype), p->t->ndim, p->t->shape, offset, p->bytes);
+        offset += p->bytes;
     }
     wrpo__writer *w = wrpo__create(save->temp, path);
     wrpo__header_write(w, &header);
-    for (int64_t i = 0; i < n; i++) {
-        const int64_t elements = p[i].bytes / size;
-        for (int64_t first = 0, count; first < elements; first += count) {
-            count = WRPO__MIN(elements - first, WRPO__CHUNK);
-            save->fn(save->user, p[i].tensor, first, count, chunk);
-            for (int64_t k = 0; save->dtype == WRPO_DTYPE_F16 && k < count; k++)
-                if (isfinite(chunk[k]) && fabsf(chunk[k]) >= 65520)
-                    wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path,
-                            p[i].name, (long long)(first + k), (double)chunk[k]);
-            wrpo__from_float(chunk, save->dtype, chunk, count);
-            wrpo__write(w, chunk, (size_t)(count * size));
+    for (const wrpo__placed *p = save->placed; p < end; p++)
+        for (int64_t first = 0, n; p->shard == shard && first < p->bytes / size; first += n) {
+            n = WRPO__MIN(p->bytes / size - first, WRPO__CHUNK);
+            save->fn(save->user, p->t - save->t, first, n, save->chunk);
+            for (int64_t k = 0; save->dtype == WRPO_DTYPE_F16 && k < n; k++) {
+                const float x = save->chunk[k];
+                if (isfinite(x) && fabsf(x) >= 65520)
+                    wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path, p->name,
+                            (long long)(first + k), (double)x);
+            }
+            wrpo__from_float(save->chunk, save->dtype, save->chunk, n);
+            wrpo__write(w, save->chunk, (size_t)(n * size));
         }
-    }
     wrpo__finish(w);
     return w;
 }
-static wrpo__writer *wrpo__index_write(const wrpo__save *save, const char *path, const wrpo__placed *p, int64_t n) {
+static wrpo__writer *wrpo__index_write(const wrpo__save *save, const char *path) {
     wrpo__text t = {.arena = save->temp};
     int64_t total = 0;
-    for (int64_t i = 0; i < n; i++) total += p[i].bytes;
+    for (int64_t i = 0; i < save->n; i++) total += save->placed[i].bytes;
     wrpo__text_printf(&t, "{\n  \"metadata\": {\n    \"total_size\": %lld\n  },\n", (long long)total);
     wrpo__text_puts(&t, "  \"weight_map\": {");
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < save->n; i++) {
+        const wrpo__placed *p = &save->placed[i];
         wrpo__text_puts(&t, i ? ",\n    " : "\n    ");
-        wrpo__json_quote(&t, p[i].name, strlen(p[i].name));
-        wrpo__text_printf(&t, ": \"%s\"", wrpo__shard_file(save, p[i].shard));
+        wrpo__json_quote(&t, p->name, strlen(p->name));
+        wrpo__text_printf(&t, ": \"%s\"", wrpo__shard_file(save, p->shard));
     }
     wrpo__text_puts(&t, "\n  }\n}\n");
     return wrpo__write_whole(save->temp, path, t.data, t.size);
 }
 /* t[n] into the directory, which exists: one file, or shards of at most max_shard_size bytes (0: 5e9) and their index.
-   dtype 0 is F32. fn is called for each file's tensors in the order of their names, with bounded pieces. sides: an
-   stb_ds array of whole files that wait for their names. What they replace is removed first, so that no kill leaves it
-   with the new tensors. */
+   dtype 0 is F32. fn is called for each file's tensors in the order of their names. sides: an stb array of whole files
+   that wait for their names. What they replace is removed first, so that no kill leaves it with the new tensors. */
 static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__save_tensor *t, int64_t n,
         wrpo_dtype dtype, int64_t max_shard_size, wrpo__save_fn fn, void *user, wrpo__writer **sides) {
     wrpo_ctx *ctx = temp->ctx;
-    wrpo__save save = {.temp = temp, .dir = dir, .t = t, .dtype = dtype, .fn = fn, .user = user};
-    int64_t *bytes = wrpo__raw(temp, (size_t)n, sizeof *bytes), *shard = wrpo__raw(temp, (size_t)n, sizeof *shard);
+    wrpo__save save = {.temp = temp, .dir = dir, .t = t, .n = n, .dtype = dtype, .fn = fn, .user = user};
+    save.placed = wrpo__raw(temp, (size_t)n, sizeof *save.placed);
     for (int64_t i = 0; i < n; i++) {
         size_t size = wrpo__dtype_size(dtype);
         for (int d = 0; d < t[i].ndim; d++) size = wrpo__mul(ctx, size, (size_t)t[i].shape[d]);
-        bytes[i] = (int64_t)size;
+        save.placed[i] = (wrpo__placed){t[i].name, &t[i], (int64_t)size, 0};
     }
-    save.shards = wrpo__split(bytes, n, max_shard_size > 0 ? max_shard_size : 5000000000, shard);
-    wrpo__placed *placed = wrpo__raw(temp, (size_t)n, sizeof *placed);
-    for (int64_t i = 0; i < n; i++) placed[i] = (wrpo__placed){t[i].name, i, bytes[i], shard[i]};
-    if (n) qsort(placed, (size_t)n, sizeof *placed, wrpo__by_shard);
+    save.shards = wrpo__split(save.placed, n, max_shard_size > 0 ? max_shard_size : 5000000000);
+    if (n) qsort(save.placed, (size_t)n, sizeof *save.placed, wrpo__by_first_name);
 
     const int64_t files = WRPO__MAX(save.shards, 1);
     wrpo__writer **ready = wrpo__alloc(temp, (size_t)files, sizeof *ready), *index = NULL;
     save.chunk = wrpo__raw(temp, WRPO__CHUNK, sizeof *save.chunk);
-    for (int64_t s = 0, i = 0, end; s < files; s++, i = end) {
-        for (end = i; end < n && placed[end].shard == s; end++) {}
-        ready[s] = wrpo__shard_write(&save, s, placed + i, end - i);
-    }
+    for (int64_t s = 0; s < files; s++) ready[s] = wrpo__shard_write(&save, s);
     const char *index_path = wrpo__join(temp, dir, WRPO__INDEX_FILE);
-    char **stale = wrpo__stale_shards(&save);          /* listed now: nothing may fail once names are given */
+    char **stale = wrpo__stale_shards(&save);  /* listed now: nothing may fail once names are given */
     if (save.shards > 1) {
-        qsort(placed, (size_t)n, sizeof *placed, wrpo__by_first_name);
-        index = wrpo__index_write(&save, index_path, placed, n);
-        bool same_names = false;                       /* then the old index would open old and new shards together */
+        index = wrpo__index_write(&save, index_path);
+        bool same_names = false;  /* then the old index would open old and new shards together */
         for (int64_t s = 0; s < files; s++) same_names = same_names || wrpo__disk_exists(ready[s]->path);
         if (same_names) wrpo__remove(ctx, index_path);
     }
@@ -4767,12 +4747,12 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__s
 }
 
 /* --------------------------------------------------------------------------------------- >>checkpoint
-   A Hugging Face directory in, a Hugging Face directory out: config.json, weights, side files.          */
+   A Hugging Face directory in, a Hugging Face directory out: config.json, weights, side files. */
 
 /* ---- config.json: old (rope_theta, rope_scaling, torch_dtype) and new (rope_parameters, dtype) spellings ----
    A key sets a field, or is known not to change a log-prob, or is refused by its name. To add a family: its bit, name
-   and defaults here, the keys that it reads, its names of tensors below.                                         */
-enum {                               /* bits: the families, in the order of the table; two heads */
+   and defaults here, the keys that it reads, its names of tensors below. */
+enum {  /* bits: the families, in the order of the table; two heads */
     WRPO__LLAMA = 1, WRPO__MISTRAL = 2, WRPO__QWEN2 = 4, WRPO__QWEN3 = 8, WRPO__GEMMA2 = 16, WRPO__PHI3 = 32,
     WRPO__INTERNLM2 = 64, WRPO__VALUE = 128 << WRPO_HEAD_VALUE, WRPO__GATED = 128 << WRPO_HEAD_GATED,
     WRPO__QWEN = WRPO__QWEN2 | WRPO__QWEN3, WRPO__WINDOWED = WRPO__MISTRAL | WRPO__QWEN | WRPO__GEMMA2 | WRPO__PHI3,
@@ -4817,7 +4797,7 @@ wrpo__keys[] = {
     WRPO__KEY(query_pre_attn_scalar, GEMMA2, NUMBER, 0, 0),
     WRPO__KEY(attn_logit_softcapping, GEMMA2, NUMBER_OR_NONE, 0, 0),
     WRPO__KEY(final_logit_softcapping, GEMMA2, NUMBER_OR_NONE, 0, 0),
-    WRPO__KEY(pad_token_id, ALL, INTEGER, INT64_MIN, INT64_MAX),           /* some files say -1 for none */
+    WRPO__KEY(pad_token_id, ALL, INTEGER, INT64_MIN, INT64_MAX),  /* some files say -1 for none */
     WRPO__KEY(gating_temperature, GATED, NUMBER, 0, 0)};
 #undef WRPO__KEY
 static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
@@ -4843,11 +4823,10 @@ static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
     {WRPO__GATED, "num_objectives gating_hidden_dim gating_n_hidden"}};
 
 typedef struct wrpo__reader {
-    wrpo_ctx *ctx; const char *path; const wrpo_json *root;
+    const wrpo_json *root;
     wrpo_config *c;
-    unsigned is;                     /* the bits of its family and head */
+    unsigned is;  /* the bits of its family and head */
 } wrpo__reader;
-#define WRPO__REFUSE(v, ...) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->path, v, __VA_ARGS__)
 static bool wrpo__in_words(const char *words, const char *word) {
     const size_t n = strlen(word);
     for (size_t size; *words; words += size + (words[size] == ' ')) {
@@ -4868,102 +4847,88 @@ static bool wrpo__is_known(const wrpo__reader *in, const wrpo_json *v) {
     return false;
 }
 /* Which of the names v is, of those that have a bit in `allowed`. */
-static int wrpo__config_choice(const wrpo__reader *in, const wrpo_json *v, const char *what, const char *const *names,
-        unsigned allowed) {
-    char list[160] = "";
-    wrpo__shown found;
-    size_t used = 0;
+static int wrpo__choice(const wrpo_json *v, const char *what, const char *const *names, unsigned allowed) {
+    wrpo__text list = {.arena = wrpo__current};
     for (int i = 0; names[i]; i++) {
         if (!(allowed >> i & 1)) continue;
         if (wrpo__json_is(v, names[i])) return i;
-        used += (size_t)snprintf(list + used, sizeof list - used, "%s%s", used ? ", " : "", names[i]);
+        wrpo__text_printf(&list, list.size ? ", %s" : "%s", names[i]);
     }
-    WRPO__REFUSE(v, "%s: want one of %s, found %s", what, list, wrpo__json_found(found, v));
+    wrpo__unsupported(v, "%s: want one of %s, found %s", what, list.data, wrpo__found(v));
 }
-static void wrpo__config_want(const wrpo__reader *in, bool ok, const wrpo_json *v, const char *want) {
-    if (!ok) wrpo__json_refuse(in->ctx, in->path, v, NULL, want);
+static void wrpo__check(bool ok, const wrpo_json *v, const char *want) {
+    if (!ok) wrpo__refuse(v, NULL, want);
 }
-static double wrpo__config_number(const wrpo__reader *in, const wrpo_json *object, const char *key, double otherwise) {
+static double wrpo__positive(const wrpo_json *object, const char *key, double otherwise) {
     const wrpo_json *v = wrpo__present(object, key);
     if (!v) return otherwise;
-    wrpo__config_want(in, v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15, v, "a positive number");
+    wrpo__check(v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15, v, "a positive number");
     return v->number;
 }
-static int64_t wrpo__config_integer(const wrpo__reader *in, const char *key, int64_t otherwise, int64_t low,
-        int64_t high) {
-    const wrpo_json *v = wrpo__present(in->root, key);
-    return v ? wrpo__json_integer(in->ctx, in->path, v, low, high, NULL) : otherwise;
-}
-static bool wrpo__config_switch(const wrpo__reader *in, const wrpo_json *object, const char *key, bool otherwise) {
+static int64_t wrpo__count(const wrpo_json *object, const char *key, int64_t otherwise, int64_t low, int64_t high) {
     const wrpo_json *v = wrpo__present(object, key);
-    return v ? wrpo__json_want(in->ctx, in->path, v, WRPO_JSON_BOOL, NULL)->boolean : otherwise;
+    return v ? wrpo__integer(v, low, high, NULL) : otherwise;
 }
 static void wrpo__config_key(const wrpo__reader *in, const struct wrpo__key *k) {
     void *field = (char *)in->c + k->field;
     int64_t *integer = field;
     double *number = field;
     bool *on = field;
-    const wrpo_json *v = wrpo__json_get(in->root, k->key);
+    const wrpo_json *v = wrpo_json_get(in->root, k->key);
     const bool null = v && v->kind == WRPO_JSON_NULL;
-    if (k->kind == WRPO__REQUIRED) wrpo__json_need(in->ctx, in->path, in->root, k->key, WRPO_JSON_NUMBER);
+    if (k->kind == WRPO__REQUIRED) wrpo__need(in->root, k->key, WRPO_JSON_NUMBER);
     if (k->kind == WRPO__INTEGER_OR_NONE && null) *integer = 0;
     if (k->kind == WRPO__NUMBER_OR_NONE && null) *number = 0;
-    if (k->kind == WRPO__SWITCH) *on = wrpo__config_switch(in, in->root, k->key, *on);
-    else if (k->kind >= WRPO__NUMBER) *number = wrpo__config_number(in, in->root, k->key, *number);
-    else *integer = wrpo__config_integer(in, k->key, *integer, k->low, k->high);
+    if (k->kind == WRPO__SWITCH) *on = wrpo__switch(in->root, k->key, *on);
+    else if (k->kind >= WRPO__NUMBER) *number = wrpo__positive(in->root, k->key, *number);
+    else *integer = wrpo__count(in->root, k->key, *integer, k->low, k->high);
 }
 
 static const char *const wrpo__rope_names[] = {"default", "linear", "llama3", "yarn", "dynamic", "longrope", NULL};
 WRPO__NAMED(wrpo_rope_name, wrpo__rope_names)
 /* An array of positive numbers, one for each pair of elements that is rotated. */
-static void wrpo__rope_factors(const wrpo__reader *in, const wrpo_json *r, const char *key, float *out, int64_t count) {
+static void wrpo__rope_factors(const wrpo_json *r, const char *key, float *out, int64_t count) {
     const wrpo_json *list = wrpo__present(r, key);
-    char want[64];
     bool fits = list && list->kind == WRPO_JSON_ARRAY && list->count == count;
     for (const wrpo_json *v = fits ? list->child : NULL; v; v = v->next) {
         fits = fits && v->kind == WRPO_JSON_NUMBER && v->number > 0;
         *out++ = (float)v->number;
     }
-    snprintf(want, sizeof want, "%s of %lld positive numbers", key, (long long)count);
-    wrpo__config_want(in, fits, list ? list : r, want);
+    if (!fits) wrpo__wrong(list ? list : r, "%s: want %lld positive numbers", key, (long long)count);
 }
 /* What types other than default read from their object r. */
 static void wrpo__rope_scaling(const wrpo__reader *in, const wrpo_json *r) {
     static const char key[] = "original_max_position_embeddings";
     wrpo_rope *p = &in->c->rope;
     const bool llama3 = p->type == WRPO_ROPE_LLAMA3, longrope = p->type == WRPO_ROPE_LONGROPE;
-    const wrpo_json *of = wrpo__present(r, key);
-    double original = llama3 ? 0 : (double)in->c->max_position_embeddings;
-    if (in->is & WRPO__PHI3) {                         /* Phi-3 states it outside the object as well */
-        original = wrpo__config_number(in, in->root, key, 4096);
-        const bool same = wrpo__config_number(in, r, key, original) == original;
-        wrpo__config_want(in, same, of, "the number of config.json, 4096 if it has none");
-        of = wrpo__json_get(in->root, key);
-    }
-    original = wrpo__config_number(in, r, key, original);
-    if (!of) of = wrpo__json_get(in->root, "max_position_embeddings");
-    wrpo__config_want(in, original == floor(original) && original != 1, of, "an integer of at least 2");
+    double stated = llama3 ? 0 : (double)in->c->max_position_embeddings;
+    if (in->is & WRPO__PHI3) stated = wrpo__positive(in->root, key, 4096);
+    const double original = wrpo__positive(r, key, stated);
+    if (in->is & WRPO__PHI3 && original != stated)
+        wrpo__wrong(r, "%s: want %g, as outside of it (4096 if absent there), found %g", key, stated, original);
+    if (original != floor(original) || original == 1)
+        wrpo__wrong(r, "%s: want an integer of at least 2, found %g", key, original);
     p->original_max_position_embeddings = (int64_t)original;
     const double stretch = longrope ? (double)in->c->max_position_embeddings / original : 0;
-    p->factor = wrpo__config_number(in, r, "factor", stretch);
-    p->low_freq_factor = wrpo__config_number(in, r, "low_freq_factor", 0);
-    p->high_freq_factor = wrpo__config_number(in, r, "high_freq_factor", 0);
-    wrpo__config_want(in, p->factor > 0, r, "a factor");
+    p->factor = wrpo__positive(r, "factor", stretch);
+    p->low_freq_factor = wrpo__positive(r, "low_freq_factor", 0);
+    p->high_freq_factor = wrpo__positive(r, "high_freq_factor", 0);
+    wrpo__check(p->factor > 0, r, "a factor");
     const bool ramp = p->low_freq_factor > 0 && p->low_freq_factor < p->high_freq_factor;
-    wrpo__config_want(in, !llama3 || (ramp && original > 0), r,
+    wrpo__check(!llama3 || (ramp && original > 0), r,
             "for llama3 low_freq_factor < high_freq_factor and original_max_position_embeddings");
     if (p->type == WRPO_ROPE_DYNAMIC && p->dims < 4)
-        WRPO__REFUSE(r, "rope type dynamic: want heads of at least 4 elements");
-    p->beta_fast = wrpo__config_number(in, r, "beta_fast", 32);
-    p->beta_slow = wrpo__config_number(in, r, "beta_slow", 1);
+        wrpo__unsupported(r, "rope type dynamic: want heads of at least 4 elements");
+    p->beta_fast = wrpo__positive(r, "beta_fast", 32);
+    p->beta_slow = wrpo__positive(r, "beta_slow", 1);
     double attention = 1;
     if (p->factor > 1 && p->type == WRPO_ROPE_YARN) attention = 0.1 * log(p->factor) + 1;
     if (p->factor > 1 && longrope) attention = sqrt(1 + log(p->factor) / log(original));
-    p->attention_factor = wrpo__config_number(in, r, "attention_factor", attention);
-    p->yarn_truncate = wrpo__config_switch(in, r, "truncate", true);
+    p->attention_factor = wrpo__positive(r, "attention_factor", attention);
+    p->yarn_truncate = wrpo__switch(r, "truncate", true);
     if (!longrope) return;
-    wrpo__rope_factors(in, r, "short_factor", p->short_factor, p->dims / 2);
-    wrpo__rope_factors(in, r, "long_factor", p->long_factor, p->dims / 2);
+    wrpo__rope_factors(r, "short_factor", p->short_factor, p->dims / 2);
+    wrpo__rope_factors(r, "long_factor", p->long_factor, p->dims / 2);
 }
 static void wrpo__config_rope(const wrpo__reader *in) {
     static const char part_key[] = "partial_rotary_factor";
@@ -4975,31 +4940,31 @@ static void wrpo__config_rope(const wrpo__reader *in) {
     const bool phi3 = in->is & WRPO__PHI3;
     const wrpo_json *parameters = wrpo__present(in->root, "rope_parameters");
     const wrpo_json *scaling = wrpo__present(in->root, "rope_scaling"), *r = parameters ? parameters : scaling;
-    wrpo__config_want(in, !parameters || !scaling, scaling, "either this or rope_parameters");
-    if (r) wrpo__json_want(in->ctx, in->path, r, WRPO_JSON_OBJECT, NULL);
+    wrpo__check(!parameters || !scaling, scaling, "either this or rope_parameters");
+    if (r) wrpo__want(r, WRPO_JSON_OBJECT, NULL);
     for (const wrpo_json *v = r ? r->child : NULL; v; v = v->next)
         if (v->kind != WRPO_JSON_NULL && !wrpo__in_words(keys, v->key))
-            WRPO__REFUSE(v, "%s: \"%.60s\" is not supported", r->key, v->key);
+            wrpo__unsupported(v, "%s: \"%.60s\" is not supported", r->key, v->key);
 
-    unsigned allowed = 63;                             /* a bit for each type */
+    unsigned allowed = 63;  /* a bit for each type */
     if (phi3) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LONGROPE;
     if (in->is & WRPO__INTERNLM2) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LINEAR | 1 << WRPO_ROPE_DYNAMIC;
     const wrpo_json *type = wrpo__present(r, "rope_type");
     if (!type) type = wrpo__present(r, "type");
-    wrpo__config_want(in, type || !wrpo__present(r, "factor"), r, "a rope_type for its factor");
+    wrpo__check(type || !wrpo__present(r, "factor"), r, "a rope_type for its factor");
     if (phi3 && (wrpo__json_is(type, "su") || wrpo__json_is(type, "yarn")))
-        p->type = WRPO_ROPE_LONGROPE;                  /* what Phi-3 called it first */
-    else if (type) p->type = (wrpo_rope_type)wrpo__config_choice(in, type, "rope_type", wrpo__rope_names, allowed);
+        p->type = WRPO_ROPE_LONGROPE;  /* what Phi-3 called it first */
+    else if (type) p->type = (wrpo_rope_type)wrpo__choice(type, "rope_type", wrpo__rope_names, allowed);
 
-    p->theta = wrpo__config_number(in, r, "rope_theta", wrpo__config_number(in, in->root, "rope_theta", 10000));
+    p->theta = wrpo__positive(r, "rope_theta", wrpo__positive(in->root, "rope_theta", 10000));
     const wrpo_json *part_of = wrpo__present(r, part_key) ? r : in->root;
-    const double part = wrpo__config_number(in, part_of, part_key, 1);
+    const double part = wrpo__positive(part_of, part_key, 1);
     if (part != 1 && !phi3)
-        WRPO__REFUSE(part_of, "%s other than 1 is supported for model_type phi3 only", part_key);
+        wrpo__unsupported(part_of, "%s other than 1 is supported for model_type phi3 only", part_key);
     p->dims = (int64_t)((double)d * part);
     if (p->dims < 2 || p->dims % 2 || p->dims > d)
-        WRPO__REFUSE(in->root, "%s: want an even number of the %lld elements of a head, found %lld",
-                part_key, (long long)d, (long long)p->dims);
+        wrpo__unsupported(in->root, "%s: want an even number of the %lld elements of a head, found %lld", part_key,
+                (long long)d, (long long)p->dims);
     if (p->type != WRPO_ROPE_DEFAULT) wrpo__rope_scaling(in, r);
 }
 /* Which layers have a window: all; Qwen's from max_window_layers on; Gemma 2's even ones. layer_types overrides. */
@@ -5008,23 +4973,23 @@ static void wrpo__config_windows(const wrpo__reader *in) {
     static const char size_key[] = "sliding_window_size";
     const int64_t most = (int64_t)1 << 40;
     wrpo_config *c = in->c;
-    const wrpo_json *window = wrpo__json_get(in->root, "sliding_window");
+    const wrpo_json *window = wrpo_json_get(in->root, "sliding_window");
     const wrpo_json *layers = wrpo__present(in->root, "layer_types");
     const bool qwen = in->is & WRPO__QWEN, gemma2 = in->is & WRPO__GEMMA2;
-    const bool off = qwen && !wrpo__config_switch(in, in->root, "use_sliding_window", false);
+    const bool off = qwen && !wrpo__switch(in->root, "use_sliding_window", false);
     if (off || (window && window->kind == WRPO_JSON_NULL)) c->sliding_window = 0;
-    else c->sliding_window = wrpo__config_integer(in, "sliding_window", c->sliding_window, 1, most);
-    const int64_t size = gemma2 ? wrpo__config_integer(in, size_key, c->sliding_window, 0, most) : c->sliding_window;
-    wrpo__config_want(in, size == c->sliding_window, wrpo__json_get(in->root, size_key), "that of sliding_window");
-    const int64_t first = qwen && c->sliding_window ? wrpo__config_integer(in, "max_window_layers", 28, 0, most) : 0;
+    else c->sliding_window = wrpo__count(in->root, "sliding_window", c->sliding_window, 1, most);
+    if (gemma2 && wrpo__count(in->root, size_key, c->sliding_window, 0, most) != c->sliding_window)
+        wrpo__refuse(wrpo_json_get(in->root, size_key), NULL, "that of sliding_window");
+    const int64_t first = qwen && c->sliding_window ? wrpo__count(in->root, "max_window_layers", 28, 0, most) : 0;
     const bool fits = !layers || (layers->kind == WRPO_JSON_ARRAY && layers->count == c->num_hidden_layers);
-    wrpo__config_want(in, fits, layers, "one entry a layer");
+    wrpo__check(fits, layers, "one entry a layer");
     const wrpo_json *v = layers ? layers->child : NULL;
     for (int64_t l = 0; l < c->num_hidden_layers; l++) {
         bool sliding = c->sliding_window && l >= first && !(gemma2 && l % 2);
         if (layers) {
-            sliding = wrpo__config_choice(in, v, "layer_types", types, 3) == 1;
-            wrpo__config_want(in, !sliding || c->sliding_window, layers, "full_attention: there is no sliding_window");
+            sliding = wrpo__choice(v, "layer_types", types, 3) == 1;
+            wrpo__check(!sliding || c->sliding_window, layers, "full_attention: there is no sliding_window");
             v = v->next;
         }
         if (sliding) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
@@ -5035,27 +5000,23 @@ static void wrpo__config_head(wrpo__reader *in) {
         "ForCausalLM", "ForSequenceClassification", "ForRewardModel", "ForRewardModelWithGating"};
     const wrpo_json *list = wrpo__present(in->root, "architectures");
     for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
-        wrpo__shown found;
         int head = v->kind == WRPO_JSON_STRING ? 0 : 4;
         while (head < 4 && !wrpo__ends(v->text, heads[head])) head++;
         const bool fits = head < 4 && (head != WRPO_HEAD_VALUE || in->is & WRPO__INTERNLM2);
         if (!fits || (v != list->child && head != (int)in->c->head))
-            WRPO__REFUSE(v, "architectures: want causal language models, sequence classification "
-                    "or the reward models of InternLM2 and ArmoRM, found %s", wrpo__json_found(found, v));
+            wrpo__unsupported(v, "architectures: want causal language models, sequence classification or the reward "
+                    "models of InternLM2 and ArmoRM, found %s", wrpo__found(v));
         in->c->head = (wrpo_head)head;
     }
     in->is |= 128u << in->c->head;
 }
-static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_json *root, wrpo_config *c) {
+static void wrpo__config_parse(const wrpo_json *root, wrpo_config *c) {
     static const char *const acts[] = {"silu", "swish", "gelu_pytorch_tanh", NULL};
     const char *names[WRPO__COUNT(wrpo__families) + 1] = {NULL};
-    wrpo__shown found;
-    char want[96];
-    wrpo__reader reader = {.ctx = arena->ctx, .path = path, .root = root, .c = c}, *in = &reader;
-    memset(c, 0, sizeof *c);
-    const wrpo_json *type = wrpo__json_need(in->ctx, path, root, "model_type", WRPO_JSON_STRING);
+    wrpo__reader reader = {.root = root, .c = c}, *in = &reader;
+    const wrpo_json *type = wrpo__need(root, "model_type", WRPO_JSON_STRING);
     for (int i = 0; i < WRPO__COUNT(wrpo__families); i++) names[i] = wrpo__families[i].model_type;
-    const int family = wrpo__config_choice(in, type, "model_type", names, WRPO__ALL);
+    const int family = wrpo__choice(type, "model_type", names, WRPO__ALL);
     in->is = 1u << family;
     *c = wrpo__families[family];
     wrpo__config_head(in);
@@ -5065,30 +5026,32 @@ static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_
     if (c->head == WRPO_HEAD_GATED) c->gating_temperature = 10;
     for (const wrpo_json *v = root->child; v; v = v->next)
         if (!wrpo__is_known(in, v))
-            WRPO__REFUSE(v, "\"%.80s\": %s is not supported for model_type %s", v->key,
-                    wrpo__json_found(found, v), c->model_type);
+            wrpo__unsupported(v, "\"%.80s\": %s is not supported for model_type %s", v->key, wrpo__found(v),
+                    c->model_type);
     for (int i = 0; i < WRPO__COUNT(wrpo__keys); i++)
         if (in->is & wrpo__keys[i].of) wrpo__config_key(in, &wrpo__keys[i]);
 
     const int64_t H = c->num_attention_heads;
     if (!c->num_key_value_heads) c->num_key_value_heads = H;
-    snprintf(want, sizeof want, "a multiple of num_attention_heads, %lld, where there is no head_dim", (long long)H);
-    wrpo__config_want(in, c->head_dim || c->hidden_size % H == 0, wrpo__json_get(root, "hidden_size"), want);
+    if (!c->head_dim && c->hidden_size % H)
+        wrpo__wrong(root, "hidden_size: want a multiple of num_attention_heads, %lld, where there is no head_dim, "
+                "found %lld", (long long)H, (long long)c->hidden_size);
     if (!c->head_dim) c->head_dim = c->hidden_size / H;
     if (c->head_dim % 2 || c->head_dim > WRPO__MAX_D)
-        WRPO__REFUSE(root, "head_dim: want an even number up to %d, found %lld", WRPO__MAX_D, (long long)c->head_dim);
-    snprintf(want, sizeof want, "a multiple of num_key_value_heads, %lld", (long long)c->num_key_value_heads);
-    wrpo__config_want(in, H % c->num_key_value_heads == 0, wrpo__json_get(root, "num_attention_heads"), want);
+        wrpo__unsupported(root, "head_dim: want an even number up to %d, found %lld", WRPO__MAX_D,
+                (long long)c->head_dim);
+    if (H % c->num_key_value_heads)
+        wrpo__wrong(root, "num_attention_heads: want a multiple of num_key_value_heads, %lld, found %lld",
+                (long long)c->num_key_value_heads, (long long)H);
     c->output_bias = c->attention_bias && !(in->is & WRPO__QWEN2);
     const wrpo_json *act = c->gelu ? wrpo__present(root, "hidden_activation") : NULL;
     if (!act) act = wrpo__present(root, "hidden_act");
-    if (act) wrpo__config_choice(in, act, act->key, acts, c->gelu ? 4 : 3);
+    if (act) wrpo__choice(act, act->key, acts, c->gelu ? 4 : 3);
     wrpo__config_rope(in);
     wrpo__config_windows(in);
-    if (c->head == WRPO_HEAD_VALUE) {
-        const wrpo_json *token = wrpo__json_need(in->ctx, path, root, "reward_token_id", WRPO_JSON_NUMBER);
-        c->reward_token_id = wrpo__json_integer(in->ctx, path, token, 0, c->vocab_size - 1, NULL);
-    }
+    if (c->head == WRPO_HEAD_VALUE)
+        c->reward_token_id = wrpo__integer(wrpo__need(root, "reward_token_id", WRPO_JSON_NUMBER), 0, c->vocab_size - 1,
+                NULL);
     const wrpo_json *dtype = wrpo__present(root, "dtype");
     if (!dtype) dtype = wrpo__present(root, "torch_dtype");
     for (int i = WRPO_DTYPE_F32; i <= WRPO_DTYPE_F16; i++)
@@ -5096,7 +5059,8 @@ static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_
 }
 static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {  /* path: or its directory */
     if (wrpo__is_dir(path)) path = wrpo__join(arena, path, "config.json");
-    wrpo__config_parse(arena, path, wrpo__json_file(arena, path), c);
+    memset(c, 0, sizeof *c);
+    wrpo__config_parse(wrpo__json_file(arena, path), c);
 }
 WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_config *out) {
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__config_read(wrpo__current, path, out));
@@ -5106,22 +5070,21 @@ WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_conf
 /* ---- names: where the weights of the table are in the files ----
    The table has the Llama layout. Phi-3 and InternLM2 have other names, and tensors that hold the rows of several
    weights, one weight after the other in the order of the table. InternLM2's wqkv does so within each of G groups: the
-   query heads of one key/value head, then its key, then its value.                                               */
+   query heads of one key/value head, then its key, then its value. */
 static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
-    {"phi3", "self_attn.q_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.k_proj.", "self_attn.qkv_proj."},
-    {"phi3", "self_attn.v_proj.", "self_attn.qkv_proj."}, {"phi3", "mlp.gate_proj.", "mlp.gate_up_proj."},
-    {"phi3", "mlp.up_proj.", "mlp.gate_up_proj."},
-    {"internlm2", "embed_tokens.", "tok_embeddings."}, {"internlm2", "lm_head.", "output."},
-    {"internlm2", "self_attn.q_proj.", "attention.wqkv."}, {"internlm2", "self_attn.k_proj.", "attention.wqkv."},
-    {"internlm2", "self_attn.v_proj.", "attention.wqkv."}, {"internlm2", "self_attn.o_proj.", "attention.wo."},
-    {"internlm2", "input_layernorm.", "attention_norm."}, {"internlm2", "post_attention_layernorm.", "ffn_norm."},
-    {"internlm2", "mlp.gate_proj.", "feed_forward.w1."}, {"internlm2", "mlp.up_proj.", "feed_forward.w3."},
-    {"internlm2", "mlp.down_proj.", "feed_forward.w2."}};
-typedef struct wrpo__slice {         /* row r of a weight is row r / own * stride + first + r % own of tensor `name` */
+    {"phi3", "q_proj", "qkv_proj"}, {"phi3", "k_proj", "qkv_proj"}, {"phi3", "v_proj", "qkv_proj"},
+    {"phi3", "gate_proj", "gate_up_proj"}, {"phi3", "up_proj", "gate_up_proj"},
+    {"internlm2", "embed_tokens", "tok_embeddings"}, {"internlm2", "lm_head", "output"},
+    {"internlm2", "self_attn.q_proj", "attention.wqkv"}, {"internlm2", "self_attn.k_proj", "attention.wqkv"},
+    {"internlm2", "self_attn.v_proj", "attention.wqkv"}, {"internlm2", "self_attn.o_proj", "attention.wo"},
+    {"internlm2", "input_layernorm", "attention_norm"}, {"internlm2", "post_attention_layernorm", "ffn_norm"},
+    {"internlm2", "mlp.gate_proj", "feed_forward.w1"}, {"internlm2", "mlp.up_proj", "feed_forward.w3"},
+    {"internlm2", "mlp.down_proj", "feed_forward.w2"}};
+typedef struct wrpo__slice {  /* row r of a weight is row r / own * stride + first + r % own of tensor `name` */
     char name[128];
-    int64_t groups, stride, first, own;
-    const wrpo_tensor_info *info;    /* the tensor, once it is found */
-    bool mapped;                     /* the weight is used where the file has it */
+    int64_t rows, stride, first, own;  /* rows: of the tensor */
+    const wrpo_tensor_info *info;  /* the tensor, once it is found */
+    bool mapped;  /* the weight is used where the file has it */
 } wrpo__slice;
 static void wrpo__file_name(const wrpo_config *c, const char *name, char out[128]) {
     snprintf(out, 128, "%s", name);
@@ -5131,20 +5094,23 @@ static void wrpo__file_name(const wrpo_config *c, const char *name, char out[128
             snprintf(out, 128, "%.*s%s%s", (int)(found - name), name, wrpo__renames[i].theirs, found + strlen(ours));
     }
 }
-static bool wrpo__is_in(const wrpo_model *m, const wrpo_weight *w, const char *tensor) {
-    char name[128];
-    wrpo__file_name(&m->config, w->name, name);
-    return !strcmp(name, tensor);
-}
-static wrpo__slice wrpo__slice_of(const wrpo_model *m, const wrpo_weight *w) {
-    wrpo__slice s = {.groups = 1};
-    const wrpo_weight *end = m->weights + m->n_weights;
-    wrpo__file_name(&m->config, w->name, s.name);
-    if (strstr(s.name, ".wqkv.")) s.groups = m->config.num_key_value_heads;
-    for (const wrpo_weight *x = w; x > m->weights && wrpo__is_in(m, x - 1, s.name); x--) s.first += x[-1].rows;
-    s.stride = s.first;
-    for (const wrpo_weight *x = w; x < end && wrpo__is_in(m, x, s.name); x++) s.stride += x->rows;
-    s.own = w->rows / s.groups, s.first /= s.groups, s.stride /= s.groups;
+static wrpo__slice *wrpo__slices(wrpo__arena *arena, const wrpo_model *m) {  /* of all weights */
+    const int64_t n = m->n_weights;
+    wrpo__slice *s = wrpo__alloc(arena, (size_t)n, sizeof *s);
+    for (int64_t i = 0; i < n; i++) wrpo__file_name(&m->config, m->weights[i].name, s[i].name);
+    for (int64_t i = 0, end; i < n; i = end) {  /* weights [i, end) are one tensor */
+        const int64_t groups = strstr(s[i].name, ".wqkv.") ? m->config.num_key_value_heads : 1;
+        int64_t rows = 0;
+        for (end = i; end < n && !strcmp(s[end].name, s[i].name); end++) {
+            s[end].first = rows / groups;
+            s[end].own = m->weights[end].rows / groups;
+            rows += m->weights[end].rows;
+        }
+        for (int64_t k = i; k < end; k++) {
+            s[k].rows = rows;
+            s[k].stride = rows / groups;
+        }
+    }
     return s;
 }
 
@@ -5173,21 +5139,19 @@ static bool wrpo__is_extra(const wrpo_config *c, const char *name) {
 static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, const char *dir, const wrpo_tensors *t,
         wrpo_dtype *dtype) {
     const wrpo_tensor_info *first = NULL, *other = NULL;
-    wrpo__slice *slices = wrpo__alloc(arena, (size_t)m->n_weights, sizeof *slices);
+    wrpo__slice *slices = wrpo__slices(arena, m);
     bool *seen = wrpo__alloc(arena, (size_t)t->count, sizeof *seen);
     for (int64_t i = 0; i < m->n_weights; i++) {
         const wrpo_weight *w = &m->weights[i];
         wrpo__slice *s = &slices[i];
-        *s = wrpo__slice_of(m, w);
         const wrpo_tensor_info *info = s->info = wrpo_tensors_find(t, s->name);
         char want[80], found[160];
         if (!info) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, s->name);
-        const int64_t shape[2] = {s->groups * s->stride, w->cols};
+        const int64_t shape[2] = {s->rows, w->cols};
         wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
         wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
-        if (strcmp(want, found))
-            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: want %s, found %s", info->file, info->name, want, found);
-        wrpo__need_float(m->ctx, info);
+        if (strcmp(want, found)) wrpo__wrong_tensor(info, "want %s, found %s", want, found);
+        wrpo__need_float(info);
         if (!first) first = info;
         if (strcmp(info->dtype, first->dtype)) other = info;
         seen[info - t->info] = true;
@@ -5197,8 +5161,7 @@ static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, 
                 first->name, first->dtype, other->name, other->dtype, first->dtype);
     for (int64_t i = 0; i < t->count; i++)
         if (!seen[i] && !wrpo__is_extra(&m->config, t->info[i].name))
-            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", t->info[i].file,
-                    t->info[i].name, m->config.model_type);
+            wrpo__wrong_tensor(&t->info[i], "no such tensor in a %s of this config", m->config.model_type);
     *dtype = wrpo__float_dtype(first);
     return slices;
 }
@@ -5229,7 +5192,7 @@ static void wrpo__map_weights(wrpo_model *model, wrpo__slice *slices) {
         wrpo__slice *s = &slices[i];
         const wrpo_dtype dtype = wrpo__float_dtype(s->info);
         const uintptr_t data = (uintptr_t)s->info->data, size = wrpo__dtype_size(dtype);
-        s->mapped = !w->vector && s->groups == 1 && dtype != WRPO_DTYPE_F16 && data % size == 0;
+        s->mapped = !w->vector && s->stride == s->rows && dtype != WRPO_DTYPE_F16 && data % size == 0;
         if (s->mapped) w->data = (void *)(data + (uintptr_t)(s->first * w->cols) * size), w->dtype = dtype;
     }
 }
@@ -5237,10 +5200,10 @@ static void wrpo__copy_weights(wrpo_model *model, const wrpo__slice *slices, flo
     for (int64_t i = 0; i < model->n_weights; i++) {
         const wrpo_weight *w = &model->weights[i];
         const wrpo__slice *s = &slices[i];
-        const int64_t run = s->own * w->cols;          /* elements in one piece of the file */
+        const int64_t run = s->own * w->cols;  /* elements in one piece of the file */
         for (int64_t k = 0, n; k < wrpo__size(w) && !s->mapped; k += n) {
             n = WRPO__MIN(run - k % run, WRPO__PIECE);
-            wrpo__to_finite(model->ctx, piece, s->info, (k / run * s->stride + s->first) * w->cols + k % run, n);
+            wrpo__to_finite(piece, s->info, (k / run * s->stride + s->first) * w->cols + k % run, n);
             wrpo__weight_put(model, w, k, n, piece);
         }
     }
@@ -5252,17 +5215,16 @@ static void wrpo__need_language_model(wrpo_ctx *ctx, const char *dir, const wrpo
                 "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
 }
 static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *desc, bool reward) {
-    desc = desc ? desc : &(wrpo_model_desc){0};
     wrpo_ctx *ctx = arena->ctx;
     wrpo__arena *temp = wrpo__sub_arena(arena);
     wrpo_config config;
-    if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
+    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
     wrpo__config_read(temp, desc->dir, &config);
     if (!reward) wrpo__need_language_model(ctx, desc->dir, &config);
     const bool map = desc->frozen && ctx->desc.backend->host;
     const wrpo_tensors *t = wrpo__tensors_new(map ? arena : temp, desc->dir);  /* mapped: open as long as the model */
     wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_DTYPE_F32 : ctx->desc.dtype);
-    model->dir = model->tokenizer_dir = wrpo__strndup(arena, desc->dir, strlen(desc->dir));
+    model->dir = model->tokenizer_dir = wrpo__format(arena, "%s", desc->dir);
     model->frozen = desc->frozen;
     wrpo__slice *slices = wrpo__find_weights(temp, model, model->dir, t, &model->dtype);
     if (map) wrpo__map_weights(model, slices);
@@ -5282,15 +5244,14 @@ WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc,
 
 /* ---- random weights ---- */
 static wrpo_model *wrpo__model_init(wrpo__arena *arena, const wrpo_init_desc *desc) {
-    desc = desc ? desc : &(wrpo_init_desc){0};
     wrpo_config config;
-    if (!desc->config) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
+    if (!desc || !desc->config) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
     wrpo__config_read(arena, desc->config, &config);
     wrpo__need_language_model(arena->ctx, desc->config, &config);
     wrpo_model *model = wrpo__model_new(arena, &config);
     const char *tokenizer = desc->tokenizer_dir;
-    model->dir = wrpo__strndup(arena, desc->config, strlen(desc->config));
-    model->tokenizer_dir = tokenizer ? wrpo__strndup(arena, tokenizer, strlen(tokenizer)) : NULL;
+    model->dir = wrpo__format(arena, "%s", desc->config);
+    model->tokenizer_dir = tokenizer ? wrpo__format(arena, "%s", tokenizer) : NULL;
     model->dtype = desc->dtype ? desc->dtype : WRPO_DTYPE_F32;
     wrpo__model_randomize(model, desc->seed);
     return model;
@@ -5342,8 +5303,8 @@ WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first
 }
 
 /* ---- save ----
-   Side files are what belongs to a checkpoint beside its weights: config.json, tokenizer, template, licence.  */
-static bool wrpo__is_side_file(const char *name) {     /* other than config.json, which is written anew */
+   Side files are what belongs to a checkpoint beside its weights: config.json, tokenizer, template, licence. */
+static bool wrpo__is_side_file(const char *name) {  /* other than config.json, which is written anew */
     static const char *const ends[] = {".json", ".jinja", ".txt", ".model", ".md", ".py", "LICENSE", "NOTICE"};
     if (name[0] == '.' || !strncmp(name, "reference_logps", 15) || wrpo__ends(name, ".index.json")) return false;
     if (!strcmp(name, "config.json") || !strcmp(name, "trainer_state.json")) return false;
@@ -5365,10 +5326,10 @@ static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const c
     wrpo__text out = {.arena = arena};
     for (const wrpo_json *v = wrpo__json_parse(arena, from, 1, text, f->size)->child; v; v = v->next) {
         if (v->kind != WRPO_JSON_STRING || (strcmp(v->key, "dtype") && strcmp(v->key, "torch_dtype"))) continue;
-        const char *quote = text;                      /* the opening one, by line and column */
+        const char *quote = text;  /* the opening one, by line and column */
         for (int32_t i = 1; i < v->line; i++) quote = strchr(quote, '\n') + 1;
         for (int32_t i = 1; i < v->column; i++)
-            for (quote++; (*quote & 0xC0) == 0x80;) quote++;           /* to the next code point */
+            for (quote++; (*quote & 0xC0) == 0x80;) quote++;  /* to the next code point */
         wrpo__text_add(&out, rest, (size_t)(quote + 1 - rest));
         wrpo__text_puts(&out, wrpo__dtypes[dtype].torch);
         rest = strchr(quote + 1, '"');
@@ -5379,7 +5340,7 @@ static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const c
 /* The side files of the tokenizer's directory, then of the model's, where names are not taken yet. */
 static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *model, const char *to, wrpo_dtype dtype) {
     wrpo__writer **sides = NULL;
-    const bool dir = wrpo__is_dir(model->dir);         /* else it is the path of a config.json */
+    const bool dir = wrpo__is_dir(model->dir);  /* else it is the path of a config.json */
     const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL};
     const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
     wrpo__save_config(arena, &sides, config, wrpo__join(arena, to, "config.json"), dtype);
@@ -5396,40 +5357,39 @@ static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *mod
     return sides;
 }
 /* first[tensor]: the first weight in it */
-typedef struct wrpo__saving { const wrpo_model *model; const wrpo_weight **first; } wrpo__saving;
+typedef struct wrpo__saving { const wrpo_model *model; const wrpo__slice *slices; int64_t *first; } wrpo__saving;
 static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
     const wrpo__saving *saving = user;
     for (int64_t n; count > 0; first += n, dst += n, count -= n) {
-        const wrpo_weight *w = saving->first[tensor];
-        const int64_t row = first / w->cols, col = first % w->cols;
-        wrpo__slice s = wrpo__slice_of(saving->model, w);
-        while (row % s.stride >= s.first + s.own) s = wrpo__slice_of(saving->model, ++w);
-        const int64_t own_row = row % s.stride - s.first;      /* within the weight's rows of this group */
-        n = WRPO__MIN(count, (s.own - own_row) * w->cols - col);
-        wrpo__weight_get(saving->model, w, (row / s.stride * s.own + own_row) * w->cols + col, n, dst);
+        const wrpo_weight *w = saving->model->weights + saving->first[tensor];
+        const wrpo__slice *s = saving->slices + saving->first[tensor];
+        const int64_t row = first / w->cols, col = first % w->cols, place = row % s->stride;
+        while (place >= s->first + s->own) {
+            s++;
+            w++;
+        }
+        const int64_t own_row = place - s->first;  /* within the weight's rows of this group */
+        n = WRPO__MIN(count, (s->own - own_row) * w->cols - col);
+        wrpo__weight_get(saving->model, w, (row / s->stride * s->own + own_row) * w->cols + col, n, dst);
     }
 }
 static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc) {
-    desc = desc ? desc : &(wrpo_save_desc){0};
     wrpo_ctx *ctx = arena->ctx;
-    if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
     if (!model->dir)
         wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_save: want a model with a config.json, found one of wrpo_model_new");
-    if (desc->max_shard_size < 0)
-        wrpo__fail(ctx, WRPO_E_ARG, "max_shard_size: want a number of bytes, found %lld",
-                (long long)desc->max_shard_size);
+    WRPO__RANGE(desc->max_shard_size >= 0, "max_shard_size", desc->max_shard_size, "a number of bytes");
     const wrpo_dtype dtype = desc->dtype ? desc->dtype : model->dtype;
     wrpo__make_dir(ctx, desc->dir);
     wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
-    wrpo__saving saving = {model, wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.first)};
+    const wrpo__slice *s = wrpo__slices(arena, model);
+    wrpo__saving saving = {model, s, wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.first)};
     int64_t tensors = 0;
     for (int64_t i = 0; i < model->n_weights; i++) {
         const wrpo_weight *w = &model->weights[i];
-        const wrpo__slice s = wrpo__slice_of(model, w);
-        if (s.first) continue;                         /* in the tensor of an earlier weight */
-        const char *name = wrpo__strndup(arena, s.name, strlen(s.name));
-        t[tensors] = (wrpo__save_tensor){name, w->vector ? 1 : 2, {s.groups * s.stride, w->cols, 0, 0}};
-        saving.first[tensors++] = w;
+        if (s[i].first) continue;  /* in the tensor of an earlier weight */
+        t[tensors] = (wrpo__save_tensor){s[i].name, w->vector ? 1 : 2, {s[i].rows, w->cols, 0, 0}};
+        saving.first[tensors++] = i;
     }
     wrpo__writer **sides = wrpo__save_sides(arena, model, desc->dir, dtype);
     wrpo__tensors_save(arena, desc->dir, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving, sides);
@@ -8665,280 +8625,251 @@ WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *m
 }
 
 /* --------------------------------------------------------------------------------------------- >>data
-   JSON lines of records to token ids.
-
-   A record has a prompt and its answers, each of which has a role in the loss:
+   JSON lines of records to token ids. wrpo_data_load (>>api) says what the keys are for. Their forms:
      prompt    a string (what a user says), a message, or a list of messages; absent if a conversation has it
-     chosen    a string, a message, or a conversation that ends in the answer: the target's answer of a pair;
-               or two and more messages of an assistant: candidates, first the sources, then the target
-     rejected  a string, a message or a conversation: one answer
-     weights   with chosen: of the sources, divided by their sum; absent: equal
-     pairs     in place of the two: [{chosen, rejected, weight}, ...], one answer each: a pair for each source
-     messages  in place of the two: a conversation; its last message is the answer, for SFT
-     weight    of the record's loss
-   It may have prompt_id, tools and chat_template_kwargs. It is tokenized in one of two ways:
+     chosen    a string, a message, or a conversation that ends in the answer; or two and more messages of an assistant:
+               candidates, first the sources, then the target
+     rejected  a string, a message or a conversation: one answer, as are both of a pair
+     messages  a conversation: its last message is the answer
+   A record is tokenized in one of two ways:
      clean     the prompt's ids are what the model is given at inference; an answer's ids are what the template
                writes after that, up to and including the first token that ends a turn
-     authors   as the reference trainer does it, for parity                                                   */
-typedef struct wrpo__answer {
-    const wrpo_json *message;
-    wrpo_tokens tokens;      /* ids and count are set last */
-    int32_t *ids;            /* stb array */
-} wrpo__answer;
+     authors   as the reference trainer does it, for parity */
 typedef struct wrpo__reading {  /* a file on its way into data */
     wrpo_ctx *ctx;
     wrpo_data *data;
     wrpo_tokenizer *tok;
-    wrpo_data_desc desc;     /* resolved */
-    time_t now;              /* one date for all templates that show one */
-    int32_t *ends;           /* stb array: the tokens that may end a turn: special ones and EOS */
+    wrpo_data_desc desc;  /* resolved */
+    time_t now;  /* one date for all templates that show one */
     /* of the current record, in its arena: */
     int64_t line;
     const char *id;
-    const wrpo_json **prompt;  /* stb array of messages; NULL: not known yet */
-    int32_t *prompt_ids;     /* stb array */
-    wrpo__answer *answers;   /* stb array */
+    const wrpo_json *root;  /* NULL until its text is parsed */
+    const wrpo_json *prompt;  /* an array of messages; NULL: not known yet */
     const wrpo_json *kwargs;  /* for the template; NULL: none */
+    const wrpo_json **said;  /* stb array: the answers' messages */
+    wrpo_tokens *answers;  /* stb array; ids, count and first come with the prompt's ids, from the tokenizer */
+    const int32_t *ids;
+    int64_t count;
     double weight;
-    bool tokenizing;         /* an error now comes from below, and does not name the record yet */
 } wrpo__reading;
-_Noreturn WRPO__PRINTF(3, 4)
-static void wrpo__record_fail(wrpo__reading *in, const wrpo_json *at, const char *format, ...) {
-    char what[400];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(what, sizeof what, format, args);
-    va_end(args);
-    in->tokenizing = false;
-    wrpo__fail_at(in->ctx, WRPO_E_FORMAT, in->line, at ? at->column : 0, "%s:%lld: record \"%.80s\": %s", in->desc.path,
-                  (long long)in->line, in->id, what);
-}
-_Noreturn static void wrpo__record_refuse(wrpo__reading *in, const wrpo_json *v, const char *what, const char *want) {
-    wrpo__shown found;
-    wrpo__record_fail(in, v, "%s: want %s, found %s", what, want, wrpo__json_found(found, v));
-}
-/* v must be absent or of this kind. */
-static void wrpo__record_want(wrpo__reading *in, const wrpo_json *v, wrpo_json_kind kind, const char *what) {
-    if (v && v->kind != kind) wrpo__record_refuse(in, v, what, wrpo__json_kind(kind));
-}
 
-/* ---- a line to messages. Nodes that are put together anew are shallow copies: a node is in one list only ---- */
-static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text) {   /* a bare string as a message */
+/* ---- a line to messages ---- */
+static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text) {  /* a bare string as a message */
     wrpo_json *message = WRPO__NEW(wrpo__current, wrpo_json);
     const wrpo_json name = {.kind = WRPO_JSON_STRING, .text = role, .size = strlen(role)};
-    *message = (wrpo_json){.kind = WRPO_JSON_OBJECT, .line = text->line, .column = text->column};
-    wrpo__json_append(message, wrpo__json_copy(wrpo__current, &name, "role"));
-    wrpo__json_append(message, wrpo__json_copy(wrpo__current, text, "content"));
+    *message = (wrpo_json){
+        .kind = WRPO_JSON_OBJECT, .name = text->name, .line = text->line, .column = text->column};
+    wrpo__json_put(message, &name, "role");
+    wrpo__json_put(message, text, "content");
     return message;
 }
-/* A string, a message or a list of either, as an stb array of messages; a string takes the role given. */
-static const wrpo_json **wrpo__messages(wrpo__reading *in, const wrpo_json *v, const char *role, const char *what) {
-    const wrpo_json **list = NULL;
-    bool many = v->kind == WRPO_JSON_ARRAY;
-    const char *want = many ? "messages" : "a string, a message or a list of messages";
+/* A message of a list: it has the list's name, for errors. */
+static const wrpo_json *wrpo__message_get(const wrpo_json *message, const char *key) {
+    const wrpo_json *v = wrpo_json_get(message, key);
+    if (!v) wrpo__wrong(message, "%s: want a message with a \"%s\", found none", message->key, key);
+    if (v->kind != WRPO_JSON_STRING)
+        wrpo__wrong(v, "%s: want a string as \"%s\", found %s", message->key, key, wrpo__found(v));
+    return v;
+}
+/* A string, a message or a list of either, as an array of messages; a string takes the role given. */
+static wrpo_json *wrpo__messages(const wrpo_json *v, const char *role) {
+    wrpo_json *list = WRPO__NEW(wrpo__current, wrpo_json);
+    const bool many = v->kind == WRPO_JSON_ARRAY;
+    const char *what = v->key ? v->key : "prompt";
+    list->kind = WRPO_JSON_ARRAY;
     for (const wrpo_json *m = many ? v->child : v; m; m = many ? m->next : NULL) {
         const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of(role, m) : m;
-        if (message->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, m, what, want);
-        const wrpo_json *r = wrpo__json_get(message, "role");
-        if (!r) wrpo__record_fail(in, message, "%s: want a message with a \"role\", found none", what);
-        if (r->kind != WRPO_JSON_STRING) wrpo__record_refuse(in, r, what, "a string as \"role\"");
-        stbds_arrput(list, message);
+        if (message->kind != WRPO_JSON_OBJECT)
+            wrpo__refuse(m, what, many ? "messages" : "a string, a message or a list of messages");
+        wrpo__message_get(wrpo__json_put(list, message, what), "role");
     }
-    if (!list) wrpo__record_fail(in, v, "%s: want at least one message, found none", what);
+    if (!list->count) wrpo__wrong(v, "%s: want at least one message, found none", what);
     return list;
 }
 static bool wrpo__is_assistant(const wrpo_json *message) {
-    return wrpo__json_is(wrpo__json_get(message, "role"), "assistant");
+    return wrpo__json_is(wrpo_json_get(message, "role"), "assistant");
 }
-static void wrpo__add_answer(wrpo__reading *in, wrpo_role role, const wrpo_json *message, double share, int pair,
-                             const char *what) {
-    const wrpo_json *content = wrpo__json_get(message, "content");
-    if (!content) wrpo__record_fail(in, message, "%s: want a message with a \"content\", found none", what);
-    if (content->kind != WRPO_JSON_STRING) wrpo__record_refuse(in, content, what, "a string as \"content\"");
+static void wrpo__add_answer(wrpo__reading *in, const wrpo_json *message, wrpo_tokens answer) {
+    const wrpo_json *content = wrpo__message_get(message, "content");
     if (wrpo__jskip_space(content->text, content->size, 0) == content->size)
-        wrpo__record_fail(in, message, "%s: want a response, found an empty one", what);
-    const wrpo__answer answer = {.message = message, .tokens = {.role = role, .share = share, .pair_id = pair}};
+        wrpo__wrong(message, "%s: want a response, found an empty one", message->key);
     stbds_arrput(in->answers, answer);
+    stbds_arrput(in->said, message);
 }
-/* The answer at the end of a conversation. The messages before it are the prompt, or the same as the prompt. */
-static const wrpo_json *wrpo__take_conversation(wrpo__reading *in, const wrpo_json **list, const char *what) {
-    static const char *const keys[] = {"role", "content"};
-    int64_t n = stbds_arrlen(list) - 1;
-    const wrpo_json *answer = list[n];
+/* The answer, taken off the end of a conversation. What is left is the prompt, or the same as the prompt. */
+static const wrpo_json *wrpo__take_answer(wrpo__reading *in, wrpo_json *list) {
+    wrpo_json **last = &list->child;
+    while ((*last)->next) last = &(*last)->next;
+    const wrpo_json *answer = *last;
     if (!wrpo__is_assistant(answer))
-        wrpo__record_refuse(in, wrpo__json_get(answer, "role"), what, "\"assistant\" as the last role");
-    if (n == 0) return answer;
-    if (!in->prompt) {
-        stbds_arrsetlen(list, (size_t)n);
-        in->prompt = list;
-    }
-    bool same = stbds_arrlen(in->prompt) == n;
-    for (int64_t i = 0; same && i < 2 * n; i++) {
-        const wrpo_json *mine = list[i / 2], *known = in->prompt[i / 2];
-        same = wrpo__json_same(wrpo__json_get(mine, keys[i % 2]), wrpo__json_get(known, keys[i % 2]));
-    }
-    if (!same) wrpo__record_fail(in, list[0], "%s: want the prompt before the answer, found other messages", what);
+        wrpo__refuse(wrpo_json_get(answer, "role"), answer->key, "\"assistant\" as the last role");
+    *last = NULL;
+    list->count--;
+    if (!list->count) return answer;
+    if (!in->prompt) in->prompt = list;
+    bool same = list->count == in->prompt->count;
+    const wrpo_json *a = list->child, *b = in->prompt->child;
+    for (; same && a; a = a->next, b = b->next)
+        same = wrpo__json_same(wrpo_json_get(a, "role"), wrpo_json_get(b, "role")) &&
+               wrpo__json_same(wrpo_json_get(a, "content"), wrpo_json_get(b, "content"));
+    if (!same) wrpo__wrong(answer, "%s: want the prompt before the answer, found other messages", answer->key);
     return answer;
 }
-static double wrpo__read_weight(wrpo__reading *in, const wrpo_json *v, const char *what) {  /* absent: 1 */
+static double wrpo__read_weight(const wrpo_json *v) {  /* absent: 1 */
     if (v && !(v->kind == WRPO_JSON_NUMBER && v->number >= 0 && v->number <= DBL_MAX))
-        wrpo__record_refuse(in, v, what, "a finite number of at least 0");
+        wrpo__refuse(v, v->key ? NULL : "weights", "a finite number of at least 0");
     return v ? v->number : 1;
 }
 /* The weights of the sources' answers, which come first, are divided by their sum. */
 static void wrpo__share_weights(wrpo__reading *in, int64_t sources, const wrpo_json *at) {
     double sum = 0;
-    for (int64_t i = 0; i < sources; i++) sum += in->answers[i].tokens.share;
-    if (!(sum > 0 && sum <= DBL_MAX)) wrpo__record_fail(in, at, "weights: want a positive sum, found %g", sum);
-    for (int64_t i = 0; i < sources; i++) in->answers[i].tokens.share /= sum;
+    for (int64_t i = 0; i < sources; i++) sum += in->answers[i].share;
+    if (!(sum > 0 && sum <= DBL_MAX)) wrpo__wrong(at, "weights: want a positive sum, found %g", sum);
+    for (int64_t i = 0; i < sources; i++) in->answers[i].share /= sum;
 }
-static void wrpo__read_answers(wrpo__reading *in, const wrpo_json *v, const wrpo_json *weights, bool chosen) {
-    const char *what = chosen ? "chosen" : "rejected";
-    const wrpo_json **list = wrpo__messages(in, v, "assistant", what), *w = weights ? weights->child : NULL;
-    int64_t n = stbds_arrlen(list);
-    bool candidates = n > 1;
-    for (int64_t i = 0; i < n; i++) candidates = candidates && wrpo__is_assistant(list[i]);
-    int64_t sources = candidates ? n - 1 : 0;
-    if (!chosen && candidates) wrpo__record_fail(in, v, "rejected: want one response, found %lld", (long long)n);
+/* The answer that v ends in. In place of the target's there may be candidates, all of them an assistant's: the sources,
+   then the target. */
+static void wrpo__read_answer(wrpo__reading *in, const wrpo_json *v, wrpo_tokens answer, const wrpo_json *weights) {
+    const bool sft = answer.role == WRPO_ROLE_SOURCE && !answer.pair_id;  /* then bare strings are a user's */
+    wrpo_json *list = wrpo__messages(v, sft ? "user" : "assistant");
+    const wrpo_json *m = list->child, *w = weights ? weights->child : NULL;
+    bool candidates = list->count > 1;
+    for (; m; m = m->next) candidates = candidates && wrpo__is_assistant(m);
+    const int64_t sources = candidates ? list->count - 1 : 0;
+    if (candidates && answer.role != WRPO_ROLE_TARGET)
+        wrpo__wrong(v, "%s: want one response, found %lld", v->key, (long long)list->count);
     if (weights && (weights->kind != WRPO_JSON_ARRAY || !candidates || weights->count != sources))
-        wrpo__record_fail(in, weights, "weights: want an array of a number for each source, %lld, found %lld",
-                          (long long)sources, (long long)weights->count);
-    for (int64_t i = 0; i < sources; i++, w = w ? w->next : NULL)
-        wrpo__add_answer(in, WRPO_ROLE_SOURCE, list[i], wrpo__read_weight(in, w, "weights"), 0, what);
+        wrpo__wrong(weights, "weights: want an array of a number for each source, %lld, found %lld",
+                    (long long)sources, (long long)weights->count);
+    m = list->child;
+    for (int64_t i = 0; i < sources; i++, m = m->next, w = w ? w->next : NULL)
+        wrpo__add_answer(in, m, (wrpo_tokens){.share = wrpo__read_weight(w)});
     if (candidates) wrpo__share_weights(in, sources, v);
-    const wrpo_json *last = candidates ? list[n - 1] : wrpo__take_conversation(in, list, what);
-    wrpo__add_answer(in, chosen ? WRPO_ROLE_TARGET : WRPO_ROLE_REJECTED, last, 1, 0, what);
+    else m = wrpo__take_answer(in, list);
+    wrpo__add_answer(in, m, answer);
 }
 /* [{chosen, rejected, weight}, ...]: the chosen ones as sources, then the rejected ones; pairs are numbered from 1. */
 static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
     static const char *const sides[] = {"chosen", "rejected"};
     int64_t weighted = 0;
     if (pairs->kind != WRPO_JSON_ARRAY || !pairs->count)
-        wrpo__record_refuse(in, pairs, "pairs", "an array of {chosen, rejected}");
+        wrpo__refuse(pairs, NULL, "an array of {chosen, rejected}");
     for (int side = 0; side < 2; side++) {
-        wrpo_role role = side ? WRPO_ROLE_REJECTED : WRPO_ROLE_SOURCE;
-        int number = 1;
-        for (const wrpo_json *p = pairs->child; p; p = p->next, number++) {
-            if (p->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, p, "pairs", "an object {chosen, rejected}");
+        wrpo_tokens answer = {.role = side ? WRPO_ROLE_REJECTED : WRPO_ROLE_SOURCE};
+        for (const wrpo_json *p = pairs->child; p; p = p->next) {
+            if (p->kind != WRPO_JSON_OBJECT) wrpo__refuse(p, "pairs", "an object {chosen, rejected}");
             const wrpo_json *v = wrpo__present(p, sides[side]), *w = wrpo__present(p, "weight");
-            if (!v)
-                wrpo__record_fail(in, p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
-            const wrpo_json **list = wrpo__messages(in, v, "assistant", sides[side]);
-            const wrpo_json *answer = wrpo__take_conversation(in, list, sides[side]);
-            wrpo__add_answer(in, role, answer, wrpo__read_weight(in, w, "weight"), number, sides[side]);
-            weighted += w && side == 0;
+            if (!v) wrpo__wrong(p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
+            answer.share = wrpo__read_weight(w);
+            answer.pair_id++;
+            wrpo__read_answer(in, v, answer, NULL);
+            weighted += w && !side;
         }
     }
     if (weighted && weighted != pairs->count)
-        wrpo__record_fail(in, pairs, "pairs: want a weight for all of them or for none, found %lld of %lld",
-                          (long long)weighted, (long long)pairs->count);
+        wrpo__wrong(pairs, "pairs: want a weight for all of them or for none, found %lld of %lld",
+                    (long long)weighted, (long long)pairs->count);
     wrpo__share_weights(in, pairs->count, pairs);
-    for (int64_t i = 0; i < pairs->count; i++)
-        in->answers[pairs->count + i].tokens.share = in->answers[i].tokens.share;
+    for (int64_t i = 0; i < pairs->count; i++) in->answers[pairs->count + i].share = in->answers[i].share;
 }
 static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {  /* its name; what else the template gets */
-    wrpo__record_want(in, root, WRPO_JSON_OBJECT, "JSON");
-    const wrpo_json *id = wrpo__present(root, "prompt_id"), *tools = wrpo__present(root, "tools");
-    const wrpo_json *kwargs = wrpo__present(root, "chat_template_kwargs");
+    const wrpo_json *id = wrpo__present(root, "prompt_id");
+    in->root = root;
+    in->id = wrpo__format(wrpo__current, "line %lld", (long long)in->line);
     if (id && id->kind != WRPO_JSON_STRING && id->kind != WRPO_JSON_NUMBER)
-        wrpo__record_refuse(in, id, "prompt_id", "a string or a number");
+        wrpo__refuse(id, NULL, "a string or a number");
     if (id) in->id = id->text;
+    const wrpo_json *kwargs = wrpo__maybe(root, "chat_template_kwargs", WRPO_JSON_OBJECT);
+    const wrpo_json *tools = wrpo__maybe(root, "tools", WRPO_JSON_ARRAY);
     in->kwargs = NULL;
-    wrpo__record_want(in, kwargs, WRPO_JSON_OBJECT, "chat_template_kwargs");
-    wrpo__record_want(in, tools, WRPO_JSON_ARRAY, "tools");
     if (!kwargs && !tools) return;
     if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS)
-        wrpo__record_fail(in, tools ? tools : kwargs,
-                          "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
+        wrpo__wrong(tools ? tools : kwargs,
+                    "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
     wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
     all->kind = WRPO_JSON_OBJECT;
-    if (tools) wrpo__json_append(all, wrpo__json_copy(wrpo__current, tools, NULL));
-    for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next)
-        wrpo__json_append(all, wrpo__json_copy(wrpo__current, k, NULL));
+    if (tools) wrpo__json_put(all, tools, NULL);
+    for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_put(all, k, NULL);
     in->kwargs = all;
 }
-static void wrpo__read_prompt(wrpo__reading *in, const wrpo_json *v, const char *what) {
-    if (v) in->prompt = wrpo__messages(in, v, "user", what);
-}
-static void wrpo__end_prompt(wrpo__reading *in) {
-    const wrpo_json *last = stbds_arrlast(in->prompt);
+static void wrpo__end_prompt(const wrpo__reading *in) {
+    const wrpo_json *last = in->prompt->child;
+    while (last->next) last = last->next;
     if (wrpo__is_assistant(last))
-        wrpo__record_refuse(in, wrpo__json_get(last, "role"), "prompt", "another last role than the assistant's");
+        wrpo__refuse(wrpo_json_get(last, "role"), "prompt", "another last role than the assistant's");
 }
 static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
     wrpo__read_head(in, root);
     const wrpo_json *prompt = wrpo__present(root, "prompt"), *messages = wrpo__present(root, "messages");
     const wrpo_json *chosen = wrpo__present(root, "chosen"), *rejected = wrpo__present(root, "rejected");
     const wrpo_json *pairs = wrpo__present(root, "pairs"), *weights = wrpo__present(root, "weights");
-    in->weight = wrpo__read_weight(in, wrpo__present(root, "weight"), "weight");
+    const bool sft = messages && !chosen && !rejected;
+    in->weight = wrpo__read_weight(wrpo__present(root, "weight"));
     if (in->weight == 0) in->weight = WRPO_ZERO;
     if (pairs && (chosen || rejected || messages))
-        wrpo__record_fail(in, pairs,
-                          "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
+        wrpo__wrong(pairs,
+                    "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
     if (weights && !chosen)
-        wrpo__record_fail(in, weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
-    if (pairs) {
-        wrpo__read_prompt(in, prompt, "prompt");
-        wrpo__read_pairs(in, pairs);
-    } else if (messages && !chosen && !rejected) {
-        const wrpo_json **list = wrpo__messages(in, messages, "user", "messages");
-        if (stbds_arrlen(list) < 2)
-            wrpo__record_fail(in, messages, "messages: want a prompt and an answer, found one message");
-        const wrpo_json *answer = wrpo__take_conversation(in, list, "messages");
-        wrpo__add_answer(in, WRPO_ROLE_SOURCE, answer, 1, 0, "messages");
-    } else {
-        if (!chosen || !rejected)
-            wrpo__record_fail(in, root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"",
-                              chosen ? "rejected" : "chosen");
-        wrpo__read_prompt(in, prompt, "prompt");
-        wrpo__read_answers(in, chosen, weights, true);
-        wrpo__read_answers(in, rejected, NULL, false);
+        wrpo__wrong(weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
+    if (!pairs && !sft && (!chosen || !rejected))
+        wrpo__wrong(root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"",
+                    chosen ? "rejected" : "chosen");
+    if (prompt && !sft) in->prompt = wrpo__messages(prompt, "user");
+    if (pairs) wrpo__read_pairs(in, pairs);
+    else if (sft) wrpo__read_answer(in, messages, (wrpo_tokens){.role = WRPO_ROLE_SOURCE, .share = 1}, NULL);
+    else {
+        wrpo__read_answer(in, chosen, (wrpo_tokens){.role = WRPO_ROLE_TARGET, .share = 1}, weights);
+        wrpo__read_answer(in, rejected, (wrpo_tokens){.role = WRPO_ROLE_REJECTED, .share = 1}, NULL);
     }
-    if (!in->prompt) wrpo__record_fail(in, root, "want a \"prompt\" or a conversation in \"chosen\", found none");
+    if (!in->prompt) wrpo__wrong(root, "want a \"prompt\", or a conversation that ends in an answer, found none");
     wrpo__end_prompt(in);
 }
 
 /* ---- clean ---- */
-/* messages: an stb array, or NULL for none; answer: one more, unless NULL. */
-static wrpo__text wrpo__render(wrpo__reading *in, const wrpo_json *const *messages, const wrpo_json *answer,
+/* messages: an array, or NULL for none; answer: one more, unless NULL. */
+static wrpo__text wrpo__render(wrpo__reading *in, const wrpo_json *messages, const wrpo_json *answer,
                                bool add_generation_prompt) {
     wrpo__text out = {.arena = wrpo__current};
     wrpo_json all = {.kind = WRPO_JSON_ARRAY};
-    for (int64_t i = 0; i < stbds_arrlen(messages); i++)
-        wrpo__json_append(&all, wrpo__json_copy(wrpo__current, messages[i], NULL));
-    if (answer) wrpo__json_append(&all, wrpo__json_copy(wrpo__current, answer, NULL));
+    for (const wrpo_json *m = messages ? messages->child : NULL; m; m = m->next) wrpo__json_put(&all, m, NULL);
+    if (answer) wrpo__json_put(&all, answer, NULL);
     wrpo__chat_at(in->tok, &all, add_generation_prompt, in->kwargs, in->now, &out);
     wrpo__text_add(&out, "", 0);  /* never NULL */
     return out;
 }
-static size_t wrpo__end_at(const wrpo__reading *in, const char *text, size_t n) {  /* bytes of an end token; 0: none */
+/* Bytes of the special token or EOS that text[n] begins with; 0: none. */
+static size_t wrpo__end_at(const wrpo_tokenizer *tok, const char *text, size_t n) {
     size_t longest = 0;
-    for (int64_t t = 0; t < stbds_arrlen(in->ends); t++) {
-        const wrpo__token *token = &in->tok->tokens[in->ends[t]];
-        size_t size = (size_t)token->size;
-        if (size > longest && size <= n && memcmp(text, token->text, size) == 0) longest = size;
+    for (int normalized = 0; normalized < 2; normalized++) {
+        const wrpo__added *a = &tok->added[tok->heads[normalized][(unsigned char)*text]];
+        for (; a->size; a = &tok->added[a->next]) {
+            const size_t size = (size_t)a->size;
+            const bool ends = a->id == tok->eos || wrpo__is_special(tok, a->id);
+            if (ends && size > longest && size <= n && !memcmp(text, a->text, size)) longest = size;
+        }
     }
     return longest;
 }
 /* Finds the response in `whole`, the conversation with its answer: from the end of `before`, the prompt as the model
    gets it, through the first end token after the answer's own text (which may contain such tokens as well). A second
    rendering shows where that text is. Its answer shares no character with the first one's, so what both renderings
-   have in common at their two ends is the template's. false: there is no end token.                          */
+   have in common at their two ends is the template's. false: there is no end token. */
 static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, const wrpo__text *before,
                                 const wrpo__text *whole, size_t *from, size_t *to) {
     static const char marks[] = "\1\2\3\4\5\6QZX";
-    const wrpo_json *content = wrpo__json_get(message, "content");
+    const wrpo_json *content = wrpo_json_get(message, "content");
     size_t n = whole->size;
     size_t head = 0, tail = 0, k = 0;
     while (marks[k + 1] && memchr(content->text, marks[k], content->size)) k++;
     wrpo_json mark = {.kind = WRPO_JSON_STRING, .text = marks + k, .size = 1}, other = {.kind = WRPO_JSON_OBJECT};
     for (const wrpo_json *v = message->child; v; v = v->next)
-        wrpo__json_append(&other, wrpo__json_copy(wrpo__current, v == content ? &mark : v, v->key));
+        wrpo__json_put(&other, v == content ? &mark : v, v->key);
     const wrpo__text probe = wrpo__render(in, in->prompt, &other, false);
     size_t least = WRPO__MIN(n, probe.size);
     while (head < least && whole->data[head] == probe.data[head]) head++;
     while (tail < least - head && whole->data[n - 1 - tail] == probe.data[probe.size - 1 - tail]) tail++;
-    if (head + tail >= least) wrpo__record_fail(in, message, "the chat template does not show the response");
+    if (head + tail >= least) wrpo__wrong(message, "the chat template does not show the response");
     *from = before->size;
     if (before->size > n - tail || memcmp(whole->data, before->data, before->size) != 0) {
         /* A template that writes a prompt differently once it is answered: space that the prompt does not end in is
@@ -8948,132 +8879,142 @@ static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, con
         while (*from > 0 && last && wrpo__jspace(whole->data[*from - 1]) && whole->data[*from - 1] != last) --*from;
     }
     for (size_t i = n - tail; i < n; i++) {
-        size_t size = wrpo__end_at(in, whole->data + i, n - i);
+        size_t size = wrpo__end_at(in->tok, whole->data + i, n - i);
         *to = i + size;
         if (size) return true;
     }
     *to = n;
     return false;
 }
-/* The ids of `rest` after the prompt's. Both are tokenized as one text, from which the prompt's ids are taken off:
-   families that put a space before a text do so after a special token as well. The prompt stays as it is at
-   inference: where its last token would merge with the rest or swallow its white space, the rest is tokenized alone. */
-static void wrpo__encode_after(wrpo__reading *in, const wrpo__text *before, const char *rest, size_t n, int32_t **ids) {
-    const int32_t *prompt = in->prompt_ids;
-    int64_t P = stbds_arrlen(prompt);
+/* ids: those of the prompt and `rest` as one text, since families that put a space before a text do so after a special
+   token as well. Returns how many of them are the prompt's. The prompt stays as it is at inference: where its last
+   token would merge with the rest or swallow its white space, ids are those of the rest alone. */
+static int64_t wrpo__encode_after(const wrpo__reading *in, const wrpo__text *before, const int32_t *prompt,
+                                  const char *rest, size_t n, int32_t **ids) {
+    const int64_t P = stbds_arrlen(prompt);
     wrpo__text both = {.arena = wrpo__current};
     wrpo__text_add(&both, before->data, before->size);
     wrpo__text_add(&both, rest, n);
     wrpo__encode(in->tok, both.data, both.size, 0, ids);
-    bool strips = P && in->tok->tokens[prompt[P - 1]].flags & WRPO__TOKEN_RSTRIP;
-    bool swallows = strips && n && wrpo__jskip_space(rest, n, 0) > 0;
-    bool same = stbds_arrlen(*ids) >= P && (!P || memcmp(*ids, prompt, (size_t)P * sizeof *prompt) == 0);
-    if (same && !swallows) {
-        if (P) stbds_arrdeln(*ids, 0, (size_t)P);
-        return;
-    }
+    const bool strips = P && in->tok->tokens[prompt[P - 1]].flags & WRPO__TOKEN_RSTRIP;
+    const bool swallows = strips && n && wrpo__jskip_space(rest, n, 0) > 0;
+    const bool same = stbds_arrlen(*ids) >= P && (!P || !memcmp(*ids, prompt, (size_t)P * sizeof *prompt));
+    if (same && !swallows) return P;
     stbds_arrsetlen(*ids, 0);
     wrpo__encode(in->tok, rest, n, WRPO_TOKENIZER_CONTINUE, ids);
+    return 0;
 }
 static void wrpo__tokenize_clean(wrpo__reading *in) {
     const wrpo__text before = wrpo__render(in, in->prompt, NULL, true);
-    wrpo__encode(in->tok, before.data, before.size, 0, &in->prompt_ids);
-    int64_t full = stbds_arrlen(in->prompt_ids), P = WRPO__MIN(full, in->desc.max_prompt_length);
+    int32_t *prompt = NULL;
+    wrpo__encode(in->tok, before.data, before.size, 0, &prompt);
+    const int64_t full = stbds_arrlen(prompt), P = WRPO__MIN(full, in->desc.max_prompt_length);
     for (int64_t k = 0; k < stbds_arrlen(in->answers); k++) {
-        wrpo__answer *a = &in->answers[k];
-        const wrpo__text whole = wrpo__render(in, in->prompt, a->message, false);
+        wrpo_tokens *a = &in->answers[k];
+        const wrpo__text whole = wrpo__render(in, in->prompt, in->said[k], false);
         size_t from, to;
-        bool ends = wrpo__response_span(in, a->message, &before, &whole, &from, &to);
-        wrpo__encode_after(in, &before, whole.data + from, to - from, &a->ids);
-        if (!ends && in->tok->eos >= 0) stbds_arrput(a->ids, in->tok->eos);
-        if (P + stbds_arrlen(a->ids) > in->desc.max_length) {  /* a response keeps its beginning */
-            stbds_arrsetlen(a->ids, (size_t)(in->desc.max_length - P));
-            in->data->stats.truncated_responses++;
-        }
+        int32_t *ids = NULL;
+        const bool ends = wrpo__response_span(in, in->said[k], &before, &whole, &from, &to);
+        const int64_t first = wrpo__encode_after(in, &before, prompt, whole.data + from, to - from, &ids);
+        if (!ends && in->tok->eos >= 0) stbds_arrput(ids, in->tok->eos);
+        const int64_t n = stbds_arrlen(ids) - first;
+        a->ids = ids + first;
+        a->count = WRPO__MIN(n, in->desc.max_length - P);  /* a response keeps its beginning, */
+        in->data->stats.truncated_responses += a->count < n;
     }
-    if (full > P) stbds_arrdeln(in->prompt_ids, 0, (size_t)(full - P));  /* the prompt keeps its end */
+    in->ids = full > P ? prompt + full - P : prompt;  /* the prompt its end */
+    in->count = P;
     in->data->stats.truncated_prompts += full > P;
 }
 
 /* ---- authors: tokenize_row of the reference trainer ----
-   The prompt is rendered without the generation prompt. Each answer is rendered as a conversation of its own without
-   BOS, so that the assistant's header is scored with it. Both are tokenized as one text. In it the prompt has as many
-   tokens as alone, or one less if they would differ. EOS is appended once more. Truncation goes by the longest
-   response: all prompts keep their ends, then, if that is not enough, every response its beginning.           */
+   The prompt is rendered without the generation prompt, each answer as a conversation of its own without BOS, so that
+   the assistant's header is scored with it. Both are tokenized as one text. In it the prompt has as many tokens as
+   alone, or one less if they would differ. EOS is appended once more. Truncation goes by the longest response: all
+   prompts keep their ends, then, if that is not enough, every response its beginning. */
+static void wrpo__drop_ids(wrpo_tokens *a, int64_t n) {  /* the first n */
+    a->ids += n;
+    a->count -= n;
+    a->first -= n;
+}
+/* The prompt and answer k, of which the prompt's ids, alone[border], are the first. */
+static void wrpo__encode_authors(wrpo__reading *in, int64_t k, const wrpo__text *before, const int32_t *alone) {
+    const char *bos = in->tok->special[0] ? in->tok->special[0] : "";
+    const size_t size = strlen(bos);
+    const wrpo__text reply = wrpo__render(in, NULL, in->said[k], false);
+    const size_t skip = reply.size >= size && !memcmp(reply.data, bos, size) ? size : 0;
+    wrpo__text whole = {.arena = wrpo__current};
+    int64_t border = stbds_arrlen(alone);
+    int32_t *ids = NULL;
+    wrpo__text_add(&whole, before->data, before->size);
+    wrpo__text_add(&whole, reply.data + skip, reply.size - skip);
+    wrpo__encode(in->tok, whole.data, whole.size, 0, &ids);
+    const int64_t n = stbds_arrlen(ids);
+    if (border > n)
+        wrpo__wrong(in->said[k], "with the response, the prompt has fewer tokens than alone: "
+                    "the authors' tokenization cannot tell them apart");
+    if (border && memcmp(ids, alone, (size_t)border * sizeof *alone)) border--;
+    if (border == n) wrpo__wrong(in->said[k], "response %lld has no token", (long long)k + 1);
+    stbds_arrput(ids, in->tok->eos);
+    in->answers[k].ids = ids;
+    in->answers[k].count = n + 1;
+    in->answers[k].first = border;
+}
 static void wrpo__tokenize_authors(wrpo__reading *in) {
-    int64_t K = stbds_arrlen(in->answers), max_length = in->desc.max_length, max_prompt = in->desc.max_prompt_length;
-    const char *bos_token = in->tok->special[0];
-    size_t bos = bos_token ? strlen(bos_token) : 0;
-    const wrpo__answer *first = in->answers, *last = &in->answers[K - 1];
-    int32_t *alone = NULL;   /* stb array */
+    const int64_t K = stbds_arrlen(in->answers), max_length = in->desc.max_length;
+    const int64_t max_prompt = in->desc.max_prompt_length, max_answer = max_length - max_prompt;
+    wrpo_tokens *const first = in->answers, *const end = first + K, *const last = end - 1;
+    int32_t *alone = NULL;  /* stb array */
     int64_t longest = 0, shared = INT64_MAX;
     bool cut = false;
     if (in->tok->eos < 0)
         wrpo__fail(in->ctx, WRPO_E_ARG, "the authors' tokenization wants an eos_token, the tokenizer has none");
     const wrpo__text before = wrpo__render(in, in->prompt, NULL, false);
     wrpo__encode(in->tok, before.data, before.size, 0, &alone);
-    for (int64_t k = 0; k < K; k++) {  /* until the end, ids hold the prompt and the response */
-        wrpo__answer *a = &in->answers[k];
-        const wrpo__text reply = wrpo__render(in, NULL, a->message, false);
-        size_t skip = bos && reply.size >= bos && memcmp(reply.data, bos_token, bos) == 0 ? bos : 0;
-        wrpo__text whole = {.arena = wrpo__current};
-        wrpo__text_add(&whole, before.data, before.size);
-        wrpo__text_add(&whole, reply.data + skip, reply.size - skip);
-        wrpo__encode(in->tok, whole.data, whole.size, 0, &a->ids);
-        int64_t border = stbds_arrlen(alone), n = stbds_arrlen(a->ids);
-        if (border > n)
-            wrpo__record_fail(in, a->message, "with the response, the prompt has fewer tokens than alone: "
-                              "the authors' tokenization cannot tell them apart");
-        if (border && memcmp(a->ids, alone, (size_t)border * sizeof *alone) != 0) border--;
-        if (border == n) wrpo__record_fail(in, a->message, "response %lld has no token", (long long)k + 1);
-        stbds_arrput(a->ids, in->tok->eos);
-        a->tokens.first = border;
-        longest = WRPO__MAX(longest, n + 1 - border);
-    }
-    for (const wrpo__answer *a = first; a < last; a++) {  /* a chosen one's prompt and the rejected one's */
-        int64_t other = 0;
-        for (int64_t i = 0; i < WRPO__MIN(a->tokens.first, last->tokens.first); i++) other += a->ids[i] != last->ids[i];
-        if (other > 1) wrpo__record_fail(in, a->message, "the responses change more than the prompt's last token");
-    }
     for (int64_t k = 0; k < K; k++) {
-        wrpo__answer *a = &in->answers[k];
-        int64_t P = a->tokens.first, same = 0;  /* same: with the first one's prompt */
-        if (P + longest > max_length && P > max_prompt) {
-            stbds_arrdeln(a->ids, 0, (size_t)(P - max_prompt));
-            a->tokens.first = P = max_prompt;
+        wrpo__encode_authors(in, k, &before, alone);
+        longest = WRPO__MAX(longest, first[k].count - first[k].first);
+    }
+    for (const wrpo_tokens *a = first; a < last; a++) {  /* a chosen one's prompt and the rejected one's */
+        int64_t other = 0;
+        for (int64_t i = 0; i < WRPO__MIN(a->first, last->first); i++) other += a->ids[i] != last->ids[i];
+        if (other > 1) wrpo__wrong(in->said[a - first], "the responses change more than the prompt's last token");
+    }
+    for (wrpo_tokens *a = first; a < end; a++) {
+        int64_t same = 0;  /* with the first one's prompt */
+        if (a->first + longest > max_length && a->first > max_prompt) {
+            wrpo__drop_ids(a, a->first - max_prompt);
             cut = true;
         }
-        if (P + longest > max_length && stbds_arrlen(a->ids) - P > max_length - max_prompt) {
-            stbds_arrsetlen(a->ids, (size_t)(P + max_length - max_prompt));
+        if (a->first + longest > max_length && a->count - a->first > max_answer) {
+            a->count = a->first + max_answer;
             in->data->stats.truncated_responses++;
         }
-        while (same < P && same < first->tokens.first && a->ids[same] == first->ids[same]) same++;
+        while (same < a->first && same < first->first && a->ids[same] == first->ids[same]) same++;
         shared = WRPO__MIN(shared, same);
     }
     in->data->stats.truncated_prompts += cut;
     if (shared == 0 && cut)
-        wrpo__record_fail(in, NULL, "truncated, the responses' prompts have no token in common: "
-                          "want a shorter prompt or a larger max_prompt_length");
-    for (int64_t i = 0; i < shared; i++) stbds_arrput(in->prompt_ids, first->ids[i]);
-    for (int64_t k = 0; k < K; k++) {  /* what is not shared stays with the response, unscored */
-        stbds_arrdeln(in->answers[k].ids, 0, (size_t)shared);
-        in->answers[k].tokens.first -= shared;
-    }
+        wrpo__wrong(in->root, "truncated, the responses' prompts have no token in common: "
+                    "want a shorter prompt or a larger max_prompt_length");
+    in->ids = first->ids;
+    in->count = shared;
+    for (wrpo_tokens *a = first; a < end; a++) wrpo__drop_ids(a, shared);  /* the rest stays there, unscored */
 }
 
 /* ---- lines of a file, except blank ones ---- */
 typedef struct wrpo__lines { const wrpo__file *file; const char *text; size_t size, next; int64_t number; } wrpo__lines;
 static bool wrpo__next_line(wrpo__lines *l) {
     const char *data = (const char *)l->file->data;
-    size_t end = l->file->size;
+    const size_t end = l->file->size;
     if (!l->next && end >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0) l->next = 3;  /* a byte order mark */
     while (l->next < end) {
         const char *at = data + l->next, *newline = memchr(at, '\n', end - l->next);
-        size_t n = newline ? (size_t)(newline - at) : end - l->next, blank = 0;
-        l->next += n + (newline != NULL);
+        const size_t n = newline ? (size_t)(newline - at) : end - l->next;
+        size_t blank = 0;
+        while (blank < n && memchr(" \t\r", at[blank], 3)) blank++;
+        l->next += n + 1;
         l->number++;
-        if (n && at[n - 1] == '\r') n--;
-        while (blank < n && (at[blank] == ' ' || at[blank] == '\t')) blank++;
         l->text = at;
         l->size = n;
         if (blank < n) return true;
@@ -9082,69 +9023,52 @@ static bool wrpo__next_line(wrpo__lines *l) {
 }
 
 /* ---- records ---- */
-/* Puts the record's name before the sentence of an error from below. */
-static void wrpo__name_record(wrpo__reading *in) {
+/* Puts the record's name before the sentence of an error, after its position in the file. */
+static void wrpo__name_record(const wrpo__reading *in) {
     wrpo_error *e = &in->ctx->error;
-    char name[256];
-    if (in->tokenizing && e->code != WRPO_E_MEMORY) {
-        size_t n = (size_t)snprintf(name, sizeof name, "%.150s:%lld: record \"%.60s\": ", in->desc.path,
-                                    (long long)in->line, in->id);
-        size_t m = WRPO__MIN(strlen(e->text), sizeof e->text - 1 - n);
-        memmove(e->text + n, e->text, m);
-        memcpy(e->text, name, n);
-        e->text[n + m] = 0;
-        e->line = in->line;
-        e->column = 0;
-    }
-    in->tokenizing = false;
+    const wrpo_error was = *e;
+    if (!in->root || was.code == WRPO_E_MEMORY) return;
+    const char *text = was.text, *file = in->root->name, *colon = NULL;
+    if (file && was.line && !strncmp(text, file, strlen(file))) colon = strstr(text + strlen(file), ": ");
+    if (colon) text = colon + 2;
+    else e->column = 0;  /* no value of the record is to blame */
+    e->line = in->line;
+    int n = snprintf(e->text, sizeof e->text, "%.150s:%lld:", in->desc.path, (long long)in->line);
+    if (colon) n += snprintf(e->text + n, sizeof e->text - (size_t)n, "%lld:", (long long)was.column);
+    snprintf(e->text + n, sizeof e->text - (size_t)n, " record \"%.60s\": %.430s", in->id, text);
 }
 static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n) {
-    in->id = wrpo__format(wrpo__current, "line %lld", (long long)in->line);
-    in->prompt = NULL;
-    in->prompt_ids = NULL;
+    in->root = in->prompt = NULL;
+    in->said = NULL;
     in->answers = NULL;
     wrpo__read_record(in, wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
-    in->tokenizing = true;
     if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in);
     else wrpo__tokenize_clean(in);
-    in->tokenizing = false;
-    int64_t K = stbds_arrlen(in->answers), P = stbds_arrlen(in->prompt_ids);
-    wrpo_tokens *responses = wrpo__alloc(wrpo__current, (size_t)K, sizeof *responses);
-    if (P == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
-    for (int64_t k = 0; k < K; k++) {
-        responses[k] = in->answers[k].tokens;
-        responses[k].ids = in->answers[k].ids;
-        responses[k].count = stbds_arrlen(in->answers[k].ids);
-        if (responses[k].count <= responses[k].first)
-            wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
-    }
-    const wrpo_record record = {in->id, in->line, in->prompt_ids, P, responses, (int)K, in->weight};
+    const int64_t K = stbds_arrlen(in->answers);
+    if (in->count == 0) wrpo__wrong(in->root, "the prompt has no token");
+    for (int64_t k = 0; k < K; k++)
+        if (in->answers[k].count <= in->answers[k].first)
+            wrpo__wrong(in->said[k], "response %lld has no token", (long long)k + 1);
+    const wrpo_record record = {in->id, in->line, in->ids, in->count, in->answers, (int)K, in->weight};
     wrpo__data_add(in->data, &record);
 }
-/* One line. An entry of its own: its arena goes with it, and an error from below learns which record it is about. */
+/* One line. An entry of its own: its arena goes with it, and an error learns which record it is about. */
 static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n) {
     WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__read_line(in, text, n));
     if (wrpo__entry.failed) wrpo__name_record(in);
     return wrpo__end(&wrpo__entry);
 }
-static void wrpo__find_ends(wrpo__reading *in) {
-    for (int32_t id = 0; id < (int32_t)in->tok->size; id++) {
-        bool may_end = wrpo__is_special(in->tok, id) || id == in->tok->eos;
-        if (may_end && in->tok->tokens[id].size > 0) stbds_arrput(in->ends, id);
-    }
-}
 static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const wrpo_data_desc *desc) {
-    desc = desc ? desc : &(wrpo_data_desc){0};
     wrpo_ctx *ctx = arena->ctx;
+    if (!desc || !desc->path) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want a path, found NULL");
     wrpo_data *data = WRPO__NEW(arena, wrpo_data);
     wrpo__reading in = {.ctx = ctx, .data = data, .tok = tok, .desc = *desc, .now = time(NULL)};
     int64_t *max_length = &in.desc.max_length, *max_prompt = &in.desc.max_prompt_length;
     data->ctx = ctx;
     data->arena = arena;
-    if (!desc->path) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want a path, found NULL");
-    if (*max_length < 0 || *max_prompt < 0 || desc->limit < 0)
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want max_length, max_prompt_length and limit of at least 0, "
-                   "found %lld, %lld and %lld", (long long)*max_length, (long long)*max_prompt, (long long)desc->limit);
+    WRPO__RANGE(*max_length >= 0, "max_length", *max_length, "at least 0");
+    WRPO__RANGE(*max_prompt >= 0, "max_prompt_length", *max_prompt, "at least 0");
+    WRPO__RANGE(desc->limit >= 0, "limit", desc->limit, "at least 0");
     if (!*max_length) *max_length = 2048;
     if (!*max_prompt) *max_prompt = WRPO__MAX(*max_length / 2048 * 1800 + *max_length % 2048 * 1800 / 2048, 1);
     if (*max_prompt >= *max_length)
@@ -9152,19 +9076,17 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
                    (long long)*max_length, (long long)*max_prompt);
     wrpo__arena *work = wrpo__sub_arena(arena);  /* what goes when the file is read */
     wrpo__lines lines = {.file = wrpo__open_file(work, desc->path)};
-    wrpo__current = work;
-    wrpo__find_ends(&in);
-    while (!(desc->limit && data->stats.records >= desc->limit) && wrpo__next_line(&lines)) {
+    wrpo_data_stats *stats = &data->stats;
+    while (!(desc->limit && stats->records >= desc->limit) && wrpo__next_line(&lines)) {
         in.line = lines.number;
         wrpo__rethrow(ctx, wrpo__load_line(&in, lines.text, lines.size));
     }
-    wrpo__current = arena;
     wrpo__arena_clear(work);
-    if (!data->stats.records) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
-    if (data->stats.truncated_prompts || data->stats.truncated_responses)
+    if (!stats->records) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
+    if (stats->truncated_prompts || stats->truncated_responses)
         wrpo__log(ctx, WRPO_LOG_WARN,
                   "%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt",
-                  desc->path, (long long)data->stats.truncated_prompts, (long long)data->stats.truncated_responses,
+                  desc->path, (long long)stats->truncated_prompts, (long long)stats->truncated_responses,
                   (long long)*max_length, (long long)*max_prompt);
     return data;
 }
@@ -9182,24 +9104,23 @@ static void wrpo__tokenize_prompt(wrpo__reading *in, const wrpo_json *record, bo
     const wrpo_json *v = prompt ? prompt : messages;
     wrpo__text text = {.arena = wrpo__current};
     if (!prompt == !messages)
-        wrpo__record_fail(in, record, "want either \"prompt\" or \"messages\", found %s", prompt ? "both" : "none");
-    if (raw && (messages || v->kind != WRPO_JSON_STRING)) wrpo__record_refuse(in, v, "raw prompt", "a string");
-    if (!raw) {
-        wrpo__read_prompt(in, v, prompt ? "prompt" : "messages");
+        wrpo__wrong(record, "want either \"prompt\" or \"messages\", found %s", prompt ? "both" : "none");
+    if (raw) {
+        if (messages || v->kind != WRPO_JSON_STRING) wrpo__refuse(v, "raw prompt", "a string");
+        wrpo__text_add(&text, v->text, v->size);
+    } else {
+        in->prompt = wrpo__messages(v, "user");
         wrpo__end_prompt(in);
+        text = wrpo__render(in, in->prompt, NULL, true);
     }
-    in->tokenizing = true;
-    if (raw) wrpo__text_add(&text, v->text, v->size);
-    else text = wrpo__render(in, in->prompt, NULL, true);
-    wrpo__encode(in->tok, text.data, text.size, raw ? WRPO_TOKENIZER_SPECIAL : 0, &in->prompt_ids);
-    in->tokenizing = false;
-    int64_t P = stbds_arrlen(in->prompt_ids);
-    if (P == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
-    *ids = wrpo__handout(in->ctx, in->prompt_ids, (size_t)P * sizeof **ids);
-    *count = P;
+    int32_t *own = NULL;  /* stb array */
+    wrpo__encode(in->tok, text.data, text.size, raw ? WRPO_TOKENIZER_SPECIAL : 0, &own);
+    if (!own) wrpo__wrong(record, "the prompt has no token");
+    *ids = wrpo__handout(in->ctx, own, stbds_arrlenu(own) * sizeof **ids);
+    *count = stbds_arrlen(own);
 }
-static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw,
-                                    int32_t **ids, int64_t *count) {
+static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids,
+                                    int64_t *count) {
     WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__tokenize_prompt(in, record, raw, ids, count));
     if (wrpo__entry.failed) wrpo__name_record(in);
     return wrpo__end(&wrpo__entry);
@@ -9207,29 +9128,24 @@ static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, 
 WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc,
                                            const wrpo_json *record, int32_t **ids, int64_t *count) {
     desc = desc ? desc : &(wrpo_tokenizer_prompt_desc){0};
-    char id[40];
-    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts", .id = id,
+    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts",
                         .line = desc->line ? desc->line : record->line,
                         .now = desc->now ? (time_t)desc->now : time(NULL)};
-    snprintf(id, sizeof id, "line %lld", (long long)in.line);
     *ids = NULL;
     *count = 0;
     return wrpo__prompt_ids(&in, record, desc->raw, ids, count);
 }
 static void wrpo__find_answer_end(wrpo_tokenizer *tok, int32_t *end) {
     const wrpo_json said = {.kind = WRPO_JSON_STRING, .text = "x", .size = 1};
-    const wrpo_json *answer = wrpo__message_of("assistant", &said);
-    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = "chat template", .id = "of stop tokens",
-                        .now = time(NULL)};
-    int32_t *ids = NULL;
-    size_t from, to;
-    wrpo__find_ends(&in);
-    stbds_arrput(in.prompt, wrpo__message_of("user", &said));
-    const wrpo__text before = wrpo__render(&in, in.prompt, NULL, true);
-    const wrpo__text whole = wrpo__render(&in, in.prompt, answer, false);
-    if (!wrpo__response_span(&in, answer, &before, &whole, &from, &to)) return;
-    wrpo__encode(tok, whole.data + from, to - from, WRPO_TOKENIZER_CONTINUE, &ids);
-    *end = stbds_arrlast(ids);
+    wrpo_data none = {0};
+    wrpo__reading in = {.ctx = tok->ctx, .data = &none, .tok = tok, .now = time(NULL),
+                        .desc = {.max_length = INT64_MAX, .max_prompt_length = INT64_MAX}};
+    in.prompt = wrpo__messages(&said, "user");
+    wrpo__add_answer(&in, wrpo__message_of("assistant", &said), (wrpo_tokens){0});
+    wrpo__tokenize_clean(&in);
+    const int64_t n = in.answers->count;
+    const int32_t last = n ? in.answers->ids[n - 1] : -1;
+    if (last == tok->eos || wrpo__is_special(tok, last)) *end = last;
 }
 /* The token that ends an answer in the chat template; -1: it has none or raises here, or there is no template. */
 static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
@@ -9806,7 +9722,7 @@ static const wrpo_tensor_info *wrpo__need_tensor(const wrpo_tensors *t, const ch
     if (!fits)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s %s", info->file, name,
                    dtype ? dtype : "floats (-1: any number)", want, info->dtype, found);
-    if (!dtype) wrpo__need_float(ctx, info);
+    if (!dtype) wrpo__need_float(info);
     return info;
 }
 /* A tensor of the head; rows, cols -1: any number; cols 0: a vector. */
@@ -9815,7 +9731,7 @@ static wrpo__dense wrpo__head_tensor(wrpo_reward *r, const wrpo_tensors *t, cons
     const int64_t shape[2] = {rows, cols};
     const wrpo_tensor_info *info = wrpo__need_tensor(t, r->model->dir, name, NULL, cols ? 2 : 1, shape);
     float *w = wrpo__raw(r->arena, (size_t)info->count, sizeof *w);
-    wrpo__to_finite(r->ctx, w, info, 0, info->count);
+    wrpo__to_finite(w, info, 0, info->count);
     return (wrpo__dense){w, NULL, info->shape[0], cols ? info->shape[1] : 1};
 }
 static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
@@ -9989,18 +9905,16 @@ static void wrpo__score_answers(wrpo_reward *w, wrpo__reading *in, const wrpo_js
                                 int64_t n, double *rewards) {
     wrpo__arena *temp = wrpo__current;
     if (!w->tok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: tokenizer.json: want it to score texts, found none", w->model->dir);
-    const wrpo_json **list = wrpo__messages(in, prompt, "user", "prompt");
+    const wrpo_json *list = wrpo__messages(prompt, "user");
     int32_t **ids = wrpo__alloc(temp, (size_t)n, sizeof *ids);
     int64_t *counts = wrpo__alloc(temp, (size_t)n, sizeof *counts);
     in->tok = w->tok;
-    in->tokenizing = true;
     for (int64_t k = 0; k < n; k++) {
         const wrpo__text text = wrpo__render(in, list, wrpo__message_of("assistant", &answers[k]), false);
         wrpo__encode(w->tok, text.data, text.size, 0, &ids[k]);
         counts[k] = stbds_arrlen(ids[k]);
     }
     wrpo__score_ids(w, (const int32_t *const *)ids, counts, n, rewards);
-    in->tokenizing = false;
 }
 static void wrpo__reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers, int64_t n,
                                double *rewards) {
@@ -10029,12 +9943,7 @@ static const char *wrpo__number_text(double x) {  /* as JSON writes it */
 /* A new member at the end; text: of a string or a number. */
 static wrpo_json *wrpo__json_add(wrpo_json *parent, const char *key, wrpo_json_kind kind, const char *text) {
     const wrpo_json v = {.kind = kind, .text = text, .size = strlen(text)};
-    wrpo_json *copy = wrpo__json_copy(wrpo__current, &v, key);
-    wrpo__json_append(parent, copy);
-    return copy;
-}
-static void wrpo__json_put(wrpo_json *parent, const wrpo_json *v) {  /* a copy of v at the end */
-    wrpo__json_append(parent, wrpo__json_copy(wrpo__current, v, NULL));
+    return wrpo__json_put(parent, &v, key);
 }
 static void wrpo__set_reward(wrpo_json *entry, double reward) {
     wrpo_json *m = entry->child;
@@ -10887,7 +10796,7 @@ static int64_t *wrpo__choose(wrpo__selection *s) {
 /* An answer as a message of the list; counts it. */
 static void wrpo__put_answer(wrpo__selection *s, wrpo_json *list, const wrpo__scored *answer, wrpo_role role) {
     wrpo_json *message = wrpo__json_add(list, NULL, WRPO_JSON_OBJECT, "");
-    wrpo__json_put(message, answer->content);
+    wrpo__json_put(message, answer->content, NULL);
     wrpo__json_add(message, "role", WRPO_JSON_STRING, "assistant");
     s->stats->reward[role] += answer->reward;
     s->stats->length[role] += (double)wrpo__characters(answer->content);
@@ -10903,7 +10812,7 @@ static void wrpo__put_scores(wrpo__selection *s, wrpo_json *to) {
     wrpo_json *rewards = wrpo__json_add(to, "rewards", WRPO_JSON_ARRAY, "");
     wrpo_json *models = wrpo__json_add(to, "models", WRPO_JSON_ARRAY, "");
     for (int64_t i = 0; i < stbds_arrlen(s->put); i++) {
-        wrpo__json_put(rewards, s->put[i]->number);
+        wrpo__json_put(rewards, s->put[i]->number, NULL);
         wrpo__json_add(models, NULL, WRPO_JSON_STRING, s->t.models[s->put[i]->model].key);
     }
     stbds_arrsetlen(s->put, 0);
@@ -10927,14 +10836,14 @@ static wrpo_json *wrpo__make_record(wrpo__selection *s) {
     const bool many = prompt->kind == WRPO_JSON_ARRAY, quads = d->form == WRPO_FORM_QUADS;
     wrpo_json *record = WRPO__NEW(wrpo__current, wrpo_json), *list;
     record->kind = WRPO_JSON_OBJECT;
-    wrpo__json_put(record, t->id);
+    wrpo__json_put(record, t->id, NULL);
     for (int k = d->form == WRPO_FORM_SFT ? 1 : 0; k < 3; k++)
-        if (t->prompt[k]) wrpo__json_put(record, t->prompt[k]);
+        if (t->prompt[k]) wrpo__json_put(record, t->prompt[k], NULL);
     if (d->form == WRPO_FORM_SFT) {
         list = wrpo__json_add(record, "messages", WRPO_JSON_ARRAY, "");
         for (const wrpo_json *m = many ? prompt->child : prompt; m; m = many ? m->next : NULL) {
             const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m;
-            wrpo__json_put(list, message);
+            wrpo__json_put(list, message, NULL);
         }
         wrpo__put_answer(s, list, sources->best, WRPO_ROLE_SOURCE);
     } else if (d->form == WRPO_FORM_PAIRS) {

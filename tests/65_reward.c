@@ -297,9 +297,9 @@ static void files(void) {
     free(left);
     stop_after = 0;
     bad_file(r, "", "found none");
-    bad_file(r, "{\"prompt\": \"Hi\"}\n", "bad.jsonl:1:1: want responses");
+    bad_file(r, "{\"prompt\": \"Hi\"}\n", "bad.jsonl:1:1: record \"line 1\": want responses");
     bad_file(r, "{\"prompt\": \"Hi\", \"sources\": []}\n", "want responses");
-    bad_file(r, "\n{\"sources\": [{\"content\": \"x\"}]}\n", "bad.jsonl:2:1: prompt: want");
+    bad_file(r, "\n{\"sources\": [{\"content\": \"x\"}]}\n", "bad.jsonl:2:1: record \"line 2\": prompt: want");
     bad_file(r, "{\"prompt\": \"Hi\", \"target\": {\"content\": \"x\"}}\n", "target: want an array");
     bad_file(r, "{\"prompt\": \"Hi\", \"target\": [{\"content\": 3}]}\n", "content: want a string");
     bad_file(r, "{\"prompt\": \"Hi\", \"target\": [{\"model\": \"x\"}]}\n", "content: want");

@@ -394,8 +394,8 @@ refused() { # what, sentence, line
 }
 refused "not JSON" 'p.jsonl:2:' '{"prompt": "x"}\n{"prompt"'
 refused "no prompts" 'p.jsonl: want prompts, found none' ''
-refused "no object" 'p.jsonl:1: record "line 1": JSON: want an object, found "x"' '"x"'
-refused "no prompt" 'p.jsonl:1: record "a": want either "prompt" or "messages", found none' \
+refused "no object" 'p.jsonl:1:1: record "line 1": JSON: want an object, found "x"' '"x"'
+refused "no prompt" 'p.jsonl:1:1: record "a": want either "prompt" or "messages", found none' \
     '{"prompt_id": "a", "question": "x"}'
 refused "both" 'want either "prompt" or "messages", found both' \
     '{"prompt": "x", "messages": [{"role": "user", "content": "x"}]}'
