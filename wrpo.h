@@ -5447,12 +5447,12 @@ WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *de
                 text             the text       text             into words        a word  after all others
        ids --> a text for each token --> decoder --> text
 
-   On its way the text is a list of pieces (wrpo__piece): words and added tokens. All before BPE is a list of edits
+   Between these steps the text is a list of pieces: words and added tokens. All before BPE is a list of edits
    (wrpo__edit), and so is the decoder. An edit rewrites or cuts every piece that is no added token. A file that asks
    for anything else is refused when it is loaded, by the name of what it asks for.
 
-   To add a normalizer, a pre-tokenizer or a decoder: a row in wrpo__components, with a reader if it is several edits.
-   If the edits cannot express it: a kind of edit, its settings in wrpo__read_edit, its work in wrpo__edit_piece.   */
+   To add a normalizer, a pre-tokenizer or a decoder: a row in wrpo__components, with a reader if it has settings. If
+   the edits cannot express it: a kind of edit, and its work in wrpo__edit_piece.                                   */
 
 /* ---- Unicode: one class for each code point, and what NFC needs ----
    The classes divide the code points as the regexes of tokenizers do (Unicode 16, as oniguruma has it) and as \w of
@@ -5502,8 +5502,8 @@ static const char *const wrpo__unicode_classes[] = {
 "05r.@~j2axsWTn~AWB[W6+hB%s%2o9*sY'vo]f<m(P)::LmzF}|u+vP>-z*]%u}ylZ[NW6wJVo2q.XgH!|mwhT:va(:p#~i_>tMks!Dy'LoL5v^5Q0-WV",
 ")!gm~ivgYey1;_(OPTRjm*B31^q0`>"
 };
-/* runs of decompositions: count, gap, length - 1, then for each code point the zigzag steps to its parts.
-   count 0: two parts, which also compose */
+/* runs of decompositions: kind, gap, length - 1, then for each code point the zigzag steps to its parts.
+   kind 0: two parts, which also compose; 1: one part; 2: two parts */
 static const char *const wrpo__unicode_nfc[] = {
 "Pi<a_8QNgdIA@eR5j;o>1W~=IODWZrK00ydaV-u,Ce6.t&T}draN$l^[3^ TkVgkk*q'&CZ]Uf7ecHdNZ`_U@3PhMb +I&,Ul')9u2O>;XvaPxfnLMQfK",
 "e;9#u*B6~drjKAq1m#Xs,-L)M&)$P&}VOPqHx uLi{0%7O*)UBnsazQ}JA M<Rl(:|403O5%|jhD#6-0^a*4Eh9^N!(#=Uk68vvMiTbS+57B8Z8~!mmSb",
@@ -5517,39 +5517,39 @@ static const char *const wrpo__unicode_nfc[] = {
 "g4$Jm{R|y0A6Nf{qxTxJ;6JKL($hRsm~-PDAX]*b4^m~KCt48{+YiW`IYrg|@2 ~6]+ 4wirLo2LCYz;CEst7_}#m()}tGsfD'bo=Sk4a04#}hb)pD>:j",
 "F+NfB<1xC*JIO]YkO}X~4Lza2Xc'JrqDY*l,dC}OxzE'.eQ1d:vfODtk{*#rJO0mU8,`To3a!>'tWk4za.F#*cJ|qz64Cog|6[vl;wubB4E'Uu9(y|L@0",
 "Z]n|*P{}&J;O{<6{G,{GWoW^K|Atm$^tDbxZew>+UM|C[4w%Pbmr4`TN1PAk<XUlf.lL`O4,$>x~9#w+Ez}7<TRUO:(LZYuGN><$(T&h`L$fe6:9X<_^r",
-"y!RS6Ctn}UyB2kLv0Z'qy0k}KxXF{y:]QZfNL#`Nej<LU9LDg|Oya)80h0KZJH9]`Rn]v>n=^JA=]E,g0G7+R '8Xb-6B<pppv,tD!s|omp^,3LCT r)p",
-"1wPGlER7z7<s )ngr:CQ!K]|{gv0:py7O4C]v21Y-pI<C9~ydsF$PVTCYP1hKntI;iY-tO*WhC:t`O)C=4:b$)Lh)0]kXpE.r*[;G.Rqi$`m$U+9g%ePK",
-"(5*dU7A0<1(BT8UJ9Ag1|&ivyH)1=MHOq)RF46El2>$7|}:'i5LyjbYQw[F[O@||9[ Lz;z6^Tn[3V&_ _0.oIHmA(omo^bzM}9ZNDDa~4!!(5XwX`@2k",
-"z`-xl8^ahrn.(=5Suts44%1yZK[Qo(x#dMy[qr!Rn}7IRvB*&I&1MgyO!LztmL4wp{t42A4bf5|V7FM#5^82.bS35:9P2{H0[:igb6Y7p(+EEatrunIc@",
-")m$0qSPUa*_D*c_18Tb:E~y zg=8Ts=X&f+9`7N^NMIn0Rm8qkGrVp%OS`m.]<d1_2N+B1Ut{<>sGzIaBr-In&YDB@*G)9On_`3:d~cSdzyVNiVCl$Uub",
-"'}$Y_OB1}b^au9zN}%IB,,=(02xC0FqDKl3oSge9.;]5;htRj6P+ug`A sJGuDOm*^OQ:wY}A6;&x([ w {wTKq:z|V]*]c)|CNgtHE.cnB'IIcVr_v~x",
-"dWo.z(] 4=f2l.h.eMdHty}{_Ho=):b<WwKm6i#GiEM>0lZ3KB`F<fnI7|04MzgS$11#hJXif.4^,8iK)J}6}0g}:2HUn0)*o]L#@&jU@#hv.>%n,I,E>",
-"`p[i>X:>,J(l|I%A[! Yxisb-s$88{TJJf yK2V69MYXP! tWj<hE,c%(eGnZt%_%B$F6^gLw`uy)O.1raf$g%^vUu* rpS#tz~QfD3gO[1}xWOLVR{R1",
-"d:D${,xS-swe[ 14NvlXLKjSJn`tj]X>7VFdt[SgO`3tUAe1Dg{0HSGun_+rpYrocrX5FU^~7]*j%`|@qPLB:nq=EyOZ>R&MRUcjBZTwd{2.<PPrK^MdC",
-" ZBwf<*l,STQ&S3p>}m~n0SHj lVyMCrc1(s@H92jZ4IIU9J;zYh{ocQJoSRkgR7RV!A+F9D%nYU`Y(p!MO8:QJReh@'*xP9I6<HGg2vYmZW>HrCG*{lg",
-"A5Yh!Ev'<Nb3UD#@CJIKD=6bc)pc{w*m9g-(%%$r(*;v.*otkAeRrcVDGCFf#N.N:iRhBqvaL=gGr&swrK]!.m9<Wp-6rEbvQn]{E>aML[Yiuji6FtAJB",
-"|cK38II<)4[s@=#M4>l)My!t>l%8`bFFJ:V7OcLtG+k41UMS};6l.fQi3^HqX#whU'{@IVx6rnIee_7]:sGZ]mORhPSmCj.93,kNu()3nTCpVI4H,$%zF",
-"2BpfdYBLS6tSxL|$qCv$Hb(*DJhI. )9]Jrsgb _M^*{,^WnOA^_hl#H4!x*8tQ{R|xTzPD0M6zcdZMuE9{+7F;B6DnS^4'M$lCeYTpWKh`r`t]:Bj6T%",
-"5Z}d! q;L!AqWm&%*X}I,dWkY,R}Zq@a6Y@Xt50zqo@98%e@SS[h$GQ$+'Gk;oLN6EXE8Ru9bb:{Ifi.Q8x(i6v7D8cx%Ane> l{[nxwg4=K<8s_w*T^8",
-"M8+&1wswq(F{XG8MQ<io#BJO-Kf`Z^BU|{-l3{3UrAs})qi');kdb!l%$tU,A=*gg6KMe;hac+J`cO|1Z`2937',VVE0F3O}|vi9,(q=j)cAc2K7!aIbl",
-"%iI|jNYNj@_,KvAozT%FHh L>bog$N)beU7l0fPz%OU.=Ks>^Rpa98y$u`7&Yqrv7xD4b@b+m{UH}t9S4^=W>.2F^Kj[}!Q18`GKP]L3w#~R@27dDD']r",
-"g!u!{#Q#k=kiLs.MAD}G-7Isx)E,;]%.`eWg<fY~+I`z{PlsX[fT2g[ORSP%tb1Zu@T9>fbZaYvW$NzSvoOQAX>FE3wWA[5zj)g`UrO_K':&Xn%s*)A&3",
-"~=:S|fWWM4('osu :*w+qW5}D+|VuW']R%5.Wc$s+#ZSz&T`lAM-E<5`KcJ=vAcq@'U58Hvp2D65gr_k=_DXyvV8y9fS_Ypg|-f}ez*tlGQ[>WzX2_s'd",
-"xyD)t`+=}P+Jz8w+>O-xQ~6`rC1!N>}k$%zQOb4q;h18sK!@^N#asFT!zCqUFEsy8 D5Ybsa3,E3V#&bPnFMl1Sb9!p_|ZjEVD}^9,-:1$L;x9D>TvQ9X",
-"(0)dz5T4QR>&6F!.VPo6_|093vFz=5:N`xo7.ISuca%{x:K5AtY{WS5)<+)OSH(`VhdmhkPu0pB1)tMm7NvxOjydw7zBm{56Ewq!Q%*sTC}YPF23O$1WS",
-"7A:EvL6'y4A`vQ'=;`qoeeJr6<vX~kX.)!T*^@E)oaO9zjd)5}:v<CBfgz$RdG-xi[T~8Aa2irf$kZx]s.:]TT6_,V6b6u6fwF7>d[=Ja.0vr-(YYFRU{",
-"gadv+&:_3OVi8.8UdEvCwpE ix2w$.pTv;Ph-x{VchKqEIz*@xC)p%5D<8{s$F,T<}.Xs`)H4TD>rt{M`OniS=r4kN]}hB4#eO=Cdwpj0%w6fq J-Cb^5",
-"IXkQpBw5#;-XB.3+>XsIW6b$SA{}K@|!LnOoc "
+"y!RS6Ctn}UyB9Awjz@b,WVBI}pd@v(%U|wu)A&9l.gPz, )>Eg2($_Cg5.kK6%~mW:fB3>b(>KwZdPDU;$0l W_d_.yTH&'y|*cNSbNMGDq!phF~D|gA'",
+"AjT7aT6ev.4dUC(AQ9evVm,d;H(;m=Uk%S#&&SgyqC21WQu(^8cH+7-=cLGYpBEC3o1qyxSU,}7;bmz<9m0m1_L=KX&!UYJRS3*]{Q0KQ'=*!c2nRxp,E",
+"QM'0Wvji[S}fJMs{;tlz'd_*W2jz<oyeW*=x5a7@RX,dt)g}=2P (Com1fK>uD:>K}7BRk|-;8M#b5<.7n^_r^(EI8p'(|,FxZJ}=X05fI&m>Pd,[Y!*o",
+"r7jmT_ED~DZ#.]g}zWM(uJI)~weF]#nVn&'sHx0*;Gxj+#-zAA''}9N!YH.-=,PZL9mYm_A*kqwG(dT2Cj&A:'E,C:J(.tw2 ^,GsjOcN,'1Fn{0M0%~u",
+"c)}nhi`fTqn}VD:hrV6_P_mAu^Su{.2k*[b>rR':I1z])R0}4HWz|abSi#LQT&w~NN0[59X-D{HY'HK63W]xtTu<(RSv!Uj|-g),di<wUb'Pc23Rc9Pf`",
+"7jbw6 M+Xv#E8TvX Ir#A6:(,9^kGlh vw5s;bF~!Mj)<oTA1+5HZNQt({rEIi)3{c49))_}x5rb^^=wdyO!bpx-.knRdR#VKGat&D2 vght7Rc$+`'I=",
+"q:z,2#;WOF|y^9)[uVG!T!6m5%DCgCjagFHxu82~12n&rN<~Hy$eLL1t;;&KA`)H[=m5^d_qi1(gVum|IVdT8^L(1%NxxBjaAJ6!{F)nYMn;b1m0:s6{T",
+"{OcH+vhym>|qLEEPe'!ZB!lpk<)0&FpsncBgdF7284W}ND&yFRRl!{qO_%y}+~Mt3KR>Z0RHq[bA9Gi-m-l6RzlO|I6[oH,A%Dl7;P1r~![+,WZ*dwKke",
+"eocYogn_.=ZBH7-Gop&=$7v*n(,AwlA8dGLyf^tj_KA:uC*FhlFRS-Q#GeT2N2^1#<q*8bh@6u)jHN&r[tTztsBiX|8XNEZ:oA)skxW6R=ub#x^tdRFD+",
+")ngCZSI&,aO^1NVT0ott.aG^l$nTd>`GEjz`$KgUM!p$MlsR0wO*-wM^Ld^Xb[#1'(]s4ilyJFbwo$.T+rKw&a0-bDt$tf5wNuFs*vq^_Dh_o2~8ZFi$D",
+"~j6rdRKx!2X>%{N'- 6I9Lj7rSxCm fA+Te)TpRr>#5l]G^9xb7QR&V%&xImqlAJ*MtIwcd-I{ya0>-6wu!,M$ T2er!^6,:]it9P(Iyu6oGe[(x'GuBf",
+"RrnH<$lP5*#@1.!OX<:%^.UuS-!'(~8YD&A1thBUpxb|ZqYhfteLQ5lrC~vv$z08@<,8kZ+1XW6'm}ykD3ef#i{U_[#248@ds%1nT)V47P9T^v#:0'f^I",
+"O+7ms-ECAc]uEDF`[$Bfq8VUzvvgeaP{pi: sKt#XIq0aq9vIO*cVkOq)w<jozqY$L7QDWzf@HpC'gU^pQU^4`mL@*%@}MQ%;hvB$M0mJHZ'hAwa:F2zT",
+"6[(,:8gx<4(8:#yQ^}|3}x.@LSK6'*+VaI&HVm hAIAe>V+U}+d_=EUEuIDnblKBOG6PMzE@)LCI2ufgyYup}n -l~)rhX&@|Zj[,z-9SB~$K$mNmlFn&",
+"[{{CiD=5Vmh:CGk5q4nTC}7HVIvqfNV`j3:-M=TmLO,7sz8;!Vd9=ynV7'#VDhV+HM#Ncz9@tx[!yaO=Cp3r{{s'lA:WHIE|QJIkxIW(Zeb|+{8&g218t",
+"[-MwiOI kzfL+W>F1&Swg5lNW~bf>Wl$+HL&s ckC{n1[^zBNVnR]L,A)jCbq58@E*VVD7r+s_RNdw)ibmNw,yM{LmM$[g-+{>,K^Kt;_X4,x:j12C})|",
+"&=8|[!IvZ_O3O*+O,(8RB)(.g^EIRc!QB6%I:Re:i(mqk]#=]MjoKb=lxfCWA[O5j#Pl'hkEj9{V%,0&$,LEc&u.id90&g6,QhW}90a*$1x:)<ZY&u<dW",
+"ee83Bal+Cksd[Fwwnw>G_,[`!BM7re;}j7&8g:}1US&WBE@=h^iv+xIT9E0n7iwcTyp2|i&ZJScAQ0p9;G`% M#%l{G,T:2jze$'1 II1W{8<`[)!<C2!",
+"(}{Efhn``57GU:12y+qGOfbOE$G~ lDm+[rJ%HR4v6o92$Nr-Xc_xP&zena*]B3<,-qx9{{(:(bv8Vb%g3lbJA|f7Noahi(FkC0Jthx]6s<9UB096|@$2",
+"*}PC+H[kQsoVk]40rI_p<xe_!l*#^VoZr(suM,rc[SE(rFYOOm.Cr+5GPjduIW&9= gqqcQA;M`#39NJ'u0w~JHpD%0eJ8@T(UirgzTG1<:.o{xn~J'}t",
+"p!QN#&&W[nO_V=cYY=[6btTf%4zILd0MSY*>9<V&vz*k9Zhx1'$mjb%-^9>sd;)CVB0WV8C%@0Ma-eIAru>C~PcY[zc#NehMf6BO(C@87n6CqOglpa_;9",
+":Cwb!'jlQ]*#,>Ja;#PE)PeIVw|!3,96{#RZP:a$fB}aL$-q1u7l'd9(%eRim9d,}}2e^tHEoJL;|-X!3@@{u_&_yaEB)Tm-a2)00Z{v|^!A`Wx`hc3pm",
+"R,i[EWTFLhXqQ6.!~)% "
 };
 /* A number is its size in bits, in unary, then the bits below the highest. Its context is its kind: class, gap... */
 typedef struct wrpo__packed {
-    const char *const *line, *s;  /* the line that is read, and what is left of it */
+    const char *const *line, *s;  /* the next line, and what is left of this one */
     uint32_t range, code;
     int16_t odds[35][21][16];     /* [context][size][bits before]: of a 1, in 4096ths, minus 2048 */
 } wrpo__packed;
 static int wrpo__unpack_bit(wrpo__packed *p, int16_t *odds) {
     for (; p->range < 1u << 24; p->range *= 91) {
-        if (!*p->s) p->s = *++p->line;
+        if (!*p->s) p->s = *p->line++;
         char c = *p->s++;
         int digit = c - ' ' - (c > '"') - (c > '/') - (c > '?') - (c > '\\');  /* 0..90: these four are not used */
         p->code = p->code * 91 + (uint32_t)digit;
@@ -5570,21 +5570,23 @@ static int32_t wrpo__unpack(wrpo__packed *p, int context) {
     }
     return v - 1;
 }
-typedef struct wrpo__keyed { uint64_t key; int32_t value; } wrpo__keyed;
-typedef struct wrpo__decomposition { uint64_t key; int32_t count, part[3]; } wrpo__decomposition;  /* count 0: a pair */
-static uint64_t wrpo__pair(int32_t a, int32_t b) { return (uint64_t)a << 32 | (uint32_t)b; }
+typedef struct wrpo__keyed { int64_t key, value; } wrpo__keyed;
+static int64_t wrpo__pair(int64_t a, int32_t b) { return a << 32 | b; }
 static int wrpo__by_key(const void *a, const void *b) {
-    const uint64_t *x = a, *y = b;
+    const int64_t *x = a, *y = b;
     return (*x > *y) - (*x < *y);
 }
+static void wrpo__sort(wrpo__keyed *list, int64_t n) { qsort(list, (size_t)n, sizeof *list, wrpo__by_key); }
+static const wrpo__keyed *wrpo__find_key(const wrpo__keyed *list, int64_t key) {  /* in a sorted stb array; or NULL */
+    return bsearch(&key, list, (size_t)stbds_arrlen(list), sizeof *list, wrpo__by_key);
+}
 typedef struct wrpo__unicode {
-    uint16_t *kind;                       /* [0x110000] class, | WRPO__CAREFUL, | combining class << 8 */
-    wrpo__decomposition *decompositions;  /* stb array; key: the code point */
-    wrpo__keyed *pairs;                   /* stb array; key: the pair that composes to value */
+    uint16_t *kind;                /* [0x110000] class, | WRPO__CAREFUL, | combining class << 8 */
+    wrpo__keyed *parts, *wholes;   /* sorted stb arrays: code point -> its two parts (or one and 0); and back */
 } wrpo__unicode;
 
 static void wrpo__unicode_load_classes(wrpo__arena *arena, wrpo__unicode *u) {
-    wrpo__packed in = {.line = wrpo__unicode_classes, .s = wrpo__unicode_classes[0], .range = 1};
+    wrpo__packed in = {.line = wrpo__unicode_classes, .s = "", .range = 1};
     int32_t c = 0, class = 0;
     u->kind = wrpo__raw(arena, 0x110000, sizeof *u->kind);
     while (c < 0x110000) {
@@ -5594,45 +5596,36 @@ static void wrpo__unicode_load_classes(wrpo__arena *arena, wrpo__unicode *u) {
         while (c < end) u->kind[c++] = (uint16_t)kind;
     }
 }
-static void wrpo__add_pair(wrpo__unicode *u, int32_t a, int32_t b, int32_t c) {
-    stbds_arrput(u->decompositions, ((wrpo__decomposition){(uint64_t)c, 0, {a, b}}));
-    stbds_arrput(u->pairs, ((wrpo__keyed){wrpo__pair(a, b), c}));
-    u->kind[b] |= WRPO__CAREFUL;
+static void wrpo__add_parts(wrpo__unicode *u, int32_t whole, int32_t a, int32_t b, bool composes) {
+    stbds_arrput(u->parts, ((wrpo__keyed){whole, wrpo__pair(a, b)}));
+    if (composes) stbds_arrput(u->wholes, ((wrpo__keyed){wrpo__pair(a, b), whole}));
+    u->kind[composes ? b : whole] |= WRPO__CAREFUL;
 }
 static void wrpo__unicode_load_nfc(wrpo__unicode *u) {
-    if (u->pairs) return;
-    wrpo__packed in = {.line = wrpo__unicode_nfc, .s = wrpo__unicode_nfc[0], .range = 1};
-    int32_t c = 0, last[3] = {0};
+    if (u->parts) return;
+    wrpo__packed in = {.line = wrpo__unicode_nfc, .s = "", .range = 1};
+    int32_t c = 0, part[2] = {0};
     while (c <= 0x2FA1D) {  /* the last one */
-        int32_t count = wrpo__unpack(&in, 0);
+        int32_t kind = wrpo__unpack(&in, 0);
         c += wrpo__unpack(&in, 1);
         for (int32_t end = c + wrpo__unpack(&in, 2) + 1; c < end; c++) {
-            for (int k = 0; k < (count ? count : 2); k++) {
+            for (int k = 0; k < 2 - (kind == 1); k++) {
                 int32_t step = wrpo__unpack(&in, 3 + k);
-                last[k] += step & 1 ? -(step + 1) / 2 : step / 2;
+                part[k] += step & 1 ? -(step + 1) / 2 : step / 2;
             }
-            if (!count) { wrpo__add_pair(u, last[0], last[1], c); continue; }
-            stbds_arrput(u->decompositions, ((wrpo__decomposition){(uint64_t)c, count, {last[0], last[1], last[2]}}));
-            u->kind[c] |= WRPO__CAREFUL;
+            wrpo__add_parts(u, c, part[0], kind == 1 ? 0 : part[1], kind == 0);
         }
     }
     for (c = 0xAC00; c < 0xAC00 + 11172; c++) {  /* Hangul: another syllable and a final, or an initial and a vowel */
         int32_t i = c - 0xAC00, final = i % 28;
-        if (final) wrpo__add_pair(u, c - final, 0x11A7 + final, c);
-        else wrpo__add_pair(u, 0x1100 + i / 588, 0x1161 + i / 28 % 21, c);
+        if (final) wrpo__add_parts(u, c, c - final, 0x11A7 + final, true);
+        else wrpo__add_parts(u, c, 0x1100 + i / 588, 0x1161 + i / 28 % 21, true);
     }
-    qsort(u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof *u->pairs, wrpo__by_key);
-    qsort(u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof *u->decompositions, wrpo__by_key);
+    wrpo__sort(u->parts, stbds_arrlen(u->parts));
+    wrpo__sort(u->wholes, stbds_arrlen(u->wholes));
 }
 
-/* The code point at s[i] of s[0..n), and where the next one begins; -1: not UTF-8. */
-static int32_t wrpo__char_at(const char *s, int64_t n, int64_t i, int64_t *next) {
-    size_t size;
-    int32_t c = wrpo__utf8_get(s + i, (size_t)(n - i), &size);
-    *next = i + (int64_t)size;
-    return c;
-}
-static int64_t wrpo__before(const char *s, int64_t i) {  /* where the code point before s[i] begins */
+static size_t wrpo__before(const char *s, size_t i) {  /* where the code point before s[i] begins */
     do i--; while (i > 0 && ((unsigned char)s[i] & 0xC0) == 0x80);
     return i;
 }
@@ -5644,132 +5637,129 @@ static bool wrpo__is_utf8(const char *s, size_t n, size_t *bad) {  /* bad: the f
 }
 
 /* Appends the parts of c as marks. Their keys: the combining class, then the index, which keeps sorts stable. */
-static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__keyed **out) {
-    const wrpo__decomposition own = {(uint64_t)c, 1, {c}}, *d;
-    d = bsearch(&own, u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof own, wrpo__by_key);
-    if (!d) d = &own;
-    for (int k = 0; k < 2 && !d->count; k++) wrpo__decompose(u, d->part[k], out);
-    for (int k = 0; k < d->count; k++) {
-        int32_t part = d->part[k];
-        stbds_arrput(*out, ((wrpo__keyed){wrpo__pair(u->kind[part] >> 8, (int32_t)stbds_arrlen(*out)), part}));
+static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__keyed **marks) {
+    const wrpo__keyed *parts = wrpo__find_key(u->parts, c);
+    if (parts) {
+        wrpo__decompose(u, (int32_t)(parts->value >> 32), marks);
+        c = (int32_t)parts->value;
+        if (c) wrpo__decompose(u, c, marks);
+        return;
     }
+    wrpo__keyed mark = {wrpo__pair(u->kind[c] >> 8, (int32_t)stbds_arrlen(*marks)), c};
+    stbds_arrput(*marks, mark);
 }
-/* Sorts each run of marks by combining class, then composes. Returns the new length. */
-static int64_t wrpo__recompose(const wrpo__unicode *u, wrpo__keyed *m, int64_t n) {
-    int64_t starter = -1, kept = 0;
+/* Sorts each run of marks by combining class, composes, and appends what is left to out. */
+static void wrpo__compose(const wrpo__unicode *u, wrpo__keyed *m, wrpo__text *out) {
+    int64_t n = stbds_arrlen(m), starter = -1, kept = 0;
     for (int64_t i = 0, run; i < n; i += run + 1) {
         for (run = 0; i + run < n && m[i + run].key >> 32; run++) {}
-        if (run > 1) qsort(m + i, (size_t)run, sizeof *m, wrpo__by_key);
+        wrpo__sort(m + i, run);
     }
     for (int64_t i = 0; i < n; i++) {  /* m[0..kept) is done */
-        uint64_t ccc = m[i].key >> 32;
+        int64_t ccc = m[i].key >> 32;
         bool blocked = starter < 0 || (kept - 1 != starter && m[kept - 1].key >> 32 >= ccc);
-        wrpo__keyed key = {blocked ? 0 : wrpo__pair(m[starter].value, m[i].value), 0};
-        const wrpo__keyed *pair = bsearch(&key, u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof key, wrpo__by_key);
-        if (pair) { m[starter].value = pair->value; continue; }
+        const wrpo__keyed *whole = NULL;
+        if (!blocked) whole = wrpo__find_key(u->wholes, wrpo__pair(m[starter].value, (int32_t)m[i].value));
+        if (whole) { m[starter].value = whole->value; continue; }
         if (!ccc) starter = kept;
         m[kept++] = m[i];
     }
-    return kept;
+    for (int64_t i = 0; i < kept; i++) {
+        char bytes[4];
+        wrpo__text_add(out, bytes, wrpo__utf8_put(bytes, (uint32_t)m[i].value));
+    }
 }
-static bool wrpo__careful(const wrpo__unicode *u, const char *s, int64_t n, int64_t i, int64_t *next) {
-    return u->kind[wrpo__char_at(s, n, i, next)] & WRPO__CAREFUL;
+static bool wrpo__careful(const wrpo__unicode *u, const char *s, size_t n, size_t *size) {
+    return u->kind[wrpo__utf8_get(s, n, size)] & WRPO__CAREFUL;
 }
 /* Appends NFC of s to out. Only clusters change: careful code points in a row, and the one before them. */
-static void wrpo__nfc(const wrpo__unicode *u, const char *s, int64_t n, wrpo__text *out, wrpo__keyed **marks) {
-    int64_t done = 0, cluster = 0, next;
-    for (int64_t i = 0; i < n; i = next) {
-        if (!wrpo__careful(u, s, n, i, &next)) { cluster = i; continue; }
-        while (next < n && wrpo__careful(u, s, n, next, &i)) next = i;
-        wrpo__text_add(out, s + done, (size_t)(cluster - done));
+static void wrpo__nfc(const wrpo__unicode *u, const char *s, size_t n, wrpo__text *out, wrpo__keyed **marks) {
+    size_t done = 0, size;
+    for (size_t i = 0; i < n;) {
+        size_t begin = i;
+        bool changes = wrpo__careful(u, s + i, n - i, &size);
+        for (i += size; i < n && wrpo__careful(u, s + i, n - i, &size); i += size) changes = true;
+        if (!changes) continue;
+        wrpo__text_add(out, s + done, begin - done);
         stbds_arrsetlen(*marks, 0);
-        while (cluster < next) wrpo__decompose(u, wrpo__char_at(s, n, cluster, &cluster), marks);
-        done = next;
-        int64_t count = wrpo__recompose(u, *marks, stbds_arrlen(*marks));
-        for (int64_t k = 0; k < count; k++) {
-            char bytes[4];
-            wrpo__text_add(out, bytes, wrpo__utf8_put(bytes, (uint32_t)(*marks)[k].value));
-        }
+        for (; begin < i; begin += size) wrpo__decompose(u, wrpo__utf8_get(s + begin, i - begin, &size), marks);
+        wrpo__compose(u, *marks, out);
+        done = i;
     }
-    wrpo__text_add(out, s + done, (size_t)(n - done));
+    wrpo__text_add(out, s + done, n - done);
 }
 
 /* ---- regex: the part of oniguruma's syntax that tokenizers use ----
    A pattern is alternatives of items. An item is a literal, an escape, a class in brackets or a lookahead for one of
    these; all but lookaheads take ? * + {m,n} and possessive ?+ *+ ++. Groups are (...), (?:...) and (?i:...), with or
    without ?. The pattern becomes a graph without cycles, and matching backtracks no deeper than the pattern is long. */
-typedef struct wrpo__charset {
-    bool ascii[128], negate;  /* ascii: the answer for these; the rest is for other code points */
-    uint32_t classes;
-    int32_t (*ranges)[2];     /* stb array: first, last */
-    const uint16_t *kind;     /* of each code point */
-} wrpo__charset;
-typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_FORK, WRPO__RX_JOIN, WRPO__RX_END } wrpo__rx_kind;
-typedef struct wrpo__rx_node {
+typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_FORK, WRPO__RX_JOIN } wrpo__rx_kind;
+typedef struct wrpo__range { int32_t first, last; } wrpo__range;
+typedef struct wrpo__regex {           /* one node; the graph ends where next is NULL */
     wrpo__rx_kind kind;
-    bool possessive, negative;  /* SET: never gives back; AHEAD: (?!...) */
-    int64_t min, max;           /* SET: how many */
-    int32_t next, other;        /* FORK: other is tried if next fails */
-    wrpo__charset set;
-} wrpo__rx_node;
-typedef struct wrpo__regex { wrpo__rx_node *nodes; int32_t first; } wrpo__regex;
+    struct wrpo__regex *next, *other;  /* FORK: other is tried if next fails */
+    int64_t min, max;                  /* SET: how many */
+    bool possessive, negative;         /* SET: never gives back; AHEAD: (?!...) */
+    bool ascii[128], negate;           /* the set; ascii: the answer for these; the rest is for other code points */
+    uint32_t classes;
+    wrpo__range *ranges;               /* stb array */
+    const uint16_t *unicode;           /* the class of each code point */
+} wrpo__regex;
+typedef struct wrpo__piece {  /* of the text to tokenize, or of the tokens to decode; valid UTF-8 */
+    const char *s; size_t n;
+    int32_t id;               /* >= 0: an added token, which no edit changes */
+    bool first;               /* of the whole text */
+} wrpo__piece;
 
-static bool wrpo__set_has(const wrpo__charset *set, int32_t c) {
-    bool in = set->classes >> (set->kind[c] & 15) & 1;
-    for (int64_t k = 0; k < stbds_arrlen(set->ranges) && !in; k++)
-        in = c >= set->ranges[k][0] && c <= set->ranges[k][1];
-    return in != set->negate;
+static bool wrpo__set_has(const wrpo__regex *x, int32_t c) {
+    bool in = x->classes >> (x->unicode[c] & 15) & 1;
+    for (int64_t k = 0; k < stbds_arrlen(x->ranges) && !in; k++) in = c >= x->ranges[k].first && c <= x->ranges[k].last;
+    return in != x->negate;
 }
-/* The size of the code point at s[i] if the set has it, else 0. s is valid UTF-8. */
-static int64_t wrpo__set_at(const wrpo__charset *set, const char *s, int64_t n, int64_t i) {
-    int64_t next;
-    if (i >= n) return 0;
-    if ((unsigned char)s[i] < 128) return set->ascii[(unsigned char)s[i]];
-    return wrpo__set_has(set, wrpo__char_at(s, n, i, &next)) ? next - i : 0;
+/* The size of the code point at p->s[i] if the set has it, else 0. */
+static size_t wrpo__set_at(const wrpo__regex *x, const wrpo__piece *p, size_t i) {
+    size_t size;
+    if (i >= p->n) return 0;
+    if ((unsigned char)p->s[i] < 128) return x->ascii[(unsigned char)p->s[i]];
+    return wrpo__set_has(x, wrpo__utf8_get(p->s + i, p->n - i, &size)) ? size : 0;
 }
-/* Where a match that begins at s[i], from node `at` of the graph, ends; -1: there is none. */
-static int64_t wrpo__rx_match(const wrpo__regex *rx, int32_t at, const char *s, int64_t n, int64_t i) {
-    for (;;) {
-        const wrpo__rx_node *x = &rx->nodes[at];
-        at = x->next;
-        int64_t count = 0, size, end;
+/* Where a match that begins at p->s[i], from node x on, ends; 0: there is none. */
+static size_t wrpo__rx_match(const wrpo__regex *x, const wrpo__piece *p, size_t i) {
+    for (const wrpo__regex *next; x; x = next) {
+        int64_t count = 0;
+        size_t size = 1, end;
+        next = x->next;
         switch (x->kind) {
-        case WRPO__RX_END: return i;
         case WRPO__RX_JOIN: break;
         case WRPO__RX_AHEAD:
-            size = wrpo__set_at(&x->set, s, n, i);
-            if ((size > 0) == x->negative) return -1;
+            if ((wrpo__set_at(x, p, i) > 0) == x->negative) return 0;
             break;
         case WRPO__RX_FORK:
-            end = wrpo__rx_match(rx, x->next, s, n, i);
-            if (end >= 0) return end;
-            at = x->other;
+            end = wrpo__rx_match(next, p, i);
+            if (end) return end;
+            next = x->other;
             break;
         case WRPO__RX_SET:
-            for (; count < x->max; count++) {
-                size = wrpo__set_at(&x->set, s, n, i);
-                if (!size) break;
-                i += size;
-            }
-            if (count < x->min) return -1;
-            if (x->possessive || rx->nodes[at].kind == WRPO__RX_END) break;
+            for (; count < x->max && (size = wrpo__set_at(x, p, i)) > 0; count++) i += size;
+            if (count < x->min) return 0;
+            if (x->possessive || !next) break;
             for (; count > x->min; count--) {  /* tries the longest first; this loop goes on with the shortest */
-                end = wrpo__rx_match(rx, at, s, n, i);
-                if (end >= 0) return end;
-                i = wrpo__before(s, i);
+                end = wrpo__rx_match(next, p, i);
+                if (end) return end;
+                i = wrpo__before(p->s, i);
             }
         }
     }
+    return i;
 }
-/* The first match in s[from..n), as [*begin, *end). No pattern matches the empty text. */
-static bool wrpo__rx_find(const wrpo__regex *rx, const char *s, int64_t n, int64_t from, int64_t *begin, int64_t *end) {
-    for (int64_t i = from; i < n; i++) {
-        if (((unsigned char)s[i] & 0xC0) == 0x80) continue;
-        *begin = i;
-        *end = wrpo__rx_match(rx, rx->first, s, n, i);
-        if (*end >= 0) return true;
+/* The first match from p->s[from] on: [*begin, end); none: both are p->n. No pattern matches the empty text. */
+static size_t wrpo__rx_find(const wrpo__regex *rx, const wrpo__piece *p, size_t from, size_t *begin) {
+    for (*begin = from; *begin < p->n; ++*begin) {
+        if (((unsigned char)p->s[*begin] & 0xC0) == 0x80) continue;
+        size_t end = wrpo__rx_match(rx, p, *begin);
+        if (end) return end;
     }
-    return false;
+    return p->n;
 }
 
 /* ---- the tokenizer ---- */
@@ -5778,25 +5768,24 @@ enum {
     WRPO__TOKEN_RSTRIP = 16, WRPO__TOKEN_SPECIAL = 32, WRPO__TOKEN_NORMALIZED = 64, WRPO__TOKEN_RENAMED = 128,
     WRPO__WORDS = 1 << 13, WRPO__SMALL_CHARS = 1 << 10, WRPO__MAX_ID = 1 << 22
 };
-typedef struct wrpo__token { const char *text; int32_t size; uint32_t flags; } wrpo__token;  /* text NULL: none */
-typedef struct wrpo__merge { uint64_t pair; int32_t rank, id; } wrpo__merge;  /* rank -1: a free slot */
-typedef struct wrpo__added { const char *text; int32_t size, id, next; } wrpo__added;  /* next: one not longer, or 0 */
+typedef struct wrpo__token { const char *text; uint32_t size, flags; } wrpo__token;  /* text NULL: none */
+typedef struct wrpo__merge { int64_t pair; int32_t rank, id; } wrpo__merge;  /* rank -1: a free slot */
+typedef struct wrpo__added { const char *text; uint32_t size; int32_t id, next; } wrpo__added;  /* next: see heads */
 typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10]; } wrpo__word;  /* in the cache */
 
 typedef enum wrpo__edit_kind {
     WRPO__EDIT_NONE,
-    WRPO__EDIT_ADDED,          /* cuts out added tokens; start: those of raw text 0, of normalized text 1 */
+    WRPO__EDIT_ADDED,          /* cuts out added tokens: those of normalized text, or of raw text */
     WRPO__EDIT_NFC,
-    WRPO__EDIT_REPLACE,        /* what matches regex becomes text */
+    WRPO__EDIT_REPLACE,        /* what matches regex becomes text; first: nothing, in the first token */
     WRPO__EDIT_PREPEND,        /* text before a piece; unless: if it is not there yet; first: before the first only */
     WRPO__EDIT_SPLIT,          /* cuts where regex matches; invert: where it does not */
     WRPO__EDIT_BYTES,          /* each byte becomes a character of GPT-2's alphabet */
-    WRPO__EDIT_UNBYTES,        /* and back; all tokens become one */
+    WRPO__EDIT_UNBYTES,        /* and back; all tokens become one, which may not be UTF-8 */
     WRPO__EDIT_REPAIR,         /* what is not UTF-8 becomes U+FFFD */
     WRPO__EDIT_BYTE_FALLBACK,  /* <0xNN> becomes a byte */
     WRPO__EDIT_FUSE,           /* all tokens become one */
-    WRPO__EDIT_STRIP,          /* takes text away, at most start and stop times */
-    WRPO__EDIT_METASPACE       /* text becomes a space; start != 0: nothing, in the first token */
+    WRPO__EDIT_STRIP           /* takes text away, at most start and stop times */
 } wrpo__edit_kind;
 typedef enum wrpo__behavior {  /* SPLIT: what becomes of a match */
     WRPO__REMOVED, WRPO__ISOLATED, WRPO__MERGED_WITH_PREVIOUS, WRPO__MERGED_WITH_NEXT, WRPO__CONTIGUOUS
@@ -5806,13 +5795,13 @@ typedef struct wrpo__edit {
     const wrpo__regex *regex;
     const char *text; size_t size;
     wrpo__behavior behavior;
-    bool invert, unless, first;
-    int64_t start, stop;
+    bool invert, unless, first, normalized;
+    int32_t start, stop;
 } wrpo__edit;
 
-typedef struct wrpo__template {  /* text NULL: none; the rest by >>chat */
+typedef struct wrpo__template {     /* text NULL: none */
     const char *text; size_t size;
-    wrpo__arena *arena; void *tokens;                    /* by >>chat: what the text compiles to */
+    wrpo__arena *arena; void *tokens;  /* by >>chat: what the text compiles to */
 } wrpo__template;
 struct wrpo_tokenizer {
     wrpo_ctx *ctx;
@@ -5823,10 +5812,10 @@ struct wrpo_tokenizer {
     int32_t *slots; uint64_t mask;       /* text -> id: open addressing, -1 = free */
     wrpo__merge *merges; uint64_t merge_mask, seed;  /* pair -> rank and id: open addressing; seed: of both */
     wrpo__added *added;                  /* stb array; [0] is none */
-    int32_t heads[2][256];               /* [in raw, in normalized text][first byte] -> the longest added token, or 0 */
+    int32_t heads[2][256];               /* [normalized][first byte] -> the longest added token, next: one not longer */
     wrpo__edit *encoder, *decoder;       /* stb arrays; encoder: added tokens, normalizer, these again, pre-tokenizer */
     int64_t normalizer_end;              /* encoder[1..here) is the normalizer */
-    bool has_decoder, has_template, byte_fallback, fuse_unk, ignore_merges, cut_at_mark;
+    bool has_decoder, has_template, byte_fallback, fuse_unk, ignore_merges;
     const char *unk_text;                /* the model's unk_token, or NULL */
     int32_t unk, bytes[256], small[WRPO__SMALL_CHARS];  /* ids: of unk_text, <0xNN>, the characters below U+0400 */
     int16_t byte_char[256], char_byte[324];  /* the alphabet of byte-level BPE; -1: not of it */
@@ -5839,17 +5828,13 @@ struct wrpo_tokenizer {
 };
 
 /* Hash tables of our own: texts may hold NULs, and the maps of stb_ds change a seed that all threads share. */
-static int64_t wrpo__slot(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* where s is or would be */
+static int32_t *wrpo__slot(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* of the id of s; -1: none yet */
     for (uint64_t at = wrpo__hash(tok->seed, s, n);; at++) {
-        at &= tok->mask;
-        int32_t id = tok->slots[at];
-        const wrpo__token *t = &tok->tokens[id < 0 ? 0 : id];
-        if (id < 0 || ((size_t)t->size == n && memcmp(t->text, s, n) == 0)) return (int64_t)at;
+        int32_t *id = &tok->slots[at & tok->mask];
+        if (*id < 0 || (tok->tokens[*id].size == n && memcmp(tok->tokens[*id].text, s, n) == 0)) return id;
     }
 }
-static int32_t wrpo__token_id(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* -1: none */
-    return tok->slots[wrpo__slot(tok, s, n)];
-}
+static int32_t wrpo__token_id(const wrpo_tokenizer *tok, const char *s, size_t n) { return *wrpo__slot(tok, s, n); }
 static int32_t wrpo__model_id(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* -1: none, or only added */
     int32_t id = wrpo__token_id(tok, s, n);
     return id >= 0 && tok->tokens[id].flags & WRPO__TOKEN_MODEL ? id : -1;
@@ -5862,7 +5847,8 @@ static bool wrpo__is_special(const wrpo_tokenizer *tok, int32_t id) {
     return token && token->flags & WRPO__TOKEN_SPECIAL;
 }
 static wrpo__merge *wrpo__merge_slot(const wrpo_tokenizer *tok, int32_t left, int32_t right) {
-    uint64_t pair = wrpo__pair(left, right), at = (pair ^ tok->seed) * 0x9E3779B97F4A7C15u;
+    int64_t pair = wrpo__pair(left, right);
+    uint64_t at = ((uint64_t)pair ^ tok->seed) * 0x9E3779B97F4A7C15u;
     for (at ^= at >> 32;; at++) {
         wrpo__merge *m = &tok->merges[at & tok->merge_mask];
         if (m->rank < 0 || m->pair == pair) return m;
@@ -5870,85 +5856,70 @@ static wrpo__merge *wrpo__merge_slot(const wrpo_tokenizer *tok, int32_t left, in
 }
 
 /* ---- pieces and edits ---- */
-typedef struct wrpo__piece {
-    int64_t begin, end;  /* of the text */
-    int32_t id;          /* >= 0: an added token, which no edit changes */
-    bool first;          /* of the whole text */
-} wrpo__piece;
 typedef struct wrpo__symbol { int32_t id, prev, next; } wrpo__symbol;  /* of a word in BPE, a list; id -1: merged */
 typedef struct wrpo__work {
     wrpo_tokenizer *tok;
     wrpo__arena *outer;         /* the arena that was current before */
-    bool continues, decodes;    /* nothing is put before the first piece; empty pieces are kept */
-    const char *s; int64_t n;   /* the text of the pieces: the caller's, or text.data */
-    wrpo__text text, spare;     /* spare: what an edit writes; its first `done` bytes are in pieces */
-    int64_t done, run;          /* run: bytes of <0xNN> tokens that follow these */
+    bool continues;             /* nothing is put before the first piece */
     wrpo__piece *pieces, *put;  /* stb arrays, like those below; put: what an edit makes of the pieces */
+    wrpo__text out;             /* what an edit writes, until it is a piece */
     wrpo__symbol *symbols;
     wrpo__keyed *marks, *heap;  /* heap: possible merges; key: rank, left symbol; value: the merged one */
 } wrpo__work;
 static const char wrpo__no_char[] = "\xEF\xBF\xBD";  /* U+FFFD: for bytes that are not UTF-8 */
 
-static void wrpo__put_piece(wrpo__work *w, int64_t begin, int64_t end, int32_t id, bool first) {
-    wrpo__piece p = {begin, end, id, first};
-    if (end > begin || w->decodes) stbds_arrput(w->put, p);
+static void wrpo__put_piece(wrpo__work *w, const char *s, size_t n, int32_t id, bool first) {
+    wrpo__piece p = {s, n, id, first};
+    stbds_arrput(w->put, p);
 }
-static void wrpo__put_spare(wrpo__work *w, bool first) {  /* what spare has gained is a piece */
-    wrpo__put_piece(w, w->done, (int64_t)w->spare.size, -1, first);
-    w->done = (int64_t)w->spare.size;
+static void wrpo__put_out(wrpo__work *w, bool first) {  /* what was written is a piece */
+    wrpo__put_piece(w, wrpo__strndup(w->tok->scratch, w->out.data, w->out.size), w->out.size, -1, first);
+    w->out.size = 0;
 }
 static void wrpo__take_pieces(wrpo__work *w) {  /* those that were put become the pieces */
     wrpo__piece *swap = w->pieces;
-    w->pieces = w->put, w->put = swap;
+    w->pieces = w->put;
+    w->put = swap;
     stbds_arrsetlen(w->put, 0);
 }
-static void wrpo__take_spare(wrpo__work *w) {  /* likewise the text */
-    wrpo__text swap = w->text;
-    w->text = w->spare, w->spare = swap;
-    wrpo__text_add(&w->text, "", 0);
-    w->s = w->text.data, w->n = (int64_t)w->text.size;
-    w->spare.size = 0, w->done = 0;
-    wrpo__take_pieces(w);
+static int wrpo__class_at(const wrpo__work *w, const wrpo__piece *p, size_t i, size_t *size) {
+    return w->tok->unicode.kind[wrpo__utf8_get(p->s + i, p->n - i, size)] & 15;
 }
-static bool wrpo__is_space(const wrpo_tokenizer *tok, const char *s, int64_t n, int64_t i, int64_t *next) {
-    return (tok->unicode.kind[wrpo__char_at(s, n, i, next)] & 15) == WRPO__SPACE;
-}
-static bool wrpo__is_word(const wrpo_tokenizer *tok, const char *s, int64_t n, int64_t i) {
-    return WRPO__WORD >> (tok->unicode.kind[wrpo__char_at(s, n, i, &n)] & 15) & 1;
+/* The added token at p->s[i], the longest; NULL: there is none. */
+static const wrpo__added *wrpo__added_at(const wrpo_tokenizer *tok, bool normalized, const wrpo__piece *p, size_t i) {
+    const char *s = p->s + i;
+    for (int32_t at = tok->heads[normalized][(unsigned char)*s]; at; at = tok->added[at].next) {
+        const wrpo__added *a = &tok->added[at];  /* the last byte is compared first: many differ there */
+        if (p->n - i >= a->size && s[a->size - 1] == a->text[a->size - 1] && !memcmp(s, a->text, a->size)) return a;
+    }
+    return NULL;
 }
 /* Cuts a piece at added tokens: the leftmost, there the longest, as the library does it. If a token strips the space on
    its right and the next one begins with that space, the space comes twice, as in the library. */
-static void wrpo__cut_added(wrpo__work *w, const int32_t *heads, wrpo__piece p) {
-    const wrpo_tokenizer *tok = w->tok;
-    const char *s = w->s + p.begin;
-    int64_t n = p.end - p.begin, done = 0, next;
-    for (int64_t i = 0; i < n;) {
-        int32_t head = heads[(unsigned char)s[i]];
-        if (!head) { i++; continue; }
-        const wrpo__added *a = &tok->added[head];
-        for (; a->size; a = &tok->added[a->next]) {
-            int32_t last = a->size - 1;  /* compared first: many differ there */
-            if (n - i > last && s[i + last] == a->text[last] && memcmp(s + i, a->text, (size_t)last) == 0) break;
-        }
-        int64_t begin = i, end = i + a->size;
-        i = WRPO__MAX(end, begin + 1);
-        if (begin == end) continue;
-        uint32_t flags = tok->tokens[a->id].flags;
+static void wrpo__cut_added(wrpo__work *w, const wrpo__piece *p, bool normalized) {
+    size_t done = 0, size, next;
+    for (size_t i = 0; i < p->n; i = next) {
+        const wrpo__added *a = wrpo__added_at(w->tok, normalized, p, i);
+        next = i + (a ? a->size : 1);
+        if (!a) continue;
+        size_t begin = i, end = next;
+        uint32_t flags = w->tok->tokens[a->id].flags;
         if (flags & WRPO__TOKEN_SINGLE_WORD) {
-            if (begin > 0 && wrpo__is_word(tok, s, begin, wrpo__before(s, begin))) continue;
-            if (end < n && wrpo__is_word(tok, s, n, end)) continue;
+            if (begin > 0 && WRPO__WORD >> wrpo__class_at(w, p, wrpo__before(p->s, begin), &size) & 1) continue;
+            if (end < p->n && WRPO__WORD >> wrpo__class_at(w, p, end, &size) & 1) continue;
         }
         if (flags & WRPO__TOKEN_LSTRIP) {
             begin = WRPO__MAX(begin, done);
-            while (begin > done && wrpo__is_space(tok, s, begin, wrpo__before(s, begin), &next))
-                begin = wrpo__before(s, begin);
+            while (begin > done && wrpo__class_at(w, p, wrpo__before(p->s, begin), &size) == WRPO__SPACE)
+                begin = wrpo__before(p->s, begin);
         }
-        if (flags & WRPO__TOKEN_RSTRIP) while (end < n && wrpo__is_space(tok, s, n, end, &next)) end = next;
-        if (done < begin) wrpo__put_piece(w, p.begin + done, p.begin + begin, -1, p.first && done == 0);
-        wrpo__put_piece(w, p.begin + begin, p.begin + end, a->id, false);
+        if (flags & WRPO__TOKEN_RSTRIP)
+            while (end < p->n && wrpo__class_at(w, p, end, &size) == WRPO__SPACE) end += size;
+        if (done < begin) wrpo__put_piece(w, p->s + done, begin - done, -1, p->first && done == 0);
+        if (begin < end) wrpo__put_piece(w, p->s + begin, end - begin, a->id, false);
         done = end;
     }
-    wrpo__put_piece(w, p.begin + done, p.end, -1, p.first && done == 0);
+    if (done < p->n) wrpo__put_piece(w, p->s + done, p->n - done, -1, p->first && done == 0);
 }
 /* Does a part of a text join the part before it? before, matched: whether each matches the pattern. */
 static bool wrpo__joins(wrpo__behavior behavior, bool before, bool matched) {
@@ -5956,149 +5927,121 @@ static bool wrpo__joins(wrpo__behavior behavior, bool before, bool matched) {
     if (behavior == WRPO__MERGED_WITH_NEXT) return before && !matched;
     return behavior == WRPO__CONTIGUOUS && before == matched;
 }
-static void wrpo__split_piece(wrpo__work *w, const wrpo__edit *e, wrpo__piece p) {
-    int64_t end = p.begin, open = -1;  /* open: where the piece that grows begins; -1: there is none */
+static void wrpo__split_piece(wrpo__work *w, const wrpo__edit *e, const wrpo__piece *p) {
+    size_t end = 0, open = SIZE_MAX;  /* open: where the piece that grows begins; SIZE_MAX: there is none */
     bool before = false;
-    while (end < p.end) {
-        int64_t match[2];
-        if (!wrpo__rx_find(e->regex, w->s, p.end, end, &match[0], &match[1])) match[0] = match[1] = p.end;
+    while (end < p->n) {
+        size_t match[2];
+        match[1] = wrpo__rx_find(e->regex, p, end, &match[0]);
         for (int k = 0; k < 2; k++) {  /* what is before the match, then the match */
-            int64_t begin = end;
+            size_t begin = end;
             end = match[k];
             if (begin == end) continue;
             bool matched = (k == 1) != e->invert;
-            if (open >= 0 && !wrpo__joins(e->behavior, before, matched)) {
-                wrpo__put_piece(w, open, begin, -1, p.first && open == p.begin);
-                open = -1;
+            if (open < begin && !wrpo__joins(e->behavior, before, matched)) {
+                wrpo__put_piece(w, p->s + open, begin - open, -1, p->first && open == 0);
+                open = SIZE_MAX;
             }
-            if (open < 0 && !(matched && e->behavior == WRPO__REMOVED)) open = begin;
+            if (open > begin && !(matched && e->behavior == WRPO__REMOVED)) open = begin;
             before = matched;
         }
     }
-    if (open >= 0) wrpo__put_piece(w, open, end, -1, p.first && open == p.begin);
+    if (open < end) wrpo__put_piece(w, p->s + open, end - open, -1, p->first && open == 0);
 }
-static bool wrpo__begins(const wrpo__edit *e, const char *s, int64_t n) {  /* does s begin with the edit's text? */
-    return n >= (int64_t)e->size && memcmp(s, e->text, e->size) == 0;
+static bool wrpo__begins(const wrpo__edit *e, const char *s, size_t n) {  /* does s begin with the edit's text? */
+    return n >= e->size && memcmp(s, e->text, e->size) == 0;
 }
 static int wrpo__hex_digit(char c) {  /* -1: none */
     char low = (char)(c | 32);
     if (c >= '0' && c <= '9') return c - '0';
     return low >= 'a' && low <= 'f' ? low - 'a' + 10 : -1;
 }
-static int wrpo__byte_token(const char *s, int64_t n) {  /* the byte NN of <0xNN>; -1: another token */
+static int wrpo__byte_token(const char *s, size_t n) {  /* the byte NN of <0xNN>; -1: another token */
     if (n != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>') return -1;
     int high = wrpo__hex_digit(s[3]), low = wrpo__hex_digit(s[4]);
     return high < 0 || low < 0 ? -1 : high * 16 + low;
 }
 /* <0xNN> tokens in a row are the bytes of a text; if that is not UTF-8, each byte becomes U+FFFD. */
-static void wrpo__end_run(wrpo__work *w) {
-    size_t bad;
-    int64_t run = w->run;
-    w->run = 0;
-    if (!run) return;
-    if (wrpo__is_utf8(w->spare.data + w->done, (size_t)run, &bad)) { wrpo__put_spare(w, false); return; }
-    for (w->spare.size = (size_t)w->done; run > 0; run--) {
-        wrpo__text_add(&w->spare, wrpo__no_char, 3);
-        wrpo__put_spare(w, false);
-    }
+static void wrpo__end_bytes(wrpo__work *w) {
+    size_t bad, n = w->out.size;
+    if (n && wrpo__is_utf8(w->out.data, n, &bad)) wrpo__put_out(w, false);
+    else for (w->out.size = 0; n > 0; n--) wrpo__put_piece(w, wrpo__no_char, 3, -1, false);
 }
 static bool wrpo__fuses(const wrpo__edit *e) { return e->kind == WRPO__EDIT_UNBYTES || e->kind == WRPO__EDIT_FUSE; }
-static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, wrpo__piece p) {
-    wrpo__text *out = &w->spare;
-    const char *s = w->s + p.begin;
-    int64_t n = p.end - p.begin, one = (int64_t)e->size, next;
-    size_t begin = out->size;
+static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, const wrpo__piece *p) {
+    wrpo__text *out = &w->out;
+    const char *s = p->s;
+    size_t n = p->n, i = 0, size, begin = out->size;
     int byte = -1;
-    bool wanted;
-    char c;
-    switch (e->kind) {  /* after the switch, s[0..n) is added to out */
-    case WRPO__EDIT_NONE: case WRPO__EDIT_FUSE: break;
-    case WRPO__EDIT_ADDED: wrpo__cut_added(w, w->tok->heads[e->start], p); return;
+    char utf8[4];
+    switch (e->kind) {  /* after the switch, s[i..n) is added to out */
+    case WRPO__EDIT_ADDED: wrpo__cut_added(w, p, e->normalized); return;
     case WRPO__EDIT_SPLIT: wrpo__split_piece(w, e, p); return;
     case WRPO__EDIT_NFC:
         wrpo__nfc(&w->tok->unicode, s, n, out, &w->marks);
-        n = 0;
+        i = n;
         break;
     case WRPO__EDIT_REPLACE:
-        for (int64_t i = 0; i < n; i = next) {
-            int64_t match;
-            if (!wrpo__rx_find(e->regex, s, n, i, &match, &next)) match = next = n;
-            if (match > i) wrpo__text_add(out, s + i, (size_t)(match - i));
-            if (next > match) wrpo__text_add(out, e->text, e->size);
+        for (size_t match, end; i < n; i = end) {
+            end = wrpo__rx_find(e->regex, p, i, &match);
+            wrpo__text_add(out, s + i, match - i);
+            if (match < end && !(e->first && !stbds_arrlen(w->put))) wrpo__text_add(out, e->text, e->size);
         }
-        n = 0;
         break;
     case WRPO__EDIT_PREPEND:
-        wanted = p.first ? !w->continues : !e->first;
-        if (wanted && !(e->unless && wrpo__begins(e, s, n))) wrpo__text_add(out, e->text, e->size);
+        if (!n || (p->first ? w->continues : e->first) || (e->unless && wrpo__begins(e, s, n))) break;
+        wrpo__text_add(out, e->text, e->size);
         break;
     case WRPO__EDIT_BYTES:
-        for (int64_t i = 0; i < n; i = next) {
-            char utf8[4];
-            for (next = i; next < n && s[next] > 32 && s[next] < 127; next++) {}
-            wrpo__text_add(out, s + i, (size_t)(next - i));
-            if (next == n) break;
-            wrpo__text_add(out, utf8, wrpo__utf8_put(utf8, (uint32_t)w->tok->byte_char[(unsigned char)s[next++]]));
-        }
-        n = 0;
+        for (; i < n; i++)
+            wrpo__text_add(out, utf8, wrpo__utf8_put(utf8, (uint32_t)w->tok->byte_char[(unsigned char)s[i]]));
         break;
-    case WRPO__EDIT_UNBYTES:  /* a token with a character outside the alphabet is text already */
-        for (int64_t i = 0; i < n; i = next) {
-            int32_t from = wrpo__char_at(s, n, i, &next);
-            byte = from >= 0 && from < WRPO__COUNT(w->tok->char_byte) ? w->tok->char_byte[from] : -1;
+    case WRPO__EDIT_UNBYTES:
+        for (; i < n; i += size) {
+            int32_t c = wrpo__utf8_get(s + i, n - i, &size);
+            byte = c < WRPO__COUNT(w->tok->char_byte) ? w->tok->char_byte[c] : -1;
             if (byte < 0) break;
-            c = (char)byte;
-            wrpo__text_add(out, &c, 1);
+            utf8[0] = (char)byte;
+            wrpo__text_add(out, utf8, 1);
         }
-        if (byte < 0) out->size = begin;
-        else n = 0;
+        if (byte >= 0) break;
+        out->size = begin;  /* a token with a character outside the alphabet is text already */
+        i = 0;
         break;
     case WRPO__EDIT_REPAIR:
-        for (int64_t i = 0; i < n; i = next) {
-            bool good = wrpo__char_at(s, n, i, &next) >= 0;
-            wrpo__text_add(out, good ? s + i : wrpo__no_char, good ? (size_t)(next - i) : 3);
+        for (; i < n; i += size) {
+            bool good = wrpo__utf8_get(s + i, n - i, &size) >= 0;
+            wrpo__text_add(out, good ? s + i : wrpo__no_char, good ? size : 3);
         }
-        n = 0;
         break;
     case WRPO__EDIT_BYTE_FALLBACK:
         byte = wrpo__byte_token(s, n);
-        c = (char)byte;
-        if (byte < 0) wrpo__end_run(w);
-        else s = &c, n = 1, w->run++;
-        break;
+        if (byte < 0) { wrpo__end_bytes(w); break; }
+        utf8[0] = (char)byte;
+        wrpo__text_add(out, utf8, 1);
+        return;
     case WRPO__EDIT_STRIP:
-        for (int64_t k = 0; k < e->start && wrpo__begins(e, s, n); k++) s += one, n -= one;
-        for (int64_t k = 0; k < e->stop && n >= one && wrpo__begins(e, s + n - one, one); k++) n -= one;
+        for (int32_t k = 0; k < e->start && wrpo__begins(e, s + i, n - i); k++) i += e->size;
+        for (int32_t k = 0; k < e->stop && i < n && wrpo__begins(e, s + n - e->size, e->size); k++) n -= e->size;
         break;
-    case WRPO__EDIT_METASPACE:
-        for (int64_t i = 0; i < n; i = next) {
-            wrpo__char_at(s, n, i, &next);
-            if (!wrpo__begins(e, s + i, n - i)) wrpo__text_add(out, s + i, (size_t)(next - i));
-            else if (!e->start || stbds_arrlen(w->put)) wrpo__text_add(out, " ", 1);
-        }
-        n = 0;
-        break;
+    case WRPO__EDIT_NONE: case WRPO__EDIT_FUSE: break;
     }
-    if (n) wrpo__text_add(out, s, (size_t)n);
-    if (!wrpo__fuses(e) && !w->run) wrpo__put_spare(w, p.first);
+    wrpo__text_add(out, s + i, n - i);
+    if (!wrpo__fuses(e)) wrpo__put_out(w, p->first);
 }
-static void wrpo__edit_all(wrpo__work *w, const wrpo__edit *edits, int64_t count) {
-    for (int64_t k = 0; k < count; k++) {
-        const wrpo__edit *e = &edits[k];
+static void wrpo__edit_all(wrpo__work *w, const wrpo__edit *e, int64_t count) {
+    for (const wrpo__edit *end = e + count; e < end; e++) {
         for (int64_t i = 0; i < stbds_arrlen(w->pieces); i++) {
             if (w->pieces[i].id >= 0) stbds_arrput(w->put, w->pieces[i]);
-            else wrpo__edit_piece(w, e, w->pieces[i]);
+            else wrpo__edit_piece(w, e, &w->pieces[i]);
         }
-        wrpo__end_run(w);
-        if (wrpo__fuses(e)) wrpo__put_spare(w, true);
-        if (e->kind == WRPO__EDIT_ADDED || e->kind == WRPO__EDIT_SPLIT) wrpo__take_pieces(w);
-        else wrpo__take_spare(w);
+        if (e->kind == WRPO__EDIT_BYTE_FALLBACK) wrpo__end_bytes(w);
+        if (wrpo__fuses(e)) wrpo__put_out(w, true);
+        wrpo__take_pieces(w);
     }
 }
-static void wrpo__begin_text(wrpo__work *w, const char *s, int64_t n) {  /* as one piece */
-    w->s = s, w->n = n;
-    stbds_arrsetlen(w->put, 0);
-    wrpo__put_piece(w, 0, n, -1, true);
+static void wrpo__begin_text(wrpo__work *w, const char *s, size_t n) {  /* as one piece */
+    wrpo__put_piece(w, s, n, -1, true);
     wrpo__take_pieces(w);
 }
 
@@ -6107,18 +6050,17 @@ static void wrpo__put_symbol(wrpo__work *w, int32_t id) {
     int32_t at = (int32_t)stbds_arrlen(w->symbols);
     stbds_arrput(w->symbols, ((wrpo__symbol){id, at - 1, at + 1}));
 }
-static void wrpo__symbols(wrpo__work *w, const char *s, int64_t n) {
+static void wrpo__symbols(wrpo__work *w, const char *s, size_t n) {
     const wrpo_tokenizer *tok = w->tok;
     bool pending = false;  /* an unknown character whose unk is not written yet */
-    int64_t next;
     stbds_arrsetlen(w->symbols, 0);
-    for (int64_t i = 0; i < n; i = next) {
-        int32_t c = wrpo__char_at(s, n, i, &next);
-        int32_t id = c < WRPO__SMALL_CHARS ? tok->small[c] : wrpo__model_id(tok, s + i, (size_t)(next - i));
+    for (size_t i = 0, size; i < n; i += size) {
+        int32_t c = wrpo__utf8_get(s + i, n - i, &size);
+        int32_t id = c < WRPO__SMALL_CHARS ? tok->small[c] : wrpo__model_id(tok, s + i, size);
         bool bytes = id < 0 && tok->byte_fallback;
-        for (int64_t k = i; k < next && bytes; k++) bytes = tok->bytes[(unsigned char)s[k]] >= 0;
+        for (size_t k = i; k < i + size && bytes; k++) bytes = tok->bytes[(unsigned char)s[k]] >= 0;
         if (bytes) {  /* before an unk that is pending: the library's order */
-            for (int64_t k = i; k < next; k++) wrpo__put_symbol(w, tok->bytes[(unsigned char)s[k]]);
+            for (size_t k = i; k < i + size; k++) wrpo__put_symbol(w, tok->bytes[(unsigned char)s[k]]);
             continue;
         }
         if (id < 0 && !tok->unk_text) continue;  /* dropped, as the library drops it */
@@ -6161,11 +6103,13 @@ static void wrpo__merge_symbols(wrpo__work *w) {
     for (int64_t i = 0; i < stbds_arrlen(y); i++) wrpo__push_merge(w, (int32_t)i);
     while (stbds_arrlen(w->heap)) {
         wrpo__keyed best = wrpo__pop_merge(w);
-        int32_t at = (int32_t)(best.key & 0xFFFFFFFFu), next = y[at].next;
+        int32_t at = (int32_t)(best.key & 0xFFFFFFFF), next = y[at].next;
         if (y[at].id < 0 || next < 0) continue;  /* merged into another symbol since */
         const wrpo__merge *m = wrpo__merge_slot(w->tok, y[at].id, y[next].id);
         if (m->rank < 0 || m->id != best.value) continue;  /* another pair is here now */
-        y[at].id = m->id, y[at].next = y[next].next, y[next].id = -1;
+        y[at].id = m->id;
+        y[at].next = y[next].next;
+        y[next].id = -1;
         if (y[at].next >= 0) y[y[at].next].prev = at;
         if (y[at].prev >= 0) wrpo__push_merge(w, y[at].prev);
         wrpo__push_merge(w, at);
@@ -6174,18 +6118,15 @@ static void wrpo__merge_symbols(wrpo__work *w) {
 static void wrpo__put_ids(int32_t **ids, const int32_t *more, int64_t n) {
     if (n) memcpy(stbds_arraddnptr(*ids, (size_t)n), more, (size_t)n * sizeof *more);
 }
-static void wrpo__bpe(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
+static void wrpo__bpe(wrpo__work *w, const char *s, size_t n, int32_t **ids) {
     const wrpo_tokenizer *tok = w->tok;
-    wrpo__word *word = NULL;
-    if (n <= (int64_t)sizeof word->text) {
-        word = &tok->words[wrpo__hash(tok->seed, s, (size_t)n) % WRPO__WORDS];
-        if (word->size == n && memcmp(word->text, s, (size_t)n) == 0) {
-            wrpo__put_ids(ids, word->ids, word->count);
-            return;
-        }
+    wrpo__word *word = &tok->words[wrpo__hash(tok->seed, s, n) % WRPO__WORDS];
+    if (word->size == n && memcmp(word->text, s, n) == 0) {
+        wrpo__put_ids(ids, word->ids, word->count);
+        return;
     }
     int64_t first = stbds_arrlen(*ids);
-    int32_t whole = tok->ignore_merges ? wrpo__model_id(tok, s, (size_t)n) : -1;
+    int32_t whole = tok->ignore_merges ? wrpo__model_id(tok, s, n) : -1;
     if (whole >= 0) stbds_arrput(*ids, whole);
     else {
         wrpo__symbols(w, s, n);
@@ -6194,32 +6135,16 @@ static void wrpo__bpe(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
             if (w->symbols[i].id >= 0) stbds_arrput(*ids, w->symbols[i].id);
     }
     int64_t count = stbds_arrlen(*ids) - first;
-    if (!word || count > WRPO__COUNT(word->ids)) return;
-    word->size = (uint8_t)n, word->count = (uint8_t)count;
-    memcpy(word->text, s, (size_t)n);
+    if (n > sizeof word->text || count > WRPO__COUNT(word->ids)) return;
+    word->size = (uint8_t)n;
+    word->count = (uint8_t)count;
+    memcpy(word->text, s, n);
     if (count) memcpy(word->ids, *ids + first, (size_t)count * sizeof *word->ids);
-}
-/* SentencePiece models have no pre-tokenizer: a whole text is one word. If no merge makes a token with a mark (U+2581)
-   after another character, and no character is dropped, no merge reaches across such a place: cutting there changes
-   nothing, and the words are short again. */
-static const char wrpo__mark_text[] = "\xE2\x96\x81";
-static inline bool wrpo__cut_at(const char *s, int64_t n, int64_t i) {
-    if (s[i] != wrpo__mark_text[0] || i + 3 > n || memcmp(s + i, wrpo__mark_text, 3) != 0) return false;
-    return i < 3 || memcmp(s + i - 3, wrpo__mark_text, 3) != 0;
-}
-static void wrpo__bpe_cut(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
-    int64_t begin = 0;
-    for (int64_t i = 1; i < n && w->tok->cut_at_mark; i++) {
-        if (!wrpo__cut_at(s, n, i)) continue;
-        wrpo__bpe(w, s + begin, i - begin, ids);
-        begin = i;
-    }
-    wrpo__bpe(w, s + begin, n - begin, ids);
 }
 
 /* ---- encode and decode ---- */
 static wrpo__work wrpo__work_begin(wrpo_tokenizer *tok) {  /* what it allocates is in tok->scratch */
-    wrpo__work w = {.tok = tok, .outer = wrpo__current, .text.arena = tok->scratch, .spare.arena = tok->scratch};
+    wrpo__work w = {.tok = tok, .outer = wrpo__current, .out.arena = tok->scratch};
     wrpo__arena_clear(tok->scratch);
     wrpo__current = tok->scratch;
     return w;
@@ -6239,13 +6164,13 @@ static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsign
     if (!*ids) stbds_arrsetcap(*ids, n / 4 + 16);  /* before the scratch arena becomes the current one */
     wrpo__work w = wrpo__work_begin(tok);
     w.continues = flags & WRPO_TOKENIZER_CONTINUE;
-    wrpo__begin_text(&w, text, (int64_t)n);
+    wrpo__begin_text(&w, n ? text : "", n);
     wrpo__edit_all(&w, tok->encoder, stbds_arrlen(tok->encoder));
     if (flags & WRPO_TOKENIZER_SPECIAL) wrpo__put_ids(ids, tok->prefix, stbds_arrlen(tok->prefix));
     for (int64_t i = 0; i < stbds_arrlen(w.pieces); i++) {
-        wrpo__piece p = w.pieces[i];
-        if (p.id >= 0) stbds_arrput(*ids, p.id);
-        else wrpo__bpe_cut(&w, w.s + p.begin, p.end - p.begin, ids);
+        const wrpo__piece *p = &w.pieces[i];
+        if (p->id >= 0) stbds_arrput(*ids, p->id);
+        else if (p->n) wrpo__bpe(&w, p->s, p->n, ids);
     }
     if (flags & WRPO_TOKENIZER_SPECIAL) wrpo__put_ids(ids, tok->suffix, stbds_arrlen(tok->suffix));
     wrpo__work_end(&w);
@@ -6253,7 +6178,6 @@ static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsign
 /* Appends the text of ids to out. */
 static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, bool skip_special, wrpo__text *out) {
     wrpo__work w = wrpo__work_begin(tok);
-    w.decodes = true;
     for (int64_t i = 0; i < n; i++) {
         const wrpo__token *token = wrpo__token_of(tok, ids[i]);
         if (!token)
@@ -6263,13 +6187,14 @@ static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, boo
         bool renamed = token->flags & WRPO__TOKEN_RENAMED;
         if (skip_special && token->flags & WRPO__TOKEN_SPECIAL && !renamed) continue;
         while (renamed && a->id != ids[i]) a++;
-        if (!tok->has_decoder && stbds_arrlen(w.put)) wrpo__text_add(&w.spare, " ", 1);
-        wrpo__text_add(&w.spare, renamed ? a->text : token->text, (size_t)(renamed ? a->size : token->size));
-        wrpo__put_spare(&w, false);
+        wrpo__put_piece(&w, renamed ? a->text : token->text, renamed ? a->size : token->size, -1, false);
     }
-    wrpo__take_spare(&w);
+    wrpo__take_pieces(&w);
     wrpo__edit_all(&w, tok->decoder, stbds_arrlen(tok->decoder));
-    wrpo__text_add(out, w.s, (size_t)w.n);
+    for (int64_t i = 0; i < stbds_arrlen(w.pieces); i++) {
+        if (i && !tok->has_decoder) wrpo__text_add(out, " ", 1);
+        wrpo__text_add(out, w.pieces[i].s, w.pieces[i].n);
+    }
     wrpo__work_end(&w);
 }
 
@@ -6280,25 +6205,25 @@ typedef struct wrpo__loader {
     wrpo__work *work;     /* normalizes the texts of added tokens */
     int64_t next;         /* the id of the next added token that is not in the vocabulary */
     wrpo__edit **edits;   /* the list that readers of components add to */
+    bool cuts;            /* see wrpo__load_model */
 } wrpo__loader;
 #define wrpo__load_fail(in, v, ...) wrpo__json_fail((in)->ctx, WRPO_E_FORMAT, (in)->name, v, __VA_ARGS__)
 _Noreturn static void wrpo__load_refuse(const wrpo__loader *in, const char *what, const wrpo_json *v) {
     wrpo__shown s;
     wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "%s %s is not supported", what, wrpo__json_found(s, v));
 }
-/* A member of an object, of this kind; from wrpo__load_maybe NULL, if it is absent or null. */
-static const wrpo_json *wrpo__load_need(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo_json_kind k) {
-    return wrpo__json_need(in->ctx, in->name, v, key, k);
+/* A member of an object, of this kind; from wrpo__maybe NULL, if it is absent or null. */
+static const wrpo_json *wrpo__need(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo_json_kind kind) {
+    return wrpo__json_need(in->ctx, in->name, v, key, kind);
 }
-static const wrpo_json *wrpo__load_maybe(const wrpo__loader *in, const wrpo_json *v, const char *key,
-                                         wrpo_json_kind k) {
-    return wrpo__json_maybe(in->ctx, in->name, v, key, k);
+static const wrpo_json *wrpo__maybe(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo_json_kind kind) {
+    return wrpo__json_maybe(in->ctx, in->name, v, key, kind);
 }
-static bool wrpo__load_flag(const wrpo__loader *in, const wrpo_json *object, const char *key, bool otherwise) {
-    const wrpo_json *v = wrpo__load_maybe(in, object, key, WRPO_JSON_BOOL);
+static bool wrpo__flag(const wrpo__loader *in, const wrpo_json *object, const char *key, bool otherwise) {
+    const wrpo_json *v = wrpo__maybe(in, object, key, WRPO_JSON_BOOL);
     return v ? v->boolean : otherwise;
 }
-static int32_t wrpo__load_count(const wrpo__loader *in, const wrpo_json *v, int64_t high) {
+static int32_t wrpo__count(const wrpo__loader *in, const wrpo_json *v, int64_t high) {
     return (int32_t)wrpo__json_integer(in->ctx, in->name, v, 0, high, NULL);
 }
 
@@ -6308,9 +6233,8 @@ typedef struct wrpo__rx_parser {
     const char *s; size_t n, i;                     /* the pattern, and how much of it is read */
     bool literal, fold;                             /* all characters are literals; inside (?i:...) */
     int depth;
-    wrpo__rx_node *nodes;
 } wrpo__rx_parser;
-typedef struct wrpo__rx_part { int32_t first, last; int64_t shortest; } wrpo__rx_part;  /* shortest: of its matches */
+typedef struct wrpo__rx_part { wrpo__regex *first, *last; int64_t shortest; } wrpo__rx_part;  /* shortest match */
 
 _Noreturn static void wrpo__rx_fail(const wrpo__rx_parser *p, const char *what) {
     wrpo__json_fail(p->in->ctx, WRPO_E_UNSUPPORTED, p->in->name, p->json, "regex, byte %zu: %s is not supported: %.*s",
@@ -6332,11 +6256,7 @@ static int32_t wrpo__rx_char(wrpo__rx_parser *p) {
     p->i += size;
     return c;
 }
-static void wrpo__rx_range(wrpo__charset *set, int32_t first, int32_t last) {
-    int32_t *range = *stbds_arraddnptr(set->ranges, 1);
-    range[0] = first, range[1] = last;
-}
-static int64_t wrpo__rx_number(wrpo__rx_parser *p, int base, size_t digits) {  /* at most so many; -1: there is none */
+static int64_t wrpo__rx_number(wrpo__rx_parser *p, int base, size_t digits) {  /* at most that many; -1: none */
     int64_t v = -1;
     for (size_t end = WRPO__MIN(p->n, p->i + digits); p->i < end; p->i++) {
         int digit = wrpo__hex_digit(p->s[p->i]);
@@ -6346,28 +6266,30 @@ static int64_t wrpo__rx_number(wrpo__rx_parser *p, int base, size_t digits) {  /
     }
     return v;
 }
-/* After a backslash: the classes of the escape, or 0 and the one code point *c. */
-static uint32_t wrpo__rx_escape(wrpo__rx_parser *p, int32_t *c) {
+static uint32_t wrpo__rx_property(wrpo__rx_parser *p) {  /* after \p{ */
     static const struct { const char *name; uint32_t classes; } properties[] = {
         {"L}", WRPO__L}, {"Lu}", 1u << WRPO__LU}, {"Ll}", 1u << WRPO__LL}, {"Lt}", 1u << WRPO__LT},
         {"Lm}", 1u << WRPO__LM}, {"Lo}", 1u << WRPO__LO}, {"N}", WRPO__N}, {"Nd}", 1u << WRPO__ND},
         {"M}", 1u << WRPO__M}, {"P}", 1u << WRPO__P | 1u << WRPO__PC}, {"S}", 1u << WRPO__S | 1u << WRPO__SW},
     };
+    uint32_t negate = wrpo__rx_take(p, "^") ? WRPO__CLASSES : 0;
+    for (int64_t k = 0; k < WRPO__COUNT(properties); k++)
+        if (wrpo__rx_take(p, properties[k].name)) return properties[k].classes ^ negate;
+    wrpo__rx_fail(p, "this property");
+}
+/* After a backslash: the classes of the escape, or 0 and the one code point *c. */
+static uint32_t wrpo__rx_escape(wrpo__rx_parser *p, int32_t *c) {
     static const char letters[] = "nrtfva", controls[] = "\n\r\t\f\v\a";
     *c = wrpo__rx_char(p);
     size_t begin = p->i;
-    char letter = *c < 128 ? (char)*c : 0, low = (char)(letter | 32);
-    const char *control = letter ? strchr(letters, letter) : NULL;
-    bool negate = letter != low, known = letter >= 32 && !(low >= 'a' && low <= 'z') && !(low >= '0' && low <= '9');
-    uint32_t classes = 0;
-    if (low == 's') classes = 1u << WRPO__SPACE;
-    else if (low == 'd') classes = 1u << WRPO__ND;
-    else if (low == 'p' && wrpo__rx_take(p, "{")) {
-        if (wrpo__rx_take(p, "^")) negate = !negate;
-        for (int64_t k = 0; k < WRPO__COUNT(properties) && !classes; k++)
-            if (wrpo__rx_take(p, properties[k].name)) classes = properties[k].classes;
-        if (!classes) wrpo__rx_fail(p, "this property");
-    } else if (control) {
+    int32_t letter = *c, low = letter | 32;
+    uint32_t negate = letter == low ? 0 : WRPO__CLASSES;  /* \S, \D, \P */
+    const char *control = letter > 0 && letter < 128 ? strchr(letters, letter) : NULL;
+    if (low == 's') return 1u << WRPO__SPACE ^ negate;
+    if (low == 'd') return 1u << WRPO__ND ^ negate;
+    if (low == 'p' && wrpo__rx_take(p, "{")) return wrpo__rx_property(p) ^ negate;
+    bool known = letter >= 32 && letter < 128 && !(low >= 'a' && low <= 'z') && !(letter >= '0' && letter <= '9');
+    if (control) {
         *c = controls[control - letters];
         known = true;
     } else if (letter == 'u') {
@@ -6377,14 +6299,17 @@ static uint32_t wrpo__rx_escape(wrpo__rx_parser *p, int32_t *c) {
         *c = (int32_t)wrpo__rx_number(p, 16, p->n);
         known = *c >= 0 && wrpo__rx_take(p, "}");
     }
-    if (!classes && !known) wrpo__rx_fail(p, "this escape");
-    return classes && negate ? WRPO__CLASSES ^ classes : classes;
+    if (!known) wrpo__rx_fail(p, "this escape");
+    return 0;
 }
 static bool wrpo__rx_dash(const wrpo__rx_parser *p) {  /* of a range: a '-' before ']' is a literal */
     return wrpo__rx_sees(p, "-") && !(p->i + 1 < p->n && p->s[p->i + 1] == ']');
 }
-static void wrpo__rx_bracket(wrpo__rx_parser *p, wrpo__charset *set) {  /* after '[' */
-    set->negate = wrpo__rx_take(p, "^");
+static void wrpo__rx_range(wrpo__regex *x, int32_t first, int32_t last) {
+    stbds_arrput(x->ranges, ((wrpo__range){first, last}));
+}
+static void wrpo__rx_bracket(wrpo__rx_parser *p, wrpo__regex *x) {  /* after '[' */
+    x->negate = wrpo__rx_take(p, "^");
     if (wrpo__rx_sees(p, "]")) wrpo__rx_fail(p, "an empty class");
     for (bool begun = false; !wrpo__rx_take(p, "]"); begun = true) {
         if (wrpo__rx_sees(p, "[")) wrpo__rx_fail(p, "a class within a class");
@@ -6393,7 +6318,7 @@ static void wrpo__rx_bracket(wrpo__rx_parser *p, wrpo__charset *set) {  /* after
         int32_t first = wrpo__rx_char(p);
         uint32_t classes = first == '\\' ? wrpo__rx_escape(p, &first) : 0;
         int32_t last = first;
-        set->classes |= classes;
+        x->classes |= classes;
         if (classes) continue;
         if (wrpo__rx_dash(p)) {
             p->i++;
@@ -6401,49 +6326,47 @@ static void wrpo__rx_bracket(wrpo__rx_parser *p, wrpo__charset *set) {  /* after
             last = wrpo__rx_char(p);
             if ((last == '\\' && wrpo__rx_escape(p, &last)) || last < first) wrpo__rx_fail(p, "this range");
         }
-        wrpo__rx_range(set, first, last);
+        wrpo__rx_range(x, first, last);
     }
 }
 /* One literal, escape or class. In (?i:...) a letter is a class of its cases. Only ASCII is folded, where U+017F and
    U+212A fold too; two letters in a row that a ligature folds to are refused. */
-static wrpo__charset wrpo__rx_atom(wrpo__rx_parser *p) {
+static void wrpo__rx_set(wrpo__rx_parser *p, wrpo__regex *x) {
     static const char *const refused[][2] = {
         {".", "'.'"}, {"^$", "an anchor"}, {"{?*+", "this repetition"}, {"]}", "this bracket"},
     };
     static const char *const ligatures[] = {"ss", "ff", "fi", "fl", "st"};
-    wrpo__charset set = {.kind = p->in->tok->unicode.kind};
     int32_t c = 0;
     for (int k = 0; k < 4; k++) if (wrpo__rx_sees(p, refused[k][0])) wrpo__rx_fail(p, refused[k][1]);
     if (p->fold && p->i < p->n && (wrpo__rx_sees(p, "[\\") || (unsigned char)p->s[p->i] >= 128))
         wrpo__rx_fail(p, "anything but ASCII letters in (?i:...)");
-    if (wrpo__rx_take(p, "[")) wrpo__rx_bracket(p, &set);
+    if (wrpo__rx_take(p, "[")) wrpo__rx_bracket(p, x);
     else {
-        if (wrpo__rx_take(p, "\\")) set.classes = wrpo__rx_escape(p, &c);
+        if (wrpo__rx_take(p, "\\")) x->classes = wrpo__rx_escape(p, &c);
         else c = wrpo__rx_char(p);
-        if (!set.classes) wrpo__rx_range(&set, c, c);
+        if (!x->classes) wrpo__rx_range(x, c, c);
     }
     int32_t low = c | 32;
     if (p->fold && low >= 'a' && low <= 'z') {
         for (int k = 0; k < 5; k++)
             if (low == ligatures[k][0] && p->i < p->n && (p->s[p->i] | 32) == ligatures[k][1])
                 wrpo__rx_fail(p, "a pair of letters with a ligature in (?i:...)");
-        wrpo__rx_range(&set, c ^ 32, c ^ 32);
-        if (low == 's') wrpo__rx_range(&set, 0x17F, 0x17F);
-        if (low == 'k') wrpo__rx_range(&set, 0x212A, 0x212A);
+        wrpo__rx_range(x, c ^ 32, c ^ 32);
+        if (low == 's') wrpo__rx_range(x, 0x17F, 0x17F);
+        if (low == 'k') wrpo__rx_range(x, 0x212A, 0x212A);
     }
-    for (c = 0; c < 128; c++) set.ascii[c] = wrpo__set_has(&set, c);
-    return set;
+    for (c = 0; c < 128; c++) x->ascii[c] = wrpo__set_has(x, c);
 }
-static wrpo__rx_part wrpo__rx_node_new(wrpo__rx_parser *p, wrpo__rx_kind kind) {
-    const wrpo__rx_node node = {.kind = kind, .min = 1, .max = 1, .next = -1, .other = -1};
-    int32_t at = (int32_t)stbds_arrlen(p->nodes);
-    stbds_arrput(p->nodes, node);
-    return (wrpo__rx_part){at, at, 0};
+static wrpo__rx_part wrpo__rx_node(wrpo__rx_parser *p, wrpo__rx_kind kind) {
+    wrpo__regex *x = WRPO__NEW(p->in->tok->arena, wrpo__regex);
+    *x = (wrpo__regex){.kind = kind, .min = 1, .max = 1, .unicode = p->in->tok->unicode.kind};
+    return (wrpo__rx_part){x, x, 0};
 }
 static wrpo__rx_part wrpo__rx_either(wrpo__rx_parser *p, wrpo__rx_part a, wrpo__rx_part b) {  /* a, else b */
-    int32_t fork = wrpo__rx_node_new(p, WRPO__RX_FORK).first, join = wrpo__rx_node_new(p, WRPO__RX_JOIN).first;
-    p->nodes[fork].next = a.first, p->nodes[fork].other = b.first;
-    p->nodes[a.last].next = p->nodes[b.last].next = join;
+    wrpo__regex *fork = wrpo__rx_node(p, WRPO__RX_FORK).first, *join = wrpo__rx_node(p, WRPO__RX_JOIN).first;
+    fork->next = a.first;
+    fork->other = b.first;
+    a.last->next = b.last->next = join;
     return (wrpo__rx_part){fork, join, WRPO__MIN(a.shortest, b.shortest)};
 }
 static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p);
@@ -6454,31 +6377,36 @@ static wrpo__rx_part wrpo__rx_group(wrpo__rx_parser *p) {  /* after "(" */
     wrpo__rx_part part = wrpo__rx_alternatives(p);
     if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a group without its end");
     p->fold = fold;
-    if (wrpo__rx_take(p, "?")) part = wrpo__rx_either(p, part, wrpo__rx_node_new(p, WRPO__RX_JOIN));
+    if (wrpo__rx_take(p, "?")) part = wrpo__rx_either(p, part, wrpo__rx_node(p, WRPO__RX_JOIN));
     if (wrpo__rx_sees(p, "?*+{")) wrpo__rx_fail(p, "this repetition of a group");
     return part;
 }
+static wrpo__rx_part wrpo__rx_ahead(wrpo__rx_parser *p, bool negative) {  /* after "(?=" or "(?!" */
+    wrpo__rx_part part = wrpo__rx_node(p, WRPO__RX_AHEAD);
+    bool one = !wrpo__rx_sees(p, "(|)");
+    part.first->negative = negative;
+    if (one) wrpo__rx_set(p, part.first);
+    if (!one || !wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a lookahead for more than one character");
+    return part;
+}
 static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
-    bool negative = wrpo__rx_take(p, "(?!"), ahead = negative || wrpo__rx_take(p, "(?=");
-    if (!ahead && wrpo__rx_take(p, "(")) return wrpo__rx_group(p);
-    wrpo__rx_part part = wrpo__rx_node_new(p, ahead ? WRPO__RX_AHEAD : WRPO__RX_SET);
-    wrpo__rx_node *x = &p->nodes[part.first];
-    if (ahead && wrpo__rx_sees(p, "(|)")) wrpo__rx_fail(p, "a lookahead for more than one character");
-    x->set = wrpo__rx_atom(p);
-    x->negative = negative;
-    if (ahead) {
-        if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a lookahead for more than one character");
-        return part;
-    }
+    if (wrpo__rx_take(p, "(?!")) return wrpo__rx_ahead(p, true);
+    if (wrpo__rx_take(p, "(?=")) return wrpo__rx_ahead(p, false);
+    if (wrpo__rx_take(p, "(")) return wrpo__rx_group(p);
+    wrpo__rx_part part = wrpo__rx_node(p, WRPO__RX_SET);
+    wrpo__regex *x = part.first;
+    wrpo__rx_set(p, x);
     if (wrpo__rx_take(p, "{")) {
         int64_t min = wrpo__rx_number(p, 10, p->n), max = min;
         if (wrpo__rx_take(p, ",")) max = wrpo__rx_number(p, 10, p->n);
         if (max < 0 && min >= 0) max = INT64_MAX;
-        x->min = WRPO__MAX(min, 0), x->max = max;
+        x->min = WRPO__MAX(min, 0);
+        x->max = max;
         if (max < x->min || !wrpo__rx_take(p, "}")) wrpo__rx_fail(p, "this repetition");
     } else if (wrpo__rx_sees(p, "?*+")) {
         char c = p->s[p->i++];
-        x->min = c == '+', x->max = c == '?' ? 1 : INT64_MAX;
+        x->min = c == '+';
+        x->max = c == '?' ? 1 : INT64_MAX;
         x->possessive = wrpo__rx_take(p, "+");
     }
     if (wrpo__rx_sees(p, "?*+{")) wrpo__rx_fail(p, "this repetition");
@@ -6486,15 +6414,16 @@ static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
     return part;
 }
 static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p) {
-    wrpo__rx_part all = {-1, -1, 0};
+    wrpo__rx_part all = {0};
     if (++p->depth > 400) wrpo__rx_fail(p, "so many alternatives, or so deep a nest of groups");
     while (p->i < p->n && !wrpo__rx_sees(p, "|)")) {
         wrpo__rx_part part = wrpo__rx_item(p);
-        if (all.first < 0) all.first = part.first;
-        else p->nodes[all.last].next = part.first;
-        all.last = part.last, all.shortest += part.shortest;
+        if (all.last) all.last->next = part.first;
+        else all.first = part.first;
+        all.last = part.last;
+        all.shortest += part.shortest;
     }
-    if (all.first < 0) all = wrpo__rx_node_new(p, WRPO__RX_JOIN);
+    if (!all.first) all = wrpo__rx_node(p, WRPO__RX_JOIN);
     if (wrpo__rx_take(p, "|")) all = wrpo__rx_either(p, all, wrpo__rx_alternatives(p));
     p->depth--;
     return all;
@@ -6506,132 +6435,108 @@ static const wrpo__regex *wrpo__load_regex(const wrpo__loader *in, const wrpo_js
     wrpo__rx_part all = wrpo__rx_alternatives(&p);
     if (p.i < n) wrpo__rx_fail(&p, "this bracket");
     if (all.shortest == 0) wrpo__rx_fail(&p, "a pattern that matches the empty text");
-    int32_t end = wrpo__rx_node_new(&p, WRPO__RX_END).first;
-    p.nodes[all.last].next = end;
-    wrpo__regex *rx = WRPO__NEW(in->tok->arena, wrpo__regex);
-    rx->nodes = p.nodes, rx->first = all.first;
-    return rx;
+    return all.first;
 }
 
 /* ---- load: components ---- */
-static void wrpo__read_text(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo__edit *e) {
-    v = wrpo__load_need(in, v, key, WRPO_JSON_STRING);
-    e->text = wrpo__strndup(in->tok->arena, v->text, v->size);
-    e->size = v->size;
-}
-static void wrpo__read_char(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo__edit *e) {
-    size_t one = 0;
-    wrpo__read_text(in, v, key, e);
-    if (e->size) wrpo__utf8_get(e->text, e->size, &one);
-    if (!one || one != e->size)
-        wrpo__json_refuse(in->ctx, in->name, wrpo__json_get(v, key), NULL, "one character");
-}
+static void wrpo__put_edit(const wrpo__loader *in, wrpo__edit e) { stbds_arrput(*in->edits, e); }
 static void wrpo__read_pattern(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
-    const wrpo_json *pattern = wrpo__load_need(in, v, "pattern", WRPO_JSON_OBJECT);
+    const wrpo_json *pattern = wrpo__need(in, v, "pattern", WRPO_JSON_OBJECT);
     bool literal = wrpo__json_get(pattern, "String");
-    v = wrpo__load_need(in, pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
+    v = wrpo__need(in, pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
     e->regex = wrpo__load_regex(in, v, v->text, v->size, literal);
 }
-/* The settings of an edit, where it is all of a component. */
-static void wrpo__read_edit(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
+static void wrpo__read_split(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
     static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
-    const wrpo_json *behavior;
-    int b = 0;
-    switch (e.kind) {
-    case WRPO__EDIT_NFC: wrpo__unicode_load_nfc(&in->tok->unicode); break;
-    case WRPO__EDIT_UNBYTES:
-        stbds_arrput(*in->edits, e);
-        e.kind = WRPO__EDIT_REPAIR;
-        break;
-    case WRPO__EDIT_PREPEND: wrpo__read_text(in, v, "prepend", &e); break;
-    case WRPO__EDIT_REPLACE:
-        wrpo__read_pattern(in, v, &e);
-        wrpo__read_text(in, v, "content", &e);
-        break;
-    case WRPO__EDIT_SPLIT:
-        behavior = wrpo__load_need(in, v, "behavior", WRPO_JSON_STRING);
-        while (b < 5 && !wrpo__json_is(behavior, names[b])) b++;
-        if (b == 5) wrpo__load_refuse(in, "Split behavior", behavior);
-        e.behavior = (wrpo__behavior)b;
-        e.invert = wrpo__load_flag(in, v, "invert", false);
-        wrpo__read_pattern(in, v, &e);
-        break;
-    case WRPO__EDIT_STRIP:
-        wrpo__read_char(in, v, "content", &e);
-        e.start = wrpo__load_count(in, wrpo__load_need(in, v, "start", WRPO_JSON_NUMBER), INT32_MAX);
-        e.stop = wrpo__load_count(in, wrpo__load_need(in, v, "stop", WRPO_JSON_NUMBER), INT32_MAX);
-        break;
-    case WRPO__EDIT_METASPACE:
-        wrpo__read_char(in, v, "replacement", &e);
-        e.start = !wrpo__json_is(wrpo__json_get(v, "prepend_scheme"), "never");
-        break;
-    default: break;
-    }
-    stbds_arrput(*in->edits, e);
+    const wrpo_json *behavior = wrpo__need(in, v, "behavior", WRPO_JSON_STRING);
+    int k = 0;
+    while (k < 5 && !wrpo__json_is(behavior, names[k])) k++;
+    if (k == 5) wrpo__load_refuse(in, "Split behavior", behavior);
+    e->behavior = (wrpo__behavior)k;
+    e->invert = wrpo__flag(in, v, "invert", false);
+    wrpo__read_pattern(in, v, e);
 }
-static void wrpo__read_digits(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
+static void wrpo__read_digits(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
     static const char numeric[] = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";  /* Rust's, of Unicode 17 */
-    e.behavior = wrpo__load_flag(in, v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS;
-    e.regex = wrpo__load_regex(in, v, numeric, sizeof numeric - 1, false);
-    stbds_arrput(*in->edits, e);
+    e->behavior = wrpo__flag(in, v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS;
+    e->regex = wrpo__load_regex(in, v, numeric, sizeof numeric - 1, false);
 }
-static void wrpo__read_byte_level(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
+static void wrpo__read_byte_level(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
     static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
-    wrpo__edit space = {.kind = WRPO__EDIT_PREPEND, .text = " ", .size = 1, .unless = true};
     wrpo__edit split = {.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__ISOLATED};
     split.regex = wrpo__load_regex(in, v, gpt2, sizeof gpt2 - 1, false);
-    if (wrpo__load_flag(in, v, "add_prefix_space", true)) stbds_arrput(*in->edits, space);
-    if (wrpo__load_flag(in, v, "use_regex", true)) stbds_arrput(*in->edits, split);
-    stbds_arrput(*in->edits, e);
+    if (wrpo__flag(in, v, "add_prefix_space", true))
+        wrpo__put_edit(in, (wrpo__edit){.kind = WRPO__EDIT_PREPEND, .text = " ", .size = 1, .unless = true});
+    if (wrpo__flag(in, v, "use_regex", true)) wrpo__put_edit(in, split);
+    (void)e;
+}
+static void wrpo__read_unbytes(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
+    (void)v;
+    wrpo__put_edit(in, *e);
+    e->kind = WRPO__EDIT_REPAIR;
+}
+static bool wrpo__one_char(const wrpo__edit *e) {
+    size_t size = 0;
+    if (e->size) wrpo__utf8_get(e->text, e->size, &size);
+    return size && size == e->size;
 }
 /* Does a normalizer keep the number of characters? */
 static bool wrpo__keeps_count(const wrpo__edit *e) {
-    size_t one = 0;
-    if (e->kind != WRPO__EDIT_REPLACE || !e->size) return e->kind == WRPO__EDIT_NFC;
-    wrpo__utf8_get(e->text, e->size, &one);
-    const wrpo__rx_node *x = e->regex->nodes;  /* one for one: a SET and the END */
-    return one == e->size && stbds_arrlen(x) == 2 && x->kind == WRPO__RX_SET && x->min == 1 && x->max == 1;
+    const wrpo__regex *x = e->regex;
+    if (e->kind != WRPO__EDIT_REPLACE) return e->kind == WRPO__EDIT_NFC;
+    return wrpo__one_char(e) && x->kind == WRPO__RX_SET && !x->next && x->min == 1 && x->max == 1;
 }
-static void wrpo__read_metaspace(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
-    const wrpo_json *scheme = wrpo__load_maybe(in, v, "prepend_scheme", WRPO_JSON_STRING);
+static void wrpo__read_metaspace(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
+    const wrpo_json *scheme = wrpo__maybe(in, v, "prepend_scheme", WRPO_JSON_STRING);
     bool never = wrpo__json_is(scheme, "never"), first = wrpo__json_is(scheme, "first");
-    wrpo__read_char(in, v, "replacement", &e);
     if (scheme && !never && !first && !wrpo__json_is(scheme, "always")) wrpo__load_refuse(in, "prepend_scheme", scheme);
-    if (!wrpo__load_flag(in, v, "add_prefix_space", true) && !never)
+    if (!wrpo__flag(in, v, "add_prefix_space", true) && !never)
         wrpo__load_fail(in, v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
     /* "first" means the first of the original text, which is known if the normalizer keeps the number of characters */
     for (int64_t i = 1; i < in->tok->normalizer_end && first; i++)
         if (!wrpo__keeps_count(&in->tok->encoder[i]))
             wrpo__load_refuse(in, "after this normalizer, prepend_scheme", scheme);
-    e.kind = WRPO__EDIT_REPLACE;  /* a space becomes the mark */
-    e.regex = wrpo__load_regex(in, v, " ", 1, true);
-    stbds_arrput(*in->edits, e);
-    e.kind = WRPO__EDIT_PREPEND, e.unless = true, e.first = first;
-    if (!never) stbds_arrput(*in->edits, e);
-    e.kind = WRPO__EDIT_SPLIT, e.behavior = WRPO__MERGED_WITH_NEXT;
-    e.regex = wrpo__load_regex(in, v, e.text, e.size, true);
-    if (wrpo__load_flag(in, v, "split", true)) stbds_arrput(*in->edits, e);
+    e->kind = WRPO__EDIT_REPLACE;  /* a space becomes the mark */
+    e->regex = wrpo__load_regex(in, v, " ", 1, true);
+    wrpo__put_edit(in, *e);
+    e->kind = WRPO__EDIT_PREPEND;
+    e->unless = true;
+    e->first = first;
+    if (!never) wrpo__put_edit(in, *e);
+    e->kind = wrpo__flag(in, v, "split", true) ? WRPO__EDIT_SPLIT : WRPO__EDIT_NONE;
+    e->behavior = WRPO__MERGED_WITH_NEXT;
+    e->regex = wrpo__load_regex(in, v, e->text, e->size, true);
+}
+static void wrpo__read_unmark(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
+    e->regex = wrpo__load_regex(in, v, e->text, e->size, true);
+    e->text = " ";
+    e->size = 1;
+    e->first = !wrpo__json_is(wrpo__json_get(v, "prepend_scheme"), "never");
+}
+static void wrpo__read_strip(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
+    e->start = wrpo__count(in, wrpo__need(in, v, "start", WRPO_JSON_NUMBER), INT32_MAX);
+    e->stop = wrpo__count(in, wrpo__need(in, v, "stop", WRPO_JSON_NUMBER), INT32_MAX);
 }
 /* The post-processor: only what a single text gets, ids before and after it. */
-static void wrpo__read_template(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
+static void wrpo__read_template(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
     wrpo_tokenizer *tok = in->tok;
     int32_t **ids = &tok->prefix;
     const wrpo_json *wrong = NULL;
     (void)e;
     if (tok->has_template) wrpo__load_refuse(in, "more than one", wrpo__json_get(v, "type"));
     tok->has_template = true;
-    for (const wrpo_json *k = wrpo__load_need(in, v, "single", WRPO_JSON_ARRAY)->child; k; k = k->next) {
-        const wrpo_json *text = wrpo__load_maybe(in, k, "Sequence", WRPO_JSON_OBJECT);
+    for (const wrpo_json *k = wrpo__need(in, v, "single", WRPO_JSON_ARRAY)->child; k; k = k->next) {
+        const wrpo_json *text = wrpo__maybe(in, k, "Sequence", WRPO_JSON_OBJECT);
         if (text) {
             if (ids == &tok->suffix || !wrpo__json_is(wrpo__json_get(text, "id"), "A")) wrong = k;
             ids = &tok->suffix;
             continue;
         }
-        const wrpo_json *tokens = wrpo__load_need(in, v, "special_tokens", WRPO_JSON_OBJECT);
-        const wrpo_json *token = wrpo__load_need(in, k, "SpecialToken", WRPO_JSON_OBJECT);
-        token = wrpo__load_need(in, tokens, wrpo__load_need(in, token, "id", WRPO_JSON_STRING)->text, WRPO_JSON_OBJECT);
-        for (const wrpo_json *i = wrpo__load_need(in, token, "ids", WRPO_JSON_ARRAY)->child; i; i = i->next)
-            stbds_arrput(*ids, wrpo__load_count(in, i, tok->size - 1));
+        const wrpo_json *tokens = wrpo__need(in, v, "special_tokens", WRPO_JSON_OBJECT);
+        const wrpo_json *token = wrpo__need(in, k, "SpecialToken", WRPO_JSON_OBJECT);
+        token = wrpo__need(in, tokens, wrpo__need(in, token, "id", WRPO_JSON_STRING)->text, WRPO_JSON_OBJECT);
+        for (const wrpo_json *i = wrpo__need(in, token, "ids", WRPO_JSON_ARRAY)->child; i; i = i->next)
+            stbds_arrput(*ids, wrpo__count(in, i, tok->size - 1));
     }
     if (wrong || ids == &tok->prefix)
         wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, wrong ? wrong : v, "TemplateProcessing: want text A "
@@ -6641,54 +6546,61 @@ static void wrpo__read_template(const wrpo__loader *in, const wrpo_json *v, wrpo
 typedef struct wrpo__component {
     const char *list, *type;
     wrpo__edit_kind kind;
-    void (*read)(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e);  /* adds e, of this kind, or other edits */
+    const char *text; bool one;  /* the key of the edit's text; one: it is one character */
+    void (*read)(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e);  /* the rest of e, and edits before it */
 } wrpo__component;
 static const wrpo__component wrpo__components[] = {
-    {"normalizer", "NFC", WRPO__EDIT_NFC, wrpo__read_edit},
-    {"normalizer", "Prepend", WRPO__EDIT_PREPEND, wrpo__read_edit},
-    {"normalizer", "Replace", WRPO__EDIT_REPLACE, wrpo__read_edit},
-    {"pre_tokenizer", "Split", WRPO__EDIT_SPLIT, wrpo__read_edit},
-    {"pre_tokenizer", "Digits", WRPO__EDIT_SPLIT, wrpo__read_digits},
-    {"pre_tokenizer", "ByteLevel", WRPO__EDIT_BYTES, wrpo__read_byte_level},
-    {"pre_tokenizer", "Metaspace", WRPO__EDIT_NONE, wrpo__read_metaspace},
-    {"post_processor", "ByteLevel", WRPO__EDIT_NONE, NULL},  /* moves offsets only */
-    {"post_processor", "TemplateProcessing", WRPO__EDIT_NONE, wrpo__read_template},
-    {"decoder", "ByteLevel", WRPO__EDIT_UNBYTES, wrpo__read_edit},
-    {"decoder", "ByteFallback", WRPO__EDIT_BYTE_FALLBACK, wrpo__read_edit},
-    {"decoder", "Fuse", WRPO__EDIT_FUSE, wrpo__read_edit},
-    {"decoder", "Replace", WRPO__EDIT_REPLACE, wrpo__read_edit},
-    {"decoder", "Strip", WRPO__EDIT_STRIP, wrpo__read_edit},
-    {"decoder", "Metaspace", WRPO__EDIT_METASPACE, wrpo__read_edit},
+    {"normalizer", "NFC", WRPO__EDIT_NFC, NULL, false, NULL},
+    {"normalizer", "Prepend", WRPO__EDIT_PREPEND, "prepend", false, NULL},
+    {"normalizer", "Replace", WRPO__EDIT_REPLACE, "content", false, wrpo__read_pattern},
+    {"pre_tokenizer", "Split", WRPO__EDIT_SPLIT, NULL, false, wrpo__read_split},
+    {"pre_tokenizer", "Digits", WRPO__EDIT_SPLIT, NULL, false, wrpo__read_digits},
+    {"pre_tokenizer", "ByteLevel", WRPO__EDIT_BYTES, NULL, false, wrpo__read_byte_level},
+    {"pre_tokenizer", "Metaspace", WRPO__EDIT_REPLACE, "replacement", true, wrpo__read_metaspace},
+    {"post_processor", "ByteLevel", WRPO__EDIT_NONE, NULL, false, NULL},  /* moves offsets only */
+    {"post_processor", "TemplateProcessing", WRPO__EDIT_NONE, NULL, false, wrpo__read_template},
+    {"decoder", "ByteLevel", WRPO__EDIT_UNBYTES, NULL, false, wrpo__read_unbytes},
+    {"decoder", "ByteFallback", WRPO__EDIT_BYTE_FALLBACK, NULL, false, NULL},
+    {"decoder", "Fuse", WRPO__EDIT_FUSE, NULL, false, NULL},
+    {"decoder", "Replace", WRPO__EDIT_REPLACE, "content", false, wrpo__read_pattern},
+    {"decoder", "Strip", WRPO__EDIT_STRIP, "content", true, wrpo__read_strip},
+    {"decoder", "Metaspace", WRPO__EDIT_REPLACE, "replacement", true, wrpo__read_unmark},
 };
 /* A component, or a Sequence of them, which may nest. members: the key of the Sequence's members. */
 static void wrpo__load_component(const wrpo__loader *in, const wrpo_json *v, const char *list, const char *members) {
     if (!v) return;
-    const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING);
+    const wrpo_json *type = wrpo__need(in, v, "type", WRPO_JSON_STRING);
     if (wrpo__json_is(type, "Sequence")) {
-        v = wrpo__load_need(in, v, members, WRPO_JSON_ARRAY);
+        v = wrpo__need(in, v, members, WRPO_JSON_ARRAY);
         for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_component(in, k, list, members);
         return;
     }
-    for (int64_t i = 0; i < WRPO__COUNT(wrpo__components); i++) {
-        const wrpo__component *c = &wrpo__components[i];
-        if (strcmp(c->list, list) != 0 || !wrpo__json_is(type, c->type)) continue;
-        if (c->read) c->read(in, v, (wrpo__edit){.kind = c->kind});
-        return;
+    const wrpo__component *c = wrpo__components, *end = c + WRPO__COUNT(wrpo__components);
+    while (c < end && !(strcmp(c->list, list) == 0 && wrpo__json_is(type, c->type))) c++;
+    if (c == end) wrpo__load_refuse(in, list, type);
+    wrpo__edit e = {.kind = c->kind};
+    if (c->text) {
+        const wrpo_json *text = wrpo__need(in, v, c->text, WRPO_JSON_STRING);
+        e.text = wrpo__strndup(in->tok->arena, text->text, text->size);
+        e.size = text->size;
+        if (c->one && !wrpo__one_char(&e)) wrpo__json_refuse(in->ctx, in->name, text, NULL, "one character");
     }
-    wrpo__load_refuse(in, list, type);
+    if (c->read) c->read(in, v, &e);
+    if (e.kind == WRPO__EDIT_NFC) wrpo__unicode_load_nfc(&in->tok->unicode);
+    if (e.kind != WRPO__EDIT_NONE) wrpo__put_edit(in, e);
 }
 
 /* ---- load: the model ---- */
 static void wrpo__new_token(wrpo_tokenizer *tok, int32_t id, const char *text, size_t size, uint32_t flags) {
-    tok->tokens[id] = (wrpo__token){wrpo__strndup(tok->arena, text, size), (int32_t)size, flags};
-    tok->slots[wrpo__slot(tok, text, size)] = id;
+    tok->tokens[id] = (wrpo__token){wrpo__strndup(tok->arena, text, size), (uint32_t)size, flags};
+    *wrpo__slot(tok, text, size) = id;
 }
 static void wrpo__load_vocab(const wrpo__loader *in, const wrpo_json *vocab, int64_t added) {
     wrpo_tokenizer *tok = in->tok;
     size_t slots = 64;
     char text[8];
     for (const wrpo_json *v = vocab->child; v; v = v->next)
-        tok->size = WRPO__MAX(tok->size, wrpo__load_count(in, v, WRPO__MAX_ID - 1) + 1);
+        tok->size = WRPO__MAX(tok->size, wrpo__count(in, v, WRPO__MAX_ID - 1) + 1);
     while (slots < 2 * (size_t)(vocab->count + added)) slots *= 2;
     tok->mask = slots - 1;
     tok->slots = memset(wrpo__raw(tok->arena, slots, sizeof *tok->slots), 0xFF, slots * sizeof *tok->slots);
@@ -6704,7 +6616,38 @@ static void wrpo__load_vocab(const wrpo__loader *in, const wrpo_json *vocab, int
         tok->bytes[k] = wrpo__model_id(tok, text, 6);
     }
 }
-static void wrpo__load_merges(const wrpo__loader *in, const wrpo_json *merges) {
+/* SentencePiece models have no pre-tokenizer: a whole text is one word. If no merge makes a token with a mark (U+2581)
+   after another character, and no character is dropped, no merge reaches across such a place: cutting there changes
+   nothing, and the words are short again. */
+static const char wrpo__mark[] = "\xE2\x96\x81";
+static bool wrpo__mark_within(const char *s, size_t n) {
+    for (size_t i = 1; i + 3 <= n; i++)
+        if (!memcmp(s + i, wrpo__mark, 3) && (i < 3 || memcmp(s + i - 3, wrpo__mark, 3) != 0)) return true;
+    return false;
+}
+/* Both parts of a merge, "left right" or ["left", "right"], one after the other; returns the size of the left one. */
+static size_t wrpo__merge_text(const wrpo__loader *in, const wrpo_json *v, int32_t rank, wrpo__text *text) {
+    wrpo__shown shown;
+    const wrpo_json *a = v->child, *b = a ? a->next : NULL;
+    size_t left = 0;
+    text->size = 0;
+    if (v->kind == WRPO_JSON_STRING) {
+        const char *space = memchr(v->text, ' ', v->size);
+        if (space) left = (size_t)(space - v->text);
+        if (!space || memchr(space + 1, ' ', v->size - left - 1))
+            wrpo__load_fail(in, v, "merge %d: want two tokens and one space between them, found %s", (int)rank,
+                            wrpo__json_found(shown, v));
+        wrpo__text_add(text, v->text, left);
+        wrpo__text_add(text, space + 1, v->size - left - 1);
+        return left;
+    }
+    if (v->kind != WRPO_JSON_ARRAY || v->count != 2 || a->kind != WRPO_JSON_STRING || b->kind != WRPO_JSON_STRING)
+        wrpo__load_fail(in, v, "merge %d: want two strings, found %s", (int)rank, wrpo__json_found(shown, v));
+    wrpo__text_add(text, a->text, a->size);
+    wrpo__text_add(text, b->text, b->size);
+    return a->size;
+}
+static void wrpo__load_merges(wrpo__loader *in, const wrpo_json *merges) {
     wrpo_tokenizer *tok = in->tok;
     wrpo__text text = {.arena = tok->scratch};
     wrpo__shown shown;
@@ -6714,58 +6657,47 @@ static void wrpo__load_merges(const wrpo__loader *in, const wrpo_json *merges) {
     tok->merge_mask = slots - 1;
     tok->merges = wrpo__raw(tok->arena, slots, sizeof *tok->merges);
     for (size_t i = 0; i < slots; i++) tok->merges[i].rank = -1;
-    for (const wrpo_json *v = merges->child; v; v = v->next) {  /* "left right" or ["left", "right"] */
-        const bool string = v->kind == WRPO_JSON_STRING, array = v->kind == WRPO_JSON_ARRAY && v->count == 2;
-        const char *space = string ? memchr(v->text, ' ', v->size) : NULL;
-        const wrpo_json *a = array ? v->child : v, *b = array ? a->next : v;
-        if (string && v->size >= 8 && memcmp(v->text, "#version", 8) == 0) continue;
-        size_t left = space ? (size_t)(space - v->text) : a->size, skip = string ? left + 1 : 0;
-        if (string && (!space || memchr(space + 1, ' ', v->size - skip)))
-            wrpo__load_fail(in, v, "merge %d: want two tokens and one space between them, found %s", (int)rank,
-                            wrpo__json_found(shown, v));
-        if (a->kind != WRPO_JSON_STRING || b->kind != WRPO_JSON_STRING)
-            wrpo__load_fail(in, v, "merge %d: want two strings, found %s", (int)rank, wrpo__json_found(shown, v));
-        text.size = 0;
-        wrpo__text_add(&text, a->text, left);
-        wrpo__text_add(&text, b->text + skip, b->size - skip);
-        const char *part[3] = {text.data, text.data + left, text.data};
-        const size_t size[3] = {left, text.size - left, text.size};
+    for (const wrpo_json *v = merges->child; v; v = v->next) {
+        if (v->kind == WRPO_JSON_STRING && strncmp(v->text, "#version", 8) == 0) continue;
+        const size_t left = wrpo__merge_text(in, v, rank, &text);
+        const struct { const char *s; size_t n; const char *what; } parts[3] = {
+            {text.data, left, "part"}, {text.data + left, text.size - left, "part"}, {text.data, text.size, "result"},
+        };
         int32_t id[3];
         for (int k = 0; k < 3; k++) {
-            id[k] = wrpo__model_id(tok, part[k], size[k]);
+            id[k] = wrpo__model_id(tok, parts[k].s, parts[k].n);
             if (id[k] < 0)
-                wrpo__load_fail(in, v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank,
-                                k == 2 ? "result" : "part", wrpo__show(shown, part[k], size[k]));
+                wrpo__load_fail(in, v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank, parts[k].what,
+                                wrpo__show(shown, parts[k].s, parts[k].n));
         }
         wrpo__merge merge = {wrpo__pair(id[0], id[1]), rank++, id[2]};
         *wrpo__merge_slot(tok, id[0], id[1]) = merge;  /* of equal pairs the last counts */
-        for (int64_t i = 1; tok->cut_at_mark && i < (int64_t)text.size; i++)
-            tok->cut_at_mark = !wrpo__cut_at(text.data, (int64_t)text.size, i);
+        in->cuts = in->cuts && !wrpo__mark_within(text.data, text.size);
     }
 }
-static void wrpo__load_model(const wrpo__loader *in, const wrpo_json *model, int64_t added) {
+static void wrpo__load_model(wrpo__loader *in, const wrpo_json *model, int64_t added) {
     static const char *const refused[] = {"dropout", "continuing_subword_prefix", "end_of_word_suffix"};
     wrpo_tokenizer *tok = in->tok;
-    const wrpo_json *type = wrpo__load_maybe(in, model, "type", WRPO_JSON_STRING);  /* old files have none */
+    const wrpo_json *type = wrpo__maybe(in, model, "type", WRPO_JSON_STRING);  /* old files have none */
     if (type && !wrpo__json_is(type, "BPE")) wrpo__load_refuse(in, "model", type);
     for (int k = 0; k < 3; k++) {  /* unless 0 or empty */
-        const wrpo_json *v = wrpo__load_maybe(in, model, refused[k], k ? WRPO_JSON_STRING : WRPO_JSON_NUMBER);
+        const wrpo_json *v = wrpo__maybe(in, model, refused[k], k ? WRPO_JSON_STRING : WRPO_JSON_NUMBER);
         if (v && (k ? v->size > 0 : v->number != 0)) wrpo__load_refuse(in, refused[k], v);
     }
-    const wrpo_json *vocab = wrpo__load_need(in, model, "vocab", WRPO_JSON_OBJECT);
-    const wrpo_json *merges = wrpo__load_need(in, model, "merges", WRPO_JSON_ARRAY);
-    const wrpo_json *unk = wrpo__load_maybe(in, model, "unk_token", WRPO_JSON_STRING);
-    tok->byte_fallback = wrpo__load_flag(in, model, "byte_fallback", false);
-    tok->fuse_unk = wrpo__load_flag(in, model, "fuse_unk", false);
-    tok->ignore_merges = wrpo__load_flag(in, model, "ignore_merges", false);
+    const wrpo_json *vocab = wrpo__need(in, model, "vocab", WRPO_JSON_OBJECT);
+    const wrpo_json *merges = wrpo__need(in, model, "merges", WRPO_JSON_ARRAY);
+    const wrpo_json *unk = wrpo__maybe(in, model, "unk_token", WRPO_JSON_STRING);
+    tok->byte_fallback = wrpo__flag(in, model, "byte_fallback", false);
+    tok->fuse_unk = wrpo__flag(in, model, "fuse_unk", false);
+    tok->ignore_merges = wrpo__flag(in, model, "ignore_merges", false);
     wrpo__load_vocab(in, vocab, added);
     if (unk) {
         tok->unk_text = wrpo__strndup(tok->arena, unk->text, unk->size);
         tok->unk = wrpo__model_id(tok, unk->text, unk->size);
     }
-    bool drops = !unk && !tok->byte_fallback;  /* characters without a token; see wrpo__bpe_cut */
+    bool drops = !unk && !tok->byte_fallback;  /* characters without a token */
     for (int k = 0; k < 256 && !unk; k++) drops = drops || tok->bytes[k] < 0;
-    tok->cut_at_mark = !tok->ignore_merges && !drops && wrpo__model_id(tok, wrpo__mark_text, 3) >= 0;
+    in->cuts = !tok->ignore_merges && !drops && wrpo__model_id(tok, wrpo__mark, 3) >= 0;
     wrpo__load_merges(in, merges);
     tok->words = wrpo__alloc(tok->arena, WRPO__WORDS, sizeof *tok->words);
 }
@@ -6775,32 +6707,31 @@ static void wrpo__load_model(const wrpo__loader *in, const wrpo_json *model, int
 static uint32_t wrpo__load_flags(const wrpo__loader *in, const wrpo_json *v, uint32_t flags, bool all) {
     static const char *const keys[] = {"single_word", "lstrip", "rstrip", "special", "normalized"};
     for (int k = 0; k < 5; k++) {  /* in the order of the flags */
-        if (all) wrpo__load_need(in, v, keys[k], WRPO_JSON_BOOL);
+        if (all) wrpo__need(in, v, keys[k], WRPO_JSON_BOOL);
         bool otherwise = k == 4 && !(flags & WRPO__TOKEN_SPECIAL);
-        if (wrpo__load_flag(in, v, keys[k], otherwise)) flags |= (uint32_t)WRPO__TOKEN_SINGLE_WORD << k;
+        if (wrpo__flag(in, v, keys[k], otherwise)) flags |= (uint32_t)WRPO__TOKEN_SINGLE_WORD << k;
     }
     return flags;
 }
 static void wrpo__add_token(const wrpo__loader *in, const wrpo_json *v, int32_t id, uint32_t flags) {
     wrpo_tokenizer *tok = in->tok;
-    wrpo__work *w = in->work;
     wrpo__token *token = &tok->tokens[id];
     wrpo__added a = {token->text, token->size, id, 0};
     bool normalized = flags & WRPO__TOKEN_NORMALIZED;
     token->flags |= flags;
     if (normalized) {
-        wrpo__begin_text(w, token->text, token->size);
-        wrpo__edit_all(w, tok->encoder + 1, tok->normalizer_end - 1);
-        a.size = (int32_t)w->n;
-        a.text = wrpo__strndup(tok->arena, w->s, (size_t)w->n);
+        wrpo__begin_text(in->work, token->text, token->size);
+        wrpo__edit_all(in->work, tok->encoder + 1, tok->normalizer_end - 1);
+        const wrpo__piece *p = in->work->pieces;  /* one: a normalizer does not cut */
+        a.size = (uint32_t)p->n;
+        a.text = wrpo__strndup(tok->arena, p->s, p->n);
         /* the library decodes it to its normalized form, which it does not find among the special ones */
-        bool same = a.size == token->size && memcmp(a.text, token->text, (size_t)a.size) == 0;
-        if (!same) token->flags |= WRPO__TOKEN_RENAMED;
+        if (a.size != token->size || memcmp(a.text, token->text, a.size) != 0) token->flags |= WRPO__TOKEN_RENAMED;
     }
     int32_t *at = &tok->heads[normalized][(unsigned char)a.text[0]];
     while (tok->added[*at].size > a.size) at = &tok->added[*at].next;
     for (const wrpo__added *b = &tok->added[*at]; a.size && b->size == a.size; b = &tok->added[b->next])
-        if (memcmp(b->text, a.text, (size_t)a.size) == 0)
+        if (memcmp(b->text, a.text, a.size) == 0)
             wrpo__load_fail(in, v, "added token %d looks like added token %d", (int)id, (int)b->id);
     a.next = *at;
     if (a.size) *at = (int32_t)stbds_arrlen(tok->added);  /* else it normalizes to nothing: never found */
@@ -6811,8 +6742,8 @@ static void wrpo__add_token(const wrpo__loader *in, const wrpo_json *v, int32_t 
 static void wrpo__load_added(wrpo__loader *in, const wrpo_json *list, bool again) {
     wrpo_tokenizer *tok = in->tok;
     for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
-        const wrpo_json *content = wrpo__load_need(in, v, "content", WRPO_JSON_STRING);
-        const wrpo_json *number = again ? v : wrpo__load_need(in, v, "id", WRPO_JSON_NUMBER);
+        const wrpo_json *content = wrpo__need(in, v, "content", WRPO_JSON_STRING);
+        const wrpo_json *number = again ? v : wrpo__need(in, v, "id", WRPO_JSON_NUMBER);
         const char *found = again ? v->key : number->text;
         uint32_t flags = wrpo__load_flags(in, v, WRPO__TOKEN_ADDED, !again);
         wrpo__shown shown;
@@ -6850,6 +6781,16 @@ static const wrpo__class_defaults wrpo__tokenizer_classes[] = {
     {"GPT2Tokenizer", {"<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
     {"Qwen2Tokenizer", {NULL, "<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
 };
+/* The defaults of the class that tokenizer_config.json names, with or without "Fast"; NULL: none. */
+static const wrpo__class_defaults *wrpo__class_of(const wrpo_json *name) {
+    if (!name || name->kind != WRPO_JSON_STRING) return NULL;
+    size_t n = name->size - (wrpo__ends(name->text, "Fast") ? 4 : 0);
+    for (int64_t k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
+        const wrpo__class_defaults *class = &wrpo__tokenizer_classes[k];
+        if (strlen(class->name) == n && !strncmp(name->text, class->name, n)) return class;
+    }
+    return NULL;
+}
 /* A special token, a string or an object that holds it, becomes an added token, as in transformers. One that is not in
    the vocabulary does not: transformers would give it an id for which the model has no row. Its *id is -1, but
    templates use its text. Returns the text, or NULL: none. */
@@ -6882,14 +6823,8 @@ static void wrpo__load_specials(wrpo__loader *in, const wrpo_json *map, const ch
     wrpo_tokenizer *tok = in->tok;
     const char *const config_name = in->name;
     const wrpo_json *class_name = wrpo__json_get(tok->config, "tokenizer_class");
-    const char *name = class_name && class_name->kind == WRPO_JSON_STRING ? class_name->text : "";
-    const wrpo__class_defaults *class = NULL;
+    const wrpo__class_defaults *class = wrpo__class_of(class_name);
     int32_t ids[7];
-    for (int64_t k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
-        size_t n = strlen(wrpo__tokenizer_classes[k].name);
-        if (strncmp(name, wrpo__tokenizer_classes[k].name, n) != 0) continue;
-        if (!name[n] || !strcmp(name + n, "Fast")) class = &wrpo__tokenizer_classes[k];
-    }
     for (int i = 0; i < 7; i++) {
         const char *key = wrpo__special_names[i], *usual = class ? class->special[i] : NULL;
         const wrpo_json own = {.kind = WRPO_JSON_STRING, .text = usual, .size = usual ? strlen(usual) : 0};
@@ -6901,7 +6836,8 @@ static void wrpo__load_specials(wrpo__loader *in, const wrpo_json *map, const ch
         if (text) tok->special[i] = wrpo__strndup(tok->arena, text->text, text->size);
         else if (v && v->kind != WRPO_JSON_NULL) wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, key);
     }
-    tok->bos = ids[0], tok->eos = ids[1];
+    tok->bos = ids[0];
+    tok->eos = ids[1];
     in->name = map_name;
     wrpo__load_unnamed(in, map, NULL);
     in->name = config_name;
@@ -6912,7 +6848,7 @@ static void wrpo__load_specials(wrpo__loader *in, const wrpo_json *map, const ch
     for (int i = 0; i < 2; i++) {
         int32_t **list = i ? &tok->suffix : &tok->prefix;
         const wrpo_json *v = wrpo__json_get(tok->config, adds[i]);
-        if (!wrpo__load_flag(in, tok->config, adds[i], i == 0)) continue;
+        if (!wrpo__flag(in, tok->config, adds[i], i == 0)) continue;
         if (ids[i] < 0)
             wrpo__load_fail(in, v ? v : class_name, "%s is true%s, but no %s is in the vocabulary", adds[i],
                             v ? "" : ", as this class has it", wrpo__special_names[i]);
@@ -6931,7 +6867,7 @@ static void wrpo__load_template(const wrpo__loader *in, const wrpo_json *v) {
     for (const wrpo_json *k = v->kind == WRPO_JSON_ARRAY ? v->child : NULL; k; k = k->next)
         for (int i = 0; i < 2; i++) {
             if (!wrpo__json_is(wrpo__json_get(k, "name"), names[i])) continue;
-            const wrpo_json *text = wrpo__load_need(in, k, "template", WRPO_JSON_STRING);
+            const wrpo_json *text = wrpo__need(in, k, "template", WRPO_JSON_STRING);
             wrpo__set_template(in->tok, i, text->text, text->size);
         }
     if (v->kind == WRPO_JSON_ARRAY) return;
@@ -6964,9 +6900,27 @@ static const wrpo_json *wrpo__load_json(wrpo__loader *in, wrpo__arena *arena, co
     const wrpo_json *root = wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size);
     return wrpo__json_want(in->ctx, path, root, WRPO_JSON_OBJECT, file);
 }
-static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir) {
-    wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
-    tok->ctx = arena->ctx, tok->arena = arena;
+/* The steps before BPE, and the decoder. */
+static void wrpo__load_edits(wrpo__loader *in, const wrpo_json *root) {
+    wrpo_tokenizer *tok = in->tok;
+    in->edits = &tok->encoder;
+    wrpo__put_edit(in, (wrpo__edit){.kind = WRPO__EDIT_ADDED});
+    wrpo__load_component(in, wrpo__present(root, "normalizer"), "normalizer", "normalizers");
+    tok->normalizer_end = stbds_arrlen(tok->encoder);
+    wrpo__put_edit(in, (wrpo__edit){.kind = WRPO__EDIT_ADDED, .normalized = true});
+    wrpo__load_component(in, wrpo__present(root, "pre_tokenizer"), "pre_tokenizer", "pretokenizers");
+    if (in->cuts) {
+        wrpo__edit cut = {.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__MERGED_WITH_NEXT};
+        cut.regex = wrpo__load_regex(in, root, "\xE2\x96\x81+", 4, false);
+        wrpo__put_edit(in, cut);
+    }
+    tok->has_decoder = wrpo__present(root, "decoder");
+    in->edits = &tok->decoder;
+    wrpo__load_component(in, wrpo__present(root, "decoder"), "decoder", "decoders");
+}
+static void wrpo__tokenizer_init(wrpo_tokenizer *tok, wrpo__arena *arena, const char *dir) {
+    tok->ctx = arena->ctx;
+    tok->arena = arena;
     tok->dir = wrpo__strndup(arena, dir, strlen(dir));
     tok->scratch = wrpo__sub_arena(arena);
     double now = wrpo__now();
@@ -6978,31 +6932,27 @@ static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir)
         tok->byte_char[b] = (b > 32 && b < 127) || (b > 160 && b != 173) ? b : next++;
         tok->char_byte[tok->byte_char[b]] = b;
     }
-    wrpo__work work = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
+    stbds_arrput(tok->added, ((wrpo__added){"", 0, -1, 0}));
+}
+static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir) {
+    wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
+    wrpo__tokenizer_init(tok, arena, dir);
+    wrpo__work work = {.tok = tok, .out.arena = tok->scratch};
     wrpo__loader in = {.tok = tok, .ctx = tok->ctx, .name = dir, .work = &work};
 
     tok->config = wrpo__load_json(&in, arena, "tokenizer_config.json");
     const char *config_name = in.name;
     const wrpo_json *again = NULL;
-    if (tok->config) again = wrpo__load_maybe(&in, tok->config, "added_tokens_decoder", WRPO_JSON_OBJECT);
+    if (tok->config) again = wrpo__maybe(&in, tok->config, "added_tokens_decoder", WRPO_JSON_OBJECT);
     const wrpo_json *root = wrpo__load_json(&in, tok->scratch, "tokenizer.json");
     if (!root) wrpo__fail(tok->ctx, WRPO_E_IO, "%s: want a tokenizer.json in this directory, found none", dir);
-    const wrpo_json *version = wrpo__load_maybe(&in, root, "version", WRPO_JSON_STRING);
+    const wrpo_json *version = wrpo__maybe(&in, root, "version", WRPO_JSON_STRING);
     if (version && !wrpo__json_is(version, "1.0")) wrpo__load_refuse(&in, "tokenizer.json version", version);
     /* truncation and padding are for batches of a fixed shape: transformers switches both off for a plain call */
-    const wrpo_json *model = wrpo__load_need(&in, root, "model", WRPO_JSON_OBJECT);
-    const wrpo_json *added = wrpo__load_maybe(&in, root, "added_tokens", WRPO_JSON_ARRAY);
+    const wrpo_json *model = wrpo__need(&in, root, "model", WRPO_JSON_OBJECT);
+    const wrpo_json *added = wrpo__maybe(&in, root, "added_tokens", WRPO_JSON_ARRAY);
     wrpo__load_model(&in, model, (added ? added->count : 0) + (again ? again->count : 0));
-    tok->has_decoder = wrpo__present(root, "decoder");
-    in.edits = &tok->encoder;
-    stbds_arrput(tok->encoder, ((wrpo__edit){.kind = WRPO__EDIT_ADDED, .start = 0}));
-    wrpo__load_component(&in, wrpo__present(root, "normalizer"), "normalizer", "normalizers");
-    tok->normalizer_end = stbds_arrlen(tok->encoder);
-    stbds_arrput(tok->encoder, ((wrpo__edit){.kind = WRPO__EDIT_ADDED, .start = 1}));
-    wrpo__load_component(&in, wrpo__present(root, "pre_tokenizer"), "pre_tokenizer", "pretokenizers");
-    in.edits = &tok->decoder;
-    wrpo__load_component(&in, wrpo__present(root, "decoder"), "decoder", "decoders");
-    stbds_arrput(tok->added, ((wrpo__added){"", 0, -1, 0}));
+    wrpo__load_edits(&in, root);
     in.next = wrpo__json_get(model, "vocab")->count;
     wrpo__load_added(&in, added, false);
     wrpo__load_component(&in, wrpo__present(root, "post_processor"), "post_processor", "processors");
@@ -7311,7 +7261,7 @@ static size_t wrpo__jskip_space(const char *s, size_t n, size_t i) {
 }
 static size_t wrpo__jrstrip(const char *s, size_t from, size_t to) {  /* where s[from..to) without final spaces ends */
     for (size_t i, size; to > from; to = i) {
-        i = (size_t)wrpo__before(s, (int64_t)to);
+        i = wrpo__before(s, to);
         if (!wrpo__jspace(wrpo__utf8_get(s + i, to - i, &size))) break;
     }
     return to;
@@ -7662,7 +7612,7 @@ WRPO__J_FN(strip) {  /* op: 1 left, 2 right, 3 both */
         if (wrpo__jfind(J, chars, wrpo__jbytes(J, v->s + from, size), 0) == SIZE_MAX) break;
     }
     for (size_t i; (c->op & 2) && chars && from < to; to = i) {
-        i = (size_t)wrpo__before(v->s, (int64_t)to);
+        i = wrpo__before(v->s, to);
         if (wrpo__jfind(J, chars, wrpo__jbytes(J, v->s + i, to - i), 0) == SIZE_MAX) break;
     }
     wrpo__jspend_bytes(J, v->n - (to - from));

@@ -133,12 +133,12 @@ static void check_unicode(void) {
         size_t n = wrpo__utf8_put(s, (uint32_t)c), m = 0;
         if (c >= 0xD800 && c < 0xE000) continue;
         out.size = again.size = 0;
-        wrpo__nfc(&u, s, (int64_t)n, &out, &marks);
+        wrpo__nfc(&u, s, n, &out, &marks);
         nfc_changed += out.size != n || memcmp(out.data, s, n) != 0;
         stbds_arrsetlen(marks, 0);
         wrpo__decompose(&u, c, &marks);
         for (int64_t k = 0; k < stbds_arrlen(marks); k++) m += wrpo__utf8_put(s + m, (uint32_t)marks[k].value);
-        wrpo__nfc(&u, s, (int64_t)m, &again, &marks);
+        wrpo__nfc(&u, s, m, &again, &marks);
         nfc_rejoined += m != again.size || memcmp(s, again.data, m) != 0;
         nfc_wrong += out.size != again.size || memcmp(out.data, again.data, out.size) != 0;
     }

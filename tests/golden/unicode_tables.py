@@ -103,9 +103,14 @@ def nfc(table):
     pairs = {c: [a, b] for a, b, c in table["comp"]}
     for c, (a, b) in pairs.items():
         assert decomp.get(a, [a]) + decomp.get(b, [b]) == decomp[c]
-    out, previous, last = Packer(), -1, [0, 0, 0]
+    parts = {}
+    for c, full in decomp.items():
+        first = full[:-1] if len(full) < 3 else [d for d in sorted(decomp) if decomp[d] == full[:2]][:1]
+        parts[c] = pairs.get(c, first + full[-1:])
+        assert [d for p in parts[c] for d in decomp.get(p, [p])] == full
+    out, previous, last = Packer(), -1, [0, 0]
     ordered = sorted(decomp)
-    kind = {c: 0 if c in pairs else len(decomp[c]) for c in ordered}
+    kind = {c: 0 if c in pairs else len(parts[c]) for c in ordered}
     i = 0
     while i < len(ordered):
         j = i
@@ -115,9 +120,7 @@ def nfc(table):
         out.put(ordered[i] - previous - 1, 1)
         out.put(j - i, 2)
         for c in ordered[i:j + 1]:
-            parts = pairs.get(c, decomp[c])
-            assert 1 <= len(parts) <= 3
-            for k, part in enumerate(parts):
+            for k, part in enumerate(parts[c]):
                 out.put(zigzag(part - last[k]), 3 + k)
                 last[k] = part
         previous = ordered[j]
@@ -133,8 +136,8 @@ def main():
         normal = json.load(f)
     emit("wrpo__unicode_classes", "runs from U+0000 to U+10FFFF: class, length - 1; class 16 is M with a combining class, "
          "which comes next", classes(table, normal["ccc"]))
-    emit("wrpo__unicode_nfc", "runs of decompositions: count, gap, length - 1, then for each code point the zigzag steps to its "
-         "parts.\n   count 0: two parts, which also compose", nfc(normal))
+    emit("wrpo__unicode_nfc", "runs of decompositions: kind, gap, length - 1, then for each code point the zigzag steps to its "
+         "parts.\n   kind 0: two parts, which also compose; 1: one part; 2: two parts", nfc(normal))
 
 
 main()
