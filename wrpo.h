@@ -5545,7 +5545,7 @@ static const char *const wrpo__unicode_nfc[] = {
 typedef struct wrpo__packed {
     const char *const *line, *s;  /* the next line, and what is left of this one */
     uint32_t range, code;
-    int16_t odds[35][21][16];     /* [context][size][bits before]: of a 1, in 4096ths, minus 2048 */
+    int16_t odds[35][21][16];  /* [context][size][bits before]: of a 1, in 4096ths, minus 2048 */
 } wrpo__packed;
 static int wrpo__unpack_bit(wrpo__packed *p, int16_t *odds) {
     for (; p->range < 1u << 24; p->range *= 91) {
@@ -5581,8 +5581,8 @@ static const wrpo__keyed *wrpo__find_key(const wrpo__keyed *list, int64_t key) {
     return bsearch(&key, list, (size_t)stbds_arrlen(list), sizeof *list, wrpo__by_key);
 }
 typedef struct wrpo__unicode {
-    uint16_t *kind;                /* [0x110000] class, | WRPO__CAREFUL, | combining class << 8 */
-    wrpo__keyed *parts, *wholes;   /* sorted stb arrays: code point -> its two parts (or one and 0); and back */
+    uint16_t *kind;  /* [0x110000] class, | WRPO__CAREFUL, | combining class << 8 */
+    wrpo__keyed *parts, *wholes;  /* sorted stb arrays: code point -> its two parts (or one and 0); and back */
 } wrpo__unicode;
 
 static void wrpo__unicode_load_classes(wrpo__arena *arena, wrpo__unicode *u) {
@@ -5695,20 +5695,20 @@ static void wrpo__nfc(const wrpo__unicode *u, const char *s, size_t n, wrpo__tex
    without ?. The pattern becomes a graph without cycles, and matching backtracks no deeper than the pattern is long. */
 typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_FORK, WRPO__RX_JOIN } wrpo__rx_kind;
 typedef struct wrpo__range { int32_t first, last; } wrpo__range;
-typedef struct wrpo__regex {           /* one node; the graph ends where next is NULL */
+typedef struct wrpo__regex {  /* one node; the graph ends where next is NULL */
     wrpo__rx_kind kind;
     struct wrpo__regex *next, *other;  /* FORK: other is tried if next fails */
-    int64_t min, max;                  /* SET: how many */
-    bool possessive, negative;         /* SET: never gives back; AHEAD: (?!...) */
-    bool ascii[128], negate;           /* the set; ascii: the answer for these; the rest is for other code points */
+    int64_t min, max;  /* SET: how many */
+    bool possessive, negative;  /* SET: never gives back; AHEAD: (?!...) */
+    bool ascii[128], negate;  /* the set; ascii: the answer for these; the rest is for other code points */
     uint32_t classes;
-    wrpo__range *ranges;               /* stb array */
-    const uint16_t *unicode;           /* the class of each code point */
+    wrpo__range *ranges;  /* stb array */
+    const uint16_t *unicode;  /* the class of each code point */
 } wrpo__regex;
 typedef struct wrpo__piece {  /* of the text to tokenize, or of the tokens to decode; valid UTF-8 */
     const char *s; size_t n;
-    int32_t id;               /* >= 0: an added token, which no edit changes */
-    bool first;               /* of the whole text */
+    int32_t id;  /* >= 0: an added token, which no edit changes */
+    bool first;  /* of the whole text */
 } wrpo__piece;
 
 static bool wrpo__set_has(const wrpo__regex *x, int32_t c) {
@@ -5799,32 +5799,38 @@ typedef struct wrpo__edit {
     int32_t start, stop;
 } wrpo__edit;
 
-typedef struct wrpo__template {     /* text NULL: none */
+typedef struct wrpo__template {  /* text NULL: none */
     const char *text; size_t size;
     wrpo__arena *arena; void *tokens;  /* by >>chat: what the text compiles to */
 } wrpo__template;
 struct wrpo_tokenizer {
     wrpo_ctx *ctx;
-    wrpo__arena *arena, *scratch;        /* scratch: what one call needs; cleared by the next */
-    const char *dir;                     /* where it was loaded from */
+    wrpo__arena *arena, *scratch;  /* scratch: what one call needs; cleared by the next */
+    const char *dir;  /* where it was loaded from */
     wrpo__unicode unicode;
-    wrpo__token *tokens; int64_t size;   /* by id */
-    int32_t *slots; uint64_t mask;       /* text -> id: open addressing, -1 = free */
+    wrpo__token *tokens; int64_t size;  /* by id */
+    int32_t *slots; uint64_t mask;  /* text -> id: open addressing, -1 = free */
     wrpo__merge *merges; uint64_t merge_mask, seed;  /* pair -> rank and id: open addressing; seed: of both */
-    wrpo__added *added;                  /* stb array; [0] is none */
-    int32_t heads[2][256];               /* [normalized][first byte] -> the longest added token, next: one not longer */
-    wrpo__edit *encoder, *decoder;       /* stb arrays; encoder: added tokens, normalizer, these again, pre-tokenizer */
-    int64_t normalizer_end;              /* encoder[1..here) is the normalizer */
-    bool has_decoder, has_template, byte_fallback, fuse_unk, ignore_merges;
-    const char *unk_text;                /* the model's unk_token, or NULL */
+    wrpo__added *added;  /* stb array; [0] is none */
+    int32_t heads[2][256];  /* [normalized][first byte] -> the longest added token, next: one not longer */
+    wrpo__edit *encoder, *decoder;  /* stb arrays; encoder: added tokens, normalizer, these again, pre-tokenizer */
+    bool has_decoder, byte_fallback, fuse_unk, ignore_merges;
+    const char *unk_text;  /* the model's unk_token, or NULL */
     int32_t unk, bytes[256], small[WRPO__SMALL_CHARS];  /* ids: of unk_text, <0xNN>, the characters below U+0400 */
     int16_t byte_char[256], char_byte[324];  /* the alphabet of byte-level BPE; -1: not of it */
-    int32_t *prefix, *suffix;            /* stb arrays: the post-processor */
-    wrpo__word *words;                   /* [WORDS] direct-mapped cache of BPE results */
-    const wrpo_json *config;             /* tokenizer_config.json, or NULL */
-    const char *special[7];              /* texts of wrpo__special_names; NULL: none */
-    int32_t bos, eos;                    /* -1: none */
-    wrpo__template chat[2];              /* the second, if there is one: for conversations with tools */
+    int32_t *prefix, *suffix;  /* stb arrays: the post-processor */
+    wrpo__word *words;  /* [WORDS] direct-mapped cache of BPE results */
+    const wrpo_json *config;  /* tokenizer_config.json, or NULL */
+    const char *special[7];  /* texts of wrpo__special_names; NULL: none */
+    int32_t bos, eos;  /* -1: none */
+    wrpo__template chat[2];  /* the second, if there is one: for conversations with tools */
+    /* only while it is loaded: */
+    const char *file;  /* which is read, for errors */
+    struct wrpo__work *work;  /* normalizes the texts of added tokens */
+    int64_t next_id;  /* of the next added token that is not in the vocabulary */
+    wrpo__edit **edits;  /* encoder or decoder */
+    int64_t normalizer_end;  /* encoder[1..here) is the normalizer */
+    bool has_template, cuts;  /* cuts: see wrpo__mark_within */
 };
 
 /* Hash tables of our own: texts may hold NULs, and the maps of stb_ds change a seed that all threads share. */
@@ -5859,21 +5865,27 @@ static wrpo__merge *wrpo__merge_slot(const wrpo_tokenizer *tok, int32_t left, in
 typedef struct wrpo__symbol { int32_t id, prev, next; } wrpo__symbol;  /* of a word in BPE, a list; id -1: merged */
 typedef struct wrpo__work {
     wrpo_tokenizer *tok;
-    wrpo__arena *outer;         /* the arena that was current before */
-    bool continues;             /* nothing is put before the first piece */
+    wrpo__arena *outer;  /* the arena that was current before */
+    bool continues;  /* nothing is put before the first piece */
     wrpo__piece *pieces, *put;  /* stb arrays, like those below; put: what an edit makes of the pieces */
-    wrpo__text out;             /* what an edit writes, until it is a piece */
+    wrpo__text out;  /* what an edit writes, until it is a piece */
     wrpo__symbol *symbols;
     wrpo__keyed *marks, *heap;  /* heap: possible merges; key: rank, left symbol; value: the merged one */
 } wrpo__work;
 static const char wrpo__no_char[] = "\xEF\xBF\xBD";  /* U+FFFD: for bytes that are not UTF-8 */
 
-static void wrpo__put_piece(wrpo__work *w, const char *s, size_t n, int32_t id, bool first) {
-    wrpo__piece p = {s, n, id, first};
+static void wrpo__put_piece(wrpo__work *w, const char *s, size_t n, bool first) {
+    wrpo__piece p = {s, n, -1, first};
     stbds_arrput(w->put, p);
 }
+/* p[from..to), unless it is empty. id: of the added token that it is, or -1 */
+static void wrpo__put_part(wrpo__work *w, const wrpo__piece *p, size_t from, size_t to, int32_t id) {
+    if (from >= to) return;
+    wrpo__put_piece(w, p->s + from, to - from, p->first && from == 0);
+    stbds_arrlast(w->put).id = id;
+}
 static void wrpo__put_out(wrpo__work *w, bool first) {  /* what was written is a piece */
-    wrpo__put_piece(w, wrpo__strndup(w->tok->scratch, w->out.data, w->out.size), w->out.size, -1, first);
+    wrpo__put_piece(w, wrpo__strndup(w->tok->scratch, w->out.data, w->out.size), w->out.size, first);
     w->out.size = 0;
 }
 static void wrpo__take_pieces(wrpo__work *w) {  /* those that were put become the pieces */
@@ -5882,8 +5894,12 @@ static void wrpo__take_pieces(wrpo__work *w) {  /* those that were put become th
     w->put = swap;
     stbds_arrsetlen(w->put, 0);
 }
-static int wrpo__class_at(const wrpo__work *w, const wrpo__piece *p, size_t i, size_t *size) {
-    return w->tok->unicode.kind[wrpo__utf8_get(p->s + i, p->n - i, size)] & 15;
+/* The size of the code point at p->s[i] if it is of one of these classes, else 0. */
+static size_t wrpo__in_class(const wrpo__work *w, const wrpo__piece *p, size_t i, int classes) {
+    size_t size;
+    if (i >= p->n) return 0;
+    int32_t c = wrpo__utf8_get(p->s + i, p->n - i, &size);
+    return classes >> (w->tok->unicode.kind[c] & 15) & 1 ? size : 0;
 }
 /* The added token at p->s[i], the longest; NULL: there is none. */
 static const wrpo__added *wrpo__added_at(const wrpo_tokenizer *tok, bool normalized, const wrpo__piece *p, size_t i) {
@@ -5897,29 +5913,29 @@ static const wrpo__added *wrpo__added_at(const wrpo_tokenizer *tok, bool normali
 /* Cuts a piece at added tokens: the leftmost, there the longest, as the library does it. If a token strips the space on
    its right and the next one begins with that space, the space comes twice, as in the library. */
 static void wrpo__cut_added(wrpo__work *w, const wrpo__piece *p, bool normalized) {
-    size_t done = 0, size, next;
+    size_t done = 0, next;
     for (size_t i = 0; i < p->n; i = next) {
         const wrpo__added *a = wrpo__added_at(w->tok, normalized, p, i);
         next = i + (a ? a->size : 1);
         if (!a) continue;
-        size_t begin = i, end = next;
+        size_t begin = i, end = next, size;
         uint32_t flags = w->tok->tokens[a->id].flags;
         if (flags & WRPO__TOKEN_SINGLE_WORD) {
-            if (begin > 0 && WRPO__WORD >> wrpo__class_at(w, p, wrpo__before(p->s, begin), &size) & 1) continue;
-            if (end < p->n && WRPO__WORD >> wrpo__class_at(w, p, end, &size) & 1) continue;
+            if (begin > 0 && wrpo__in_class(w, p, wrpo__before(p->s, begin), WRPO__WORD)) continue;
+            if (wrpo__in_class(w, p, end, WRPO__WORD)) continue;
         }
         if (flags & WRPO__TOKEN_LSTRIP) {
             begin = WRPO__MAX(begin, done);
-            while (begin > done && wrpo__class_at(w, p, wrpo__before(p->s, begin), &size) == WRPO__SPACE)
+            while (begin > done && wrpo__in_class(w, p, wrpo__before(p->s, begin), 1 << WRPO__SPACE))
                 begin = wrpo__before(p->s, begin);
         }
         if (flags & WRPO__TOKEN_RSTRIP)
-            while (end < p->n && wrpo__class_at(w, p, end, &size) == WRPO__SPACE) end += size;
-        if (done < begin) wrpo__put_piece(w, p->s + done, begin - done, -1, p->first && done == 0);
-        if (begin < end) wrpo__put_piece(w, p->s + begin, end - begin, a->id, false);
+            while ((size = wrpo__in_class(w, p, end, 1 << WRPO__SPACE)) > 0) end += size;
+        wrpo__put_part(w, p, done, begin, -1);
+        wrpo__put_part(w, p, begin, end, a->id);
         done = end;
     }
-    if (done < p->n) wrpo__put_piece(w, p->s + done, p->n - done, -1, p->first && done == 0);
+    wrpo__put_part(w, p, done, p->n, -1);
 }
 /* Does a part of a text join the part before it? before, matched: whether each matches the pattern. */
 static bool wrpo__joins(wrpo__behavior behavior, bool before, bool matched) {
@@ -5938,34 +5954,28 @@ static void wrpo__split_piece(wrpo__work *w, const wrpo__edit *e, const wrpo__pi
             end = match[k];
             if (begin == end) continue;
             bool matched = (k == 1) != e->invert;
-            if (open < begin && !wrpo__joins(e->behavior, before, matched)) {
-                wrpo__put_piece(w, p->s + open, begin - open, -1, p->first && open == 0);
+            if (!wrpo__joins(e->behavior, before, matched)) {
+                wrpo__put_part(w, p, open, begin, -1);
                 open = SIZE_MAX;
             }
             if (open > begin && !(matched && e->behavior == WRPO__REMOVED)) open = begin;
             before = matched;
         }
     }
-    if (open < end) wrpo__put_piece(w, p->s + open, end - open, -1, p->first && open == 0);
+    wrpo__put_part(w, p, open, end, -1);
 }
 static bool wrpo__begins(const wrpo__edit *e, const char *s, size_t n) {  /* does s begin with the edit's text? */
     return n >= e->size && memcmp(s, e->text, e->size) == 0;
 }
-static int wrpo__hex_digit(char c) {  /* -1: none */
-    char low = (char)(c | 32);
-    if (c >= '0' && c <= '9') return c - '0';
-    return low >= 'a' && low <= 'f' ? low - 'a' + 10 : -1;
-}
 static int wrpo__byte_token(const char *s, size_t n) {  /* the byte NN of <0xNN>; -1: another token */
-    if (n != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>') return -1;
-    int high = wrpo__hex_digit(s[3]), low = wrpo__hex_digit(s[4]);
-    return high < 0 || low < 0 ? -1 : high * 16 + low;
+    if (n != 6 || memcmp(s, "<0x", 3) != 0 || strspn(s + 3, "0123456789ABCDEFabcdef") != 2 || s[5] != '>') return -1;
+    return (int)strtol(s + 3, NULL, 16);
 }
 /* <0xNN> tokens in a row are the bytes of a text; if that is not UTF-8, each byte becomes U+FFFD. */
 static void wrpo__end_bytes(wrpo__work *w) {
     size_t bad, n = w->out.size;
     if (n && wrpo__is_utf8(w->out.data, n, &bad)) wrpo__put_out(w, false);
-    else for (w->out.size = 0; n > 0; n--) wrpo__put_piece(w, wrpo__no_char, 3, -1, false);
+    else for (w->out.size = 0; n > 0; n--) wrpo__put_piece(w, wrpo__no_char, 3, false);
 }
 static bool wrpo__fuses(const wrpo__edit *e) { return e->kind == WRPO__EDIT_UNBYTES || e->kind == WRPO__EDIT_FUSE; }
 static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, const wrpo__piece *p) {
@@ -6041,7 +6051,7 @@ static void wrpo__edit_all(wrpo__work *w, const wrpo__edit *e, int64_t count) {
     }
 }
 static void wrpo__begin_text(wrpo__work *w, const char *s, size_t n) {  /* as one piece */
-    wrpo__put_piece(w, s, n, -1, true);
+    wrpo__put_piece(w, s, n, true);
     wrpo__take_pieces(w);
 }
 
@@ -6187,7 +6197,7 @@ static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, boo
         bool renamed = token->flags & WRPO__TOKEN_RENAMED;
         if (skip_special && token->flags & WRPO__TOKEN_SPECIAL && !renamed) continue;
         while (renamed && a->id != ids[i]) a++;
-        wrpo__put_piece(&w, renamed ? a->text : token->text, renamed ? a->size : token->size, -1, false);
+        wrpo__put_piece(&w, renamed ? a->text : token->text, renamed ? a->size : token->size, false);
     }
     wrpo__take_pieces(&w);
     wrpo__edit_all(&w, tok->decoder, stbds_arrlen(tok->decoder));
@@ -6199,49 +6209,44 @@ static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, boo
 }
 
 /* ---- load: what all readers use ---- */
-typedef struct wrpo__loader {
-    wrpo_tokenizer *tok; wrpo_ctx *ctx;
-    const char *name;     /* of the file, for errors */
-    wrpo__work *work;     /* normalizes the texts of added tokens */
-    int64_t next;         /* the id of the next added token that is not in the vocabulary */
-    wrpo__edit **edits;   /* the list that readers of components add to */
-    bool cuts;            /* see wrpo__load_model */
-} wrpo__loader;
-#define wrpo__load_fail(in, v, ...) wrpo__json_fail((in)->ctx, WRPO_E_FORMAT, (in)->name, v, __VA_ARGS__)
-_Noreturn static void wrpo__load_refuse(const wrpo__loader *in, const char *what, const wrpo_json *v) {
+#define wrpo__load_fail(tok, v, ...) wrpo__json_fail((tok)->ctx, WRPO_E_FORMAT, (tok)->file, v, __VA_ARGS__)
+_Noreturn static void wrpo__load_refuse(wrpo_tokenizer *tok, const char *what, const wrpo_json *v) {
     wrpo__shown s;
-    wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "%s %s is not supported", what, wrpo__json_found(s, v));
+    wrpo__json_fail(tok->ctx, WRPO_E_UNSUPPORTED, tok->file, v, "%s %s is not supported", what, wrpo__json_found(s, v));
 }
 /* A member of an object, of this kind; from wrpo__maybe NULL, if it is absent or null. */
-static const wrpo_json *wrpo__need(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo_json_kind kind) {
-    return wrpo__json_need(in->ctx, in->name, v, key, kind);
+static const wrpo_json *wrpo__need(wrpo_tokenizer *tok, const wrpo_json *v, const char *key, wrpo_json_kind kind) {
+    return wrpo__json_need(tok->ctx, tok->file, v, key, kind);
 }
-static const wrpo_json *wrpo__maybe(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo_json_kind kind) {
-    return wrpo__json_maybe(in->ctx, in->name, v, key, kind);
+static const wrpo_json *wrpo__maybe(wrpo_tokenizer *tok, const wrpo_json *v, const char *key, wrpo_json_kind kind) {
+    return wrpo__json_maybe(tok->ctx, tok->file, v, key, kind);
 }
-static bool wrpo__flag(const wrpo__loader *in, const wrpo_json *object, const char *key, bool otherwise) {
-    const wrpo_json *v = wrpo__maybe(in, object, key, WRPO_JSON_BOOL);
+static bool wrpo__flag(wrpo_tokenizer *tok, const wrpo_json *object, const char *key, bool otherwise) {
+    const wrpo_json *v = wrpo__maybe(tok, object, key, WRPO_JSON_BOOL);
     return v ? v->boolean : otherwise;
 }
-static int32_t wrpo__count(const wrpo__loader *in, const wrpo_json *v, int64_t high) {
-    return (int32_t)wrpo__json_integer(in->ctx, in->name, v, 0, high, NULL);
+static int32_t wrpo__count(wrpo_tokenizer *tok, const wrpo_json *v, int64_t high) {
+    return (int32_t)wrpo__json_integer(tok->ctx, tok->file, v, 0, high, NULL);
 }
 
 /* ---- load: regexes ---- */
 typedef struct wrpo__rx_parser {
-    const wrpo__loader *in; const wrpo_json *json;  /* where the pattern is, for errors */
-    const char *s; size_t n, i;                     /* the pattern, and how much of it is read */
-    bool literal, fold;                             /* all characters are literals; inside (?i:...) */
+    wrpo_tokenizer *tok; const wrpo_json *json;  /* json: where the pattern is, for errors */
+    const char *s; size_t n, i;  /* the pattern, and how much of it is read */
+    bool literal, fold;  /* all characters are literals; inside (?i:...) */
     int depth;
 } wrpo__rx_parser;
 typedef struct wrpo__rx_part { wrpo__regex *first, *last; int64_t shortest; } wrpo__rx_part;  /* shortest match */
 
 _Noreturn static void wrpo__rx_fail(const wrpo__rx_parser *p, const char *what) {
-    wrpo__json_fail(p->in->ctx, WRPO_E_UNSUPPORTED, p->in->name, p->json, "regex, byte %zu: %s is not supported: %.*s",
-                    p->i + 1, what, (int)WRPO__MIN(p->n, 200), p->s);
+    wrpo__json_fail(p->tok->ctx, WRPO_E_UNSUPPORTED, p->tok->file, p->json,
+                    "regex, byte %zu: %s is not supported: %.*s", p->i + 1, what, (int)WRPO__MIN(p->n, 200), p->s);
 }
 static bool wrpo__rx_sees(const wrpo__rx_parser *p, const char *any) {  /* is the next character one of these? */
     return !p->literal && p->i < p->n && p->s[p->i] && strchr(any, p->s[p->i]);
+}
+static void wrpo__rx_refuse(const wrpo__rx_parser *p, const char *any, const char *what) {
+    if (wrpo__rx_sees(p, any)) wrpo__rx_fail(p, what);
 }
 static bool wrpo__rx_take(wrpo__rx_parser *p, const char *text) {
     size_t n = strlen(text);
@@ -6256,50 +6261,34 @@ static int32_t wrpo__rx_char(wrpo__rx_parser *p) {
     p->i += size;
     return c;
 }
-static int64_t wrpo__rx_number(wrpo__rx_parser *p, int base, size_t digits) {  /* at most that many; -1: none */
-    int64_t v = -1;
-    for (size_t end = WRPO__MIN(p->n, p->i + digits); p->i < end; p->i++) {
-        int digit = wrpo__hex_digit(p->s[p->i]);
-        if (digit < 0 || digit >= base) break;
-        v = WRPO__MAX(v, 0) * base + digit;
-        if (v > 0x10FFFF) wrpo__rx_fail(p, "a number this large");
+static int64_t wrpo__rx_number(wrpo__rx_parser *p, int64_t otherwise) {
+    int64_t v = 0;
+    if (!wrpo__rx_sees(p, "0123456789")) return otherwise;
+    for (; wrpo__rx_sees(p, "0123456789"); p->i++) {
+        v = v * 10 + p->s[p->i] - '0';
+        if (v > INT32_MAX) wrpo__rx_fail(p, "a number this large");
     }
     return v;
 }
-static uint32_t wrpo__rx_property(wrpo__rx_parser *p) {  /* after \p{ */
-    static const struct { const char *name; uint32_t classes; } properties[] = {
-        {"L}", WRPO__L}, {"Lu}", 1u << WRPO__LU}, {"Ll}", 1u << WRPO__LL}, {"Lt}", 1u << WRPO__LT},
-        {"Lm}", 1u << WRPO__LM}, {"Lo}", 1u << WRPO__LO}, {"N}", WRPO__N}, {"Nd}", 1u << WRPO__ND},
-        {"M}", 1u << WRPO__M}, {"P}", 1u << WRPO__P | 1u << WRPO__PC}, {"S}", 1u << WRPO__S | 1u << WRPO__SW},
-    };
-    uint32_t negate = wrpo__rx_take(p, "^") ? WRPO__CLASSES : 0;
-    for (int64_t k = 0; k < WRPO__COUNT(properties); k++)
-        if (wrpo__rx_take(p, properties[k].name)) return properties[k].classes ^ negate;
-    wrpo__rx_fail(p, "this property");
-}
 /* After a backslash: the classes of the escape, or 0 and the one code point *c. */
 static uint32_t wrpo__rx_escape(wrpo__rx_parser *p, int32_t *c) {
+    static const struct { const char *name; uint32_t classes; } escapes[] = {
+        {"s", 1u << WRPO__SPACE}, {"d", 1u << WRPO__ND}, {"p{Nd}", 1u << WRPO__ND}, {"p{L}", WRPO__L},
+        {"p{Lu}", 1u << WRPO__LU}, {"p{Ll}", 1u << WRPO__LL}, {"p{Lt}", 1u << WRPO__LT}, {"p{Lm}", 1u << WRPO__LM},
+        {"p{Lo}", 1u << WRPO__LO}, {"p{N}", WRPO__N}, {"p{M}", 1u << WRPO__M},
+        {"p{P}", 1u << WRPO__P | 1u << WRPO__PC}, {"p{S}", 1u << WRPO__S | 1u << WRPO__SW},
+    };
     static const char letters[] = "nrtfva", controls[] = "\n\r\t\f\v\a";
     *c = wrpo__rx_char(p);
-    size_t begin = p->i;
-    int32_t letter = *c, low = letter | 32;
-    uint32_t negate = letter == low ? 0 : WRPO__CLASSES;  /* \S, \D, \P */
-    const char *control = letter > 0 && letter < 128 ? strchr(letters, letter) : NULL;
-    if (low == 's') return 1u << WRPO__SPACE ^ negate;
-    if (low == 'd') return 1u << WRPO__ND ^ negate;
-    if (low == 'p' && wrpo__rx_take(p, "{")) return wrpo__rx_property(p) ^ negate;
-    bool known = letter >= 32 && letter < 128 && !(low >= 'a' && low <= 'z') && !(letter >= '0' && letter <= '9');
-    if (control) {
-        *c = controls[control - letters];
-        known = true;
-    } else if (letter == 'u') {
-        *c = (int32_t)wrpo__rx_number(p, 16, 4);
-        known = p->i == begin + 4;
-    } else if (letter == 'x' && wrpo__rx_take(p, "{")) {
-        *c = (int32_t)wrpo__rx_number(p, 16, p->n);
-        known = *c >= 0 && wrpo__rx_take(p, "}");
-    }
-    if (!known) wrpo__rx_fail(p, "this escape");
+    int32_t low = *c | 32;
+    for (int64_t k = 0; k < WRPO__COUNT(escapes); k++)
+        if (low == escapes[k].name[0] && wrpo__rx_take(p, escapes[k].name + 1))
+            return *c == low ? escapes[k].classes : WRPO__CLASSES ^ escapes[k].classes;  /* \s or \S */
+    if (low == 'p') wrpo__rx_refuse(p, "{", "this property");
+    const char *control = *c > 0 && *c < 128 ? strchr(letters, *c) : NULL;
+    if (control) *c = controls[control - letters];
+    else if (*c < 32 || *c > 127 || (low >= 'a' && low <= 'z') || (*c >= '0' && *c <= '9'))
+        wrpo__rx_fail(p, "this escape");
     return 0;
 }
 static bool wrpo__rx_dash(const wrpo__rx_parser *p) {  /* of a range: a '-' before ']' is a literal */
@@ -6310,9 +6299,9 @@ static void wrpo__rx_range(wrpo__regex *x, int32_t first, int32_t last) {
 }
 static void wrpo__rx_bracket(wrpo__rx_parser *p, wrpo__regex *x) {  /* after '[' */
     x->negate = wrpo__rx_take(p, "^");
-    if (wrpo__rx_sees(p, "]")) wrpo__rx_fail(p, "an empty class");
+    wrpo__rx_refuse(p, "]", "an empty class");
     for (bool begun = false; !wrpo__rx_take(p, "]"); begun = true) {
-        if (wrpo__rx_sees(p, "[")) wrpo__rx_fail(p, "a class within a class");
+        wrpo__rx_refuse(p, "[", "a class within a class");
         if (wrpo__rx_take(p, "&&")) wrpo__rx_fail(p, "an intersection of classes");
         if (begun && wrpo__rx_dash(p)) wrpo__rx_fail(p, "'-' at this place");
         int32_t first = wrpo__rx_char(p);
@@ -6322,45 +6311,49 @@ static void wrpo__rx_bracket(wrpo__rx_parser *p, wrpo__regex *x) {  /* after '['
         if (classes) continue;
         if (wrpo__rx_dash(p)) {
             p->i++;
-            if (wrpo__rx_sees(p, "[")) wrpo__rx_fail(p, "a class within a class");
+            wrpo__rx_refuse(p, "[", "a class within a class");
             last = wrpo__rx_char(p);
             if ((last == '\\' && wrpo__rx_escape(p, &last)) || last < first) wrpo__rx_fail(p, "this range");
         }
         wrpo__rx_range(x, first, last);
     }
 }
-/* One literal, escape or class. In (?i:...) a letter is a class of its cases. Only ASCII is folded, where U+017F and
-   U+212A fold too; two letters in a row that a ligature folds to are refused. */
-static void wrpo__rx_set(wrpo__rx_parser *p, wrpo__regex *x) {
-    static const char *const refused[][2] = {
-        {".", "'.'"}, {"^$", "an anchor"}, {"{?*+", "this repetition"}, {"]}", "this bracket"},
-    };
+/* In (?i:...) a letter is a class of its cases. Only ASCII is folded, where U+017F and U+212A fold too; two letters in
+   a row that a ligature folds to are refused. */
+static void wrpo__rx_fold(wrpo__rx_parser *p, wrpo__regex *x, int32_t letter) {
     static const char *const ligatures[] = {"ss", "ff", "fi", "fl", "st"};
-    int32_t c = 0;
-    for (int k = 0; k < 4; k++) if (wrpo__rx_sees(p, refused[k][0])) wrpo__rx_fail(p, refused[k][1]);
+    for (int k = 0; k < 5; k++)
+        if (letter == ligatures[k][0] && p->i < p->n && (p->s[p->i] | 32) == ligatures[k][1])
+            wrpo__rx_fail(p, "a pair of letters with a ligature in (?i:...)");
+    wrpo__rx_range(x, letter, letter);
+    wrpo__rx_range(x, letter ^ 32, letter ^ 32);
+    if (letter == 's') wrpo__rx_range(x, 0x17F, 0x17F);
+    if (letter == 'k') wrpo__rx_range(x, 0x212A, 0x212A);
+}
+static wrpo__rx_part wrpo__rx_node(wrpo__rx_parser *p, wrpo__rx_kind kind) {
+    wrpo__regex *x = WRPO__NEW(p->tok->arena, wrpo__regex);
+    *x = (wrpo__regex){.kind = kind, .min = 1, .max = 1, .unicode = p->tok->unicode.kind};
+    return (wrpo__rx_part){x, x, 0};
+}
+static wrpo__rx_part wrpo__rx_set(wrpo__rx_parser *p, wrpo__rx_kind kind) {  /* a literal, an escape or a class */
+    wrpo__rx_part part = wrpo__rx_node(p, kind);
+    wrpo__regex *x = part.first;
+    int32_t c;
+    wrpo__rx_refuse(p, ".", "'.'");
+    wrpo__rx_refuse(p, "^$", "an anchor");
+    wrpo__rx_refuse(p, "?*+{", "this repetition");
+    wrpo__rx_refuse(p, "]}", "this bracket");
     if (p->fold && p->i < p->n && (wrpo__rx_sees(p, "[\\") || (unsigned char)p->s[p->i] >= 128))
         wrpo__rx_fail(p, "anything but ASCII letters in (?i:...)");
     if (wrpo__rx_take(p, "[")) wrpo__rx_bracket(p, x);
     else {
-        if (wrpo__rx_take(p, "\\")) x->classes = wrpo__rx_escape(p, &c);
-        else c = wrpo__rx_char(p);
-        if (!x->classes) wrpo__rx_range(x, c, c);
-    }
-    int32_t low = c | 32;
-    if (p->fold && low >= 'a' && low <= 'z') {
-        for (int k = 0; k < 5; k++)
-            if (low == ligatures[k][0] && p->i < p->n && (p->s[p->i] | 32) == ligatures[k][1])
-                wrpo__rx_fail(p, "a pair of letters with a ligature in (?i:...)");
-        wrpo__rx_range(x, c ^ 32, c ^ 32);
-        if (low == 's') wrpo__rx_range(x, 0x17F, 0x17F);
-        if (low == 'k') wrpo__rx_range(x, 0x212A, 0x212A);
+        c = wrpo__rx_char(p);
+        if (c == '\\' && !p->literal) x->classes = wrpo__rx_escape(p, &c);
+        if (p->fold && (c | 32) >= 'a' && (c | 32) <= 'z') wrpo__rx_fold(p, x, c | 32);
+        else if (!x->classes) wrpo__rx_range(x, c, c);
     }
     for (c = 0; c < 128; c++) x->ascii[c] = wrpo__set_has(x, c);
-}
-static wrpo__rx_part wrpo__rx_node(wrpo__rx_parser *p, wrpo__rx_kind kind) {
-    wrpo__regex *x = WRPO__NEW(p->in->tok->arena, wrpo__regex);
-    *x = (wrpo__regex){.kind = kind, .min = 1, .max = 1, .unicode = p->in->tok->unicode.kind};
-    return (wrpo__rx_part){x, x, 0};
+    return part;
 }
 static wrpo__rx_part wrpo__rx_either(wrpo__rx_parser *p, wrpo__rx_part a, wrpo__rx_part b) {  /* a, else b */
     wrpo__regex *fork = wrpo__rx_node(p, WRPO__RX_FORK).first, *join = wrpo__rx_node(p, WRPO__RX_JOIN).first;
@@ -6373,64 +6366,59 @@ static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p);
 static wrpo__rx_part wrpo__rx_group(wrpo__rx_parser *p) {  /* after "(" */
     bool fold = p->fold;
     if (wrpo__rx_take(p, "?i:")) p->fold = true;
-    else if (!wrpo__rx_take(p, "?:") && wrpo__rx_sees(p, "?")) wrpo__rx_fail(p, "this kind of group");
+    else if (!wrpo__rx_take(p, "?:")) wrpo__rx_refuse(p, "?", "this kind of group");
     wrpo__rx_part part = wrpo__rx_alternatives(p);
     if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a group without its end");
     p->fold = fold;
     if (wrpo__rx_take(p, "?")) part = wrpo__rx_either(p, part, wrpo__rx_node(p, WRPO__RX_JOIN));
-    if (wrpo__rx_sees(p, "?*+{")) wrpo__rx_fail(p, "this repetition of a group");
+    wrpo__rx_refuse(p, "?*+{", "this repetition of a group");
     return part;
 }
 static wrpo__rx_part wrpo__rx_ahead(wrpo__rx_parser *p, bool negative) {  /* after "(?=" or "(?!" */
-    wrpo__rx_part part = wrpo__rx_node(p, WRPO__RX_AHEAD);
-    bool one = !wrpo__rx_sees(p, "(|)");
+    static const char longer[] = "a lookahead for more than one character";
+    wrpo__rx_refuse(p, "(|)", longer);
+    wrpo__rx_part part = wrpo__rx_set(p, WRPO__RX_AHEAD);
     part.first->negative = negative;
-    if (one) wrpo__rx_set(p, part.first);
-    if (!one || !wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a lookahead for more than one character");
+    if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, longer);
     return part;
 }
 static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
     if (wrpo__rx_take(p, "(?!")) return wrpo__rx_ahead(p, true);
     if (wrpo__rx_take(p, "(?=")) return wrpo__rx_ahead(p, false);
     if (wrpo__rx_take(p, "(")) return wrpo__rx_group(p);
-    wrpo__rx_part part = wrpo__rx_node(p, WRPO__RX_SET);
+    wrpo__rx_part part = wrpo__rx_set(p, WRPO__RX_SET);
     wrpo__regex *x = part.first;
-    wrpo__rx_set(p, x);
     if (wrpo__rx_take(p, "{")) {
-        int64_t min = wrpo__rx_number(p, 10, p->n), max = min;
-        if (wrpo__rx_take(p, ",")) max = wrpo__rx_number(p, 10, p->n);
-        if (max < 0 && min >= 0) max = INT64_MAX;
-        x->min = WRPO__MAX(min, 0);
-        x->max = max;
-        if (max < x->min || !wrpo__rx_take(p, "}")) wrpo__rx_fail(p, "this repetition");
+        x->max = wrpo__rx_number(p, -1);
+        x->min = WRPO__MAX(x->max, 0);
+        if (wrpo__rx_take(p, ",")) x->max = wrpo__rx_number(p, x->max < 0 ? -1 : INT64_MAX);
+        if (x->max < x->min || !wrpo__rx_take(p, "}")) wrpo__rx_fail(p, "this repetition");
     } else if (wrpo__rx_sees(p, "?*+")) {
         char c = p->s[p->i++];
         x->min = c == '+';
         x->max = c == '?' ? 1 : INT64_MAX;
         x->possessive = wrpo__rx_take(p, "+");
     }
-    if (wrpo__rx_sees(p, "?*+{")) wrpo__rx_fail(p, "this repetition");
+    wrpo__rx_refuse(p, "?*+{", "this repetition");
     part.shortest = x->min;
     return part;
 }
 static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p) {
-    wrpo__rx_part all = {0};
+    wrpo__rx_part all = wrpo__rx_node(p, WRPO__RX_JOIN);
     if (++p->depth > 400) wrpo__rx_fail(p, "so many alternatives, or so deep a nest of groups");
     while (p->i < p->n && !wrpo__rx_sees(p, "|)")) {
         wrpo__rx_part part = wrpo__rx_item(p);
-        if (all.last) all.last->next = part.first;
-        else all.first = part.first;
+        all.last->next = part.first;
         all.last = part.last;
         all.shortest += part.shortest;
     }
-    if (!all.first) all = wrpo__rx_node(p, WRPO__RX_JOIN);
     if (wrpo__rx_take(p, "|")) all = wrpo__rx_either(p, all, wrpo__rx_alternatives(p));
     p->depth--;
     return all;
 }
-static const wrpo__regex *wrpo__load_regex(const wrpo__loader *in, const wrpo_json *v, const char *s, size_t n,
+static const wrpo__regex *wrpo__load_regex(wrpo_tokenizer *tok, const wrpo_json *v, const char *s, size_t n,
                                            bool literal) {
-    wrpo__rx_parser p = {.in = in, .json = v, .s = s, .n = n, .literal = literal};
+    wrpo__rx_parser p = {.tok = tok, .json = v, .s = s, .n = n, .literal = literal};
     if (n > 4096) wrpo__rx_fail(&p, "a pattern this long");
     wrpo__rx_part all = wrpo__rx_alternatives(&p);
     if (p.i < n) wrpo__rx_fail(&p, "this bracket");
@@ -6439,40 +6427,41 @@ static const wrpo__regex *wrpo__load_regex(const wrpo__loader *in, const wrpo_js
 }
 
 /* ---- load: components ---- */
-static void wrpo__put_edit(const wrpo__loader *in, wrpo__edit e) { stbds_arrput(*in->edits, e); }
-static void wrpo__read_pattern(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
-    const wrpo_json *pattern = wrpo__need(in, v, "pattern", WRPO_JSON_OBJECT);
+static void wrpo__put_edit(wrpo_tokenizer *tok, wrpo__edit e) { stbds_arrput(*tok->edits, e); }
+static void wrpo__read_pattern(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    const wrpo_json *pattern = wrpo__need(tok, v, "pattern", WRPO_JSON_OBJECT);
     bool literal = wrpo__json_get(pattern, "String");
-    v = wrpo__need(in, pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
-    e->regex = wrpo__load_regex(in, v, v->text, v->size, literal);
+    v = wrpo__need(tok, pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
+    e->regex = wrpo__load_regex(tok, v, v->text, v->size, literal);
 }
-static void wrpo__read_split(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
+static void wrpo__read_split(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
     static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
-    const wrpo_json *behavior = wrpo__need(in, v, "behavior", WRPO_JSON_STRING);
+    const wrpo_json *behavior = wrpo__need(tok, v, "behavior", WRPO_JSON_STRING);
     int k = 0;
     while (k < 5 && !wrpo__json_is(behavior, names[k])) k++;
-    if (k == 5) wrpo__load_refuse(in, "Split behavior", behavior);
+    if (k == 5) wrpo__load_refuse(tok, "Split behavior", behavior);
     e->behavior = (wrpo__behavior)k;
-    e->invert = wrpo__flag(in, v, "invert", false);
-    wrpo__read_pattern(in, v, e);
+    e->invert = wrpo__flag(tok, v, "invert", false);
+    wrpo__read_pattern(tok, v, e);
 }
-static void wrpo__read_digits(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
-    static const char numeric[] = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";  /* Rust's, of Unicode 17 */
-    e->behavior = wrpo__flag(in, v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS;
-    e->regex = wrpo__load_regex(in, v, numeric, sizeof numeric - 1, false);
+static void wrpo__read_digits(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    static const char numeric[] =  /* Rust's, of Unicode 17: also U+11DE0..11DE9 and U+16FF4..16FF6 */
+        "[\\p{N}\xF0\x91\xB7\xA0-\xF0\x91\xB7\xA9\xF0\x96\xBF\xB4-\xF0\x96\xBF\xB6]";
+    e->behavior = wrpo__flag(tok, v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS;
+    e->regex = wrpo__load_regex(tok, v, numeric, sizeof numeric - 1, false);
 }
-static void wrpo__read_byte_level(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
+static void wrpo__read_byte_level(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
     static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
     wrpo__edit split = {.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__ISOLATED};
-    split.regex = wrpo__load_regex(in, v, gpt2, sizeof gpt2 - 1, false);
-    if (wrpo__flag(in, v, "add_prefix_space", true))
-        wrpo__put_edit(in, (wrpo__edit){.kind = WRPO__EDIT_PREPEND, .text = " ", .size = 1, .unless = true});
-    if (wrpo__flag(in, v, "use_regex", true)) wrpo__put_edit(in, split);
+    split.regex = wrpo__load_regex(tok, v, gpt2, sizeof gpt2 - 1, false);
+    if (wrpo__flag(tok, v, "add_prefix_space", true))
+        wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_PREPEND, .text = " ", .size = 1, .unless = true});
+    if (wrpo__flag(tok, v, "use_regex", true)) wrpo__put_edit(tok, split);
     (void)e;
 }
-static void wrpo__read_unbytes(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
+static void wrpo__read_unbytes(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
     (void)v;
-    wrpo__put_edit(in, *e);
+    wrpo__put_edit(tok, *e);
     e->kind = WRPO__EDIT_REPAIR;
 }
 static bool wrpo__one_char(const wrpo__edit *e) {
@@ -6482,64 +6471,63 @@ static bool wrpo__one_char(const wrpo__edit *e) {
 }
 /* Does a normalizer keep the number of characters? */
 static bool wrpo__keeps_count(const wrpo__edit *e) {
-    const wrpo__regex *x = e->regex;
     if (e->kind != WRPO__EDIT_REPLACE) return e->kind == WRPO__EDIT_NFC;
+    const wrpo__regex *x = e->regex->next;  /* after a JOIN */
     return wrpo__one_char(e) && x->kind == WRPO__RX_SET && !x->next && x->min == 1 && x->max == 1;
 }
-static void wrpo__read_metaspace(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
-    const wrpo_json *scheme = wrpo__maybe(in, v, "prepend_scheme", WRPO_JSON_STRING);
+static void wrpo__read_metaspace(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    const wrpo_json *scheme = wrpo__maybe(tok, v, "prepend_scheme", WRPO_JSON_STRING);
     bool never = wrpo__json_is(scheme, "never"), first = wrpo__json_is(scheme, "first");
-    if (scheme && !never && !first && !wrpo__json_is(scheme, "always")) wrpo__load_refuse(in, "prepend_scheme", scheme);
-    if (!wrpo__flag(in, v, "add_prefix_space", true) && !never)
-        wrpo__load_fail(in, v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
+    if (scheme && !never && !first && !wrpo__json_is(scheme, "always")) wrpo__load_refuse(tok, "prepend_scheme", scheme);
+    if (!wrpo__flag(tok, v, "add_prefix_space", true) && !never)
+        wrpo__load_fail(tok, v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
     /* "first" means the first of the original text, which is known if the normalizer keeps the number of characters */
-    for (int64_t i = 1; i < in->tok->normalizer_end && first; i++)
-        if (!wrpo__keeps_count(&in->tok->encoder[i]))
-            wrpo__load_refuse(in, "after this normalizer, prepend_scheme", scheme);
+    for (int64_t i = 1; i < tok->normalizer_end && first; i++)
+        if (!wrpo__keeps_count(&tok->encoder[i]))
+            wrpo__load_refuse(tok, "after this normalizer, prepend_scheme", scheme);
     e->kind = WRPO__EDIT_REPLACE;  /* a space becomes the mark */
-    e->regex = wrpo__load_regex(in, v, " ", 1, true);
-    wrpo__put_edit(in, *e);
+    e->regex = wrpo__load_regex(tok, v, " ", 1, true);
+    wrpo__put_edit(tok, *e);
     e->kind = WRPO__EDIT_PREPEND;
     e->unless = true;
     e->first = first;
-    if (!never) wrpo__put_edit(in, *e);
-    e->kind = wrpo__flag(in, v, "split", true) ? WRPO__EDIT_SPLIT : WRPO__EDIT_NONE;
+    if (!never) wrpo__put_edit(tok, *e);
+    e->kind = wrpo__flag(tok, v, "split", true) ? WRPO__EDIT_SPLIT : WRPO__EDIT_NONE;
     e->behavior = WRPO__MERGED_WITH_NEXT;
-    e->regex = wrpo__load_regex(in, v, e->text, e->size, true);
+    e->regex = wrpo__load_regex(tok, v, e->text, e->size, true);
 }
-static void wrpo__read_unmark(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
-    e->regex = wrpo__load_regex(in, v, e->text, e->size, true);
+static void wrpo__read_unmark(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    e->regex = wrpo__load_regex(tok, v, e->text, e->size, true);
     e->text = " ";
     e->size = 1;
     e->first = !wrpo__json_is(wrpo__json_get(v, "prepend_scheme"), "never");
 }
-static void wrpo__read_strip(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
-    e->start = wrpo__count(in, wrpo__need(in, v, "start", WRPO_JSON_NUMBER), INT32_MAX);
-    e->stop = wrpo__count(in, wrpo__need(in, v, "stop", WRPO_JSON_NUMBER), INT32_MAX);
+static void wrpo__read_strip(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    e->start = wrpo__count(tok, wrpo__need(tok, v, "start", WRPO_JSON_NUMBER), INT32_MAX);
+    e->stop = wrpo__count(tok, wrpo__need(tok, v, "stop", WRPO_JSON_NUMBER), INT32_MAX);
 }
 /* The post-processor: only what a single text gets, ids before and after it. */
-static void wrpo__read_template(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
-    wrpo_tokenizer *tok = in->tok;
+static void wrpo__read_template(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
     int32_t **ids = &tok->prefix;
     const wrpo_json *wrong = NULL;
     (void)e;
-    if (tok->has_template) wrpo__load_refuse(in, "more than one", wrpo__json_get(v, "type"));
+    if (tok->has_template) wrpo__load_refuse(tok, "more than one", wrpo__json_get(v, "type"));
     tok->has_template = true;
-    for (const wrpo_json *k = wrpo__need(in, v, "single", WRPO_JSON_ARRAY)->child; k; k = k->next) {
-        const wrpo_json *text = wrpo__maybe(in, k, "Sequence", WRPO_JSON_OBJECT);
+    for (const wrpo_json *k = wrpo__need(tok, v, "single", WRPO_JSON_ARRAY)->child; k; k = k->next) {
+        const wrpo_json *text = wrpo__maybe(tok, k, "Sequence", WRPO_JSON_OBJECT);
         if (text) {
             if (ids == &tok->suffix || !wrpo__json_is(wrpo__json_get(text, "id"), "A")) wrong = k;
             ids = &tok->suffix;
             continue;
         }
-        const wrpo_json *tokens = wrpo__need(in, v, "special_tokens", WRPO_JSON_OBJECT);
-        const wrpo_json *token = wrpo__need(in, k, "SpecialToken", WRPO_JSON_OBJECT);
-        token = wrpo__need(in, tokens, wrpo__need(in, token, "id", WRPO_JSON_STRING)->text, WRPO_JSON_OBJECT);
-        for (const wrpo_json *i = wrpo__need(in, token, "ids", WRPO_JSON_ARRAY)->child; i; i = i->next)
-            stbds_arrput(*ids, wrpo__count(in, i, tok->size - 1));
+        const wrpo_json *tokens = wrpo__need(tok, v, "special_tokens", WRPO_JSON_OBJECT);
+        const wrpo_json *token = wrpo__need(tok, k, "SpecialToken", WRPO_JSON_OBJECT);
+        token = wrpo__need(tok, tokens, wrpo__need(tok, token, "id", WRPO_JSON_STRING)->text, WRPO_JSON_OBJECT);
+        for (const wrpo_json *i = wrpo__need(tok, token, "ids", WRPO_JSON_ARRAY)->child; i; i = i->next)
+            stbds_arrput(*ids, wrpo__count(tok, i, tok->size - 1));
     }
     if (wrong || ids == &tok->prefix)
-        wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, wrong ? wrong : v, "TemplateProcessing: want text A "
+        wrpo__json_fail(tok->ctx, WRPO_E_UNSUPPORTED, tok->file, wrong ? wrong : v, "TemplateProcessing: want text A "
                         "once in \"single\", found %s", wrong ? "another sequence" : "none");
 }
 
@@ -6547,7 +6535,7 @@ typedef struct wrpo__component {
     const char *list, *type;
     wrpo__edit_kind kind;
     const char *text; bool one;  /* the key of the edit's text; one: it is one character */
-    void (*read)(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e);  /* the rest of e, and edits before it */
+    void (*read)(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e);  /* the rest of e, and edits before it */
 } wrpo__component;
 static const wrpo__component wrpo__components[] = {
     {"normalizer", "NFC", WRPO__EDIT_NFC, NULL, false, NULL},
@@ -6567,27 +6555,27 @@ static const wrpo__component wrpo__components[] = {
     {"decoder", "Metaspace", WRPO__EDIT_REPLACE, "replacement", true, wrpo__read_unmark},
 };
 /* A component, or a Sequence of them, which may nest. members: the key of the Sequence's members. */
-static void wrpo__load_component(const wrpo__loader *in, const wrpo_json *v, const char *list, const char *members) {
+static void wrpo__load_component(wrpo_tokenizer *tok, const wrpo_json *v, const char *list, const char *members) {
     if (!v) return;
-    const wrpo_json *type = wrpo__need(in, v, "type", WRPO_JSON_STRING);
+    const wrpo_json *type = wrpo__need(tok, v, "type", WRPO_JSON_STRING);
     if (wrpo__json_is(type, "Sequence")) {
-        v = wrpo__need(in, v, members, WRPO_JSON_ARRAY);
-        for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_component(in, k, list, members);
+        v = wrpo__need(tok, v, members, WRPO_JSON_ARRAY);
+        for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_component(tok, k, list, members);
         return;
     }
     const wrpo__component *c = wrpo__components, *end = c + WRPO__COUNT(wrpo__components);
     while (c < end && !(strcmp(c->list, list) == 0 && wrpo__json_is(type, c->type))) c++;
-    if (c == end) wrpo__load_refuse(in, list, type);
+    if (c == end) wrpo__load_refuse(tok, list, type);
     wrpo__edit e = {.kind = c->kind};
     if (c->text) {
-        const wrpo_json *text = wrpo__need(in, v, c->text, WRPO_JSON_STRING);
-        e.text = wrpo__strndup(in->tok->arena, text->text, text->size);
+        const wrpo_json *text = wrpo__need(tok, v, c->text, WRPO_JSON_STRING);
+        e.text = wrpo__strndup(tok->arena, text->text, text->size);
         e.size = text->size;
-        if (c->one && !wrpo__one_char(&e)) wrpo__json_refuse(in->ctx, in->name, text, NULL, "one character");
+        if (c->one && !wrpo__one_char(&e)) wrpo__json_refuse(tok->ctx, tok->file, text, NULL, "one character");
     }
-    if (c->read) c->read(in, v, &e);
-    if (e.kind == WRPO__EDIT_NFC) wrpo__unicode_load_nfc(&in->tok->unicode);
-    if (e.kind != WRPO__EDIT_NONE) wrpo__put_edit(in, e);
+    if (c->read) c->read(tok, v, &e);
+    if (e.kind == WRPO__EDIT_NFC) wrpo__unicode_load_nfc(&tok->unicode);
+    if (e.kind != WRPO__EDIT_NONE) wrpo__put_edit(tok, e);
 }
 
 /* ---- load: the model ---- */
@@ -6595,19 +6583,19 @@ static void wrpo__new_token(wrpo_tokenizer *tok, int32_t id, const char *text, s
     tok->tokens[id] = (wrpo__token){wrpo__strndup(tok->arena, text, size), (uint32_t)size, flags};
     *wrpo__slot(tok, text, size) = id;
 }
-static void wrpo__load_vocab(const wrpo__loader *in, const wrpo_json *vocab, int64_t added) {
-    wrpo_tokenizer *tok = in->tok;
+static void wrpo__load_vocab(wrpo_tokenizer *tok, const wrpo_json *vocab, int64_t added) {
     size_t slots = 64;
     char text[8];
     for (const wrpo_json *v = vocab->child; v; v = v->next)
-        tok->size = WRPO__MAX(tok->size, wrpo__count(in, v, WRPO__MAX_ID - 1) + 1);
+        tok->size = WRPO__MAX(tok->size, wrpo__count(tok, v, WRPO__MAX_ID - 1) + 1);
     while (slots < 2 * (size_t)(vocab->count + added)) slots *= 2;
+    tok->next_id = vocab->count;
     tok->mask = slots - 1;
     tok->slots = memset(wrpo__raw(tok->arena, slots, sizeof *tok->slots), 0xFF, slots * sizeof *tok->slots);
     tok->tokens = wrpo__alloc(tok->arena, (size_t)(tok->size + added) + 1, sizeof *tok->tokens);
     for (const wrpo_json *v = vocab->child; v; v = v->next) {
         int32_t id = (int32_t)v->integer;
-        if (tok->tokens[id].text) wrpo__load_fail(in, v, "vocab: the id %d stands twice", (int)id);
+        if (tok->tokens[id].text) wrpo__load_fail(tok, v, "vocab: the id %d stands twice", (int)id);
         wrpo__new_token(tok, id, v->key, v->key_size, WRPO__TOKEN_MODEL);
     }
     for (uint32_t c = 0; c < WRPO__SMALL_CHARS; c++) tok->small[c] = wrpo__model_id(tok, text, wrpo__utf8_put(text, c));
@@ -6626,7 +6614,7 @@ static bool wrpo__mark_within(const char *s, size_t n) {
     return false;
 }
 /* Both parts of a merge, "left right" or ["left", "right"], one after the other; returns the size of the left one. */
-static size_t wrpo__merge_text(const wrpo__loader *in, const wrpo_json *v, int32_t rank, wrpo__text *text) {
+static size_t wrpo__merge_text(wrpo_tokenizer *tok, const wrpo_json *v, int32_t rank, wrpo__text *text) {
     wrpo__shown shown;
     const wrpo_json *a = v->child, *b = a ? a->next : NULL;
     size_t left = 0;
@@ -6635,20 +6623,19 @@ static size_t wrpo__merge_text(const wrpo__loader *in, const wrpo_json *v, int32
         const char *space = memchr(v->text, ' ', v->size);
         if (space) left = (size_t)(space - v->text);
         if (!space || memchr(space + 1, ' ', v->size - left - 1))
-            wrpo__load_fail(in, v, "merge %d: want two tokens and one space between them, found %s", (int)rank,
+            wrpo__load_fail(tok, v, "merge %d: want two tokens and one space between them, found %s", (int)rank,
                             wrpo__json_found(shown, v));
         wrpo__text_add(text, v->text, left);
         wrpo__text_add(text, space + 1, v->size - left - 1);
         return left;
     }
     if (v->kind != WRPO_JSON_ARRAY || v->count != 2 || a->kind != WRPO_JSON_STRING || b->kind != WRPO_JSON_STRING)
-        wrpo__load_fail(in, v, "merge %d: want two strings, found %s", (int)rank, wrpo__json_found(shown, v));
+        wrpo__load_fail(tok, v, "merge %d: want two strings, found %s", (int)rank, wrpo__json_found(shown, v));
     wrpo__text_add(text, a->text, a->size);
     wrpo__text_add(text, b->text, b->size);
     return a->size;
 }
-static void wrpo__load_merges(wrpo__loader *in, const wrpo_json *merges) {
-    wrpo_tokenizer *tok = in->tok;
+static void wrpo__load_merges(wrpo_tokenizer *tok, const wrpo_json *merges) {
     wrpo__text text = {.arena = tok->scratch};
     wrpo__shown shown;
     size_t slots = 64;
@@ -6659,7 +6646,7 @@ static void wrpo__load_merges(wrpo__loader *in, const wrpo_json *merges) {
     for (size_t i = 0; i < slots; i++) tok->merges[i].rank = -1;
     for (const wrpo_json *v = merges->child; v; v = v->next) {
         if (v->kind == WRPO_JSON_STRING && strncmp(v->text, "#version", 8) == 0) continue;
-        const size_t left = wrpo__merge_text(in, v, rank, &text);
+        const size_t left = wrpo__merge_text(tok, v, rank, &text);
         const struct { const char *s; size_t n; const char *what; } parts[3] = {
             {text.data, left, "part"}, {text.data + left, text.size - left, "part"}, {text.data, text.size, "result"},
         };
@@ -6667,62 +6654,60 @@ static void wrpo__load_merges(wrpo__loader *in, const wrpo_json *merges) {
         for (int k = 0; k < 3; k++) {
             id[k] = wrpo__model_id(tok, parts[k].s, parts[k].n);
             if (id[k] < 0)
-                wrpo__load_fail(in, v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank, parts[k].what,
+                wrpo__load_fail(tok, v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank, parts[k].what,
                                 wrpo__show(shown, parts[k].s, parts[k].n));
         }
         wrpo__merge merge = {wrpo__pair(id[0], id[1]), rank++, id[2]};
         *wrpo__merge_slot(tok, id[0], id[1]) = merge;  /* of equal pairs the last counts */
-        in->cuts = in->cuts && !wrpo__mark_within(text.data, text.size);
+        tok->cuts = tok->cuts && !wrpo__mark_within(text.data, text.size);
     }
 }
-static void wrpo__load_model(wrpo__loader *in, const wrpo_json *model, int64_t added) {
+static void wrpo__load_model(wrpo_tokenizer *tok, const wrpo_json *model, int64_t added) {
     static const char *const refused[] = {"dropout", "continuing_subword_prefix", "end_of_word_suffix"};
-    wrpo_tokenizer *tok = in->tok;
-    const wrpo_json *type = wrpo__maybe(in, model, "type", WRPO_JSON_STRING);  /* old files have none */
-    if (type && !wrpo__json_is(type, "BPE")) wrpo__load_refuse(in, "model", type);
+    const wrpo_json *type = wrpo__maybe(tok, model, "type", WRPO_JSON_STRING);  /* old files have none */
+    if (type && !wrpo__json_is(type, "BPE")) wrpo__load_refuse(tok, "model", type);
     for (int k = 0; k < 3; k++) {  /* unless 0 or empty */
-        const wrpo_json *v = wrpo__maybe(in, model, refused[k], k ? WRPO_JSON_STRING : WRPO_JSON_NUMBER);
-        if (v && (k ? v->size > 0 : v->number != 0)) wrpo__load_refuse(in, refused[k], v);
+        const wrpo_json *v = wrpo__maybe(tok, model, refused[k], k ? WRPO_JSON_STRING : WRPO_JSON_NUMBER);
+        if (v && (k ? v->size > 0 : v->number != 0)) wrpo__load_refuse(tok, refused[k], v);
     }
-    const wrpo_json *vocab = wrpo__need(in, model, "vocab", WRPO_JSON_OBJECT);
-    const wrpo_json *merges = wrpo__need(in, model, "merges", WRPO_JSON_ARRAY);
-    const wrpo_json *unk = wrpo__maybe(in, model, "unk_token", WRPO_JSON_STRING);
-    tok->byte_fallback = wrpo__flag(in, model, "byte_fallback", false);
-    tok->fuse_unk = wrpo__flag(in, model, "fuse_unk", false);
-    tok->ignore_merges = wrpo__flag(in, model, "ignore_merges", false);
-    wrpo__load_vocab(in, vocab, added);
+    const wrpo_json *vocab = wrpo__need(tok, model, "vocab", WRPO_JSON_OBJECT);
+    const wrpo_json *merges = wrpo__need(tok, model, "merges", WRPO_JSON_ARRAY);
+    const wrpo_json *unk = wrpo__maybe(tok, model, "unk_token", WRPO_JSON_STRING);
+    tok->byte_fallback = wrpo__flag(tok, model, "byte_fallback", false);
+    tok->fuse_unk = wrpo__flag(tok, model, "fuse_unk", false);
+    tok->ignore_merges = wrpo__flag(tok, model, "ignore_merges", false);
+    wrpo__load_vocab(tok, vocab, added);
     if (unk) {
         tok->unk_text = wrpo__strndup(tok->arena, unk->text, unk->size);
         tok->unk = wrpo__model_id(tok, unk->text, unk->size);
     }
     bool drops = !unk && !tok->byte_fallback;  /* characters without a token */
     for (int k = 0; k < 256 && !unk; k++) drops = drops || tok->bytes[k] < 0;
-    in->cuts = !tok->ignore_merges && !drops && wrpo__model_id(tok, wrpo__mark, 3) >= 0;
-    wrpo__load_merges(in, merges);
+    tok->cuts = !tok->ignore_merges && !drops && wrpo__model_id(tok, wrpo__mark, 3) >= 0;
+    wrpo__load_merges(tok, merges);
     tok->words = wrpo__alloc(tok->arena, WRPO__WORDS, sizeof *tok->words);
 }
 
 /* ---- load: added and special tokens ---- */
 /* all: no flag may be absent. Otherwise an absent one is false, but an absent "normalized" is "not special". */
-static uint32_t wrpo__load_flags(const wrpo__loader *in, const wrpo_json *v, uint32_t flags, bool all) {
+static uint32_t wrpo__load_flags(wrpo_tokenizer *tok, const wrpo_json *v, uint32_t flags, bool all) {
     static const char *const keys[] = {"single_word", "lstrip", "rstrip", "special", "normalized"};
     for (int k = 0; k < 5; k++) {  /* in the order of the flags */
-        if (all) wrpo__need(in, v, keys[k], WRPO_JSON_BOOL);
+        if (all) wrpo__need(tok, v, keys[k], WRPO_JSON_BOOL);
         bool otherwise = k == 4 && !(flags & WRPO__TOKEN_SPECIAL);
-        if (wrpo__flag(in, v, keys[k], otherwise)) flags |= (uint32_t)WRPO__TOKEN_SINGLE_WORD << k;
+        if (wrpo__flag(tok, v, keys[k], otherwise)) flags |= (uint32_t)WRPO__TOKEN_SINGLE_WORD << k;
     }
     return flags;
 }
-static void wrpo__add_token(const wrpo__loader *in, const wrpo_json *v, int32_t id, uint32_t flags) {
-    wrpo_tokenizer *tok = in->tok;
+static void wrpo__add_token(wrpo_tokenizer *tok, const wrpo_json *v, int32_t id, uint32_t flags) {
     wrpo__token *token = &tok->tokens[id];
     wrpo__added a = {token->text, token->size, id, 0};
     bool normalized = flags & WRPO__TOKEN_NORMALIZED;
     token->flags |= flags;
     if (normalized) {
-        wrpo__begin_text(in->work, token->text, token->size);
-        wrpo__edit_all(in->work, tok->encoder + 1, tok->normalizer_end - 1);
-        const wrpo__piece *p = in->work->pieces;  /* one: a normalizer does not cut */
+        wrpo__begin_text(tok->work, token->text, token->size);
+        wrpo__edit_all(tok->work, tok->encoder + 1, tok->normalizer_end - 1);
+        const wrpo__piece *p = tok->work->pieces;  /* one: a normalizer does not cut */
         a.size = (uint32_t)p->n;
         a.text = wrpo__strndup(tok->arena, p->s, p->n);
         /* the library decodes it to its normalized form, which it does not find among the special ones */
@@ -6732,40 +6717,39 @@ static void wrpo__add_token(const wrpo__loader *in, const wrpo_json *v, int32_t 
     while (tok->added[*at].size > a.size) at = &tok->added[*at].next;
     for (const wrpo__added *b = &tok->added[*at]; a.size && b->size == a.size; b = &tok->added[b->next])
         if (memcmp(b->text, a.text, a.size) == 0)
-            wrpo__load_fail(in, v, "added token %d looks like added token %d", (int)id, (int)b->id);
+            wrpo__load_fail(tok, v, "added token %d looks like added token %d", (int)id, (int)b->id);
     a.next = *at;
     if (a.size) *at = (int32_t)stbds_arrlen(tok->added);  /* else it normalizes to nothing: never found */
     stbds_arrput(tok->added, a);
 }
 /* added_tokens of tokenizer.json, then (again) added_tokens_decoder of tokenizer_config.json, whose keys are the ids:
    transformers adds what only it has. Where they differ, the library's answer depends on its version: refused. */
-static void wrpo__load_added(wrpo__loader *in, const wrpo_json *list, bool again) {
-    wrpo_tokenizer *tok = in->tok;
+static void wrpo__load_added(wrpo_tokenizer *tok, const wrpo_json *list, bool again) {
     for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
-        const wrpo_json *content = wrpo__need(in, v, "content", WRPO_JSON_STRING);
-        const wrpo_json *number = again ? v : wrpo__need(in, v, "id", WRPO_JSON_NUMBER);
+        const wrpo_json *content = wrpo__need(tok, v, "content", WRPO_JSON_STRING);
+        const wrpo_json *number = again ? v : wrpo__need(tok, v, "id", WRPO_JSON_NUMBER);
         const char *found = again ? v->key : number->text;
-        uint32_t flags = wrpo__load_flags(in, v, WRPO__TOKEN_ADDED, !again);
+        uint32_t flags = wrpo__load_flags(tok, v, WRPO__TOKEN_ADDED, !again);
         wrpo__shown shown;
         char want[16];
         if (!content->size) continue;
         /* the library chooses the id: the model's, else the next one from the size of the vocabulary on */
         int32_t id = wrpo__token_id(tok, content->text, content->size);
         bool known = id >= 0;
-        if (!known) id = (int32_t)in->next++;
+        if (!known) id = (int32_t)tok->next_id++;
         wrpo__token *token = &tok->tokens[id];
         snprintf(want, sizeof want, "%d", (int)id);
         wrpo__show(shown, content->text, content->size);
         if (strcmp(found, want) != 0)
-            wrpo__load_fail(in, number, "added token \"%s\": want the id %s, %s, found %.40s", shown, want,
+            wrpo__load_fail(tok, number, "added token \"%s\": want the id %s, %s, found %.40s", shown, want,
                             known ? "which the vocabulary gives it" : "the next one free", found);
         if (!known && token->text)
-            wrpo__load_fail(in, v, "added token \"%s\": its id %s is another token's", shown, want);
+            wrpo__load_fail(tok, v, "added token \"%s\": its id %s is another token's", shown, want);
         if (!known) wrpo__new_token(tok, id, content->text, content->size, 0);
         tok->size = WRPO__MAX(tok->size, id + 1);
-        if (!(token->flags & WRPO__TOKEN_ADDED)) wrpo__add_token(in, v, id, flags);
+        if (!(token->flags & WRPO__TOKEN_ADDED)) wrpo__add_token(tok, v, id, flags);
         else if ((token->flags & ~(uint32_t)(WRPO__TOKEN_MODEL | WRPO__TOKEN_RENAMED)) != flags)
-            wrpo__load_fail(in, v, "added token \"%s\" %s", shown,
+            wrpo__load_fail(tok, v, "added token \"%s\" %s", shown,
                             again ? "has other flags in tokenizer.json" : "stands twice, with different flags");
     }
 }
@@ -6794,34 +6778,33 @@ static const wrpo__class_defaults *wrpo__class_of(const wrpo_json *name) {
 /* A special token, a string or an object that holds it, becomes an added token, as in transformers. One that is not in
    the vocabulary does not: transformers would give it an id for which the model has no row. Its *id is -1, but
    templates use its text. Returns the text, or NULL: none. */
-static const wrpo_json *wrpo__load_special(const wrpo__loader *in, const wrpo_json *v, int32_t *id) {
+static const wrpo_json *wrpo__load_special(wrpo_tokenizer *tok, const wrpo_json *v, int32_t *id) {
     const wrpo_json *text = v && v->kind == WRPO_JSON_OBJECT ? wrpo__json_get(v, "content") : v;
     uint32_t flags = WRPO__TOKEN_ADDED | WRPO__TOKEN_SPECIAL;
     *id = -1;
     if (!text || text->kind != WRPO_JSON_STRING) return NULL;
-    *id = wrpo__token_id(in->tok, text->text, text->size);
-    if (text != v) flags = wrpo__load_flags(in, v, flags, false);
-    bool adds = *id >= 0 && text->size && !(in->tok->tokens[*id].flags & WRPO__TOKEN_ADDED);
-    if (adds) wrpo__add_token(in, v, *id, flags);
+    *id = wrpo__token_id(tok, text->text, text->size);
+    if (text != v) flags = wrpo__load_flags(tok, v, flags, false);
+    bool adds = *id >= 0 && text->size && !(tok->tokens[*id].flags & WRPO__TOKEN_ADDED);
+    if (adds) wrpo__add_token(tok, v, *id, flags);
     return text;
 }
 /* Special tokens by other names: any key that ends in _token, and the members of two lists. over: another file, whose
    keys go first. */
-static void wrpo__load_unnamed(const wrpo__loader *in, const wrpo_json *file, const wrpo_json *over) {
+static void wrpo__load_unnamed(wrpo_tokenizer *tok, const wrpo_json *file, const wrpo_json *over) {
     int32_t id;
     for (const wrpo_json *v = file ? file->child : NULL; v; v = v->next) {
         if (wrpo__json_get(over, v->key)) continue;
-        if (wrpo__ends(v->key, "_token")) wrpo__load_special(in, v, &id);
+        if (wrpo__ends(v->key, "_token")) wrpo__load_special(tok, v, &id);
         else if (!strcmp(v->key, "additional_special_tokens") || !strcmp(v->key, "extra_special_tokens"))
-            for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_special(in, k, &id);
+            for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_special(tok, k, &id);
     }
 }
 /* The special tokens of tokenizer_config.json. Those of special_tokens_map.json go first if the config has no
    added_tokens_decoder; if it has one, that file is not read. Those of the tokenizer's class are for what is absent. */
-static void wrpo__load_specials(wrpo__loader *in, const wrpo_json *map, const char *map_name) {
+static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map, const char *map_name) {
     static const char *const adds[] = {"add_bos_token", "add_eos_token"};
-    wrpo_tokenizer *tok = in->tok;
-    const char *const config_name = in->name;
+    const char *const config_name = tok->file;
     const wrpo_json *class_name = wrpo__json_get(tok->config, "tokenizer_class");
     const wrpo__class_defaults *class = wrpo__class_of(class_name);
     int32_t ids[7];
@@ -6829,28 +6812,28 @@ static void wrpo__load_specials(wrpo__loader *in, const wrpo_json *map, const ch
         const char *key = wrpo__special_names[i], *usual = class ? class->special[i] : NULL;
         const wrpo_json own = {.kind = WRPO_JSON_STRING, .text = usual, .size = usual ? strlen(usual) : 0};
         const wrpo_json *v = wrpo__json_get(map, key);
-        in->name = v ? map_name : config_name;
+        tok->file = v ? map_name : config_name;
         if (!v) v = wrpo__json_get(tok->config, key);
         if (!v && usual) v = &own;
-        const wrpo_json *text = wrpo__load_special(in, v, &ids[i]);
+        const wrpo_json *text = wrpo__load_special(tok, v, &ids[i]);
         if (text) tok->special[i] = wrpo__strndup(tok->arena, text->text, text->size);
-        else if (v && v->kind != WRPO_JSON_NULL) wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, key);
+        else if (v && v->kind != WRPO_JSON_NULL) wrpo__json_want(tok->ctx, tok->file, v, WRPO_JSON_STRING, key);
     }
     tok->bos = ids[0];
     tok->eos = ids[1];
-    in->name = map_name;
-    wrpo__load_unnamed(in, map, NULL);
-    in->name = config_name;
-    wrpo__load_unnamed(in, tok->config, map);
+    tok->file = map_name;
+    wrpo__load_unnamed(tok, map, NULL);
+    tok->file = config_name;
+    wrpo__load_unnamed(tok, tok->config, map);
     if (!class || !class->processor) return;
     /* transformers (4.x) gives these classes a post-processor of their own, whatever tokenizer.json says */
     tok->prefix = tok->suffix = NULL;
     for (int i = 0; i < 2; i++) {
         int32_t **list = i ? &tok->suffix : &tok->prefix;
         const wrpo_json *v = wrpo__json_get(tok->config, adds[i]);
-        if (!wrpo__flag(in, tok->config, adds[i], i == 0)) continue;
+        if (!wrpo__flag(tok, tok->config, adds[i], i == 0)) continue;
         if (ids[i] < 0)
-            wrpo__load_fail(in, v ? v : class_name, "%s is true%s, but no %s is in the vocabulary", adds[i],
+            wrpo__load_fail(tok, v ? v : class_name, "%s is true%s, but no %s is in the vocabulary", adds[i],
                             v ? "" : ", as this class has it", wrpo__special_names[i]);
         stbds_arrput(*list, ids[i]);
     }
@@ -6861,18 +6844,18 @@ static void wrpo__set_template(wrpo_tokenizer *tok, int i, const char *text, siz
     tok->chat[i] = (wrpo__template){.text = wrpo__strndup(tok->arena, text, size), .size = size};
 }
 /* chat_template of the config: a string, or a list of {name, template}, of which two names count. */
-static void wrpo__load_template(const wrpo__loader *in, const wrpo_json *v) {
+static void wrpo__load_template(wrpo_tokenizer *tok, const wrpo_json *v) {
     static const char *const names[] = {"default", "tool_use"};
     if (!v) return;
     for (const wrpo_json *k = v->kind == WRPO_JSON_ARRAY ? v->child : NULL; k; k = k->next)
         for (int i = 0; i < 2; i++) {
             if (!wrpo__json_is(wrpo__json_get(k, "name"), names[i])) continue;
-            const wrpo_json *text = wrpo__need(in, k, "template", WRPO_JSON_STRING);
-            wrpo__set_template(in->tok, i, text->text, text->size);
+            const wrpo_json *text = wrpo__need(tok, k, "template", WRPO_JSON_STRING);
+            wrpo__set_template(tok, i, text->text, text->size);
         }
     if (v->kind == WRPO_JSON_ARRAY) return;
-    wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, "chat_template");
-    wrpo__set_template(in->tok, 0, v->text, v->size);
+    wrpo__json_want(tok->ctx, tok->file, v, WRPO_JSON_STRING, "chat_template");
+    wrpo__set_template(tok, 0, v->text, v->size);
 }
 /* Templates in files of their own; if there is one, the config's do not count. */
 static void wrpo__load_template_files(wrpo_tokenizer *tok) {
@@ -6892,34 +6875,32 @@ static void wrpo__load_template_files(wrpo_tokenizer *tok) {
     }
 }
 /* The JSON object in a file of the directory, in the arena; NULL if there is no such file. */
-static const wrpo_json *wrpo__load_json(wrpo__loader *in, wrpo__arena *arena, const char *file) {
-    const char *path = wrpo__join(in->tok->arena, in->tok->dir, file);
+static const wrpo_json *wrpo__load_json(wrpo_tokenizer *tok, wrpo__arena *arena, const char *file) {
+    const char *path = wrpo__join(tok->arena, tok->dir, file);
     if (!wrpo__exists(path)) return NULL;
-    const wrpo__file *f = wrpo__open_file(in->tok->scratch, path);
-    in->name = path;
-    const wrpo_json *root = wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size);
-    return wrpo__json_want(in->ctx, path, root, WRPO_JSON_OBJECT, file);
+    tok->file = path;
+    return wrpo__json_want(tok->ctx, path, wrpo__json_file(arena, path), WRPO_JSON_OBJECT, file);
 }
 /* The steps before BPE, and the decoder. */
-static void wrpo__load_edits(wrpo__loader *in, const wrpo_json *root) {
-    wrpo_tokenizer *tok = in->tok;
-    in->edits = &tok->encoder;
-    wrpo__put_edit(in, (wrpo__edit){.kind = WRPO__EDIT_ADDED});
-    wrpo__load_component(in, wrpo__present(root, "normalizer"), "normalizer", "normalizers");
+static void wrpo__load_edits(wrpo_tokenizer *tok, const wrpo_json *root) {
+    tok->edits = &tok->encoder;
+    wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED});
+    wrpo__load_component(tok, wrpo__present(root, "normalizer"), "normalizer", "normalizers");
     tok->normalizer_end = stbds_arrlen(tok->encoder);
-    wrpo__put_edit(in, (wrpo__edit){.kind = WRPO__EDIT_ADDED, .normalized = true});
-    wrpo__load_component(in, wrpo__present(root, "pre_tokenizer"), "pre_tokenizer", "pretokenizers");
-    if (in->cuts) {
+    wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED, .normalized = true});
+    wrpo__load_component(tok, wrpo__present(root, "pre_tokenizer"), "pre_tokenizer", "pretokenizers");
+    if (tok->cuts) {
         wrpo__edit cut = {.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__MERGED_WITH_NEXT};
-        cut.regex = wrpo__load_regex(in, root, "\xE2\x96\x81+", 4, false);
-        wrpo__put_edit(in, cut);
+        cut.regex = wrpo__load_regex(tok, root, "\xE2\x96\x81+", 4, false);
+        wrpo__put_edit(tok, cut);
     }
     tok->has_decoder = wrpo__present(root, "decoder");
-    in->edits = &tok->decoder;
-    wrpo__load_component(in, wrpo__present(root, "decoder"), "decoder", "decoders");
+    tok->edits = &tok->decoder;
+    wrpo__load_component(tok, wrpo__present(root, "decoder"), "decoder", "decoders");
 }
 static void wrpo__tokenizer_init(wrpo_tokenizer *tok, wrpo__arena *arena, const char *dir) {
     tok->ctx = arena->ctx;
+    tok->file = dir;
     tok->arena = arena;
     tok->dir = wrpo__strndup(arena, dir, strlen(dir));
     tok->scratch = wrpo__sub_arena(arena);
@@ -6938,31 +6919,30 @@ static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir)
     wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
     wrpo__tokenizer_init(tok, arena, dir);
     wrpo__work work = {.tok = tok, .out.arena = tok->scratch};
-    wrpo__loader in = {.tok = tok, .ctx = tok->ctx, .name = dir, .work = &work};
+    tok->work = &work;
 
-    tok->config = wrpo__load_json(&in, arena, "tokenizer_config.json");
-    const char *config_name = in.name;
+    tok->config = wrpo__load_json(tok, arena, "tokenizer_config.json");
+    const char *config_name = tok->file;
     const wrpo_json *again = NULL;
-    if (tok->config) again = wrpo__maybe(&in, tok->config, "added_tokens_decoder", WRPO_JSON_OBJECT);
-    const wrpo_json *root = wrpo__load_json(&in, tok->scratch, "tokenizer.json");
+    if (tok->config) again = wrpo__maybe(tok, tok->config, "added_tokens_decoder", WRPO_JSON_OBJECT);
+    const wrpo_json *root = wrpo__load_json(tok, tok->scratch, "tokenizer.json");
     if (!root) wrpo__fail(tok->ctx, WRPO_E_IO, "%s: want a tokenizer.json in this directory, found none", dir);
-    const wrpo_json *version = wrpo__maybe(&in, root, "version", WRPO_JSON_STRING);
-    if (version && !wrpo__json_is(version, "1.0")) wrpo__load_refuse(&in, "tokenizer.json version", version);
+    const wrpo_json *version = wrpo__maybe(tok, root, "version", WRPO_JSON_STRING);
+    if (version && !wrpo__json_is(version, "1.0")) wrpo__load_refuse(tok, "tokenizer.json version", version);
     /* truncation and padding are for batches of a fixed shape: transformers switches both off for a plain call */
-    const wrpo_json *model = wrpo__need(&in, root, "model", WRPO_JSON_OBJECT);
-    const wrpo_json *added = wrpo__maybe(&in, root, "added_tokens", WRPO_JSON_ARRAY);
-    wrpo__load_model(&in, model, (added ? added->count : 0) + (again ? again->count : 0));
-    wrpo__load_edits(&in, root);
-    in.next = wrpo__json_get(model, "vocab")->count;
-    wrpo__load_added(&in, added, false);
-    wrpo__load_component(&in, wrpo__present(root, "post_processor"), "post_processor", "processors");
+    const wrpo_json *model = wrpo__need(tok, root, "model", WRPO_JSON_OBJECT);
+    const wrpo_json *added = wrpo__maybe(tok, root, "added_tokens", WRPO_JSON_ARRAY);
+    wrpo__load_model(tok, model, (added ? added->count : 0) + (again ? again->count : 0));
+    wrpo__load_edits(tok, root);
+    wrpo__load_added(tok, added, false);
+    wrpo__load_component(tok, wrpo__present(root, "post_processor"), "post_processor", "processors");
 
-    const wrpo_json *map = again ? NULL : wrpo__load_json(&in, tok->scratch, "special_tokens_map.json");
-    const char *map_name = in.name;
-    in.name = config_name;
-    wrpo__load_added(&in, again, true);
-    wrpo__load_specials(&in, map, map_name);
-    wrpo__load_template(&in, wrpo__present(tok->config, "chat_template"));
+    const wrpo_json *map = again ? NULL : wrpo__load_json(tok, tok->scratch, "special_tokens_map.json");
+    const char *map_name = tok->file;
+    tok->file = config_name;
+    wrpo__load_added(tok, again, true);
+    wrpo__load_specials(tok, map, map_name);
+    wrpo__load_template(tok, wrpo__present(tok->config, "chat_template"));
     wrpo__load_template_files(tok);
     wrpo__arena_clear(tok->scratch);
     return tok;
