@@ -5447,16 +5447,16 @@ WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *de
                 text             the text       text             into words        a word  after all others
        ids --> a text for each token --> decoder --> text
 
-   Between these steps the text is a list of pieces: words and added tokens. All before BPE is a list of edits
-   (wrpo__edit), and so is the decoder. An edit rewrites or cuts every piece that is no added token. A file that asks
-   for anything else is refused when it is loaded, by the name of what it asks for.
+   Between these steps the text is a list of pieces: words and added tokens. All before BPE is a list of edits, and so
+   is the decoder. An edit rewrites or cuts every piece that is no added token. What a file asks for beyond that is
+   refused by name when it is loaded.
 
-   To add a normalizer, a pre-tokenizer or a decoder: a row in wrpo__components, with a reader if it has settings. If
-   the edits cannot express it: a kind of edit, and its work in wrpo__edit_piece.                                   */
+   A new normalizer, pre-tokenizer or decoder needs a row in wrpo__components and, if the edits cannot express it, a kind
+   of edit (wrpo__edit_piece).                                                                                      */
 
 /* ---- Unicode: one class for each code point, and what NFC needs ----
-   The classes divide the code points as the regexes of tokenizers do (Unicode 16, as oniguruma has it) and as \w of
-   Rust's regex does, which added tokens ask for (WRPO__WORD). NFC is that of Unicode 9, as the library has it. */
+   The classes divide the code points as oniguruma's regexes do (Unicode 16) and as \w of Rust's regex does, which
+   added tokens ask for (WRPO__WORD). NFC is that of Unicode 9, as the library has it. */
 typedef enum wrpo__class {
     WRPO__OTHER, WRPO__LU, WRPO__LL, WRPO__LT, WRPO__LM, WRPO__LO, WRPO__M, WRPO__ND, WRPO__NL /* numbers in \w */,
     WRPO__NO, WRPO__P, WRPO__S, WRPO__SPACE, WRPO__PC /* punctuation in \w */, WRPO__SW /* symbols in \w */,
@@ -5469,8 +5469,8 @@ enum {
     WRPO__CLASSES = 0xFFFF,
     WRPO__CAREFUL = 16  /* added to a class: NFC may change this code point or the one before it */
 };
-/* The tables hold numbers, packed by an adaptive arithmetic coder; tests/golden/unicode_tables.py writes them. */
-/* runs from U+0000 to U+10FFFF: class, length - 1; class 16 is M with a combining class, which comes next */
+/* Numbers, packed by an adaptive arithmetic coder; tests/golden/unicode_tables.py writes them.
+   runs from U+0000 to U+10FFFF: class, length - 1; class 16 is M with a combining class, which comes next */
 static const char *const wrpo__unicode_classes[] = {
 "UPAYx2i86[d{}8(G2]Pc4-cOo7{PF;KzLnd6Y8sdi6]h}gf@1Lsh!Kuz.mo<;d-ut D~g^eDupNxZ =+=Fxf^aUBd@xl>ssEm668.LV,N}C:!&7Jn> Y2",
 "G6SdCW8X%n=D0-4Ur4XLSksVn)h2%xBU~~}|><<;fZfmhOt)r4e_@ibLX0~DTMSQ:'=f J}e,hv{$Vx-{GsK]ag0;MtJbwn0dAIFn$t{zqm1nX|0554_'",
@@ -5629,14 +5629,13 @@ static size_t wrpo__before(const char *s, size_t i) {  /* where the code point b
     do i--; while (i > 0 && ((unsigned char)s[i] & 0xC0) == 0x80);
     return i;
 }
-static bool wrpo__is_utf8(const char *s, size_t n, size_t *bad) {  /* bad: the first byte that is not */
-    size_t size;
-    for (*bad = 0; *bad < n; *bad += size)
-        if (wrpo__utf8_get(s + *bad, n - *bad, &size) < 0) return false;
-    return true;
+static size_t wrpo__valid_utf8(const char *s, size_t n) {  /* how many of the bytes, up to the first that is not */
+    size_t i = 0;
+    for (size_t size; i < n && wrpo__utf8_get(s + i, n - i, &size) >= 0; i += size) {}
+    return i;
 }
 
-/* Appends the parts of c as marks. Their keys: the combining class, then the index, which keeps sorts stable. */
+/* Appends the parts of c as marks. Their keys: the combining class, then the index, so that sorts are stable. */
 static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__keyed **marks) {
     const wrpo__keyed *parts = wrpo__find_key(u->parts, c);
     if (parts) {
@@ -5690,9 +5689,9 @@ static void wrpo__nfc(const wrpo__unicode *u, const char *s, size_t n, wrpo__tex
 }
 
 /* ---- regex: the part of oniguruma's syntax that tokenizers use ----
-   A pattern is alternatives of items. An item is a literal, an escape, a class in brackets or a lookahead for one of
-   these; all but lookaheads take ? * + {m,n} and possessive ?+ *+ ++. Groups are (...), (?:...) and (?i:...), with or
-   without ?. The pattern becomes a graph without cycles, and matching backtracks no deeper than the pattern is long. */
+   A pattern is alternatives of items: a literal, an escape, a class in brackets, each with ? * + {m,n} ?+ *+ ++ or none;
+   a lookahead for one of these; a group (...), (?:...) or (?i:...), with ? or none. It becomes a graph without cycles:
+   matching backtracks no deeper than the pattern is long. */
 typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_FORK, WRPO__RX_JOIN } wrpo__rx_kind;
 typedef struct wrpo__range { int32_t first, last; } wrpo__range;
 typedef struct wrpo__regex {  /* one node; the graph ends where next is NULL */
@@ -5700,7 +5699,7 @@ typedef struct wrpo__regex {  /* one node; the graph ends where next is NULL */
     struct wrpo__regex *next, *other;  /* FORK: other is tried if next fails */
     int64_t min, max;  /* SET: how many */
     bool possessive, negative;  /* SET: never gives back; AHEAD: (?!...) */
-    bool ascii[128], negate;  /* the set; ascii: the answer for these; the rest is for other code points */
+    bool ascii[128], negate;  /* the set: ascii is its answer for these, the rest is for other code points */
     uint32_t classes;
     wrpo__range *ranges;  /* stb array */
     const uint16_t *unicode;  /* the class of each code point */
@@ -5781,8 +5780,7 @@ typedef enum wrpo__edit_kind {
     WRPO__EDIT_PREPEND,        /* text before a piece; unless: if it is not there yet; first: before the first only */
     WRPO__EDIT_SPLIT,          /* cuts where regex matches; invert: where it does not */
     WRPO__EDIT_BYTES,          /* each byte becomes a character of GPT-2's alphabet */
-    WRPO__EDIT_UNBYTES,        /* and back; all tokens become one, which may not be UTF-8 */
-    WRPO__EDIT_REPAIR,         /* what is not UTF-8 becomes U+FFFD */
+    WRPO__EDIT_UNBYTES,        /* and back; all tokens become one */
     WRPO__EDIT_BYTE_FALLBACK,  /* <0xNN> becomes a byte */
     WRPO__EDIT_FUSE,           /* all tokens become one */
     WRPO__EDIT_STRIP           /* takes text away, at most start and stop times */
@@ -5973,9 +5971,19 @@ static int wrpo__byte_token(const char *s, size_t n) {  /* the byte NN of <0xNN>
 }
 /* <0xNN> tokens in a row are the bytes of a text; if that is not UTF-8, each byte becomes U+FFFD. */
 static void wrpo__end_bytes(wrpo__work *w) {
-    size_t bad, n = w->out.size;
-    if (n && wrpo__is_utf8(w->out.data, n, &bad)) wrpo__put_out(w, false);
+    size_t n = w->out.size;
+    if (n && wrpo__valid_utf8(w->out.data, n) == n) wrpo__put_out(w, false);
     else for (w->out.size = 0; n > 0; n--) wrpo__put_piece(w, wrpo__no_char, 3, false);
+}
+/* All tokens have become one. What is not UTF-8 becomes U+FFFD. */
+static void wrpo__put_fused(wrpo__work *w) {
+    wrpo__text raw = w->out;
+    w->out = (wrpo__text){.arena = raw.arena};
+    for (size_t i = 0, size; i < raw.size; i += size) {
+        bool good = wrpo__utf8_get(raw.data + i, raw.size - i, &size) >= 0;
+        wrpo__text_add(&w->out, good ? raw.data + i : wrpo__no_char, good ? size : 3);
+    }
+    wrpo__put_out(w, true);
 }
 static bool wrpo__fuses(const wrpo__edit *e) { return e->kind == WRPO__EDIT_UNBYTES || e->kind == WRPO__EDIT_FUSE; }
 static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, const wrpo__piece *p) {
@@ -6018,12 +6026,6 @@ static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, const wrpo__pie
         out->size = begin;  /* a token with a character outside the alphabet is text already */
         i = 0;
         break;
-    case WRPO__EDIT_REPAIR:
-        for (; i < n; i += size) {
-            bool good = wrpo__utf8_get(s + i, n - i, &size) >= 0;
-            wrpo__text_add(out, good ? s + i : wrpo__no_char, good ? size : 3);
-        }
-        break;
     case WRPO__EDIT_BYTE_FALLBACK:
         byte = wrpo__byte_token(s, n);
         if (byte < 0) { wrpo__end_bytes(w); break; }
@@ -6046,7 +6048,7 @@ static void wrpo__edit_all(wrpo__work *w, const wrpo__edit *e, int64_t count) {
             else wrpo__edit_piece(w, e, &w->pieces[i]);
         }
         if (e->kind == WRPO__EDIT_BYTE_FALLBACK) wrpo__end_bytes(w);
-        if (wrpo__fuses(e)) wrpo__put_out(w, true);
+        if (wrpo__fuses(e)) wrpo__put_fused(w);
         wrpo__take_pieces(w);
     }
 }
@@ -6165,12 +6167,11 @@ static void wrpo__work_end(const wrpo__work *w) {
 }
 /* Appends the ids of text to *ids, an stb array of the caller's arena. */
 static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsigned flags, int32_t **ids) {
-    size_t bad;
+    const size_t valid = wrpo__valid_utf8(text, n);
     if (n > INT32_MAX)
         wrpo__fail(tok->ctx, WRPO_E_UNSUPPORTED, "a text of %zu bytes: more than %d cannot be tokenized at once", n,
                    INT32_MAX);
-    if (!wrpo__is_utf8(text, n, &bad))
-        wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", bad);
+    if (valid < n) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", valid);
     if (!*ids) stbds_arrsetcap(*ids, n / 4 + 16);  /* before the scratch arena becomes the current one */
     wrpo__work w = wrpo__work_begin(tok);
     w.continues = flags & WRPO_TOKENIZER_CONTINUE;
@@ -6434,13 +6435,15 @@ static void wrpo__read_pattern(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__ed
     v = wrpo__need(tok, pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
     e->regex = wrpo__load_regex(tok, v, v->text, v->size, literal);
 }
+/* Which of the names a string is; it must be one of them. */
+static int wrpo__choice(wrpo_tokenizer *tok, const wrpo_json *v, const char *what, const char *const *names, int n) {
+    for (int k = 0; k < n; k++) if (wrpo__json_is(v, names[k])) return k;
+    wrpo__load_refuse(tok, what, v);
+}
 static void wrpo__read_split(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
     static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
     const wrpo_json *behavior = wrpo__need(tok, v, "behavior", WRPO_JSON_STRING);
-    int k = 0;
-    while (k < 5 && !wrpo__json_is(behavior, names[k])) k++;
-    if (k == 5) wrpo__load_refuse(tok, "Split behavior", behavior);
-    e->behavior = (wrpo__behavior)k;
+    e->behavior = (wrpo__behavior)wrpo__choice(tok, behavior, "Split behavior", names, 5);
     e->invert = wrpo__flag(tok, v, "invert", false);
     wrpo__read_pattern(tok, v, e);
 }
@@ -6459,11 +6462,6 @@ static void wrpo__read_byte_level(wrpo_tokenizer *tok, const wrpo_json *v, wrpo_
     if (wrpo__flag(tok, v, "use_regex", true)) wrpo__put_edit(tok, split);
     (void)e;
 }
-static void wrpo__read_unbytes(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
-    (void)v;
-    wrpo__put_edit(tok, *e);
-    e->kind = WRPO__EDIT_REPAIR;
-}
 static bool wrpo__one_char(const wrpo__edit *e) {
     size_t size = 0;
     if (e->size) wrpo__utf8_get(e->text, e->size, &size);
@@ -6476,9 +6474,10 @@ static bool wrpo__keeps_count(const wrpo__edit *e) {
     return wrpo__one_char(e) && x->kind == WRPO__RX_SET && !x->next && x->min == 1 && x->max == 1;
 }
 static void wrpo__read_metaspace(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    static const char *const names[] = {"always", "first", "never"};
     const wrpo_json *scheme = wrpo__maybe(tok, v, "prepend_scheme", WRPO_JSON_STRING);
-    bool never = wrpo__json_is(scheme, "never"), first = wrpo__json_is(scheme, "first");
-    if (scheme && !never && !first && !wrpo__json_is(scheme, "always")) wrpo__load_refuse(tok, "prepend_scheme", scheme);
+    const int choice = scheme ? wrpo__choice(tok, scheme, "prepend_scheme", names, 3) : 0;
+    const bool first = choice == 1, never = choice == 2;
     if (!wrpo__flag(tok, v, "add_prefix_space", true) && !never)
         wrpo__load_fail(tok, v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
     /* "first" means the first of the original text, which is known if the normalizer keeps the number of characters */
@@ -6547,7 +6546,7 @@ static const wrpo__component wrpo__components[] = {
     {"pre_tokenizer", "Metaspace", WRPO__EDIT_REPLACE, "replacement", true, wrpo__read_metaspace},
     {"post_processor", "ByteLevel", WRPO__EDIT_NONE, NULL, false, NULL},  /* moves offsets only */
     {"post_processor", "TemplateProcessing", WRPO__EDIT_NONE, NULL, false, wrpo__read_template},
-    {"decoder", "ByteLevel", WRPO__EDIT_UNBYTES, NULL, false, wrpo__read_unbytes},
+    {"decoder", "ByteLevel", WRPO__EDIT_UNBYTES, NULL, false, NULL},
     {"decoder", "ByteFallback", WRPO__EDIT_BYTE_FALLBACK, NULL, false, NULL},
     {"decoder", "Fuse", WRPO__EDIT_FUSE, NULL, false, NULL},
     {"decoder", "Replace", WRPO__EDIT_REPLACE, "content", false, wrpo__read_pattern},
@@ -6645,17 +6644,15 @@ static void wrpo__load_merges(wrpo_tokenizer *tok, const wrpo_json *merges) {
     tok->merges = wrpo__raw(tok->arena, slots, sizeof *tok->merges);
     for (size_t i = 0; i < slots; i++) tok->merges[i].rank = -1;
     for (const wrpo_json *v = merges->child; v; v = v->next) {
-        if (v->kind == WRPO_JSON_STRING && strncmp(v->text, "#version", 8) == 0) continue;
         const size_t left = wrpo__merge_text(tok, v, rank, &text);
-        const struct { const char *s; size_t n; const char *what; } parts[3] = {
-            {text.data, left, "part"}, {text.data + left, text.size - left, "part"}, {text.data, text.size, "result"},
-        };
+        const char *part[3] = {text.data, text.data + left, text.data};
+        const size_t size[3] = {left, text.size - left, text.size};
         int32_t id[3];
         for (int k = 0; k < 3; k++) {
-            id[k] = wrpo__model_id(tok, parts[k].s, parts[k].n);
+            id[k] = wrpo__model_id(tok, part[k], size[k]);
             if (id[k] < 0)
-                wrpo__load_fail(tok, v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank, parts[k].what,
-                                wrpo__show(shown, parts[k].s, parts[k].n));
+                wrpo__load_fail(tok, v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank,
+                        k == 2 ? "result" : "part", wrpo__show(shown, part[k], size[k]));
         }
         wrpo__merge merge = {wrpo__pair(id[0], id[1]), rank++, id[2]};
         *wrpo__merge_slot(tok, id[0], id[1]) = merge;  /* of equal pairs the last counts */
@@ -6776,28 +6773,29 @@ static const wrpo__class_defaults *wrpo__class_of(const wrpo_json *name) {
     return NULL;
 }
 /* A special token, a string or an object that holds it, becomes an added token, as in transformers. One that is not in
-   the vocabulary does not: transformers would give it an id for which the model has no row. Its *id is -1, but
-   templates use its text. Returns the text, or NULL: none. */
-static const wrpo_json *wrpo__load_special(wrpo_tokenizer *tok, const wrpo_json *v, int32_t *id) {
+   the vocabulary does not: transformers would give it an id for which the model has no row. Returns its id, or -1.
+   keep: where its text goes, which templates use; NULL: nowhere, and what is no token is ignored. */
+static int32_t wrpo__load_special(wrpo_tokenizer *tok, const wrpo_json *v, const char **keep) {
     const wrpo_json *text = v && v->kind == WRPO_JSON_OBJECT ? wrpo__json_get(v, "content") : v;
     uint32_t flags = WRPO__TOKEN_ADDED | WRPO__TOKEN_SPECIAL;
-    *id = -1;
-    if (!text || text->kind != WRPO_JSON_STRING) return NULL;
-    *id = wrpo__token_id(tok, text->text, text->size);
+    if (!text || text->kind != WRPO_JSON_STRING) {
+        if (keep && v && v->kind != WRPO_JSON_NULL) wrpo__json_want(tok->ctx, tok->file, v, WRPO_JSON_STRING, NULL);
+        return -1;
+    }
+    if (keep) *keep = wrpo__strndup(tok->arena, text->text, text->size);
     if (text != v) flags = wrpo__load_flags(tok, v, flags, false);
-    bool adds = *id >= 0 && text->size && !(tok->tokens[*id].flags & WRPO__TOKEN_ADDED);
-    if (adds) wrpo__add_token(tok, v, *id, flags);
-    return text;
+    const int32_t id = wrpo__token_id(tok, text->text, text->size);
+    if (id >= 0 && text->size && !(tok->tokens[id].flags & WRPO__TOKEN_ADDED)) wrpo__add_token(tok, v, id, flags);
+    return id;
 }
 /* Special tokens by other names: any key that ends in _token, and the members of two lists. over: another file, whose
    keys go first. */
 static void wrpo__load_unnamed(wrpo_tokenizer *tok, const wrpo_json *file, const wrpo_json *over) {
-    int32_t id;
     for (const wrpo_json *v = file ? file->child : NULL; v; v = v->next) {
         if (wrpo__json_get(over, v->key)) continue;
-        if (wrpo__ends(v->key, "_token")) wrpo__load_special(tok, v, &id);
+        if (wrpo__ends(v->key, "_token")) wrpo__load_special(tok, v, NULL);
         else if (!strcmp(v->key, "additional_special_tokens") || !strcmp(v->key, "extra_special_tokens"))
-            for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_special(tok, k, &id);
+            for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_special(tok, k, NULL);
     }
 }
 /* The special tokens of tokenizer_config.json. Those of special_tokens_map.json go first if the config has no
@@ -6815,9 +6813,7 @@ static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map, const
         tok->file = v ? map_name : config_name;
         if (!v) v = wrpo__json_get(tok->config, key);
         if (!v && usual) v = &own;
-        const wrpo_json *text = wrpo__load_special(tok, v, &ids[i]);
-        if (text) tok->special[i] = wrpo__strndup(tok->arena, text->text, text->size);
-        else if (v && v->kind != WRPO_JSON_NULL) wrpo__json_want(tok->ctx, tok->file, v, WRPO_JSON_STRING, key);
+        ids[i] = wrpo__load_special(tok, v, &tok->special[i]);
     }
     tok->bos = ids[0];
     tok->eos = ids[1];
@@ -6847,15 +6843,17 @@ static void wrpo__set_template(wrpo_tokenizer *tok, int i, const char *text, siz
 static void wrpo__load_template(wrpo_tokenizer *tok, const wrpo_json *v) {
     static const char *const names[] = {"default", "tool_use"};
     if (!v) return;
-    for (const wrpo_json *k = v->kind == WRPO_JSON_ARRAY ? v->child : NULL; k; k = k->next)
+    if (v->kind != WRPO_JSON_ARRAY) {
+        wrpo__json_want(tok->ctx, tok->file, v, WRPO_JSON_STRING, NULL);
+        wrpo__set_template(tok, 0, v->text, v->size);
+        return;
+    }
+    for (v = v->child; v; v = v->next)
         for (int i = 0; i < 2; i++) {
-            if (!wrpo__json_is(wrpo__json_get(k, "name"), names[i])) continue;
-            const wrpo_json *text = wrpo__need(tok, k, "template", WRPO_JSON_STRING);
+            if (!wrpo__json_is(wrpo__json_get(v, "name"), names[i])) continue;
+            const wrpo_json *text = wrpo__need(tok, v, "template", WRPO_JSON_STRING);
             wrpo__set_template(tok, i, text->text, text->size);
         }
-    if (v->kind == WRPO_JSON_ARRAY) return;
-    wrpo__json_want(tok->ctx, tok->file, v, WRPO_JSON_STRING, "chat_template");
-    wrpo__set_template(tok, 0, v->text, v->size);
 }
 /* Templates in files of their own; if there is one, the config's do not count. */
 static void wrpo__load_template_files(wrpo_tokenizer *tok) {
@@ -6863,12 +6861,11 @@ static void wrpo__load_template_files(wrpo_tokenizer *tok) {
     bool found = false;
     for (int i = 0; i < 2; i++) {
         const char *path = wrpo__join(tok->arena, tok->dir, files[i]);
-        size_t bad;
         if (!wrpo__exists(path)) continue;
         const wrpo__file *f = wrpo__open_file(tok->scratch, path);
         const char *text = (const char *)f->data;
-        if (!wrpo__is_utf8(text, f->size, &bad))
-            wrpo__fail(tok->ctx, WRPO_E_FORMAT, "%s: not UTF-8 at byte %zu", path, bad);
+        const size_t valid = wrpo__valid_utf8(text, f->size);
+        if (valid < f->size) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "%s: not UTF-8 at byte %zu", path, valid);
         if (!found) memset(tok->chat, 0, sizeof tok->chat);
         found = true;
         wrpo__set_template(tok, i, text, f->size);
@@ -6945,6 +6942,7 @@ static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir)
     wrpo__load_template(tok, wrpo__present(tok->config, "chat_template"));
     wrpo__load_template_files(tok);
     wrpo__arena_clear(tok->scratch);
+    tok->work = NULL;
     return tok;
 }
 
