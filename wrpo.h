@@ -5451,8 +5451,8 @@ WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *de
    is the decoder. An edit rewrites or cuts every piece that is no added token. What a file asks for beyond that is
    refused by name when it is loaded.
 
-   A new normalizer, pre-tokenizer or decoder needs a row in wrpo__components and, if the edits cannot express it, a kind
-   of edit (wrpo__edit_piece).                                                                                      */
+   A new normalizer, pre-tokenizer or decoder needs a row in wrpo__components and, if the edits cannot express it, a
+   kind of edit (wrpo__edit_piece).                                                                                 */
 
 /* ---- Unicode: one class for each code point, and what NFC needs ----
    The classes divide the code points as oniguruma's regexes do (Unicode 16) and as \w of Rust's regex does, which
@@ -5668,29 +5668,21 @@ static void wrpo__compose(const wrpo__unicode *u, wrpo__keyed *m, wrpo__text *ou
         wrpo__text_add(out, bytes, wrpo__utf8_put(bytes, (uint32_t)m[i].value));
     }
 }
-static bool wrpo__careful(const wrpo__unicode *u, const char *s, size_t n, size_t *size) {
-    return u->kind[wrpo__utf8_get(s, n, size)] & WRPO__CAREFUL;
-}
-/* Appends NFC of s to out. Only clusters change: careful code points in a row, and the one before them. */
+/* Appends NFC of s to out. */
 static void wrpo__nfc(const wrpo__unicode *u, const char *s, size_t n, wrpo__text *out, wrpo__keyed **marks) {
-    size_t done = 0, size;
-    for (size_t i = 0; i < n;) {
-        size_t begin = i;
-        bool changes = wrpo__careful(u, s + i, n - i, &size);
-        for (i += size; i < n && wrpo__careful(u, s + i, n - i, &size); i += size) changes = true;
-        if (!changes) continue;
-        wrpo__text_add(out, s + done, begin - done);
-        stbds_arrsetlen(*marks, 0);
-        for (; begin < i; begin += size) wrpo__decompose(u, wrpo__utf8_get(s + begin, i - begin, &size), marks);
-        wrpo__compose(u, *marks, out);
-        done = i;
-    }
-    wrpo__text_add(out, s + done, n - done);
+    bool careful = false;
+    stbds_arrsetlen(*marks, 0);
+    for (size_t i = 0, size; i < n && !careful; i += size)
+        careful = u->kind[wrpo__utf8_get(s + i, n - i, &size)] & WRPO__CAREFUL;
+    for (size_t i = 0, size; i < n && careful; i += size)
+        wrpo__decompose(u, wrpo__utf8_get(s + i, n - i, &size), marks);
+    if (careful) wrpo__compose(u, *marks, out);
+    else wrpo__text_add(out, s, n);
 }
 
 /* ---- regex: the part of oniguruma's syntax that tokenizers use ----
-   A pattern is alternatives of items: a literal, an escape, a class in brackets, each with ? * + {m,n} ?+ *+ ++ or none;
-   a lookahead for one of these; a group (...), (?:...) or (?i:...), with ? or none. It becomes a graph without cycles:
+   A pattern is alternatives of items: a literal, an escape or a class in brackets, and ? * + {m,n} ?+ *+ ++ or none; a
+   lookahead for one of these; a group (...), (?:...) or (?i:...), and ? or none. It becomes a graph without cycles:
    matching backtracks no deeper than the pattern is long. */
 typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_FORK, WRPO__RX_JOIN } wrpo__rx_kind;
 typedef struct wrpo__range { int32_t first, last; } wrpo__range;
@@ -5815,7 +5807,7 @@ struct wrpo_tokenizer {
     bool has_decoder, byte_fallback, fuse_unk, ignore_merges;
     const char *unk_text;  /* the model's unk_token, or NULL */
     int32_t unk, bytes[256], small[WRPO__SMALL_CHARS];  /* ids: of unk_text, <0xNN>, the characters below U+0400 */
-    int16_t byte_char[256], char_byte[324];  /* the alphabet of byte-level BPE; -1: not of it */
+    char byte_text[256][4]; int16_t char_byte[324];  /* the alphabet of byte-level BPE; -1: not of it */
     int32_t *prefix, *suffix;  /* stb arrays: the post-processor */
     wrpo__word *words;  /* [WORDS] direct-mapped cache of BPE results */
     const wrpo_json *config;  /* tokenizer_config.json, or NULL */
@@ -5990,8 +5982,7 @@ static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, const wrpo__pie
     wrpo__text *out = &w->out;
     const char *s = p->s;
     size_t n = p->n, i = 0, size, begin = out->size;
-    int byte = -1;
-    char utf8[4];
+    int byte;
     switch (e->kind) {  /* after the switch, s[i..n) is added to out */
     case WRPO__EDIT_ADDED: wrpo__cut_added(w, p, e->normalized); return;
     case WRPO__EDIT_SPLIT: wrpo__split_piece(w, e, p); return;
@@ -6011,26 +6002,23 @@ static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, const wrpo__pie
         wrpo__text_add(out, e->text, e->size);
         break;
     case WRPO__EDIT_BYTES:
-        for (; i < n; i++)
-            wrpo__text_add(out, utf8, wrpo__utf8_put(utf8, (uint32_t)w->tok->byte_char[(unsigned char)s[i]]));
+        for (; i < n; i++) wrpo__text_puts(out, w->tok->byte_text[(unsigned char)s[i]]);
         break;
     case WRPO__EDIT_UNBYTES:
         for (; i < n; i += size) {
             int32_t c = wrpo__utf8_get(s + i, n - i, &size);
             byte = c < WRPO__COUNT(w->tok->char_byte) ? w->tok->char_byte[c] : -1;
             if (byte < 0) break;
-            utf8[0] = (char)byte;
-            wrpo__text_add(out, utf8, 1);
+            wrpo__text_add(out, (char[]){(char)byte}, 1);
         }
-        if (byte >= 0) break;
+        if (i == n) break;
         out->size = begin;  /* a token with a character outside the alphabet is text already */
         i = 0;
         break;
     case WRPO__EDIT_BYTE_FALLBACK:
         byte = wrpo__byte_token(s, n);
         if (byte < 0) { wrpo__end_bytes(w); break; }
-        utf8[0] = (char)byte;
-        wrpo__text_add(out, utf8, 1);
+        wrpo__text_add(out, (char[]){(char)byte}, 1);
         return;
     case WRPO__EDIT_STRIP:
         for (int32_t k = 0; k < e->start && wrpo__begins(e, s + i, n - i); k++) i += e->size;
@@ -6065,7 +6053,9 @@ static void wrpo__put_symbol(wrpo__work *w, int32_t id) {
 static void wrpo__symbols(wrpo__work *w, const char *s, size_t n) {
     const wrpo_tokenizer *tok = w->tok;
     bool pending = false;  /* an unknown character whose unk is not written yet */
+    int32_t whole = tok->ignore_merges ? wrpo__model_id(tok, s, n) : -1;
     stbds_arrsetlen(w->symbols, 0);
+    if (whole >= 0) { wrpo__put_symbol(w, whole); n = 0; }
     for (size_t i = 0, size; i < n; i += size) {
         int32_t c = wrpo__utf8_get(s + i, n - i, &size);
         int32_t id = c < WRPO__SMALL_CHARS ? tok->small[c] : wrpo__model_id(tok, s + i, size);
@@ -6138,14 +6128,10 @@ static void wrpo__bpe(wrpo__work *w, const char *s, size_t n, int32_t **ids) {
         return;
     }
     int64_t first = stbds_arrlen(*ids);
-    int32_t whole = tok->ignore_merges ? wrpo__model_id(tok, s, n) : -1;
-    if (whole >= 0) stbds_arrput(*ids, whole);
-    else {
-        wrpo__symbols(w, s, n);
-        wrpo__merge_symbols(w);
-        for (int64_t i = 0; i < stbds_arrlen(w->symbols); i++)
-            if (w->symbols[i].id >= 0) stbds_arrput(*ids, w->symbols[i].id);
-    }
+    wrpo__symbols(w, s, n);
+    wrpo__merge_symbols(w);
+    for (int64_t i = 0; i < stbds_arrlen(w->symbols); i++)
+        if (w->symbols[i].id >= 0) stbds_arrput(*ids, w->symbols[i].id);
     int64_t count = stbds_arrlen(*ids) - first;
     if (n > sizeof word->text || count > WRPO__COUNT(word->ids)) return;
     word->size = (uint8_t)n;
@@ -6447,20 +6433,22 @@ static void wrpo__read_split(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit
     e->invert = wrpo__flag(tok, v, "invert", false);
     wrpo__read_pattern(tok, v, e);
 }
+static void wrpo__put_split(wrpo_tokenizer *tok, const wrpo_json *v, const char *regex, wrpo__behavior behavior) {
+    wrpo__edit e = {.kind = WRPO__EDIT_SPLIT, .behavior = behavior};
+    e.regex = wrpo__load_regex(tok, v, regex, strlen(regex), false);
+    wrpo__put_edit(tok, e);
+}
 static void wrpo__read_digits(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
-    static const char numeric[] =  /* Rust's, of Unicode 17: also U+11DE0..11DE9 and U+16FF4..16FF6 */
-        "[\\p{N}\xF0\x91\xB7\xA0-\xF0\x91\xB7\xA9\xF0\x96\xBF\xB4-\xF0\x96\xBF\xB6]";
-    e->behavior = wrpo__flag(tok, v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS;
-    e->regex = wrpo__load_regex(tok, v, numeric, sizeof numeric - 1, false);
+    (void)e;  /* numbers as Rust has them, of Unicode 17: also U+11DE0..11DE9 and U+16FF4..16FF6 */
+    wrpo__put_split(tok, v, "[\\p{N}\xF0\x91\xB7\xA0-\xF0\x91\xB7\xA9\xF0\x96\xBF\xB4-\xF0\x96\xBF\xB6]",
+                    wrpo__flag(tok, v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS);
 }
 static void wrpo__read_byte_level(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
     static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
-    wrpo__edit split = {.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__ISOLATED};
-    split.regex = wrpo__load_regex(tok, v, gpt2, sizeof gpt2 - 1, false);
+    (void)e;
     if (wrpo__flag(tok, v, "add_prefix_space", true))
         wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_PREPEND, .text = " ", .size = 1, .unless = true});
-    if (wrpo__flag(tok, v, "use_regex", true)) wrpo__put_edit(tok, split);
-    (void)e;
+    if (wrpo__flag(tok, v, "use_regex", true)) wrpo__put_split(tok, v, gpt2, WRPO__ISOLATED);
 }
 static bool wrpo__one_char(const wrpo__edit *e) {
     size_t size = 0;
@@ -6541,7 +6529,7 @@ static const wrpo__component wrpo__components[] = {
     {"normalizer", "Prepend", WRPO__EDIT_PREPEND, "prepend", false, NULL},
     {"normalizer", "Replace", WRPO__EDIT_REPLACE, "content", false, wrpo__read_pattern},
     {"pre_tokenizer", "Split", WRPO__EDIT_SPLIT, NULL, false, wrpo__read_split},
-    {"pre_tokenizer", "Digits", WRPO__EDIT_SPLIT, NULL, false, wrpo__read_digits},
+    {"pre_tokenizer", "Digits", WRPO__EDIT_NONE, NULL, false, wrpo__read_digits},
     {"pre_tokenizer", "ByteLevel", WRPO__EDIT_BYTES, NULL, false, wrpo__read_byte_level},
     {"pre_tokenizer", "Metaspace", WRPO__EDIT_REPLACE, "replacement", true, wrpo__read_metaspace},
     {"post_processor", "ByteLevel", WRPO__EDIT_NONE, NULL, false, NULL},  /* moves offsets only */
@@ -6886,11 +6874,7 @@ static void wrpo__load_edits(wrpo_tokenizer *tok, const wrpo_json *root) {
     tok->normalizer_end = stbds_arrlen(tok->encoder);
     wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED, .normalized = true});
     wrpo__load_component(tok, wrpo__present(root, "pre_tokenizer"), "pre_tokenizer", "pretokenizers");
-    if (tok->cuts) {
-        wrpo__edit cut = {.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__MERGED_WITH_NEXT};
-        cut.regex = wrpo__load_regex(tok, root, "\xE2\x96\x81+", 4, false);
-        wrpo__put_edit(tok, cut);
-    }
+    if (tok->cuts) wrpo__put_split(tok, root, "\xE2\x96\x81+", WRPO__MERGED_WITH_NEXT);
     tok->has_decoder = wrpo__present(root, "decoder");
     tok->edits = &tok->decoder;
     wrpo__load_component(tok, wrpo__present(root, "decoder"), "decoder", "decoders");
@@ -6904,11 +6888,12 @@ static void wrpo__tokenizer_init(wrpo_tokenizer *tok, wrpo__arena *arena, const 
     double now = wrpo__now();
     tok->seed = wrpo__hash((uint64_t)(uintptr_t)arena, &now, sizeof now);  /* decides about speed, never about ids */
     wrpo__unicode_load_classes(arena, &tok->unicode);
-    int16_t next = 0x100;
+    uint32_t next = 0x100;
     memset(tok->char_byte, 0xFF, sizeof tok->char_byte);
-    for (int16_t b = 0; b < 256; b++) {  /* printable Latin-1 is itself, the other bytes are U+0100 and up */
-        tok->byte_char[b] = (b > 32 && b < 127) || (b > 160 && b != 173) ? b : next++;
-        tok->char_byte[tok->byte_char[b]] = b;
+    for (uint32_t b = 0; b < 256; b++) {  /* printable Latin-1 is itself, the other bytes are U+0100 and up */
+        const uint32_t c = (b > 32 && b < 127) || (b > 160 && b != 173) ? b : next++;
+        wrpo__utf8_put(tok->byte_text[b], c);
+        tok->char_byte[c] = (int16_t)b;
     }
     stbds_arrput(tok->added, ((wrpo__added){"", 0, -1, 0}));
 }
