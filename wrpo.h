@@ -6284,38 +6284,34 @@ static bool wrpo__rx_dash(const wrpo__rx_parser *p) {  /* of a range: a '-' befo
 static void wrpo__rx_range(wrpo__regex *x, int32_t first, int32_t last) {
     stbds_arrput(x->ranges, ((wrpo__range){first, last}));
 }
-static void wrpo__rx_bracket(wrpo__rx_parser *p, wrpo__regex *x) {  /* after '[' */
-    x->negate = wrpo__rx_take(p, "^");
-    wrpo__rx_refuse(p, "]", "an empty class");
-    for (bool begun = false; !wrpo__rx_take(p, "]"); begun = true) {
-        wrpo__rx_refuse(p, "[", "a class within a class");
-        if (wrpo__rx_take(p, "&&")) wrpo__rx_fail(p, "an intersection of classes");
-        if (begun && wrpo__rx_dash(p)) wrpo__rx_fail(p, "'-' at this place");
-        int32_t first = wrpo__rx_char(p);
-        uint32_t classes = first == '\\' ? wrpo__rx_escape(p, &first) : 0;
-        int32_t last = first;
-        x->classes |= classes;
-        if (classes) continue;
-        if (wrpo__rx_dash(p)) {
-            p->i++;
-            wrpo__rx_refuse(p, "[", "a class within a class");
-            last = wrpo__rx_char(p);
-            if ((last == '\\' && wrpo__rx_escape(p, &last)) || last < first) wrpo__rx_fail(p, "this range");
-        }
-        wrpo__rx_range(x, first, last);
-    }
-}
 /* In (?i:...) a letter is a class of its cases. Only ASCII is folded, where U+017F and U+212A fold too; two letters in
    a row that a ligature folds to are refused. */
 static void wrpo__rx_fold(wrpo__rx_parser *p, wrpo__regex *x, int32_t letter) {
     static const char *const ligatures[] = {"ss", "ff", "fi", "fl", "st"};
+    const int32_t low = letter | 32;
+    if (low < 'a' || low > 'z') return;
     for (int k = 0; k < 5; k++)
-        if (letter == ligatures[k][0] && p->i < p->n && (p->s[p->i] | 32) == ligatures[k][1])
+        if (low == ligatures[k][0] && p->i < p->n && (p->s[p->i] | 32) == ligatures[k][1])
             wrpo__rx_fail(p, "a pair of letters with a ligature in (?i:...)");
-    wrpo__rx_range(x, letter, letter);
     wrpo__rx_range(x, letter ^ 32, letter ^ 32);
-    if (letter == 's') wrpo__rx_range(x, 0x17F, 0x17F);
-    if (letter == 'k') wrpo__rx_range(x, 0x212A, 0x212A);
+    if (low == 's') wrpo__rx_range(x, 0x17F, 0x17F);
+    if (low == 'k') wrpo__rx_range(x, 0x212A, 0x212A);
+}
+/* Adds a literal or an escape to a set, in brackets (many) also a range. */
+static void wrpo__rx_element(wrpo__rx_parser *p, wrpo__regex *x, bool many) {
+    int32_t first = wrpo__rx_char(p);
+    uint32_t classes = first == '\\' && !p->literal ? wrpo__rx_escape(p, &first) : 0;
+    int32_t last = first;
+    x->classes |= classes;
+    if (classes) return;
+    if (many && wrpo__rx_dash(p)) {
+        p->i++;
+        wrpo__rx_refuse(p, "[", "a class within a class");
+        last = wrpo__rx_char(p);
+        if ((last == '\\' && wrpo__rx_escape(p, &last)) || last < first) wrpo__rx_fail(p, "this range");
+    }
+    wrpo__rx_range(x, first, last);
+    if (p->fold) wrpo__rx_fold(p, x, first);
 }
 static wrpo__rx_part wrpo__rx_node(wrpo__rx_parser *p, wrpo__rx_kind kind) {
     wrpo__regex *x = WRPO__NEW(p->tok->arena, wrpo__regex);
@@ -6325,21 +6321,23 @@ static wrpo__rx_part wrpo__rx_node(wrpo__rx_parser *p, wrpo__rx_kind kind) {
 static wrpo__rx_part wrpo__rx_set(wrpo__rx_parser *p, wrpo__rx_kind kind) {  /* a literal, an escape or a class */
     wrpo__rx_part part = wrpo__rx_node(p, kind);
     wrpo__regex *x = part.first;
-    int32_t c;
     wrpo__rx_refuse(p, ".", "'.'");
     wrpo__rx_refuse(p, "^$", "an anchor");
     wrpo__rx_refuse(p, "?*+{", "this repetition");
     wrpo__rx_refuse(p, "]}", "this bracket");
     if (p->fold && p->i < p->n && (wrpo__rx_sees(p, "[\\") || (unsigned char)p->s[p->i] >= 128))
         wrpo__rx_fail(p, "anything but ASCII letters in (?i:...)");
-    if (wrpo__rx_take(p, "[")) wrpo__rx_bracket(p, x);
-    else {
-        c = wrpo__rx_char(p);
-        if (c == '\\' && !p->literal) x->classes = wrpo__rx_escape(p, &c);
-        if (p->fold && (c | 32) >= 'a' && (c | 32) <= 'z') wrpo__rx_fold(p, x, c | 32);
-        else if (!x->classes) wrpo__rx_range(x, c, c);
-    }
-    for (c = 0; c < 128; c++) x->ascii[c] = wrpo__set_has(x, c);
+    if (wrpo__rx_take(p, "[")) {
+        x->negate = wrpo__rx_take(p, "^");
+        wrpo__rx_refuse(p, "]", "an empty class");
+        for (bool begun = false; !wrpo__rx_take(p, "]"); begun = true) {
+            wrpo__rx_refuse(p, "[", "a class within a class");
+            if (wrpo__rx_take(p, "&&")) wrpo__rx_fail(p, "an intersection of classes");
+            if (begun && wrpo__rx_dash(p)) wrpo__rx_fail(p, "'-' at this place");
+            wrpo__rx_element(p, x, true);
+        }
+    } else wrpo__rx_element(p, x, false);
+    for (int32_t c = 0; c < 128; c++) x->ascii[c] = wrpo__set_has(x, c);
     return part;
 }
 static wrpo__rx_part wrpo__rx_either(wrpo__rx_parser *p, wrpo__rx_part a, wrpo__rx_part b) {  /* a, else b */
@@ -6592,8 +6590,8 @@ static void wrpo__load_vocab(wrpo_tokenizer *tok, const wrpo_json *vocab, int64_
     }
 }
 /* SentencePiece models have no pre-tokenizer: a whole text is one word. If no merge makes a token with a mark (U+2581)
-   after another character, and no character is dropped, no merge reaches across such a place: cutting there changes
-   nothing, and the words are short again. */
+   after another character, and none is dropped for want of an unk_token, no merge reaches across such a place: cutting
+   there changes nothing, and the words are short again. */
 static const char wrpo__mark[] = "\xE2\x96\x81";
 static bool wrpo__mark_within(const char *s, size_t n) {
     for (size_t i = 1; i + 3 <= n; i++)
@@ -6666,9 +6664,7 @@ static void wrpo__load_model(wrpo_tokenizer *tok, const wrpo_json *model, int64_
         tok->unk_text = wrpo__strndup(tok->arena, unk->text, unk->size);
         tok->unk = wrpo__model_id(tok, unk->text, unk->size);
     }
-    bool drops = !unk && !tok->byte_fallback;  /* characters without a token */
-    for (int k = 0; k < 256 && !unk; k++) drops = drops || tok->bytes[k] < 0;
-    tok->cuts = !tok->ignore_merges && !drops && wrpo__model_id(tok, wrpo__mark, 3) >= 0;
+    tok->cuts = !tok->ignore_merges && unk && wrpo__model_id(tok, wrpo__mark, 3) >= 0;
     wrpo__load_merges(tok, merges);
     tok->words = wrpo__alloc(tok->arena, WRPO__WORDS, sizeof *tok->words);
 }
@@ -6827,25 +6823,22 @@ static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map, const
 static void wrpo__set_template(wrpo_tokenizer *tok, int i, const char *text, size_t size) {
     tok->chat[i] = (wrpo__template){.text = wrpo__strndup(tok->arena, text, size), .size = size};
 }
-/* chat_template of the config: a string, or a list of {name, template}, of which two names count. */
-static void wrpo__load_template(wrpo_tokenizer *tok, const wrpo_json *v) {
+/* chat_template of the config: a string, or a list of {name, template}, of which two names count. Templates in files of
+   their own go first: if there is one, the config's do not count. */
+static void wrpo__load_templates(wrpo_tokenizer *tok, const wrpo_json *v) {
     static const char *const names[] = {"default", "tool_use"};
-    if (!v) return;
-    if (v->kind != WRPO_JSON_ARRAY) {
+    static const char *const files[] = {"chat_template.jinja", "additional_chat_templates/tool_use.jinja"};
+    if (v && v->kind != WRPO_JSON_ARRAY) {
         wrpo__json_want(tok->ctx, tok->file, v, WRPO_JSON_STRING, NULL);
         wrpo__set_template(tok, 0, v->text, v->size);
-        return;
+        v = NULL;
     }
-    for (v = v->child; v; v = v->next)
+    for (const wrpo_json *k = v ? v->child : NULL; k; k = k->next)
         for (int i = 0; i < 2; i++) {
-            if (!wrpo__json_is(wrpo__json_get(v, "name"), names[i])) continue;
-            const wrpo_json *text = wrpo__need(tok, v, "template", WRPO_JSON_STRING);
+            if (!wrpo__json_is(wrpo__json_get(k, "name"), names[i])) continue;
+            const wrpo_json *text = wrpo__need(tok, k, "template", WRPO_JSON_STRING);
             wrpo__set_template(tok, i, text->text, text->size);
         }
-}
-/* Templates in files of their own; if there is one, the config's do not count. */
-static void wrpo__load_template_files(wrpo_tokenizer *tok) {
-    static const char *const files[] = {"chat_template.jinja", "additional_chat_templates/tool_use.jinja"};
     bool found = false;
     for (int i = 0; i < 2; i++) {
         const char *path = wrpo__join(tok->arena, tok->dir, files[i]);
@@ -6924,8 +6917,7 @@ static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir)
     tok->file = config_name;
     wrpo__load_added(tok, again, true);
     wrpo__load_specials(tok, map, map_name);
-    wrpo__load_template(tok, wrpo__present(tok->config, "chat_template"));
-    wrpo__load_template_files(tok);
+    wrpo__load_templates(tok, wrpo__present(tok->config, "chat_template"));
     wrpo__arena_clear(tok->scratch);
     tok->work = NULL;
     return tok;
