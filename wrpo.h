@@ -5682,20 +5682,21 @@ static void wrpo__nfc(const wrpo__unicode *u, const char *s, size_t n, wrpo__tex
 
 /* ---- regex: the part of oniguruma's syntax that tokenizers use ----
    A pattern is alternatives of items: a literal, an escape or a class in brackets, and ? * + {m,n} ?+ *+ ++ or none; a
-   lookahead for one of these; a group (...), (?:...) or (?i:...), and ? or none. It becomes a graph without cycles:
-   matching backtracks no deeper than the pattern is long. */
-typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_FORK, WRPO__RX_JOIN } wrpo__rx_kind;
+   lookahead for one of these; a group (...), (?:...) or (?i:...), and ? or none. It becomes a tree; matching
+   backtracks no deeper than the pattern is long. */
+typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_GROUP } wrpo__rx_kind;
 typedef struct wrpo__range { int32_t first, last; } wrpo__range;
-typedef struct wrpo__regex {  /* one node; the graph ends where next is NULL */
+typedef struct wrpo__regex {  /* one item */
     wrpo__rx_kind kind;
-    struct wrpo__regex *next, *other;  /* FORK: other is tried if next fails */
-    int64_t min, max;  /* SET: how many */
-    bool possessive, negative;  /* SET: never gives back; AHEAD: (?!...) */
+    struct wrpo__regex *next, *items, *other;  /* GROUP: of one alternative, and the group of the others */
+    int64_t min, max;  /* min: of characters in a match; max: SET only */
+    bool possessive, negative, optional;  /* SET: never gives back; AHEAD: (?!...); GROUP: (...)? */
     bool ascii[128], negate;  /* the set: ascii is its answer for these, the rest is for other code points */
     uint32_t classes;
     wrpo__range *ranges;  /* stb array */
     const uint16_t *unicode;  /* the class of each code point */
 } wrpo__regex;
+typedef struct wrpo__rx_rest { const wrpo__regex *x; const struct wrpo__rx_rest *up; } wrpo__rx_rest;
 typedef struct wrpo__piece {  /* of the text to tokenize, or of the tokens to decode; valid UTF-8 */
     const char *s; size_t n;
     int32_t id;  /* >= 0: an added token, which no edit changes */
@@ -5714,28 +5715,30 @@ static size_t wrpo__set_at(const wrpo__regex *x, const wrpo__piece *p, size_t i)
     if ((unsigned char)p->s[i] < 128) return x->ascii[(unsigned char)p->s[i]];
     return wrpo__set_has(x, wrpo__utf8_get(p->s + i, p->n - i, &size)) ? size : 0;
 }
-/* Where a match that begins at p->s[i], from node x on, ends; 0: there is none. */
-static size_t wrpo__rx_match(const wrpo__regex *x, const wrpo__piece *p, size_t i) {
-    for (const wrpo__regex *next; x; x = next) {
+/* Where a match of x and what follows that begins at p->s[i] ends; 0: none. rest: what follows the groups around x. */
+static size_t wrpo__rx_match(const wrpo__regex *x, const wrpo__rx_rest *rest, const wrpo__piece *p, size_t i) {
+    for (; x || rest; x = x->next) {
         int64_t count = 0;
         size_t size = 1, end;
-        next = x->next;
+        if (!x) return wrpo__rx_match(rest->x, rest->up, p, i);
+        const wrpo__rx_rest after = {x->next, rest};
         switch (x->kind) {
-        case WRPO__RX_JOIN: break;
         case WRPO__RX_AHEAD:
             if ((wrpo__set_at(x, p, i) > 0) == x->negative) return 0;
             break;
-        case WRPO__RX_FORK:
-            end = wrpo__rx_match(next, p, i);
-            if (end) return end;
-            next = x->other;
+        case WRPO__RX_GROUP:
+            for (const wrpo__regex *g = x; g; g = g->other) {
+                end = wrpo__rx_match(g->items, &after, p, i);
+                if (end) return end;
+            }
+            if (!x->optional) return 0;
             break;
         case WRPO__RX_SET:
             for (; count < x->max && (size = wrpo__set_at(x, p, i)) > 0; count++) i += size;
             if (count < x->min) return 0;
-            if (x->possessive || !next) break;
+            if (x->possessive || !(x->next || rest)) break;
             for (; count > x->min; count--) {  /* tries the longest first; this loop goes on with the shortest */
-                end = wrpo__rx_match(next, p, i);
+                end = wrpo__rx_match(x->next, rest, p, i);
                 if (end) return end;
                 i = wrpo__before(p->s, i);
             }
@@ -5747,7 +5750,7 @@ static size_t wrpo__rx_match(const wrpo__regex *x, const wrpo__piece *p, size_t 
 static size_t wrpo__rx_find(const wrpo__regex *rx, const wrpo__piece *p, size_t from, size_t *begin) {
     for (*begin = from; *begin < p->n; ++*begin) {
         if (((unsigned char)p->s[*begin] & 0xC0) == 0x80) continue;
-        size_t end = wrpo__rx_match(rx, p, *begin);
+        size_t end = wrpo__rx_match(rx, NULL, p, *begin);
         if (end) return end;
     }
     return p->n;
@@ -6223,7 +6226,6 @@ typedef struct wrpo__rx_parser {
     bool literal, fold;  /* all characters are literals; inside (?i:...) */
     int depth;
 } wrpo__rx_parser;
-typedef struct wrpo__rx_part { wrpo__regex *first, *last; int64_t shortest; } wrpo__rx_part;  /* shortest match */
 
 _Noreturn static void wrpo__rx_fail(const wrpo__rx_parser *p, const char *what) {
     wrpo__json_fail(p->tok->ctx, WRPO_E_UNSUPPORTED, p->tok->file, p->json,
@@ -6313,14 +6315,14 @@ static void wrpo__rx_element(wrpo__rx_parser *p, wrpo__regex *x, bool many) {
     wrpo__rx_range(x, first, last);
     if (p->fold) wrpo__rx_fold(p, x, first);
 }
-static wrpo__rx_part wrpo__rx_node(wrpo__rx_parser *p, wrpo__rx_kind kind) {
+static wrpo__regex *wrpo__rx_new(wrpo__rx_parser *p, wrpo__rx_kind kind) {
     wrpo__regex *x = WRPO__NEW(p->tok->arena, wrpo__regex);
-    *x = (wrpo__regex){.kind = kind, .min = 1, .max = 1, .unicode = p->tok->unicode.kind};
-    return (wrpo__rx_part){x, x, 0};
+    x->kind = kind;
+    x->unicode = p->tok->unicode.kind;
+    return x;
 }
-static wrpo__rx_part wrpo__rx_set(wrpo__rx_parser *p, wrpo__rx_kind kind) {  /* a literal, an escape or a class */
-    wrpo__rx_part part = wrpo__rx_node(p, kind);
-    wrpo__regex *x = part.first;
+static wrpo__regex *wrpo__rx_set(wrpo__rx_parser *p, wrpo__rx_kind kind) {  /* a literal, an escape or a class */
+    wrpo__regex *x = wrpo__rx_new(p, kind);
     wrpo__rx_refuse(p, ".", "'.'");
     wrpo__rx_refuse(p, "^$", "an anchor");
     wrpo__rx_refuse(p, "?*+{", "this repetition");
@@ -6338,41 +6340,35 @@ static wrpo__rx_part wrpo__rx_set(wrpo__rx_parser *p, wrpo__rx_kind kind) {  /* 
         }
     } else wrpo__rx_element(p, x, false);
     for (int32_t c = 0; c < 128; c++) x->ascii[c] = wrpo__set_has(x, c);
-    return part;
+    return x;
 }
-static wrpo__rx_part wrpo__rx_either(wrpo__rx_parser *p, wrpo__rx_part a, wrpo__rx_part b) {  /* a, else b */
-    wrpo__regex *fork = wrpo__rx_node(p, WRPO__RX_FORK).first, *join = wrpo__rx_node(p, WRPO__RX_JOIN).first;
-    fork->next = a.first;
-    fork->other = b.first;
-    a.last->next = b.last->next = join;
-    return (wrpo__rx_part){fork, join, WRPO__MIN(a.shortest, b.shortest)};
-}
-static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p);
-static wrpo__rx_part wrpo__rx_group(wrpo__rx_parser *p) {  /* after "(" */
+static wrpo__regex *wrpo__rx_alternatives(wrpo__rx_parser *p);
+static wrpo__regex *wrpo__rx_group(wrpo__rx_parser *p) {  /* after "(" */
     bool fold = p->fold;
     if (wrpo__rx_take(p, "?i:")) p->fold = true;
     else if (!wrpo__rx_take(p, "?:")) wrpo__rx_refuse(p, "?", "this kind of group");
-    wrpo__rx_part part = wrpo__rx_alternatives(p);
+    wrpo__regex *x = wrpo__rx_alternatives(p);
     if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a group without its end");
     p->fold = fold;
-    if (wrpo__rx_take(p, "?")) part = wrpo__rx_either(p, part, wrpo__rx_node(p, WRPO__RX_JOIN));
+    x->optional = wrpo__rx_take(p, "?");
+    if (x->optional) x->min = 0;
     wrpo__rx_refuse(p, "?*+{", "this repetition of a group");
-    return part;
+    return x;
 }
-static wrpo__rx_part wrpo__rx_ahead(wrpo__rx_parser *p, bool negative) {  /* after "(?=" or "(?!" */
+static wrpo__regex *wrpo__rx_ahead(wrpo__rx_parser *p, bool negative) {  /* after "(?=" or "(?!" */
     static const char longer[] = "a lookahead for more than one character";
     wrpo__rx_refuse(p, "(|)", longer);
-    wrpo__rx_part part = wrpo__rx_set(p, WRPO__RX_AHEAD);
-    part.first->negative = negative;
+    wrpo__regex *x = wrpo__rx_set(p, WRPO__RX_AHEAD);
+    x->negative = negative;
     if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, longer);
-    return part;
+    return x;
 }
-static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
+static wrpo__regex *wrpo__rx_item(wrpo__rx_parser *p) {
     if (wrpo__rx_take(p, "(?!")) return wrpo__rx_ahead(p, true);
     if (wrpo__rx_take(p, "(?=")) return wrpo__rx_ahead(p, false);
     if (wrpo__rx_take(p, "(")) return wrpo__rx_group(p);
-    wrpo__rx_part part = wrpo__rx_set(p, WRPO__RX_SET);
-    wrpo__regex *x = part.first;
+    wrpo__regex *x = wrpo__rx_set(p, WRPO__RX_SET);
+    x->min = x->max = 1;
     if (wrpo__rx_take(p, "{")) {
         x->max = wrpo__rx_number(p, -1);
         x->min = WRPO__MAX(x->max, 0);
@@ -6385,30 +6381,30 @@ static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
         x->possessive = wrpo__rx_take(p, "+");
     }
     wrpo__rx_refuse(p, "?*+{", "this repetition");
-    part.shortest = x->min;
-    return part;
+    return x;
 }
-static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p) {
-    wrpo__rx_part all = wrpo__rx_node(p, WRPO__RX_JOIN);
+static wrpo__regex *wrpo__rx_alternatives(wrpo__rx_parser *p) {
+    wrpo__regex *x = wrpo__rx_new(p, WRPO__RX_GROUP), **end = &x->items;
     if (++p->depth > 400) wrpo__rx_fail(p, "so many alternatives, or so deep a nest of groups");
-    while (p->i < p->n && !wrpo__rx_sees(p, "|)")) {
-        wrpo__rx_part part = wrpo__rx_item(p);
-        all.last->next = part.first;
-        all.last = part.last;
-        all.shortest += part.shortest;
+    for (; p->i < p->n && !wrpo__rx_sees(p, "|)"); end = &(*end)->next) {
+        *end = wrpo__rx_item(p);
+        x->min += (*end)->min;
     }
-    if (wrpo__rx_take(p, "|")) all = wrpo__rx_either(p, all, wrpo__rx_alternatives(p));
+    if (wrpo__rx_take(p, "|")) {
+        x->other = wrpo__rx_alternatives(p);
+        x->min = WRPO__MIN(x->min, x->other->min);
+    }
     p->depth--;
-    return all;
+    return x;
 }
 static const wrpo__regex *wrpo__load_regex(wrpo_tokenizer *tok, const wrpo_json *v, const char *s, size_t n,
                                            bool literal) {
     wrpo__rx_parser p = {.tok = tok, .json = v, .s = s, .n = n, .literal = literal};
     if (n > 4096) wrpo__rx_fail(&p, "a pattern this long");
-    wrpo__rx_part all = wrpo__rx_alternatives(&p);
+    const wrpo__regex *x = wrpo__rx_alternatives(&p);
     if (p.i < n) wrpo__rx_fail(&p, "this bracket");
-    if (all.shortest == 0) wrpo__rx_fail(&p, "a pattern that matches the empty text");
-    return all.first;
+    if (x->min == 0) wrpo__rx_fail(&p, "a pattern that matches the empty text");
+    return x;
 }
 
 /* ---- load: components ---- */
@@ -6456,8 +6452,8 @@ static bool wrpo__one_char(const wrpo__edit *e) {
 /* Does a normalizer keep the number of characters? */
 static bool wrpo__keeps_count(const wrpo__edit *e) {
     if (e->kind != WRPO__EDIT_REPLACE) return e->kind == WRPO__EDIT_NFC;
-    const wrpo__regex *x = e->regex->next;  /* after a JOIN */
-    return wrpo__one_char(e) && x->kind == WRPO__RX_SET && !x->next && x->min == 1 && x->max == 1;
+    const wrpo__regex *x = e->regex->items;
+    return wrpo__one_char(e) && !e->regex->other && x->kind == WRPO__RX_SET && !x->next && x->min == 1 && x->max == 1;
 }
 static void wrpo__read_metaspace(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
     static const char *const names[] = {"always", "first", "never"};
@@ -6598,27 +6594,18 @@ static bool wrpo__mark_within(const char *s, size_t n) {
         if (!memcmp(s + i, wrpo__mark, 3) && (i < 3 || memcmp(s + i - 3, wrpo__mark, 3) != 0)) return true;
     return false;
 }
-/* Both parts of a merge, "left right" or ["left", "right"], one after the other; returns the size of the left one. */
-static size_t wrpo__merge_text(wrpo_tokenizer *tok, const wrpo_json *v, int32_t rank, wrpo__text *text) {
-    wrpo__shown shown;
-    const wrpo_json *a = v->child, *b = a ? a->next : NULL;
-    size_t left = 0;
-    text->size = 0;
-    if (v->kind == WRPO_JSON_STRING) {
-        const char *space = memchr(v->text, ' ', v->size);
-        if (space) left = (size_t)(space - v->text);
-        if (!space || memchr(space + 1, ' ', v->size - left - 1))
-            wrpo__load_fail(tok, v, "merge %d: want two tokens and one space between them, found %s", (int)rank,
-                            wrpo__json_found(shown, v));
-        wrpo__text_add(text, v->text, left);
-        wrpo__text_add(text, space + 1, v->size - left - 1);
-        return left;
-    }
-    if (v->kind != WRPO_JSON_ARRAY || v->count != 2 || a->kind != WRPO_JSON_STRING || b->kind != WRPO_JSON_STRING)
-        wrpo__load_fail(tok, v, "merge %d: want two strings, found %s", (int)rank, wrpo__json_found(shown, v));
-    wrpo__text_add(text, a->text, a->size);
-    wrpo__text_add(text, b->text, b->size);
-    return a->size;
+/* Both tokens of a merge: "left right" or ["left", "right"]. */
+static bool wrpo__merge_parts(const wrpo_json *v, wrpo_json part[2]) {
+    const bool pair = v->kind == WRPO_JSON_ARRAY && v->count == 2, string = v->kind == WRPO_JSON_STRING;
+    const char *space = string ? memchr(v->text, ' ', v->size) : NULL;
+    if (!pair && !space) return false;
+    part[0] = pair ? *v->child : *v;
+    part[1] = pair ? *v->child->next : *v;
+    if (pair) return part[0].kind == WRPO_JSON_STRING && part[1].kind == WRPO_JSON_STRING;
+    part[0].size = (size_t)(space - v->text);
+    part[1].text = space + 1;
+    part[1].size -= part[0].size + 1;
+    return !memchr(part[1].text, ' ', part[1].size);
 }
 static void wrpo__load_merges(wrpo_tokenizer *tok, const wrpo_json *merges) {
     wrpo__text text = {.arena = tok->scratch};
@@ -6629,18 +6616,23 @@ static void wrpo__load_merges(wrpo_tokenizer *tok, const wrpo_json *merges) {
     tok->merge_mask = slots - 1;
     tok->merges = wrpo__raw(tok->arena, slots, sizeof *tok->merges);
     for (size_t i = 0; i < slots; i++) tok->merges[i].rank = -1;
-    for (const wrpo_json *v = merges->child; v; v = v->next) {
-        const size_t left = wrpo__merge_text(tok, v, rank, &text);
-        const char *part[3] = {text.data, text.data + left, text.data};
-        const size_t size[3] = {left, text.size - left, text.size};
+    for (const wrpo_json *v = merges->child; v; v = v->next, rank++) {
+        wrpo_json part[3];  /* left, right, both */
         int32_t id[3];
+        if (!wrpo__merge_parts(v, part))
+            wrpo__load_fail(tok, v, "merge %d: want two tokens, as two strings or with one space between them, "
+                            "found %s", (int)rank, wrpo__json_found(shown, v));
+        text.size = 0;
+        for (int k = 0; k < 2; k++) wrpo__text_add(&text, part[k].text, part[k].size);
+        part[2].text = text.data;
+        part[2].size = text.size;
         for (int k = 0; k < 3; k++) {
-            id[k] = wrpo__model_id(tok, part[k], size[k]);
+            id[k] = wrpo__model_id(tok, part[k].text, part[k].size);
             if (id[k] < 0)
                 wrpo__load_fail(tok, v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank,
-                        k == 2 ? "result" : "part", wrpo__show(shown, part[k], size[k]));
+                                k == 2 ? "result" : "part", wrpo__show(shown, part[k].text, part[k].size));
         }
-        wrpo__merge merge = {wrpo__pair(id[0], id[1]), rank++, id[2]};
+        wrpo__merge merge = {wrpo__pair(id[0], id[1]), rank, id[2]};
         *wrpo__merge_slot(tok, id[0], id[1]) = merge;  /* of equal pairs the last counts */
         tok->cuts = tok->cuts && !wrpo__mark_within(text.data, text.size);
     }
