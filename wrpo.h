@@ -5473,79 +5473,77 @@ enum {
    runs from U+0000 to U+10FFFF: class, length - 1; class 16 is M with a combining class, which comes next */
 static const char *const wrpo__unicode_classes[] = {
 "UPAYx2i86[d{}8(G2]Pc4-cOo7{PF;KzLnd6Y8sdi6]h}gf@1Lsh!Kuz.mo<;d-ut D~g^eDupNxZ =+=Fxf^aUBd@xl>ssEm668.LV,N}C:!&7Jn> Y2",
-"G6SdCW8X%n=D0-4Ur4XLSksVn)h2%xBU~~}|><<;fZfmhOt)r4e_@ibLX0~DTMSQ:'=f J}e,hv{$Vx-{GsK]ag0;MtJbwn0dAIFn$t{zqm1nX|0554_'",
-"r3rvrR>'-=>YyFNS};CVqR4c$vWj*}H;=dVV+!Unzk2^5eYulYz[B7<[){npe1H;=o})}4==>DHnx =XSAa5P6FLwY)J!t<eL5$EU~Jp,9[Sjx<fX#qXt",
-"NW=s4*P6O|v5'qLsd1+7oR8L[qhR guQL|4wATMiYu[xP~=%tIN$Ft!k|}GR6qzuB<_}~C^ :bj'sy0ynZ[0C)Bz(om@BF]IYt88g&@m=(=i^3|T2*Mn)",
-"Y@A6SmyBX;Nj$SLB4Oc|V_J{gePk&,}2}QP{}lD(NYu)2XUMoQj2duK$awfvlp`N&HdAtt@`fNpH3!2TQC;U]PkT$^z}4< ;=J1-{;V~z<t'M&%zmBPTr",
-"&E$ETU]sS=;tM4Ne%b~sD$qRODcy%~~,-zVt2DKuHiZ0@s3opTCV[nR7ZfvJMQ|- Q]~:0c(87x#HLchz#Ih6h+!9R)>nuB4}G,r$}*a;tSM2X~u!MuG]",
-"3M<*5tiQNwLKjg-KVciS~]A_w^Vu;~RsX&Bo@*CVubJu:~@=f`U#9b:p,m{tvFiC4mA3'1'Lk*%c<on[8{pW6OGA2b~fCNrm(s({yo2h!'+MviQg#Me}c",
-"sTB #yPL0N#$WZTkhbk F0DCPf%sKj]rH6X;jb0,<$cw8+8k'E~_(HIBdBO;F`zVtbG^*o_L-1c}(Li*^HkSV'rsPFCa'eZ[ ZMQxT$ r.38S$s>S1WnV",
-"Ne2XRKYcVoRK&#K#b=xdx#_81-a=(^Z',x:QG-Y_uvNS{{XU5p{;97|WMkdPP6 If>}tM+rs9m)1!@RFX+$,$=O<yFpm9@x4x4zjM(9N_*]oWDo7-V|9;",
-"YN]U459%CGK;oJH[XZ]Fs Zl,+Tens~q1-cEV7N>C|{[`>QUE1&(@AY1B;[ZuW;=(<1g (yYpE8ne]U^G_SMf8.4v_Oh,{UW3tAJA2QesGn;K_XW[aK]$",
-"i{R)wEog&XQ1D,U;#O(!;{A[=oPv2w M<1GG-A_D0jez05'c4j)A{V<DJB;!T9seacaA3O@sM+[<nRxC!,`P,jN~K6IQFjUxl_AoWx9f0f;-j~gZVXP0K",
-"4@`CL~}b-.fF<DB_(MJ5+xQlEYZ<GOhO.Vve;65<JJGICRH3btn'(2&fWp+GSd7^Bx-gkOPDfYPcW.qI0b%0BE '5IbO&zYjRy|pc#h:dHb:]y|%O-F>+",
-"'6*k5O98w4g`bD7ERL1G9ABJ&t|G>&z+9C;dYFaHC5IS'5EY8E'FN1:IbgPZOQ|5{-S=}MAjX4o!DjR=dqBdq'-P9lFq7gxP]s3u${PCTty30&uovcuh[",
-"Alrq1s,#^c&,r8|o!cskpkRwU&46@):dG3zu9@psEbksF.K0cGdf^N3RR)Rm|w{=pfdzKTmqq}KmT%fE0b_;OR#rmH%Mz~aG@gYo{-}dqvoTR|]Ft,1jn",
-")0%|lj~:ZV.Skp j~DCIbxuf|w!fu:y4>g(X,)pzN>f0yXzs'qbQZn.WZaG8<W>X2'vt Z{n,TIIZ~*b]'nly`twF+mkoD|v3'C,~F>hW<n:c:a+Kk;nM",
-"!e.hxG%2YgWJO65qAOa*2UP^Dxfe2.(E(`vDuT@L%oa%K.m[7Su,ssz>4vcy-=;_[Ef!L6^ttq|o5&Wd)_#j#p9CO:Fz]48P}g,lGerpxoLSWB-OcA.DE",
-"QXivQs;,.]Kp$s)}{~Z;@';E, BTTEOR+UE}&yy(K)cL`6}(y^ST[9^{K1}$=<G>V(dBn4}M.'^$1&VuKz^y8n jH> PCE$24->Hn4.JrR-h>uvw|)Tx^",
-"HK&'FZsQq'&RWhw_u5|}I<czrj^,P-bBUUfQ!$D]Is(;dfk_tAFnB{Rf_TjAp7WI)FX9Si4nMSyq3 )8&}$IE`vP60:6=m};ENi~RoD^@T|:]>vDOfwRk",
-"8_iuWgEq[9#:RtbR5A6dcjvv05Z2Oc)V`ItlJ-OdrKj&1kJ#si*3LO%7%,+o-K|&[[#|_nDH&91uPL+hIK(suWK=Y.e^%]U>e<SwRs'F[_4((CkGHDpY^",
-"A9dp:P.$kuX0c8Iyw!;Dq.r`v}8f)t[a$DU07t,q|QlFbv*+So@HY=S*C|vd3!P:=V:3e69.DTj@_g1w6~fYPznbv1dccsOt5p.^.L8t>;O>~t,;(w=K_",
-"!;YZ8Zd]Q(wt5%Ro;RzE2O18)~Aar^t=%VN^$k|;6_z4_!,vseO l:M>e'dQa6A6PqFmSuF_h0mFK[>C1'u*Sct(R_QNdLSYg82AONM_;GKAvw)<J;S|j",
-"A]0:q*%|9wWNyLcM7r;,c1_,J=:2*2R>#Q<t6@[}~{m#aBY(m]7::q5pmtzGpfKY`FO*^DR6mM,0'dH`Kq5GF1pTuExQ#Fs4+xZCmbIN.~.BXISWN=DOe",
-"~C)uxBDq&KUpP1|z:=1Xtg=7D-MUDcOt!WZgF18qPM^,$7<Sj!aL'M.L@ }[A%yIy-=#vK,wj{9(f+na;rKaMA<PYKzOCXr{bsQ)zQXa%sKmK+I6p^&Sy",
-"Pf8tA#rkhrgjByNS0#npuOrS%X`}vorUU[JfPxXg{DIyB^7{[Q2-9%}9@E'kjq,Gikkc7GCQd&.=pG*AHd{Mu`Qlhm_(3[EJtFnv 01M}#P:jr**JdZX[",
-"]ueahw)-[1k}){L11^bX% gm09~gsm4<)Bc!ua)biB!BwBN9x15vNT0dk*PQ^V*jE9]wFl6gZE%(Clx5FV)XAe#vz`0C$.a;5S'Y+!5_6t{nmje23zCDO",
-" 6x)Ds*)Vdn&}z9a;&k0-`HQeuVp,B7ue6,2cXX6IHc|0cIZW<-Xn,QWt,6F<&T+te4'D*O,E=wa!J@Y4,pKD#b6#rmuJB<Q:b9#=z<L*gz[Fsea o3=p",
-"RHn%z_d)o2r YSHyN+0dMf-ewksacTp{ k8]Y+<hk&38ATuu$U4g)hj{Sh&=W=(`L:VNQ<GaVjNItKj0|x_SAKd-~Xr[C-pIN$kV=2n1*rL4vc_llE|sy",
-"05r.@~j2axsWTn~AWB[W6+hB%s%2o9*sY'vo]f<m(P)::LmzF}|u+vP>-z*]%u}ylZ[NW6wJVo2q.XgH!|mwhT:va(:p#~i_>tMks!Dy'LoL5v^5Q0-WV",
-")!gm~ivgYey1;_(OPTRjm*B31^q0`>"
+"G6SdCW8X%n=D0-4Ur4XLSksVn)h2%xBUzsp3ErYcig8xvg-iUYeK$G+Gm0)m1y5LwmIJ{GYO10+D+06hL}H&6XU JZkhY*p3F1+8T`aO=*+([Ktt$CGI+",
+"d^pSRiS9m~M=d:EwJYrHm@2nP'Wud&QI5nx_At~1Xbme$0)FL!poEUqR,OF-HYl,lYn4`Vv.LrmNw_Wi4tY&w>GkeHEGztXB2c<At6<@}HZ1 EE`Hk05W",
+"ty5z2G+nPwXyH(m[GG}dybU3Lvfq<h@xNl(D6Qf2DDyb3$O+~>|:Z:GCP*Xs]drCn)he4cMYEd7kF9lSI3a1>fk(nuY{RB13u{dxS{+F2g:xuXQWYJ^+A",
+"J(D WI o%GR3b21Q`.eBfwOWbPt)d%yMG5(v4j <%na_`M =6MHH7!`W.$9p<I:{UI;CEq6JPeiMRdW@NC.naM>`}zolED__+2u>|@z.x^{B;+r>M;TDW",
+"GLr@&)B`=9-[O:;%=xjKMj55=;~ycaYUu!R*u$Pz!vE=$X5P8I<8Z$+QEoWXxPD4~bRqxsUg<l22CrPQ`<|x2C9++ma_xcuI6Z[I767fWF}Szp$fNpzF;",
+"vP^n3T6Q.ryU9!p'Sq QO,yg|QDu bb^<3Cn!2#3gUhuymio6E!g,p9iXnqn%&]|,zU424Z-oQ&-N@:Hd dkT!$y~^2)KncQLqQVP*imzXsyl.:c)sU|S",
+"}xp4J%QC^T(HU|e0]Fl]`{{}t4Qy8r1+vl-j]4=dx^D]S7rjIE[9MMvZ)esYKwk{nI;kox&iiN6@)$%pjmVs.|b4mldX!'V>hKtPa^NK=NhSPt0I17E5Y",
+",vBA^|hRWAy+.+nr:U533G1;O3Q`JRS}+191% >#7[<-~T@F2SSc[%oGI1LxKka=bBeKhRJl@{l%GRCI+X3_ks^RVm8I}LygxSpac>k2c[+g{ElhqDGO#",
+"JVD;{j{UKxbjx8L`PoBnyT'4nRGCR#QYY$aIIL4kvZ5zb`},<$9-le+S0oI@,@':$:}^'OCR5(sXRT{C(5ZX}P$r^:9N4{w9QoGSfAm58`ezE)RDVOV*}",
+"G)XO6R3@;Z7GUBrQ|6t4o>`J0w}wM'|j&!5AKY*d5D_btVk,06IsgN4:=1k[yQSQey pT4SahhnT<FUf+Ov1=zr8Ji$YNpc{d>ATJj_ak ;rM;*&!$n=K",
+"w_R*8;S%d! n9H85mxMS~`ws`'O|A4hI &l*-Pg+1~|'yw<Ei>a.Dm:n7WW8qptM#3j[c##64Uw20WaJg4^KiY*qr@wrqx<X(o]'(G|EiTf#|pJ.*=DmG",
+"ycH{U*<*~DDhEG2j9Ry;8553Wk9Ce1#=%T%yD%D|%JT[*[sZO7Ws##C^5 4xZLZ}5Yj.-(*cY@Gc$Xcn-[)o$>)2%vB`VcUtbHh&cK~ LLk#W#54&24cq",
+"rcz3Sk6AbR[;}n3_@xh)F}S%h(.XnNfytimlK7q=a4 fzJPJz^Q[iQi'*I;+2!*hDf0y1,%F+qq14X(.I_io80h;!b[;-SQo$+yhmfMwV,SK7&1.8R6D+",
+"GrzQzojx=ZhwYu2=GrA'H%,Y&dRR,d1s[GHwPL;Po4M-txe70qv.l 3k8sYUyA%g7Ru=D6oV'xJ3]Ra>JD6 J2vVI&ye UD]Y:T1B8tX2m@bP{2Z3wh]:",
+"1'Ai(WQpHe*^lZOImO^)I>L)fSQ3J.L,_LylF%g]}+x9^qEMRm2odl@k=v333{lJ7;QhJi7NoyZ Ss!VE<NB;VrB6di>)5{82<*-3EM~3# Wa-%l5`fae",
+"4S0T;O90N4xGe.T7%SeweKmm9>k_B(ol|VU@C)OD=16h{S9.m=^732U][{(,UCB'wgPKD4:9La4O5$ +T2}3Qh^[I:dP#g g)Lpx=f}{|OB:FY6<pCnHd",
+"lJ24X]WhiBJ&@]w.>NJ#vO~.[%m!v(IS|A9iB-|O}`ICxbe&882~Q-_(+659t`r_D_!Pa1`!{F_H1VnFYRWbr[0h0f:)S)`dZ6(4GfVj1a`6=:S:{8!N6",
+"8y]'_gLnvH9++j3V.7I[(s`F#yZ(GIQF'Xf7'V~q[MGzE: nQ8(`*<%`P+8SpM8c^iER&4[{XPk$IF-6E^4yS-,Z)Xu^mj%SFLKHu=ae}GXf3U>]S>,pl",
+"b(G(5xCe:ySH7^Odv;C+7thf%GGClKpCM-p6;7:F9LDHR'#CSdU`HZ]w]y5sKKz1LsGy[Zt8TlSdn;48}{K&[qTS#iu*yW1]_5')W[>bI!WM<QyVg<nUf",
+"I:5=<>TdXV,8D&kqfXHh8SMc:;D'O7oVm9L02`6-guGf.1cAgut5edP-K6Q'Q(sl|.QB{FM s<kQ{Gh&QvVo5>>7g,)lzn3F)XN4mT2YLH2&2 m=$Xaro",
+"F}WYz<R;1]0sH,'`$y5!*&w8FPNRou=f2#W-9^FoUJXk`FHesrBV1~,eJgk#jh)$(7o@n;ZVCwUz{+_ryq+mC5+=kv=35}3'U216RYm^2xK[R3yba=Q 0",
+"t :z-Xk[2XARObT5O%,uE7StXi>rACAMzKe[_miy`bc1GG4[*SOHx:Lo'r~)vl}_.[]9T:lSM{nv&^uO*{%miSMu3$s)k4ybnAkNn 3Wd}e|qu[u%4,Up",
+"5{2wG&SU*5R3nI=`3Y2%qIWUXym6r-ahHxG*zK1]v 7{+,)w}Tk@aw_'v[:khsR7dMts)w_IB^p&OqZ+YmArekGL|gJK:'+I^c;[:,<9f[[Wqe=M,R*DZ",
+"IqM8F%V$2uXV+qJ5mr[^'hMlnR!qaYT<h4pLZIKHSIvooT|5cJS~MV!dz]5LK3{nwhjZH.Lw8EL[)8)CB-nC(-Ye.1)d#{d+% F0>t#{TeaF%d!o:m<&A",
+"cLo;]Dk4g.Gq&km_{kZW__nvkwSmb%W=<mt>MaXn(xRy8=Mx6QQm78rz@FTa6bLu8zOY.Xqyen`TEu<9yqS!7.H'ZphR.%NIR `%~lDJ@Ap~pwC~v[}h'",
+":;gduK!QeJ5dPr&wmC xl& E$W,}g:|=b*=FI(b0E$`*%spV_;rL(+rlSEB-4~}#-&,.8brb}auBGysWz*=jCzwrZwV69Kz#JMF(o+bt32=(3,0!JRETf",
+"s>*MQ>&16K;9ZZ9Iw!};sVmg]UC8*we~ *2_{vT^<u8_fB(lB.G,-%VIsEhkz)pBv63;X*q.faC+]b0UN#Mo{.q+KhgH09p7$SBga][m*$"
 };
 /* runs of decompositions: kind, gap, length - 1, then for each code point the zigzag steps to its parts.
    kind 0: two parts, which also compose; 1: one part; 2: two parts */
 static const char *const wrpo__unicode_nfc[] = {
-"Pi<a_8QNgdIA@eR5j;o>1W~=IODWZrK00ydaV-u,Ce6.t&T}draN$l^[3^ TkVgkk*q'&CZ]Uf7ecHdNZ`_U@3PhMb +I&,Ul')9u2O>;XvaPxfnLMQfK",
-"e;9#u*B6~drjKAq1m#Xs,-L)M&)$P&}VOPqHx uLi{0%7O*)UBnsazQ}JA M<Rl(:|403O5%|jhD#6-0^a*4Eh9^N!(#=Uk68vvMiTbS+57B8Z8~!mmSb",
-"ysKSDAfZl~Bp>+tT~hO<lxyXT>fd^AB~BO2[)Zj0D{RJcj2V@Pdo<:=>5g4+eh1M;{:t`A${|l) j+qSm%nRIL+Pd!66R&{8~WT>Q6RjMl4,f^Q69k>l6",
-"a1I5$R'#U)N2Zb@[ N)yvA]Y4x)bENp=Nb~FLz9qoi[M9[WN seB+)e|Y$*Z@[Fa6W1`XGQD7:NKN|lJDO<QuE{ D>,dx>%7GDk3]>$kfLWrq~w*_HYw0",
-"J%G,u5xe&:zstV!J]x0pHl_33x:H~2] WpxozH9(,d>&{O_._u&!yB&+6Z4QsmE]DsN;ETYg;&#IxkdGfQyq+LqowJyhTU.<c8,Ci+dhS<C1Ej dyDaui",
-"dueXdO[rfTL$9Z!kL+xKUIF9s9H<F&V8R<*pt4 WsaIHsAGYu;#WYQ{t9@cLC2D@YDdv&Vt]6Es#=8m$>>(.i}dRN=0-ZQBUoI6KMZH M)E5(K7T*E`%S",
-"CF_+qwJ|ZE7'(e4zk`EDte{E9d1Qb-u>v4xCQulN,d6[nz}S^02]WC+vL9mcLSQS3F$p^7P)E8UCuMqeq`i*(5xarqR+lWAsL8(EL]clWNk.l_oJwPkH3",
-"p@|j{#b{g-V:!VU7i;-9D+8bsdQGNDe,dCTGc.Fi]>HyEcT*D>AKDm)hEgCt(=v[M4PFa@7U3{XFRDP#&UqQ3X-VV~u$cE6:EV22K'Q: mn[n&JA o1i0",
-"Q8Da*]vxTdlp.EX-P:U(M:LpK;'*)I8UZa)vqu#^7S%j.HaMjW) +=d}{MaZkvAp!zX26gboRWRxfS(eW#|GZ#xlmc!W7@.CdRkE[^,U{t;'3|#*A7Lpx",
-"g4$Jm{R|y0A6Nf{qxTxJ;6JKL($hRsm~-PDAX]*b4^m~KCt48{+YiW`IYrg|@2 ~6]+ 4wirLo2LCYz;CEst7_}#m()}tGsfD'bo=Sk4a04#}hb)pD>:j",
-"F+NfB<1xC*JIO]YkO}X~4Lza2Xc'JrqDY*l,dC}OxzE'.eQ1d:vfODtk{*#rJO0mU8,`To3a!>'tWk4za.F#*cJ|qz64Cog|6[vl;wubB4E'Uu9(y|L@0",
-"Z]n|*P{}&J;O{<6{G,{GWoW^K|Atm$^tDbxZew>+UM|C[4w%Pbmr4`TN1PAk<XUlf.lL`O4,$>x~9#w+Ez}7<TRUO:(LZYuGN><$(T&h`L$fe6:9X<_^r",
-"y!RS6Ctn}UyB9Awjz@b,WVBI}pd@v(%U|wu)A&9l.gPz, )>Eg2($_Cg5.kK6%~mW:fB3>b(>KwZdPDU;$0l W_d_.yTH&'y|*cNSbNMGDq!phF~D|gA'",
-"AjT7aT6ev.4dUC(AQ9evVm,d;H(;m=Uk%S#&&SgyqC21WQu(^8cH+7-=cLGYpBEC3o1qyxSU,}7;bmz<9m0m1_L=KX&!UYJRS3*]{Q0KQ'=*!c2nRxp,E",
-"QM'0Wvji[S}fJMs{;tlz'd_*W2jz<oyeW*=x5a7@RX,dt)g}=2P (Com1fK>uD:>K}7BRk|-;8M#b5<.7n^_r^(EI8p'(|,FxZJ}=X05fI&m>Pd,[Y!*o",
-"r7jmT_ED~DZ#.]g}zWM(uJI)~weF]#nVn&'sHx0*;Gxj+#-zAA''}9N!YH.-=,PZL9mYm_A*kqwG(dT2Cj&A:'E,C:J(.tw2 ^,GsjOcN,'1Fn{0M0%~u",
-"c)}nhi`fTqn}VD:hrV6_P_mAu^Su{.2k*[b>rR':I1z])R0}4HWz|abSi#LQT&w~NN0[59X-D{HY'HK63W]xtTu<(RSv!Uj|-g),di<wUb'Pc23Rc9Pf`",
-"7jbw6 M+Xv#E8TvX Ir#A6:(,9^kGlh vw5s;bF~!Mj)<oTA1+5HZNQt({rEIi)3{c49))_}x5rb^^=wdyO!bpx-.knRdR#VKGat&D2 vght7Rc$+`'I=",
-"q:z,2#;WOF|y^9)[uVG!T!6m5%DCgCjagFHxu82~12n&rN<~Hy$eLL1t;;&KA`)H[=m5^d_qi1(gVum|IVdT8^L(1%NxxBjaAJ6!{F)nYMn;b1m0:s6{T",
-"{OcH+vhym>|qLEEPe'!ZB!lpk<)0&FpsncBgdF7284W}ND&yFRRl!{qO_%y}+~Mt3KR>Z0RHq[bA9Gi-m-l6RzlO|I6[oH,A%Dl7;P1r~![+,WZ*dwKke",
-"eocYogn_.=ZBH7-Gop&=$7v*n(,AwlA8dGLyf^tj_KA:uC*FhlFRS-Q#GeT2N2^1#<q*8bh@6u)jHN&r[tTztsBiX|8XNEZ:oA)skxW6R=ub#x^tdRFD+",
-")ngCZSI&,aO^1NVT0ott.aG^l$nTd>`GEjz`$KgUM!p$MlsR0wO*-wM^Ld^Xb[#1'(]s4ilyJFbwo$.T+rKw&a0-bDt$tf5wNuFs*vq^_Dh_o2~8ZFi$D",
-"~j6rdRKx!2X>%{N'- 6I9Lj7rSxCm fA+Te)TpRr>#5l]G^9xb7QR&V%&xImqlAJ*MtIwcd-I{ya0>-6wu!,M$ T2er!^6,:]it9P(Iyu6oGe[(x'GuBf",
-"RrnH<$lP5*#@1.!OX<:%^.UuS-!'(~8YD&A1thBUpxb|ZqYhfteLQ5lrC~vv$z08@<,8kZ+1XW6'm}ykD3ef#i{U_[#248@ds%1nT)V47P9T^v#:0'f^I",
-"O+7ms-ECAc]uEDF`[$Bfq8VUzvvgeaP{pi: sKt#XIq0aq9vIO*cVkOq)w<jozqY$L7QDWzf@HpC'gU^pQU^4`mL@*%@}MQ%;hvB$M0mJHZ'hAwa:F2zT",
-"6[(,:8gx<4(8:#yQ^}|3}x.@LSK6'*+VaI&HVm hAIAe>V+U}+d_=EUEuIDnblKBOG6PMzE@)LCI2ufgyYup}n -l~)rhX&@|Zj[,z-9SB~$K$mNmlFn&",
-"[{{CiD=5Vmh:CGk5q4nTC}7HVIvqfNV`j3:-M=TmLO,7sz8;!Vd9=ynV7'#VDhV+HM#Ncz9@tx[!yaO=Cp3r{{s'lA:WHIE|QJIkxIW(Zeb|+{8&g218t",
-"[-MwiOI kzfL+W>F1&Swg5lNW~bf>Wl$+HL&s ckC{n1[^zBNVnR]L,A)jCbq58@E*VVD7r+s_RNdw)ibmNw,yM{LmM$[g-+{>,K^Kt;_X4,x:j12C})|",
-"&=8|[!IvZ_O3O*+O,(8RB)(.g^EIRc!QB6%I:Re:i(mqk]#=]MjoKb=lxfCWA[O5j#Pl'hkEj9{V%,0&$,LEc&u.id90&g6,QhW}90a*$1x:)<ZY&u<dW",
-"ee83Bal+Cksd[Fwwnw>G_,[`!BM7re;}j7&8g:}1US&WBE@=h^iv+xIT9E0n7iwcTyp2|i&ZJScAQ0p9;G`% M#%l{G,T:2jze$'1 II1W{8<`[)!<C2!",
-"(}{Efhn``57GU:12y+qGOfbOE$G~ lDm+[rJ%HR4v6o92$Nr-Xc_xP&zena*]B3<,-qx9{{(:(bv8Vb%g3lbJA|f7Noahi(FkC0Jthx]6s<9UB096|@$2",
-"*}PC+H[kQsoVk]40rI_p<xe_!l*#^VoZr(suM,rc[SE(rFYOOm.Cr+5GPjduIW&9= gqqcQA;M`#39NJ'u0w~JHpD%0eJ8@T(UirgzTG1<:.o{xn~J'}t",
-"p!QN#&&W[nO_V=cYY=[6btTf%4zILd0MSY*>9<V&vz*k9Zhx1'$mjb%-^9>sd;)CVB0WV8C%@0Ma-eIAru>C~PcY[zc#NehMf6BO(C@87n6CqOglpa_;9",
-":Cwb!'jlQ]*#,>Ja;#PE)PeIVw|!3,96{#RZP:a$fB}aL$-q1u7l'd9(%eRim9d,}}2e^tHEoJL;|-X!3@@{u_&_yaEB)Tm-a2)00Z{v|^!A`Wx`hc3pm",
-"R,i[EWTFLhXqQ6.!~)% "
+"Pi<a_8QNgdIA@eR5j;o>1W~=IODWZrK00ydaV-u,Ce6.t&T}gvCA+H1_m;f& D{Cb)'rw{JEY]~nfeS^1swY79+cp%D9'yRQq5rg*}Ly@9@x|27^coMR|",
+"L>&H^8:rpk:s)EB4k76FnNX,e.EyLDg0NIgQ|^OEV'wS@rqg=i~|Ob3vMm6Ikm[A4*e-4f]Ny)eEA|VB*E#Yb'xW''JtC qc-,zt#4hGqqx%ZK&6$vvS>",
+"vSsj<E6Rm8E1Y8(8HLW_U.@xlAzJt}z}+KxIMbA9(Nk;YY<*e*YilPa>{(kNL2!WJE$= qgYrZ54=6=@B$=ziCA;S|w)>dv*o-7um,N-.q=Lp'u{p$zp,",
+"%cObK0Ot%dAH0Gd3z&@S<cg(PHMxISx$I]%:^e&dp*9WZ.Aw6m%.]xHV$*D8uz*kz.uX'Gf4q^ vNRS2$J,8y`)t^EX#4-COfO_nJ$G}H&KA_)k%&HN0R",
+"M2'Z$PqG>}N&i)hxB4@{;#hD%Q,3Ly 1'+8mMY.Tu 0Hk4S}Co-hs=M!bbHqv>@M,I4SvVF@40F-wP^%oD2qW'3~)LN+2dw:@RLorb0ukB>!ZTTupoO4^",
+"`-HJm-5pnh%`~_N' |6<FI3~Qv$~brTGALE<i>r07Z<)Bmy3_48WT.JLpG@|93Gg_PN_,*52|SK+yeEWPX24Lb{kV9I@BJ2<G+xrOC!sn>Kt<@;v&8aKM",
+"~vj0*KW)Z4]uKN@FpY(B0MpSR5]nchC,T;#O;C%Yn:bXSh'7Sfox@1Q')Zm83m1FGnxV6|9m+a>]Bpn,n8^x2Gy+6#+p6IN3Hl`S)'69@8O9Y~*:zJ{-P",
+"a8eGvS8TEeVt~nIo}Lxw$#7[ &4phdxcW4_upQFf&IpHX$k$4eaDqqloTRsqY`;-1pdPgRkQg{ND7Y]{g$@l0._D'nvIpyfm6{KZXk!@o)SC8Bt5qg}!x",
+"ea+6a5W8;mc3cn,mLZ6)yr'K Le@} NY!'L`xw_v%!N(nPwzf>#<8+3nnRt[*XV+Px.$w3~SO|a~vm#^s W+q~|K:$HkTg[H^jW8}!kv{`;I1l5sAcKeQ",
+"uBC[Q#vd^ `9!t1FaGu.x%E)[0db[&Hb|!V[34>RcW)uHa}{pf9p;j$mN1S9QB|M6sq#i%mDm~`h;BW*,s_Lo1y<bZWsK[-sCuOuKD:$8UI[%8'nX-xHW",
+" *N. >m!$*s_=Yr#QJisiD~B2Yvm&9P{]Bny4KN.R9V*{ggk,9~*7T1Oh;R6t`{D_YQLc8IFI+6tD<nrK;@o1XLh;9o0^bI*nwefa%EqFeyU%RoH{~+q{",
+"P<][R@=S:X8GmC4'o8X>GGmI@!ttA[:.ki_Ca1WR oF3m^C>`DvI&o_kIv1g`^qqar<#`d>,ugA07|F%^Ox#9Z#*CFYY_p:0i%c~QokF6EH;@uU.vm>N|",
+"-@Tkz`TU$MxCHyN:zQ}Jgx.S<Of}[=1dB)ulG>=zv;AQjk;.&I(N_X(8jTD-Y^]]IzqQ'Tu0<L~K'~J+EE2`QRRikHl!A*hMRm'FQ>E)FyCcMMIP5w3_&",
+"HiZu>vsZD!.CfmuZlORn|]4[)-ecU(]}bj+W{V LPEd![_e xe9vEV$K;9jvm%O(czY3hTc^,Eh2pY,a]`M6nW{|yX_@]njEDA^r$.mhTVd(p;vFxFAjS",
+"OEtf#4Rb@&eNv^uogIYxfblgyA-ZJ4E:m0*B#_':S9!%W3cs}=RRa4ZY*Jb]'l89)|li*!k|I{{->DYsQ]$nT@JMol3}Cut|&,r1H,MZ`A{ZkoYEmsX.S",
+"JB8+l4_>`9CQg|*2aB`H^X3#cfkd08g@ku:7;jnPuEmn+&#8>2mv`BiN(ZAB,XBis[)ftS_ww:NgzN_zO<59xbN6|nhNHA81R*XOD]jHcq`mz|d$K+-Fz",
+"1NspEz8G5.1rBZ;`H+p&;Mae#bVQ|!9adXl'I^+#Cuxz $(6F6@@Vs+R*<| jD,qqYGRK&z3^Dfr3E*%Gl8WU!:4g[@]>:oR&racD4F.]XFFnZ.}Vps|P",
+"Gq%^V5MK^=(;$w-P(vYeD<]4D=~%WFjjw[] >;$d-<.;r@6Y$]m;$Z1]vZU]`IN]E4`qTDisuPQSqMnFjG82AVel1)NE5i)F4Q7Sh]>HlSa5>yxrS{d2]",
+"+B%.t]xsPY+ww[90dT)E|2uU@pN=.aAN`l-%@_Rly!Gq$Wm`Mlg*RW3ael9kdgL,VWTljp1%}X~jA':=VaoDS}z8fy5Ztn8IY'zLy1MR9OfH80Up{TVpi",
+"LS.(3pM5>`qdK6m_4&[M:5<#JpoJ@M!]v_Y5=|o_DwIFRghN*}(q8u1P1@XVxzd_Fi}z[^6YOh*xa1U-R:;&G<de2Q' gG>o4n%>Y*+>,n .TLIv;jfCx",
+"yjqGwl5!H-z~TG$ED3&'PFInsEU]N:'2RC8x(18:CGp1ij{xW5.crtHrg9;jt#%4g^zOUYaeXU$TO=P]w4<rxpH:gE-fv@~ajnYaM}&__<6Qj^|Q]rP#l",
+"_B!2#'={97:I-NLpMjP;Ce{-*g7.LI9J>B3jPe!|YID6cAi&rp|{fYAMsB*hLqqaF$pj|[}U5xP!:.@ 8hP&gjqhy.e^8#OdXB9ILzl1c}B)Qo9q$6'Ew",
+"{+8`GLs[_WtD2ECJgESRg]s51$|#SV$FM4s7{(CiN=ekH@o0&$zq-<^*wep<=|M+.Q` @)r4]BIoJvHXG=5hY]JC2Cr%Er+|p&l&m4X_^w_NSUS`ADuD!",
+"B.n0aUq@LJ2'qh2}0f#$eaLWFwqVUoy!>3#{:[cw0#ngLXK,TQ{t`ek8r| bX'eu8HcWrgd.f8lHlEv@ E.<@3U@X1N.t-A[6HO0 xPRo%eZ+Tx~ItUVV",
+"VOz4uBNHTXrm>81h$>84kQ8*SgrPm{1-#ecZ#h|:,PhQGi.2j:n](e ~9cV|f!_wY3u[!%Mhb>2$O8D^J&S#mUVk_tADC}0q @U)@T%pUm]AtVBnCd{0'",
+"ReipqLMm]4U:@)9*-)um6HAq.dD3fZh{r}6ZasJ 0n9;A:7o3btR[~EU>~q`8|:sYCk@X>$>)k6a-AF5SsUzR>9WcUw~C-M)%D#q_sw.hU2x]O(}uZy0d",
+"`8|NjRt_K$YyP$ ,(ht:u4bEOqT.orP:k@Qz|MIt<^iM9&g=tQlRkhIk> 4@|BU^fMOoLY50ucRS[K*ZD( !iUfUv^O0MdQ;&[BPLkPK10t3}N!2(3>ha",
+"E,|5<%=)4cqsy(Z-6+{]&r<GRhg^tF@J]Xprh4k}`0#[0dck7'FmqVweNs+]R_~_rb<tC'{,mA~tyUW`+-Eph,7#I!nPOd]iu@wT`)3ks~hzDNd6m$*7L",
+"2W>pLvP8[S}ZG*6I'p50kr9V^>9cYxh0=hwc]9W PArc:dgm^N'sZ#WYuHKCgY)SP2@[pRw@,Z()-Q$WEW8yFt[ k;#IDhCf|4ekZHAZ#tV31mAg6'xQb",
+"%U]$hJCtiBm2-Qv4mY&fad~u_q$@R9`t>@d*eD;xYr!,EuF9i<`+9Qc4YW1skkS-W4#@i>$m0`Q5IfCi*m.msId^[HO;7nd%x<%8%@470C,}s9C:B}4D:",
+"v^`>`^bm97e54kcTa@J.q8jR77Ea.]6200~I^l&MvCgE[nicpM2~zZ-[B:}V:dD'SFJi0sXh'>_Uh5;{# +SI(.K{0&Ps`xNR9{,9cz<:Y=X0vh%i$aDI",
+"1H6]`4sFn(2k`zt>[pn[~b&uIqn8wka AcVEnJlCUzZd4tcpfv]Wd(764#VJRqOnxkj25nGX|0W`wfyc+ZA_o:[QTCX]_K8>'o:6T-[M{=&Qw%ESy=u5k",
+"N]h~KNnXhPPmn'7vez06D9U`x#OyJ y4%zZd-A=snVGkUi,O0FadOdD>;{kd%xf*-]W>BMq+*@9{t[O~.[>HL9mDR:iukJh~x h+z[RL T[5*cposk#C;",
+")^!w=sC]{OV1>AW]hLM[QGPwU&,uLTcSt@NBnne51J)}V7>M97xC_c]Ba8@Uq>y.5@oU$sJVVrZ_l|Dy5-ah"
 };
 /* A number is its size in bits, in unary, then the bits below the highest. Its context is its kind: class, gap... */
 typedef struct wrpo__packed {
     const char *const *line, *s;  /* the next line, and what is left of this one */
     uint32_t range, code;
-    int16_t odds[35][21][16];  /* [context][size][bits before]: of a 1, in 4096ths, minus 2048 */
+    int16_t odds[35][21][64];  /* [context][size][bits before]: of a 1, in 4096ths, minus 2048 */
 } wrpo__packed;
 static int wrpo__unpack_bit(wrpo__packed *p, int16_t *odds) {
     for (; p->range < 1u << 24; p->range *= 91) {
@@ -5566,7 +5564,7 @@ static int32_t wrpo__unpack(wrpo__packed *p, int context) {
     while (wrpo__unpack_bit(p, &p->odds[context][size][0])) size++;
     for (int k = 0; k < size; k++) {
         int16_t even = 0;
-        v = 2 * v + wrpo__unpack_bit(p, v < 16 ? &p->odds[context][size][v] : &even);
+        v = 2 * v + wrpo__unpack_bit(p, v < 64 ? &p->odds[context][size][v] : &even);
     }
     return v - 1;
 }

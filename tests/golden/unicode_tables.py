@@ -45,7 +45,7 @@ class Packer:
             self.bit(k < size, (context, k, 0))
         for k in range(size):
             prefix = value >> (size - k)
-            self.bit(value >> (size - k - 1) & 1, (context, size, prefix) if prefix < 16 else None)
+            self.bit(value >> (size - k - 1) & 1, (context, size, prefix) if prefix < 64 else None)
 
     def text(self):
         out = ""
