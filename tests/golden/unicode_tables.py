@@ -35,8 +35,7 @@ class Packer:
             self.range = ones
         else:
             self.low, self.range = self.low + ones, self.range - ones
-        if key:
-            self.odds[key] = odds + int(((2047 if bit else -2048) - odds) / 8)
+        self.odds[key] = odds + int(((2047 if bit else -2048) - odds) / 8)
 
     def put(self, value, context):
         value += 1
@@ -44,8 +43,7 @@ class Packer:
         for k in range(size + 1):
             self.bit(k < size, (context, k, 0))
         for k in range(size):
-            prefix = value >> (size - k)
-            self.bit(value >> (size - k - 1) & 1, (context, size, prefix) if prefix < 64 else None)
+            self.bit(value >> (size - k - 1) & 1, (context, size, min(value >> (size - k), 63)))
 
     def text(self):
         out = ""
