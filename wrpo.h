@@ -5891,10 +5891,9 @@ static size_t wrpo__in_class(const wrpo__work *w, const wrpo__piece *p, size_t i
 }
 /* The added token at p->s[i], the longest; NULL: there is none. */
 static const wrpo__added *wrpo__added_at(const wrpo_tokenizer *tok, bool normalized, const wrpo__piece *p, size_t i) {
-    const char *s = p->s + i;
-    for (int32_t at = tok->heads[normalized][(unsigned char)*s]; at; at = tok->added[at].next) {
-        const wrpo__added *a = &tok->added[at];  /* the last byte is compared first: many differ there */
-        if (p->n - i >= a->size && s[a->size - 1] == a->text[a->size - 1] && !memcmp(s, a->text, a->size)) return a;
+    for (int32_t at = tok->heads[normalized][(unsigned char)p->s[i]]; at; at = tok->added[at].next) {
+        const wrpo__added *a = &tok->added[at];
+        if (p->n - i >= a->size && !memcmp(p->s + i, a->text, a->size)) return a;
     }
     return NULL;
 }
@@ -6152,8 +6151,9 @@ static void wrpo__work_end(const wrpo__work *w) {
 /* Appends the ids of text to *ids, an stb array of the caller's arena. */
 static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsigned flags, int32_t **ids) {
     const size_t valid = wrpo__valid_utf8(text, n);
+    const bool special = flags & WRPO_TOKENIZER_SPECIAL;
     if (n > INT32_MAX)
-        wrpo__fail(tok->ctx, WRPO_E_UNSUPPORTED, "a text of %zu bytes: more than %d cannot be tokenized at once", n,
+        wrpo__fail(tok->ctx, WRPO_E_UNSUPPORTED, "a text of %zu bytes: at most %d can be tokenized at once", n,
                    INT32_MAX);
     if (valid < n) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", valid);
     if (!*ids) stbds_arrsetcap(*ids, n / 4 + 16);  /* before the scratch arena becomes the current one */
@@ -6161,13 +6161,13 @@ static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsign
     w.continues = flags & WRPO_TOKENIZER_CONTINUE;
     wrpo__begin_text(&w, n ? text : "", n);
     wrpo__edit_all(&w, tok->encoder, stbds_arrlen(tok->encoder));
-    if (flags & WRPO_TOKENIZER_SPECIAL) wrpo__put_ids(ids, tok->prefix, stbds_arrlen(tok->prefix));
+    if (special) wrpo__put_ids(ids, tok->prefix, stbds_arrlen(tok->prefix));
     for (int64_t i = 0; i < stbds_arrlen(w.pieces); i++) {
         const wrpo__piece *p = &w.pieces[i];
         if (p->id >= 0) stbds_arrput(*ids, p->id);
         else if (p->n) wrpo__bpe(&w, p->s, p->n, ids);
     }
-    if (flags & WRPO_TOKENIZER_SPECIAL) wrpo__put_ids(ids, tok->suffix, stbds_arrlen(tok->suffix));
+    if (special) wrpo__put_ids(ids, tok->suffix, stbds_arrlen(tok->suffix));
     wrpo__work_end(&w);
 }
 /* Appends the text of ids to out. */
@@ -6510,25 +6510,25 @@ static void wrpo__read_template(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__e
 typedef struct wrpo__component {
     const char *list, *type;
     wrpo__edit_kind kind;
-    const char *text; bool one;  /* the key of the edit's text; one: it is one character */
+    const char *text;  /* the key of the edit's text */
     void (*read)(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e);  /* the rest of e, and edits before it */
 } wrpo__component;
 static const wrpo__component wrpo__components[] = {
-    {"normalizer", "NFC", WRPO__EDIT_NFC, NULL, false, NULL},
-    {"normalizer", "Prepend", WRPO__EDIT_PREPEND, "prepend", false, NULL},
-    {"normalizer", "Replace", WRPO__EDIT_REPLACE, "content", false, wrpo__read_pattern},
-    {"pre_tokenizer", "Split", WRPO__EDIT_SPLIT, NULL, false, wrpo__read_split},
-    {"pre_tokenizer", "Digits", WRPO__EDIT_NONE, NULL, false, wrpo__read_digits},
-    {"pre_tokenizer", "ByteLevel", WRPO__EDIT_BYTES, NULL, false, wrpo__read_byte_level},
-    {"pre_tokenizer", "Metaspace", WRPO__EDIT_REPLACE, "replacement", true, wrpo__read_metaspace},
-    {"post_processor", "ByteLevel", WRPO__EDIT_NONE, NULL, false, NULL},  /* moves offsets only */
-    {"post_processor", "TemplateProcessing", WRPO__EDIT_NONE, NULL, false, wrpo__read_template},
-    {"decoder", "ByteLevel", WRPO__EDIT_UNBYTES, NULL, false, NULL},
-    {"decoder", "ByteFallback", WRPO__EDIT_BYTE_FALLBACK, NULL, false, NULL},
-    {"decoder", "Fuse", WRPO__EDIT_FUSE, NULL, false, NULL},
-    {"decoder", "Replace", WRPO__EDIT_REPLACE, "content", false, wrpo__read_pattern},
-    {"decoder", "Strip", WRPO__EDIT_STRIP, "content", true, wrpo__read_strip},
-    {"decoder", "Metaspace", WRPO__EDIT_REPLACE, "replacement", true, wrpo__read_unmark},
+    {"normalizer", "NFC", WRPO__EDIT_NFC, NULL, NULL},
+    {"normalizer", "Prepend", WRPO__EDIT_PREPEND, "prepend", NULL},
+    {"normalizer", "Replace", WRPO__EDIT_REPLACE, "content", wrpo__read_pattern},
+    {"pre_tokenizer", "Split", WRPO__EDIT_SPLIT, NULL, wrpo__read_split},
+    {"pre_tokenizer", "Digits", WRPO__EDIT_NONE, NULL, wrpo__read_digits},
+    {"pre_tokenizer", "ByteLevel", WRPO__EDIT_BYTES, NULL, wrpo__read_byte_level},
+    {"pre_tokenizer", "Metaspace", WRPO__EDIT_REPLACE, "replacement", wrpo__read_metaspace},
+    {"post_processor", "ByteLevel", WRPO__EDIT_NONE, NULL, NULL},  /* moves offsets only */
+    {"post_processor", "TemplateProcessing", WRPO__EDIT_NONE, NULL, wrpo__read_template},
+    {"decoder", "ByteLevel", WRPO__EDIT_UNBYTES, NULL, NULL},
+    {"decoder", "ByteFallback", WRPO__EDIT_BYTE_FALLBACK, NULL, NULL},
+    {"decoder", "Fuse", WRPO__EDIT_FUSE, NULL, NULL},
+    {"decoder", "Replace", WRPO__EDIT_REPLACE, "content", wrpo__read_pattern},
+    {"decoder", "Strip", WRPO__EDIT_STRIP, "content", wrpo__read_strip},
+    {"decoder", "Metaspace", WRPO__EDIT_REPLACE, "replacement", wrpo__read_unmark},
 };
 /* A component, or a Sequence of them, which may nest. members: the key of the Sequence's members. */
 static void wrpo__load_component(wrpo_tokenizer *tok, const wrpo_json *v, const char *list, const char *members) {
@@ -6547,7 +6547,8 @@ static void wrpo__load_component(wrpo_tokenizer *tok, const wrpo_json *v, const 
         const wrpo_json *text = wrpo__need(tok, v, c->text, WRPO_JSON_STRING);
         e.text = wrpo__strndup(tok->arena, text->text, text->size);
         e.size = text->size;
-        if (c->one && !wrpo__one_char(&e)) wrpo__json_refuse(tok->ctx, tok->file, text, NULL, "one character");
+        bool one = e.kind == WRPO__EDIT_STRIP || !strcmp(c->text, "replacement");
+        if (one && !wrpo__one_char(&e)) wrpo__json_refuse(tok->ctx, tok->file, text, NULL, "one character");
     }
     if (c->read) c->read(tok, v, &e);
     if (e.kind == WRPO__EDIT_NFC) wrpo__unicode_load_nfc(&tok->unicode);
@@ -6609,8 +6610,7 @@ static void wrpo__load_merges(wrpo_tokenizer *tok, const wrpo_json *merges) {
     int32_t rank = 0;
     while (slots < 2 * (size_t)merges->count) slots *= 2;
     tok->merge_mask = slots - 1;
-    tok->merges = wrpo__raw(tok->arena, slots, sizeof *tok->merges);
-    for (size_t i = 0; i < slots; i++) tok->merges[i].rank = -1;
+    tok->merges = memset(wrpo__raw(tok->arena, slots, sizeof *tok->merges), 0xFF, slots * sizeof *tok->merges);
     for (const wrpo_json *v = merges->child; v; v = v->next, rank++) {
         wrpo_json part[3];  /* left, right, both */
         int32_t id[3];
@@ -6759,21 +6759,13 @@ static int32_t wrpo__load_special(wrpo_tokenizer *tok, const wrpo_json *v, const
     if (id >= 0 && text->size && !(tok->tokens[id].flags & WRPO__TOKEN_ADDED)) wrpo__add_token(tok, v, id, flags);
     return id;
 }
-/* Special tokens by other names: any key that ends in _token, and the members of two lists. over: another file, whose
-   keys go first. */
-static void wrpo__load_unnamed(wrpo_tokenizer *tok, const wrpo_json *file, const wrpo_json *over) {
-    for (const wrpo_json *v = file ? file->child : NULL; v; v = v->next) {
-        if (wrpo__json_get(over, v->key)) continue;
-        if (wrpo__ends(v->key, "_token")) wrpo__load_special(tok, v, NULL);
-        else if (!strcmp(v->key, "additional_special_tokens") || !strcmp(v->key, "extra_special_tokens"))
-            for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_special(tok, k, NULL);
-    }
-}
 /* The special tokens of tokenizer_config.json. Those of special_tokens_map.json go first if the config has no
-   added_tokens_decoder; if it has one, that file is not read. Those of the tokenizer's class are for what is absent. */
+   added_tokens_decoder; if it has one, that file is not read (map NULL). Those of the tokenizer's class are for what is
+   absent. Others have any key that ends in _token, or are the members of two lists. */
 static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map, const char *map_name) {
     static const char *const adds[] = {"add_bos_token", "add_eos_token"};
-    const char *const config_name = tok->file;
+    const char *const names[2] = {map_name, tok->file};
+    const wrpo_json *const files[2] = {map, tok->config};
     const wrpo_json *class_name = wrpo__json_get(tok->config, "tokenizer_class");
     const wrpo__class_defaults *class = wrpo__class_of(class_name);
     int32_t ids[7];
@@ -6781,17 +6773,22 @@ static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map, const
         const char *key = wrpo__special_names[i], *usual = class ? class->special[i] : NULL;
         const wrpo_json own = {.kind = WRPO_JSON_STRING, .text = usual, .size = usual ? strlen(usual) : 0};
         const wrpo_json *v = wrpo__json_get(map, key);
-        tok->file = v ? map_name : config_name;
+        tok->file = names[!v];
         if (!v) v = wrpo__json_get(tok->config, key);
         if (!v && usual) v = &own;
         ids[i] = wrpo__load_special(tok, v, &tok->special[i]);
     }
     tok->bos = ids[0];
     tok->eos = ids[1];
-    tok->file = map_name;
-    wrpo__load_unnamed(tok, map, NULL);
-    tok->file = config_name;
-    wrpo__load_unnamed(tok, tok->config, map);
+    for (int f = 0; f < 2; f++) {
+        tok->file = names[f];
+        for (const wrpo_json *v = files[f] ? files[f]->child : NULL; v; v = v->next) {
+            bool list = !strcmp(v->key, "additional_special_tokens") || !strcmp(v->key, "extra_special_tokens");
+            if (f == 1 && wrpo__json_get(map, v->key)) continue;
+            if (wrpo__ends(v->key, "_token")) wrpo__load_special(tok, v, NULL);
+            for (const wrpo_json *k = list ? v->child : NULL; k; k = k->next) wrpo__load_special(tok, k, NULL);
+        }
+    }
     if (!class || !class->processor) return;
     /* transformers (4.x) gives these classes a post-processor of their own, whatever tokenizer.json says */
     tok->prefix = tok->suffix = NULL;
@@ -6928,7 +6925,8 @@ static int32_t *wrpo__encode_new(wrpo_tokenizer *tok, const char *text, size_t s
 }
 WRPO_API wrpo_result wrpo_tokenizer_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags,
                                            int32_t **ids, int64_t *count) {
-    *ids = NULL, *count = 0;
+    *ids = NULL;
+    *count = 0;
     WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true, *ids = wrpo__encode_new(tok, text, size, flags, count));
     return wrpo__end(&wrpo__entry);
 }
@@ -6940,7 +6938,8 @@ static char *wrpo__decode_new(wrpo_tokenizer *tok, const int32_t *ids, int64_t c
 }
 WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special,
                                            char **text, size_t *size) {
-    *text = NULL, *size = 0;
+    *text = NULL;
+    *size = 0;
     WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true,
                *text = wrpo__decode_new(tok, ids, count, skip_special, size));
     return wrpo__end(&wrpo__entry);
