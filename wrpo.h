@@ -6840,8 +6840,10 @@ static void wrpo__load_templates(wrpo_tokenizer *tok, const wrpo_json *v) {
 static const wrpo_json *wrpo__load_json(wrpo_tokenizer *tok, wrpo__arena *arena, const char *file) {
     const char *path = wrpo__join(tok->arena, tok->dir, file);
     if (!wrpo__exists(path)) return NULL;
+    const wrpo__file *f = wrpo__open_file(tok->scratch, path);
     tok->file = path;
-    return wrpo__json_want(tok->ctx, path, wrpo__json_file(arena, path), WRPO_JSON_OBJECT, file);
+    const wrpo_json *root = wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size);
+    return wrpo__json_want(tok->ctx, path, root, WRPO_JSON_OBJECT, file);
 }
 /* The steps before BPE, and the decoder. */
 static void wrpo__load_edits(wrpo_tokenizer *tok, const wrpo_json *root) {
