@@ -6037,9 +6037,10 @@ static void wrpo__edit_all(wrpo__work *w, const wrpo__edit *e, int64_t count) {
         wrpo__take_pieces(w);
     }
 }
-static void wrpo__begin_text(wrpo__work *w, const char *s, size_t n) {  /* as one piece */
+static void wrpo__edit_text(wrpo__work *w, const char *s, size_t n, const wrpo__edit *e, int64_t count) {
     wrpo__put_piece(w, s, n, true);
     wrpo__take_pieces(w);
+    wrpo__edit_all(w, e, count);
 }
 
 /* ---- BPE ---- */
@@ -6159,8 +6160,7 @@ static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsign
     if (!*ids) stbds_arrsetcap(*ids, n / 4 + 16);  /* before the scratch arena becomes the current one */
     wrpo__work w = wrpo__work_begin(tok);
     w.continues = flags & WRPO_TOKENIZER_CONTINUE;
-    wrpo__begin_text(&w, n ? text : "", n);
-    wrpo__edit_all(&w, tok->encoder, stbds_arrlen(tok->encoder));
+    wrpo__edit_text(&w, n ? text : "", n, tok->encoder, stbds_arrlen(tok->encoder));
     if (special) wrpo__put_ids(ids, tok->prefix, stbds_arrlen(tok->prefix));
     for (int64_t i = 0; i < stbds_arrlen(w.pieces); i++) {
         const wrpo__piece *p = &w.pieces[i];
@@ -6178,11 +6178,10 @@ static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, boo
         if (!token)
             wrpo__fail(tok->ctx, WRPO_E_ARG, "id %lld of the text to decode: no token has the id %d; they go to %lld",
                        (long long)i, (int)ids[i], (long long)tok->size - 1);
-        const wrpo__added *a = tok->added;
-        bool renamed = token->flags & WRPO__TOKEN_RENAMED;
-        if (skip_special && token->flags & WRPO__TOKEN_SPECIAL && !renamed) continue;
-        while (renamed && a->id != ids[i]) a++;
-        wrpo__put_piece(&w, renamed ? a->text : token->text, renamed ? a->size : token->size, false);
+        const wrpo__added *a = token->flags & WRPO__TOKEN_RENAMED ? tok->added : NULL;
+        if (skip_special && token->flags & WRPO__TOKEN_SPECIAL && !a) continue;
+        while (a && a->id != ids[i]) a++;
+        wrpo__put_piece(&w, a ? a->text : token->text, a ? a->size : token->size, false);
     }
     wrpo__take_pieces(&w);
     wrpo__edit_all(&w, tok->decoder, stbds_arrlen(tok->decoder));
@@ -6583,7 +6582,7 @@ static void wrpo__load_vocab(wrpo_tokenizer *tok, const wrpo_json *vocab, int64_
 }
 /* SentencePiece models have no pre-tokenizer: a whole text is one word. If no merge makes a token with a mark (U+2581)
    after another character, and none is dropped for want of an unk_token, no merge reaches across such a place: cutting
-   there changes nothing, and the words are short again. */
+   there changes nothing, and words are short again. */
 static const char wrpo__mark[] = "\xE2\x96\x81";
 static bool wrpo__mark_within(const char *s, size_t n) {
     for (size_t i = 1; i + 3 <= n; i++)
@@ -6673,8 +6672,7 @@ static void wrpo__add_token(wrpo_tokenizer *tok, const wrpo_json *v, int32_t id,
     bool normalized = flags & WRPO__TOKEN_NORMALIZED;
     token->flags |= flags;
     if (normalized) {
-        wrpo__begin_text(tok->work, token->text, token->size);
-        wrpo__edit_all(tok->work, tok->encoder + 1, tok->normalizer_end - 1);
+        wrpo__edit_text(tok->work, token->text, token->size, tok->encoder + 1, tok->normalizer_end - 1);
         const wrpo__piece *p = tok->work->pieces;  /* one: a normalizer does not cut */
         a.size = (uint32_t)p->n;
         a.text = wrpo__strndup(tok->arena, p->s, p->n);
