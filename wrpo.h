@@ -5473,77 +5473,78 @@ enum {
    runs from U+0000 to U+10FFFF: class, length - 1; class 16 is M with a combining class, which comes next */
 static const char *const wrpo__unicode_classes[] = {
 "UPAYx2i86[d{}8(G2]Pc4-cOo7{PF;KzLnd6Y8sdi6]h}gf@1Lsh!Kuz.mo<;d-ut D~g^eDupNxZ =+=Fxf^aUBd@xl>ssEm668.LV,N}C:!&7Jn> Y2",
-"G6SdCW8X%n=D0-4Ur4XLSksVn)j9,e;nZHBp!f}vn$^+,|<PwNg$v@sWbFBdR$iJ{JhN(&OP~,T`:le8o0`bR,W9-df&{xJ@(E}mZts7CA}<2w6nI<.HZ",
-"9wErrYALjp_@)AmdE.#nvbEC|[cyTRz%Os=.R=if-cV|Kt4l|K>< {aKV|nJb838a:m$gF:E1goy2Ay3<_bnpEi;@^~4*DPP]sx@fU{4ms,LH`vY+1+&1",
-"#'7bo_}a2q%a^;po*%)rfOn%K!OrYAp}nt6))*DX&D74KW*_@(G0iFXDo|#SB)S[gLV1|LTmYf#zZ1`YNbe$`Ds:%|a-3{=WlG=4<W-+1b&B^Q5]!yhBI",
-"SKnOeMbmuA=>YMQv~Y,FC_QG:TK*[h9K6[4#-#pEkm+jsh06g3,W'j*#:3o81+z@m`b+Nk;$i=:R8o~y1 _qB5{Ux}qEAAI;jE<*J:o`o9PK-)E{@s,D#",
-"hBQ&m.xL,tXOr]4r5jm0<oA_t7^$k1XshJ4Tsm{Q3>71<14m9wUtn:|Gc^l]EP(='n}e_Wn~@4bm@3yJs@t;OwqUdu,XNRlMqNVbufa0HpJbDcR]([]UJ",
-"EFlsbehPF^;e`>6xxyey{{n3YdVC+TTPerrOfyeN>+&|'H3}TffGi}Th1-j8Z|W|<g#0,,6UD[,%=tE~+B0ztsTs5S`$DEA$sfn=B~$Ph{+1<Li:'ENZz",
-"VjcvtO+P6m!BU76H*C0i 1%6Qop|':Se|j[_emYIUW(!%$SPEB|uazN2Xt7GI#; #],UKnNK{D1G$EGry<L9:T(AtJz3oLwbZY[ RD]:RQmy<)<;|*+K-",
-"JQ|)K:I&<<&$A12z`F|Od}j`'O#_Rj}ZPu-GKrDV=MfA]XnhVJgnSc1='JO,564%6x6zD.VsXRA~>f9OvSrhgg!`@Y'3nF^FbK,%aLd:)>a.NgZ$_yn+:",
-"Z4F_n,DD5HRj##-cd>8B(95k5lE#t=V(fzR5TG|c&'Hvuc#%U@D'2n|1)!e=S2@13f>X-LS#RS:@pZb)&ExPhieL2,UN]G;KM+D-fG74RfOo-8`W}W6h)",
-"2`Ux4P$:1o`Hi8+1(u^Z d;2$kH!S0J}L;)0E7cp(T@0m;EYdDT 8]a5UZmN5J{c7NZ5#zn'B!-C|%z`~eO}us@R@W3:S[nE,[{Yx;{:;+2fNZ.VCo-aL",
-"<gRP3b{_GLZk6[PA<{L(DM%x.heDDG`!ybLD9,2MY.T#A>cEa1TYg{^DWZ{5-BmE(*ZP<10I)WbJ47&D`^#v%lrz6iC%[TXri_yJn,C9%rJQ]o|TVd5j;",
-"+E,d0|9uavvnxrPdj`USs(81SwdCkcKC%vus_13(U~f=@gd!tn1<vVTj@3Pw0ae{3g~Y4<'y%!I0I3~qrYo@tKK~YRhL0Bs;WEE=jK$!`:.H!<l2RTPXK",
-"%zkPw3X0PGhx'2(]I$M+_S-'6EmNvOp_cnllsM7%]|Ncv5{|lpX{<.&Lr$gjRYn<ihR f9!P]'xes+X<%v_qZpPp->,vD9dq'0iJ.n*XEI+A)rZ+B^]Vz",
-"-xwfopcF7Y!zla}(FA:8Hf2Bi}v+)!:79)GPV$EPip!PSe#35]3D SG9R,7ztN>z_Y:,r5^nx}<-y2fDmCxfY'Lg-,3[P`vlXZ#u%E{;SHe@z`DV!t_%9",
-"C:5S_|MhBp@>',4n*NzR}qua(563v4`nbFz-de&tiy)=LFF#H&t@i}Q50eMEL(wDv!VnuIBRCEK{eI<v-V6@i;[&:XnOXLr0US=3]Avdk*(Woi4e.L80A",
-"xy-<JofQySMqF(mzvo*^@Bz&NcpL;dK7zfbN d0ntcm+yu4(KYc'nuwT2CNp(K9Z'ETD>a=]6zhj,kCBl&^'WI%Z_B7QAUMnt`nE'E5)p{}AKKG0+ szP",
-"SxT|<sI`)(owh8~myvQ[*_~-+NnP5[N-6Ym#RiyUJi63rijy.e4@^+KG>-s~wztg#EbZ-z5,;:XJ!HYSx78f={%9QwN#2=I=gMEPP&I8Q8;Lc wBylC7a",
-"m{|'2:g=.vhvp~%3(XjfBNbUgY1mq8:SzVH5&aFUeMrjZ]O_+2^<LDN`0M;gQdYMPC8.0DB$]Gii%V{ajcIdoiDj4{g('CUhG,h;)rm&ys+ Z;^~VDR7#",
-"Y@('>Lwn{*MU5 ^H}`HJ#Oe#am$75(th'<lRob(.7F+8HA;H,U1d~%uN8v8W]9]&~OT|iIYa@<pn`~1h7*DLYA)8xlbjNp6j#VivUZh~&3*xUBcKP|44D",
-"'AUI}34)sthI}3&-7t;([vu%pW;ns@qg+[IBq00=yznmd==:a#=CXX7tQMk5|7vxk8`6`OY_*)Pozl+IU|;j+_84~9py(3.in{8iJ%js;D@7}9y!*OMW=",
-"WtOU&r]FO%]lU{a|=I-t:C@rm0}Z~r1u$i!](.Ma:bU}QX]kNh!jj0u@-TM9IP-Q9O'f0'z7RinT$gOiJOPG($]2TSt~c)AcB*tEI$n0~>aOS=;z7^[8=",
-"].*vtUj|}*:qz.Ed1i^cn}Fg)IGeF>;T^YdL'iiX,CQlG2oC3d6UotoGR.e@`}nQ;p1(GB+_`&[rQ%)cY02ceP+HfYg@JcG7*{S]|>=eXKs:fxC2LkF(e",
-"cbP3zXVRDbCvz#[g XmH3E>{{zc@udq*Rx2m2oA)9`;O277mGr%AK^#H0AfvK2z5}(}n~p[lSNgItB,z1z,n!<=}rV6i$q6FQv{!!)o{',B<a(}Z%et66",
-"] ^DRi`aaoo{9*_z-TDW]R1(vXQe@l~9n.(o,7|$SsZDh>+v2tCYy5Wa1^i:N` E|a,XG&1nwl)A$7(kgzvbWO!.|6HCySO)Gi@AhR.0j=fqMQ}^+Xf.i",
-"+W%UCqz(Tf$wOCj%I.&TPFbP!b8Wn-'x)T7h-cGx7*)&Lj{gBbJTCP!wOH^OiGn]c(Ad5MMQOiz)K4tUV;oYBV(<$4%TEokwH}x@VQ@3y,ER{GNs9i}Th",
-"O']tJ1RvlbK5hyR*3}F[]n!hQBNzX]uV Jl2O-{m96O|mOgXQ[Ur$U'NYHqVOO'(9kB|mBSM3(NS7.HdEsAe0DybJ1$hev(JGBV*,wN'mA.@}bIEduU%6",
-"]fGwvt(^o25so!:>:%3.$)J1nS0FPIzA9@ErfI;Qubrl!j#(qwfAJY,Gn7eN~AN]~7[LGg4zU*1xx{F"
+"G6SdCW8X%n=D0-4Ur4XLSksmTvFNo2i~e=1%^,&%EG4J7pcbavk7]@r+A8PyQ7Ff4SX2ayH$9..;7k_=<HaaACzWK.aJdj],LP7IBt-.j!1h3urFi 3,c",
+",,1XP+ZgX[}6 38+tnz.2n3x!a1.2v:zz.p(O|O5Z:!GB6P<~DAiTLRPq&|-E:2uOc}KfgVZ]OY-k^o%9D]_d<|q@#E#H(@f9iG;igiwFZ_c18=OR8on1",
+",=]#!$-rmmHm8O)y GG}fPU @R|RCj}};1@b@t|=D*5@~_BI6ut jbCw47I=c#XGQ,^toE`Mmjm~Ni;WlqdF~czjXOA<_UP[QP@cW)vUB><ut54A[f}fJ",
+"DxreZ(d_w4)`Ah<&%meoy5#rgd=te3t8j[=!F,wqJY,E!rhZOK)$Ep3PuTr`<My$#oaWLr@G#hceh`%INKD<gpR,.+Gw1MBZDsa`G*8^FYiYB([jyTp0p",
+"5J^E*)c8P^Nwp<PD zu!sax8]a{8KvT|1EzPx0Fl(m8H8hY<G5(`YZ|t1t$#9M[k4uJGv=:Ae>SrTCF8&_Nz(8'VE@Sb%ieVw=#c6Q%eo1#(XvP!!*=N`",
+"R|c&*K#_t=dm~Mcz2N{hF5 yWG0d5b`ma]y.BL,>PW6e$9=I`jkak7cA[6b%ug6.)BZIl>&6+^C+M=tq|sHxy2]B$w9B+bRn<lMe]2W[+aoxE&slD8:7t",
+"$*TbenyEO6%'pl=LW,,OlMY5YU|a{L2xBwbtWZGnq&0W7RRF#L{tn'o@V5u>WJ.TVMa#Yky%e,Lz1>$nVZJ*lRRb(G~idF+:LfP!j2v@eLpuSlKzHP^L-",
+"d{oVki%q#LY82XJSNax.4yk_@9'.l9IP9<R<C^f37uPb~Y l9>hdyMPAxLMdi~g.]S7EzT^^#-glMxI}qK BR3z-3:t-=CXi;B,f>62Qfc5Y1yd]R!~Y'",
+"Iul!$%6JOMOVeaUSwC]`PQ1l),m!$sjVM%@4N4Tsd^@xBp)>o( @CE'O!aEm:|)H8>.e@8l6e_*bx@smJ6 %.s$t=}SQzo'H+{'IP&s1_U#CRSZ[Wh%-l",
+"xX|mM]][YX&wv_Pl (0Aee%nVjxfvSmqp4Ma2(g.ZtLx#1}W`RW2Z9QfU>hr3g5$'n+|PmoXIBRsDn:E{m.u_>n5bX7JdeT^SFcpK0mk!q{}}_@BM}@'&",
+"o$u+D ozE+3#F7=L1Tx`~xiqW0Yv'^1d<.:O,FN(pq|IXdx4~qZt6k#4j&D*jH27Xw`Vq7yZ^yP]%uN];;5meIqUy5)A*FNFqCXqB69qfoG0@XC`,4R91",
+"zs|QRk7|WF)[103%IS>-a^N >& CQLjt].fx_*366EOKs7l@kptxF0A4t-dy|$)&5}r@MP!V_1@W+J{__rPN2b%(TC>aQ_gYq]dm6Ui cod*JsB3&edGs",
+"_R>le70k+^T*(:]mO8g.x;_a}f_j[qBym#n>U1C@#8-}(~^C8QsVa3d]U_3OePGjIHcNq3nmYvCHub(z:;V%[p 6-KzpY++U;u_1^fQIL^5%4'wz-W)6@",
+"Ug'PQsAyBt;h>!v$Fp;_pp#!Usi_e5I_j}SW&TO*n]!>',xhM158#.jJNybCE:_yIz}aVPYPju^gXFMWe9NG>FJaRNq1>naC.<|G!nKY^q wTAxWUWA@d",
+"qz4U>(q;pXxAJ@J=j.}-V'a<4k&Q5QdvJ$va_9gcV+]tTDM=7WC.dt{{kG|lJGZQOhx7|q~LYLb! gA &E6ihv[NHkM_p#WN$:*H.S+DvwwL`BNClbgxS",
+"(vL>CfKL==cAE 2%8^2|=L C&<68G+DLs*86j=9c#jcECUdZms[P.jsV&ICUPXx>(*`AhlrJV]%y'9|,)~aGWS<fNdoR2aJ_Alu^' ~_.H*m(BvV9:KJn",
+"JlzIka1[;@aQszP]wy!V^VO[Gd(4ttb 6&kjjx<o@m+vd04LI-,0v7^tK!#'!Y5pq6R{.,0~!iIzG(lkLxak_VV,y2k[~tQM95KAHQ`!54*UopKM1COm]",
+"scsi<BBCM~diIJ3|x~0qk2%vsb.zAw~%@j'r%5po*S`a`YTN j9V=Ma]<eYc]d#hq7`<kfZ6M,h[rA>;I2}scpbEOdHd'}6{@Q*~w=<##{cp#'eViy4$v",
+"M(EU8hB9D~%QFh{]rC[,ocnIcjj'LjcUD-zPj+6XLAn1' -0TF;,Dz[a=xuJtByt-LtyzVkmki%DjkSSM+ZAOY'dm.@(;35l:F&q7JSLD<6-ju9{UGJi7",
+"9Sjn1',Mo*+pKi3Y.e;h4{+8G[,o<1UQfP.6KA4SsPoZgS2txP9P%B0qU)xOMf6MmO.XLW*Ld9JBg,%Of3ABnS3L`Sm>]'YDuW`uKNn :c!,.)E:Duo`<",
+"vLGJ|wp[My(`_XNfinI 2~ qM:15RBHF[Wd^LNb!AJXux$Lapt<S#,XU+6mS+Cdu]+DYc5a!F5_jG!!G!|PqPr.korYs}6KG+!7S_B(J;)=%NNq2TnCS}",
+"EM+_NTd5CwVq7_5aqJ*^V*x!@$1kD,;}_q={$Fzj[>OMRh -<*1HoQt ~3R$G{7W{=TA+:^1lT1rfN(:KoXGGZ}33b6GVESKTTDMRvjZ!*4u<1r[7o{&M",
+"DGP}vSndI{`9`CZ:<xo(pfYKt#VPf^(zyNh!C*clI_@{x>ypp%6woooCFB(jt8%w)$GF56Y0<!B4ink|ojE[DBYC8_)}]VT+f#)u@%_88:Kq[&k-6WkO0",
+"%aX@5d3UU'n$X'!A+&p04VD]| |D'{3,0c&R >#-Lug<pwSDT$za7WLy%1D]=lL3S2U=JG^;uB=RlV}&0'*j0s,R=UsPTPPJld=o#k$a97>8Hv9OpdM5U",
+"Pj+zyuX^j|0P,^8>s7,Se7:i,8SuOoBJx{:5GKZ~lc|(k11S0z_o+iafatUs=N%};YLp4rZ2K1+2ODNx&0[s9BW;pGB+(gWS;4!wUL-&)_,p9O.&V@&*~",
+"rn*_I-=Mf=FQ]-axP|]6o2%kJmJua86O[]J*w$8=F&;fgY5L} Pj()WZaKW%1(pWofe>((Due6.y=Rt',c#HiPM,}4nXNE~l6~nS$1NA.aYmKu,>|KL{Z",
+"W97$kAc)3upTw-v'25Dee`ZYL3|i!V9V)M$j7&}+!b1&sdwd2TU,_>+~=5Vj(P.9!l}nl`421FY&a[9c^ &Pe$jW]2^Gd EqJ3i3gIAl|_ mWRY4@E"
 };
 /* runs of decompositions: kind, gap, length - 1, then for each code point the zigzag steps to its parts.
    kind 0: two parts, which also compose; 1: one part; 2: two parts */
 static const char *const wrpo__unicode_nfc[] = {
-"Pi<a_8QNe8K<$ntW7]p|!:oMHb41{(T4Wn44kQs-zyJSL6`:BJNZEuKl,KH|![ rL10 %E5q#,_BZ<7=*vOxPciF&#DGzT!g%)VMgl`NDsl*:^I@U)PGj",
-"%Knk5j8>ge tXZx$C+zJ{P&A9I7o]!~{pqm XwIrX]qMy)-P6 eR<-;POo~E{Yht5(r:lKh5T.@Hw]rMBKQN7)uD2n%tb4nT#D(qzs{P!aO^@a[1e9 hr",
-"250)#hZf0syG%2Z} vSsR$%X!B}JpT$Hlwg#kk gmN8CXA}jF{-rb7pOC)jo5HWR1We$ZZG7JZ6}Dq'YR_5~zQ!bZWTxhbZ7CJ1g]vi| -(x;N1)]F]=O",
-"db)'.Im0!e9ol<h`%o}_`Uq6!vd45DQ4Emi&jORUnJk7ayo@2:H,Q@`J%efI6w7}WA2*XN9#IHo2X-=1kyG<fjKnFCYmk7HVy}V.$.Y&.N!;<CIYms~sG",
-"&)vG'HW6de;k[]ElqJA-H. 2&!FV*'<LUt{AY]nOM<7g<&>t]]<h8;hA[fUQ95i7TP C}WBgto! bBF{-*6E3=vj&rkrZMuEs7^]H89=.|j;i>1h6)46s",
-"lr@t-j05h;{B1!}C*7o[_U4n&2bvT^Z.XV*9Qt:M-GC!0s*)L[*-.N{fmh;s~H,4q<tB0!R}%eXa<9.>PsuIeYZ:w}u5K):iUi~O,Ho cjb cbA:O9fvx",
-"6}P<Z'f^y T90j:df:T{&ha:C.Gq}(9n!r[|[yc|Af`eg ZT>tyN!}bx[*Oa ;RYnhAah^ !abq8_2JmsGg4%l>nk0PcLAJlDRG1ptlMp_C{{:~C*cer#",
-"cUC9}II9oRVwR8xM8fLx3<MZ(TfvzBV{1h H~]IOGS{9ZQ=[3VV`CA-G;,LMpGSxj79)'1ZO^2WiZP[&t#iscSROU'FB;8C'*W_V<`grPBg!{z^Q{eb^k",
-"6nGco+#y4TZ2M(THDct3z&{#p}mW!KaDZyO&LR%uVn)`CFj'}R=u1Qmqgu6e$|(h:I+%$8UV|+XRo^3):upkIJivp['3nl1b~&g@^s]q79`$#%`u]1Qno",
-"Gzo|C,W0cnT8|~eY<dJ[=%Su,}{yh}fGuy60=@o3tY,;B31w~olQOC[-;314907_w`7{j4qowPi=bg'^Ojyx`fN!r9qgVOdPEje8V$1[1R{u,MS:opAf.",
-"TZZs78xt>:WD-c-5ZOol|H))Q$E4 RPX9&. N0v}mBJ5WW_KEfg{|%FE(GqnhRz6[<LSPGu|n|ODNzbL^}^*FB*=u$&mvUgn]HYf9Z>J8Cm~}DdjQ'O#o",
-"`!yG%s lN$nq'^to)No0Rj306 I67h@3UB[3`W4-Ew{l~:wzzuu>YOAQb,r'-iCOP1SZ)GU*[ak(JS=.o@M0KxZs6mNG}):RA^p>[7zJlb6vTC:*VE6$%",
-"EdKd;H%:Sy-,sdQ^B;w,Mz=Y($c_YIsCispZ5'nnJ2aY;q1J (,McKXamhfql!`'aSa7_.K([&Y-aB0PGbZN=b+<,5-]2KnBIO~BYHA2<Md:>7qAxbs['",
-"q>5`NVcB(*Wjdibt1>P_qjJ+ADv0hnXz*tAX$h&^QxwdbL@smi#iB0%V3D#:Gr`V[gu97^Ih`jE37yU6rLA=O.aP}wD.zwqKaSy.mZzVi,y-[aJ*wThlC",
-"iS+7Xa0)o#e3%'n62d&GBuwYjlr~ra:s+9g.bozP,4B5`.bk J,SpY7Q=!Pf`E]zc|,~JmgJ^ZqGA,-UvNWJP5.(nLI2Twp(*LBxLh[`w!;{SX+li[eM-",
-"flZZd8<dr-8*CK){5Ne9o+mJ]oW)<o0>P(>  8a6}[T5dgw]&@-}zB08i`'BZSSXg&H=I}(Xp6!*W{Zk+5}y;a6G*j2ACCF3skySdQf#j4VX@MBhWS@hF",
-"]7<KNF,qePh6HsUZWOW[vd}me8)9FS%X&p=^)R`j^quy*Aot0A9.x7ZogDrT+`=7dxq8zX<{<m#G#)M>@lWz!~,nB59 tl>X>iV#5,OlAW!rY@JJqEB+x",
-"rN;d#,9'Er,S<PVu4a-[zK9st_PJ`koG ##pFDQ,S-d3;0qU^|mw[-uV;PEwl]k3*75AppM@qINoDnS_=Cs% !`E!:Gl0bW%WXUhk(P!gS Z.Xyh3YUHi",
-"Z496@xR~0]Xzbh*Yv}1VvE<BPE@pT;{~;j-`G$Y+Z%G-@sTVRjp]8L%ud=F6i (~qk#2},xm!9Z,T6}P!>sgI)HR#X+rG&2-}}8t :ruH]t%ceR>Kx)ic",
-"~NiF$ng@Ib#|BPCI DMZ'jni;-'3SkYFh8ft4UvE*8&~grsSp4M0[V7Sor>$k5i&tCKrh>KC*1kytcxDr h0-BCvZv)6y4}pss{*ys63Y8uh7O8G~l_e2",
-"GaC0otV,*d'92rRu4$voY|u:EM:IHL6o!!,7BUlPSz7[f.P0d7k-:uZG6,YUtIhXhVno:O;fC91QGi3<n0qRbX.<>CS`S1qq@tV&J1K3'VE+TAp<dhRm-",
-"C!Dz{4BDDE@CH_iD>82DP5]Ru,b=]W|$j^%#IpM,+<FGB~Rp:WM}BQ-Xu=|0&l0.@lJ{CLqUFgu&oA6AzrOrqxp%#$wRk!Jqt(]7->jWhudKy6SF}Af+H",
-"^3QwvUiLG_G7l6 eH4G#;pa=6KJO3~5t<nbQEo>[#5X3:X$9J'9)Cp%| {s0g<xwM%xPy:qQ0|]4kDQE3k*+QIo+{#)jP9k#30dH7r~#^a)Rt5&g }[2F",
-",J)q6'X=K8G-O}.6:!L01oqn|ix>[rLo#X,!'55WVu ssYhajYDtpC}s;`wrG+xn]ObUFsGrf 7zz=p-rLRX]1G1y&lZHg2Xxu`l(#;haNHLMM([_}q$|",
-"mb9U~irzRf:ss JV_^aJ8:$aCSgCh,|_5>E-f:.enLpNZ#IWWXKO~Q]4QaCr6CqIQTksWAa3m.5  |#QNjkvc*ZGhW[CJ@:[7-IqZ*bC.^wx}ZMx<3nwQ",
-"%EPU87_Gf)RI41,C.q}&7%nBZi8x`j@|[~);Y }gMgj4{Gzm[n{fJ^K1mjN(!t+{(.&g5_My.Q%,wA;X-n<2yv_LycJ:Al6_SLYh=3j4 5DX^7!on$<s|",
-"z1Fu+sKKh$R]9i[X0q#Ko{lg-&:k]C|K1kt0HZLxYOV'3yy^#@t`q#]<zz|L#GH_*fXzzO57n|)i^2Ncq36Df ExtA]uZSpLOAbyo*ih~PoL6Kjw>(HQH",
-";:~;O<.9DNc@Vz}-iw`skJlQ5rRq`+uTcQm]P*IQ(yK)vZXL&m;uC0scF$90J2*|GMECe`N!C^pJ}qu}He_As%hbmWwc3Cp={A;bHqXZVR[#fc]4+jib&",
-"TS#=eD5,.BU{;5LWORL5x)#:AwIbkr}aRsz[qDnBJx%[HdtgkLA@%ohJ|=wk-@$87px:v<E5Ehm#@U@ol;5rK784r1}xZl<9jCyf$w}QmAQ~HEaGy_1;`",
-"glCl$qbeCP()={W*F#Iw@6noI|HOrz-g[K*{u5lWBRGTnqZ`pfMZVo1#NRtB`z`7L*7}[%-9oIbxf[57H*J~g%7:_z6ZJi1U~J0BSxA0mf2Uv#OjGA9b=",
-"VW^eVmH&I8wo0Ki~9m[q)p,`cn'M}355f{d~-ej-T1t&3q#-fF>=U+h)L;7C~o%~p`AWN.>6:_s(;g*>&u=K_KN{>'3!ET<fC][~90-zZ>D75eh w$iu@",
-"[ !a!$<ktg&847-2|(ruR7LPrKF]}l;%Ao1=es[~s2d[L}zDRFof5AtL>`OyZfR%Z|RLur=E#)LaPYbF]bg^3l0`RyqUs0tW4*,~F^BcMz@L)2_99~%Pp",
-"N.kTf:#.B[CcJ8EM,(pIL5+NJqzND{l0&@|nF;]%F]NzSkov8RtGzaZ[7ycFlWzO~|hoIJv%m$0VsP|I,8]N )49cKiX~bOTsU 2KbwVd(^h%yQnLSW:!",
-"o'mJ%BsA~x8c^J'mK.e 55G5A zYWFf9=Py;J{fgiH:S.trVyNry%`EOiZX=pF,SK-_}2Rz_kRB*+g[es8):C64,AMX5l7*r(t-+MgCo}%0AjRtQ ,i"
+"Pi<L2Xchg%ioCv_-('Q5b|<^8oQ[~_=AG0W<a=h|JM^w.o&(CXJlK~Air.+eE4cJ:2^:s@%qQ(f6Jqp7%8GIG@eOSFxs^N[=ww)%V}^AMjH'hjL5~$c)x",
+"HVlt*r}XA._:W4dq_*s|kK<^YXPZe69$0,l2nfzf3W_pvBM^o,:3RD+C5H%1ZEE(I1Hj`057ow]S(TzC&f$c6)i=X`C9]@;>28FXu$FJ|bi0Cf.ecvc'h",
+"Ur=d!>f{cx.)j$O()U-4* P7d -*'|,!5.;KIGxKYnDH &vl<4q_(|ZGp'irvtu;j}9yF-WxTh^eG-><`g^$_}pG=~Rh05I-QJpg$d[t$j{GeAbd)aHTc",
+"c*RZNf-3rd{JLkfUMxQ|Bj8Sh=b5@a^N.)uuKOvK0$aY4}{b40#COB$}y5SCX%r0H=>g<%`tX!!ZejO8GKq#uh9fR>.vvc1<KS|27&Wp9=|fcun%=rQ !",
+"Kn#l.MuJO;Q7`xLVH4|nJkD!k,sOrXl06VO,t(>zyoVP<((:J&|nGgrQn>pHsT[k['K=a.8]BIHP_+7*xIN&4gwl_DX!Xvh.Cz$kGdK[>sgY#`.[cEW27",
+"|b}{B``Da#bV!C>-1idN5)KwJLxQ6,haS0K$#bNaX2!(a^;R%xsdYC#j[(2Qx9`o+2vx|,x||Fmw;sTm8GNEmpm3g!az`EH+2cqK[x%5hdys4XtKV>7'*",
+"4ln<I94e}a6 )1^%Bz:6YSy@A];Kcz0h`P2`I P:LS5erHl'tih&EB<i k3<A:z-{2K{J[zTM;8)jqVrpkqdU(xig*GDmbKwq`p$Uc95j2ztPKh@eIDAc",
+"i(ZFk-L9PM!umQ;F>oY';%$U([ DSu7aaI)ovVyq]=t2,%0!Q$SSgwrmY4p0kOeOq|qZN0gHU%OE[5R^*7D[F 3kH|~|=Mn+$DTwO^E~+=29khD0mWhSS",
+"'kOh`L#>~bscSPOr)|cYpS@U`U,J$Z4~q0tEt{`#@T{+gY=X0QHYZip-J~nt:=pIs^TW%LZ%XqpFD`Ie~DEmt;CPKof+gS+,.M$xtrq{V6kg)SL>a&*l,",
+"(V:1PEno]|iHbs9fH2PY+A-wPhvc@Em,-&-0'GSs9C^T5bpK)oE,aa&zZ^+M(Ti<iU4pXCQ4kGM:!>u}4p'+;%nW2R>`'Zw!a,aN)zTjE}RE>$N6$277{",
+"`P]}L#V]o&E{QQnNBsVT=3*ic_-2JL5&$U9c)R@L=)1,t; D0umZ9)7-Y}{Q(#U1s02fGGXX-#Ar$E!2sDjolz5 GcT+qyr,.2cP*`MDp8FUkI<J=V2Ow",
+"Ac.-v)~L*kg.3:hp%rw8tx+w;(->TxR8qc;s'LH)Z>Jt1*OHO-]R{3_Ul;E2`ZGrWS9hv.,@+jABT2]$@M.Osj:9#C}Pv^4|'(-7_{yv0bjS54c;,GxS1",
+"( ;-v:$|;xl*5KL`avp1P<iVNRX$[Qlek<Klg4ZP.*#jZL%PH}J:GS4B(jGB$7$[EHdbT{C>Vn<rI+rT`C>^ $NHdkEEU7:H}R(, nb)~`o4uT3d_Bd=w",
+";AA#u83X0t d`0(Jg#^+.f3wCd{fKd}.F.xeD6 A.vz@,M0RvrE1jrevtM<h%.K.DaS7rwP[leGQ-a:_J=<c@0}]g2Oa~6a>XR1ih(p7h#P_t)TZ &0m~",
+"aTGsBa_Z;h>xd`2q2Xj3dh!i(Uz6j>jb#F!94AML(TU@}1RhxYb9bls$oXY:!-VMiO8.TQ]ily>t=nj{.wb0>WTImx^<KJMs{V#<98jgo*vJruT$Y+-'f",
+"YgAby_d}Pf+q6DWngEz~z&9sxdJkyRsa(;l),'P)2O83j^>~xuFzsgl)jXVV+(B'%P8t=.~jq}P|vrj0$RXN[X2B%VOC,5[83X0f[Ud<EVON{60!U*dW;",
+"Hk+j(^p#|-aAMY1uiS@U3:od0{>g>X&Z`~h7Bu(QEDOUfU=)VhY&Yz;^ZI=Ri}.#!5a{.t1<PVUXxzsXoKC}aq0MP@)&gmfiHr72h.AV@1@UR(eZ&yi;[",
+"H4[C5n.-SDx%cx|J]vH+YCi7cqsLfCDd#t$yN}]Q4){ifk)L5uBjX_+F8=E~C$IAf!%7.l(I2FQ;dTpl7f;<;yyZupwf]m-G`DYMe%Jv#qi$(cL(G(]V(",
+"ljcC&q-14*af#OX05U<n)!n:9DvXW4V'cemGxzT7{rM&t$:wW=cE~TEY`Lun0&{n%Q,l#;lWL(|f($*n=U1S;g[H|3E44H0R~1>BNoCB.P46%IDI+RBMP",
+" JO]|CtYeLRl3wkq~I9Rcz0>^L5Cy1'WCow~2j#QCwho]$qQH.M.b%O75,C.MIihhWlv}U'^0F]wGzQkB-|jsw+$cVoU^Ww~+D9(8$,He+z_,FAD[~uX.",
+"!+dH*WZcBgzL`>6yhZ|>]%Yo%K8RnD`9tJze8ElxZ9)4wP+g iE7~oncWka|rQHv.(AU`$9H'buzI0'ucQ9;jt$SQ+6Q8Pr QOf=r7Z $y;GQ$PDrdeB|",
+"Be()`XF(<)|.:mpf-pP6X5a$'wLM=!wiDv3}o{>B 72XzhMco5_9n;$9JNbl[i^u%Ncdsz6&CrY^cht_}.g QeiL8kfbuGAVeCd]zsJe)M,ukaAys-l`J",
+"``!8zW|g1bC: NOL$4o1Ep$Y Y-fG|ci)I5d=TovWjM)xVT1$_!a&abX{vVZ^p!F6@0q,)vmw,7@iRf[X;3)NJsvpZ+VZ#I(BlG$$=-^1E^*@ QEvYa+V",
+"!&lL^rgqAMB&}'C-pedEw'&z,`[AksLkOI8k'q[+m]'Unw+zDhHFn(t@sZ4oA`b{E>k<!F%%szo3}3sCD'Q+(TL_iV|V6M&Ec;5 G$fr=tf3DtN;2X'0q",
+"2hz^hfWI!^vt&PZx:&5{1[X1ut>2(aTKFhOP`-'[N:8B=4hZ'J4|,Dv.%8c+.tHg1Yf5bruhbP,i>Iz#QCT=TBn_U$0y v}x1[QADJV&sI$yjJ=w|Daa,",
+"&MapFR~x}p8{F^}][_4jla<l`[@FH fE,a{!0V9H&xnM$]b`fxXa)K!C'vd%:7}-5pQxC{PP18amnHo%u{)Ugvu=~dW-&c._M;P1xC-~]W^gbcj_q$Psk",
+"&jV{k;64JA%'dO2W('*~jO1^*H)o^H]x[[i8%NAl:a5qS34vWwuBn_TAR_dg~n49qxsV=mh+TS_fOqwr2[vmd-9Eu4tix]L<0>#9;U][FBs-,~+3T7kA8",
+"xeiHMj6V==:j'c~g*u.t7B&`5.s>jAj]H{gG@,YWN;~Rqn.DRd>VZvH_9mrw}l9<ckXNfCBrEI337[P`e`1fk$._:)aCl,`!J)Zf~6qB)<=p_Yz-.rW]u",
+";xr!o )F0ovx6h,x_oVMj^fS@.v=<[$*Wv-&5|6>[p#EScH~jHm=14|p.!P;LuQ2TITaVf:ReSH,)`8ph@14m}K%Jt|EUpnO+3pbl!n7e@qy&ZS*##dO ",
+"Z}fQR,+J[6'sa:5|!J TJ8<>sJ*n|9R3p7A%PzQCYmVqMq=wQfccp:9l8OWHfZf$@NaePdmJC:Q<#a%>]>Z-&`GK`P)IR9;7:xg@^aZ(<Bx*AHJQQv^,y",
+"H+sI[cHp({pYTy3#Ay6G(D6bqW3}[a'SHaYA+&kjrg^j}-]Nn!KP}ZaWtqIzPliIuu7vHmkED:),M@wQNKylBPY2n1Ey{l:_a1>UnrRr^U6+cZBXk]SU.",
+">vD7Yf9-6F>'{;+bN:e:msr;N]2_[V>7}GM='9{%@wmr~S[lasg!xeW2 *}YBvY9Cy<yml6Rd}VF:n1%+ib)U2e#B*pH2_hhfu'q}SU}-[6%5Orp(Z5P+",
+"{I_tJbzmQJ$vUT)6!)= *aR#)17dZWtlj%!uX9i;f];z0]k(2v$eE7]y,}=v_BG(($@_iJ!_6Y$N:E|5!k1V(yvx@5FX3P)r`B_6A,HW{Q[!mR|6bM9+n",
+"L'WPX'(h1hN:jovcN3-esfNS37*'vh^<W.>e=F6xG6o1,{PxUwv~,u2BC3^'6ib wC8q<:b*q3N]>aD0KWYA74kd%)Nqx3WFU}Jh@WRt-=L0G2^oIoesQ",
+"dKyXy1K<t4z9%"
 };
 /* A number is its size in bits, in unary, then the bits below the highest. Its context is its kind: class, gap... */
 typedef struct wrpo__packed {
     const char *const *line, *s;  /* the next line, and what is left of this one */
     uint32_t range, code;
-    int16_t odds[35][21][64];  /* [context][size][bits before]: of a 1, in 4096ths, minus 2048 */
+    int16_t odds[35][21][32];  /* [context][size][bits before, or 31]: of a 1, in 4096ths, minus 2048 */
 } wrpo__packed;
 static int wrpo__unpack_bit(wrpo__packed *p, int16_t *odds) {
     for (; p->range < 1u << 24; p->range *= 91) {
@@ -5562,7 +5563,7 @@ static int wrpo__unpack_bit(wrpo__packed *p, int16_t *odds) {
 static int32_t wrpo__unpack(wrpo__packed *p, int context) {
     int32_t size = 0, v = 1;
     while (wrpo__unpack_bit(p, &p->odds[context][size][0])) size++;
-    for (int k = 0; k < size; k++) v = 2 * v + wrpo__unpack_bit(p, &p->odds[context][size][WRPO__MIN(v, 63)]);
+    for (int k = 0; k < size; k++) v = 2 * v + wrpo__unpack_bit(p, &p->odds[context][size][WRPO__MIN(v, 31)]);
     return v - 1;
 }
 typedef struct wrpo__keyed { int64_t key, value; } wrpo__keyed;

@@ -43,7 +43,7 @@ class Packer:
         for k in range(size + 1):
             self.bit(k < size, (context, k, 0))
         for k in range(size):
-            self.bit(value >> (size - k - 1) & 1, (context, size, min(value >> (size - k), 63)))
+            self.bit(value >> (size - k - 1) & 1, (context, size, min(value >> (size - k), 31)))
 
     def text(self):
         out = ""
