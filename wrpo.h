@@ -4273,39 +4273,6 @@ WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t siz
     const wrpo_json value = {.kind = WRPO_JSON_STRING, .text = text, .size = size};
     return wrpo_json_text(ctx, &value, out);
 }
-
-/* The names of before, for calls that still pass the context and the name of the text. */
-typedef char wrpo__shown[96];
-static inline const char *wrpo__show(char *out, const char *s, size_t n) {
-    snprintf(out, sizeof(wrpo__shown), "%s", wrpo__legible(s, n));
-    return out;
-}
-static inline const char *wrpo__json_found(char *out, const wrpo_json *v) { (void)out; return wrpo__found(v); }
-static inline const wrpo_json *wrpo__json_get(const wrpo_json *v, const char *key) { return wrpo_json_get(v, key); }
-static inline void wrpo__json_append(wrpo_json *parent, const wrpo_json *v) { wrpo__json_put(parent, v, NULL); }
-_Noreturn WRPO__PRINTF(5, 6) static inline void wrpo__json_fail(wrpo_ctx *ctx, wrpo_result code, const char *name,
-        const wrpo_json *v, const char *format, ...) {
-    char text[400];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    (void)ctx, (void)name;
-    wrpo__fail_json(code, v, "%s", text);
-}
-#define WRPO__BEFORE (void)ctx, (void)name
-_Noreturn static inline void wrpo__json_refuse(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what,
-        const char *want) { WRPO__BEFORE; wrpo__refuse(v, what, want); }
-static inline const wrpo_json *wrpo__json_want(wrpo_ctx *ctx, const char *name, const wrpo_json *v, wrpo_json_kind k,
-        const char *what) { WRPO__BEFORE; return wrpo__want(v, k, what); }
-static inline const wrpo_json *wrpo__json_maybe(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *key,
-        wrpo_json_kind k) { WRPO__BEFORE; return wrpo__maybe(v, key, k); }
-static inline const wrpo_json *wrpo__json_need(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *key,
-        wrpo_json_kind k) { WRPO__BEFORE; return wrpo__need(v, key, k); }
-static inline int64_t wrpo__json_integer(wrpo_ctx *ctx, const char *name, const wrpo_json *v, int64_t low,
-        int64_t high, const char *what) { WRPO__BEFORE; return wrpo__integer(v, low, high, what); }
-static inline double wrpo__json_real(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what) {
-    WRPO__BEFORE; return wrpo__real(v, what); }
 /* ------------------------------------------------------------------------------------------ >>tensors
    safetensors: 8 bytes N, little-endian; N bytes of JSON; the data. The JSON names every tensor with its dtype, shape
    and [begin, end) in the data, which the tensors cover without a hole or an overlap. Opening reads headers only: a
@@ -5407,16 +5374,16 @@ WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *de
                 text             the text       text             into words        a word  after all others
        ids --> a text for each token --> decoder --> text
 
-   On its way the text is a list of pieces (wrpo__piece): words and added tokens. All before BPE is a list of edits
-   (wrpo__edit), and so is the decoder. An edit rewrites or cuts every piece that is no added token. A file that asks
-   for anything else is refused when it is loaded, by the name of what it asks for.
+   Between these steps the text is a list of pieces: words and added tokens. All before BPE is a list of edits, and so
+   is the decoder. An edit rewrites or cuts every piece that is no added token. What a file asks for beyond that is
+   refused by name when it is loaded.
 
-   To add a normalizer, a pre-tokenizer or a decoder: a row in wrpo__components, with a reader if it is several edits.
-   If the edits cannot express it: a kind of edit, its settings in wrpo__read_edit, its work in wrpo__edit_piece.   */
+   A new normalizer, pre-tokenizer or decoder needs a row in wrpo__components and, if the edits cannot express it, a
+   kind of edit (wrpo__edit_piece).                                                                                 */
 
 /* ---- Unicode: one class for each code point, and what NFC needs ----
-   The classes divide the code points as the regexes of tokenizers do (Unicode 16, as oniguruma has it) and as \w of
-   Rust's regex does, which added tokens ask for (WRPO__WORD). NFC is that of Unicode 9, as the library has it. */
+   The classes divide the code points as oniguruma's regexes do (Unicode 16) and as \w of Rust's regex does, which
+   added tokens ask for (WRPO__WORD). NFC is that of Unicode 9, as the library has it. */
 typedef enum wrpo__class {
     WRPO__OTHER, WRPO__LU, WRPO__LL, WRPO__LT, WRPO__LM, WRPO__LO, WRPO__M, WRPO__ND, WRPO__NL /* numbers in \w */,
     WRPO__NO, WRPO__P, WRPO__S, WRPO__SPACE, WRPO__PC /* punctuation in \w */, WRPO__SW /* symbols in \w */,
@@ -5429,87 +5396,86 @@ enum {
     WRPO__CLASSES = 0xFFFF,
     WRPO__CAREFUL = 16  /* added to a class: NFC may change this code point or the one before it */
 };
-/* The tables hold numbers, packed by an adaptive arithmetic coder; tests/golden/unicode_tables.py writes them. */
-/* runs from U+0000 to U+10FFFF: class, length - 1; class 16 is M with a combining class, which comes next */
+/* Numbers, packed by an adaptive arithmetic coder; tests/golden/unicode_tables.py writes them.
+   runs from U+0000 to U+10FFFF: class, length - 1; class 16 is M with a combining class, which comes next */
 static const char *const wrpo__unicode_classes[] = {
 "UPAYx2i86[d{}8(G2]Pc4-cOo7{PF;KzLnd6Y8sdi6]h}gf@1Lsh!Kuz.mo<;d-ut D~g^eDupNxZ =+=Fxf^aUBd@xl>ssEm668.LV,N}C:!&7Jn> Y2",
-"G6SdCW8X%n=D0-4Ur4XLSksVn)h2%xBU~~}|><<;fZfmhOt)r4e_@ibLX0~DTMSQ:'=f J}e,hv{$Vx-{GsK]ag0;MtJbwn0dAIFn$t{zqm1nX|0554_'",
-"r3rvrR>'-=>YyFNS};CVqR4c$vWj*}H;=dVV+!Unzk2^5eYulYz[B7<[){npe1H;=o})}4==>DHnx =XSAa5P6FLwY)J!t<eL5$EU~Jp,9[Sjx<fX#qXt",
-"NW=s4*P6O|v5'qLsd1+7oR8L[qhR guQL|4wATMiYu[xP~=%tIN$Ft!k|}GR6qzuB<_}~C^ :bj'sy0ynZ[0C)Bz(om@BF]IYt88g&@m=(=i^3|T2*Mn)",
-"Y@A6SmyBX;Nj$SLB4Oc|V_J{gePk&,}2}QP{}lD(NYu)2XUMoQj2duK$awfvlp`N&HdAtt@`fNpH3!2TQC;U]PkT$^z}4< ;=J1-{;V~z<t'M&%zmBPTr",
-"&E$ETU]sS=;tM4Ne%b~sD$qRODcy%~~,-zVt2DKuHiZ0@s3opTCV[nR7ZfvJMQ|- Q]~:0c(87x#HLchz#Ih6h+!9R)>nuB4}G,r$}*a;tSM2X~u!MuG]",
-"3M<*5tiQNwLKjg-KVciS~]A_w^Vu;~RsX&Bo@*CVubJu:~@=f`U#9b:p,m{tvFiC4mA3'1'Lk*%c<on[8{pW6OGA2b~fCNrm(s({yo2h!'+MviQg#Me}c",
-"sTB #yPL0N#$WZTkhbk F0DCPf%sKj]rH6X;jb0,<$cw8+8k'E~_(HIBdBO;F`zVtbG^*o_L-1c}(Li*^HkSV'rsPFCa'eZ[ ZMQxT$ r.38S$s>S1WnV",
-"Ne2XRKYcVoRK&#K#b=xdx#_81-a=(^Z',x:QG-Y_uvNS{{XU5p{;97|WMkdPP6 If>}tM+rs9m)1!@RFX+$,$=O<yFpm9@x4x4zjM(9N_*]oWDo7-V|9;",
-"YN]U459%CGK;oJH[XZ]Fs Zl,+Tens~q1-cEV7N>C|{[`>QUE1&(@AY1B;[ZuW;=(<1g (yYpE8ne]U^G_SMf8.4v_Oh,{UW3tAJA2QesGn;K_XW[aK]$",
-"i{R)wEog&XQ1D,U;#O(!;{A[=oPv2w M<1GG-A_D0jez05'c4j)A{V<DJB;!T9seacaA3O@sM+[<nRxC!,`P,jN~K6IQFjUxl_AoWx9f0f;-j~gZVXP0K",
-"4@`CL~}b-.fF<DB_(MJ5+xQlEYZ<GOhO.Vve;65<JJGICRH3btn'(2&fWp+GSd7^Bx-gkOPDfYPcW.qI0b%0BE '5IbO&zYjRy|pc#h:dHb:]y|%O-F>+",
-"'6*k5O98w4g`bD7ERL1G9ABJ&t|G>&z+9C;dYFaHC5IS'5EY8E'FN1:IbgPZOQ|5{-S=}MAjX4o!DjR=dqBdq'-P9lFq7gxP]s3u${PCTty30&uovcuh[",
-"Alrq1s,#^c&,r8|o!cskpkRwU&46@):dG3zu9@psEbksF.K0cGdf^N3RR)Rm|w{=pfdzKTmqq}KmT%fE0b_;OR#rmH%Mz~aG@gYo{-}dqvoTR|]Ft,1jn",
-")0%|lj~:ZV.Skp j~DCIbxuf|w!fu:y4>g(X,)pzN>f0yXzs'qbQZn.WZaG8<W>X2'vt Z{n,TIIZ~*b]'nly`twF+mkoD|v3'C,~F>hW<n:c:a+Kk;nM",
-"!e.hxG%2YgWJO65qAOa*2UP^Dxfe2.(E(`vDuT@L%oa%K.m[7Su,ssz>4vcy-=;_[Ef!L6^ttq|o5&Wd)_#j#p9CO:Fz]48P}g,lGerpxoLSWB-OcA.DE",
-"QXivQs;,.]Kp$s)}{~Z;@';E, BTTEOR+UE}&yy(K)cL`6}(y^ST[9^{K1}$=<G>V(dBn4}M.'^$1&VuKz^y8n jH> PCE$24->Hn4.JrR-h>uvw|)Tx^",
-"HK&'FZsQq'&RWhw_u5|}I<czrj^,P-bBUUfQ!$D]Is(;dfk_tAFnB{Rf_TjAp7WI)FX9Si4nMSyq3 )8&}$IE`vP60:6=m};ENi~RoD^@T|:]>vDOfwRk",
-"8_iuWgEq[9#:RtbR5A6dcjvv05Z2Oc)V`ItlJ-OdrKj&1kJ#si*3LO%7%,+o-K|&[[#|_nDH&91uPL+hIK(suWK=Y.e^%]U>e<SwRs'F[_4((CkGHDpY^",
-"A9dp:P.$kuX0c8Iyw!;Dq.r`v}8f)t[a$DU07t,q|QlFbv*+So@HY=S*C|vd3!P:=V:3e69.DTj@_g1w6~fYPznbv1dccsOt5p.^.L8t>;O>~t,;(w=K_",
-"!;YZ8Zd]Q(wt5%Ro;RzE2O18)~Aar^t=%VN^$k|;6_z4_!,vseO l:M>e'dQa6A6PqFmSuF_h0mFK[>C1'u*Sct(R_QNdLSYg82AONM_;GKAvw)<J;S|j",
-"A]0:q*%|9wWNyLcM7r;,c1_,J=:2*2R>#Q<t6@[}~{m#aBY(m]7::q5pmtzGpfKY`FO*^DR6mM,0'dH`Kq5GF1pTuExQ#Fs4+xZCmbIN.~.BXISWN=DOe",
-"~C)uxBDq&KUpP1|z:=1Xtg=7D-MUDcOt!WZgF18qPM^,$7<Sj!aL'M.L@ }[A%yIy-=#vK,wj{9(f+na;rKaMA<PYKzOCXr{bsQ)zQXa%sKmK+I6p^&Sy",
-"Pf8tA#rkhrgjByNS0#npuOrS%X`}vorUU[JfPxXg{DIyB^7{[Q2-9%}9@E'kjq,Gikkc7GCQd&.=pG*AHd{Mu`Qlhm_(3[EJtFnv 01M}#P:jr**JdZX[",
-"]ueahw)-[1k}){L11^bX% gm09~gsm4<)Bc!ua)biB!BwBN9x15vNT0dk*PQ^V*jE9]wFl6gZE%(Clx5FV)XAe#vz`0C$.a;5S'Y+!5_6t{nmje23zCDO",
-" 6x)Ds*)Vdn&}z9a;&k0-`HQeuVp,B7ue6,2cXX6IHc|0cIZW<-Xn,QWt,6F<&T+te4'D*O,E=wa!J@Y4,pKD#b6#rmuJB<Q:b9#=z<L*gz[Fsea o3=p",
-"RHn%z_d)o2r YSHyN+0dMf-ewksacTp{ k8]Y+<hk&38ATuu$U4g)hj{Sh&=W=(`L:VNQ<GaVjNItKj0|x_SAKd-~Xr[C-pIN$kV=2n1*rL4vc_llE|sy",
-"05r.@~j2axsWTn~AWB[W6+hB%s%2o9*sY'vo]f<m(P)::LmzF}|u+vP>-z*]%u}ylZ[NW6wJVo2q.XgH!|mwhT:va(:p#~i_>tMks!Dy'LoL5v^5Q0-WV",
-")!gm~ivgYey1;_(OPTRjm*B31^q0`>"
+"G6SdCW8X%n=D0-4Ur4XLSksmTvFNo2i~e=1%^,&%EG4J7pcbavk7]@r+A8PyQ7Ff4SX2ayH$9..;7k_=<HaaACzWK.aJdj],LP7IBt-.j!1h3urFi 3,c",
+",,1XP+ZgX[}6 38+tnz.2n3x!a1.2v:zz.p(O|O5Z:!GB6P<~DAiTLRPq&|-E:2uOc}KfgVZ]OY-k^o%9D]_d<|q@#E#H(@f9iG;igiwFZ_c18=OR8on1",
+",=]#!$-rmmHm8O)y GG}fPU @R|RCj}};1@b@t|=D*5@~_BI6ut jbCw47I=c#XGQ,^toE`Mmjm~Ni;WlqdF~czjXOA<_UP[QP@cW)vUB><ut54A[f}fJ",
+"DxreZ(d_w4)`Ah<&%meoy5#rgd=te3t8j[=!F,wqJY,E!rhZOK)$Ep3PuTr`<My$#oaWLr@G#hceh`%INKD<gpR,.+Gw1MBZDsa`G*8^FYiYB([jyTp0p",
+"5J^E*)c8P^Nwp<PD zu!sax8]a{8KvT|1EzPx0Fl(m8H8hY<G5(`YZ|t1t$#9M[k4uJGv=:Ae>SrTCF8&_Nz(8'VE@Sb%ieVw=#c6Q%eo1#(XvP!!*=N`",
+"R|c&*K#_t=dm~Mcz2N{hF5 yWG0d5b`ma]y.BL,>PW6e$9=I`jkak7cA[6b%ug6.)BZIl>&6+^C+M=tq|sHxy2]B$w9B+bRn<lMe]2W[+aoxE&slD8:7t",
+"$*TbenyEO6%'pl=LW,,OlMY5YU|a{L2xBwbtWZGnq&0W7RRF#L{tn'o@V5u>WJ.TVMa#Yky%e,Lz1>$nVZJ*lRRb(G~idF+:LfP!j2v@eLpuSlKzHP^L-",
+"d{oVki%q#LY82XJSNax.4yk_@9'.l9IP9<R<C^f37uPb~Y l9>hdyMPAxLMdi~g.]S7EzT^^#-glMxI}qK BR3z-3:t-=CXi;B,f>62Qfc5Y1yd]R!~Y'",
+"Iul!$%6JOMOVeaUSwC]`PQ1l),m!$sjVM%@4N4Tsd^@xBp)>o( @CE'O!aEm:|)H8>.e@8l6e_*bx@smJ6 %.s$t=}SQzo'H+{'IP&s1_U#CRSZ[Wh%-l",
+"xX|mM]][YX&wv_Pl (0Aee%nVjxfvSmqp4Ma2(g.ZtLx#1}W`RW2Z9QfU>hr3g5$'n+|PmoXIBRsDn:E{m.u_>n5bX7JdeT^SFcpK0mk!q{}}_@BM}@'&",
+"o$u+D ozE+3#F7=L1Tx`~xiqW0Yv'^1d<.:O,FN(pq|IXdx4~qZt6k#4j&D*jH27Xw`Vq7yZ^yP]%uN];;5meIqUy5)A*FNFqCXqB69qfoG0@XC`,4R91",
+"zs|QRk7|WF)[103%IS>-a^N >& CQLjt].fx_*366EOKs7l@kptxF0A4t-dy|$)&5}r@MP!V_1@W+J{__rPN2b%(TC>aQ_gYq]dm6Ui cod*JsB3&edGs",
+"_R>le70k+^T*(:]mO8g.x;_a}f_j[qBym#n>U1C@#8-}(~^C8QsVa3d]U_3OePGjIHcNq3nmYvCHub(z:;V%[p 6-KzpY++U;u_1^fQIL^5%4'wz-W)6@",
+"Ug'PQsAyBt;h>!v$Fp;_pp#!Usi_e5I_j}SW&TO*n]!>',xhM158#.jJNybCE:_yIz}aVPYPju^gXFMWe9NG>FJaRNq1>naC.<|G!nKY^q wTAxWUWA@d",
+"qz4U>(q;pXxAJ@J=j.}-V'a<4k&Q5QdvJ$va_9gcV+]tTDM=7WC.dt{{kG|lJGZQOhx7|q~LYLb! gA &E6ihv[NHkM_p#WN$:*H.S+DvwwL`BNClbgxS",
+"(vL>CfKL==cAE 2%8^2|=L C&<68G+DLs*86j=9c#jcECUdZms[P.jsV&ICUPXx>(*`AhlrJV]%y'9|,)~aGWS<fNdoR2aJ_Alu^' ~_.H*m(BvV9:KJn",
+"JlzIka1[;@aQszP]wy!V^VO[Gd(4ttb 6&kjjx<o@m+vd04LI-,0v7^tK!#'!Y5pq6R{.,0~!iIzG(lkLxak_VV,y2k[~tQM95KAHQ`!54*UopKM1COm]",
+"scsi<BBCM~diIJ3|x~0qk2%vsb.zAw~%@j'r%5po*S`a`YTN j9V=Ma]<eYc]d#hq7`<kfZ6M,h[rA>;I2}scpbEOdHd'}6{@Q*~w=<##{cp#'eViy4$v",
+"M(EU8hB9D~%QFh{]rC[,ocnIcjj'LjcUD-zPj+6XLAn1' -0TF;,Dz[a=xuJtByt-LtyzVkmki%DjkSSM+ZAOY'dm.@(;35l:F&q7JSLD<6-ju9{UGJi7",
+"9Sjn1',Mo*+pKi3Y.e;h4{+8G[,o<1UQfP.6KA4SsPoZgS2txP9P%B0qU)xOMf6MmO.XLW*Ld9JBg,%Of3ABnS3L`Sm>]'YDuW`uKNn :c!,.)E:Duo`<",
+"vLGJ|wp[My(`_XNfinI 2~ qM:15RBHF[Wd^LNb!AJXux$Lapt<S#,XU+6mS+Cdu]+DYc5a!F5_jG!!G!|PqPr.korYs}6KG+!7S_B(J;)=%NNq2TnCS}",
+"EM+_NTd5CwVq7_5aqJ*^V*x!@$1kD,;}_q={$Fzj[>OMRh -<*1HoQt ~3R$G{7W{=TA+:^1lT1rfN(:KoXGGZ}33b6GVESKTTDMRvjZ!*4u<1r[7o{&M",
+"DGP}vSndI{`9`CZ:<xo(pfYKt#VPf^(zyNh!C*clI_@{x>ypp%6woooCFB(jt8%w)$GF56Y0<!B4ink|ojE[DBYC8_)}]VT+f#)u@%_88:Kq[&k-6WkO0",
+"%aX@5d3UU'n$X'!A+&p04VD]| |D'{3,0c&R >#-Lug<pwSDT$za7WLy%1D]=lL3S2U=JG^;uB=RlV}&0'*j0s,R=UsPTPPJld=o#k$a97>8Hv9OpdM5U",
+"Pj+zyuX^j|0P,^8>s7,Se7:i,8SuOoBJx{:5GKZ~lc|(k11S0z_o+iafatUs=N%};YLp4rZ2K1+2ODNx&0[s9BW;pGB+(gWS;4!wUL-&)_,p9O.&V@&*~",
+"rn*_I-=Mf=FQ]-axP|]6o2%kJmJua86O[]J*w$8=F&;fgY5L} Pj()WZaKW%1(pWofe>((Due6.y=Rt',c#HiPM,}4nXNE~l6~nS$1NA.aYmKu,>|KL{Z",
+"W97$kAc)3upTw-v'25Dee`ZYL3|i!V9V)M$j7&}+!b1&sdwd2TU,_>+~=5Vj(P.9!l}nl`421FY&a[9c^ &Pe$jW]2^Gd EqJ3i3gIAl|_ mWRY4@E"
 };
-/* runs of decompositions: count, gap, length - 1, then for each code point the zigzag steps to its parts.
-   count 0: two parts, which also compose */
+/* runs of decompositions: kind, gap, length - 1, then for each code point the zigzag steps to its parts.
+   kind 0: two parts, which also compose; 1: one part; 2: two parts */
 static const char *const wrpo__unicode_nfc[] = {
-"Pi<a_8QNgdIA@eR5j;o>1W~=IODWZrK00ydaV-u,Ce6.t&T}draN$l^[3^ TkVgkk*q'&CZ]Uf7ecHdNZ`_U@3PhMb +I&,Ul')9u2O>;XvaPxfnLMQfK",
-"e;9#u*B6~drjKAq1m#Xs,-L)M&)$P&}VOPqHx uLi{0%7O*)UBnsazQ}JA M<Rl(:|403O5%|jhD#6-0^a*4Eh9^N!(#=Uk68vvMiTbS+57B8Z8~!mmSb",
-"ysKSDAfZl~Bp>+tT~hO<lxyXT>fd^AB~BO2[)Zj0D{RJcj2V@Pdo<:=>5g4+eh1M;{:t`A${|l) j+qSm%nRIL+Pd!66R&{8~WT>Q6RjMl4,f^Q69k>l6",
-"a1I5$R'#U)N2Zb@[ N)yvA]Y4x)bENp=Nb~FLz9qoi[M9[WN seB+)e|Y$*Z@[Fa6W1`XGQD7:NKN|lJDO<QuE{ D>,dx>%7GDk3]>$kfLWrq~w*_HYw0",
-"J%G,u5xe&:zstV!J]x0pHl_33x:H~2] WpxozH9(,d>&{O_._u&!yB&+6Z4QsmE]DsN;ETYg;&#IxkdGfQyq+LqowJyhTU.<c8,Ci+dhS<C1Ej dyDaui",
-"dueXdO[rfTL$9Z!kL+xKUIF9s9H<F&V8R<*pt4 WsaIHsAGYu;#WYQ{t9@cLC2D@YDdv&Vt]6Es#=8m$>>(.i}dRN=0-ZQBUoI6KMZH M)E5(K7T*E`%S",
-"CF_+qwJ|ZE7'(e4zk`EDte{E9d1Qb-u>v4xCQulN,d6[nz}S^02]WC+vL9mcLSQS3F$p^7P)E8UCuMqeq`i*(5xarqR+lWAsL8(EL]clWNk.l_oJwPkH3",
-"p@|j{#b{g-V:!VU7i;-9D+8bsdQGNDe,dCTGc.Fi]>HyEcT*D>AKDm)hEgCt(=v[M4PFa@7U3{XFRDP#&UqQ3X-VV~u$cE6:EV22K'Q: mn[n&JA o1i0",
-"Q8Da*]vxTdlp.EX-P:U(M:LpK;'*)I8UZa)vqu#^7S%j.HaMjW) +=d}{MaZkvAp!zX26gboRWRxfS(eW#|GZ#xlmc!W7@.CdRkE[^,U{t;'3|#*A7Lpx",
-"g4$Jm{R|y0A6Nf{qxTxJ;6JKL($hRsm~-PDAX]*b4^m~KCt48{+YiW`IYrg|@2 ~6]+ 4wirLo2LCYz;CEst7_}#m()}tGsfD'bo=Sk4a04#}hb)pD>:j",
-"F+NfB<1xC*JIO]YkO}X~4Lza2Xc'JrqDY*l,dC}OxzE'.eQ1d:vfODtk{*#rJO0mU8,`To3a!>'tWk4za.F#*cJ|qz64Cog|6[vl;wubB4E'Uu9(y|L@0",
-"Z]n|*P{}&J;O{<6{G,{GWoW^K|Atm$^tDbxZew>+UM|C[4w%Pbmr4`TN1PAk<XUlf.lL`O4,$>x~9#w+Ez}7<TRUO:(LZYuGN><$(T&h`L$fe6:9X<_^r",
-"y!RS6Ctn}UyB2kLv0Z'qy0k}KxXF{y:]QZfNL#`Nej<LU9LDg|Oya)80h0KZJH9]`Rn]v>n=^JA=]E,g0G7+R '8Xb-6B<pppv,tD!s|omp^,3LCT r)p",
-"1wPGlER7z7<s )ngr:CQ!K]|{gv0:py7O4C]v21Y-pI<C9~ydsF$PVTCYP1hKntI;iY-tO*WhC:t`O)C=4:b$)Lh)0]kXpE.r*[;G.Rqi$`m$U+9g%ePK",
-"(5*dU7A0<1(BT8UJ9Ag1|&ivyH)1=MHOq)RF46El2>$7|}:'i5LyjbYQw[F[O@||9[ Lz;z6^Tn[3V&_ _0.oIHmA(omo^bzM}9ZNDDa~4!!(5XwX`@2k",
-"z`-xl8^ahrn.(=5Suts44%1yZK[Qo(x#dMy[qr!Rn}7IRvB*&I&1MgyO!LztmL4wp{t42A4bf5|V7FM#5^82.bS35:9P2{H0[:igb6Y7p(+EEatrunIc@",
-")m$0qSPUa*_D*c_18Tb:E~y zg=8Ts=X&f+9`7N^NMIn0Rm8qkGrVp%OS`m.]<d1_2N+B1Ut{<>sGzIaBr-In&YDB@*G)9On_`3:d~cSdzyVNiVCl$Uub",
-"'}$Y_OB1}b^au9zN}%IB,,=(02xC0FqDKl3oSge9.;]5;htRj6P+ug`A sJGuDOm*^OQ:wY}A6;&x([ w {wTKq:z|V]*]c)|CNgtHE.cnB'IIcVr_v~x",
-"dWo.z(] 4=f2l.h.eMdHty}{_Ho=):b<WwKm6i#GiEM>0lZ3KB`F<fnI7|04MzgS$11#hJXif.4^,8iK)J}6}0g}:2HUn0)*o]L#@&jU@#hv.>%n,I,E>",
-"`p[i>X:>,J(l|I%A[! Yxisb-s$88{TJJf yK2V69MYXP! tWj<hE,c%(eGnZt%_%B$F6^gLw`uy)O.1raf$g%^vUu* rpS#tz~QfD3gO[1}xWOLVR{R1",
-"d:D${,xS-swe[ 14NvlXLKjSJn`tj]X>7VFdt[SgO`3tUAe1Dg{0HSGun_+rpYrocrX5FU^~7]*j%`|@qPLB:nq=EyOZ>R&MRUcjBZTwd{2.<PPrK^MdC",
-" ZBwf<*l,STQ&S3p>}m~n0SHj lVyMCrc1(s@H92jZ4IIU9J;zYh{ocQJoSRkgR7RV!A+F9D%nYU`Y(p!MO8:QJReh@'*xP9I6<HGg2vYmZW>HrCG*{lg",
-"A5Yh!Ev'<Nb3UD#@CJIKD=6bc)pc{w*m9g-(%%$r(*;v.*otkAeRrcVDGCFf#N.N:iRhBqvaL=gGr&swrK]!.m9<Wp-6rEbvQn]{E>aML[Yiuji6FtAJB",
-"|cK38II<)4[s@=#M4>l)My!t>l%8`bFFJ:V7OcLtG+k41UMS};6l.fQi3^HqX#whU'{@IVx6rnIee_7]:sGZ]mORhPSmCj.93,kNu()3nTCpVI4H,$%zF",
-"2BpfdYBLS6tSxL|$qCv$Hb(*DJhI. )9]Jrsgb _M^*{,^WnOA^_hl#H4!x*8tQ{R|xTzPD0M6zcdZMuE9{+7F;B6DnS^4'M$lCeYTpWKh`r`t]:Bj6T%",
-"5Z}d! q;L!AqWm&%*X}I,dWkY,R}Zq@a6Y@Xt50zqo@98%e@SS[h$GQ$+'Gk;oLN6EXE8Ru9bb:{Ifi.Q8x(i6v7D8cx%Ane> l{[nxwg4=K<8s_w*T^8",
-"M8+&1wswq(F{XG8MQ<io#BJO-Kf`Z^BU|{-l3{3UrAs})qi');kdb!l%$tU,A=*gg6KMe;hac+J`cO|1Z`2937',VVE0F3O}|vi9,(q=j)cAc2K7!aIbl",
-"%iI|jNYNj@_,KvAozT%FHh L>bog$N)beU7l0fPz%OU.=Ks>^Rpa98y$u`7&Yqrv7xD4b@b+m{UH}t9S4^=W>.2F^Kj[}!Q18`GKP]L3w#~R@27dDD']r",
-"g!u!{#Q#k=kiLs.MAD}G-7Isx)E,;]%.`eWg<fY~+I`z{PlsX[fT2g[ORSP%tb1Zu@T9>fbZaYvW$NzSvoOQAX>FE3wWA[5zj)g`UrO_K':&Xn%s*)A&3",
-"~=:S|fWWM4('osu :*w+qW5}D+|VuW']R%5.Wc$s+#ZSz&T`lAM-E<5`KcJ=vAcq@'U58Hvp2D65gr_k=_DXyvV8y9fS_Ypg|-f}ez*tlGQ[>WzX2_s'd",
-"xyD)t`+=}P+Jz8w+>O-xQ~6`rC1!N>}k$%zQOb4q;h18sK!@^N#asFT!zCqUFEsy8 D5Ybsa3,E3V#&bPnFMl1Sb9!p_|ZjEVD}^9,-:1$L;x9D>TvQ9X",
-"(0)dz5T4QR>&6F!.VPo6_|093vFz=5:N`xo7.ISuca%{x:K5AtY{WS5)<+)OSH(`VhdmhkPu0pB1)tMm7NvxOjydw7zBm{56Ewq!Q%*sTC}YPF23O$1WS",
-"7A:EvL6'y4A`vQ'=;`qoeeJr6<vX~kX.)!T*^@E)oaO9zjd)5}:v<CBfgz$RdG-xi[T~8Aa2irf$kZx]s.:]TT6_,V6b6u6fwF7>d[=Ja.0vr-(YYFRU{",
-"gadv+&:_3OVi8.8UdEvCwpE ix2w$.pTv;Ph-x{VchKqEIz*@xC)p%5D<8{s$F,T<}.Xs`)H4TD>rt{M`OniS=r4kN]}hB4#eO=Cdwpj0%w6fq J-Cb^5",
-"IXkQpBw5#;-XB.3+>XsIW6b$SA{}K@|!LnOoc "
+"Pi<L2Xchg%ioCv_-('Q5b|<^8oQ[~_=AG0W<a=h|JM^w.o&(CXJlK~Air.+eE4cJ:2^:s@%qQ(f6Jqp7%8GIG@eOSFxs^N[=ww)%V}^AMjH'hjL5~$c)x",
+"HVlt*r}XA._:W4dq_*s|kK<^YXPZe69$0,l2nfzf3W_pvBM^o,:3RD+C5H%1ZEE(I1Hj`057ow]S(TzC&f$c6)i=X`C9]@;>28FXu$FJ|bi0Cf.ecvc'h",
+"Ur=d!>f{cx.)j$O()U-4* P7d -*'|,!5.;KIGxKYnDH &vl<4q_(|ZGp'irvtu;j}9yF-WxTh^eG-><`g^$_}pG=~Rh05I-QJpg$d[t$j{GeAbd)aHTc",
+"c*RZNf-3rd{JLkfUMxQ|Bj8Sh=b5@a^N.)uuKOvK0$aY4}{b40#COB$}y5SCX%r0H=>g<%`tX!!ZejO8GKq#uh9fR>.vvc1<KS|27&Wp9=|fcun%=rQ !",
+"Kn#l.MuJO;Q7`xLVH4|nJkD!k,sOrXl06VO,t(>zyoVP<((:J&|nGgrQn>pHsT[k['K=a.8]BIHP_+7*xIN&4gwl_DX!Xvh.Cz$kGdK[>sgY#`.[cEW27",
+"|b}{B``Da#bV!C>-1idN5)KwJLxQ6,haS0K$#bNaX2!(a^;R%xsdYC#j[(2Qx9`o+2vx|,x||Fmw;sTm8GNEmpm3g!az`EH+2cqK[x%5hdys4XtKV>7'*",
+"4ln<I94e}a6 )1^%Bz:6YSy@A];Kcz0h`P2`I P:LS5erHl'tih&EB<i k3<A:z-{2K{J[zTM;8)jqVrpkqdU(xig*GDmbKwq`p$Uc95j2ztPKh@eIDAc",
+"i(ZFk-L9PM!umQ;F>oY';%$U([ DSu7aaI)ovVyq]=t2,%0!Q$SSgwrmY4p0kOeOq|qZN0gHU%OE[5R^*7D[F 3kH|~|=Mn+$DTwO^E~+=29khD0mWhSS",
+"'kOh`L#>~bscSPOr)|cYpS@U`U,J$Z4~q0tEt{`#@T{+gY=X0QHYZip-J~nt:=pIs^TW%LZ%XqpFD`Ie~DEmt;CPKof+gS+,.M$xtrq{V6kg)SL>a&*l,",
+"(V:1PEno]|iHbs9fH2PY+A-wPhvc@Em,-&-0'GSs9C^T5bpK)oE,aa&zZ^+M(Ti<iU4pXCQ4kGM:!>u}4p'+;%nW2R>`'Zw!a,aN)zTjE}RE>$N6$277{",
+"`P]}L#V]o&E{QQnNBsVT=3*ic_-2JL5&$U9c)R@L=)1,t; D0umZ9)7-Y}{Q(#U1s02fGGXX-#Ar$E!2sDjolz5 GcT+qyr,.2cP*`MDp8FUkI<J=V2Ow",
+"Ac.-v)~L*kg.3:hp%rw8tx+w;(->TxR8qc;s'LH)Z>Jt1*OHO-]R{3_Ul;E2`ZGrWS9hv.,@+jABT2]$@M.Osj:9#C}Pv^4|'(-7_{yv0bjS54c;,GxS1",
+"( ;-v:$|;xl*5KL`avp1P<iVNRX$[Qlek<Klg4ZP.*#jZL%PH}J:GS4B(jGB$7$[EHdbT{C>Vn<rI+rT`C>^ $NHdkEEU7:H}R(, nb)~`o4uT3d_Bd=w",
+";AA#u83X0t d`0(Jg#^+.f3wCd{fKd}.F.xeD6 A.vz@,M0RvrE1jrevtM<h%.K.DaS7rwP[leGQ-a:_J=<c@0}]g2Oa~6a>XR1ih(p7h#P_t)TZ &0m~",
+"aTGsBa_Z;h>xd`2q2Xj3dh!i(Uz6j>jb#F!94AML(TU@}1RhxYb9bls$oXY:!-VMiO8.TQ]ily>t=nj{.wb0>WTImx^<KJMs{V#<98jgo*vJruT$Y+-'f",
+"YgAby_d}Pf+q6DWngEz~z&9sxdJkyRsa(;l),'P)2O83j^>~xuFzsgl)jXVV+(B'%P8t=.~jq}P|vrj0$RXN[X2B%VOC,5[83X0f[Ud<EVON{60!U*dW;",
+"Hk+j(^p#|-aAMY1uiS@U3:od0{>g>X&Z`~h7Bu(QEDOUfU=)VhY&Yz;^ZI=Ri}.#!5a{.t1<PVUXxzsXoKC}aq0MP@)&gmfiHr72h.AV@1@UR(eZ&yi;[",
+"H4[C5n.-SDx%cx|J]vH+YCi7cqsLfCDd#t$yN}]Q4){ifk)L5uBjX_+F8=E~C$IAf!%7.l(I2FQ;dTpl7f;<;yyZupwf]m-G`DYMe%Jv#qi$(cL(G(]V(",
+"ljcC&q-14*af#OX05U<n)!n:9DvXW4V'cemGxzT7{rM&t$:wW=cE~TEY`Lun0&{n%Q,l#;lWL(|f($*n=U1S;g[H|3E44H0R~1>BNoCB.P46%IDI+RBMP",
+" JO]|CtYeLRl3wkq~I9Rcz0>^L5Cy1'WCow~2j#QCwho]$qQH.M.b%O75,C.MIihhWlv}U'^0F]wGzQkB-|jsw+$cVoU^Ww~+D9(8$,He+z_,FAD[~uX.",
+"!+dH*WZcBgzL`>6yhZ|>]%Yo%K8RnD`9tJze8ElxZ9)4wP+g iE7~oncWka|rQHv.(AU`$9H'buzI0'ucQ9;jt$SQ+6Q8Pr QOf=r7Z $y;GQ$PDrdeB|",
+"Be()`XF(<)|.:mpf-pP6X5a$'wLM=!wiDv3}o{>B 72XzhMco5_9n;$9JNbl[i^u%Ncdsz6&CrY^cht_}.g QeiL8kfbuGAVeCd]zsJe)M,ukaAys-l`J",
+"``!8zW|g1bC: NOL$4o1Ep$Y Y-fG|ci)I5d=TovWjM)xVT1$_!a&abX{vVZ^p!F6@0q,)vmw,7@iRf[X;3)NJsvpZ+VZ#I(BlG$$=-^1E^*@ QEvYa+V",
+"!&lL^rgqAMB&}'C-pedEw'&z,`[AksLkOI8k'q[+m]'Unw+zDhHFn(t@sZ4oA`b{E>k<!F%%szo3}3sCD'Q+(TL_iV|V6M&Ec;5 G$fr=tf3DtN;2X'0q",
+"2hz^hfWI!^vt&PZx:&5{1[X1ut>2(aTKFhOP`-'[N:8B=4hZ'J4|,Dv.%8c+.tHg1Yf5bruhbP,i>Iz#QCT=TBn_U$0y v}x1[QADJV&sI$yjJ=w|Daa,",
+"&MapFR~x}p8{F^}][_4jla<l`[@FH fE,a{!0V9H&xnM$]b`fxXa)K!C'vd%:7}-5pQxC{PP18amnHo%u{)Ugvu=~dW-&c._M;P1xC-~]W^gbcj_q$Psk",
+"&jV{k;64JA%'dO2W('*~jO1^*H)o^H]x[[i8%NAl:a5qS34vWwuBn_TAR_dg~n49qxsV=mh+TS_fOqwr2[vmd-9Eu4tix]L<0>#9;U][FBs-,~+3T7kA8",
+"xeiHMj6V==:j'c~g*u.t7B&`5.s>jAj]H{gG@,YWN;~Rqn.DRd>VZvH_9mrw}l9<ckXNfCBrEI337[P`e`1fk$._:)aCl,`!J)Zf~6qB)<=p_Yz-.rW]u",
+";xr!o )F0ovx6h,x_oVMj^fS@.v=<[$*Wv-&5|6>[p#EScH~jHm=14|p.!P;LuQ2TITaVf:ReSH,)`8ph@14m}K%Jt|EUpnO+3pbl!n7e@qy&ZS*##dO ",
+"Z}fQR,+J[6'sa:5|!J TJ8<>sJ*n|9R3p7A%PzQCYmVqMq=wQfccp:9l8OWHfZf$@NaePdmJC:Q<#a%>]>Z-&`GK`P)IR9;7:xg@^aZ(<Bx*AHJQQv^,y",
+"H+sI[cHp({pYTy3#Ay6G(D6bqW3}[a'SHaYA+&kjrg^j}-]Nn!KP}ZaWtqIzPliIuu7vHmkED:),M@wQNKylBPY2n1Ey{l:_a1>UnrRr^U6+cZBXk]SU.",
+">vD7Yf9-6F>'{;+bN:e:msr;N]2_[V>7}GM='9{%@wmr~S[lasg!xeW2 *}YBvY9Cy<yml6Rd}VF:n1%+ib)U2e#B*pH2_hhfu'q}SU}-[6%5Orp(Z5P+",
+"{I_tJbzmQJ$vUT)6!)= *aR#)17dZWtlj%!uX9i;f];z0]k(2v$eE7]y,}=v_BG(($@_iJ!_6Y$N:E|5!k1V(yvx@5FX3P)r`B_6A,HW{Q[!mR|6bM9+n",
+"L'WPX'(h1hN:jovcN3-esfNS37*'vh^<W.>e=F6xG6o1,{PxUwv~,u2BC3^'6ib wC8q<:b*q3N]>aD0KWYA74kd%)Nqx3WFU}Jh@WRt-=L0G2^oIoesQ",
+"dKyXy1K<t4z9%"
 };
 /* A number is its size in bits, in unary, then the bits below the highest. Its context is its kind: class, gap... */
 typedef struct wrpo__packed {
-    const char *const *line, *s;  /* the line that is read, and what is left of it */
+    const char *const *line, *s;  /* the next line, and what is left of this one */
     uint32_t range, code;
-    int16_t odds[35][21][16];     /* [context][size][bits before]: of a 1, in 4096ths, minus 2048 */
+    int16_t odds[35][21][32];  /* [context][size][bits before, or 31]: of a 1, in 4096ths, minus 2048 */
 } wrpo__packed;
 static int wrpo__unpack_bit(wrpo__packed *p, int16_t *odds) {
     for (; p->range < 1u << 24; p->range *= 91) {
-        if (!*p->s) p->s = *++p->line;
+        if (!*p->s) p->s = *p->line++;
         char c = *p->s++;
         int digit = c - ' ' - (c > '"') - (c > '/') - (c > '?') - (c > '\\');  /* 0..90: these four are not used */
         p->code = p->code * 91 + (uint32_t)digit;
@@ -5524,27 +5490,26 @@ static int wrpo__unpack_bit(wrpo__packed *p, int16_t *odds) {
 static int32_t wrpo__unpack(wrpo__packed *p, int context) {
     int32_t size = 0, v = 1;
     while (wrpo__unpack_bit(p, &p->odds[context][size][0])) size++;
-    for (int k = 0; k < size; k++) {
-        int16_t even = 0;
-        v = 2 * v + wrpo__unpack_bit(p, v < 16 ? &p->odds[context][size][v] : &even);
-    }
+    for (int k = 0; k < size; k++) v = 2 * v + wrpo__unpack_bit(p, &p->odds[context][size][WRPO__MIN(v, 31)]);
     return v - 1;
 }
-typedef struct wrpo__keyed { uint64_t key; int32_t value; } wrpo__keyed;
-typedef struct wrpo__decomposition { uint64_t key; int32_t count, part[3]; } wrpo__decomposition;  /* count 0: a pair */
-static uint64_t wrpo__pair(int32_t a, int32_t b) { return (uint64_t)a << 32 | (uint32_t)b; }
+typedef struct wrpo__keyed { int64_t key, value; } wrpo__keyed;
+static int64_t wrpo__pair(int64_t a, int32_t b) { return a << 32 | b; }
 static int wrpo__by_key(const void *a, const void *b) {
-    const uint64_t *x = a, *y = b;
+    const int64_t *x = a, *y = b;
     return (*x > *y) - (*x < *y);
 }
+static void wrpo__sort(wrpo__keyed *list, int64_t n) { qsort(list, (size_t)n, sizeof *list, wrpo__by_key); }
+static const wrpo__keyed *wrpo__find_key(const wrpo__keyed *list, int64_t key) {  /* in a sorted stb array; or NULL */
+    return bsearch(&key, list, (size_t)stbds_arrlen(list), sizeof *list, wrpo__by_key);
+}
 typedef struct wrpo__unicode {
-    uint16_t *kind;                       /* [0x110000] class, | WRPO__CAREFUL, | combining class << 8 */
-    wrpo__decomposition *decompositions;  /* stb array; key: the code point */
-    wrpo__keyed *pairs;                   /* stb array; key: the pair that composes to value */
+    uint16_t *kind;  /* [0x110000] class, | WRPO__CAREFUL, | combining class << 8 */
+    wrpo__keyed *parts, *wholes;  /* sorted stb arrays: code point -> its two parts (or one and 0); and back */
 } wrpo__unicode;
 
 static void wrpo__unicode_load_classes(wrpo__arena *arena, wrpo__unicode *u) {
-    wrpo__packed in = {.line = wrpo__unicode_classes, .s = wrpo__unicode_classes[0], .range = 1};
+    wrpo__packed in = {.line = wrpo__unicode_classes, .s = "", .range = 1};
     int32_t c = 0, class = 0;
     u->kind = wrpo__raw(arena, 0x110000, sizeof *u->kind);
     while (c < 0x110000) {
@@ -5554,182 +5519,164 @@ static void wrpo__unicode_load_classes(wrpo__arena *arena, wrpo__unicode *u) {
         while (c < end) u->kind[c++] = (uint16_t)kind;
     }
 }
-static void wrpo__add_pair(wrpo__unicode *u, int32_t a, int32_t b, int32_t c) {
-    stbds_arrput(u->decompositions, ((wrpo__decomposition){(uint64_t)c, 0, {a, b}}));
-    stbds_arrput(u->pairs, ((wrpo__keyed){wrpo__pair(a, b), c}));
-    u->kind[b] |= WRPO__CAREFUL;
+static void wrpo__add_parts(wrpo__unicode *u, int32_t whole, int32_t a, int32_t b, bool composes) {
+    stbds_arrput(u->parts, ((wrpo__keyed){whole, wrpo__pair(a, b)}));
+    if (composes) stbds_arrput(u->wholes, ((wrpo__keyed){wrpo__pair(a, b), whole}));
+    u->kind[composes ? b : whole] |= WRPO__CAREFUL;
 }
 static void wrpo__unicode_load_nfc(wrpo__unicode *u) {
-    if (u->pairs) return;
-    wrpo__packed in = {.line = wrpo__unicode_nfc, .s = wrpo__unicode_nfc[0], .range = 1};
-    int32_t c = 0, last[3] = {0};
+    if (u->parts) return;
+    wrpo__packed in = {.line = wrpo__unicode_nfc, .s = "", .range = 1};
+    int32_t c = 0, part[2] = {0};
     while (c <= 0x2FA1D) {  /* the last one */
-        int32_t count = wrpo__unpack(&in, 0);
+        int32_t kind = wrpo__unpack(&in, 0);
         c += wrpo__unpack(&in, 1);
         for (int32_t end = c + wrpo__unpack(&in, 2) + 1; c < end; c++) {
-            for (int k = 0; k < (count ? count : 2); k++) {
+            for (int k = 0; k < 2 - (kind == 1); k++) {
                 int32_t step = wrpo__unpack(&in, 3 + k);
-                last[k] += step & 1 ? -(step + 1) / 2 : step / 2;
+                part[k] += step & 1 ? -(step + 1) / 2 : step / 2;
             }
-            if (!count) { wrpo__add_pair(u, last[0], last[1], c); continue; }
-            stbds_arrput(u->decompositions, ((wrpo__decomposition){(uint64_t)c, count, {last[0], last[1], last[2]}}));
-            u->kind[c] |= WRPO__CAREFUL;
+            wrpo__add_parts(u, c, part[0], kind == 1 ? 0 : part[1], kind == 0);
         }
     }
     for (c = 0xAC00; c < 0xAC00 + 11172; c++) {  /* Hangul: another syllable and a final, or an initial and a vowel */
         int32_t i = c - 0xAC00, final = i % 28;
-        if (final) wrpo__add_pair(u, c - final, 0x11A7 + final, c);
-        else wrpo__add_pair(u, 0x1100 + i / 588, 0x1161 + i / 28 % 21, c);
+        if (final) wrpo__add_parts(u, c, c - final, 0x11A7 + final, true);
+        else wrpo__add_parts(u, c, 0x1100 + i / 588, 0x1161 + i / 28 % 21, true);
     }
-    qsort(u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof *u->pairs, wrpo__by_key);
-    qsort(u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof *u->decompositions, wrpo__by_key);
+    wrpo__sort(u->parts, stbds_arrlen(u->parts));
+    wrpo__sort(u->wholes, stbds_arrlen(u->wholes));
 }
 
-/* The code point at s[i] of s[0..n), and where the next one begins; -1: not UTF-8. */
-static int32_t wrpo__char_at(const char *s, int64_t n, int64_t i, int64_t *next) {
-    size_t size;
-    int32_t c = wrpo__utf8_get(s + i, (size_t)(n - i), &size);
-    *next = i + (int64_t)size;
-    return c;
-}
-static int64_t wrpo__before(const char *s, int64_t i) {  /* where the code point before s[i] begins */
+static size_t wrpo__before(const char *s, size_t i) {  /* where the code point before s[i] begins */
     do i--; while (i > 0 && ((unsigned char)s[i] & 0xC0) == 0x80);
     return i;
 }
-static bool wrpo__is_utf8(const char *s, size_t n, size_t *bad) {  /* bad: the first byte that is not */
-    size_t size;
-    for (*bad = 0; *bad < n; *bad += size)
-        if (wrpo__utf8_get(s + *bad, n - *bad, &size) < 0) return false;
-    return true;
+static size_t wrpo__valid_utf8(const char *s, size_t n) {  /* how many of the bytes, up to the first that is not */
+    size_t i = 0;
+    for (size_t size; i < n && wrpo__utf8_get(s + i, n - i, &size) >= 0; i += size) {}
+    return i;
 }
 
-/* Appends the parts of c as marks. Their keys: the combining class, then the index, which keeps sorts stable. */
-static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__keyed **out) {
-    const wrpo__decomposition own = {(uint64_t)c, 1, {c}}, *d;
-    d = bsearch(&own, u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof own, wrpo__by_key);
-    if (!d) d = &own;
-    for (int k = 0; k < 2 && !d->count; k++) wrpo__decompose(u, d->part[k], out);
-    for (int k = 0; k < d->count; k++) {
-        int32_t part = d->part[k];
-        stbds_arrput(*out, ((wrpo__keyed){wrpo__pair(u->kind[part] >> 8, (int32_t)stbds_arrlen(*out)), part}));
+/* Appends the parts of c as marks. Their keys: the combining class, then the index, so that sorts are stable. */
+static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__keyed **marks) {
+    const wrpo__keyed *parts = wrpo__find_key(u->parts, c);
+    if (parts) {
+        wrpo__decompose(u, (int32_t)(parts->value >> 32), marks);
+        c = (int32_t)parts->value;
+        if (c) wrpo__decompose(u, c, marks);
+        return;
     }
+    wrpo__keyed mark = {wrpo__pair(u->kind[c] >> 8, (int32_t)stbds_arrlen(*marks)), c};
+    stbds_arrput(*marks, mark);
 }
-/* Sorts each run of marks by combining class, then composes. Returns the new length. */
-static int64_t wrpo__recompose(const wrpo__unicode *u, wrpo__keyed *m, int64_t n) {
-    int64_t starter = -1, kept = 0;
+/* Sorts each run of marks by combining class, composes, and appends what is left to out. */
+static void wrpo__compose(const wrpo__unicode *u, wrpo__keyed *m, wrpo__text *out) {
+    int64_t n = stbds_arrlen(m), starter = -1, kept = 0;
     for (int64_t i = 0, run; i < n; i += run + 1) {
         for (run = 0; i + run < n && m[i + run].key >> 32; run++) {}
-        if (run > 1) qsort(m + i, (size_t)run, sizeof *m, wrpo__by_key);
+        wrpo__sort(m + i, run);
     }
     for (int64_t i = 0; i < n; i++) {  /* m[0..kept) is done */
-        uint64_t ccc = m[i].key >> 32;
+        int64_t ccc = m[i].key >> 32;
         bool blocked = starter < 0 || (kept - 1 != starter && m[kept - 1].key >> 32 >= ccc);
-        wrpo__keyed key = {blocked ? 0 : wrpo__pair(m[starter].value, m[i].value), 0};
-        const wrpo__keyed *pair = bsearch(&key, u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof key, wrpo__by_key);
-        if (pair) { m[starter].value = pair->value; continue; }
+        const wrpo__keyed *whole = NULL;
+        if (!blocked) whole = wrpo__find_key(u->wholes, wrpo__pair(m[starter].value, (int32_t)m[i].value));
+        if (whole) { m[starter].value = whole->value; continue; }
         if (!ccc) starter = kept;
         m[kept++] = m[i];
     }
-    return kept;
-}
-static bool wrpo__careful(const wrpo__unicode *u, const char *s, int64_t n, int64_t i, int64_t *next) {
-    return u->kind[wrpo__char_at(s, n, i, next)] & WRPO__CAREFUL;
-}
-/* Appends NFC of s to out. Only clusters change: careful code points in a row, and the one before them. */
-static void wrpo__nfc(const wrpo__unicode *u, const char *s, int64_t n, wrpo__text *out, wrpo__keyed **marks) {
-    int64_t done = 0, cluster = 0, next;
-    for (int64_t i = 0; i < n; i = next) {
-        if (!wrpo__careful(u, s, n, i, &next)) { cluster = i; continue; }
-        while (next < n && wrpo__careful(u, s, n, next, &i)) next = i;
-        wrpo__text_add(out, s + done, (size_t)(cluster - done));
-        stbds_arrsetlen(*marks, 0);
-        while (cluster < next) wrpo__decompose(u, wrpo__char_at(s, n, cluster, &cluster), marks);
-        done = next;
-        int64_t count = wrpo__recompose(u, *marks, stbds_arrlen(*marks));
-        for (int64_t k = 0; k < count; k++) {
-            char bytes[4];
-            wrpo__text_add(out, bytes, wrpo__utf8_put(bytes, (uint32_t)(*marks)[k].value));
-        }
+    for (int64_t i = 0; i < kept; i++) {
+        char bytes[4];
+        wrpo__text_add(out, bytes, wrpo__utf8_put(bytes, (uint32_t)m[i].value));
     }
-    wrpo__text_add(out, s + done, (size_t)(n - done));
+}
+/* Appends NFC of s to out. */
+static void wrpo__nfc(const wrpo__unicode *u, const char *s, size_t n, wrpo__text *out, wrpo__keyed **marks) {
+    bool careful = false;
+    stbds_arrsetlen(*marks, 0);
+    for (size_t i = 0, size; i < n && !careful; i += size)
+        careful = u->kind[wrpo__utf8_get(s + i, n - i, &size)] & WRPO__CAREFUL;
+    for (size_t i = 0, size; i < n && careful; i += size)
+        wrpo__decompose(u, wrpo__utf8_get(s + i, n - i, &size), marks);
+    if (careful) wrpo__compose(u, *marks, out);
+    else wrpo__text_add(out, s, n);
 }
 
 /* ---- regex: the part of oniguruma's syntax that tokenizers use ----
-   A pattern is alternatives of items. An item is a literal, an escape, a class in brackets or a lookahead for one of
-   these; all but lookaheads take ? * + {m,n} and possessive ?+ *+ ++. Groups are (...), (?:...) and (?i:...), with or
-   without ?. The pattern becomes a graph without cycles, and matching backtracks no deeper than the pattern is long. */
-typedef struct wrpo__charset {
-    bool ascii[128], negate;  /* ascii: the answer for these; the rest is for other code points */
-    uint32_t classes;
-    int32_t (*ranges)[2];     /* stb array: first, last */
-    const uint16_t *kind;     /* of each code point */
-} wrpo__charset;
-typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_FORK, WRPO__RX_JOIN, WRPO__RX_END } wrpo__rx_kind;
-typedef struct wrpo__rx_node {
+   A pattern is alternatives of items: a literal, an escape or a class in brackets, and ? * + {m,n} ?+ *+ ++ or none; a
+   lookahead for one of these; a group (...), (?:...) or (?i:...), and ? or none. It becomes a tree; matching
+   backtracks no deeper than the pattern is long. */
+typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_GROUP } wrpo__rx_kind;
+typedef struct wrpo__range { int32_t first, last; } wrpo__range;
+typedef struct wrpo__regex {  /* one item */
     wrpo__rx_kind kind;
-    bool possessive, negative;  /* SET: never gives back; AHEAD: (?!...) */
-    int64_t min, max;           /* SET: how many */
-    int32_t next, other;        /* FORK: other is tried if next fails */
-    wrpo__charset set;
-} wrpo__rx_node;
-typedef struct wrpo__regex { wrpo__rx_node *nodes; int32_t first; } wrpo__regex;
+    struct wrpo__regex *next, *items, *other;  /* GROUP: of one alternative, and the group of the others */
+    int64_t min, max;  /* min: of characters in a match; max: SET only */
+    bool possessive, negative, optional;  /* SET: never gives back; AHEAD: (?!...); GROUP: (...)? */
+    bool ascii[128], negate;  /* the set: ascii is its answer for these, the rest is for other code points */
+    uint32_t classes;
+    wrpo__range *ranges;  /* stb array */
+    const uint16_t *unicode;  /* the class of each code point */
+} wrpo__regex;
+typedef struct wrpo__rx_rest { const wrpo__regex *x; const struct wrpo__rx_rest *up; } wrpo__rx_rest;
+typedef struct wrpo__piece {  /* of the text to tokenize, or of the tokens to decode; valid UTF-8 */
+    const char *s; size_t n;
+    int32_t id;  /* >= 0: an added token, which no edit changes */
+    bool first;  /* of the whole text */
+} wrpo__piece;
 
-static bool wrpo__set_has(const wrpo__charset *set, int32_t c) {
-    bool in = set->classes >> (set->kind[c] & 15) & 1;
-    for (int64_t k = 0; k < stbds_arrlen(set->ranges) && !in; k++)
-        in = c >= set->ranges[k][0] && c <= set->ranges[k][1];
-    return in != set->negate;
+static bool wrpo__set_has(const wrpo__regex *x, int32_t c) {
+    bool in = x->classes >> (x->unicode[c] & 15) & 1;
+    for (int64_t k = 0; k < stbds_arrlen(x->ranges) && !in; k++) in = c >= x->ranges[k].first && c <= x->ranges[k].last;
+    return in != x->negate;
 }
-/* The size of the code point at s[i] if the set has it, else 0. s is valid UTF-8. */
-static int64_t wrpo__set_at(const wrpo__charset *set, const char *s, int64_t n, int64_t i) {
-    int64_t next;
-    if (i >= n) return 0;
-    if ((unsigned char)s[i] < 128) return set->ascii[(unsigned char)s[i]];
-    return wrpo__set_has(set, wrpo__char_at(s, n, i, &next)) ? next - i : 0;
+/* The size of the code point at p->s[i] if the set has it, else 0. */
+static size_t wrpo__set_at(const wrpo__regex *x, const wrpo__piece *p, size_t i) {
+    size_t size;
+    if (i >= p->n) return 0;
+    if ((unsigned char)p->s[i] < 128) return x->ascii[(unsigned char)p->s[i]];
+    return wrpo__set_has(x, wrpo__utf8_get(p->s + i, p->n - i, &size)) ? size : 0;
 }
-/* Where a match that begins at s[i], from node `at` of the graph, ends; -1: there is none. */
-static int64_t wrpo__rx_match(const wrpo__regex *rx, int32_t at, const char *s, int64_t n, int64_t i) {
-    for (;;) {
-        const wrpo__rx_node *x = &rx->nodes[at];
-        at = x->next;
-        int64_t count = 0, size, end;
+/* Where a match of x and what follows that begins at p->s[i] ends; 0: none. rest: what follows the groups around x. */
+static size_t wrpo__rx_match(const wrpo__regex *x, const wrpo__rx_rest *rest, const wrpo__piece *p, size_t i) {
+    for (; x || rest; x = x->next) {
+        int64_t count = 0;
+        size_t size = 1, end;
+        if (!x) return wrpo__rx_match(rest->x, rest->up, p, i);
+        const wrpo__rx_rest after = {x->next, rest};
         switch (x->kind) {
-        case WRPO__RX_END: return i;
-        case WRPO__RX_JOIN: break;
         case WRPO__RX_AHEAD:
-            size = wrpo__set_at(&x->set, s, n, i);
-            if ((size > 0) == x->negative) return -1;
+            if ((wrpo__set_at(x, p, i) > 0) == x->negative) return 0;
             break;
-        case WRPO__RX_FORK:
-            end = wrpo__rx_match(rx, x->next, s, n, i);
-            if (end >= 0) return end;
-            at = x->other;
+        case WRPO__RX_GROUP:
+            for (const wrpo__regex *g = x; g; g = g->other) {
+                end = wrpo__rx_match(g->items, &after, p, i);
+                if (end) return end;
+            }
+            if (!x->optional) return 0;
             break;
         case WRPO__RX_SET:
-            for (; count < x->max; count++) {
-                size = wrpo__set_at(&x->set, s, n, i);
-                if (!size) break;
-                i += size;
-            }
-            if (count < x->min) return -1;
-            if (x->possessive || rx->nodes[at].kind == WRPO__RX_END) break;
+            for (; count < x->max && (size = wrpo__set_at(x, p, i)) > 0; count++) i += size;
+            if (count < x->min) return 0;
+            if (x->possessive || !(x->next || rest)) break;
             for (; count > x->min; count--) {  /* tries the longest first; this loop goes on with the shortest */
-                end = wrpo__rx_match(rx, at, s, n, i);
-                if (end >= 0) return end;
-                i = wrpo__before(s, i);
+                end = wrpo__rx_match(x->next, rest, p, i);
+                if (end) return end;
+                i = wrpo__before(p->s, i);
             }
         }
     }
+    return i;
 }
-/* The first match in s[from..n), as [*begin, *end). No pattern matches the empty text. */
-static bool wrpo__rx_find(const wrpo__regex *rx, const char *s, int64_t n, int64_t from, int64_t *begin, int64_t *end) {
-    for (int64_t i = from; i < n; i++) {
-        if (((unsigned char)s[i] & 0xC0) == 0x80) continue;
-        *begin = i;
-        *end = wrpo__rx_match(rx, rx->first, s, n, i);
-        if (*end >= 0) return true;
+/* The first match from p->s[from] on: [*begin, end); none: both are p->n. No pattern matches the empty text. */
+static size_t wrpo__rx_find(const wrpo__regex *rx, const wrpo__piece *p, size_t from, size_t *begin) {
+    for (*begin = from; *begin < p->n; ++*begin) {
+        if (((unsigned char)p->s[*begin] & 0xC0) == 0x80) continue;
+        size_t end = wrpo__rx_match(rx, NULL, p, *begin);
+        if (end) return end;
     }
-    return false;
+    return p->n;
 }
 
 /* ---- the tokenizer ---- */
@@ -5738,25 +5685,23 @@ enum {
     WRPO__TOKEN_RSTRIP = 16, WRPO__TOKEN_SPECIAL = 32, WRPO__TOKEN_NORMALIZED = 64, WRPO__TOKEN_RENAMED = 128,
     WRPO__WORDS = 1 << 13, WRPO__SMALL_CHARS = 1 << 10, WRPO__MAX_ID = 1 << 22
 };
-typedef struct wrpo__token { const char *text; int32_t size; uint32_t flags; } wrpo__token;  /* text NULL: none */
-typedef struct wrpo__merge { uint64_t pair; int32_t rank, id; } wrpo__merge;  /* rank -1: a free slot */
-typedef struct wrpo__added { const char *text; int32_t size, id, next; } wrpo__added;  /* next: one not longer, or 0 */
+typedef struct wrpo__token { const char *text; uint32_t size, flags; } wrpo__token;  /* text NULL: none */
+typedef struct wrpo__merge { int64_t pair; int32_t rank, id; } wrpo__merge;  /* rank -1: a free slot */
+typedef struct wrpo__added { const char *text; uint32_t size; int32_t id, next; } wrpo__added;  /* next: see heads */
 typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10]; } wrpo__word;  /* in the cache */
 
 typedef enum wrpo__edit_kind {
     WRPO__EDIT_NONE,
-    WRPO__EDIT_ADDED,          /* cuts out added tokens; start: those of raw text 0, of normalized text 1 */
+    WRPO__EDIT_ADDED,          /* cuts out added tokens: those of normalized text, or of raw text */
     WRPO__EDIT_NFC,
-    WRPO__EDIT_REPLACE,        /* what matches regex becomes text */
+    WRPO__EDIT_REPLACE,        /* what matches regex becomes text; first: nothing, in the first token */
     WRPO__EDIT_PREPEND,        /* text before a piece; unless: if it is not there yet; first: before the first only */
     WRPO__EDIT_SPLIT,          /* cuts where regex matches; invert: where it does not */
     WRPO__EDIT_BYTES,          /* each byte becomes a character of GPT-2's alphabet */
     WRPO__EDIT_UNBYTES,        /* and back; all tokens become one */
-    WRPO__EDIT_REPAIR,         /* what is not UTF-8 becomes U+FFFD */
     WRPO__EDIT_BYTE_FALLBACK,  /* <0xNN> becomes a byte */
     WRPO__EDIT_FUSE,           /* all tokens become one */
-    WRPO__EDIT_STRIP,          /* takes text away, at most start and stop times */
-    WRPO__EDIT_METASPACE       /* text becomes a space; start != 0: nothing, in the first token */
+    WRPO__EDIT_STRIP           /* takes text away, at most start and stop times */
 } wrpo__edit_kind;
 typedef enum wrpo__behavior {  /* SPLIT: what becomes of a match */
     WRPO__REMOVED, WRPO__ISOLATED, WRPO__MERGED_WITH_PREVIOUS, WRPO__MERGED_WITH_NEXT, WRPO__CONTIGUOUS
@@ -5766,50 +5711,51 @@ typedef struct wrpo__edit {
     const wrpo__regex *regex;
     const char *text; size_t size;
     wrpo__behavior behavior;
-    bool invert, unless, first;
-    int64_t start, stop;
+    bool invert, unless, first, normalized;
+    int32_t start, stop;
 } wrpo__edit;
 
-typedef struct wrpo__template {  /* text NULL: none; the rest by >>chat */
+typedef struct wrpo__template {  /* text NULL: none */
     const char *text; size_t size;
-    wrpo__arena *arena; void *tokens;                    /* by >>chat: what the text compiles to */
+    wrpo__arena *arena; void *tokens;  /* by >>chat: what the text compiles to */
 } wrpo__template;
 struct wrpo_tokenizer {
     wrpo_ctx *ctx;
-    wrpo__arena *arena, *scratch;        /* scratch: what one call needs; cleared by the next */
-    const char *dir;                     /* where it was loaded from */
+    wrpo__arena *arena, *scratch;  /* scratch: what one call needs; cleared by the next */
+    const char *dir;  /* where it was loaded from */
     wrpo__unicode unicode;
-    wrpo__token *tokens; int64_t size;   /* by id */
-    int32_t *slots; uint64_t mask;       /* text -> id: open addressing, -1 = free */
+    wrpo__token *tokens; int64_t size;  /* by id */
+    int32_t *slots; uint64_t mask;  /* text -> id: open addressing, -1 = free */
     wrpo__merge *merges; uint64_t merge_mask, seed;  /* pair -> rank and id: open addressing; seed: of both */
-    wrpo__added *added;                  /* stb array; [0] is none */
-    int32_t heads[2][256];               /* [in raw, in normalized text][first byte] -> the longest added token, or 0 */
-    wrpo__edit *encoder, *decoder;       /* stb arrays; encoder: added tokens, normalizer, these again, pre-tokenizer */
-    int64_t normalizer_end;              /* encoder[1..here) is the normalizer */
-    bool has_decoder, has_template, byte_fallback, fuse_unk, ignore_merges, cut_at_mark;
-    const char *unk_text;                /* the model's unk_token, or NULL */
+    wrpo__added *added;  /* stb array; [0] is none */
+    int32_t heads[2][256];  /* [normalized][first byte] -> the longest added token, next: one not longer */
+    wrpo__edit *encoder, *decoder;  /* stb arrays; encoder: added tokens, normalizer, these again, pre-tokenizer */
+    bool has_decoder, byte_fallback, fuse_unk, ignore_merges;
+    const char *unk_text;  /* the model's unk_token, or NULL */
     int32_t unk, bytes[256], small[WRPO__SMALL_CHARS];  /* ids: of unk_text, <0xNN>, the characters below U+0400 */
-    int16_t byte_char[256], char_byte[324];  /* the alphabet of byte-level BPE; -1: not of it */
-    int32_t *prefix, *suffix;            /* stb arrays: the post-processor */
-    wrpo__word *words;                   /* [WORDS] direct-mapped cache of BPE results */
-    const wrpo_json *config;             /* tokenizer_config.json, or NULL */
-    const char *special[7];              /* texts of wrpo__special_names; NULL: none */
-    int32_t bos, eos;                    /* -1: none */
-    wrpo__template chat[2];              /* the second, if there is one: for conversations with tools */
+    char byte_text[256][4]; int16_t char_byte[324];  /* the alphabet of byte-level BPE; -1: not of it */
+    int32_t *prefix, *suffix;  /* stb arrays: the post-processor */
+    wrpo__word *words;  /* [WORDS] direct-mapped cache of BPE results */
+    const wrpo_json *config;  /* tokenizer_config.json, or NULL */
+    const char *special[7];  /* texts of wrpo__special_names; NULL: none */
+    int32_t bos, eos;  /* -1: none */
+    wrpo__template chat[2];  /* the second, if there is one: for conversations with tools */
+    /* only while it is loaded: */
+    struct wrpo__work *work;  /* normalizes the texts of added tokens */
+    int64_t next_id;  /* of the next added token that is not in the vocabulary */
+    wrpo__edit **edits;  /* encoder or decoder */
+    int64_t normalizer_end;  /* encoder[1..here) is the normalizer */
+    bool has_template, cuts;  /* cuts: see wrpo__mark_within */
 };
 
 /* Hash tables of our own: texts may hold NULs, and the maps of stb_ds change a seed that all threads share. */
-static int64_t wrpo__slot(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* where s is or would be */
+static int32_t *wrpo__slot(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* of the id of s; -1: none yet */
     for (uint64_t at = wrpo__hash(tok->seed, s, n);; at++) {
-        at &= tok->mask;
-        int32_t id = tok->slots[at];
-        const wrpo__token *t = &tok->tokens[id < 0 ? 0 : id];
-        if (id < 0 || ((size_t)t->size == n && memcmp(t->text, s, n) == 0)) return (int64_t)at;
+        int32_t *id = &tok->slots[at & tok->mask];
+        if (*id < 0 || (tok->tokens[*id].size == n && memcmp(tok->tokens[*id].text, s, n) == 0)) return id;
     }
 }
-static int32_t wrpo__token_id(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* -1: none */
-    return tok->slots[wrpo__slot(tok, s, n)];
-}
+static int32_t wrpo__token_id(const wrpo_tokenizer *tok, const char *s, size_t n) { return *wrpo__slot(tok, s, n); }
 static int32_t wrpo__model_id(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* -1: none, or only added */
     int32_t id = wrpo__token_id(tok, s, n);
     return id >= 0 && tok->tokens[id].flags & WRPO__TOKEN_MODEL ? id : -1;
@@ -5822,7 +5768,8 @@ static bool wrpo__is_special(const wrpo_tokenizer *tok, int32_t id) {
     return token && token->flags & WRPO__TOKEN_SPECIAL;
 }
 static wrpo__merge *wrpo__merge_slot(const wrpo_tokenizer *tok, int32_t left, int32_t right) {
-    uint64_t pair = wrpo__pair(left, right), at = (pair ^ tok->seed) * 0x9E3779B97F4A7C15u;
+    int64_t pair = wrpo__pair(left, right);
+    uint64_t at = ((uint64_t)pair ^ tok->seed) * 0x9E3779B97F4A7C15u;
     for (at ^= at >> 32;; at++) {
         wrpo__merge *m = &tok->merges[at & tok->merge_mask];
         if (m->rank < 0 || m->pair == pair) return m;
@@ -5830,85 +5777,79 @@ static wrpo__merge *wrpo__merge_slot(const wrpo_tokenizer *tok, int32_t left, in
 }
 
 /* ---- pieces and edits ---- */
-typedef struct wrpo__piece {
-    int64_t begin, end;  /* of the text */
-    int32_t id;          /* >= 0: an added token, which no edit changes */
-    bool first;          /* of the whole text */
-} wrpo__piece;
 typedef struct wrpo__symbol { int32_t id, prev, next; } wrpo__symbol;  /* of a word in BPE, a list; id -1: merged */
 typedef struct wrpo__work {
     wrpo_tokenizer *tok;
-    wrpo__arena *outer;         /* the arena that was current before */
-    bool continues, decodes;    /* nothing is put before the first piece; empty pieces are kept */
-    const char *s; int64_t n;   /* the text of the pieces: the caller's, or text.data */
-    wrpo__text text, spare;     /* spare: what an edit writes; its first `done` bytes are in pieces */
-    int64_t done, run;          /* run: bytes of <0xNN> tokens that follow these */
+    wrpo__arena *outer;  /* the arena that was current before */
+    bool continues;  /* nothing is put before the first piece */
     wrpo__piece *pieces, *put;  /* stb arrays, like those below; put: what an edit makes of the pieces */
+    wrpo__text out;  /* what an edit writes, until it is a piece */
     wrpo__symbol *symbols;
     wrpo__keyed *marks, *heap;  /* heap: possible merges; key: rank, left symbol; value: the merged one */
 } wrpo__work;
 static const char wrpo__no_char[] = "\xEF\xBF\xBD";  /* U+FFFD: for bytes that are not UTF-8 */
 
-static void wrpo__put_piece(wrpo__work *w, int64_t begin, int64_t end, int32_t id, bool first) {
-    wrpo__piece p = {begin, end, id, first};
-    if (end > begin || w->decodes) stbds_arrput(w->put, p);
+static void wrpo__put_piece(wrpo__work *w, const char *s, size_t n, bool first) {
+    wrpo__piece p = {s, n, -1, first};
+    stbds_arrput(w->put, p);
 }
-static void wrpo__put_spare(wrpo__work *w, bool first) {  /* what spare has gained is a piece */
-    wrpo__put_piece(w, w->done, (int64_t)w->spare.size, -1, first);
-    w->done = (int64_t)w->spare.size;
+/* p[from..to), unless it is empty. id: of the added token that it is, or -1 */
+static void wrpo__put_part(wrpo__work *w, const wrpo__piece *p, size_t from, size_t to, int32_t id) {
+    if (from >= to) return;
+    wrpo__put_piece(w, p->s + from, to - from, p->first && from == 0);
+    stbds_arrlast(w->put).id = id;
+}
+static void wrpo__put_out(wrpo__work *w, bool first) {  /* what was written is a piece */
+    wrpo__put_piece(w, wrpo__strndup(w->tok->scratch, w->out.data, w->out.size), w->out.size, first);
+    w->out.size = 0;
 }
 static void wrpo__take_pieces(wrpo__work *w) {  /* those that were put become the pieces */
     wrpo__piece *swap = w->pieces;
-    w->pieces = w->put, w->put = swap;
+    w->pieces = w->put;
+    w->put = swap;
     stbds_arrsetlen(w->put, 0);
 }
-static void wrpo__take_spare(wrpo__work *w) {  /* likewise the text */
-    wrpo__text swap = w->text;
-    w->text = w->spare, w->spare = swap;
-    wrpo__text_add(&w->text, "", 0);
-    w->s = w->text.data, w->n = (int64_t)w->text.size;
-    w->spare.size = 0, w->done = 0;
-    wrpo__take_pieces(w);
+/* The size of the code point at p->s[i] if it is of one of these classes, else 0. */
+static size_t wrpo__in_class(const wrpo__work *w, const wrpo__piece *p, size_t i, int classes) {
+    size_t size;
+    if (i >= p->n) return 0;
+    int32_t c = wrpo__utf8_get(p->s + i, p->n - i, &size);
+    return classes >> (w->tok->unicode.kind[c] & 15) & 1 ? size : 0;
 }
-static bool wrpo__is_space(const wrpo_tokenizer *tok, const char *s, int64_t n, int64_t i, int64_t *next) {
-    return (tok->unicode.kind[wrpo__char_at(s, n, i, next)] & 15) == WRPO__SPACE;
-}
-static bool wrpo__is_word(const wrpo_tokenizer *tok, const char *s, int64_t n, int64_t i) {
-    return WRPO__WORD >> (tok->unicode.kind[wrpo__char_at(s, n, i, &n)] & 15) & 1;
+/* The added token at p->s[i], the longest; NULL: there is none. */
+static const wrpo__added *wrpo__added_at(const wrpo_tokenizer *tok, bool normalized, const wrpo__piece *p, size_t i) {
+    for (int32_t at = tok->heads[normalized][(unsigned char)p->s[i]]; at; at = tok->added[at].next) {
+        const wrpo__added *a = &tok->added[at];
+        if (p->n - i >= a->size && !memcmp(p->s + i, a->text, a->size)) return a;
+    }
+    return NULL;
 }
 /* Cuts a piece at added tokens: the leftmost, there the longest, as the library does it. If a token strips the space on
    its right and the next one begins with that space, the space comes twice, as in the library. */
-static void wrpo__cut_added(wrpo__work *w, const int32_t *heads, wrpo__piece p) {
-    const wrpo_tokenizer *tok = w->tok;
-    const char *s = w->s + p.begin;
-    int64_t n = p.end - p.begin, done = 0, next;
-    for (int64_t i = 0; i < n;) {
-        int32_t head = heads[(unsigned char)s[i]];
-        if (!head) { i++; continue; }
-        const wrpo__added *a = &tok->added[head];
-        for (; a->size; a = &tok->added[a->next]) {
-            int32_t last = a->size - 1;  /* compared first: many differ there */
-            if (n - i > last && s[i + last] == a->text[last] && memcmp(s + i, a->text, (size_t)last) == 0) break;
-        }
-        int64_t begin = i, end = i + a->size;
-        i = WRPO__MAX(end, begin + 1);
-        if (begin == end) continue;
-        uint32_t flags = tok->tokens[a->id].flags;
+static void wrpo__cut_added(wrpo__work *w, const wrpo__piece *p, bool normalized) {
+    size_t done = 0, next;
+    for (size_t i = 0; i < p->n; i = next) {
+        const wrpo__added *a = wrpo__added_at(w->tok, normalized, p, i);
+        next = i + (a ? a->size : 1);
+        if (!a) continue;
+        size_t begin = i, end = next, size;
+        uint32_t flags = w->tok->tokens[a->id].flags;
         if (flags & WRPO__TOKEN_SINGLE_WORD) {
-            if (begin > 0 && wrpo__is_word(tok, s, begin, wrpo__before(s, begin))) continue;
-            if (end < n && wrpo__is_word(tok, s, n, end)) continue;
+            if (begin > 0 && wrpo__in_class(w, p, wrpo__before(p->s, begin), WRPO__WORD)) continue;
+            if (wrpo__in_class(w, p, end, WRPO__WORD)) continue;
         }
         if (flags & WRPO__TOKEN_LSTRIP) {
             begin = WRPO__MAX(begin, done);
-            while (begin > done && wrpo__is_space(tok, s, begin, wrpo__before(s, begin), &next))
-                begin = wrpo__before(s, begin);
+            while (begin > done && wrpo__in_class(w, p, wrpo__before(p->s, begin), 1 << WRPO__SPACE))
+                begin = wrpo__before(p->s, begin);
         }
-        if (flags & WRPO__TOKEN_RSTRIP) while (end < n && wrpo__is_space(tok, s, n, end, &next)) end = next;
-        if (done < begin) wrpo__put_piece(w, p.begin + done, p.begin + begin, -1, p.first && done == 0);
-        wrpo__put_piece(w, p.begin + begin, p.begin + end, a->id, false);
+        if (flags & WRPO__TOKEN_RSTRIP)
+            while ((size = wrpo__in_class(w, p, end, 1 << WRPO__SPACE)) > 0) end += size;
+        wrpo__put_part(w, p, done, begin, -1);
+        wrpo__put_part(w, p, begin, end, a->id);
         done = end;
     }
-    wrpo__put_piece(w, p.begin + done, p.end, -1, p.first && done == 0);
+    wrpo__put_part(w, p, done, p->n, -1);
 }
 /* Does a part of a text join the part before it? before, matched: whether each matches the pattern. */
 static bool wrpo__joins(wrpo__behavior behavior, bool before, bool matched) {
@@ -5916,150 +5857,117 @@ static bool wrpo__joins(wrpo__behavior behavior, bool before, bool matched) {
     if (behavior == WRPO__MERGED_WITH_NEXT) return before && !matched;
     return behavior == WRPO__CONTIGUOUS && before == matched;
 }
-static void wrpo__split_piece(wrpo__work *w, const wrpo__edit *e, wrpo__piece p) {
-    int64_t end = p.begin, open = -1;  /* open: where the piece that grows begins; -1: there is none */
+static void wrpo__split_piece(wrpo__work *w, const wrpo__edit *e, const wrpo__piece *p) {
+    size_t end = 0, open = SIZE_MAX;  /* open: where the piece that grows begins; SIZE_MAX: there is none */
     bool before = false;
-    while (end < p.end) {
-        int64_t match[2];
-        if (!wrpo__rx_find(e->regex, w->s, p.end, end, &match[0], &match[1])) match[0] = match[1] = p.end;
+    while (end < p->n) {
+        size_t match[2];
+        match[1] = wrpo__rx_find(e->regex, p, end, &match[0]);
         for (int k = 0; k < 2; k++) {  /* what is before the match, then the match */
-            int64_t begin = end;
+            size_t begin = end;
             end = match[k];
             if (begin == end) continue;
             bool matched = (k == 1) != e->invert;
-            if (open >= 0 && !wrpo__joins(e->behavior, before, matched)) {
-                wrpo__put_piece(w, open, begin, -1, p.first && open == p.begin);
-                open = -1;
+            if (!wrpo__joins(e->behavior, before, matched)) {
+                wrpo__put_part(w, p, open, begin, -1);
+                open = SIZE_MAX;
             }
-            if (open < 0 && !(matched && e->behavior == WRPO__REMOVED)) open = begin;
+            if (open > begin && !(matched && e->behavior == WRPO__REMOVED)) open = begin;
             before = matched;
         }
     }
-    if (open >= 0) wrpo__put_piece(w, open, end, -1, p.first && open == p.begin);
+    wrpo__put_part(w, p, open, end, -1);
 }
-static bool wrpo__begins(const wrpo__edit *e, const char *s, int64_t n) {  /* does s begin with the edit's text? */
-    return n >= (int64_t)e->size && memcmp(s, e->text, e->size) == 0;
+static bool wrpo__begins(const wrpo__edit *e, const char *s, size_t n) {  /* does s begin with the edit's text? */
+    return n >= e->size && memcmp(s, e->text, e->size) == 0;
 }
-static int wrpo__hex_digit(char c) {  /* -1: none */
-    char low = (char)(c | 32);
-    if (c >= '0' && c <= '9') return c - '0';
-    return low >= 'a' && low <= 'f' ? low - 'a' + 10 : -1;
-}
-static int wrpo__byte_token(const char *s, int64_t n) {  /* the byte NN of <0xNN>; -1: another token */
-    if (n != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>') return -1;
-    int high = wrpo__hex_digit(s[3]), low = wrpo__hex_digit(s[4]);
-    return high < 0 || low < 0 ? -1 : high * 16 + low;
+static int wrpo__byte_token(const char *s, size_t n) {  /* the byte NN of <0xNN>; -1: another token */
+    if (n != 6 || memcmp(s, "<0x", 3) != 0 || strspn(s + 3, "0123456789ABCDEFabcdef") != 2 || s[5] != '>') return -1;
+    return (int)strtol(s + 3, NULL, 16);
 }
 /* <0xNN> tokens in a row are the bytes of a text; if that is not UTF-8, each byte becomes U+FFFD. */
-static void wrpo__end_run(wrpo__work *w) {
-    size_t bad;
-    int64_t run = w->run;
-    w->run = 0;
-    if (!run) return;
-    if (wrpo__is_utf8(w->spare.data + w->done, (size_t)run, &bad)) { wrpo__put_spare(w, false); return; }
-    for (w->spare.size = (size_t)w->done; run > 0; run--) {
-        wrpo__text_add(&w->spare, wrpo__no_char, 3);
-        wrpo__put_spare(w, false);
+static void wrpo__end_bytes(wrpo__work *w) {
+    size_t n = w->out.size;
+    if (n && wrpo__valid_utf8(w->out.data, n) == n) wrpo__put_out(w, false);
+    else for (w->out.size = 0; n > 0; n--) wrpo__put_piece(w, wrpo__no_char, 3, false);
+}
+/* All tokens have become one. What is not UTF-8 becomes U+FFFD. */
+static void wrpo__put_fused(wrpo__work *w) {
+    wrpo__text raw = w->out;
+    w->out = (wrpo__text){.arena = raw.arena};
+    for (size_t i = 0, size; i < raw.size; i += size) {
+        bool good = wrpo__utf8_get(raw.data + i, raw.size - i, &size) >= 0;
+        wrpo__text_add(&w->out, good ? raw.data + i : wrpo__no_char, good ? size : 3);
     }
+    wrpo__put_out(w, true);
 }
 static bool wrpo__fuses(const wrpo__edit *e) { return e->kind == WRPO__EDIT_UNBYTES || e->kind == WRPO__EDIT_FUSE; }
-static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, wrpo__piece p) {
-    wrpo__text *out = &w->spare;
-    const char *s = w->s + p.begin;
-    int64_t n = p.end - p.begin, one = (int64_t)e->size, next;
-    size_t begin = out->size;
-    int byte = -1;
-    bool wanted;
-    char c;
-    switch (e->kind) {  /* after the switch, s[0..n) is added to out */
-    case WRPO__EDIT_NONE: case WRPO__EDIT_FUSE: break;
-    case WRPO__EDIT_ADDED: wrpo__cut_added(w, w->tok->heads[e->start], p); return;
+static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, const wrpo__piece *p) {
+    wrpo__text *out = &w->out;
+    const char *s = p->s;
+    size_t n = p->n, i = 0, size, begin = out->size;
+    int byte;
+    switch (e->kind) {  /* after the switch, s[i..n) is added to out */
+    case WRPO__EDIT_ADDED: wrpo__cut_added(w, p, e->normalized); return;
     case WRPO__EDIT_SPLIT: wrpo__split_piece(w, e, p); return;
     case WRPO__EDIT_NFC:
         wrpo__nfc(&w->tok->unicode, s, n, out, &w->marks);
-        n = 0;
+        i = n;
         break;
     case WRPO__EDIT_REPLACE:
-        for (int64_t i = 0; i < n; i = next) {
-            int64_t match;
-            if (!wrpo__rx_find(e->regex, s, n, i, &match, &next)) match = next = n;
-            if (match > i) wrpo__text_add(out, s + i, (size_t)(match - i));
-            if (next > match) wrpo__text_add(out, e->text, e->size);
+        for (size_t match, end; i < n; i = end) {
+            end = wrpo__rx_find(e->regex, p, i, &match);
+            wrpo__text_add(out, s + i, match - i);
+            if (match < end && !(e->first && !stbds_arrlen(w->put))) wrpo__text_add(out, e->text, e->size);
         }
-        n = 0;
         break;
     case WRPO__EDIT_PREPEND:
-        wanted = p.first ? !w->continues : !e->first;
-        if (wanted && !(e->unless && wrpo__begins(e, s, n))) wrpo__text_add(out, e->text, e->size);
+        if (!n || (p->first ? w->continues : e->first) || (e->unless && wrpo__begins(e, s, n))) break;
+        wrpo__text_add(out, e->text, e->size);
         break;
     case WRPO__EDIT_BYTES:
-        for (int64_t i = 0; i < n; i = next) {
-            char utf8[4];
-            for (next = i; next < n && s[next] > 32 && s[next] < 127; next++) {}
-            wrpo__text_add(out, s + i, (size_t)(next - i));
-            if (next == n) break;
-            wrpo__text_add(out, utf8, wrpo__utf8_put(utf8, (uint32_t)w->tok->byte_char[(unsigned char)s[next++]]));
-        }
-        n = 0;
+        for (; i < n; i++) wrpo__text_puts(out, w->tok->byte_text[(unsigned char)s[i]]);
         break;
-    case WRPO__EDIT_UNBYTES:  /* a token with a character outside the alphabet is text already */
-        for (int64_t i = 0; i < n; i = next) {
-            int32_t from = wrpo__char_at(s, n, i, &next);
-            byte = from >= 0 && from < WRPO__COUNT(w->tok->char_byte) ? w->tok->char_byte[from] : -1;
+    case WRPO__EDIT_UNBYTES:
+        for (; i < n; i += size) {
+            int32_t c = wrpo__utf8_get(s + i, n - i, &size);
+            byte = c < WRPO__COUNT(w->tok->char_byte) ? w->tok->char_byte[c] : -1;
             if (byte < 0) break;
-            c = (char)byte;
-            wrpo__text_add(out, &c, 1);
+            wrpo__text_add(out, (char[]){(char)byte}, 1);
         }
-        if (byte < 0) out->size = begin;
-        else n = 0;
-        break;
-    case WRPO__EDIT_REPAIR:
-        for (int64_t i = 0; i < n; i = next) {
-            bool good = wrpo__char_at(s, n, i, &next) >= 0;
-            wrpo__text_add(out, good ? s + i : wrpo__no_char, good ? (size_t)(next - i) : 3);
-        }
-        n = 0;
+        if (i == n) break;
+        out->size = begin;  /* a token with a character outside the alphabet is text already */
+        i = 0;
         break;
     case WRPO__EDIT_BYTE_FALLBACK:
         byte = wrpo__byte_token(s, n);
-        c = (char)byte;
-        if (byte < 0) wrpo__end_run(w);
-        else s = &c, n = 1, w->run++;
-        break;
+        if (byte < 0) { wrpo__end_bytes(w); break; }
+        wrpo__text_add(out, (char[]){(char)byte}, 1);
+        return;
     case WRPO__EDIT_STRIP:
-        for (int64_t k = 0; k < e->start && wrpo__begins(e, s, n); k++) s += one, n -= one;
-        for (int64_t k = 0; k < e->stop && n >= one && wrpo__begins(e, s + n - one, one); k++) n -= one;
+        for (int32_t k = 0; k < e->start && wrpo__begins(e, s + i, n - i); k++) i += e->size;
+        for (int32_t k = 0; k < e->stop && i < n && wrpo__begins(e, s + n - e->size, e->size); k++) n -= e->size;
         break;
-    case WRPO__EDIT_METASPACE:
-        for (int64_t i = 0; i < n; i = next) {
-            wrpo__char_at(s, n, i, &next);
-            if (!wrpo__begins(e, s + i, n - i)) wrpo__text_add(out, s + i, (size_t)(next - i));
-            else if (!e->start || stbds_arrlen(w->put)) wrpo__text_add(out, " ", 1);
-        }
-        n = 0;
-        break;
+    case WRPO__EDIT_NONE: case WRPO__EDIT_FUSE: break;
     }
-    if (n) wrpo__text_add(out, s, (size_t)n);
-    if (!wrpo__fuses(e) && !w->run) wrpo__put_spare(w, p.first);
+    wrpo__text_add(out, s + i, n - i);
+    if (!wrpo__fuses(e)) wrpo__put_out(w, p->first);
 }
-static void wrpo__edit_all(wrpo__work *w, const wrpo__edit *edits, int64_t count) {
-    for (int64_t k = 0; k < count; k++) {
-        const wrpo__edit *e = &edits[k];
+static void wrpo__edit_all(wrpo__work *w, const wrpo__edit *e, int64_t count) {
+    for (const wrpo__edit *end = e + count; e < end; e++) {
         for (int64_t i = 0; i < stbds_arrlen(w->pieces); i++) {
             if (w->pieces[i].id >= 0) stbds_arrput(w->put, w->pieces[i]);
-            else wrpo__edit_piece(w, e, w->pieces[i]);
+            else wrpo__edit_piece(w, e, &w->pieces[i]);
         }
-        wrpo__end_run(w);
-        if (wrpo__fuses(e)) wrpo__put_spare(w, true);
-        if (e->kind == WRPO__EDIT_ADDED || e->kind == WRPO__EDIT_SPLIT) wrpo__take_pieces(w);
-        else wrpo__take_spare(w);
+        if (e->kind == WRPO__EDIT_BYTE_FALLBACK) wrpo__end_bytes(w);
+        if (wrpo__fuses(e)) wrpo__put_fused(w);
+        wrpo__take_pieces(w);
     }
 }
-static void wrpo__begin_text(wrpo__work *w, const char *s, int64_t n) {  /* as one piece */
-    w->s = s, w->n = n;
-    stbds_arrsetlen(w->put, 0);
-    wrpo__put_piece(w, 0, n, -1, true);
+static void wrpo__edit_text(wrpo__work *w, const char *s, size_t n, const wrpo__edit *e, int64_t count) {
+    wrpo__put_piece(w, s, n, true);
     wrpo__take_pieces(w);
+    wrpo__edit_all(w, e, count);
 }
 
 /* ---- BPE ---- */
@@ -6067,18 +5975,19 @@ static void wrpo__put_symbol(wrpo__work *w, int32_t id) {
     int32_t at = (int32_t)stbds_arrlen(w->symbols);
     stbds_arrput(w->symbols, ((wrpo__symbol){id, at - 1, at + 1}));
 }
-static void wrpo__symbols(wrpo__work *w, const char *s, int64_t n) {
+static void wrpo__symbols(wrpo__work *w, const char *s, size_t n) {
     const wrpo_tokenizer *tok = w->tok;
     bool pending = false;  /* an unknown character whose unk is not written yet */
-    int64_t next;
+    int32_t whole = tok->ignore_merges ? wrpo__model_id(tok, s, n) : -1;
     stbds_arrsetlen(w->symbols, 0);
-    for (int64_t i = 0; i < n; i = next) {
-        int32_t c = wrpo__char_at(s, n, i, &next);
-        int32_t id = c < WRPO__SMALL_CHARS ? tok->small[c] : wrpo__model_id(tok, s + i, (size_t)(next - i));
+    if (whole >= 0) { wrpo__put_symbol(w, whole); n = 0; }
+    for (size_t i = 0, size; i < n; i += size) {
+        int32_t c = wrpo__utf8_get(s + i, n - i, &size);
+        int32_t id = c < WRPO__SMALL_CHARS ? tok->small[c] : wrpo__model_id(tok, s + i, size);
         bool bytes = id < 0 && tok->byte_fallback;
-        for (int64_t k = i; k < next && bytes; k++) bytes = tok->bytes[(unsigned char)s[k]] >= 0;
+        for (size_t k = i; k < i + size && bytes; k++) bytes = tok->bytes[(unsigned char)s[k]] >= 0;
         if (bytes) {  /* before an unk that is pending: the library's order */
-            for (int64_t k = i; k < next; k++) wrpo__put_symbol(w, tok->bytes[(unsigned char)s[k]]);
+            for (size_t k = i; k < i + size; k++) wrpo__put_symbol(w, tok->bytes[(unsigned char)s[k]]);
             continue;
         }
         if (id < 0 && !tok->unk_text) continue;  /* dropped, as the library drops it */
@@ -6121,11 +6030,13 @@ static void wrpo__merge_symbols(wrpo__work *w) {
     for (int64_t i = 0; i < stbds_arrlen(y); i++) wrpo__push_merge(w, (int32_t)i);
     while (stbds_arrlen(w->heap)) {
         wrpo__keyed best = wrpo__pop_merge(w);
-        int32_t at = (int32_t)(best.key & 0xFFFFFFFFu), next = y[at].next;
+        int32_t at = (int32_t)(best.key & 0xFFFFFFFF), next = y[at].next;
         if (y[at].id < 0 || next < 0) continue;  /* merged into another symbol since */
         const wrpo__merge *m = wrpo__merge_slot(w->tok, y[at].id, y[next].id);
         if (m->rank < 0 || m->id != best.value) continue;  /* another pair is here now */
-        y[at].id = m->id, y[at].next = y[next].next, y[next].id = -1;
+        y[at].id = m->id;
+        y[at].next = y[next].next;
+        y[next].id = -1;
         if (y[at].next >= 0) y[y[at].next].prev = at;
         if (y[at].prev >= 0) wrpo__push_merge(w, y[at].prev);
         wrpo__push_merge(w, at);
@@ -6134,52 +6045,29 @@ static void wrpo__merge_symbols(wrpo__work *w) {
 static void wrpo__put_ids(int32_t **ids, const int32_t *more, int64_t n) {
     if (n) memcpy(stbds_arraddnptr(*ids, (size_t)n), more, (size_t)n * sizeof *more);
 }
-static void wrpo__bpe(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
+static void wrpo__bpe(wrpo__work *w, const char *s, size_t n, int32_t **ids) {
     const wrpo_tokenizer *tok = w->tok;
-    wrpo__word *word = NULL;
-    if (n <= (int64_t)sizeof word->text) {
-        word = &tok->words[wrpo__hash(tok->seed, s, (size_t)n) % WRPO__WORDS];
-        if (word->size == n && memcmp(word->text, s, (size_t)n) == 0) {
-            wrpo__put_ids(ids, word->ids, word->count);
-            return;
-        }
+    wrpo__word *word = &tok->words[wrpo__hash(tok->seed, s, n) % WRPO__WORDS];
+    if (word->size == n && memcmp(word->text, s, n) == 0) {
+        wrpo__put_ids(ids, word->ids, word->count);
+        return;
     }
     int64_t first = stbds_arrlen(*ids);
-    int32_t whole = tok->ignore_merges ? wrpo__model_id(tok, s, (size_t)n) : -1;
-    if (whole >= 0) stbds_arrput(*ids, whole);
-    else {
-        wrpo__symbols(w, s, n);
-        wrpo__merge_symbols(w);
-        for (int64_t i = 0; i < stbds_arrlen(w->symbols); i++)
-            if (w->symbols[i].id >= 0) stbds_arrput(*ids, w->symbols[i].id);
-    }
+    wrpo__symbols(w, s, n);
+    wrpo__merge_symbols(w);
+    for (int64_t i = 0; i < stbds_arrlen(w->symbols); i++)
+        if (w->symbols[i].id >= 0) stbds_arrput(*ids, w->symbols[i].id);
     int64_t count = stbds_arrlen(*ids) - first;
-    if (!word || count > WRPO__COUNT(word->ids)) return;
-    word->size = (uint8_t)n, word->count = (uint8_t)count;
-    memcpy(word->text, s, (size_t)n);
+    if (n > sizeof word->text || count > WRPO__COUNT(word->ids)) return;
+    word->size = (uint8_t)n;
+    word->count = (uint8_t)count;
+    memcpy(word->text, s, n);
     if (count) memcpy(word->ids, *ids + first, (size_t)count * sizeof *word->ids);
-}
-/* SentencePiece models have no pre-tokenizer: a whole text is one word. If no merge makes a token with a mark (U+2581)
-   after another character, and no character is dropped, no merge reaches across such a place: cutting there changes
-   nothing, and the words are short again. */
-static const char wrpo__mark_text[] = "\xE2\x96\x81";
-static inline bool wrpo__cut_at(const char *s, int64_t n, int64_t i) {
-    if (s[i] != wrpo__mark_text[0] || i + 3 > n || memcmp(s + i, wrpo__mark_text, 3) != 0) return false;
-    return i < 3 || memcmp(s + i - 3, wrpo__mark_text, 3) != 0;
-}
-static void wrpo__bpe_cut(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
-    int64_t begin = 0;
-    for (int64_t i = 1; i < n && w->tok->cut_at_mark; i++) {
-        if (!wrpo__cut_at(s, n, i)) continue;
-        wrpo__bpe(w, s + begin, i - begin, ids);
-        begin = i;
-    }
-    wrpo__bpe(w, s + begin, n - begin, ids);
 }
 
 /* ---- encode and decode ---- */
 static wrpo__work wrpo__work_begin(wrpo_tokenizer *tok) {  /* what it allocates is in tok->scratch */
-    wrpo__work w = {.tok = tok, .outer = wrpo__current, .text.arena = tok->scratch, .spare.arena = tok->scratch};
+    wrpo__work w = {.tok = tok, .outer = wrpo__current, .out.arena = tok->scratch};
     wrpo__arena_clear(tok->scratch);
     wrpo__current = tok->scratch;
     return w;
@@ -6190,94 +6078,70 @@ static void wrpo__work_end(const wrpo__work *w) {
 }
 /* Appends the ids of text to *ids, an stb array of the caller's arena. */
 static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsigned flags, int32_t **ids) {
-    size_t bad;
+    const size_t valid = wrpo__valid_utf8(text, n);
+    const bool special = flags & WRPO_TOKENIZER_SPECIAL;
     if (n > INT32_MAX)
-        wrpo__fail(tok->ctx, WRPO_E_UNSUPPORTED, "a text of %zu bytes: more than %d cannot be tokenized at once", n,
+        wrpo__fail(tok->ctx, WRPO_E_UNSUPPORTED, "a text of %zu bytes: at most %d can be tokenized at once", n,
                    INT32_MAX);
-    if (!wrpo__is_utf8(text, n, &bad))
-        wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", bad);
+    if (valid < n) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", valid);
     if (!*ids) stbds_arrsetcap(*ids, n / 4 + 16);  /* before the scratch arena becomes the current one */
     wrpo__work w = wrpo__work_begin(tok);
     w.continues = flags & WRPO_TOKENIZER_CONTINUE;
-    wrpo__begin_text(&w, text, (int64_t)n);
-    wrpo__edit_all(&w, tok->encoder, stbds_arrlen(tok->encoder));
-    if (flags & WRPO_TOKENIZER_SPECIAL) wrpo__put_ids(ids, tok->prefix, stbds_arrlen(tok->prefix));
+    wrpo__edit_text(&w, n ? text : "", n, tok->encoder, stbds_arrlen(tok->encoder));
+    if (special) wrpo__put_ids(ids, tok->prefix, stbds_arrlen(tok->prefix));
     for (int64_t i = 0; i < stbds_arrlen(w.pieces); i++) {
-        wrpo__piece p = w.pieces[i];
-        if (p.id >= 0) stbds_arrput(*ids, p.id);
-        else wrpo__bpe_cut(&w, w.s + p.begin, p.end - p.begin, ids);
+        const wrpo__piece *p = &w.pieces[i];
+        if (p->id >= 0) stbds_arrput(*ids, p->id);
+        else if (p->n) wrpo__bpe(&w, p->s, p->n, ids);
     }
-    if (flags & WRPO_TOKENIZER_SPECIAL) wrpo__put_ids(ids, tok->suffix, stbds_arrlen(tok->suffix));
+    if (special) wrpo__put_ids(ids, tok->suffix, stbds_arrlen(tok->suffix));
     wrpo__work_end(&w);
 }
 /* Appends the text of ids to out. */
 static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, bool skip_special, wrpo__text *out) {
     wrpo__work w = wrpo__work_begin(tok);
-    w.decodes = true;
     for (int64_t i = 0; i < n; i++) {
         const wrpo__token *token = wrpo__token_of(tok, ids[i]);
         if (!token)
             wrpo__fail(tok->ctx, WRPO_E_ARG, "id %lld of the text to decode: no token has the id %d; they go to %lld",
                        (long long)i, (int)ids[i], (long long)tok->size - 1);
-        const wrpo__added *a = tok->added;
-        bool renamed = token->flags & WRPO__TOKEN_RENAMED;
-        if (skip_special && token->flags & WRPO__TOKEN_SPECIAL && !renamed) continue;
-        while (renamed && a->id != ids[i]) a++;
-        if (!tok->has_decoder && stbds_arrlen(w.put)) wrpo__text_add(&w.spare, " ", 1);
-        wrpo__text_add(&w.spare, renamed ? a->text : token->text, (size_t)(renamed ? a->size : token->size));
-        wrpo__put_spare(&w, false);
+        const wrpo__added *a = token->flags & WRPO__TOKEN_RENAMED ? tok->added : NULL;
+        if (skip_special && token->flags & WRPO__TOKEN_SPECIAL && !a) continue;
+        while (a && a->id != ids[i]) a++;
+        wrpo__put_piece(&w, a ? a->text : token->text, a ? a->size : token->size, false);
     }
-    wrpo__take_spare(&w);
+    wrpo__take_pieces(&w);
     wrpo__edit_all(&w, tok->decoder, stbds_arrlen(tok->decoder));
-    wrpo__text_add(out, w.s, (size_t)w.n);
+    for (int64_t i = 0; i < stbds_arrlen(w.pieces); i++) {
+        if (i && !tok->has_decoder) wrpo__text_add(out, " ", 1);
+        wrpo__text_add(out, w.pieces[i].s, w.pieces[i].n);
+    }
     wrpo__work_end(&w);
 }
 
 /* ---- load: what all readers use ---- */
-typedef struct wrpo__loader {
-    wrpo_tokenizer *tok; wrpo_ctx *ctx;
-    const char *name;     /* of the file, for errors */
-    wrpo__work *work;     /* normalizes the texts of added tokens */
-    int64_t next;         /* the id of the next added token that is not in the vocabulary */
-    wrpo__edit **edits;   /* the list that readers of components add to */
-} wrpo__loader;
-#define wrpo__load_fail(in, v, ...) wrpo__json_fail((in)->ctx, WRPO_E_FORMAT, (in)->name, v, __VA_ARGS__)
-_Noreturn static void wrpo__load_refuse(const wrpo__loader *in, const char *what, const wrpo_json *v) {
-    wrpo__shown s;
-    wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "%s %s is not supported", what, wrpo__json_found(s, v));
+_Noreturn static void wrpo__load_refuse(const char *what, const wrpo_json *v) {
+    wrpo__unsupported(v, "%s %s is not supported", what, wrpo__found(v));
 }
-/* A member of an object, of this kind; from wrpo__load_maybe NULL, if it is absent or null. */
-static const wrpo_json *wrpo__load_need(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo_json_kind k) {
-    return wrpo__json_need(in->ctx, in->name, v, key, k);
-}
-static const wrpo_json *wrpo__load_maybe(const wrpo__loader *in, const wrpo_json *v, const char *key,
-                                         wrpo_json_kind k) {
-    return wrpo__json_maybe(in->ctx, in->name, v, key, k);
-}
-static bool wrpo__load_flag(const wrpo__loader *in, const wrpo_json *object, const char *key, bool otherwise) {
-    const wrpo_json *v = wrpo__load_maybe(in, object, key, WRPO_JSON_BOOL);
-    return v ? v->boolean : otherwise;
-}
-static int32_t wrpo__load_count(const wrpo__loader *in, const wrpo_json *v, int64_t high) {
-    return (int32_t)wrpo__json_integer(in->ctx, in->name, v, 0, high, NULL);
-}
+static int32_t wrpo__load_count(const wrpo_json *v, int64_t high) { return (int32_t)wrpo__integer(v, 0, high, NULL); }
 
 /* ---- load: regexes ---- */
 typedef struct wrpo__rx_parser {
-    const wrpo__loader *in; const wrpo_json *json;  /* where the pattern is, for errors */
-    const char *s; size_t n, i;                     /* the pattern, and how much of it is read */
-    bool literal, fold;                             /* all characters are literals; inside (?i:...) */
+    wrpo_tokenizer *tok; const wrpo_json *json;  /* json: where the pattern is, for errors */
+    const char *s; size_t n, i;  /* the pattern, and how much of it is read */
+    bool literal, fold;  /* all characters are literals; inside (?i:...) */
     int depth;
-    wrpo__rx_node *nodes;
 } wrpo__rx_parser;
-typedef struct wrpo__rx_part { int32_t first, last; int64_t shortest; } wrpo__rx_part;  /* shortest: of its matches */
 
 _Noreturn static void wrpo__rx_fail(const wrpo__rx_parser *p, const char *what) {
-    wrpo__json_fail(p->in->ctx, WRPO_E_UNSUPPORTED, p->in->name, p->json, "regex, byte %zu: %s is not supported: %.*s",
-                    p->i + 1, what, (int)WRPO__MIN(p->n, 200), p->s);
+    wrpo__unsupported(p->json,
+                    "regex, byte %zu: %s is not supported: %.*s", p->i + 1, what, (int)WRPO__MIN(p->n, 200), p->s);
 }
 static bool wrpo__rx_sees(const wrpo__rx_parser *p, const char *any) {  /* is the next character one of these? */
     return !p->literal && p->i < p->n && p->s[p->i] && strchr(any, p->s[p->i]);
+}
+static void wrpo__rx_refuse(const wrpo__rx_parser *p, const char *any, const char *what) {
+    if (wrpo__rx_sees(p, any)) wrpo__rx_fail(p, what);
 }
 static bool wrpo__rx_take(wrpo__rx_parser *p, const char *text) {
     size_t n = strlen(text);
@@ -6292,370 +6156,335 @@ static int32_t wrpo__rx_char(wrpo__rx_parser *p) {
     p->i += size;
     return c;
 }
-static void wrpo__rx_range(wrpo__charset *set, int32_t first, int32_t last) {
-    int32_t *range = *stbds_arraddnptr(set->ranges, 1);
-    range[0] = first, range[1] = last;
-}
-static int64_t wrpo__rx_number(wrpo__rx_parser *p, int base, size_t digits) {  /* at most so many; -1: there is none */
-    int64_t v = -1;
-    for (size_t end = WRPO__MIN(p->n, p->i + digits); p->i < end; p->i++) {
-        int digit = wrpo__hex_digit(p->s[p->i]);
-        if (digit < 0 || digit >= base) break;
-        v = WRPO__MAX(v, 0) * base + digit;
-        if (v > 0x10FFFF) wrpo__rx_fail(p, "a number this large");
+static int64_t wrpo__rx_number(wrpo__rx_parser *p, int64_t otherwise) {
+    int64_t v = 0;
+    if (!wrpo__rx_sees(p, "0123456789")) return otherwise;
+    for (; wrpo__rx_sees(p, "0123456789"); p->i++) {
+        v = v * 10 + p->s[p->i] - '0';
+        if (v > INT32_MAX) wrpo__rx_fail(p, "a number this large");
     }
     return v;
 }
 /* After a backslash: the classes of the escape, or 0 and the one code point *c. */
 static uint32_t wrpo__rx_escape(wrpo__rx_parser *p, int32_t *c) {
-    static const struct { const char *name; uint32_t classes; } properties[] = {
-        {"L}", WRPO__L}, {"Lu}", 1u << WRPO__LU}, {"Ll}", 1u << WRPO__LL}, {"Lt}", 1u << WRPO__LT},
-        {"Lm}", 1u << WRPO__LM}, {"Lo}", 1u << WRPO__LO}, {"N}", WRPO__N}, {"Nd}", 1u << WRPO__ND},
-        {"M}", 1u << WRPO__M}, {"P}", 1u << WRPO__P | 1u << WRPO__PC}, {"S}", 1u << WRPO__S | 1u << WRPO__SW},
+    static const struct { const char *name; uint32_t classes; } escapes[] = {
+        {"s", 1u << WRPO__SPACE}, {"d", 1u << WRPO__ND}, {"p{Nd}", 1u << WRPO__ND}, {"p{L}", WRPO__L},
+        {"p{Lu}", 1u << WRPO__LU}, {"p{Ll}", 1u << WRPO__LL}, {"p{Lt}", 1u << WRPO__LT}, {"p{Lm}", 1u << WRPO__LM},
+        {"p{Lo}", 1u << WRPO__LO}, {"p{N}", WRPO__N}, {"p{M}", 1u << WRPO__M},
+        {"p{P}", 1u << WRPO__P | 1u << WRPO__PC}, {"p{S}", 1u << WRPO__S | 1u << WRPO__SW},
     };
     static const char letters[] = "nrtfva", controls[] = "\n\r\t\f\v\a";
     *c = wrpo__rx_char(p);
-    size_t begin = p->i;
-    char letter = *c < 128 ? (char)*c : 0, low = (char)(letter | 32);
-    const char *control = letter ? strchr(letters, letter) : NULL;
-    bool negate = letter != low, known = letter >= 32 && !(low >= 'a' && low <= 'z') && !(low >= '0' && low <= '9');
-    uint32_t classes = 0;
-    if (low == 's') classes = 1u << WRPO__SPACE;
-    else if (low == 'd') classes = 1u << WRPO__ND;
-    else if (low == 'p' && wrpo__rx_take(p, "{")) {
-        if (wrpo__rx_take(p, "^")) negate = !negate;
-        for (int64_t k = 0; k < WRPO__COUNT(properties) && !classes; k++)
-            if (wrpo__rx_take(p, properties[k].name)) classes = properties[k].classes;
-        if (!classes) wrpo__rx_fail(p, "this property");
-    } else if (control) {
-        *c = controls[control - letters];
-        known = true;
-    } else if (letter == 'u') {
-        *c = (int32_t)wrpo__rx_number(p, 16, 4);
-        known = p->i == begin + 4;
-    } else if (letter == 'x' && wrpo__rx_take(p, "{")) {
-        *c = (int32_t)wrpo__rx_number(p, 16, p->n);
-        known = *c >= 0 && wrpo__rx_take(p, "}");
-    }
-    if (!classes && !known) wrpo__rx_fail(p, "this escape");
-    return classes && negate ? WRPO__CLASSES ^ classes : classes;
+    int32_t low = *c | 32;
+    for (int64_t k = 0; k < WRPO__COUNT(escapes); k++)
+        if (low == escapes[k].name[0] && wrpo__rx_take(p, escapes[k].name + 1))
+            return *c == low ? escapes[k].classes : WRPO__CLASSES ^ escapes[k].classes;  /* \s or \S */
+    if (low == 'p') wrpo__rx_refuse(p, "{", "this property");
+    const char *control = *c > 0 && *c < 128 ? strchr(letters, *c) : NULL;
+    if (control) *c = controls[control - letters];
+    else if (*c < 32 || *c > 127 || (low >= 'a' && low <= 'z') || (*c >= '0' && *c <= '9'))
+        wrpo__rx_fail(p, "this escape");
+    return 0;
 }
 static bool wrpo__rx_dash(const wrpo__rx_parser *p) {  /* of a range: a '-' before ']' is a literal */
     return wrpo__rx_sees(p, "-") && !(p->i + 1 < p->n && p->s[p->i + 1] == ']');
 }
-static void wrpo__rx_bracket(wrpo__rx_parser *p, wrpo__charset *set) {  /* after '[' */
-    set->negate = wrpo__rx_take(p, "^");
-    if (wrpo__rx_sees(p, "]")) wrpo__rx_fail(p, "an empty class");
-    for (bool begun = false; !wrpo__rx_take(p, "]"); begun = true) {
-        if (wrpo__rx_sees(p, "[")) wrpo__rx_fail(p, "a class within a class");
-        if (wrpo__rx_take(p, "&&")) wrpo__rx_fail(p, "an intersection of classes");
-        if (begun && wrpo__rx_dash(p)) wrpo__rx_fail(p, "'-' at this place");
-        int32_t first = wrpo__rx_char(p);
-        uint32_t classes = first == '\\' ? wrpo__rx_escape(p, &first) : 0;
-        int32_t last = first;
-        set->classes |= classes;
-        if (classes) continue;
-        if (wrpo__rx_dash(p)) {
-            p->i++;
-            if (wrpo__rx_sees(p, "[")) wrpo__rx_fail(p, "a class within a class");
-            last = wrpo__rx_char(p);
-            if ((last == '\\' && wrpo__rx_escape(p, &last)) || last < first) wrpo__rx_fail(p, "this range");
-        }
-        wrpo__rx_range(set, first, last);
-    }
+static void wrpo__rx_range(wrpo__regex *x, int32_t first, int32_t last) {
+    stbds_arrput(x->ranges, ((wrpo__range){first, last}));
 }
-/* One literal, escape or class. In (?i:...) a letter is a class of its cases. Only ASCII is folded, where U+017F and
-   U+212A fold too; two letters in a row that a ligature folds to are refused. */
-static wrpo__charset wrpo__rx_atom(wrpo__rx_parser *p) {
-    static const char *const refused[][2] = {
-        {".", "'.'"}, {"^$", "an anchor"}, {"{?*+", "this repetition"}, {"]}", "this bracket"},
-    };
+/* In (?i:...) a letter is a class of its cases. Only ASCII is folded, where U+017F and U+212A fold too; two letters in
+   a row that a ligature folds to are refused. */
+static void wrpo__rx_fold(wrpo__rx_parser *p, wrpo__regex *x, int32_t letter) {
     static const char *const ligatures[] = {"ss", "ff", "fi", "fl", "st"};
-    wrpo__charset set = {.kind = p->in->tok->unicode.kind};
-    int32_t c = 0;
-    for (int k = 0; k < 4; k++) if (wrpo__rx_sees(p, refused[k][0])) wrpo__rx_fail(p, refused[k][1]);
+    const int32_t low = letter | 32;
+    if (low < 'a' || low > 'z') return;
+    for (int k = 0; k < 5; k++)
+        if (low == ligatures[k][0] && p->i < p->n && (p->s[p->i] | 32) == ligatures[k][1])
+            wrpo__rx_fail(p, "a pair of letters with a ligature in (?i:...)");
+    wrpo__rx_range(x, letter ^ 32, letter ^ 32);
+    if (low == 's') wrpo__rx_range(x, 0x17F, 0x17F);
+    if (low == 'k') wrpo__rx_range(x, 0x212A, 0x212A);
+}
+/* Adds a literal or an escape to a set, in brackets (many) also a range. */
+static void wrpo__rx_element(wrpo__rx_parser *p, wrpo__regex *x, bool many) {
+    int32_t first = wrpo__rx_char(p);
+    uint32_t classes = first == '\\' && !p->literal ? wrpo__rx_escape(p, &first) : 0;
+    int32_t last = first;
+    x->classes |= classes;
+    if (classes) return;
+    if (many && wrpo__rx_dash(p)) {
+        p->i++;
+        wrpo__rx_refuse(p, "[", "a class within a class");
+        last = wrpo__rx_char(p);
+        if ((last == '\\' && wrpo__rx_escape(p, &last)) || last < first) wrpo__rx_fail(p, "this range");
+    }
+    wrpo__rx_range(x, first, last);
+    if (p->fold) wrpo__rx_fold(p, x, first);
+}
+static wrpo__regex *wrpo__rx_new(wrpo__rx_parser *p, wrpo__rx_kind kind) {
+    wrpo__regex *x = WRPO__NEW(p->tok->arena, wrpo__regex);
+    x->kind = kind;
+    x->unicode = p->tok->unicode.kind;
+    return x;
+}
+static wrpo__regex *wrpo__rx_set(wrpo__rx_parser *p, wrpo__rx_kind kind) {  /* a literal, an escape or a class */
+    wrpo__regex *x = wrpo__rx_new(p, kind);
+    wrpo__rx_refuse(p, ".", "'.'");
+    wrpo__rx_refuse(p, "^$", "an anchor");
+    wrpo__rx_refuse(p, "?*+{", "this repetition");
+    wrpo__rx_refuse(p, "]}", "this bracket");
     if (p->fold && p->i < p->n && (wrpo__rx_sees(p, "[\\") || (unsigned char)p->s[p->i] >= 128))
         wrpo__rx_fail(p, "anything but ASCII letters in (?i:...)");
-    if (wrpo__rx_take(p, "[")) wrpo__rx_bracket(p, &set);
-    else {
-        if (wrpo__rx_take(p, "\\")) set.classes = wrpo__rx_escape(p, &c);
-        else c = wrpo__rx_char(p);
-        if (!set.classes) wrpo__rx_range(&set, c, c);
-    }
-    int32_t low = c | 32;
-    if (p->fold && low >= 'a' && low <= 'z') {
-        for (int k = 0; k < 5; k++)
-            if (low == ligatures[k][0] && p->i < p->n && (p->s[p->i] | 32) == ligatures[k][1])
-                wrpo__rx_fail(p, "a pair of letters with a ligature in (?i:...)");
-        wrpo__rx_range(&set, c ^ 32, c ^ 32);
-        if (low == 's') wrpo__rx_range(&set, 0x17F, 0x17F);
-        if (low == 'k') wrpo__rx_range(&set, 0x212A, 0x212A);
-    }
-    for (c = 0; c < 128; c++) set.ascii[c] = wrpo__set_has(&set, c);
-    return set;
+    if (wrpo__rx_take(p, "[")) {
+        x->negate = wrpo__rx_take(p, "^");
+        wrpo__rx_refuse(p, "]", "an empty class");
+        for (bool begun = false; !wrpo__rx_take(p, "]"); begun = true) {
+            wrpo__rx_refuse(p, "[", "a class within a class");
+            if (wrpo__rx_take(p, "&&")) wrpo__rx_fail(p, "an intersection of classes");
+            if (begun && wrpo__rx_dash(p)) wrpo__rx_fail(p, "'-' at this place");
+            wrpo__rx_element(p, x, true);
+        }
+    } else wrpo__rx_element(p, x, false);
+    for (int32_t c = 0; c < 128; c++) x->ascii[c] = wrpo__set_has(x, c);
+    return x;
 }
-static wrpo__rx_part wrpo__rx_node_new(wrpo__rx_parser *p, wrpo__rx_kind kind) {
-    const wrpo__rx_node node = {.kind = kind, .min = 1, .max = 1, .next = -1, .other = -1};
-    int32_t at = (int32_t)stbds_arrlen(p->nodes);
-    stbds_arrput(p->nodes, node);
-    return (wrpo__rx_part){at, at, 0};
-}
-static wrpo__rx_part wrpo__rx_either(wrpo__rx_parser *p, wrpo__rx_part a, wrpo__rx_part b) {  /* a, else b */
-    int32_t fork = wrpo__rx_node_new(p, WRPO__RX_FORK).first, join = wrpo__rx_node_new(p, WRPO__RX_JOIN).first;
-    p->nodes[fork].next = a.first, p->nodes[fork].other = b.first;
-    p->nodes[a.last].next = p->nodes[b.last].next = join;
-    return (wrpo__rx_part){fork, join, WRPO__MIN(a.shortest, b.shortest)};
-}
-static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p);
-static wrpo__rx_part wrpo__rx_group(wrpo__rx_parser *p) {  /* after "(" */
+static wrpo__regex *wrpo__rx_alternatives(wrpo__rx_parser *p);
+static wrpo__regex *wrpo__rx_group(wrpo__rx_parser *p) {  /* after "(" */
     bool fold = p->fold;
     if (wrpo__rx_take(p, "?i:")) p->fold = true;
-    else if (!wrpo__rx_take(p, "?:") && wrpo__rx_sees(p, "?")) wrpo__rx_fail(p, "this kind of group");
-    wrpo__rx_part part = wrpo__rx_alternatives(p);
+    else if (!wrpo__rx_take(p, "?:")) wrpo__rx_refuse(p, "?", "this kind of group");
+    wrpo__regex *x = wrpo__rx_alternatives(p);
     if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a group without its end");
     p->fold = fold;
-    if (wrpo__rx_take(p, "?")) part = wrpo__rx_either(p, part, wrpo__rx_node_new(p, WRPO__RX_JOIN));
-    if (wrpo__rx_sees(p, "?*+{")) wrpo__rx_fail(p, "this repetition of a group");
-    return part;
+    x->optional = wrpo__rx_take(p, "?");
+    if (x->optional) x->min = 0;
+    wrpo__rx_refuse(p, "?*+{", "this repetition of a group");
+    return x;
 }
-static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
-    bool negative = wrpo__rx_take(p, "(?!"), ahead = negative || wrpo__rx_take(p, "(?=");
-    if (!ahead && wrpo__rx_take(p, "(")) return wrpo__rx_group(p);
-    wrpo__rx_part part = wrpo__rx_node_new(p, ahead ? WRPO__RX_AHEAD : WRPO__RX_SET);
-    wrpo__rx_node *x = &p->nodes[part.first];
-    if (ahead && wrpo__rx_sees(p, "(|)")) wrpo__rx_fail(p, "a lookahead for more than one character");
-    x->set = wrpo__rx_atom(p);
+static wrpo__regex *wrpo__rx_ahead(wrpo__rx_parser *p, bool negative) {  /* after "(?=" or "(?!" */
+    static const char longer[] = "a lookahead for more than one character";
+    wrpo__rx_refuse(p, "(|)", longer);
+    wrpo__regex *x = wrpo__rx_set(p, WRPO__RX_AHEAD);
     x->negative = negative;
-    if (ahead) {
-        if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a lookahead for more than one character");
-        return part;
-    }
+    if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, longer);
+    return x;
+}
+static wrpo__regex *wrpo__rx_item(wrpo__rx_parser *p) {
+    if (wrpo__rx_take(p, "(?!")) return wrpo__rx_ahead(p, true);
+    if (wrpo__rx_take(p, "(?=")) return wrpo__rx_ahead(p, false);
+    if (wrpo__rx_take(p, "(")) return wrpo__rx_group(p);
+    wrpo__regex *x = wrpo__rx_set(p, WRPO__RX_SET);
+    x->min = x->max = 1;
     if (wrpo__rx_take(p, "{")) {
-        int64_t min = wrpo__rx_number(p, 10, p->n), max = min;
-        if (wrpo__rx_take(p, ",")) max = wrpo__rx_number(p, 10, p->n);
-        if (max < 0 && min >= 0) max = INT64_MAX;
-        x->min = WRPO__MAX(min, 0), x->max = max;
-        if (max < x->min || !wrpo__rx_take(p, "}")) wrpo__rx_fail(p, "this repetition");
+        x->max = wrpo__rx_number(p, -1);
+        x->min = WRPO__MAX(x->max, 0);
+        if (wrpo__rx_take(p, ",")) x->max = wrpo__rx_number(p, x->max < 0 ? -1 : INT64_MAX);
+        if (x->max < x->min || !wrpo__rx_take(p, "}")) wrpo__rx_fail(p, "this repetition");
     } else if (wrpo__rx_sees(p, "?*+")) {
         char c = p->s[p->i++];
-        x->min = c == '+', x->max = c == '?' ? 1 : INT64_MAX;
+        x->min = c == '+';
+        x->max = c == '?' ? 1 : INT64_MAX;
         x->possessive = wrpo__rx_take(p, "+");
     }
-    if (wrpo__rx_sees(p, "?*+{")) wrpo__rx_fail(p, "this repetition");
-    part.shortest = x->min;
-    return part;
+    wrpo__rx_refuse(p, "?*+{", "this repetition");
+    return x;
 }
-static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p) {
-    wrpo__rx_part all = {-1, -1, 0};
+static wrpo__regex *wrpo__rx_alternatives(wrpo__rx_parser *p) {
+    wrpo__regex *x = wrpo__rx_new(p, WRPO__RX_GROUP), **end = &x->items;
     if (++p->depth > 400) wrpo__rx_fail(p, "so many alternatives, or so deep a nest of groups");
-    while (p->i < p->n && !wrpo__rx_sees(p, "|)")) {
-        wrpo__rx_part part = wrpo__rx_item(p);
-        if (all.first < 0) all.first = part.first;
-        else p->nodes[all.last].next = part.first;
-        all.last = part.last, all.shortest += part.shortest;
+    for (; p->i < p->n && !wrpo__rx_sees(p, "|)"); end = &(*end)->next) {
+        *end = wrpo__rx_item(p);
+        x->min += (*end)->min;
     }
-    if (all.first < 0) all = wrpo__rx_node_new(p, WRPO__RX_JOIN);
-    if (wrpo__rx_take(p, "|")) all = wrpo__rx_either(p, all, wrpo__rx_alternatives(p));
+    if (wrpo__rx_take(p, "|")) {
+        x->other = wrpo__rx_alternatives(p);
+        x->min = WRPO__MIN(x->min, x->other->min);
+    }
     p->depth--;
-    return all;
+    return x;
 }
-static const wrpo__regex *wrpo__load_regex(const wrpo__loader *in, const wrpo_json *v, const char *s, size_t n,
+static const wrpo__regex *wrpo__load_regex(wrpo_tokenizer *tok, const wrpo_json *v, const char *s, size_t n,
                                            bool literal) {
-    wrpo__rx_parser p = {.in = in, .json = v, .s = s, .n = n, .literal = literal};
+    wrpo__rx_parser p = {.tok = tok, .json = v, .s = s, .n = n, .literal = literal};
     if (n > 4096) wrpo__rx_fail(&p, "a pattern this long");
-    wrpo__rx_part all = wrpo__rx_alternatives(&p);
+    const wrpo__regex *x = wrpo__rx_alternatives(&p);
     if (p.i < n) wrpo__rx_fail(&p, "this bracket");
-    if (all.shortest == 0) wrpo__rx_fail(&p, "a pattern that matches the empty text");
-    int32_t end = wrpo__rx_node_new(&p, WRPO__RX_END).first;
-    p.nodes[all.last].next = end;
-    wrpo__regex *rx = WRPO__NEW(in->tok->arena, wrpo__regex);
-    rx->nodes = p.nodes, rx->first = all.first;
-    return rx;
+    if (x->min == 0) wrpo__rx_fail(&p, "a pattern that matches the empty text");
+    return x;
 }
 
 /* ---- load: components ---- */
-static void wrpo__read_text(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo__edit *e) {
-    v = wrpo__load_need(in, v, key, WRPO_JSON_STRING);
-    e->text = wrpo__strndup(in->tok->arena, v->text, v->size);
-    e->size = v->size;
+static void wrpo__put_edit(wrpo_tokenizer *tok, wrpo__edit e) { stbds_arrput(*tok->edits, e); }
+static void wrpo__read_pattern(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    const wrpo_json *pattern = wrpo__need(v, "pattern", WRPO_JSON_OBJECT);
+    bool literal = wrpo_json_get(pattern, "String");
+    v = wrpo__need(pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
+    e->regex = wrpo__load_regex(tok, v, v->text, v->size, literal);
 }
-static void wrpo__read_char(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo__edit *e) {
-    size_t one = 0;
-    wrpo__read_text(in, v, key, e);
-    if (e->size) wrpo__utf8_get(e->text, e->size, &one);
-    if (!one || one != e->size)
-        wrpo__json_refuse(in->ctx, in->name, wrpo__json_get(v, key), NULL, "one character");
+/* Which of the names a string is; it must be one of them. */
+static int wrpo__load_choice(const wrpo_json *v, const char *what, const char *const *names, int n) {
+    for (int k = 0; k < n; k++) if (wrpo__json_is(v, names[k])) return k;
+    wrpo__load_refuse(what, v);
 }
-static void wrpo__read_pattern(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
-    const wrpo_json *pattern = wrpo__load_need(in, v, "pattern", WRPO_JSON_OBJECT);
-    bool literal = wrpo__json_get(pattern, "String");
-    v = wrpo__load_need(in, pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
-    e->regex = wrpo__load_regex(in, v, v->text, v->size, literal);
-}
-/* The settings of an edit, where it is all of a component. */
-static void wrpo__read_edit(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
+static void wrpo__read_split(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
     static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
-    const wrpo_json *behavior;
-    int b = 0;
-    switch (e.kind) {
-    case WRPO__EDIT_NFC: wrpo__unicode_load_nfc(&in->tok->unicode); break;
-    case WRPO__EDIT_UNBYTES:
-        stbds_arrput(*in->edits, e);
-        e.kind = WRPO__EDIT_REPAIR;
-        break;
-    case WRPO__EDIT_PREPEND: wrpo__read_text(in, v, "prepend", &e); break;
-    case WRPO__EDIT_REPLACE:
-        wrpo__read_pattern(in, v, &e);
-        wrpo__read_text(in, v, "content", &e);
-        break;
-    case WRPO__EDIT_SPLIT:
-        behavior = wrpo__load_need(in, v, "behavior", WRPO_JSON_STRING);
-        while (b < 5 && !wrpo__json_is(behavior, names[b])) b++;
-        if (b == 5) wrpo__load_refuse(in, "Split behavior", behavior);
-        e.behavior = (wrpo__behavior)b;
-        e.invert = wrpo__load_flag(in, v, "invert", false);
-        wrpo__read_pattern(in, v, &e);
-        break;
-    case WRPO__EDIT_STRIP:
-        wrpo__read_char(in, v, "content", &e);
-        e.start = wrpo__load_count(in, wrpo__load_need(in, v, "start", WRPO_JSON_NUMBER), INT32_MAX);
-        e.stop = wrpo__load_count(in, wrpo__load_need(in, v, "stop", WRPO_JSON_NUMBER), INT32_MAX);
-        break;
-    case WRPO__EDIT_METASPACE:
-        wrpo__read_char(in, v, "replacement", &e);
-        e.start = !wrpo__json_is(wrpo__json_get(v, "prepend_scheme"), "never");
-        break;
-    default: break;
-    }
-    stbds_arrput(*in->edits, e);
+    const wrpo_json *behavior = wrpo__need(v, "behavior", WRPO_JSON_STRING);
+    e->behavior = (wrpo__behavior)wrpo__load_choice(behavior, "Split behavior", names, 5);
+    e->invert = wrpo__switch(v, "invert", false);
+    wrpo__read_pattern(tok, v, e);
 }
-static void wrpo__read_digits(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
-    static const char numeric[] = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";  /* Rust's, of Unicode 17 */
-    e.behavior = wrpo__load_flag(in, v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS;
-    e.regex = wrpo__load_regex(in, v, numeric, sizeof numeric - 1, false);
-    stbds_arrput(*in->edits, e);
+static void wrpo__put_split(wrpo_tokenizer *tok, const wrpo_json *v, const char *regex, wrpo__behavior behavior) {
+    wrpo__edit e = {.kind = WRPO__EDIT_SPLIT, .behavior = behavior};
+    e.regex = wrpo__load_regex(tok, v, regex, strlen(regex), false);
+    wrpo__put_edit(tok, e);
 }
-static void wrpo__read_byte_level(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
+static void wrpo__read_digits(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    (void)e;  /* numbers as Rust has them, of Unicode 17: also U+11DE0..11DE9 and U+16FF4..16FF6 */
+    wrpo__put_split(tok, v, "[\\p{N}\xF0\x91\xB7\xA0-\xF0\x91\xB7\xA9\xF0\x96\xBF\xB4-\xF0\x96\xBF\xB6]",
+                    wrpo__switch(v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS);
+}
+static void wrpo__read_byte_level(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
     static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
-    wrpo__edit space = {.kind = WRPO__EDIT_PREPEND, .text = " ", .size = 1, .unless = true};
-    wrpo__edit split = {.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__ISOLATED};
-    split.regex = wrpo__load_regex(in, v, gpt2, sizeof gpt2 - 1, false);
-    if (wrpo__load_flag(in, v, "add_prefix_space", true)) stbds_arrput(*in->edits, space);
-    if (wrpo__load_flag(in, v, "use_regex", true)) stbds_arrput(*in->edits, split);
-    stbds_arrput(*in->edits, e);
+    (void)e;
+    if (wrpo__switch(v, "add_prefix_space", true))
+        wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_PREPEND, .text = " ", .size = 1, .unless = true});
+    if (wrpo__switch(v, "use_regex", true)) wrpo__put_split(tok, v, gpt2, WRPO__ISOLATED);
+}
+static bool wrpo__one_char(const wrpo__edit *e) {
+    size_t size = 0;
+    if (e->size) wrpo__utf8_get(e->text, e->size, &size);
+    return size && size == e->size;
 }
 /* Does a normalizer keep the number of characters? */
 static bool wrpo__keeps_count(const wrpo__edit *e) {
-    size_t one = 0;
-    if (e->kind != WRPO__EDIT_REPLACE || !e->size) return e->kind == WRPO__EDIT_NFC;
-    wrpo__utf8_get(e->text, e->size, &one);
-    const wrpo__rx_node *x = e->regex->nodes;  /* one for one: a SET and the END */
-    return one == e->size && stbds_arrlen(x) == 2 && x->kind == WRPO__RX_SET && x->min == 1 && x->max == 1;
+    if (e->kind != WRPO__EDIT_REPLACE) return e->kind == WRPO__EDIT_NFC;
+    const wrpo__regex *x = e->regex->items;
+    return wrpo__one_char(e) && !e->regex->other && x->kind == WRPO__RX_SET && !x->next && x->min == 1 && x->max == 1;
 }
-static void wrpo__read_metaspace(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
-    const wrpo_json *scheme = wrpo__load_maybe(in, v, "prepend_scheme", WRPO_JSON_STRING);
-    bool never = wrpo__json_is(scheme, "never"), first = wrpo__json_is(scheme, "first");
-    wrpo__read_char(in, v, "replacement", &e);
-    if (scheme && !never && !first && !wrpo__json_is(scheme, "always")) wrpo__load_refuse(in, "prepend_scheme", scheme);
-    if (!wrpo__load_flag(in, v, "add_prefix_space", true) && !never)
-        wrpo__load_fail(in, v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
+static void wrpo__read_metaspace(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    static const char *const names[] = {"always", "first", "never"};
+    const wrpo_json *scheme = wrpo__maybe(v, "prepend_scheme", WRPO_JSON_STRING);
+    const int choice = scheme ? wrpo__load_choice(scheme, "prepend_scheme", names, 3) : 0;
+    const bool first = choice == 1, never = choice == 2;
+    if (!wrpo__switch(v, "add_prefix_space", true) && !never)
+        wrpo__wrong(v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
     /* "first" means the first of the original text, which is known if the normalizer keeps the number of characters */
-    for (int64_t i = 1; i < in->tok->normalizer_end && first; i++)
-        if (!wrpo__keeps_count(&in->tok->encoder[i]))
-            wrpo__load_refuse(in, "after this normalizer, prepend_scheme", scheme);
-    e.kind = WRPO__EDIT_REPLACE;  /* a space becomes the mark */
-    e.regex = wrpo__load_regex(in, v, " ", 1, true);
-    stbds_arrput(*in->edits, e);
-    e.kind = WRPO__EDIT_PREPEND, e.unless = true, e.first = first;
-    if (!never) stbds_arrput(*in->edits, e);
-    e.kind = WRPO__EDIT_SPLIT, e.behavior = WRPO__MERGED_WITH_NEXT;
-    e.regex = wrpo__load_regex(in, v, e.text, e.size, true);
-    if (wrpo__load_flag(in, v, "split", true)) stbds_arrput(*in->edits, e);
+    for (int64_t i = 1; i < tok->normalizer_end && first; i++)
+        if (!wrpo__keeps_count(&tok->encoder[i]))
+            wrpo__load_refuse("after this normalizer, prepend_scheme", scheme);
+    e->kind = WRPO__EDIT_REPLACE;  /* a space becomes the mark */
+    e->regex = wrpo__load_regex(tok, v, " ", 1, true);
+    wrpo__put_edit(tok, *e);
+    e->kind = WRPO__EDIT_PREPEND;
+    e->unless = true;
+    e->first = first;
+    if (!never) wrpo__put_edit(tok, *e);
+    e->kind = wrpo__switch(v, "split", true) ? WRPO__EDIT_SPLIT : WRPO__EDIT_NONE;
+    e->behavior = WRPO__MERGED_WITH_NEXT;
+    e->regex = wrpo__load_regex(tok, v, e->text, e->size, true);
+}
+static void wrpo__read_unmark(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    e->regex = wrpo__load_regex(tok, v, e->text, e->size, true);
+    e->text = " ";
+    e->size = 1;
+    e->first = !wrpo__json_is(wrpo_json_get(v, "prepend_scheme"), "never");
+}
+static void wrpo__read_strip(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    (void)tok;
+    e->start = wrpo__load_count(wrpo__need(v, "start", WRPO_JSON_NUMBER), INT32_MAX);
+    e->stop = wrpo__load_count(wrpo__need(v, "stop", WRPO_JSON_NUMBER), INT32_MAX);
 }
 /* The post-processor: only what a single text gets, ids before and after it. */
-static void wrpo__read_template(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
-    wrpo_tokenizer *tok = in->tok;
+static void wrpo__read_template(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
     int32_t **ids = &tok->prefix;
     const wrpo_json *wrong = NULL;
     (void)e;
-    if (tok->has_template) wrpo__load_refuse(in, "more than one", wrpo__json_get(v, "type"));
+    if (tok->has_template) wrpo__load_refuse("more than one", wrpo_json_get(v, "type"));
     tok->has_template = true;
-    for (const wrpo_json *k = wrpo__load_need(in, v, "single", WRPO_JSON_ARRAY)->child; k; k = k->next) {
-        const wrpo_json *text = wrpo__load_maybe(in, k, "Sequence", WRPO_JSON_OBJECT);
+    for (const wrpo_json *k = wrpo__need(v, "single", WRPO_JSON_ARRAY)->child; k; k = k->next) {
+        const wrpo_json *text = wrpo__maybe(k, "Sequence", WRPO_JSON_OBJECT);
         if (text) {
-            if (ids == &tok->suffix || !wrpo__json_is(wrpo__json_get(text, "id"), "A")) wrong = k;
+            if (ids == &tok->suffix || !wrpo__json_is(wrpo_json_get(text, "id"), "A")) wrong = k;
             ids = &tok->suffix;
             continue;
         }
-        const wrpo_json *tokens = wrpo__load_need(in, v, "special_tokens", WRPO_JSON_OBJECT);
-        const wrpo_json *token = wrpo__load_need(in, k, "SpecialToken", WRPO_JSON_OBJECT);
-        token = wrpo__load_need(in, tokens, wrpo__load_need(in, token, "id", WRPO_JSON_STRING)->text, WRPO_JSON_OBJECT);
-        for (const wrpo_json *i = wrpo__load_need(in, token, "ids", WRPO_JSON_ARRAY)->child; i; i = i->next)
-            stbds_arrput(*ids, wrpo__load_count(in, i, tok->size - 1));
+        const wrpo_json *tokens = wrpo__need(v, "special_tokens", WRPO_JSON_OBJECT);
+        const wrpo_json *token = wrpo__need(k, "SpecialToken", WRPO_JSON_OBJECT);
+        token = wrpo__need(tokens, wrpo__need(token, "id", WRPO_JSON_STRING)->text, WRPO_JSON_OBJECT);
+        for (const wrpo_json *i = wrpo__need(token, "ids", WRPO_JSON_ARRAY)->child; i; i = i->next)
+            stbds_arrput(*ids, wrpo__load_count(i, tok->size - 1));
     }
     if (wrong || ids == &tok->prefix)
-        wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, wrong ? wrong : v, "TemplateProcessing: want text A "
+        wrpo__unsupported(wrong ? wrong : v, "TemplateProcessing: want text A "
                         "once in \"single\", found %s", wrong ? "another sequence" : "none");
 }
 
 typedef struct wrpo__component {
     const char *list, *type;
     wrpo__edit_kind kind;
-    void (*read)(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e);  /* adds e, of this kind, or other edits */
+    const char *text;  /* the key of the edit's text */
+    void (*read)(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e);  /* the rest of e, and edits before it */
 } wrpo__component;
 static const wrpo__component wrpo__components[] = {
-    {"normalizer", "NFC", WRPO__EDIT_NFC, wrpo__read_edit},
-    {"normalizer", "Prepend", WRPO__EDIT_PREPEND, wrpo__read_edit},
-    {"normalizer", "Replace", WRPO__EDIT_REPLACE, wrpo__read_edit},
-    {"pre_tokenizer", "Split", WRPO__EDIT_SPLIT, wrpo__read_edit},
-    {"pre_tokenizer", "Digits", WRPO__EDIT_SPLIT, wrpo__read_digits},
-    {"pre_tokenizer", "ByteLevel", WRPO__EDIT_BYTES, wrpo__read_byte_level},
-    {"pre_tokenizer", "Metaspace", WRPO__EDIT_NONE, wrpo__read_metaspace},
-    {"post_processor", "ByteLevel", WRPO__EDIT_NONE, NULL},  /* moves offsets only */
-    {"post_processor", "TemplateProcessing", WRPO__EDIT_NONE, wrpo__read_template},
-    {"decoder", "ByteLevel", WRPO__EDIT_UNBYTES, wrpo__read_edit},
-    {"decoder", "ByteFallback", WRPO__EDIT_BYTE_FALLBACK, wrpo__read_edit},
-    {"decoder", "Fuse", WRPO__EDIT_FUSE, wrpo__read_edit},
-    {"decoder", "Replace", WRPO__EDIT_REPLACE, wrpo__read_edit},
-    {"decoder", "Strip", WRPO__EDIT_STRIP, wrpo__read_edit},
-    {"decoder", "Metaspace", WRPO__EDIT_METASPACE, wrpo__read_edit},
+    {"normalizer", "NFC", WRPO__EDIT_NFC, NULL, NULL},
+    {"normalizer", "Prepend", WRPO__EDIT_PREPEND, "prepend", NULL},
+    {"normalizer", "Replace", WRPO__EDIT_REPLACE, "content", wrpo__read_pattern},
+    {"pre_tokenizer", "Split", WRPO__EDIT_SPLIT, NULL, wrpo__read_split},
+    {"pre_tokenizer", "Digits", WRPO__EDIT_NONE, NULL, wrpo__read_digits},
+    {"pre_tokenizer", "ByteLevel", WRPO__EDIT_BYTES, NULL, wrpo__read_byte_level},
+    {"pre_tokenizer", "Metaspace", WRPO__EDIT_REPLACE, "replacement", wrpo__read_metaspace},
+    {"post_processor", "ByteLevel", WRPO__EDIT_NONE, NULL, NULL},  /* moves offsets only */
+    {"post_processor", "TemplateProcessing", WRPO__EDIT_NONE, NULL, wrpo__read_template},
+    {"decoder", "ByteLevel", WRPO__EDIT_UNBYTES, NULL, NULL},
+    {"decoder", "ByteFallback", WRPO__EDIT_BYTE_FALLBACK, NULL, NULL},
+    {"decoder", "Fuse", WRPO__EDIT_FUSE, NULL, NULL},
+    {"decoder", "Replace", WRPO__EDIT_REPLACE, "content", wrpo__read_pattern},
+    {"decoder", "Strip", WRPO__EDIT_STRIP, "content", wrpo__read_strip},
+    {"decoder", "Metaspace", WRPO__EDIT_REPLACE, "replacement", wrpo__read_unmark},
 };
 /* A component, or a Sequence of them, which may nest. members: the key of the Sequence's members. */
-static void wrpo__load_component(const wrpo__loader *in, const wrpo_json *v, const char *list, const char *members) {
+static void wrpo__load_component(wrpo_tokenizer *tok, const wrpo_json *v, const char *list, const char *members) {
     if (!v) return;
-    const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING);
+    const wrpo_json *type = wrpo__need(v, "type", WRPO_JSON_STRING);
     if (wrpo__json_is(type, "Sequence")) {
-        v = wrpo__load_need(in, v, members, WRPO_JSON_ARRAY);
-        for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_component(in, k, list, members);
+        v = wrpo__need(v, members, WRPO_JSON_ARRAY);
+        for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_component(tok, k, list, members);
         return;
     }
-    for (int64_t i = 0; i < WRPO__COUNT(wrpo__components); i++) {
-        const wrpo__component *c = &wrpo__components[i];
-        if (strcmp(c->list, list) != 0 || !wrpo__json_is(type, c->type)) continue;
-        if (c->read) c->read(in, v, (wrpo__edit){.kind = c->kind});
-        return;
+    const wrpo__component *c = wrpo__components, *end = c + WRPO__COUNT(wrpo__components);
+    while (c < end && !(strcmp(c->list, list) == 0 && wrpo__json_is(type, c->type))) c++;
+    if (c == end) wrpo__load_refuse(list, type);
+    wrpo__edit e = {.kind = c->kind};
+    if (c->text) {
+        const wrpo_json *text = wrpo__need(v, c->text, WRPO_JSON_STRING);
+        e.text = wrpo__strndup(tok->arena, text->text, text->size);
+        e.size = text->size;
+        bool one = e.kind == WRPO__EDIT_STRIP || !strcmp(c->text, "replacement");
+        if (one && !wrpo__one_char(&e)) wrpo__refuse(text, NULL, "one character");
     }
-    wrpo__load_refuse(in, list, type);
+    if (c->read) c->read(tok, v, &e);
+    if (e.kind == WRPO__EDIT_NFC) wrpo__unicode_load_nfc(&tok->unicode);
+    if (e.kind != WRPO__EDIT_NONE) wrpo__put_edit(tok, e);
 }
 
 /* ---- load: the model ---- */
 static void wrpo__new_token(wrpo_tokenizer *tok, int32_t id, const char *text, size_t size, uint32_t flags) {
-    tok->tokens[id] = (wrpo__token){wrpo__strndup(tok->arena, text, size), (int32_t)size, flags};
-    tok->slots[wrpo__slot(tok, text, size)] = id;
+    tok->tokens[id] = (wrpo__token){wrpo__strndup(tok->arena, text, size), (uint32_t)size, flags};
+    *wrpo__slot(tok, text, size) = id;
 }
-static void wrpo__load_vocab(const wrpo__loader *in, const wrpo_json *vocab, int64_t added) {
-    wrpo_tokenizer *tok = in->tok;
+static void wrpo__load_vocab(wrpo_tokenizer *tok, const wrpo_json *vocab, int64_t added) {
     size_t slots = 64;
     char text[8];
     for (const wrpo_json *v = vocab->child; v; v = v->next)
-        tok->size = WRPO__MAX(tok->size, wrpo__load_count(in, v, WRPO__MAX_ID - 1) + 1);
+        tok->size = WRPO__MAX(tok->size, wrpo__load_count(v, WRPO__MAX_ID - 1) + 1);
     while (slots < 2 * (size_t)(vocab->count + added)) slots *= 2;
+    tok->next_id = vocab->count;
     tok->mask = slots - 1;
     tok->slots = memset(wrpo__raw(tok->arena, slots, sizeof *tok->slots), 0xFF, slots * sizeof *tok->slots);
     tok->tokens = wrpo__alloc(tok->arena, (size_t)(tok->size + added) + 1, sizeof *tok->tokens);
     for (const wrpo_json *v = vocab->child; v; v = v->next) {
         int32_t id = (int32_t)v->integer;
-        if (tok->tokens[id].text) wrpo__load_fail(in, v, "vocab: the id %d stands twice", (int)id);
+        if (tok->tokens[id].text) wrpo__wrong(v, "vocab: the id %d stands twice", (int)id);
         wrpo__new_token(tok, id, v->key, v->key_size, WRPO__TOKEN_MODEL);
     }
     for (uint32_t c = 0; c < WRPO__SMALL_CHARS; c++) tok->small[c] = wrpo__model_id(tok, text, wrpo__utf8_put(text, c));
@@ -6664,137 +6493,140 @@ static void wrpo__load_vocab(const wrpo__loader *in, const wrpo_json *vocab, int
         tok->bytes[k] = wrpo__model_id(tok, text, 6);
     }
 }
-static void wrpo__load_merges(const wrpo__loader *in, const wrpo_json *merges) {
-    wrpo_tokenizer *tok = in->tok;
+/* SentencePiece models have no pre-tokenizer: a whole text is one word. If no merge makes a token with a mark (U+2581)
+   after another character, and none is dropped for want of an unk_token, no merge reaches across such a place: cutting
+   there changes nothing, and words are short again. */
+static const char wrpo__mark[] = "\xE2\x96\x81";
+static bool wrpo__mark_within(const char *s, size_t n) {
+    for (size_t i = 1; i + 3 <= n; i++)
+        if (!memcmp(s + i, wrpo__mark, 3) && (i < 3 || memcmp(s + i - 3, wrpo__mark, 3) != 0)) return true;
+    return false;
+}
+/* Both tokens of a merge: "left right" or ["left", "right"]. */
+static bool wrpo__merge_parts(const wrpo_json *v, wrpo_json part[2]) {
+    const bool pair = v->kind == WRPO_JSON_ARRAY && v->count == 2, string = v->kind == WRPO_JSON_STRING;
+    const char *space = string ? memchr(v->text, ' ', v->size) : NULL;
+    if (!pair && !space) return false;
+    part[0] = pair ? *v->child : *v;
+    part[1] = pair ? *v->child->next : *v;
+    if (pair) return part[0].kind == WRPO_JSON_STRING && part[1].kind == WRPO_JSON_STRING;
+    part[0].size = (size_t)(space - v->text);
+    part[1].text = space + 1;
+    part[1].size -= part[0].size + 1;
+    return !memchr(part[1].text, ' ', part[1].size);
+}
+static void wrpo__load_merges(wrpo_tokenizer *tok, const wrpo_json *merges) {
     wrpo__text text = {.arena = tok->scratch};
-    wrpo__shown shown;
     size_t slots = 64;
     int32_t rank = 0;
     while (slots < 2 * (size_t)merges->count) slots *= 2;
     tok->merge_mask = slots - 1;
-    tok->merges = wrpo__raw(tok->arena, slots, sizeof *tok->merges);
-    for (size_t i = 0; i < slots; i++) tok->merges[i].rank = -1;
-    for (const wrpo_json *v = merges->child; v; v = v->next) {  /* "left right" or ["left", "right"] */
-        const bool string = v->kind == WRPO_JSON_STRING, array = v->kind == WRPO_JSON_ARRAY && v->count == 2;
-        const char *space = string ? memchr(v->text, ' ', v->size) : NULL;
-        const wrpo_json *a = array ? v->child : v, *b = array ? a->next : v;
-        if (string && v->size >= 8 && memcmp(v->text, "#version", 8) == 0) continue;
-        size_t left = space ? (size_t)(space - v->text) : a->size, skip = string ? left + 1 : 0;
-        if (string && (!space || memchr(space + 1, ' ', v->size - skip)))
-            wrpo__load_fail(in, v, "merge %d: want two tokens and one space between them, found %s", (int)rank,
-                            wrpo__json_found(shown, v));
-        if (a->kind != WRPO_JSON_STRING || b->kind != WRPO_JSON_STRING)
-            wrpo__load_fail(in, v, "merge %d: want two strings, found %s", (int)rank, wrpo__json_found(shown, v));
-        text.size = 0;
-        wrpo__text_add(&text, a->text, left);
-        wrpo__text_add(&text, b->text + skip, b->size - skip);
-        const char *part[3] = {text.data, text.data + left, text.data};
-        const size_t size[3] = {left, text.size - left, text.size};
+    tok->merges = memset(wrpo__raw(tok->arena, slots, sizeof *tok->merges), 0xFF, slots * sizeof *tok->merges);
+    for (const wrpo_json *v = merges->child; v; v = v->next, rank++) {
+        wrpo_json part[3];  /* left, right, both */
         int32_t id[3];
+        if (!wrpo__merge_parts(v, part))
+            wrpo__wrong(v, "merge %d: want two tokens, as two strings or with one space between them, "
+                            "found %s", (int)rank, wrpo__found(v));
+        text.size = 0;
+        for (int k = 0; k < 2; k++) wrpo__text_add(&text, part[k].text, part[k].size);
+        part[2].text = text.data;
+        part[2].size = text.size;
         for (int k = 0; k < 3; k++) {
-            id[k] = wrpo__model_id(tok, part[k], size[k]);
+            id[k] = wrpo__model_id(tok, part[k].text, part[k].size);
             if (id[k] < 0)
-                wrpo__load_fail(in, v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank,
-                                k == 2 ? "result" : "part", wrpo__show(shown, part[k], size[k]));
+                wrpo__wrong(v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank,
+                                k == 2 ? "result" : "part", wrpo__legible(part[k].text, part[k].size));
         }
-        wrpo__merge merge = {wrpo__pair(id[0], id[1]), rank++, id[2]};
+        wrpo__merge merge = {wrpo__pair(id[0], id[1]), rank, id[2]};
         *wrpo__merge_slot(tok, id[0], id[1]) = merge;  /* of equal pairs the last counts */
-        for (int64_t i = 1; tok->cut_at_mark && i < (int64_t)text.size; i++)
-            tok->cut_at_mark = !wrpo__cut_at(text.data, (int64_t)text.size, i);
+        tok->cuts = tok->cuts && !wrpo__mark_within(text.data, text.size);
     }
 }
-static void wrpo__load_model(const wrpo__loader *in, const wrpo_json *model, int64_t added) {
+static void wrpo__load_model(wrpo_tokenizer *tok, const wrpo_json *model, int64_t added) {
     static const char *const refused[] = {"dropout", "continuing_subword_prefix", "end_of_word_suffix"};
-    wrpo_tokenizer *tok = in->tok;
-    const wrpo_json *type = wrpo__load_maybe(in, model, "type", WRPO_JSON_STRING);  /* old files have none */
-    if (type && !wrpo__json_is(type, "BPE")) wrpo__load_refuse(in, "model", type);
+    const wrpo_json *type = wrpo__maybe(model, "type", WRPO_JSON_STRING);  /* old files have none */
+    if (type && !wrpo__json_is(type, "BPE")) wrpo__load_refuse("model", type);
     for (int k = 0; k < 3; k++) {  /* unless 0 or empty */
-        const wrpo_json *v = wrpo__load_maybe(in, model, refused[k], k ? WRPO_JSON_STRING : WRPO_JSON_NUMBER);
-        if (v && (k ? v->size > 0 : v->number != 0)) wrpo__load_refuse(in, refused[k], v);
+        const wrpo_json *v = wrpo__maybe(model, refused[k], k ? WRPO_JSON_STRING : WRPO_JSON_NUMBER);
+        if (v && (k ? v->size > 0 : v->number != 0)) wrpo__load_refuse(refused[k], v);
     }
-    const wrpo_json *vocab = wrpo__load_need(in, model, "vocab", WRPO_JSON_OBJECT);
-    const wrpo_json *merges = wrpo__load_need(in, model, "merges", WRPO_JSON_ARRAY);
-    const wrpo_json *unk = wrpo__load_maybe(in, model, "unk_token", WRPO_JSON_STRING);
-    tok->byte_fallback = wrpo__load_flag(in, model, "byte_fallback", false);
-    tok->fuse_unk = wrpo__load_flag(in, model, "fuse_unk", false);
-    tok->ignore_merges = wrpo__load_flag(in, model, "ignore_merges", false);
-    wrpo__load_vocab(in, vocab, added);
+    const wrpo_json *vocab = wrpo__need(model, "vocab", WRPO_JSON_OBJECT);
+    const wrpo_json *merges = wrpo__need(model, "merges", WRPO_JSON_ARRAY);
+    const wrpo_json *unk = wrpo__maybe(model, "unk_token", WRPO_JSON_STRING);
+    tok->byte_fallback = wrpo__switch(model, "byte_fallback", false);
+    tok->fuse_unk = wrpo__switch(model, "fuse_unk", false);
+    tok->ignore_merges = wrpo__switch(model, "ignore_merges", false);
+    wrpo__load_vocab(tok, vocab, added);
     if (unk) {
         tok->unk_text = wrpo__strndup(tok->arena, unk->text, unk->size);
         tok->unk = wrpo__model_id(tok, unk->text, unk->size);
     }
-    bool drops = !unk && !tok->byte_fallback;  /* characters without a token; see wrpo__bpe_cut */
-    for (int k = 0; k < 256 && !unk; k++) drops = drops || tok->bytes[k] < 0;
-    tok->cut_at_mark = !tok->ignore_merges && !drops && wrpo__model_id(tok, wrpo__mark_text, 3) >= 0;
-    wrpo__load_merges(in, merges);
+    tok->cuts = !tok->ignore_merges && unk && wrpo__model_id(tok, wrpo__mark, 3) >= 0;
+    wrpo__load_merges(tok, merges);
     tok->words = wrpo__alloc(tok->arena, WRPO__WORDS, sizeof *tok->words);
 }
 
 /* ---- load: added and special tokens ---- */
 /* all: no flag may be absent. Otherwise an absent one is false, but an absent "normalized" is "not special". */
-static uint32_t wrpo__load_flags(const wrpo__loader *in, const wrpo_json *v, uint32_t flags, bool all) {
+static uint32_t wrpo__load_flags(const wrpo_json *v, uint32_t flags, bool all) {
     static const char *const keys[] = {"single_word", "lstrip", "rstrip", "special", "normalized"};
     for (int k = 0; k < 5; k++) {  /* in the order of the flags */
-        if (all) wrpo__load_need(in, v, keys[k], WRPO_JSON_BOOL);
+        if (all) wrpo__need(v, keys[k], WRPO_JSON_BOOL);
         bool otherwise = k == 4 && !(flags & WRPO__TOKEN_SPECIAL);
-        if (wrpo__load_flag(in, v, keys[k], otherwise)) flags |= (uint32_t)WRPO__TOKEN_SINGLE_WORD << k;
+        if (wrpo__switch(v, keys[k], otherwise)) flags |= (uint32_t)WRPO__TOKEN_SINGLE_WORD << k;
     }
     return flags;
 }
-static void wrpo__add_token(const wrpo__loader *in, const wrpo_json *v, int32_t id, uint32_t flags) {
-    wrpo_tokenizer *tok = in->tok;
-    wrpo__work *w = in->work;
+static void wrpo__add_token(wrpo_tokenizer *tok, const wrpo_json *v, int32_t id, uint32_t flags) {
     wrpo__token *token = &tok->tokens[id];
     wrpo__added a = {token->text, token->size, id, 0};
     bool normalized = flags & WRPO__TOKEN_NORMALIZED;
     token->flags |= flags;
     if (normalized) {
-        wrpo__begin_text(w, token->text, token->size);
-        wrpo__edit_all(w, tok->encoder + 1, tok->normalizer_end - 1);
-        a.size = (int32_t)w->n;
-        a.text = wrpo__strndup(tok->arena, w->s, (size_t)w->n);
+        wrpo__edit_text(tok->work, token->text, token->size, tok->encoder + 1, tok->normalizer_end - 1);
+        const wrpo__piece *p = tok->work->pieces;  /* one: a normalizer does not cut */
+        a.size = (uint32_t)p->n;
+        a.text = wrpo__strndup(tok->arena, p->s, p->n);
         /* the library decodes it to its normalized form, which it does not find among the special ones */
-        bool same = a.size == token->size && memcmp(a.text, token->text, (size_t)a.size) == 0;
-        if (!same) token->flags |= WRPO__TOKEN_RENAMED;
+        if (a.size != token->size || memcmp(a.text, token->text, a.size) != 0) token->flags |= WRPO__TOKEN_RENAMED;
     }
     int32_t *at = &tok->heads[normalized][(unsigned char)a.text[0]];
     while (tok->added[*at].size > a.size) at = &tok->added[*at].next;
     for (const wrpo__added *b = &tok->added[*at]; a.size && b->size == a.size; b = &tok->added[b->next])
-        if (memcmp(b->text, a.text, (size_t)a.size) == 0)
-            wrpo__load_fail(in, v, "added token %d looks like added token %d", (int)id, (int)b->id);
+        if (memcmp(b->text, a.text, a.size) == 0)
+            wrpo__wrong(v, "added token %d looks like added token %d", (int)id, (int)b->id);
     a.next = *at;
     if (a.size) *at = (int32_t)stbds_arrlen(tok->added);  /* else it normalizes to nothing: never found */
     stbds_arrput(tok->added, a);
 }
 /* added_tokens of tokenizer.json, then (again) added_tokens_decoder of tokenizer_config.json, whose keys are the ids:
    transformers adds what only it has. Where they differ, the library's answer depends on its version: refused. */
-static void wrpo__load_added(wrpo__loader *in, const wrpo_json *list, bool again) {
-    wrpo_tokenizer *tok = in->tok;
+static void wrpo__load_added(wrpo_tokenizer *tok, const wrpo_json *list, bool again) {
     for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
-        const wrpo_json *content = wrpo__load_need(in, v, "content", WRPO_JSON_STRING);
-        const wrpo_json *number = again ? v : wrpo__load_need(in, v, "id", WRPO_JSON_NUMBER);
+        const wrpo_json *content = wrpo__need(v, "content", WRPO_JSON_STRING);
+        const wrpo_json *number = again ? v : wrpo__need(v, "id", WRPO_JSON_NUMBER);
         const char *found = again ? v->key : number->text;
-        uint32_t flags = wrpo__load_flags(in, v, WRPO__TOKEN_ADDED, !again);
-        wrpo__shown shown;
+        uint32_t flags = wrpo__load_flags(v, WRPO__TOKEN_ADDED, !again);
         char want[16];
         if (!content->size) continue;
         /* the library chooses the id: the model's, else the next one from the size of the vocabulary on */
         int32_t id = wrpo__token_id(tok, content->text, content->size);
         bool known = id >= 0;
-        if (!known) id = (int32_t)in->next++;
+        if (!known) id = (int32_t)tok->next_id++;
         wrpo__token *token = &tok->tokens[id];
         snprintf(want, sizeof want, "%d", (int)id);
-        wrpo__show(shown, content->text, content->size);
+        const char *shown = wrpo__legible(content->text, content->size);
         if (strcmp(found, want) != 0)
-            wrpo__load_fail(in, number, "added token \"%s\": want the id %s, %s, found %.40s", shown, want,
+            wrpo__wrong(number, "added token \"%s\": want the id %s, %s, found %.40s", shown, want,
                             known ? "which the vocabulary gives it" : "the next one free", found);
         if (!known && token->text)
-            wrpo__load_fail(in, v, "added token \"%s\": its id %s is another token's", shown, want);
+            wrpo__wrong(v, "added token \"%s\": its id %s is another token's", shown, want);
         if (!known) wrpo__new_token(tok, id, content->text, content->size, 0);
         tok->size = WRPO__MAX(tok->size, id + 1);
-        if (!(token->flags & WRPO__TOKEN_ADDED)) wrpo__add_token(in, v, id, flags);
+        if (!(token->flags & WRPO__TOKEN_ADDED)) wrpo__add_token(tok, v, id, flags);
         else if ((token->flags & ~(uint32_t)(WRPO__TOKEN_MODEL | WRPO__TOKEN_RENAMED)) != flags)
-            wrpo__load_fail(in, v, "added token \"%s\" %s", shown,
+            wrpo__wrong(v, "added token \"%s\" %s", shown,
                             again ? "has other flags in tokenizer.json" : "stands twice, with different flags");
     }
 }
@@ -6810,71 +6642,68 @@ static const wrpo__class_defaults wrpo__tokenizer_classes[] = {
     {"GPT2Tokenizer", {"<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
     {"Qwen2Tokenizer", {NULL, "<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
 };
-/* A special token, a string or an object that holds it, becomes an added token, as in transformers. One that is not in
-   the vocabulary does not: transformers would give it an id for which the model has no row. Its *id is -1, but
-   templates use its text. Returns the text, or NULL: none. */
-static const wrpo_json *wrpo__load_special(const wrpo__loader *in, const wrpo_json *v, int32_t *id) {
-    const wrpo_json *text = v && v->kind == WRPO_JSON_OBJECT ? wrpo__json_get(v, "content") : v;
-    uint32_t flags = WRPO__TOKEN_ADDED | WRPO__TOKEN_SPECIAL;
-    *id = -1;
-    if (!text || text->kind != WRPO_JSON_STRING) return NULL;
-    *id = wrpo__token_id(in->tok, text->text, text->size);
-    if (text != v) flags = wrpo__load_flags(in, v, flags, false);
-    bool adds = *id >= 0 && text->size && !(in->tok->tokens[*id].flags & WRPO__TOKEN_ADDED);
-    if (adds) wrpo__add_token(in, v, *id, flags);
-    return text;
-}
-/* Special tokens by other names: any key that ends in _token, and the members of two lists. over: another file, whose
-   keys go first. */
-static void wrpo__load_unnamed(const wrpo__loader *in, const wrpo_json *file, const wrpo_json *over) {
-    int32_t id;
-    for (const wrpo_json *v = file ? file->child : NULL; v; v = v->next) {
-        if (wrpo__json_get(over, v->key)) continue;
-        if (wrpo__ends(v->key, "_token")) wrpo__load_special(in, v, &id);
-        else if (!strcmp(v->key, "additional_special_tokens") || !strcmp(v->key, "extra_special_tokens"))
-            for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_special(in, k, &id);
+/* The defaults of the class that tokenizer_config.json names, with or without "Fast"; NULL: none. */
+static const wrpo__class_defaults *wrpo__class_of(const wrpo_json *name) {
+    if (!name || name->kind != WRPO_JSON_STRING) return NULL;
+    size_t n = name->size - (wrpo__ends(name->text, "Fast") ? 4 : 0);
+    for (int64_t k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
+        const wrpo__class_defaults *class = &wrpo__tokenizer_classes[k];
+        if (strlen(class->name) == n && !strncmp(name->text, class->name, n)) return class;
     }
+    return NULL;
+}
+/* A special token, a string or an object that holds it, becomes an added token, as in transformers. One that is not in
+   the vocabulary does not: transformers would give it an id for which the model has no row. Returns its id, or -1.
+   keep: where its text goes, which templates use; NULL: nowhere, and what is no token is ignored. */
+static int32_t wrpo__load_special(wrpo_tokenizer *tok, const wrpo_json *v, const char **keep) {
+    const wrpo_json *text = v && v->kind == WRPO_JSON_OBJECT ? wrpo_json_get(v, "content") : v;
+    uint32_t flags = WRPO__TOKEN_ADDED | WRPO__TOKEN_SPECIAL;
+    if (!text || text->kind != WRPO_JSON_STRING) {
+        if (keep && v && v->kind != WRPO_JSON_NULL) wrpo__want(v, WRPO_JSON_STRING, NULL);
+        return -1;
+    }
+    if (keep) *keep = wrpo__strndup(tok->arena, text->text, text->size);
+    if (text != v) flags = wrpo__load_flags(v, flags, false);
+    const int32_t id = wrpo__token_id(tok, text->text, text->size);
+    if (id >= 0 && text->size && !(tok->tokens[id].flags & WRPO__TOKEN_ADDED)) wrpo__add_token(tok, v, id, flags);
+    return id;
 }
 /* The special tokens of tokenizer_config.json. Those of special_tokens_map.json go first if the config has no
-   added_tokens_decoder; if it has one, that file is not read. Those of the tokenizer's class are for what is absent. */
-static void wrpo__load_specials(wrpo__loader *in, const wrpo_json *map, const char *map_name) {
+   added_tokens_decoder; if it has one, that file is not read (map NULL). Those of the tokenizer's class are for what is
+   absent. Others have any key that ends in _token, or are the members of two lists. */
+static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map) {
     static const char *const adds[] = {"add_bos_token", "add_eos_token"};
-    wrpo_tokenizer *tok = in->tok;
-    const char *const config_name = in->name;
-    const wrpo_json *class_name = wrpo__json_get(tok->config, "tokenizer_class");
-    const char *name = class_name && class_name->kind == WRPO_JSON_STRING ? class_name->text : "";
-    const wrpo__class_defaults *class = NULL;
+    const wrpo_json *const files[2] = {map, tok->config};
+    const wrpo_json *class_name = wrpo_json_get(tok->config, "tokenizer_class");
+    const wrpo__class_defaults *class = wrpo__class_of(class_name);
     int32_t ids[7];
-    for (int64_t k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
-        size_t n = strlen(wrpo__tokenizer_classes[k].name);
-        if (strncmp(name, wrpo__tokenizer_classes[k].name, n) != 0) continue;
-        if (!name[n] || !strcmp(name + n, "Fast")) class = &wrpo__tokenizer_classes[k];
-    }
     for (int i = 0; i < 7; i++) {
         const char *key = wrpo__special_names[i], *usual = class ? class->special[i] : NULL;
         const wrpo_json own = {.kind = WRPO_JSON_STRING, .text = usual, .size = usual ? strlen(usual) : 0};
-        const wrpo_json *v = wrpo__json_get(map, key);
-        in->name = v ? map_name : config_name;
-        if (!v) v = wrpo__json_get(tok->config, key);
+        const wrpo_json *v = wrpo_json_get(map, key);
+        if (!v) v = wrpo_json_get(tok->config, key);
         if (!v && usual) v = &own;
-        const wrpo_json *text = wrpo__load_special(in, v, &ids[i]);
-        if (text) tok->special[i] = wrpo__strndup(tok->arena, text->text, text->size);
-        else if (v && v->kind != WRPO_JSON_NULL) wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, key);
+        ids[i] = wrpo__load_special(tok, v, &tok->special[i]);
     }
-    tok->bos = ids[0], tok->eos = ids[1];
-    in->name = map_name;
-    wrpo__load_unnamed(in, map, NULL);
-    in->name = config_name;
-    wrpo__load_unnamed(in, tok->config, map);
+    tok->bos = ids[0];
+    tok->eos = ids[1];
+    for (int f = 0; f < 2; f++) {
+        for (const wrpo_json *v = files[f] ? files[f]->child : NULL; v; v = v->next) {
+            bool list = !strcmp(v->key, "additional_special_tokens") || !strcmp(v->key, "extra_special_tokens");
+            if (f == 1 && wrpo_json_get(map, v->key)) continue;
+            if (wrpo__ends(v->key, "_token")) wrpo__load_special(tok, v, NULL);
+            for (const wrpo_json *k = list ? v->child : NULL; k; k = k->next) wrpo__load_special(tok, k, NULL);
+        }
+    }
     if (!class || !class->processor) return;
     /* transformers (4.x) gives these classes a post-processor of their own, whatever tokenizer.json says */
     tok->prefix = tok->suffix = NULL;
     for (int i = 0; i < 2; i++) {
         int32_t **list = i ? &tok->suffix : &tok->prefix;
-        const wrpo_json *v = wrpo__json_get(tok->config, adds[i]);
-        if (!wrpo__load_flag(in, tok->config, adds[i], i == 0)) continue;
+        const wrpo_json *v = wrpo_json_get(tok->config, adds[i]);
+        if (!wrpo__switch(tok->config, adds[i], i == 0)) continue;
         if (ids[i] < 0)
-            wrpo__load_fail(in, v ? v : class_name, "%s is true%s, but no %s is in the vocabulary", adds[i],
+            wrpo__wrong(v ? v : class_name, "%s is true%s, but no %s is in the vocabulary", adds[i],
                             v ? "" : ", as this class has it", wrpo__special_names[i]);
         stbds_arrput(*list, ids[i]);
     }
@@ -6884,97 +6713,100 @@ static void wrpo__load_specials(wrpo__loader *in, const wrpo_json *map, const ch
 static void wrpo__set_template(wrpo_tokenizer *tok, int i, const char *text, size_t size) {
     tok->chat[i] = (wrpo__template){.text = wrpo__strndup(tok->arena, text, size), .size = size};
 }
-/* chat_template of the config: a string, or a list of {name, template}, of which two names count. */
-static void wrpo__load_template(const wrpo__loader *in, const wrpo_json *v) {
+/* chat_template of the config: a string, or a list of {name, template}, of which two names count. Templates in files of
+   their own go first: if there is one, the config's do not count. */
+static void wrpo__load_templates(wrpo_tokenizer *tok, const wrpo_json *v) {
     static const char *const names[] = {"default", "tool_use"};
-    if (!v) return;
-    for (const wrpo_json *k = v->kind == WRPO_JSON_ARRAY ? v->child : NULL; k; k = k->next)
-        for (int i = 0; i < 2; i++) {
-            if (!wrpo__json_is(wrpo__json_get(k, "name"), names[i])) continue;
-            const wrpo_json *text = wrpo__load_need(in, k, "template", WRPO_JSON_STRING);
-            wrpo__set_template(in->tok, i, text->text, text->size);
-        }
-    if (v->kind == WRPO_JSON_ARRAY) return;
-    wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, "chat_template");
-    wrpo__set_template(in->tok, 0, v->text, v->size);
-}
-/* Templates in files of their own; if there is one, the config's do not count. */
-static void wrpo__load_template_files(wrpo_tokenizer *tok) {
     static const char *const files[] = {"chat_template.jinja", "additional_chat_templates/tool_use.jinja"};
+    if (v && v->kind != WRPO_JSON_ARRAY) {
+        wrpo__want(v, WRPO_JSON_STRING, NULL);
+        wrpo__set_template(tok, 0, v->text, v->size);
+        v = NULL;
+    }
+    for (const wrpo_json *k = v ? v->child : NULL; k; k = k->next)
+        for (int i = 0; i < 2; i++) {
+            if (!wrpo__json_is(wrpo_json_get(k, "name"), names[i])) continue;
+            const wrpo_json *text = wrpo__need(k, "template", WRPO_JSON_STRING);
+            wrpo__set_template(tok, i, text->text, text->size);
+        }
     bool found = false;
     for (int i = 0; i < 2; i++) {
         const char *path = wrpo__join(tok->arena, tok->dir, files[i]);
-        size_t bad;
         if (!wrpo__exists(path)) continue;
         const wrpo__file *f = wrpo__open_file(tok->scratch, path);
         const char *text = (const char *)f->data;
-        if (!wrpo__is_utf8(text, f->size, &bad))
-            wrpo__fail(tok->ctx, WRPO_E_FORMAT, "%s: not UTF-8 at byte %zu", path, bad);
+        const size_t valid = wrpo__valid_utf8(text, f->size);
+        if (valid < f->size) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "%s: not UTF-8 at byte %zu", path, valid);
         if (!found) memset(tok->chat, 0, sizeof tok->chat);
         found = true;
         wrpo__set_template(tok, i, text, f->size);
     }
 }
 /* The JSON object in a file of the directory, in the arena; NULL if there is no such file. */
-static const wrpo_json *wrpo__load_json(wrpo__loader *in, wrpo__arena *arena, const char *file) {
-    const char *path = wrpo__join(in->tok->arena, in->tok->dir, file);
+static const wrpo_json *wrpo__load_json(wrpo_tokenizer *tok, wrpo__arena *arena, const char *file) {
+    const char *path = wrpo__join(tok->arena, tok->dir, file);
     if (!wrpo__exists(path)) return NULL;
-    const wrpo__file *f = wrpo__open_file(in->tok->scratch, path);
-    in->name = path;
+    const wrpo__file *f = wrpo__open_file(tok->scratch, path);
     const wrpo_json *root = wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size);
-    return wrpo__json_want(in->ctx, path, root, WRPO_JSON_OBJECT, file);
+    return wrpo__want(root, WRPO_JSON_OBJECT, file);
 }
-static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir) {
-    wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
-    tok->ctx = arena->ctx, tok->arena = arena;
+/* The steps before BPE, and the decoder. */
+static void wrpo__load_edits(wrpo_tokenizer *tok, const wrpo_json *root) {
+    tok->edits = &tok->encoder;
+    wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED});
+    wrpo__load_component(tok, wrpo__present(root, "normalizer"), "normalizer", "normalizers");
+    tok->normalizer_end = stbds_arrlen(tok->encoder);
+    wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED, .normalized = true});
+    wrpo__load_component(tok, wrpo__present(root, "pre_tokenizer"), "pre_tokenizer", "pretokenizers");
+    if (tok->cuts) wrpo__put_split(tok, root, "\xE2\x96\x81+", WRPO__MERGED_WITH_NEXT);
+    tok->has_decoder = wrpo__present(root, "decoder");
+    tok->edits = &tok->decoder;
+    wrpo__load_component(tok, wrpo__present(root, "decoder"), "decoder", "decoders");
+}
+static void wrpo__tokenizer_init(wrpo_tokenizer *tok, wrpo__arena *arena, const char *dir) {
+    tok->ctx = arena->ctx;
+    tok->arena = arena;
     tok->dir = wrpo__strndup(arena, dir, strlen(dir));
     tok->scratch = wrpo__sub_arena(arena);
     double now = wrpo__now();
     tok->seed = wrpo__hash((uint64_t)(uintptr_t)arena, &now, sizeof now);  /* decides about speed, never about ids */
     wrpo__unicode_load_classes(arena, &tok->unicode);
-    int16_t next = 0x100;
+    uint32_t next = 0x100;
     memset(tok->char_byte, 0xFF, sizeof tok->char_byte);
-    for (int16_t b = 0; b < 256; b++) {  /* printable Latin-1 is itself, the other bytes are U+0100 and up */
-        tok->byte_char[b] = (b > 32 && b < 127) || (b > 160 && b != 173) ? b : next++;
-        tok->char_byte[tok->byte_char[b]] = b;
+    for (uint32_t b = 0; b < 256; b++) {  /* printable Latin-1 is itself, the other bytes are U+0100 and up */
+        const uint32_t c = (b > 32 && b < 127) || (b > 160 && b != 173) ? b : next++;
+        wrpo__utf8_put(tok->byte_text[b], c);
+        tok->char_byte[c] = (int16_t)b;
     }
-    wrpo__work work = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
-    wrpo__loader in = {.tok = tok, .ctx = tok->ctx, .name = dir, .work = &work};
-
-    tok->config = wrpo__load_json(&in, arena, "tokenizer_config.json");
-    const char *config_name = in.name;
-    const wrpo_json *again = NULL;
-    if (tok->config) again = wrpo__load_maybe(&in, tok->config, "added_tokens_decoder", WRPO_JSON_OBJECT);
-    const wrpo_json *root = wrpo__load_json(&in, tok->scratch, "tokenizer.json");
-    if (!root) wrpo__fail(tok->ctx, WRPO_E_IO, "%s: want a tokenizer.json in this directory, found none", dir);
-    const wrpo_json *version = wrpo__load_maybe(&in, root, "version", WRPO_JSON_STRING);
-    if (version && !wrpo__json_is(version, "1.0")) wrpo__load_refuse(&in, "tokenizer.json version", version);
-    /* truncation and padding are for batches of a fixed shape: transformers switches both off for a plain call */
-    const wrpo_json *model = wrpo__load_need(&in, root, "model", WRPO_JSON_OBJECT);
-    const wrpo_json *added = wrpo__load_maybe(&in, root, "added_tokens", WRPO_JSON_ARRAY);
-    wrpo__load_model(&in, model, (added ? added->count : 0) + (again ? again->count : 0));
-    tok->has_decoder = wrpo__present(root, "decoder");
-    in.edits = &tok->encoder;
-    stbds_arrput(tok->encoder, ((wrpo__edit){.kind = WRPO__EDIT_ADDED, .start = 0}));
-    wrpo__load_component(&in, wrpo__present(root, "normalizer"), "normalizer", "normalizers");
-    tok->normalizer_end = stbds_arrlen(tok->encoder);
-    stbds_arrput(tok->encoder, ((wrpo__edit){.kind = WRPO__EDIT_ADDED, .start = 1}));
-    wrpo__load_component(&in, wrpo__present(root, "pre_tokenizer"), "pre_tokenizer", "pretokenizers");
-    in.edits = &tok->decoder;
-    wrpo__load_component(&in, wrpo__present(root, "decoder"), "decoder", "decoders");
     stbds_arrput(tok->added, ((wrpo__added){"", 0, -1, 0}));
-    in.next = wrpo__json_get(model, "vocab")->count;
-    wrpo__load_added(&in, added, false);
-    wrpo__load_component(&in, wrpo__present(root, "post_processor"), "post_processor", "processors");
+}
+static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir) {
+    wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
+    wrpo__tokenizer_init(tok, arena, dir);
+    wrpo__work work = {.tok = tok, .out.arena = tok->scratch};
+    tok->work = &work;
 
-    const wrpo_json *map = again ? NULL : wrpo__load_json(&in, tok->scratch, "special_tokens_map.json");
-    const char *map_name = in.name;
-    in.name = config_name;
-    wrpo__load_added(&in, again, true);
-    wrpo__load_specials(&in, map, map_name);
-    wrpo__load_template(&in, wrpo__present(tok->config, "chat_template"));
-    wrpo__load_template_files(tok);
+    tok->config = wrpo__load_json(tok, arena, "tokenizer_config.json");
+    const wrpo_json *again = NULL;
+    if (tok->config) again = wrpo__maybe(tok->config, "added_tokens_decoder", WRPO_JSON_OBJECT);
+    const wrpo_json *root = wrpo__load_json(tok, tok->scratch, "tokenizer.json");
+    if (!root) wrpo__fail(tok->ctx, WRPO_E_IO, "%s: want a tokenizer.json in this directory, found none", dir);
+    const wrpo_json *version = wrpo__maybe(root, "version", WRPO_JSON_STRING);
+    if (version && !wrpo__json_is(version, "1.0")) wrpo__load_refuse("tokenizer.json version", version);
+    /* truncation and padding are for batches of a fixed shape: transformers switches both off for a plain call */
+    const wrpo_json *model = wrpo__need(root, "model", WRPO_JSON_OBJECT);
+    const wrpo_json *added = wrpo__maybe(root, "added_tokens", WRPO_JSON_ARRAY);
+    wrpo__load_model(tok, model, (added ? added->count : 0) + (again ? again->count : 0));
+    wrpo__load_edits(tok, root);
+    wrpo__load_added(tok, added, false);
+    wrpo__load_component(tok, wrpo__present(root, "post_processor"), "post_processor", "processors");
+
+    const wrpo_json *map = again ? NULL : wrpo__load_json(tok, tok->scratch, "special_tokens_map.json");
+    wrpo__load_added(tok, again, true);
+    wrpo__load_specials(tok, map);
+    wrpo__load_templates(tok, wrpo__present(tok->config, "chat_template"));
     wrpo__arena_clear(tok->scratch);
+    tok->work = NULL;
     return tok;
 }
 
@@ -6996,7 +6828,8 @@ static int32_t *wrpo__encode_new(wrpo_tokenizer *tok, const char *text, size_t s
 }
 WRPO_API wrpo_result wrpo_tokenizer_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags,
                                            int32_t **ids, int64_t *count) {
-    *ids = NULL, *count = 0;
+    *ids = NULL;
+    *count = 0;
     WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true, *ids = wrpo__encode_new(tok, text, size, flags, count));
     return wrpo__end(&wrpo__entry);
 }
@@ -7008,7 +6841,8 @@ static char *wrpo__decode_new(wrpo_tokenizer *tok, const int32_t *ids, int64_t c
 }
 WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special,
                                            char **text, size_t *size) {
-    *text = NULL, *size = 0;
+    *text = NULL;
+    *size = 0;
     WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true,
                *text = wrpo__decode_new(tok, ids, count, skip_special, size));
     return wrpo__end(&wrpo__entry);
@@ -7299,7 +7133,7 @@ static size_t wrpo__jlstrip(wrpo__jinja *J, wrpo__jv chars, const char *s, size_
 }
 static size_t wrpo__jrstrip(wrpo__jinja *J, wrpo__jv chars, const char *s, size_t from, size_t to) {
     for (size_t i; from < to; to = i) {
-        i = (size_t)wrpo__before(s, (int64_t)to);
+        i = wrpo__before(s, to);
         if (!wrpo__jone_of(J, chars, s + i, to - i)) break;
     }
     return to;
@@ -8523,9 +8357,9 @@ static void wrpo__jstatement(wrpo__jinja *J) {
 /* ---- a template, compiled once per tokenizer; a conversation through it ---- */
 static void wrpo__jcompile(wrpo_tokenizer *tok, wrpo__template *t) {
     wrpo__arena *outer = wrpo__current;
-    size_t n = 0, bad;
-    if (!wrpo__is_utf8(t->text, t->size, &bad))
-        wrpo__fail(tok->ctx, WRPO_E_FORMAT, "chat template, byte %zu: not UTF-8", bad + 1);
+    const size_t valid = wrpo__valid_utf8(t->text, t->size);
+    size_t n = 0;
+    if (valid < t->size) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "chat template, byte %zu: not UTF-8", valid + 1);
     if (!t->arena) t->arena = wrpo__sub_arena(tok->arena);
     wrpo__arena_clear(t->arena);  /* of an attempt that failed */
     wrpo__current = t->arena;
@@ -9246,13 +9080,12 @@ static void wrpo__add_stop(int32_t **list, int64_t id) {
 }
 /* Adds "eos_token_id" of the file; false: the file is missing or has none. */
 static bool wrpo__read_eos(const wrpo_model *model, const char *path, int32_t **list) {
-    wrpo_ctx *ctx = model->ctx;
     if (!wrpo__exists(path)) return false;
     const wrpo_json *root = wrpo__json_file(wrpo__current, path);
-    const wrpo_json *eos = wrpo__present(wrpo__json_want(ctx, path, root, WRPO_JSON_OBJECT, NULL), "eos_token_id");
+    const wrpo_json *eos = wrpo__present(wrpo__want(root, WRPO_JSON_OBJECT, NULL), "eos_token_id");
     const bool many = eos && eos->kind == WRPO_JSON_ARRAY;
     for (const wrpo_json *v = many ? eos->child : eos; v; v = many ? v->next : NULL)
-        wrpo__add_stop(list, wrpo__json_integer(ctx, path, v, 0, model->config.vocab_size - 1, "eos_token_id"));
+        wrpo__add_stop(list, wrpo__integer(v, 0, model->config.vocab_size - 1, "eos_token_id"));
     return eos != NULL;
 }
 static int32_t *wrpo__stop_tokens(wrpo_model *model, wrpo_tokenizer *tok) {
@@ -9965,7 +9798,6 @@ typedef struct wrpo__scoring {
     wrpo_reward_file_stats *stats;  /* mean: the sum */
 } wrpo__scoring;
 static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
-    wrpo_ctx *ctx = s->in.ctx;
     const char *path = s->in.desc.path;
     wrpo_reward_file_stats *stats = s->stats;
     wrpo_json **list = NULL, *texts = NULL;  /* stb arrays: responses, and the texts of list[0..n), which are scored */
@@ -9975,17 +9807,17 @@ static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
     const bool alone = wrpo__present(root, "content");
     if (alone) stbds_arrput(list, root);
     for (int k = 0; k < 2 && !alone; k++) {
-        const wrpo_json *all = wrpo__json_maybe(ctx, path, root, wrpo__lists[k], WRPO_JSON_ARRAY);
+        const wrpo_json *all = wrpo__maybe(root, wrpo__lists[k], WRPO_JSON_ARRAY);
         for (wrpo_json *v = all ? all->child : NULL; v; v = v->next) stbds_arrput(list, v);
     }
     const int64_t all = stbds_arrlen(list);
     if (!all)
-        wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root,
+        wrpo__wrong(root,
                         "want responses in \"sources\" or \"target\", or a \"content\", found none");
     for (int64_t i = 0; i < all; i++) {
-        const wrpo_json *content = wrpo__json_need(ctx, path, list[i], "content", WRPO_JSON_STRING);
+        const wrpo_json *content = wrpo__need(list[i], "content", WRPO_JSON_STRING);
         const wrpo_json *reward = wrpo__present(list[i], "reward");
-        if (reward) wrpo__json_real(ctx, path, reward, NULL);
+        if (reward) wrpo__real(reward, NULL);
         if (reward && !s->rescore) continue;
         list[stbds_arrlen(texts)] = list[i];
         stbds_arrput(texts, *content);
@@ -9994,7 +9826,7 @@ static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
     double *rewards = wrpo__alloc(wrpo__current, (size_t)n, sizeof *rewards);
     const wrpo_json *prompt = wrpo__present(root, "prompt");
     if (n && !prompt)
-        wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root,
+        wrpo__wrong(root,
                         "prompt: want a string, a message or an array of messages, found none");
     if (n) wrpo__score_answers(s->reward, &s->in, prompt, texts, n, rewards);
     for (int64_t k = 0; k < n; k++) {
@@ -10386,13 +10218,13 @@ typedef struct wrpo__state {  /* a file that is read */
     int64_t step, milliseconds;
 } wrpo__state;
 static const char *wrpo__state_text(const wrpo__state *s, const char *name) {
-    const wrpo_json *v = wrpo__json_get(s->metadata, name);
+    const wrpo_json *v = wrpo_json_get(s->metadata, name);
     return v ? v->text : "no such setting";
 }
 static void wrpo__state_same(const wrpo__state *s, const char *name, const char *want) {
     const char *found = wrpo__state_text(s, name);
     if (!strcmp(want, found)) return;
-    wrpo__fail(s->ctx, wrpo__json_get(s->metadata, name) ? WRPO_E_ARG : WRPO_E_FORMAT,
+    wrpo__fail(s->ctx, wrpo_json_get(s->metadata, name) ? WRPO_E_ARG : WRPO_E_FORMAT,
                "%s: %s: want %.100s, as this run has it, found %.100s", s->path, name, want, found);
 }
 static int64_t wrpo__state_count(const wrpo__state *s, const char *name, int64_t most) {
@@ -10412,8 +10244,8 @@ static wrpo__state wrpo__state_open(wrpo_trainer *t) {
     const char *file = (const char *)wrpo__open_file(wrpo__current, path)->data;
     uint64_t size, h = 0, sum;
     memcpy(&size, file, sizeof size);
-    s.metadata = wrpo__json_get(wrpo__json_parse(wrpo__current, path, 1, file + 8, (size_t)size), "__metadata__");
-    if (wrpo__json_get(s.metadata, "wrpo") && !wrpo__json_get(s.metadata, "state_format"))
+    s.metadata = wrpo_json_get(wrpo__json_parse(wrpo__current, path, 1, file + 8, (size_t)size), "__metadata__");
+    if (wrpo_json_get(s.metadata, "wrpo") && !wrpo_json_get(s.metadata, "state_format"))
         wrpo__fail(t->ctx, WRPO_E_UNSUPPORTED, "%s: state_format: want %d, which this version reads, found none: "
                    "version %.40s wrote the file, when formats had no number", path, WRPO__STATE_FORMAT,
                    wrpo__state_text(&s, "wrpo"));
@@ -10632,16 +10464,16 @@ typedef struct wrpo__prompts {  /* the prompts of some files */
 static void wrpo__prompts_add(wrpo__prompts *t, const char *path, bool ids) {
     for (wrpo__lines l = {.file = wrpo__open_file(t->arena, path)}; wrpo__next_line(&l); wrpo__arena_clear(t->temp)) {
         const wrpo_json *root = wrpo__json_parse(t->temp, path, l.number, l.text, l.size);
-        const wrpo_json *id = wrpo__present(wrpo__json_want(t->ctx, path, root, WRPO_JSON_OBJECT, "line"), "prompt_id");
-        if (id && id->kind != WRPO_JSON_NUMBER) wrpo__json_want(t->ctx, path, id, WRPO_JSON_STRING, NULL);
+        const wrpo_json *id = wrpo__present(wrpo__want(root, WRPO_JSON_OBJECT, "line"), "prompt_id");
+        if (id && id->kind != WRPO_JSON_NUMBER) wrpo__want(id, WRPO_JSON_STRING, NULL);
         if (ids && !id)
-            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id: want a string or a number, found none");
+            wrpo__wrong(root, "prompt_id: want a string or a number, found none");
         char *key = id ? wrpo__strndup(t->arena, id->text, id->size)
                        : wrpo__format(t->arena, "\xFF%lld", (long long)l.number);
         if (stbds_shgeti(t->prompts, key) < 0) stbds_shput(t->prompts, key, NULL);
         wrpo__gathered *prompt = stbds_shgetp(t->prompts, key);
         if (prompt->value && stbds_arrlast(prompt->value).file == l.file)
-            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want each once in a file, found "
+            wrpo__wrong(root, "prompt_id \"%.80s\": want each once in a file, found "
                             "it in line %lld too", key, (long long)stbds_arrlast(prompt->value).number);
         stbds_arrput(prompt->value, l);
     }
@@ -10653,10 +10485,10 @@ static void wrpo__prompts_open(wrpo__prompts *t, const char *const *paths, int64
     if (!t->prompts)
         wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
 }
-static void wrpo__add_response(wrpo__prompts *t, const char *path, const wrpo_json *v, const char *model, int list) {
-    wrpo__scored r = {.content = wrpo__json_need(t->ctx, path, v, "content", WRPO_JSON_STRING)};
-    r.number = wrpo__json_need(t->ctx, path, v, "reward", WRPO_JSON_NUMBER);
-    r.reward = wrpo__json_real(t->ctx, path, r.number, NULL);
+static void wrpo__add_response(wrpo__prompts *t, const wrpo_json *v, const char *model, int list) {
+    wrpo__scored r = {.content = wrpo__need(v, "content", WRPO_JSON_STRING)};
+    r.number = wrpo__need(v, "reward", WRPO_JSON_NUMBER);
+    r.reward = wrpo__real(r.number, NULL);
     r.answer = wrpo__present(v, "answer");
     if (!r.answer) r.answer = r.content;
     if (wrpo__jskip_space(r.content->text, r.content->size, 0) == r.content->size) {
@@ -10687,7 +10519,7 @@ static void wrpo__candidates_prompt(wrpo__prompts *t, const wrpo__lines *line, c
     if (!any) return;
     for (int k = 0; k < 3 && t->said; k++)
         if (!wrpo__json_same(says[k], t->prompt[k]))
-            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, line->file->path, says[k] ? says[k] : root,
+            wrpo__wrong(says[k] ? says[k] : root,
                             "prompt_id \"%.80s\": want the %s as in %s:%lld, found %s", id, wrpo__prompt_keys[k],
                             t->said->file->path, (long long)t->said->number, says[k] ? "another one" : "none");
     t->said = line;
@@ -10705,18 +10537,18 @@ static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__gathered *prompt, b
         const wrpo_json *root = wrpo__json_parse(t->temp, path, l->number, l->text, l->size);
         const bool alone = compare && wrpo__present(root, "content");
         bool found = alone;
-        t->id = wrpo__json_get(root, "prompt_id");
+        t->id = wrpo_json_get(root, "prompt_id");
         wrpo__candidates_prompt(t, l, root, prompt->key);
-        if (alone) wrpo__add_response(t, path, root, "", WRPO__TARGETS);
+        if (alone) wrpo__add_response(t, root, "", WRPO__TARGETS);
         for (int k = 0; k < 2 && !alone; k++) {
-            const wrpo_json *all = wrpo__json_maybe(t->ctx, path, root, wrpo__lists[k], WRPO_JSON_ARRAY);
+            const wrpo_json *all = wrpo__maybe(root, wrpo__lists[k], WRPO_JSON_ARRAY);
             for (const wrpo_json *v = all ? all->child : NULL; v; v = v->next)
-                wrpo__add_response(t, path, v, wrpo__json_need(t->ctx, path, v, "model", WRPO_JSON_STRING)->text,
+                wrpo__add_response(t, v, wrpo__need(v, "model", WRPO_JSON_STRING)->text,
                                    compare ? WRPO__TARGETS : k);
             found = found || all;
         }
         if (!found)
-            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want responses in \"sources\" or "
+            wrpo__wrong(root, "prompt_id \"%.80s\": want responses in \"sources\" or "
                             "\"target\", found neither", prompt->key);
     }
 }
@@ -10878,7 +10710,7 @@ static wrpo_json *wrpo__select_prompt(wrpo__selection *s) {
         return NULL;
     }
     if (!t->prompt[0])
-        wrpo__json_fail(t->ctx, WRPO_E_FORMAT, "candidates", t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of "
+        wrpo__wrong(t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of "
                         "its lines, found none", t->id->text);
     wrpo__softmax_shares(s->sources, s->desc.tau);
     return wrpo__make_record(s);
