@@ -179,6 +179,7 @@ typedef struct wrpo_json {   /* read-only; lives until wrpo_json_free of its roo
     wrpo_json_kind kind;
     bool boolean;
     bool exact;              /* NUMBER: an integer without fraction or exponent that fits `integer` */
+    const char *name;        /* of its text, as errors call it; NULL: not read from a text */
     int32_t line, column;    /* where the value begins, from 1 */
     const char *key; size_t key_size;  /* its name in the object around it; unescaped, NUL-terminated */
     const char *text; size_t size;  /* STRING: unescaped, NUL-terminated (may hold NULs); NUMBER: as written */
@@ -4027,48 +4028,66 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
 /* ------------------------------------------------------------ Stop here if you only want the algorithm. */
 
 /* --------------------------------------------------------------------------------------------- >>json
-   RFC 8259, strictly: valid UTF-8, no byte order mark, no lone surrogate, no key twice in an object, one
-   value and nothing after it. Every node knows its line and column.                                    */
+   RFC 8259, strictly: valid UTF-8, no byte order mark, no lone surrogate, no key twice in an object, one value and
+   nothing after it. A node knows the name of its text, its line and its column, for errors. */
 enum { WRPO__JSON_DEPTH = 256 };
-typedef char wrpo__shown[96];
 
-/* Foreign text in one of our sentences: control characters escaped, invalid UTF-8 as '?', cut to fit a wrpo__shown. */
-static const char *wrpo__show(char *out, const char *s, size_t n) {
-    size_t used = 0;
-    out[0] = 0;
+/* The text with escapes: of what JSON wants escaped, or of what a sentence should not show as it is. Bytes that are not
+   UTF-8 become U+FFFD or '?'. */
+static void wrpo__json_escape(wrpo__text *out, const char *s, size_t n, bool sentence) {
+    static const char special[] = "\"\\\b\f\n\r\t", escape[] = "\"\\bfnrt";
+    size_t done = 0;
     for (size_t i = 0, size; i < n; i += size) {
         const int32_t c = wrpo__utf8_get(s + i, n - i, &size);
-        char part[16] = "?";
-        if (c >= 0 && (c < 0x20 || (c >= 0x7F && c <= 0xA0))) snprintf(part, sizeof part, "\\u%04X", (unsigned)c);
-        else if (c >= 0) snprintf(part, sizeof part, "%.*s", (int)size, s + i);
-        const bool fits = used + strlen(part) + 4 <= sizeof(wrpo__shown);
-        used += (size_t)snprintf(out + used, sizeof(wrpo__shown) - used, "%s", fits ? part : "...");
-        if (!fits) break;
+        if (c >= 0x20 && (sentence ? c < 0x7F || c > 0xA0 : c != '"' && c != '\\')) continue;
+        wrpo__text_add(out, s + done, i - done);
+        done = i + size;
+        const char *simple = c > 0 ? strchr(special, c) : NULL;
+        if (c < 0) wrpo__text_puts(out, sentence ? "?" : "\xEF\xBF\xBD");
+        else if (simple) wrpo__text_printf(out, "\\%c", escape[simple - special]);
+        else wrpo__text_printf(out, "\\u%04X", (unsigned)c);
     }
-    return out;
+    wrpo__text_add(out, s + done, n - done);
 }
-/* "NAME:LINE:COLUMN: " and the sentence. */
-_Noreturn WRPO__PRINTF(5, 6) static void wrpo__json_fail(wrpo_ctx *ctx, wrpo_result code, const char *name,
-        const wrpo_json *v, const char *format, ...) {
+static void wrpo__json_quote(wrpo__text *out, const char *s, size_t n) {
+    wrpo__text_puts(out, "\"");
+    wrpo__json_escape(out, s, n, false);
+    wrpo__text_puts(out, "\"");
+}
+static const char *wrpo__legible(const char *s, size_t n) {  /* foreign text for a sentence, cut to 80 bytes */
+    wrpo__text out = {.arena = wrpo__current};
+    size_t shown = WRPO__MIN(n, 80);
+    while (shown < n && shown > 0 && (s[shown] & 0xC0) == 0x80) shown--;
+    wrpo__json_escape(&out, s, shown, true);
+    if (shown < n) wrpo__text_puts(&out, "...");
+    return out.data;
+}
+/* "NAME:LINE:COLUMN: " and the sentence; the sentence alone if v was not read from a text. */
+_Noreturn WRPO__PRINTF(3, 4)
+static void wrpo__fail_json(wrpo_result code, const wrpo_json *v, const char *format, ...) {
+    wrpo_ctx *ctx = wrpo__current->ctx;
     char text[400];
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    wrpo__fail_at(ctx, code, v->line, v->column, "%s:%d:%d: %s", name, v->line, v->column, text);
+    if (!v->name) wrpo__fail(ctx, code, "%s", text);
+    wrpo__fail_at(ctx, code, v->line, v->column, "%s:%d:%d: %s", v->name, v->line, v->column, text);
 }
+#define wrpo__wrong(v, ...) wrpo__fail_json(WRPO_E_FORMAT, v, __VA_ARGS__)
+#define wrpo__unsupported(v, ...) wrpo__fail_json(WRPO_E_UNSUPPORTED, v, __VA_ARGS__)
 
 /* ---- read ---- */
 typedef struct wrpo__json_in {
     wrpo__arena *arena;
     const char *name;
-    const char *at, *end;            /* what is left to read */
-    const char *line_begin; int64_t line;
-    int64_t inner;                   /* bytes of this line that continue a code point: they are no columns */
-    char *out;                       /* where the next unescaped text goes */
+    const char *at, *end;  /* what is left to read */
+    int64_t line;
+    const char *line_begin;  /* moved on by the bytes that continue a code point: they are no columns */
+    char *out;  /* where the next unescaped text goes */
 } wrpo__json_in;
 
-static int64_t wrpo__json_column(const wrpo__json_in *in) { return in->at - in->line_begin - in->inner + 1; }
+static int64_t wrpo__json_column(const wrpo__json_in *in) { return in->at - in->line_begin + 1; }
 _Noreturn static void wrpo__json_stop(wrpo__json_in *in, const char *want, const char *found) {
     const int64_t column = wrpo__json_column(in);
     wrpo__fail_at(in->arena->ctx, WRPO_E_FORMAT, in->line, column, "%s:%lld:%lld: want %s, found %s", in->name,
@@ -4076,31 +4095,38 @@ _Noreturn static void wrpo__json_stop(wrpo__json_in *in, const char *want, const
 }
 /* Refuses the next character. */
 _Noreturn static void wrpo__json_expect(wrpo__json_in *in, const char *want) {
-    char found[128];
-    wrpo__shown shown;
-    size_t n = (size_t)(in->end - in->at), size;
+    const size_t n = (size_t)(in->end - in->at);
+    const char *found = "the end of the text";
+    size_t size;
     const int32_t c = n ? wrpo__utf8_get(in->at, n, &size) : 0;
-    if (!n) snprintf(found, sizeof found, "the end of the text");
-    else if (c < 0) snprintf(found, sizeof found, "byte 0x%02X, which is not UTF-8 here", (unsigned char)*in->at);
-    else if (c == 0xFEFF) snprintf(found, sizeof found, "a byte order mark");
-    else if (c < 0x20) snprintf(found, sizeof found, "the control character U+%04X", (unsigned)c);
-    else {
-        size_t word = 0;                               /* NaN, True, undefined: shown whole */
+    if (n && c < 0)
+        found = wrpo__format(in->arena, "byte 0x%02X, which is not UTF-8 here", (unsigned char)*in->at);
+    else if (c == 0xFEFF) found = "a byte order mark";
+    else if (n && c < 0x20) found = wrpo__format(in->arena, "the control character U+%04X", (unsigned)c);
+    else if (n) {
+        size_t word = 0;  /* NaN, True, undefined: shown whole */
         while (word < n && word < 24 && (in->at[word] | 32) >= 'a' && (in->at[word] | 32) <= 'z') word++;
-        snprintf(found, sizeof found, "'%s'", wrpo__show(shown, in->at, word ? word : size));
+        found = wrpo__format(in->arena, "'%s'", wrpo__legible(in->at, word ? word : size));
     }
     wrpo__json_stop(in, want, found);
 }
-static char wrpo__json_peek(const wrpo__json_in *in) { return in->at < in->end ? *in->at : 0; }   /* 0 is never valid */
-static void wrpo__json_skip(wrpo__json_in *in, char c, const char *want) {
-    if (wrpo__json_peek(in) != c) wrpo__json_expect(in, want);
-    in->at++;
+static char wrpo__json_peek(const wrpo__json_in *in) { return in->at < in->end ? *in->at : 0; }  /* 0 is never valid */
+static bool wrpo__json_take(wrpo__json_in *in, const char *any) {  /* one of these characters */
+    const char c = wrpo__json_peek(in);
+    const bool found = c && strchr(any, c);
+    in->at += found;
+    return found;
+}
+static void wrpo__json_skip(wrpo__json_in *in, const char *c, const char *want) {
+    if (!wrpo__json_take(in, c)) wrpo__json_expect(in, want);
 }
 static void wrpo__json_space(wrpo__json_in *in) {
     for (; in->at < in->end; in->at++) {
         const char c = *in->at;
-        if (c == '\n') in->line++, in->line_begin = in->at + 1, in->inner = 0;
-        else if (c != ' ' && c != '\t' && c != '\r') return;
+        if (c != '\n' && c != ' ' && c != '\t' && c != '\r') return;
+        if (c != '\n') continue;
+        in->line++;
+        in->line_begin = in->at + 1;
     }
 }
 static uint32_t wrpo__json_hex4(wrpo__json_in *in) {
@@ -4116,7 +4142,6 @@ static uint32_t wrpo__json_hex4(wrpo__json_in *in) {
 /* The code point after \u; of a surrogate pair, both halves. */
 static uint32_t wrpo__json_unicode(wrpo__json_in *in) {
     const char *begin = in->at - 2;
-    char found[32];
     const uint32_t c = wrpo__json_hex4(in);
     if (c < 0xD800 || c > 0xDFFF) return c;
     if (c < 0xDC00 && in->end - in->at >= 2 && in->at[0] == '\\' && in->at[1] == 'u') {
@@ -4125,8 +4150,7 @@ static uint32_t wrpo__json_unicode(wrpo__json_in *in) {
         if (low >= 0xDC00 && low <= 0xDFFF) return 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
     }
     in->at = begin;
-    snprintf(found, sizeof found, "\\u%04X alone", (unsigned)c);
-    wrpo__json_stop(in, "both halves of a surrogate pair", found);
+    wrpo__json_stop(in, "both halves of a surrogate pair", wrpo__format(in->arena, "\\u%04X alone", (unsigned)c));
 }
 /* A string, after its opening quote. Unescaped text is never longer than its source: its NUL replaces a quote, and
    every number is followed by a byte. So one buffer of the text's size and 1 holds all strings, keys and numbers. */
@@ -4134,24 +4158,23 @@ static const char *wrpo__json_string(wrpo__json_in *in, size_t *size) {
     static const char escapes[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
     char *begin = in->out;
     for (;;) {
-        const char *run = in->at;                      /* copied as it is */
+        const char *run = in->at;  /* copied as it is */
         while (in->at < in->end && (unsigned char)*in->at >= 0x20 && *in->at != '"' && *in->at != '\\') {
             size_t bytes;
             if (wrpo__utf8_get(in->at, (size_t)(in->end - in->at), &bytes) < 0) break;
-            in->inner += (int64_t)bytes - 1;
+            in->line_begin += bytes - 1;
             in->at += bytes;
         }
         memcpy(in->out, run, (size_t)(in->at - run));
         in->out += in->at - run;
-        if (wrpo__json_peek(in) == '"') break;
-        wrpo__json_skip(in, '\\', "a string's text or its closing '\"'");
+        if (wrpo__json_take(in, "\"")) break;
+        wrpo__json_skip(in, "\\", "a string's text or its closing '\"'");
         const char c = wrpo__json_peek(in), *simple = c ? strchr(escapes, c) : NULL;
         if (!simple && c != 'u') wrpo__json_expect(in, "one of \" \\ / b f n r t u after a backslash");
         in->at++;
         if (simple) *in->out++ = meant[simple - escapes];
         else in->out += wrpo__utf8_put(in->out, wrpo__json_unicode(in));
     }
-    in->at++;
     *size = (size_t)(in->out - begin);
     *in->out++ = 0;
     return begin;
@@ -4164,19 +4187,18 @@ static double wrpo__json_double(wrpo__arena *arena, const char *s, size_t n) {
             (int)(end - point - 1), point + 1), NULL);
 }
 static void wrpo__json_digits(wrpo__json_in *in) {
-    if (wrpo__json_peek(in) < '0' || wrpo__json_peek(in) > '9') wrpo__json_expect(in, "a digit");
-    while (wrpo__json_peek(in) >= '0' && wrpo__json_peek(in) <= '9') in->at++;
+    static const char digits[] = "0123456789";
+    wrpo__json_skip(in, digits, "a digit");
+    while (wrpo__json_take(in, digits)) {}
 }
 static void wrpo__json_read_number(wrpo__json_in *in, wrpo_json *v) {
     const char *begin = in->at;
-    if (*begin == '-') in->at++;
-    if (wrpo__json_peek(in) == '0') in->at++;
-    else wrpo__json_digits(in);
-    const char *point = in->at;                        /* where the integer ends */
-    if (wrpo__json_peek(in) == '.') { in->at++; wrpo__json_digits(in); }
-    if ((wrpo__json_peek(in) | 32) == 'e') {
-        in->at++;
-        if (wrpo__json_peek(in) == '+' || wrpo__json_peek(in) == '-') in->at++;
+    wrpo__json_take(in, "-");
+    if (!wrpo__json_take(in, "0")) wrpo__json_digits(in);
+    const char *point = in->at;  /* where the integer ends */
+    if (wrpo__json_take(in, ".")) wrpo__json_digits(in);
+    if (wrpo__json_take(in, "eE")) {
+        wrpo__json_take(in, "+-");
         wrpo__json_digits(in);
     }
     v->kind = WRPO_JSON_NUMBER;
@@ -4188,7 +4210,7 @@ static void wrpo__json_read_number(wrpo__json_in *in, wrpo_json *v) {
     const long long integer = strtoll(v->text, NULL, 10);
     v->exact = in->at == point && errno == 0;
     if (v->exact) v->integer = integer;
-    v->number = v->integer ? (double)v->integer : wrpo__json_double(in->arena, begin, v->size);   /* -0 too */
+    v->number = v->integer ? (double)v->integer : wrpo__json_double(in->arena, begin, v->size);  /* -0 too */
 }
 static bool wrpo__json_word(wrpo__json_in *in, const char *word) {
     const size_t n = strlen(word);
@@ -4196,9 +4218,9 @@ static bool wrpo__json_word(wrpo__json_in *in, const char *word) {
     if (found) in->at += n;
     return found;
 }
-/* Every key of this object once. The hash table is at most half full. Keys made to collide would take quadratic time;
-   they are refused long before. */
-static void wrpo__json_unique(wrpo__json_in *in, const wrpo_json *object) {
+/* Every key of this object once. The hash table is at most half full. Keys made to collide, which would take quadratic
+   time, are refused long before. */
+static void wrpo__json_unique(const wrpo__json_in *in, const wrpo_json *object) {
     const wrpo_json *small[64] = {0}, **table = small;
     size_t slots = 64;
     while (slots < (size_t)object->count * 2) slots *= 2;
@@ -4206,23 +4228,20 @@ static void wrpo__json_unique(wrpo__json_in *in, const wrpo_json *object) {
     int64_t steps = 16 * object->count + 1024;
     for (const wrpo_json *b = object->child; b; b = b->next) {
         size_t i = wrpo__hash(0, b->key, b->key_size) & (slots - 1);
-        for (; table[i]; i = (i + 1) & (slots - 1)) {
-            const wrpo_json *a = table[i];
-            wrpo__shown key;
+        for (const wrpo_json *a; (a = table[i]) != NULL; i = (i + 1) & (slots - 1)) {
             if (a->key_size == b->key_size && !memcmp(a->key, b->key, a->key_size))
-                wrpo__json_fail(in->arena->ctx, WRPO_E_FORMAT, in->name, b,
-                        "want every key once, found \"%s\" again (first on line %d)",
-                        wrpo__show(key, b->key, b->key_size), a->line);
+                wrpo__wrong(b, "want every key once, found \"%s\" again (first on line %d)",
+                        wrpo__legible(b->key, b->key_size), a->line);
             if (--steps == 0)
-                wrpo__json_fail(in->arena->ctx, WRPO_E_UNSUPPORTED, in->name, object,
-                        "want keys as texts have them, found %lld made to collide", (long long)object->count);
+                wrpo__unsupported(object, "want keys as texts have them, found %lld made to collide",
+                        (long long)object->count);
         }
         table[i] = b;
     }
     if (table != small) wrpo__block_free(table);
 }
 static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth);
-static void wrpo__json_members(wrpo__json_in *in, wrpo_json *v, int depth) {       /* from bracket to bracket */
+static void wrpo__json_members(wrpo__json_in *in, wrpo_json *v, int depth) {  /* from bracket to bracket */
     const bool object = v->kind == WRPO_JSON_OBJECT;
     wrpo_json **tail = &v->child;
     if (depth == WRPO__JSON_DEPTH) wrpo__json_stop(in, "at most 256 levels of nesting", "one more");
@@ -4235,26 +4254,25 @@ static void wrpo__json_members(wrpo__json_in *in, wrpo_json *v, int depth) {    
         v->count++;
         if (object) {
             wrpo__json_space(in);
-            wrpo__json_skip(in, '"', "a key in double quotes");
+            wrpo__json_skip(in, "\"", "a key in double quotes");
             member->key = wrpo__json_string(in, &member->key_size);
             wrpo__json_space(in);
-            wrpo__json_skip(in, ':', "':' after a key");
+            wrpo__json_skip(in, ":", "':' after a key");
         }
         wrpo__json_value(in, member, depth + 1);
-        more = wrpo__json_peek(in) == ',';
-        if (more) in->at++;
+        more = wrpo__json_take(in, ",");
     }
-    wrpo__json_skip(in, object ? '}' : ']', object ? "',' or '}'" : "',' or ']'");
+    wrpo__json_skip(in, object ? "}" : "]", object ? "',' or '}'" : "',' or ']'");
     if (object) wrpo__json_unique(in, v);
 }
 /* One value, and the space around it. */
 static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth) {
     wrpo__json_space(in);
+    v->name = in->name;
     v->line = (int32_t)WRPO__MIN(in->line, INT32_MAX);
     v->column = (int32_t)wrpo__json_column(in);
     const char c = wrpo__json_peek(in);
-    if (c == '"') {
-        in->at++;
+    if (wrpo__json_take(in, "\"")) {
         v->kind = WRPO_JSON_STRING;
         v->text = wrpo__json_string(in, &v->size);
     } else if (c == '[' || c == '{') {
@@ -4266,15 +4284,13 @@ static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth) {
     else if (!wrpo__json_word(in, "null")) wrpo__json_expect(in, "a value");
     wrpo__json_space(in);
 }
-/* The text as a tree in the arena. name: what errors call it. first_line: its line in a file of JSON lines, else 1. */
-static wrpo_json *wrpo__json_parse(wrpo__arena *arena, const char *name, int64_t first_line, const char *text,
-        size_t n) {
+/* The text as a tree in the arena. name: what errors call it; it outlives the tree. line: the text's in a file of JSON
+   lines, else 1. */
+static wrpo_json *wrpo__json_parse(wrpo__arena *arena, const char *name, int64_t line, const char *text, size_t n) {
     if (n >= INT32_MAX)
         wrpo__fail(arena->ctx, WRPO_E_UNSUPPORTED, "%s: want less than 2 GiB of JSON, found %zu bytes", name, n);
     if (!n) text = "";
-    wrpo__json_in in = {.arena = arena, .name = name, .at = text, .end = text + n};
-    in.line_begin = text, in.line = first_line;
-    in.out = wrpo__raw(arena, n + 1, 1);
+    wrpo__json_in in = {arena, name, text, text + n, line, text, wrpo__raw(arena, n + 1, 1)};
     wrpo_json *root = WRPO__NEW(arena, wrpo_json);
     wrpo__json_value(&in, root, 0);
     if (in.at != in.end) wrpo__json_expect(&in, "the end of the text");
@@ -4286,18 +4302,18 @@ static wrpo_json *wrpo__json_file(wrpo__arena *arena, const char *path) {
 }
 
 /* ---- use: values as they are wanted, or "NAME:LINE:COLUMN: KEY: want ..., found ..." ---- */
-static const wrpo_json *wrpo__json_get(const wrpo_json *object, const char *key) {
+WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key) {
     if (!object || object->kind != WRPO_JSON_OBJECT) return NULL;
     const size_t n = strlen(key);
     for (const wrpo_json *v = object->child; v; v = v->next)
         if (v->key_size == n && !memcmp(v->key, key, n)) return v;
     return NULL;
 }
-static const wrpo_json *wrpo__present(const wrpo_json *object, const char *key) {      /* NULL: absent or null */
-    const wrpo_json *v = wrpo__json_get(object, key);
+static const wrpo_json *wrpo__present(const wrpo_json *object, const char *key) {  /* NULL: absent or null */
+    const wrpo_json *v = wrpo_json_get(object, key);
     return v && v->kind != WRPO_JSON_NULL ? v : NULL;
 }
-static bool wrpo__json_is(const wrpo_json *v, const char *text) {      /* this string */
+static bool wrpo__json_is(const wrpo_json *v, const char *text) {  /* this string */
     return v && v->kind == WRPO_JSON_STRING && v->size == strlen(text) && !memcmp(v->text, text, v->size);
 }
 static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
@@ -4307,105 +4323,73 @@ static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
     if (a->kind == WRPO_JSON_BOOL) return a->boolean == b->boolean;
     const wrpo_json *x = a->child, *y = b->child;
     for (; x; x = x->next, y = y->next)
-        if (!wrpo__json_same(x, a->kind == WRPO_JSON_OBJECT ? wrpo__json_get(b, x->key) : y)) return false;
+        if (!wrpo__json_same(x, a->kind == WRPO_JSON_OBJECT ? wrpo_json_get(b, x->key) : y)) return false;
     return true;
 }
-/* What a value is, for the end of a sentence; out is a wrpo__shown. */
-static const char *wrpo__json_found(char *out, const wrpo_json *v) {
-    wrpo__shown text;
-    const size_t n = sizeof(wrpo__shown);
-    switch (v->kind) {
-    case WRPO_JSON_NULL: snprintf(out, n, "null"); break;
-    case WRPO_JSON_BOOL: snprintf(out, n, v->boolean ? "true" : "false"); break;
-    case WRPO_JSON_NUMBER: snprintf(out, n, v->size > 40 ? "%.40s..." : "%s", v->text); break;
-    case WRPO_JSON_STRING: snprintf(out, n, "\"%.80s\"", wrpo__show(text, v->text, WRPO__MIN(v->size, 64))); break;
-    case WRPO_JSON_ARRAY: snprintf(out, n, "an array of %lld", (long long)v->count); break;
-    case WRPO_JSON_OBJECT: snprintf(out, n, "an object of %lld", (long long)v->count); break;
-    }
-    return out;
-}
-static const char *wrpo__json_kind(wrpo_json_kind kind) {
-    static const char *const names[] = {"null", "true or false", "a number", "a string", "an array", "an object"};
-    return names[kind];
+static const char *const wrpo__json_kinds[] = {
+    "null", "true or false", "a number", "a string", "an array", "an object"};
+static const char *wrpo__found(const wrpo_json *v) {  /* what a value is, for the end of a sentence */
+    if (v->kind == WRPO_JSON_NULL) return "null";
+    if (v->kind == WRPO_JSON_BOOL) return v->boolean ? "true" : "false";
+    if (v->kind == WRPO_JSON_NUMBER) return wrpo__legible(v->text, v->size);
+    if (v->kind == WRPO_JSON_STRING) return wrpo__format(wrpo__current, "\"%s\"", wrpo__legible(v->text, v->size));
+    return wrpo__format(wrpo__current, "%s of %lld", wrpo__json_kinds[v->kind], (long long)v->count);
 }
 /* what: the value in words; NULL = its key. */
-_Noreturn static void wrpo__json_refuse(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what,
-        const char *want) {
-    wrpo__shown key, found;
-    if (!what) what = v->key ? wrpo__show(key, v->key, v->key_size) : "JSON";
-    wrpo__json_fail(ctx, WRPO_E_FORMAT, name, v, "%s: want %s, found %s", what, want, wrpo__json_found(found, v));
+_Noreturn static void wrpo__refuse(const wrpo_json *v, const char *what, const char *want) {
+    if (!what) what = v->key ? wrpo__legible(v->key, v->key_size) : "JSON";
+    wrpo__wrong(v, "%s: want %s, found %s", what, want, wrpo__found(v));
 }
-static const wrpo_json *wrpo__json_want(wrpo_ctx *ctx, const char *name, const wrpo_json *v, wrpo_json_kind kind,
-        const char *what) {
-    if (v->kind != kind) wrpo__json_refuse(ctx, name, v, what, wrpo__json_kind(kind));
+static const wrpo_json *wrpo__want(const wrpo_json *v, wrpo_json_kind kind, const char *what) {
+    if (v->kind != kind) wrpo__refuse(v, what, wrpo__json_kinds[kind]);
     return v;
 }
 /* A member of an object: NULL if it is absent or null, else of this kind. */
-static const wrpo_json *wrpo__json_maybe(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key,
-        wrpo_json_kind kind) {
-    const wrpo_json *v = wrpo__present(wrpo__json_want(ctx, name, object, WRPO_JSON_OBJECT, NULL), key);
-    return v ? wrpo__json_want(ctx, name, v, kind, NULL) : NULL;
+static const wrpo_json *wrpo__maybe(const wrpo_json *object, const char *key, wrpo_json_kind kind) {
+    const wrpo_json *v = wrpo__present(wrpo__want(object, WRPO_JSON_OBJECT, NULL), key);
+    return v ? wrpo__want(v, kind, NULL) : NULL;
+}
+static bool wrpo__switch(const wrpo_json *object, const char *key, bool otherwise) {
+    const wrpo_json *v = wrpo__maybe(object, key, WRPO_JSON_BOOL);
+    return v ? v->boolean : otherwise;
 }
 /* A member that must be there, of this kind. */
-static const wrpo_json *wrpo__json_need(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key,
-        wrpo_json_kind kind) {
-    const wrpo_json *v = wrpo__json_get(wrpo__json_want(ctx, name, object, WRPO_JSON_OBJECT, NULL), key);
-    if (!v) wrpo__json_fail(ctx, WRPO_E_FORMAT, name, object, "%s: want %s, found no such key in this object", key,
-            wrpo__json_kind(kind));
-    return wrpo__json_want(ctx, name, v, kind, NULL);
+static const wrpo_json *wrpo__need(const wrpo_json *object, const char *key, wrpo_json_kind kind) {
+    const wrpo_json *v = wrpo_json_get(wrpo__want(object, WRPO_JSON_OBJECT, NULL), key);
+    if (!v) wrpo__wrong(object, "%s: want %s, found no such key in this object", key, wrpo__json_kinds[kind]);
+    return wrpo__want(v, kind, NULL);
 }
-static int64_t wrpo__json_integer(wrpo_ctx *ctx, const char *name, const wrpo_json *v, int64_t low, int64_t high,
-        const char *what) {
-    char want[80];
-    if (v->kind == WRPO_JSON_NUMBER && v->exact && v->integer >= low && v->integer <= high) return v->integer;
-    snprintf(want, sizeof want, "an integer from %lld to %lld", (long long)low, (long long)high);
-    wrpo__json_refuse(ctx, name, v, what, want);
+static int64_t wrpo__integer(const wrpo_json *v, long long low, long long high, const char *what) {
+    if (v->kind != WRPO_JSON_NUMBER || !v->exact || v->integer < low || v->integer > high)
+        wrpo__refuse(v, what, wrpo__format(wrpo__current, "an integer from %lld to %lld", low, high));
+    return v->integer;
 }
-static double wrpo__json_real(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what) {
-    if (v->kind != WRPO_JSON_NUMBER || !isfinite(v->number)) wrpo__json_refuse(ctx, name, v, what, "a finite number");
+static double wrpo__real(const wrpo_json *v, const char *what) {
+    if (v->kind != WRPO_JSON_NUMBER || !isfinite(v->number)) wrpo__refuse(v, what, "a finite number");
     return v->number;
 }
 
-/* ---- build: a node is in one list only, so trees are put together from shallow copies ---- */
-static wrpo_json *wrpo__json_copy(wrpo__arena *arena, const wrpo_json *v, const char *key) {   /* key NULL: its own */
-    wrpo_json *copy = WRPO__NEW(arena, wrpo_json);
+/* A new last member: a shallow copy, for a node is in one list only. key NULL: its own. */
+static wrpo_json *wrpo__json_put(wrpo_json *parent, const wrpo_json *v, const char *key) {
+    wrpo_json **tail = &parent->child, *copy = WRPO__NEW(wrpo__current, wrpo_json);
+    while (*tail) tail = &(*tail)->next;
+    *tail = copy;
     *copy = *v;
     copy->next = NULL;
-    if (key) copy->key = key, copy->key_size = strlen(key);
-    return copy;
-}
-static void wrpo__json_append(wrpo_json *parent, wrpo_json *v) {
-    wrpo_json **tail = &parent->child;
-    while (*tail) tail = &(*tail)->next;
-    *tail = v;
+    if (key) copy->key = key;
+    if (key) copy->key_size = strlen(key);
     parent->count++;
+    return copy;
 }
 
 /* ---- write ---- */
-static void wrpo__json_quote(wrpo__text *out, const char *s, size_t n) {   /* bytes that are not UTF-8 become U+FFFD */
-    static const char special[] = "\"\\\b\f\n\r\t", escape[] = "\"\\bfnrt";
-    size_t done = 0;
-    wrpo__text_puts(out, "\"");
-    for (size_t i = 0, size; i < n; i += size) {
-        const int32_t c = wrpo__utf8_get(s + i, n - i, &size);
-        if (c >= 0x20 && c != '"' && c != '\\') continue;
-        wrpo__text_add(out, s + done, i - done);
-        done = i + size;
-        const char *simple = c > 0 ? strchr(special, c) : NULL;
-        if (c < 0) wrpo__text_puts(out, "\xEF\xBF\xBD");
-        else if (simple) wrpo__text_printf(out, "\\%c", escape[simple - special]);
-        else wrpo__text_printf(out, "\\u%04X", (unsigned)c);
-    }
-    wrpo__text_add(out, s + done, n - done);
-    wrpo__text_puts(out, "\"");
-}
 /* The fewest digits that read back as the finite x, whatever the locale; returns their count. |x| = d.ddd * 10^power */
 static int wrpo__json_digits_of(double x, char digits[24], int *power) {
     char s[48];
     int n = 0, precision = 0;
     do snprintf(s, sizeof s, "%.*e", precision, x); while (strtod(s, NULL) != x && ++precision < 17);
     const char *p = s;
-    for (; *p != 'e'; p++)                             /* skips the sign and a decimal point of any locale */
+    for (; *p != 'e'; p++)  /* skips the sign and a decimal point of any locale */
         if (*p >= '0' && *p <= '9') digits[n++] = *p;
     digits[n] = 0;
     *power = (int)strtol(p + 1, NULL, 10);
@@ -4436,11 +4420,16 @@ static void wrpo__double_write(wrpo__text *out, double x, bool python) {
     else if (power < n - 1) wrpo__text_printf(out, "%.*s.%s", power + 1, digits, digits + power + 1);
     else wrpo__text_printf(out, "%s%.*s%s", digits, power - n + 1, "0000000000000000", python ? ".0" : "");
 }
-static void wrpo__json_number(wrpo__text *out, double x) {   /* NaN and infinity become null */
+static void wrpo__json_number(wrpo__text *out, double x) {  /* NaN and infinity become null */
     if (isfinite(x)) wrpo__double_write(out, x, false);
     else wrpo__text_puts(out, "null");
 }
-static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {    /* on one line; numbers as they were written */
+static const char *wrpo__number_text(double x) {  /* as JSON writes it */
+    wrpo__text text = {.arena = wrpo__current};
+    wrpo__json_number(&text, x + 0.0);  /* -0 becomes 0 */
+    return text.data;
+}
+static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {  /* on one line; numbers as they were written */
     const bool object = v->kind == WRPO_JSON_OBJECT;
     switch (v->kind) {
     case WRPO_JSON_NULL: wrpo__text_puts(out, "null"); return;
@@ -4459,12 +4448,11 @@ static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {    /* on one
 }
 
 /* ---- the public face ---- */
-typedef struct wrpo__json_root { wrpo__arena *arena; wrpo_json node; } wrpo__json_root;   /* the user holds &node */
-static wrpo_json *wrpo__json_new(const char *name, const char *text, size_t size) {
-    wrpo__json_root *root = WRPO__NEW(wrpo__current, wrpo__json_root);
-    root->arena = wrpo__current;
-    root->node = *wrpo__json_parse(root->arena, name ? name : "JSON", 1, text, size);
-    return &root->node;
+static wrpo_json *wrpo__json_new(wrpo__arena *arena, const char *name, const char *text, size_t size) {
+    if (!name) name = "JSON";
+    wrpo_json *root = wrpo__raw(arena, 1, sizeof *root);  /* its block knows the arena */
+    *root = *wrpo__json_parse(arena, wrpo__strndup(arena, name, strlen(name)), 1, text, size);
+    return root;
 }
 static char *wrpo__json_line(wrpo_ctx *ctx, const wrpo_json *value) {
     wrpo__text t = {.arena = wrpo__current};
@@ -4473,15 +4461,12 @@ static char *wrpo__json_line(wrpo_ctx *ctx, const wrpo_json *value) {
 }
 WRPO_API wrpo_result wrpo_json_parse(wrpo_ctx *ctx, const char *name, const char *text, size_t size, wrpo_json **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__json_new(name, text, size));
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__json_new(wrpo__current, name, text, size));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_json_free(wrpo_ctx *ctx, wrpo_json *root) {
     (void)ctx;
-    if (root) wrpo__arena_free(((wrpo__json_root *)(void *)((char *)root - offsetof(wrpo__json_root, node)))->arena);
-}
-WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key) {
-    return wrpo__json_get(object, key);
+    if (root) wrpo__arena_free(wrpo__block_of(root)->arena);
 }
 WRPO_API wrpo_result wrpo_json_text(wrpo_ctx *ctx, const wrpo_json *value, char **out) {
     *out = NULL;
@@ -4492,11 +4477,10 @@ WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t siz
     const wrpo_json value = {.kind = WRPO_JSON_STRING, .text = text, .size = size};
     return wrpo_json_text(ctx, &value, out);
 }
-
 /* ------------------------------------------------------------------------------------------ >>tensors
-   safetensors: 8 bytes N, little-endian; N bytes of JSON; the data. The JSON names every tensor with its
-   dtype, shape and [begin, end) in the data. The tensors cover the data without a hole or an overlap.
-   Opening reads headers only, so a checkpoint of any size opens in milliseconds.                       */
+   safetensors: 8 bytes N, little-endian; N bytes of JSON; the data. The JSON names every tensor with its dtype, shape
+   and [begin, end) in the data, which the tensors cover without a hole or an overlap. Opening reads headers only: a
+   checkpoint of any size opens in milliseconds. */
 #if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #error "wrpo.h: checkpoints are little-endian, and so must the machine be"
 #endif
@@ -4512,38 +4496,39 @@ static const struct wrpo__dtype { const char *name, *torch; int bits; } wrpo__dt
     {"U16", "", 16}, {"U8", "", 8}, {"BOOL", "", 8}, {"C64", "", 64}, {"F8_E5M2", "", 8}, {"F8_E4M3", "", 8},
     {"F8_E8M0", "", 8}, {"F8_E4M3FNUZ", "", 8}, {"F8_E5M2FNUZ", "", 8}, {"F6_E2M3", "", 6}, {"F6_E3M2", "", 6},
     {"F4", "", 4}};
-static int wrpo__dtype_index(const char *name) {       /* 0: no such dtype */
+static int wrpo__dtype_index(const char *name) {  /* 0: no such dtype */
     for (int i = 1; i < WRPO__COUNT(wrpo__dtypes); i++)
         if (!strcmp(wrpo__dtypes[i].name, name)) return i;
     return 0;
 }
 static const char *wrpo__dtype_name(wrpo_dtype dtype) { return wrpo__dtypes[dtype].name; }
+/* "FILE: TENSOR: " and the sentence. */
+#define wrpo__fail_tensor(code, t, format, ...) \
+    wrpo__fail(wrpo__current->ctx, code, "%s: %.80s: " format, (t)->file, (t)->name, __VA_ARGS__)
+#define wrpo__wrong_tensor(t, ...) wrpo__fail_tensor(WRPO_E_FORMAT, t, __VA_ARGS__)
 /* WRPO_DTYPE_DEFAULT: wrpo__to_float cannot read this tensor. */
 static wrpo_dtype wrpo__float_dtype(const wrpo_tensor_info *t) {
     const int i = wrpo__dtype_index(t->dtype);
     return i <= WRPO_DTYPE_F16 ? (wrpo_dtype)i : WRPO_DTYPE_DEFAULT;
 }
-static wrpo_dtype wrpo__need_float(wrpo_ctx *ctx, const wrpo_tensor_info *t) {
+static wrpo_dtype wrpo__need_float(const wrpo_tensor_info *t) {
     const wrpo_dtype dtype = wrpo__float_dtype(t);
-    if (!dtype)
-        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", t->file, t->name, t->dtype);
+    if (!dtype) wrpo__fail_tensor(WRPO_E_UNSUPPORTED, t, "want F32, F16 or BF16, found %s", t->dtype);
     return dtype;
 }
 
-/* Conversions move bit patterns, not floats: no signalling NaN is quieted, no mode flushes a denormal. */
+/* Conversions move bit patterns: no signalling NaN is quieted, no mode flushes a denormal that the result can tell. */
 static uint16_t wrpo__float_to_f16(float x) {
     const uint32_t u = wrpo__float_bits(x), sign = u >> 16 & 0x8000u, a = u & 0x7FFFFFFFu;
     if (a > 0x7F800000u) return (uint16_t)(sign | 0x7E00u | (a >> 13 & 0x3FFu));
-    if (a >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u);               /* from 65520 on: infinity */
-    if (a >= 0x38800000u) return (uint16_t)(sign | ((a - (112u << 23) + 0xFFFu + (a >> 13 & 1)) >> 13));
-    if (a < 0x33000000u) return (uint16_t)sign;                            /* below 2^-25, half the least denormal */
-    const uint32_t shift = 126 - (a >> 23), m = (a & 0x7FFFFFu) | 0x800000u;       /* 14..24: units of 2^-24 */
-    const uint32_t rest = m & ((1u << shift) - 1), half = 1u << (shift - 1), kept = m >> shift;
-    return (uint16_t)(sign | (kept + (rest > half || (rest == half && (kept & 1)))));
+    if (a >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u);  /* from 65520 on: infinity */
+    if (a < 0x38800000u)  /* a multiple of 2^-24 in F16, as is any float from 0.5 to 1 */
+        return (uint16_t)(sign | (wrpo__float_bits(fabsf(x) + 0.5f) - 0x3F000000u));
+    return (uint16_t)(sign | ((a - (112u << 23) + 0xFFFu + (a >> 13 & 1)) >> 13));
 }
 /* dst[count] = elements [first, first + count) of t, exactly. */
-static void wrpo__to_float(wrpo_ctx *ctx, float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
-    const wrpo_dtype dtype = wrpo__need_float(ctx, t);
+static void wrpo__to_float(float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
+    const wrpo_dtype dtype = wrpo__need_float(t);
     if (count <= 0) return;
     const unsigned char *src = (const unsigned char *)t->data + (size_t)first * wrpo__dtype_size(dtype);
     if (dtype == WRPO_DTYPE_F32) { memcpy(dst, src, (size_t)count * 4); return; }
@@ -4554,12 +4539,11 @@ static void wrpo__to_float(wrpo_ctx *ctx, float *dst, const wrpo_tensor_info *t,
         memcpy(dst + i, &bits, 4);
     }
 }
-static void wrpo__to_finite(wrpo_ctx *ctx, float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
-    wrpo__to_float(ctx, dst, t, first, count);
+static void wrpo__to_finite(float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
+    wrpo__to_float(dst, t, first, count);
     for (int64_t i = 0; i < count; i++)
         if (!isfinite(dst[i]))
-            wrpo__fail(ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", t->file, t->name,
-                    (long long)(first + i));
+            wrpo__fail_tensor(WRPO_E_NOT_FINITE, t, "element %lld is not a finite number", (long long)(first + i));
 }
 /* The way back, rounded. dst has wrpo__dtype_size bytes per element and no alignment; it may be src. */
 static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int64_t count) {
@@ -4571,8 +4555,8 @@ static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int6
 }
 
 /* ---- one file ---- */
-struct wrpo_tensors { wrpo__arena *arena; int64_t count; wrpo_tensor_info *info; };    /* info: sorted by name */
-static int wrpo__by_offset(const void *x, const void *y) {             /* where the data begins, then where it ends */
+struct wrpo_tensors { wrpo__arena *arena; int64_t count; wrpo_tensor_info *info; };  /* info: sorted by name */
+static int wrpo__by_offset(const void *x, const void *y) {  /* where the data begins, then where it ends */
     const wrpo_tensor_info *a = x, *b = y;
     if (a->data != b->data) return (uintptr_t)a->data < (uintptr_t)b->data ? -1 : 1;
     return (a->bytes > b->bytes) - (a->bytes < b->bytes);
@@ -4585,74 +4569,50 @@ WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const 
     if (!t->count) return NULL;
     return bsearch(&name, t->info, (size_t)t->count, sizeof *t->info, wrpo__by_first_name);
 }
-/* "FILE: TENSOR: " and the sentence. */
-_Noreturn WRPO__PRINTF(2, 3) static void wrpo__tensor_fail(const wrpo_tensor_info *t, const char *format, ...) {
-    char text[320];
-    wrpo__shown name;
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    wrpo__show(name, t->name, strlen(t->name));
-    wrpo__fail(wrpo__current->ctx, WRPO_E_FORMAT, "%s: %s: %s", t->file, name, text);
-}
-static void wrpo__tensor_want(bool ok, const wrpo_tensor_info *t, const char *want, const wrpo_json *v) {
-    wrpo__shown found;
-    if (!ok) wrpo__tensor_fail(t, "want %s, found %s", want, wrpo__json_found(found, v));
-}
-static const wrpo_json *wrpo__entry_get(const wrpo_tensor_info *t, const wrpo_json *entry, const char *key) {
-    const wrpo_json *v = wrpo__json_get(entry, key);
-    if (!v) wrpo__tensor_fail(t, "want dtype, shape and data_offsets, found no %s", key);
-    return v;
-}
-static bool wrpo__is_size(const wrpo_json *v) {
-    return v->kind == WRPO_JSON_NUMBER && v->exact && v->text[0] != '-';
+static int64_t wrpo__size_in(const wrpo_json *v, const char *what) {
+    if (v->kind != WRPO_JSON_NUMBER || !v->exact || v->text[0] == '-') wrpo__refuse(v, what, "a size");
+    return v->integer;
 }
 /* One entry of the header; data[size]: all that follows the header. */
 static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const unsigned char *data, size_t size,
         wrpo_tensor_info *t) {
-    wrpo__tensor_want(entry->kind == WRPO_JSON_OBJECT, t, "an object of dtype, shape and data_offsets", entry);
-    const wrpo_json *dtype = wrpo__entry_get(t, entry, "dtype"), *shape = wrpo__entry_get(t, entry, "shape");
-    const wrpo_json *offsets = wrpo__entry_get(t, entry, "data_offsets");
-    for (const wrpo_json *v = entry->child; v; v = v->next) {
-        wrpo__shown found;
-        if (v == dtype || v == shape || v == offsets) continue;
-        wrpo__tensor_fail(t, "want dtype, shape and data_offsets, found \"%s\" as well",
-                wrpo__show(found, v->key, v->key_size));
-    }
-    const int index = dtype->kind == WRPO_JSON_STRING ? wrpo__dtype_index(dtype->text) : 0;
-    wrpo__tensor_want(index && wrpo__json_is(dtype, wrpo__dtypes[index].name), t, "a dtype", dtype);
+    const wrpo_json *dtype = wrpo__need(entry, "dtype", WRPO_JSON_STRING);
+    const wrpo_json *shape = wrpo__need(entry, "shape", WRPO_JSON_ARRAY);
+    const wrpo_json *offsets = wrpo__need(entry, "data_offsets", WRPO_JSON_ARRAY);
+    for (const wrpo_json *v = entry->child; v; v = v->next)
+        if (v != dtype && v != shape && v != offsets)
+            wrpo__wrong(v, "want dtype, shape and data_offsets, found \"%s\" as well",
+                    wrpo__legible(v->key, v->key_size));
+    const int index = wrpo__dtype_index(dtype->text);
+    const long long bits = wrpo__dtypes[index].bits;
     t->dtype = wrpo__dtypes[index].name;
+    if (!index || !wrpo__json_is(dtype, t->dtype)) wrpo__refuse(dtype, NULL, "a type of safetensors");
 
-    wrpo__tensor_want(shape->kind == WRPO_JSON_ARRAY, t, "shape to be an array", shape);
     int64_t *dims = wrpo__alloc(arena, (size_t)shape->count, sizeof *dims);
-    t->ndim = (int)shape->count, t->shape = dims, t->count = 1;
-    for (const wrpo_json *v = shape->child; v; v = v->next) {          /* the order of the format's own library */
-        wrpo__tensor_want(wrpo__is_size(v), t, "shape to hold sizes", v);
-        if (v->integer && t->count > INT64_MAX / v->integer)
-            wrpo__tensor_fail(t, "want a shape whose product fits 63 bits, found more");
-        *dims++ = v->integer;
-        t->count *= v->integer;
+    t->ndim = (int)shape->count;
+    t->shape = dims;
+    t->count = 1;
+    for (const wrpo_json *v = shape->child; v; v = v->next) {  /* the order of the format's own library */
+        *dims = wrpo__size_in(v, "shape");
+        if (*dims && t->count > INT64_MAX / *dims)
+            wrpo__wrong(v, "shape: want a product that fits 63 bits, found more");
+        t->count *= *dims++;
     }
-    const int bits = wrpo__dtypes[index].bits;
     const bool fits = t->count <= INT64_MAX / bits;
     if (!fits || t->count * bits % 8)
-        wrpo__tensor_fail(t, "want %s, found %lld x %d bits", fits ? "whole bytes" : "a size that fits 63 bits",
+        wrpo__wrong(shape, "shape: want %s, found %lld x %lld bits", fits ? "whole bytes" : "a size that fits 63 bits",
                 (long long)t->count, bits);
-    const uint64_t want = (uint64_t)(t->count * bits / 8);
+    const long long want = t->count * bits / 8;
 
-    const bool two = offsets->kind == WRPO_JSON_ARRAY && offsets->count == 2;
-    wrpo__tensor_want(two, t, "data_offsets to be [begin, end]", offsets);
-    const wrpo_json *first = offsets->child, *last = first->next;
-    if (!wrpo__is_size(first) || !wrpo__is_size(last))
-        wrpo__tensor_fail(t, "want data_offsets to be [begin, end], found an array of 2, not both whole numbers");
-    const uint64_t begin = (uint64_t)first->integer, end = (uint64_t)last->integer;
-    if (begin > end || end > size)
-        wrpo__tensor_fail(t, "want data within the file's %zu bytes, found [%llu, %llu)", size,
-                (unsigned long long)begin, (unsigned long long)end);
+    if (offsets->count != 2) wrpo__refuse(offsets, NULL, "[begin, end]");
+    const long long begin = wrpo__size_in(offsets->child, "data_offsets");
+    const long long end = wrpo__size_in(offsets->child->next, "data_offsets");
+    if (begin > end || (uint64_t)end > size)
+        wrpo__wrong(offsets, "data_offsets: want data within the file's %zu bytes, found [%lld, %lld)", size, begin,
+                end);
     if (end - begin != want)
-        wrpo__tensor_fail(t, "want %llu bytes for %lld of %s, found %llu", (unsigned long long)want,
-                (long long)t->count, t->dtype, (unsigned long long)(end - begin));
+        wrpo__wrong(offsets, "data_offsets: want %lld bytes for %lld of %s, found %lld", want, (long long)t->count,
+                t->dtype, end - begin);
     t->bytes = (size_t)want;
     t->data = data + begin;
 }
@@ -4663,43 +4623,39 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     const wrpo__file *f = wrpo__open_file(arena, path);
     if (f->size < 8)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want 8 bytes of header size, found a file of %zu", path, f->size);
-    uint64_t header = 0;
-    for (int i = 7; i >= 0; i--) header = header << 8 | f->data[i];
+    unsigned long long header;
+    memcpy(&header, f->data, 8);
     if (header > WRPO__HEADER_MAX)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want a header of at most %d bytes, found %llu", path, WRPO__HEADER_MAX,
-                (unsigned long long)header);
+                header);
     if (header > f->size - 8)
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %llu bytes of header, found %zu", path, (unsigned long long)header,
-                f->size - 8);
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %llu bytes of header, found %zu", path, header, f->size - 8);
     const unsigned char *data = f->data + 8 + header;
     const size_t size = f->size - 8 - (size_t)header;
 
-    const char *name = wrpo__format(temp, "%s: header", path);
+    const size_t room = strlen(path) + 100;
+    char *name = wrpo__raw(temp, room, 1);  /* what errors call the text: FILE: header, then FILE: TENSOR */
+    snprintf(name, room, "%s: header", path);
     const wrpo_json *root = wrpo__json_parse(temp, name, 1, (const char *)f->data + 8, (size_t)header);
-    wrpo__json_want(ctx, name, root, WRPO_JSON_OBJECT, "the header");
-    const wrpo_json *metadata = wrpo__json_get(root, "__metadata__");
-    if (metadata) wrpo__json_want(ctx, name, metadata, WRPO_JSON_OBJECT, NULL);
-    for (const wrpo_json *v = metadata ? metadata->child : NULL; v; v = v->next)
-        wrpo__json_want(ctx, name, v, WRPO_JSON_STRING, NULL);
+    const wrpo_json *metadata = wrpo_json_get(wrpo__want(root, WRPO_JSON_OBJECT, "the header"), "__metadata__");
+    if (metadata) wrpo__want(metadata, WRPO_JSON_OBJECT, NULL);
+    for (const wrpo_json *v = metadata ? metadata->child : NULL; v; v = v->next) wrpo__want(v, WRPO_JSON_STRING, NULL);
     wrpo_tensors part = {arena, root->count - (metadata != NULL), NULL};
     wrpo_tensor_info *t = part.info = wrpo__raw(arena, (size_t)part.count, sizeof *t);
     for (const wrpo_json *v = root->child; v; v = v->next) {
-        wrpo__shown shown;
         if (v == metadata) continue;
-        if (strlen(v->key) != v->key_size)
-            wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want a name without U+0000", path,
-                    wrpo__show(shown, v->key, v->key_size));
+        snprintf(name, room, "%s: %.80s", path, v->key);
+        if (strlen(v->key) != v->key_size) wrpo__unsupported(v, "want a name without U+0000");
         *t = (wrpo_tensor_info){.name = wrpo__strndup(arena, v->key, v->key_size), .file = f->path};
         wrpo__tensor_read(arena, v, data, size, t++);
     }
     wrpo__arena_clear(temp);
     if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_offset);
     size_t covered = 0;
-    for (int64_t i = 0; i < part.count; i++) {
-        t = &part.info[i];
+    for (t = part.info; t < part.info + part.count; t++) {
         const size_t begin = (size_t)((const unsigned char *)t->data - data);
         if (begin != covered)
-            wrpo__tensor_fail(t, "want data from byte %zu on, found %zu: %s", covered, begin,
+            wrpo__wrong_tensor(t, "want data from byte %zu on, found %zu: %s", covered, begin,
                     begin < covered ? "an overlap" : "a hole");
         covered += t->bytes;
     }
@@ -4710,53 +4666,52 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
 
 /* ---- many files: the index maps every tensor to its file ---- */
 typedef struct wrpo__part { const char *file; wrpo_tensors tensors; } wrpo__part;
+/* What a file has that the index does not say of it. */
+static void wrpo__unmapped(const wrpo__part *part, const wrpo_json *map, const char *index) {
+    for (int64_t i = 0; i < part->tensors.count; i++) {
+        const wrpo_tensor_info *t = &part->tensors.info[i];
+        const wrpo_json *v = wrpo_json_get(map, t->name);
+        if (!v) wrpo__wrong_tensor(t, "want an entry in the weight_map of %s, found none", index);
+        if (strcmp(v->text, part->file))
+            wrpo__wrong_tensor(t, "want it only in %s, as %s says, found it here as well", v->text, index);
+    }
+}
 static wrpo_tensors wrpo__index_open(wrpo__arena *arena, const char *path) {
-    wrpo_ctx *ctx = arena->ctx;
     wrpo__arena *temp = wrpo__sub_arena(arena);
-    wrpo__shown shown;
-    const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_file(temp, path), WRPO_JSON_OBJECT, "the index");
-    const wrpo_json *map = wrpo__json_need(ctx, path, root, "weight_map", WRPO_JSON_OBJECT);
-    const wrpo_json *metadata = wrpo__json_maybe(ctx, path, root, "metadata", WRPO_JSON_OBJECT);
-    const wrpo_json *size = metadata ? wrpo__json_get(metadata, "total_size") : NULL;
-    const char *dir = wrpo__strndup(temp, path, (size_t)(wrpo__basename(path) - path));
+    const wrpo_json *root = wrpo__want(wrpo__json_file(temp, path), WRPO_JSON_OBJECT, "the index");
+    const wrpo_json *map = wrpo__need(root, "weight_map", WRPO_JSON_OBJECT);
+    const wrpo_json *size = wrpo_json_get(wrpo__maybe(root, "metadata", WRPO_JSON_OBJECT), "total_size");
+    const char *name = wrpo__basename(path);
     wrpo_tensors all = {arena, map->count, wrpo__raw(arena, (size_t)map->count, sizeof *all.info)};
     wrpo_tensor_info *next = all.info;
-    wrpo__part *parts = NULL;                          /* stb array */
+    wrpo__part *parts = NULL;  /* stb array */
     int64_t total = 0;
     double bytes = 0;
     for (const wrpo_json *v = map->child; v; v = v->next) {
         const wrpo_tensor_info wanted = {.file = path, .name = v->key}, *found = NULL;
         int64_t p = 0;
-        wrpo__json_want(ctx, path, v, WRPO_JSON_STRING, NULL);
+        wrpo__want(v, WRPO_JSON_STRING, NULL);
         if (!v->size || strlen(v->text) != v->size || strpbrk(v->text, "/\\") || strstr(v->text, ".."))
-            wrpo__json_fail(ctx, WRPO_E_FORMAT, path, v, "%s: want the name of a file beside the index, found \"%s\"",
-                    v->key, wrpo__show(shown, v->text, v->size));
+            wrpo__refuse(v, NULL, "the name of a file beside the index");
         while (p < stbds_arrlen(parts) && strcmp(parts[p].file, v->text)) p++;
         if (p == stbds_arrlen(parts)) {
-            const wrpo__part part = {v->text, wrpo__file_open(arena, wrpo__format(temp, "%s%s", dir, v->text))};
+            const char *file = wrpo__format(temp, "%.*s%s", (int)(name - path), path, v->text);
+            const wrpo__part part = {v->text, wrpo__file_open(arena, file)};
             stbds_arrput(parts, part);
             total += part.tensors.count;
         }
         if (strlen(v->key) == v->key_size) found = wrpo_tensors_find(&parts[p].tensors, v->key);
-        if (!found) wrpo__tensor_fail(&wanted, "want it in %s, found no such tensor there", v->text);
+        if (!found) wrpo__wrong_tensor(&wanted, "want it in %s, found no such tensor there", v->text);
         bytes += (double)found->bytes;
         *next++ = *found;
     }
     for (int64_t p = 0; p < stbds_arrlen(parts); p++) {
-        const wrpo_tensor_info *t = parts[p].tensors.info;
-        for (int64_t k = 0; total > all.count && k < parts[p].tensors.count; k++) {    /* which one is not mapped? */
-            const wrpo_json *v = wrpo__json_get(map, t[k].name);
-            if (!v)
-                wrpo__tensor_fail(&t[k], "want an entry in the weight_map of %s, found none", wrpo__basename(path));
-            if (strcmp(v->text, parts[p].file))
-                wrpo__tensor_fail(&t[k], "want it only in %s, as %s says, found it here as well", v->text,
-                        wrpo__basename(path));
-        }
+        if (total > all.count) wrpo__unmapped(&parts[p], map, name);
         wrpo__block_free(parts[p].tensors.info);
     }
     if (size && !(size->kind == WRPO_JSON_NUMBER && size->number == bytes))
-        wrpo__log(ctx, WRPO_LOG_WARN, "%s:%d: total_size: want %.0f, found %s", path, size->line, bytes,
-                wrpo__json_found(shown, size));
+        wrpo__log(arena->ctx, WRPO_LOG_WARN, "%s:%d: total_size: want %.0f, found %s", path, size->line, bytes,
+                wrpo__found(size));
     stbds_arrfree(parts);
     wrpo__arena_clear(temp);
     if (all.count) qsort(all.info, (size_t)all.count, sizeof *all.info, wrpo__by_first_name);
@@ -4771,8 +4726,8 @@ static wrpo_tensors *wrpo__tensors_new(wrpo__arena *arena, const char *path) {
         file = wrpo__join(arena, path, WRPO__SINGLE_FILE);
         if (!wrpo__exists(file)) file = wrpo__join(arena, path, WRPO__INDEX_FILE);
         if (!wrpo__exists(file))
-            wrpo__fail(arena->ctx, WRPO_E_IO,
-                    "%s: want " WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE " in this directory, found neither", path);
+            wrpo__fail(arena->ctx, WRPO_E_IO, "%s: want " WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE
+                    " in this directory, found neither", path);
     }
     wrpo_tensors *t = WRPO__NEW(arena, wrpo_tensors);
     *t = wrpo__ends(file, ".json") ? wrpo__index_open(arena, file) : wrpo__file_open(arena, file);
@@ -4791,20 +4746,21 @@ WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t 
 
 /* ---- save ----
    All files are written whole under part names, then renamed, the index last. A save that is interrupted leaves the
-   old checkpoint, the new one, or a directory that does not open; never a mixture of the two.                  */
+   old checkpoint, the new one, or a directory that does not open; never a mixture. */
 typedef struct wrpo__save_tensor { const char *name; int ndim; int64_t shape[4]; } wrpo__save_tensor;
 /* dst[count] = elements [first, first + count) of tensor */
 typedef void (*wrpo__save_fn)(void *user, int64_t tensor, int64_t first, int64_t count, float *dst);
-typedef struct wrpo__placed { const char *name; int64_t tensor, bytes, shard; } wrpo__placed;
-typedef struct wrpo__save {          /* one save in progress */
+typedef struct wrpo__placed { const char *name; const wrpo__save_tensor *t; int64_t bytes, shard; } wrpo__placed;
+typedef struct wrpo__save {  /* one save in progress */
     wrpo__arena *temp;
     const char *dir;
     const wrpo__save_tensor *t;
     wrpo_dtype dtype;
     const char *file;                /* the name of a single file; NULL: model.safetensors or shards */
+    wrpo__placed *placed; int64_t n;  /* the tensors, sorted by name */
     int64_t shards;
     wrpo__save_fn fn; void *user;
-    float *chunk;                    /* [CHUNK] */
+    float *chunk;  /* [CHUNK] */
 } wrpo__save;
 
 static char *wrpo__shard_file(const wrpo__save *save, int64_t shard) {
@@ -4835,25 +4791,26 @@ static char **wrpo__stale_shards(const wrpo__save *save) {
     }
     return stale;
 }
-/* shard[i]: the file, from 0, that tensor i goes to. Returns the number of files. The split is huggingface_hub's: in
-   the order given, tensors fill a shard until the next does not fit. A tensor above the limit gets a shard of its own
-   at once, while the shard that is being filled stays open and so takes a later number. */
-static int64_t wrpo__split(const int64_t *bytes, int64_t n, int64_t limit, int64_t *shard) {
-    int64_t shards = 0, filled = 0, first = 0, waiting = 0;            /* the open shard: of the tensors [first, i) */
+/* The shard of each tensor, from 0; returns how many there are. The split is huggingface_hub's: in the order given,
+   tensors fill a shard until the next does not fit. A tensor above the limit gets a shard of its own at once, while the
+   shard that is being filled stays open and so takes a later number. */
+static int64_t wrpo__split(wrpo__placed *p, int64_t n, int64_t limit) {
+    int64_t shards = 0, filled = 0, first = 0, waiting = 0;  /* the open shard: of the tensors [first, i) */
     for (int64_t i = 0; i <= n; i++) {
-        if (i < n && bytes[i] > limit) { shard[i] = shards++; continue; }
-        if (waiting && (i == n || filled + bytes[i] > limit)) {
+        if (i < n && p[i].bytes > limit) { p[i].shard = shards++; continue; }
+        if (waiting && (i == n || filled + p[i].bytes > limit)) {
             for (int64_t k = first; k < i; k++)
-                if (shard[k] < 0) shard[k] = shards;
-            shards++, filled = waiting = 0, first = i;
+                if (p[k].shard < 0) p[k].shard = shards;
+            shards++;
+            filled = waiting = 0;
+            first = i;
         }
-        if (i < n) shard[i] = -1, filled += bytes[i], waiting++;
+        if (i == n) break;
+        p[i].shard = -1;
+        filled += p[i].bytes;
+        waiting++;
     }
     return shards;
-}
-static int wrpo__by_shard(const void *x, const void *y) {
-    const wrpo__placed *a = x, *b = y;
-    return a->shard != b->shard ? (a->shard > b->shard) - (a->shard < b->shard) : strcmp(a->name, b->name);
 }
 /* The header: {"__metadata__":{...} by the caller, then each tensor in the order of the data, then the end. */
 static void wrpo__header_add(wrpo__text *header, const char *name, const char *dtype, int ndim, const int64_t *shape,
@@ -4865,90 +4822,86 @@ static void wrpo__header_add(wrpo__text *header, const char *name, const char *d
     wrpo__text_printf(header, "],\"data_offsets\":[%lld,%lld]}", (long long)offset, (long long)(offset + bytes));
 }
 static void wrpo__header_write(wrpo__writer *w, wrpo__text *header) {
-    unsigned char length[8];
     wrpo__text_puts(header, "}");
-    while (header->size % 8) wrpo__text_puts(header, " ");             /* the data begins aligned */
-    for (int i = 0; i < 8; i++) length[i] = (unsigned char)(header->size >> 8 * i);
-    wrpo__write(w, length, sizeof length);
+    while (header->size % 8) wrpo__text_puts(header, " ");  /* the data begins aligned */
+    const uint64_t size = header->size;
+    wrpo__write(w, &size, 8);
     wrpo__write(w, header->data, header->size);
     wrpo__block_free(header->data);
 }
-/* One file of tensors p[n], sorted by name, under its part name. */
-static wrpo__writer *wrpo__shard_write(const wrpo__save *save, int64_t shard, const wrpo__placed *p, int64_t n) {
+/* A file under its part name. */
+static wrpo__writer *wrpo__shard_write(const wrpo__save *save, int64_t shard) {
     const char *path = wrpo__join(save->temp, save->dir, wrpo__shard_file(save, shard));
     const int64_t size = (int64_t)wrpo__dtype_size(save->dtype);
-    float *chunk = save->chunk;
+    const wrpo__placed *end = save->placed + save->n;
+    int64_t offset = 0;
     wrpo__text header = {.arena = save->temp};
     wrpo__text_puts(&header, "{\"__metadata__\":{\"format\":\"pt\"}");
-    for (int64_t i = 0, offset = 0; i < n; offset += p[i].bytes, i++) {
-        const wrpo__save_tensor *t = &save->t[p[i].tensor];
-        wrpo__header_add(&header, t->name, wrpo__dtype_name(save->dtype), t->ndim, t->shape, offset, p[i].bytes);
+    for (const wrpo__placed *p = save->placed; p < end; p++) {
+        if (p->shard != shard) continue;
+        wrpo__header_add(&header, p->name, wrpo__dtype_name(save->dtype), p->t->ndim, p->t->shape, offset, p->bytes);
+        offset += p->bytes;
     }
     wrpo__writer *w = wrpo__create(save->temp, path);
     wrpo__header_write(w, &header);
-    for (int64_t i = 0; i < n; i++) {
-        const int64_t elements = p[i].bytes / size;
-        for (int64_t first = 0, count; first < elements; first += count) {
-            count = WRPO__MIN(elements - first, WRPO__CHUNK);
-            save->fn(save->user, p[i].tensor, first, count, chunk);
-            for (int64_t k = 0; save->dtype == WRPO_DTYPE_F16 && k < count; k++)
-                if (isfinite(chunk[k]) && fabsf(chunk[k]) >= 65520)
-                    wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path,
-                            p[i].name, (long long)(first + k), (double)chunk[k]);
-            wrpo__from_float(chunk, save->dtype, chunk, count);
-            wrpo__write(w, chunk, (size_t)(count * size));
+    for (const wrpo__placed *p = save->placed; p < end; p++)
+        for (int64_t first = 0, n; p->shard == shard && first < p->bytes / size; first += n) {
+            n = WRPO__MIN(p->bytes / size - first, WRPO__CHUNK);
+            save->fn(save->user, p->t - save->t, first, n, save->chunk);
+            for (int64_t k = 0; save->dtype == WRPO_DTYPE_F16 && k < n; k++) {
+                const float x = save->chunk[k];
+                if (isfinite(x) && fabsf(x) >= 65520)
+                    wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path, p->name,
+                            (long long)(first + k), (double)x);
+            }
+            wrpo__from_float(save->chunk, save->dtype, save->chunk, n);
+            wrpo__write(w, save->chunk, (size_t)(n * size));
         }
-    }
     wrpo__finish(w);
     return w;
 }
-static wrpo__writer *wrpo__index_write(const wrpo__save *save, const char *path, const wrpo__placed *p, int64_t n) {
+static wrpo__writer *wrpo__index_write(const wrpo__save *save, const char *path) {
     wrpo__text t = {.arena = save->temp};
     int64_t total = 0;
-    for (int64_t i = 0; i < n; i++) total += p[i].bytes;
+    for (int64_t i = 0; i < save->n; i++) total += save->placed[i].bytes;
     wrpo__text_printf(&t, "{\n  \"metadata\": {\n    \"total_size\": %lld\n  },\n", (long long)total);
     wrpo__text_puts(&t, "  \"weight_map\": {");
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < save->n; i++) {
+        const wrpo__placed *p = &save->placed[i];
         wrpo__text_puts(&t, i ? ",\n    " : "\n    ");
-        wrpo__json_quote(&t, p[i].name, strlen(p[i].name));
-        wrpo__text_printf(&t, ": \"%s\"", wrpo__shard_file(save, p[i].shard));
+        wrpo__json_quote(&t, p->name, strlen(p->name));
+        wrpo__text_printf(&t, ": \"%s\"", wrpo__shard_file(save, p->shard));
     }
     wrpo__text_puts(&t, "\n  }\n}\n");
     return wrpo__write_whole(save->temp, path, t.data, t.size);
 }
 /* t[n] into the directory, which exists: one file, or shards of at most max_shard_size bytes (0: 5e9) and their index.
    If `file` is not NULL, it is one file of that name, and the files of other models stay. dtype 0 is F32. fn is called
-   for each file's tensors in the order of their names, with bounded pieces. sides: an stb_ds array of whole files that
-   wait for their names. What they replace is removed first, so that no kill leaves it with the new tensors. */
+   for each file's tensors in the order of their names. sides: an stb array of whole files that wait for their names.
+   What they replace is removed first, so that no kill leaves it with the new tensors. */
 static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const char *file, const wrpo__save_tensor *t,
         int64_t n, wrpo_dtype dtype, int64_t max_shard_size, wrpo__save_fn fn, void *user, wrpo__writer **sides) {
     wrpo_ctx *ctx = temp->ctx;
-    wrpo__save save = {.temp = temp, .dir = dir, .file = file, .t = t, .dtype = dtype, .fn = fn, .user = user};
-    int64_t *bytes = wrpo__raw(temp, (size_t)n, sizeof *bytes), *shard = wrpo__raw(temp, (size_t)n, sizeof *shard);
+    wrpo__save save = {.temp = temp, .dir = dir, .file = file, .t = t, .n = n, .dtype = dtype, .fn = fn, .user = user};
+    save.placed = wrpo__raw(temp, (size_t)n, sizeof *save.placed);
     for (int64_t i = 0; i < n; i++) {
         size_t size = wrpo__dtype_size(dtype);
         for (int d = 0; d < t[i].ndim; d++) size = wrpo__mul(ctx, size, (size_t)t[i].shape[d]);
-        bytes[i] = (int64_t)size;
+        save.placed[i] = (wrpo__placed){t[i].name, &t[i], (int64_t)size, 0};
     }
-    if (!max_shard_size) max_shard_size = 5000000000;
-    save.shards = wrpo__split(bytes, n, file ? INT64_MAX : max_shard_size, shard);
-    wrpo__placed *placed = wrpo__raw(temp, (size_t)n, sizeof *placed);
-    for (int64_t i = 0; i < n; i++) placed[i] = (wrpo__placed){t[i].name, i, bytes[i], shard[i]};
-    if (n) qsort(placed, (size_t)n, sizeof *placed, wrpo__by_shard);
+    if (max_shard_size <= 0) max_shard_size = 5000000000;
+    save.shards = wrpo__split(save.placed, n, file ? INT64_MAX : max_shard_size);
+    if (n) qsort(save.placed, (size_t)n, sizeof *save.placed, wrpo__by_first_name);
 
     const int64_t files = WRPO__MAX(save.shards, 1);
     wrpo__writer **ready = wrpo__alloc(temp, (size_t)files, sizeof *ready), *index = NULL;
     save.chunk = wrpo__raw(temp, WRPO__CHUNK, sizeof *save.chunk);
-    for (int64_t s = 0, i = 0, end; s < files; s++, i = end) {
-        for (end = i; end < n && placed[end].shard == s; end++) {}
-        ready[s] = wrpo__shard_write(&save, s, placed + i, end - i);
-    }
+    for (int64_t s = 0; s < files; s++) ready[s] = wrpo__shard_write(&save, s);
     const char *index_path = wrpo__join(temp, dir, WRPO__INDEX_FILE);
     char **stale = file ? NULL : wrpo__stale_shards(&save);    /* listed now: nothing may fail once names are given */
     if (save.shards > 1) {
-        qsort(placed, (size_t)n, sizeof *placed, wrpo__by_first_name);
-        index = wrpo__index_write(&save, index_path, placed, n);
-        bool same_names = false;                       /* then the old index would open old and new shards together */
+        index = wrpo__index_write(&save, index_path);
+        bool same_names = false;  /* then the old index would open old and new shards together */
         for (int64_t s = 0; s < files; s++) same_names = same_names || wrpo__disk_exists(ready[s]->path);
         if (same_names) wrpo__remove(ctx, index_path);
     }
@@ -4962,12 +4915,12 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const char *f
 }
 
 /* --------------------------------------------------------------------------------------- >>checkpoint
-   A Hugging Face directory in, a Hugging Face directory out: config.json, weights, side files.          */
+   A Hugging Face directory in, a Hugging Face directory out: config.json, weights, side files. */
 
 /* ---- config.json: old (rope_theta, rope_scaling, torch_dtype) and new (rope_parameters, dtype) spellings ----
    A key sets a field, or is known not to change a log-prob, or is refused by its name. To add a family: its bit, name
-   and defaults here, the keys that it reads, its names of tensors below.                                         */
-enum {                               /* bits: the families, in the order of the table; two heads */
+   and defaults here, the keys that it reads, its names of tensors below. */
+enum {  /* bits: the families, in the order of the table; two heads */
     WRPO__LLAMA = 1, WRPO__MISTRAL = 2, WRPO__QWEN2 = 4, WRPO__QWEN3 = 8, WRPO__GEMMA2 = 16, WRPO__PHI3 = 32,
     WRPO__INTERNLM2 = 64, WRPO__VALUE = 128 << WRPO_HEAD_VALUE, WRPO__GATED = 128 << WRPO_HEAD_GATED,
     WRPO__QWEN = WRPO__QWEN2 | WRPO__QWEN3, WRPO__WINDOWED = WRPO__MISTRAL | WRPO__QWEN | WRPO__GEMMA2 | WRPO__PHI3,
@@ -5012,7 +4965,7 @@ wrpo__keys[] = {
     WRPO__KEY(query_pre_attn_scalar, GEMMA2, NUMBER, 0, 0),
     WRPO__KEY(attn_logit_softcapping, GEMMA2, NUMBER_OR_NONE, 0, 0),
     WRPO__KEY(final_logit_softcapping, GEMMA2, NUMBER_OR_NONE, 0, 0),
-    WRPO__KEY(pad_token_id, ALL, INTEGER, INT64_MIN, INT64_MAX),           /* some files say -1 for none */
+    WRPO__KEY(pad_token_id, ALL, INTEGER, INT64_MIN, INT64_MAX),  /* some files say -1 for none */
     WRPO__KEY(gating_temperature, GATED, NUMBER, 0, 0)};
 #undef WRPO__KEY
 static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
@@ -5038,11 +4991,10 @@ static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
     {WRPO__GATED, "num_objectives gating_hidden_dim gating_n_hidden"}};
 
 typedef struct wrpo__reader {
-    wrpo_ctx *ctx; const char *path; const wrpo_json *root;
+    const wrpo_json *root;
     wrpo_config *c;
-    unsigned is;                     /* the bits of its family and head */
+    unsigned is;  /* the bits of its family and head */
 } wrpo__reader;
-#define WRPO__REFUSE(v, ...) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->path, v, __VA_ARGS__)
 static bool wrpo__in_words(const char *words, const char *word) {
     const size_t n = strlen(word);
     for (size_t size; *words; words += size + (words[size] == ' ')) {
@@ -5063,102 +5015,88 @@ static bool wrpo__is_known(const wrpo__reader *in, const wrpo_json *v) {
     return false;
 }
 /* Which of the names v is, of those that have a bit in `allowed`. */
-static int wrpo__config_choice(const wrpo__reader *in, const wrpo_json *v, const char *what, const char *const *names,
-        unsigned allowed) {
-    char list[160] = "";
-    wrpo__shown found;
-    size_t used = 0;
+static int wrpo__choice(const wrpo_json *v, const char *what, const char *const *names, unsigned allowed) {
+    wrpo__text list = {.arena = wrpo__current};
     for (int i = 0; names[i]; i++) {
         if (!(allowed >> i & 1)) continue;
         if (wrpo__json_is(v, names[i])) return i;
-        used += (size_t)snprintf(list + used, sizeof list - used, "%s%s", used ? ", " : "", names[i]);
+        wrpo__text_printf(&list, list.size ? ", %s" : "%s", names[i]);
     }
-    WRPO__REFUSE(v, "%s: want one of %s, found %s", what, list, wrpo__json_found(found, v));
+    wrpo__unsupported(v, "%s: want one of %s, found %s", what, list.data, wrpo__found(v));
 }
-static void wrpo__config_want(const wrpo__reader *in, bool ok, const wrpo_json *v, const char *want) {
-    if (!ok) wrpo__json_refuse(in->ctx, in->path, v, NULL, want);
+static void wrpo__check(bool ok, const wrpo_json *v, const char *want) {
+    if (!ok) wrpo__refuse(v, NULL, want);
 }
-static double wrpo__config_number(const wrpo__reader *in, const wrpo_json *object, const char *key, double otherwise) {
+static double wrpo__positive(const wrpo_json *object, const char *key, double otherwise) {
     const wrpo_json *v = wrpo__present(object, key);
     if (!v) return otherwise;
-    wrpo__config_want(in, v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15, v, "a positive number");
+    wrpo__check(v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15, v, "a positive number");
     return v->number;
 }
-static int64_t wrpo__config_integer(const wrpo__reader *in, const char *key, int64_t otherwise, int64_t low,
-        int64_t high) {
-    const wrpo_json *v = wrpo__present(in->root, key);
-    return v ? wrpo__json_integer(in->ctx, in->path, v, low, high, NULL) : otherwise;
-}
-static bool wrpo__config_switch(const wrpo__reader *in, const wrpo_json *object, const char *key, bool otherwise) {
+static int64_t wrpo__count(const wrpo_json *object, const char *key, int64_t otherwise, int64_t low, int64_t high) {
     const wrpo_json *v = wrpo__present(object, key);
-    return v ? wrpo__json_want(in->ctx, in->path, v, WRPO_JSON_BOOL, NULL)->boolean : otherwise;
+    return v ? wrpo__integer(v, low, high, NULL) : otherwise;
 }
 static void wrpo__config_key(const wrpo__reader *in, const struct wrpo__key *k) {
     void *field = (char *)in->c + k->field;
     int64_t *integer = field;
     double *number = field;
     bool *on = field;
-    const wrpo_json *v = wrpo__json_get(in->root, k->key);
+    const wrpo_json *v = wrpo_json_get(in->root, k->key);
     const bool null = v && v->kind == WRPO_JSON_NULL;
-    if (k->kind == WRPO__REQUIRED) wrpo__json_need(in->ctx, in->path, in->root, k->key, WRPO_JSON_NUMBER);
+    if (k->kind == WRPO__REQUIRED) wrpo__need(in->root, k->key, WRPO_JSON_NUMBER);
     if (k->kind == WRPO__INTEGER_OR_NONE && null) *integer = 0;
     if (k->kind == WRPO__NUMBER_OR_NONE && null) *number = 0;
-    if (k->kind == WRPO__SWITCH) *on = wrpo__config_switch(in, in->root, k->key, *on);
-    else if (k->kind >= WRPO__NUMBER) *number = wrpo__config_number(in, in->root, k->key, *number);
-    else *integer = wrpo__config_integer(in, k->key, *integer, k->low, k->high);
+    if (k->kind == WRPO__SWITCH) *on = wrpo__switch(in->root, k->key, *on);
+    else if (k->kind >= WRPO__NUMBER) *number = wrpo__positive(in->root, k->key, *number);
+    else *integer = wrpo__count(in->root, k->key, *integer, k->low, k->high);
 }
 
 static const char *const wrpo__rope_names[] = {"default", "linear", "llama3", "yarn", "dynamic", "longrope", NULL};
 WRPO__NAMED(wrpo_rope_name, wrpo__rope_names)
 /* An array of positive numbers, one for each pair of elements that is rotated. */
-static void wrpo__rope_factors(const wrpo__reader *in, const wrpo_json *r, const char *key, float *out, int64_t count) {
+static void wrpo__rope_factors(const wrpo_json *r, const char *key, float *out, int64_t count) {
     const wrpo_json *list = wrpo__present(r, key);
-    char want[64];
     bool fits = list && list->kind == WRPO_JSON_ARRAY && list->count == count;
     for (const wrpo_json *v = fits ? list->child : NULL; v; v = v->next) {
         fits = fits && v->kind == WRPO_JSON_NUMBER && v->number > 0;
         *out++ = (float)v->number;
     }
-    snprintf(want, sizeof want, "%s of %lld positive numbers", key, (long long)count);
-    wrpo__config_want(in, fits, list ? list : r, want);
+    if (!fits) wrpo__wrong(list ? list : r, "%s: want %lld positive numbers", key, (long long)count);
 }
 /* What types other than default read from their object r. */
 static void wrpo__rope_scaling(const wrpo__reader *in, const wrpo_json *r) {
     static const char key[] = "original_max_position_embeddings";
     wrpo_rope *p = &in->c->rope;
     const bool llama3 = p->type == WRPO_ROPE_LLAMA3, longrope = p->type == WRPO_ROPE_LONGROPE;
-    const wrpo_json *of = wrpo__present(r, key);
-    double original = llama3 ? 0 : (double)in->c->max_position_embeddings;
-    if (in->is & WRPO__PHI3) {                         /* Phi-3 states it outside the object as well */
-        original = wrpo__config_number(in, in->root, key, 4096);
-        const bool same = wrpo__config_number(in, r, key, original) == original;
-        wrpo__config_want(in, same, of, "the number of config.json, 4096 if it has none");
-        of = wrpo__json_get(in->root, key);
-    }
-    original = wrpo__config_number(in, r, key, original);
-    if (!of) of = wrpo__json_get(in->root, "max_position_embeddings");
-    wrpo__config_want(in, original == floor(original) && original != 1, of, "an integer of at least 2");
+    double stated = llama3 ? 0 : (double)in->c->max_position_embeddings;
+    if (in->is & WRPO__PHI3) stated = wrpo__positive(in->root, key, 4096);
+    const double original = wrpo__positive(r, key, stated);
+    if (in->is & WRPO__PHI3 && original != stated)
+        wrpo__wrong(r, "%s: want %g, as outside of it (4096 if absent there), found %g", key, stated, original);
+    if (original != floor(original) || original == 1)
+        wrpo__wrong(r, "%s: want an integer of at least 2, found %g", key, original);
     p->original_max_position_embeddings = (int64_t)original;
     const double stretch = longrope ? (double)in->c->max_position_embeddings / original : 0;
-    p->factor = wrpo__config_number(in, r, "factor", stretch);
-    p->low_freq_factor = wrpo__config_number(in, r, "low_freq_factor", 0);
-    p->high_freq_factor = wrpo__config_number(in, r, "high_freq_factor", 0);
-    wrpo__config_want(in, p->factor > 0, r, "a factor");
+    p->factor = wrpo__positive(r, "factor", stretch);
+    p->low_freq_factor = wrpo__positive(r, "low_freq_factor", 0);
+    p->high_freq_factor = wrpo__positive(r, "high_freq_factor", 0);
+    wrpo__check(p->factor > 0, r, "a factor");
     const bool ramp = p->low_freq_factor > 0 && p->low_freq_factor < p->high_freq_factor;
-    wrpo__config_want(in, !llama3 || (ramp && original > 0), r,
+    wrpo__check(!llama3 || (ramp && original > 0), r,
             "for llama3 low_freq_factor < high_freq_factor and original_max_position_embeddings");
     if (p->type == WRPO_ROPE_DYNAMIC && p->dims < 4)
-        WRPO__REFUSE(r, "rope type dynamic: want heads of at least 4 elements");
-    p->beta_fast = wrpo__config_number(in, r, "beta_fast", 32);
-    p->beta_slow = wrpo__config_number(in, r, "beta_slow", 1);
+        wrpo__unsupported(r, "rope type dynamic: want heads of at least 4 elements");
+    p->beta_fast = wrpo__positive(r, "beta_fast", 32);
+    p->beta_slow = wrpo__positive(r, "beta_slow", 1);
     double attention = 1;
     if (p->factor > 1 && p->type == WRPO_ROPE_YARN) attention = 0.1 * log(p->factor) + 1;
     if (p->factor > 1 && longrope) attention = sqrt(1 + log(p->factor) / log(original));
-    p->attention_factor = wrpo__config_number(in, r, "attention_factor", attention);
-    p->yarn_truncate = wrpo__config_switch(in, r, "truncate", true);
+    p->attention_factor = wrpo__positive(r, "attention_factor", attention);
+    p->yarn_truncate = wrpo__switch(r, "truncate", true);
     if (!longrope) return;
-    wrpo__rope_factors(in, r, "short_factor", p->short_factor, p->dims / 2);
-    wrpo__rope_factors(in, r, "long_factor", p->long_factor, p->dims / 2);
+    wrpo__rope_factors(r, "short_factor", p->short_factor, p->dims / 2);
+    wrpo__rope_factors(r, "long_factor", p->long_factor, p->dims / 2);
 }
 static void wrpo__config_rope(const wrpo__reader *in) {
     static const char part_key[] = "partial_rotary_factor";
@@ -5170,31 +5108,31 @@ static void wrpo__config_rope(const wrpo__reader *in) {
     const bool phi3 = in->is & WRPO__PHI3;
     const wrpo_json *parameters = wrpo__present(in->root, "rope_parameters");
     const wrpo_json *scaling = wrpo__present(in->root, "rope_scaling"), *r = parameters ? parameters : scaling;
-    wrpo__config_want(in, !parameters || !scaling, scaling, "either this or rope_parameters");
-    if (r) wrpo__json_want(in->ctx, in->path, r, WRPO_JSON_OBJECT, NULL);
+    wrpo__check(!parameters || !scaling, scaling, "either this or rope_parameters");
+    if (r) wrpo__want(r, WRPO_JSON_OBJECT, NULL);
     for (const wrpo_json *v = r ? r->child : NULL; v; v = v->next)
         if (v->kind != WRPO_JSON_NULL && !wrpo__in_words(keys, v->key))
-            WRPO__REFUSE(v, "%s: \"%.60s\" is not supported", r->key, v->key);
+            wrpo__unsupported(v, "%s: \"%.60s\" is not supported", r->key, v->key);
 
-    unsigned allowed = 63;                             /* a bit for each type */
+    unsigned allowed = 63;  /* a bit for each type */
     if (phi3) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LONGROPE;
     if (in->is & WRPO__INTERNLM2) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LINEAR | 1 << WRPO_ROPE_DYNAMIC;
     const wrpo_json *type = wrpo__present(r, "rope_type");
     if (!type) type = wrpo__present(r, "type");
-    wrpo__config_want(in, type || !wrpo__present(r, "factor"), r, "a rope_type for its factor");
+    wrpo__check(type || !wrpo__present(r, "factor"), r, "a rope_type for its factor");
     if (phi3 && (wrpo__json_is(type, "su") || wrpo__json_is(type, "yarn")))
-        p->type = WRPO_ROPE_LONGROPE;                  /* what Phi-3 called it first */
-    else if (type) p->type = (wrpo_rope_type)wrpo__config_choice(in, type, "rope_type", wrpo__rope_names, allowed);
+        p->type = WRPO_ROPE_LONGROPE;  /* what Phi-3 called it first */
+    else if (type) p->type = (wrpo_rope_type)wrpo__choice(type, "rope_type", wrpo__rope_names, allowed);
 
-    p->theta = wrpo__config_number(in, r, "rope_theta", wrpo__config_number(in, in->root, "rope_theta", 10000));
+    p->theta = wrpo__positive(r, "rope_theta", wrpo__positive(in->root, "rope_theta", 10000));
     const wrpo_json *part_of = wrpo__present(r, part_key) ? r : in->root;
-    const double part = wrpo__config_number(in, part_of, part_key, 1);
+    const double part = wrpo__positive(part_of, part_key, 1);
     if (part != 1 && !phi3)
-        WRPO__REFUSE(part_of, "%s other than 1 is supported for model_type phi3 only", part_key);
+        wrpo__unsupported(part_of, "%s other than 1 is supported for model_type phi3 only", part_key);
     p->dims = (int64_t)((double)d * part);
     if (p->dims < 2 || p->dims % 2 || p->dims > d)
-        WRPO__REFUSE(in->root, "%s: want an even number of the %lld elements of a head, found %lld",
-                part_key, (long long)d, (long long)p->dims);
+        wrpo__unsupported(in->root, "%s: want an even number of the %lld elements of a head, found %lld", part_key,
+                (long long)d, (long long)p->dims);
     if (p->type != WRPO_ROPE_DEFAULT) wrpo__rope_scaling(in, r);
 }
 /* Which layers have a window: all; Qwen's from max_window_layers on; Gemma 2's even ones. layer_types overrides. */
@@ -5203,23 +5141,23 @@ static void wrpo__config_windows(const wrpo__reader *in) {
     static const char size_key[] = "sliding_window_size";
     const int64_t most = (int64_t)1 << 40;
     wrpo_config *c = in->c;
-    const wrpo_json *window = wrpo__json_get(in->root, "sliding_window");
+    const wrpo_json *window = wrpo_json_get(in->root, "sliding_window");
     const wrpo_json *layers = wrpo__present(in->root, "layer_types");
     const bool qwen = in->is & WRPO__QWEN, gemma2 = in->is & WRPO__GEMMA2;
-    const bool off = qwen && !wrpo__config_switch(in, in->root, "use_sliding_window", false);
+    const bool off = qwen && !wrpo__switch(in->root, "use_sliding_window", false);
     if (off || (window && window->kind == WRPO_JSON_NULL)) c->sliding_window = 0;
-    else c->sliding_window = wrpo__config_integer(in, "sliding_window", c->sliding_window, 1, most);
-    const int64_t size = gemma2 ? wrpo__config_integer(in, size_key, c->sliding_window, 0, most) : c->sliding_window;
-    wrpo__config_want(in, size == c->sliding_window, wrpo__json_get(in->root, size_key), "that of sliding_window");
-    const int64_t first = qwen && c->sliding_window ? wrpo__config_integer(in, "max_window_layers", 28, 0, most) : 0;
+    else c->sliding_window = wrpo__count(in->root, "sliding_window", c->sliding_window, 1, most);
+    if (gemma2 && wrpo__count(in->root, size_key, c->sliding_window, 0, most) != c->sliding_window)
+        wrpo__refuse(wrpo_json_get(in->root, size_key), NULL, "that of sliding_window");
+    const int64_t first = qwen && c->sliding_window ? wrpo__count(in->root, "max_window_layers", 28, 0, most) : 0;
     const bool fits = !layers || (layers->kind == WRPO_JSON_ARRAY && layers->count == c->num_hidden_layers);
-    wrpo__config_want(in, fits, layers, "one entry a layer");
+    wrpo__check(fits, layers, "one entry a layer");
     const wrpo_json *v = layers ? layers->child : NULL;
     for (int64_t l = 0; l < c->num_hidden_layers; l++) {
         bool sliding = c->sliding_window && l >= first && !(gemma2 && l % 2);
         if (layers) {
-            sliding = wrpo__config_choice(in, v, "layer_types", types, 3) == 1;
-            wrpo__config_want(in, !sliding || c->sliding_window, layers, "full_attention: there is no sliding_window");
+            sliding = wrpo__choice(v, "layer_types", types, 3) == 1;
+            wrpo__check(!sliding || c->sliding_window, layers, "full_attention: there is no sliding_window");
             v = v->next;
         }
         if (sliding) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
@@ -5230,27 +5168,23 @@ static void wrpo__config_head(wrpo__reader *in) {
         "ForCausalLM", "ForSequenceClassification", "ForRewardModel", "ForRewardModelWithGating"};
     const wrpo_json *list = wrpo__present(in->root, "architectures");
     for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
-        wrpo__shown found;
         int head = v->kind == WRPO_JSON_STRING ? 0 : 4;
         while (head < 4 && !wrpo__ends(v->text, heads[head])) head++;
         const bool fits = head < 4 && (head != WRPO_HEAD_VALUE || in->is & WRPO__INTERNLM2);
         if (!fits || (v != list->child && head != (int)in->c->head))
-            WRPO__REFUSE(v, "architectures: want causal language models, sequence classification "
-                    "or the reward models of InternLM2 and ArmoRM, found %s", wrpo__json_found(found, v));
+            wrpo__unsupported(v, "architectures: want causal language models, sequence classification or the reward "
+                    "models of InternLM2 and ArmoRM, found %s", wrpo__found(v));
         in->c->head = (wrpo_head)head;
     }
     in->is |= 128u << in->c->head;
 }
-static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_json *root, wrpo_config *c) {
+static void wrpo__config_parse(const wrpo_json *root, wrpo_config *c) {
     static const char *const acts[] = {"silu", "swish", "gelu_pytorch_tanh", NULL};
     const char *names[WRPO__COUNT(wrpo__families) + 1] = {NULL};
-    wrpo__shown found;
-    char want[96];
-    wrpo__reader reader = {.ctx = arena->ctx, .path = path, .root = root, .c = c}, *in = &reader;
-    memset(c, 0, sizeof *c);
-    const wrpo_json *type = wrpo__json_need(in->ctx, path, root, "model_type", WRPO_JSON_STRING);
+    wrpo__reader reader = {.root = root, .c = c}, *in = &reader;
+    const wrpo_json *type = wrpo__need(root, "model_type", WRPO_JSON_STRING);
     for (int i = 0; i < WRPO__COUNT(wrpo__families); i++) names[i] = wrpo__families[i].model_type;
-    const int family = wrpo__config_choice(in, type, "model_type", names, WRPO__ALL);
+    const int family = wrpo__choice(type, "model_type", names, WRPO__ALL);
     in->is = 1u << family;
     *c = wrpo__families[family];
     wrpo__config_head(in);
@@ -5260,30 +5194,32 @@ static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_
     if (c->head == WRPO_HEAD_GATED) c->gating_temperature = 10;
     for (const wrpo_json *v = root->child; v; v = v->next)
         if (!wrpo__is_known(in, v))
-            WRPO__REFUSE(v, "\"%.80s\": %s is not supported for model_type %s", v->key,
-                    wrpo__json_found(found, v), c->model_type);
+            wrpo__unsupported(v, "\"%.80s\": %s is not supported for model_type %s", v->key, wrpo__found(v),
+                    c->model_type);
     for (int i = 0; i < WRPO__COUNT(wrpo__keys); i++)
         if (in->is & wrpo__keys[i].of) wrpo__config_key(in, &wrpo__keys[i]);
 
     const int64_t H = c->num_attention_heads;
     if (!c->num_key_value_heads) c->num_key_value_heads = H;
-    snprintf(want, sizeof want, "a multiple of num_attention_heads, %lld, where there is no head_dim", (long long)H);
-    wrpo__config_want(in, c->head_dim || c->hidden_size % H == 0, wrpo__json_get(root, "hidden_size"), want);
+    if (!c->head_dim && c->hidden_size % H)
+        wrpo__wrong(root, "hidden_size: want a multiple of num_attention_heads, %lld, where there is no head_dim, "
+                "found %lld", (long long)H, (long long)c->hidden_size);
     if (!c->head_dim) c->head_dim = c->hidden_size / H;
     if (c->head_dim % 2 || c->head_dim > WRPO__MAX_D)
-        WRPO__REFUSE(root, "head_dim: want an even number up to %d, found %lld", WRPO__MAX_D, (long long)c->head_dim);
-    snprintf(want, sizeof want, "a multiple of num_key_value_heads, %lld", (long long)c->num_key_value_heads);
-    wrpo__config_want(in, H % c->num_key_value_heads == 0, wrpo__json_get(root, "num_attention_heads"), want);
+        wrpo__unsupported(root, "head_dim: want an even number up to %d, found %lld", WRPO__MAX_D,
+                (long long)c->head_dim);
+    if (H % c->num_key_value_heads)
+        wrpo__wrong(root, "num_attention_heads: want a multiple of num_key_value_heads, %lld, found %lld",
+                (long long)c->num_key_value_heads, (long long)H);
     c->output_bias = c->attention_bias && !(in->is & WRPO__QWEN2);
     const wrpo_json *act = c->gelu ? wrpo__present(root, "hidden_activation") : NULL;
     if (!act) act = wrpo__present(root, "hidden_act");
-    if (act) wrpo__config_choice(in, act, act->key, acts, c->gelu ? 4 : 3);
+    if (act) wrpo__choice(act, act->key, acts, c->gelu ? 4 : 3);
     wrpo__config_rope(in);
     wrpo__config_windows(in);
-    if (c->head == WRPO_HEAD_VALUE) {
-        const wrpo_json *token = wrpo__json_need(in->ctx, path, root, "reward_token_id", WRPO_JSON_NUMBER);
-        c->reward_token_id = wrpo__json_integer(in->ctx, path, token, 0, c->vocab_size - 1, NULL);
-    }
+    if (c->head == WRPO_HEAD_VALUE)
+        c->reward_token_id = wrpo__integer(wrpo__need(root, "reward_token_id", WRPO_JSON_NUMBER), 0, c->vocab_size - 1,
+                NULL);
     const wrpo_json *dtype = wrpo__present(root, "dtype");
     if (!dtype) dtype = wrpo__present(root, "torch_dtype");
     for (int i = WRPO_DTYPE_F32; i <= WRPO_DTYPE_F16; i++)
@@ -5291,7 +5227,8 @@ static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_
 }
 static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {  /* path: or its directory */
     if (wrpo__is_dir(path)) path = wrpo__join(arena, path, "config.json");
-    wrpo__config_parse(arena, path, wrpo__json_file(arena, path), c);
+    memset(c, 0, sizeof *c);
+    wrpo__config_parse(wrpo__json_file(arena, path), c);
 }
 WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_config *out) {
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__config_read(wrpo__current, path, out));
@@ -5301,22 +5238,21 @@ WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_conf
 /* ---- names: where the weights of the table are in the files ----
    The table has the Llama layout. Phi-3 and InternLM2 have other names, and tensors that hold the rows of several
    weights, one weight after the other in the order of the table. InternLM2's wqkv does so within each of G groups: the
-   query heads of one key/value head, then its key, then its value.                                               */
+   query heads of one key/value head, then its key, then its value. */
 static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
-    {"phi3", "self_attn.q_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.k_proj.", "self_attn.qkv_proj."},
-    {"phi3", "self_attn.v_proj.", "self_attn.qkv_proj."}, {"phi3", "mlp.gate_proj.", "mlp.gate_up_proj."},
-    {"phi3", "mlp.up_proj.", "mlp.gate_up_proj."},
-    {"internlm2", "embed_tokens.", "tok_embeddings."}, {"internlm2", "lm_head.", "output."},
-    {"internlm2", "self_attn.q_proj.", "attention.wqkv."}, {"internlm2", "self_attn.k_proj.", "attention.wqkv."},
-    {"internlm2", "self_attn.v_proj.", "attention.wqkv."}, {"internlm2", "self_attn.o_proj.", "attention.wo."},
-    {"internlm2", "input_layernorm.", "attention_norm."}, {"internlm2", "post_attention_layernorm.", "ffn_norm."},
-    {"internlm2", "mlp.gate_proj.", "feed_forward.w1."}, {"internlm2", "mlp.up_proj.", "feed_forward.w3."},
-    {"internlm2", "mlp.down_proj.", "feed_forward.w2."}};
-typedef struct wrpo__slice {         /* row r of a weight is row r / own * stride + first + r % own of tensor `name` */
+    {"phi3", "q_proj", "qkv_proj"}, {"phi3", "k_proj", "qkv_proj"}, {"phi3", "v_proj", "qkv_proj"},
+    {"phi3", "gate_proj", "gate_up_proj"}, {"phi3", "up_proj", "gate_up_proj"},
+    {"internlm2", "embed_tokens", "tok_embeddings"}, {"internlm2", "lm_head", "output"},
+    {"internlm2", "self_attn.q_proj", "attention.wqkv"}, {"internlm2", "self_attn.k_proj", "attention.wqkv"},
+    {"internlm2", "self_attn.v_proj", "attention.wqkv"}, {"internlm2", "self_attn.o_proj", "attention.wo"},
+    {"internlm2", "input_layernorm", "attention_norm"}, {"internlm2", "post_attention_layernorm", "ffn_norm"},
+    {"internlm2", "mlp.gate_proj", "feed_forward.w1"}, {"internlm2", "mlp.up_proj", "feed_forward.w3"},
+    {"internlm2", "mlp.down_proj", "feed_forward.w2"}};
+typedef struct wrpo__slice {  /* row r of a weight is row r / own * stride + first + r % own of tensor `name` */
     char name[128];
-    int64_t groups, stride, first, own;
-    const wrpo_tensor_info *info;    /* the tensor, once it is found */
-    bool mapped;                     /* the weight is used where the file has it */
+    int64_t rows, stride, first, own;  /* rows: of the tensor */
+    const wrpo_tensor_info *info;  /* the tensor, once it is found */
+    bool mapped;  /* the weight is used where the file has it */
 } wrpo__slice;
 static void wrpo__file_name(const wrpo_config *c, const char *name, char out[128]) {
     snprintf(out, 128, "%s", name);
@@ -5326,20 +5262,24 @@ static void wrpo__file_name(const wrpo_config *c, const char *name, char out[128
             snprintf(out, 128, "%.*s%s%s", (int)(found - name), name, wrpo__renames[i].theirs, found + strlen(ours));
     }
 }
-static bool wrpo__is_in(const wrpo_model *m, const wrpo_weight *w, const char *tensor) {
-    char name[128];
-    wrpo__file_name(&m->config, w->name, name);
-    return !strcmp(name, tensor);
-}
-static wrpo__slice wrpo__slice_of(const wrpo_model *m, const wrpo_weight *w) {
-    wrpo__slice s = {.groups = 1};
-    const wrpo_weight *end = m->weights + m->n_weights;
-    wrpo__file_name(&m->config, w->name, s.name);
-    if (strstr(s.name, ".wqkv.") && !strstr(s.name, ".lora_A.")) s.groups = m->config.num_key_value_heads;
-    for (const wrpo_weight *x = w; x > m->weights && wrpo__is_in(m, x - 1, s.name); x--) s.first += x[-1].rows;
-    s.stride = s.first;
-    for (const wrpo_weight *x = w; x < end && wrpo__is_in(m, x, s.name); x++) s.stride += x->rows;
-    s.own = w->rows / s.groups, s.first /= s.groups, s.stride /= s.groups;
+static wrpo__slice *wrpo__slices(wrpo__arena *arena, const wrpo_model *m) {  /* of all weights */
+    const int64_t n = m->n_weights;
+    wrpo__slice *s = wrpo__alloc(arena, (size_t)n, sizeof *s);
+    for (int64_t i = 0; i < n; i++) wrpo__file_name(&m->config, m->weights[i].name, s[i].name);
+    for (int64_t i = 0, end; i < n; i = end) {  /* weights [i, end) are one tensor */
+        const bool grouped = strstr(s[i].name, ".wqkv.") && !strstr(s[i].name, ".lora_A.");
+        const int64_t groups = grouped ? m->config.num_key_value_heads : 1;
+        int64_t rows = 0;
+        for (end = i; end < n && !strcmp(s[end].name, s[i].name); end++) {
+            s[end].first = rows / groups;
+            s[end].own = m->weights[end].rows / groups;
+            rows += m->weights[end].rows;
+        }
+        for (int64_t k = i; k < end; k++) {
+            s[k].rows = rows;
+            s[k].stride = rows / groups;
+        }
+    }
     return s;
 }
 
@@ -5369,21 +5309,19 @@ static bool wrpo__is_extra(const wrpo_config *c, const char *name) {
 static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, int64_t begin, const char *dir,
         const wrpo_tensors *t, wrpo_dtype *dtype) {
     const wrpo_tensor_info *first = NULL, *other = NULL;
-    wrpo__slice *slices = wrpo__alloc(arena, (size_t)m->n_weights, sizeof *slices);
+    wrpo__slice *slices = wrpo__slices(arena, m);
     bool *seen = wrpo__alloc(arena, (size_t)t->count, sizeof *seen);
     for (int64_t i = begin; i < m->n_weights; i++) {
         const wrpo_weight *w = &m->weights[i];
         wrpo__slice *s = &slices[i];
-        *s = wrpo__slice_of(m, w);
         const wrpo_tensor_info *info = s->info = wrpo_tensors_find(t, s->name);
         char want[80], found[160];
         if (!info) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, s->name);
-        const int64_t shape[2] = {s->groups * s->stride, w->cols};
+        const int64_t shape[2] = {s->rows, w->cols};
         wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
         wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
-        if (strcmp(want, found))
-            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: want %s, found %s", info->file, info->name, want, found);
-        wrpo__need_float(m->ctx, info);
+        if (strcmp(want, found)) wrpo__wrong_tensor(info, "want %s, found %s", want, found);
+        wrpo__need_float(info);
         if (!first) first = info;
         if (strcmp(info->dtype, first->dtype)) other = info;
         seen[info - t->info] = true;
@@ -5393,8 +5331,7 @@ static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, 
                 first->name, first->dtype, other->name, other->dtype, first->dtype);
     for (int64_t i = 0; i < t->count; i++)
         if (!seen[i] && !wrpo__is_extra(&m->config, t->info[i].name))
-            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", t->info[i].file,
-                    t->info[i].name, m->config.model_type);
+            wrpo__wrong_tensor(&t->info[i], "no such tensor in a %s of this config", m->config.model_type);
     *dtype = wrpo__float_dtype(first);
     return slices;
 }
@@ -5425,7 +5362,7 @@ static void wrpo__map_weights(wrpo_model *model, wrpo__slice *slices) {
         wrpo__slice *s = &slices[i];
         const wrpo_dtype dtype = wrpo__float_dtype(s->info);
         const uintptr_t data = (uintptr_t)s->info->data, size = wrpo__dtype_size(dtype);
-        s->mapped = !w->vector && s->groups == 1 && data % size == 0;
+        s->mapped = !w->vector && s->stride == s->rows && data % size == 0;
         if (s->mapped) w->data = (void *)(data + (uintptr_t)(s->first * w->cols) * size), w->dtype = dtype;
     }
 }
@@ -5433,10 +5370,10 @@ static void wrpo__copy_weights(wrpo_model *model, int64_t begin, const wrpo__sli
     for (int64_t i = begin; i < model->n_weights; i++) {
         const wrpo_weight *w = &model->weights[i];
         const wrpo__slice *s = &slices[i];
-        const int64_t run = s->own * w->cols;          /* elements in one piece of the file */
+        const int64_t run = s->own * w->cols;  /* elements in one piece of the file */
         for (int64_t k = 0, n; k < wrpo__size(w) && !s->mapped; k += n) {
             n = WRPO__MIN(run - k % run, WRPO__PIECE);
-            wrpo__to_finite(model->ctx, piece, s->info, (k / run * s->stride + s->first) * w->cols + k % run, n);
+            wrpo__to_finite(piece, s->info, (k / run * s->stride + s->first) * w->cols + k % run, n);
             wrpo__weight_put(model, w, k, n, piece);
         }
     }
@@ -5595,52 +5532,44 @@ static void wrpo__adapter_new(wrpo_model *model, const wrpo_adapter_desc *desc) 
     }
     wrpo__sync(model->ctx);
 }
-static double wrpo__adapter_alpha(wrpo_ctx *ctx, const char *path, const wrpo_json *v) {
-    if (!(v->number > 0 && v->number <= 1e6)) wrpo__json_refuse(ctx, path, v, NULL, "a positive number");
+static double wrpo__adapter_alpha(const wrpo_json *v) {
+    if (!(v->number > 0 && v->number <= 1e6)) wrpo__refuse(v, NULL, "a positive number");
     return v->number;
 }
 /* adapter_config.json. Keys that change the result have the only value that is computed, or are refused. Names of
    layers to which nothing belongs are in target_modules; the tensors say which layers have an adapter. */
-static void wrpo__adapter_config(wrpo_model *model, const char *path, const wrpo_json *root, wrpo_adapter_desc *d) {
+static void wrpo__adapter_config(const wrpo_json *root, wrpo_adapter_desc *d) {
     static const char read[] = "r lora_alpha lora_dropout use_rslora rank_pattern alpha_pattern peft_type",
         known[] = "task_type base_model_name_or_path revision inference_mode target_modules exclude_modules "
         "layers_to_transform layers_pattern init_lora_weights auto_mapping peft_version loftq_config eva_config "
         "corda_config lora_ga_config megatron_config megatron_core runtime_config ensure_weight_tying";
-    wrpo_ctx *ctx = model->ctx;
-    wrpo__json_want(ctx, path, root, WRPO_JSON_OBJECT, NULL);
+    wrpo__want(root, WRPO_JSON_OBJECT, NULL);
     for (const wrpo_json *v = root->child; v; v = v->next) {
         const bool off = v->kind == WRPO_JSON_NULL || (v->kind == WRPO_JSON_BOOL && !v->boolean) ||
             ((v->kind == WRPO_JSON_ARRAY || v->kind == WRPO_JSON_OBJECT) && !v->count) ||
             (!strcmp(v->key, "bias") && wrpo__json_is(v, "none")) ||
             (!strcmp(v->key, "qalora_group_size") && v->kind == WRPO_JSON_NUMBER);
-        wrpo__shown found;
         if (off || wrpo__in_words(read, v->key) || wrpo__in_words(known, v->key)) continue;
-        wrpo__json_fail(ctx, WRPO_E_UNSUPPORTED, path, v, "%.60s %s is not supported", v->key,
-                wrpo__json_found(found, v));
+        wrpo__unsupported(v, "%.60s %s is not supported", v->key, wrpo__found(v));
     }
-    const wrpo_json *type = wrpo__json_need(ctx, path, root, "peft_type", WRPO_JSON_STRING);
-    if (!wrpo__json_is(type, "LORA")) wrpo__json_refuse(ctx, path, type, NULL, "LORA");
-    const wrpo_json *alpha = wrpo__json_need(ctx, path, root, "lora_alpha", WRPO_JSON_NUMBER);
-    const wrpo_json *dropout = wrpo__present(root, "lora_dropout"), *rslora = wrpo__present(root, "use_rslora");
-    d->r = wrpo__json_integer(ctx, path, wrpo__json_need(ctx, path, root, "r", WRPO_JSON_NUMBER), 1, WRPO__MAX_RANK,
-            NULL);
-    d->alpha = wrpo__adapter_alpha(ctx, path, alpha);
-    d->dropout = dropout ? wrpo__json_want(ctx, path, dropout, WRPO_JSON_NUMBER, NULL)->number : 0;
-    if (!(d->dropout >= 0 && d->dropout < 1)) wrpo__json_refuse(ctx, path, dropout, NULL, "a number in [0, 1)");
-    d->rslora = rslora && wrpo__json_want(ctx, path, rslora, WRPO_JSON_BOOL, NULL)->boolean;
+    const wrpo_json *type = wrpo__need(root, "peft_type", WRPO_JSON_STRING);
+    if (!wrpo__json_is(type, "LORA")) wrpo__refuse(type, NULL, "LORA");
+    const wrpo_json *dropout = wrpo__maybe(root, "lora_dropout", WRPO_JSON_NUMBER);
+    d->r = wrpo__integer(wrpo__need(root, "r", WRPO_JSON_NUMBER), 1, WRPO__MAX_RANK, NULL);
+    d->alpha = wrpo__adapter_alpha(wrpo__need(root, "lora_alpha", WRPO_JSON_NUMBER));
+    d->dropout = dropout ? dropout->number : 0;
+    if (!(d->dropout >= 0 && d->dropout < 1)) wrpo__refuse(dropout, NULL, "a number in [0, 1)");
+    d->rslora = wrpo__switch(root, "use_rslora", false);
 }
 /* rank_pattern or alpha_pattern: the value of the first key that ends the layer's name, at a dot; NULL: none does. As
    PEFT, but for keys that are regular expressions with more than names and dots: they are refused. */
-static const wrpo_json *wrpo__adapter_pattern(const wrpo_model *model, const char *path, const wrpo_json *pattern,
-        const char *layer) {
-    if (pattern) wrpo__json_want(model->ctx, path, pattern, WRPO_JSON_OBJECT, NULL);
+static const wrpo_json *wrpo__adapter_pattern(const wrpo_json *pattern, const char *layer) {
     for (const wrpo_json *v = pattern ? pattern->child : NULL; v; v = v->next) {
         const char *key = v->key + (v->key[0] == '^');
         const size_t n = strlen(layer), k = strlen(key);
         if (strspn(key, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.") != k)
-            wrpo__json_fail(model->ctx, WRPO_E_UNSUPPORTED, path, v, "%s: want names of layers, found \"%.60s\"",
-                    pattern->key, v->key);
-        wrpo__json_want(model->ctx, path, v, WRPO_JSON_NUMBER, NULL);
+            wrpo__unsupported(v, "%s: want names of layers, found \"%.60s\"", pattern->key, v->key);
+        wrpo__want(v, WRPO_JSON_NUMBER, NULL);
         if (wrpo__ends(layer, key) && (n == k || (key == v->key && layer[n - k - 1] == '.'))) return v;
     }
     return NULL;
@@ -5650,22 +5579,23 @@ static void wrpo__adapter_load(wrpo__arena *temp, wrpo_model *model, const char 
     const int64_t first = model->n_weights;
     if (!dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_adapter_load: dir is missing");
     wrpo__lora *lora = wrpo__lora_new(model);
-    const char *path = wrpo__join(temp, dir, WRPO__ADAPTER_CONFIG), *file = wrpo__join(temp, dir, WRPO__ADAPTER_FILE);
-    const wrpo_json *root = wrpo__json_file(temp, path);
-    wrpo__adapter_config(model, path, root, &lora->desc);
+    const char *file = wrpo__join(temp, dir, WRPO__ADAPTER_FILE);
+    const wrpo_json *root = wrpo__json_file(temp, wrpo__join(temp, dir, WRPO__ADAPTER_CONFIG));
+    wrpo__adapter_config(root, &lora->desc);
     const wrpo_tensors *t = wrpo__tensors_new(temp, file);
-    const wrpo_json *ranks = wrpo__present(root, "rank_pattern"), *alphas = wrpo__present(root, "alpha_pattern");
+    const wrpo_json *ranks = wrpo__maybe(root, "rank_pattern", WRPO_JSON_OBJECT);
+    const wrpo_json *alphas = wrpo__maybe(root, "alpha_pattern", WRPO_JSON_OBJECT);
     for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
         wrpo__adapter *of;
         const wrpo_weight *w = wrpo__linear_at(model, lora, i, &of);
         char layer[128];
         wrpo__layer_name(&model->config, w, layer);
         if (!wrpo_tensors_find(t, wrpo__format(temp, "base_model.model.%s.lora_A.weight", layer))) continue;
-        const wrpo_json *rank = wrpo__adapter_pattern(model, path, ranks, layer);
-        const wrpo_json *alpha = wrpo__adapter_pattern(model, path, alphas, layer);
+        const wrpo_json *rank = wrpo__adapter_pattern(ranks, layer);
+        const wrpo_json *alpha = wrpo__adapter_pattern(alphas, layer);
         *of = wrpo__adapter_of(&model->config, w,
-                rank ? wrpo__json_integer(ctx, path, rank, 1, WRPO__MAX_RANK, NULL) : lora->desc.r,
-                alpha ? wrpo__adapter_alpha(ctx, path, alpha) : lora->desc.alpha, lora->desc.rslora);
+                rank ? wrpo__integer(rank, 1, WRPO__MAX_RANK, NULL) : lora->desc.r,
+                alpha ? wrpo__adapter_alpha(alpha) : lora->desc.alpha, lora->desc.rslora);
     }
     wrpo__adapter_table(model, lora);
     if (!model->count && !t->count) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want an adapter, found no tensors", file);
@@ -5713,17 +5643,16 @@ static void wrpo__need_language_model(wrpo_ctx *ctx, const char *dir, const wrpo
                 "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
 }
 static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *desc, bool reward) {
-    desc = desc ? desc : &(wrpo_model_desc){0};
     wrpo_ctx *ctx = arena->ctx;
     wrpo__arena *temp = wrpo__sub_arena(arena);
     wrpo_config config;
-    if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
+    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
     wrpo__config_read(temp, desc->dir, &config);
     if (!reward) wrpo__need_language_model(ctx, desc->dir, &config);
     const bool map = desc->frozen && ctx->desc.backend->host;
     const wrpo_tensors *t = wrpo__tensors_new(map ? arena : temp, desc->dir);  /* mapped: open as long as the model */
     wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_DTYPE_F32 : ctx->desc.dtype);
-    model->dir = model->tokenizer_dir = wrpo__strndup(arena, desc->dir, strlen(desc->dir));
+    model->dir = model->tokenizer_dir = wrpo__format(arena, "%s", desc->dir);
     model->frozen = desc->frozen;
     wrpo__slice *slices = wrpo__find_weights(temp, model, 0, model->dir, t, &model->dtype);
     if (map) wrpo__map_weights(model, slices);
@@ -5745,17 +5674,16 @@ WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc,
 
 /* ---- random weights ---- */
 static wrpo_model *wrpo__model_init(wrpo__arena *arena, const wrpo_init_desc *desc) {
-    desc = desc ? desc : &(wrpo_init_desc){0};
     wrpo_config config;
-    if (!desc->config) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
+    if (!desc || !desc->config) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
     wrpo__config_read(arena, desc->config, &config);
     wrpo__need_language_model(arena->ctx, desc->config, &config);
     wrpo_model *model = wrpo__model_table(arena, &config, arena->ctx->desc.dtype);
     model->frozen = desc->frozen;
     wrpo__model_memory(model);
     const char *tokenizer = desc->tokenizer_dir;
-    model->dir = wrpo__strndup(arena, desc->config, strlen(desc->config));
-    model->tokenizer_dir = tokenizer ? wrpo__strndup(arena, tokenizer, strlen(tokenizer)) : NULL;
+    model->dir = wrpo__format(arena, "%s", desc->config);
+    model->tokenizer_dir = tokenizer ? wrpo__format(arena, "%s", tokenizer) : NULL;
     model->dtype = desc->dtype ? desc->dtype : WRPO_DTYPE_F32;
     wrpo__model_randomize(model, desc->seed);
     return model;
@@ -5809,8 +5737,8 @@ WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first
 }
 
 /* ---- save ----
-   Side files are what belongs to a checkpoint beside its weights: config.json, tokenizer, template, licence.  */
-static bool wrpo__is_side_file(const char *name) {     /* other than config.json, which is written anew */
+   Side files are what belongs to a checkpoint beside its weights: config.json, tokenizer, template, licence. */
+static bool wrpo__is_side_file(const char *name) {  /* other than config.json, which is written anew */
     static const char *const ends[] = {".json", ".jinja", ".txt", ".model", ".md", ".py", "LICENSE", "NOTICE"};
     if (name[0] == '.' || !strncmp(name, "reference_logps", 15) || wrpo__ends(name, ".index.json")) return false;
     if (!strcmp(name, "config.json") || !strcmp(name, "trainer_state.json")) return false;
@@ -5832,10 +5760,10 @@ static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const c
     wrpo__text out = {.arena = arena};
     for (const wrpo_json *v = wrpo__json_parse(arena, from, 1, text, f->size)->child; v; v = v->next) {
         if (v->kind != WRPO_JSON_STRING || (strcmp(v->key, "dtype") && strcmp(v->key, "torch_dtype"))) continue;
-        const char *quote = text;                      /* the opening one, by line and column */
+        const char *quote = text;  /* the opening one, by line and column */
         for (int32_t i = 1; i < v->line; i++) quote = strchr(quote, '\n') + 1;
         for (int32_t i = 1; i < v->column; i++)
-            for (quote++; (*quote & 0xC0) == 0x80;) quote++;           /* to the next code point */
+            for (quote++; (*quote & 0xC0) == 0x80;) quote++;  /* to the next code point */
         wrpo__text_add(&out, rest, (size_t)(quote + 1 - rest));
         wrpo__text_puts(&out, wrpo__dtypes[dtype].torch);
         rest = strchr(quote + 1, '"');
@@ -5846,7 +5774,7 @@ static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const c
 /* The side files of the tokenizer's directory, then of the model's, where names are not taken yet. */
 static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *model, const char *to, wrpo_dtype dtype) {
     wrpo__writer **sides = NULL;
-    const bool dir = wrpo__is_dir(model->dir);         /* else it is the path of a config.json */
+    const bool dir = wrpo__is_dir(model->dir);  /* else it is the path of a config.json */
     const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL};
     const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
     wrpo__save_config(arena, &sides, config, wrpo__join(arena, to, "config.json"), dtype);
@@ -5868,7 +5796,9 @@ static void wrpo__save_adapter_config(wrpo__arena *arena, wrpo__writer ***sides,
         const char *dir) {
     const wrpo__lora *lora = model->lora;
     const wrpo_adapter_desc *d = &lora->desc;
-    wrpo__text out = {.arena = arena}, targets = {.arena = arena}, ranks = {.arena = arena}, alphas = {.arena = arena};
+    wrpo__text out = {.arena = arena}, targets = out, ranks = out, alphas = out;
+    wrpo__text_puts(&ranks, "");                       /* never NULL */
+    wrpo__text_puts(&alphas, "");
     int64_t adapted[WRPO__LINEARS] = {0};
     wrpo__adapter *of;
     for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
@@ -5883,10 +5813,8 @@ static void wrpo__save_adapter_config(wrpo__arena *arena, wrpo__writer ***sides,
         wrpo__layer_name(&model->config, w, name);
         if (of->rank != d->r)
             wrpo__text_printf(&ranks, "%s\"%s\": %lld", ranks.size ? ", " : "", name, (long long)of->rank);
-        if (of->alpha != d->alpha) {
-            wrpo__text_printf(&alphas, "%s\"%s\": ", alphas.size ? ", " : "", name);
-            wrpo__json_number(&alphas, of->alpha);
-        }
+        if (of->alpha != d->alpha)
+            wrpo__text_printf(&alphas, "%s\"%s\": %s", alphas.size ? ", " : "", name, wrpo__number_text(of->alpha));
         if (!everywhere || i < WRPO__LINEARS)
             wrpo__text_printf(&targets, "%s\"%s\"", targets.size ? ", " : "",
                     everywhere ? strrchr(name, '.') + 1 : name);
@@ -5895,21 +5823,17 @@ static void wrpo__save_adapter_config(wrpo__arena *arena, wrpo__writer ***sides,
             "\"base_model_name_or_path\": ");
     if (model->dir) wrpo__json_quote(&out, model->dir, strlen(model->dir));
     else wrpo__text_puts(&out, "null");
-    wrpo__text_printf(&out, ",\n  \"r\": %lld,\n  \"lora_alpha\": ", (long long)d->r);
-    wrpo__json_number(&out, d->alpha);
-    wrpo__text_puts(&out, ",\n  \"lora_dropout\": ");
-    wrpo__json_number(&out, d->dropout + 0.0);
-    wrpo__text_printf(&out, ",\n  \"use_rslora\": %s,\n  \"target_modules\": [%s],\n", d->rslora ? "true" : "false",
-            targets.data);
-    wrpo__text_printf(&out, "  \"rank_pattern\": {%s},\n  \"alpha_pattern\": {%s},\n", ranks.data ? ranks.data : "",
-            alphas.data ? alphas.data : "");
-    wrpo__text_puts(&out, "  \"bias\": \"none\",\n  \"use_dora\": false,\n  \"fan_in_fan_out\": false,\n  "
-            "\"modules_to_save\": null,\n  \"init_lora_weights\": true,\n  \"inference_mode\": true\n}\n");
+    wrpo__text_printf(&out, ",\n  \"r\": %lld,\n  \"lora_alpha\": %s,\n  \"lora_dropout\": %s,\n  "
+            "\"use_rslora\": %s,\n  \"target_modules\": [%s],\n  \"rank_pattern\": {%s},\n  "
+            "\"alpha_pattern\": {%s},\n  \"bias\": \"none\",\n  \"use_dora\": false,\n  "
+            "\"fan_in_fan_out\": false,\n  \"modules_to_save\": null,\n  \"init_lora_weights\": true,\n  "
+            "\"inference_mode\": true\n}\n", (long long)d->r, wrpo__number_text(d->alpha),
+            wrpo__number_text(d->dropout), d->rslora ? "true" : "false", targets.data, ranks.data, alphas.data);
     wrpo__side_file(arena, sides, wrpo__join(arena, dir, WRPO__ADAPTER_CONFIG), out.data, out.size);
 }
 /* first[tensor]: the first weight in it. of[weight]: its adapter, if it is merged; a, b: A and B of weight `merged` */
 typedef struct wrpo__saving {
-    const wrpo_model *model; const wrpo_weight **first;
+    const wrpo_model *model; const wrpo__slice *slices; int64_t *first;
     const wrpo__adapter **of; const wrpo_weight *merged; float *a, *b;
 } wrpo__saving;
 /* dst, elements [first, first + count) of w, += scale B A, summed in double. */
@@ -5939,13 +5863,16 @@ static void wrpo__merge_adapter(wrpo__saving *saving, const wrpo_weight *w, int6
 static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
     wrpo__saving *saving = user;
     for (int64_t n; count > 0; first += n, dst += n, count -= n) {
-        const wrpo_weight *w = saving->first[tensor];
-        const int64_t row = first / w->cols, col = first % w->cols;
-        wrpo__slice s = wrpo__slice_of(saving->model, w);
-        while (row % s.stride >= s.first + s.own) s = wrpo__slice_of(saving->model, ++w);
-        const int64_t own_row = row % s.stride - s.first;      /* within the weight's rows of this group */
-        n = WRPO__MIN(count, (s.own - own_row) * w->cols - col);
-        const int64_t at = (row / s.stride * s.own + own_row) * w->cols + col;
+        const wrpo_weight *w = saving->model->weights + saving->first[tensor];
+        const wrpo__slice *s = saving->slices + saving->first[tensor];
+        const int64_t row = first / w->cols, col = first % w->cols, place = row % s->stride;
+        while (place >= s->first + s->own) {
+            s++;
+            w++;
+        }
+        const int64_t own_row = place - s->first;  /* within the weight's rows of this group */
+        n = WRPO__MIN(count, (s->own - own_row) * w->cols - col);
+        const int64_t at = (row / s->stride * s->own + own_row) * w->cols + col;
         wrpo__weight_get(saving->model, w, at, n, dst);
         wrpo__merge_adapter(saving, w, at, n, dst);
     }
@@ -5966,9 +5893,8 @@ static const wrpo__adapter **wrpo__merged(wrpo__arena *arena, const wrpo_model *
     return of;
 }
 static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc) {
-    desc = desc ? desc : &(wrpo_save_desc){0};
     wrpo_ctx *ctx = arena->ctx;
-    if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
     const wrpo__lora *lora = model->lora;
     const bool alone = lora && !desc->merge;
     if (!model->dir && !alone)
@@ -5976,24 +5902,21 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
     if (desc->merge && !lora) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_save: merge: the model has no adapter");
     if (lora) wrpo__other_dir(ctx, desc->dir, lora->dir, "the adapter");
     if (lora) wrpo__other_dir(ctx, desc->dir, model->dir, "the adapter's base");
-    if (desc->max_shard_size < 0)
-        wrpo__fail(ctx, WRPO_E_ARG, "max_shard_size: want a number of bytes, found %lld",
-                (long long)desc->max_shard_size);
+    WRPO__RANGE(desc->max_shard_size >= 0, "max_shard_size", desc->max_shard_size, "a number of bytes");
     const int64_t begin = alone ? lora->first : 0, end = lora && !alone ? lora->first : model->n_weights;
     const wrpo_dtype dtype = desc->dtype ? desc->dtype : alone ? WRPO_DTYPE_F32 : model->dtype;
     wrpo__make_dir(ctx, desc->dir);
     wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
-    wrpo__saving saving = {.model = model};
+    const wrpo__slice *s = wrpo__slices(arena, model);
+    wrpo__saving saving = {.model = model, .slices = s};
     saving.first = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.first);
     if (desc->merge) saving.of = wrpo__merged(arena, model);
     int64_t tensors = 0;
     for (int64_t i = begin; i < end; i++) {
         const wrpo_weight *w = &model->weights[i];
-        const wrpo__slice s = wrpo__slice_of(model, w);
-        if (s.first) continue;                         /* in the tensor of an earlier weight */
-        const char *name = wrpo__strndup(arena, s.name, strlen(s.name));
-        t[tensors] = (wrpo__save_tensor){name, w->vector ? 1 : 2, {s.groups * s.stride, w->cols, 0, 0}};
-        saving.first[tensors++] = w;
+        if (s[i].first) continue;  /* in the tensor of an earlier weight */
+        t[tensors] = (wrpo__save_tensor){s[i].name, w->vector ? 1 : 2, {s[i].rows, w->cols, 0, 0}};
+        saving.first[tensors++] = i;
     }
     wrpo__writer **sides = NULL;
     if (alone) wrpo__save_adapter_config(arena, &sides, model, desc->dir);
@@ -6015,16 +5938,16 @@ WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *de
                 text             the text       text             into words        a word  after all others
        ids --> a text for each token --> decoder --> text
 
-   On its way the text is a list of pieces (wrpo__piece): words and added tokens. All before BPE is a list of edits
-   (wrpo__edit), and so is the decoder. An edit rewrites or cuts every piece that is no added token. A file that asks
-   for anything else is refused when it is loaded, by the name of what it asks for.
+   Between these steps the text is a list of pieces: words and added tokens. All before BPE is a list of edits, and so
+   is the decoder. An edit rewrites or cuts every piece that is no added token. What a file asks for beyond that is
+   refused by name when it is loaded.
 
-   To add a normalizer, a pre-tokenizer or a decoder: a row in wrpo__components, with a reader if it is several edits.
-   If the edits cannot express it: a kind of edit, its settings in wrpo__read_edit, its work in wrpo__edit_piece.   */
+   A new normalizer, pre-tokenizer or decoder needs a row in wrpo__components and, if the edits cannot express it, a
+   kind of edit (wrpo__edit_piece).                                                                                 */
 
 /* ---- Unicode: one class for each code point, and what NFC needs ----
-   The classes divide the code points as the regexes of tokenizers do (Unicode 16, as oniguruma has it) and as \w of
-   Rust's regex does, which added tokens ask for (WRPO__WORD). NFC is that of Unicode 9, as the library has it. */
+   The classes divide the code points as oniguruma's regexes do (Unicode 16) and as \w of Rust's regex does, which
+   added tokens ask for (WRPO__WORD). NFC is that of Unicode 9, as the library has it. */
 typedef enum wrpo__class {
     WRPO__OTHER, WRPO__LU, WRPO__LL, WRPO__LT, WRPO__LM, WRPO__LO, WRPO__M, WRPO__ND, WRPO__NL /* numbers in \w */,
     WRPO__NO, WRPO__P, WRPO__S, WRPO__SPACE, WRPO__PC /* punctuation in \w */, WRPO__SW /* symbols in \w */,
@@ -6037,87 +5960,86 @@ enum {
     WRPO__CLASSES = 0xFFFF,
     WRPO__CAREFUL = 16  /* added to a class: NFC may change this code point or the one before it */
 };
-/* The tables hold numbers, packed by an adaptive arithmetic coder; tests/golden/unicode_tables.py writes them. */
-/* runs from U+0000 to U+10FFFF: class, length - 1; class 16 is M with a combining class, which comes next */
+/* Numbers, packed by an adaptive arithmetic coder; tests/golden/unicode_tables.py writes them.
+   runs from U+0000 to U+10FFFF: class, length - 1; class 16 is M with a combining class, which comes next */
 static const char *const wrpo__unicode_classes[] = {
 "UPAYx2i86[d{}8(G2]Pc4-cOo7{PF;KzLnd6Y8sdi6]h}gf@1Lsh!Kuz.mo<;d-ut D~g^eDupNxZ =+=Fxf^aUBd@xl>ssEm668.LV,N}C:!&7Jn> Y2",
-"G6SdCW8X%n=D0-4Ur4XLSksVn)h2%xBU~~}|><<;fZfmhOt)r4e_@ibLX0~DTMSQ:'=f J}e,hv{$Vx-{GsK]ag0;MtJbwn0dAIFn$t{zqm1nX|0554_'",
-"r3rvrR>'-=>YyFNS};CVqR4c$vWj*}H;=dVV+!Unzk2^5eYulYz[B7<[){npe1H;=o})}4==>DHnx =XSAa5P6FLwY)J!t<eL5$EU~Jp,9[Sjx<fX#qXt",
-"NW=s4*P6O|v5'qLsd1+7oR8L[qhR guQL|4wATMiYu[xP~=%tIN$Ft!k|}GR6qzuB<_}~C^ :bj'sy0ynZ[0C)Bz(om@BF]IYt88g&@m=(=i^3|T2*Mn)",
-"Y@A6SmyBX;Nj$SLB4Oc|V_J{gePk&,}2}QP{}lD(NYu)2XUMoQj2duK$awfvlp`N&HdAtt@`fNpH3!2TQC;U]PkT$^z}4< ;=J1-{;V~z<t'M&%zmBPTr",
-"&E$ETU]sS=;tM4Ne%b~sD$qRODcy%~~,-zVt2DKuHiZ0@s3opTCV[nR7ZfvJMQ|- Q]~:0c(87x#HLchz#Ih6h+!9R)>nuB4}G,r$}*a;tSM2X~u!MuG]",
-"3M<*5tiQNwLKjg-KVciS~]A_w^Vu;~RsX&Bo@*CVubJu:~@=f`U#9b:p,m{tvFiC4mA3'1'Lk*%c<on[8{pW6OGA2b~fCNrm(s({yo2h!'+MviQg#Me}c",
-"sTB #yPL0N#$WZTkhbk F0DCPf%sKj]rH6X;jb0,<$cw8+8k'E~_(HIBdBO;F`zVtbG^*o_L-1c}(Li*^HkSV'rsPFCa'eZ[ ZMQxT$ r.38S$s>S1WnV",
-"Ne2XRKYcVoRK&#K#b=xdx#_81-a=(^Z',x:QG-Y_uvNS{{XU5p{;97|WMkdPP6 If>}tM+rs9m)1!@RFX+$,$=O<yFpm9@x4x4zjM(9N_*]oWDo7-V|9;",
-"YN]U459%CGK;oJH[XZ]Fs Zl,+Tens~q1-cEV7N>C|{[`>QUE1&(@AY1B;[ZuW;=(<1g (yYpE8ne]U^G_SMf8.4v_Oh,{UW3tAJA2QesGn;K_XW[aK]$",
-"i{R)wEog&XQ1D,U;#O(!;{A[=oPv2w M<1GG-A_D0jez05'c4j)A{V<DJB;!T9seacaA3O@sM+[<nRxC!,`P,jN~K6IQFjUxl_AoWx9f0f;-j~gZVXP0K",
-"4@`CL~}b-.fF<DB_(MJ5+xQlEYZ<GOhO.Vve;65<JJGICRH3btn'(2&fWp+GSd7^Bx-gkOPDfYPcW.qI0b%0BE '5IbO&zYjRy|pc#h:dHb:]y|%O-F>+",
-"'6*k5O98w4g`bD7ERL1G9ABJ&t|G>&z+9C;dYFaHC5IS'5EY8E'FN1:IbgPZOQ|5{-S=}MAjX4o!DjR=dqBdq'-P9lFq7gxP]s3u${PCTty30&uovcuh[",
-"Alrq1s,#^c&,r8|o!cskpkRwU&46@):dG3zu9@psEbksF.K0cGdf^N3RR)Rm|w{=pfdzKTmqq}KmT%fE0b_;OR#rmH%Mz~aG@gYo{-}dqvoTR|]Ft,1jn",
-")0%|lj~:ZV.Skp j~DCIbxuf|w!fu:y4>g(X,)pzN>f0yXzs'qbQZn.WZaG8<W>X2'vt Z{n,TIIZ~*b]'nly`twF+mkoD|v3'C,~F>hW<n:c:a+Kk;nM",
-"!e.hxG%2YgWJO65qAOa*2UP^Dxfe2.(E(`vDuT@L%oa%K.m[7Su,ssz>4vcy-=;_[Ef!L6^ttq|o5&Wd)_#j#p9CO:Fz]48P}g,lGerpxoLSWB-OcA.DE",
-"QXivQs;,.]Kp$s)}{~Z;@';E, BTTEOR+UE}&yy(K)cL`6}(y^ST[9^{K1}$=<G>V(dBn4}M.'^$1&VuKz^y8n jH> PCE$24->Hn4.JrR-h>uvw|)Tx^",
-"HK&'FZsQq'&RWhw_u5|}I<czrj^,P-bBUUfQ!$D]Is(;dfk_tAFnB{Rf_TjAp7WI)FX9Si4nMSyq3 )8&}$IE`vP60:6=m};ENi~RoD^@T|:]>vDOfwRk",
-"8_iuWgEq[9#:RtbR5A6dcjvv05Z2Oc)V`ItlJ-OdrKj&1kJ#si*3LO%7%,+o-K|&[[#|_nDH&91uPL+hIK(suWK=Y.e^%]U>e<SwRs'F[_4((CkGHDpY^",
-"A9dp:P.$kuX0c8Iyw!;Dq.r`v}8f)t[a$DU07t,q|QlFbv*+So@HY=S*C|vd3!P:=V:3e69.DTj@_g1w6~fYPznbv1dccsOt5p.^.L8t>;O>~t,;(w=K_",
-"!;YZ8Zd]Q(wt5%Ro;RzE2O18)~Aar^t=%VN^$k|;6_z4_!,vseO l:M>e'dQa6A6PqFmSuF_h0mFK[>C1'u*Sct(R_QNdLSYg82AONM_;GKAvw)<J;S|j",
-"A]0:q*%|9wWNyLcM7r;,c1_,J=:2*2R>#Q<t6@[}~{m#aBY(m]7::q5pmtzGpfKY`FO*^DR6mM,0'dH`Kq5GF1pTuExQ#Fs4+xZCmbIN.~.BXISWN=DOe",
-"~C)uxBDq&KUpP1|z:=1Xtg=7D-MUDcOt!WZgF18qPM^,$7<Sj!aL'M.L@ }[A%yIy-=#vK,wj{9(f+na;rKaMA<PYKzOCXr{bsQ)zQXa%sKmK+I6p^&Sy",
-"Pf8tA#rkhrgjByNS0#npuOrS%X`}vorUU[JfPxXg{DIyB^7{[Q2-9%}9@E'kjq,Gikkc7GCQd&.=pG*AHd{Mu`Qlhm_(3[EJtFnv 01M}#P:jr**JdZX[",
-"]ueahw)-[1k}){L11^bX% gm09~gsm4<)Bc!ua)biB!BwBN9x15vNT0dk*PQ^V*jE9]wFl6gZE%(Clx5FV)XAe#vz`0C$.a;5S'Y+!5_6t{nmje23zCDO",
-" 6x)Ds*)Vdn&}z9a;&k0-`HQeuVp,B7ue6,2cXX6IHc|0cIZW<-Xn,QWt,6F<&T+te4'D*O,E=wa!J@Y4,pKD#b6#rmuJB<Q:b9#=z<L*gz[Fsea o3=p",
-"RHn%z_d)o2r YSHyN+0dMf-ewksacTp{ k8]Y+<hk&38ATuu$U4g)hj{Sh&=W=(`L:VNQ<GaVjNItKj0|x_SAKd-~Xr[C-pIN$kV=2n1*rL4vc_llE|sy",
-"05r.@~j2axsWTn~AWB[W6+hB%s%2o9*sY'vo]f<m(P)::LmzF}|u+vP>-z*]%u}ylZ[NW6wJVo2q.XgH!|mwhT:va(:p#~i_>tMks!Dy'LoL5v^5Q0-WV",
-")!gm~ivgYey1;_(OPTRjm*B31^q0`>"
+"G6SdCW8X%n=D0-4Ur4XLSksmTvFNo2i~e=1%^,&%EG4J7pcbavk7]@r+A8PyQ7Ff4SX2ayH$9..;7k_=<HaaACzWK.aJdj],LP7IBt-.j!1h3urFi 3,c",
+",,1XP+ZgX[}6 38+tnz.2n3x!a1.2v:zz.p(O|O5Z:!GB6P<~DAiTLRPq&|-E:2uOc}KfgVZ]OY-k^o%9D]_d<|q@#E#H(@f9iG;igiwFZ_c18=OR8on1",
+",=]#!$-rmmHm8O)y GG}fPU @R|RCj}};1@b@t|=D*5@~_BI6ut jbCw47I=c#XGQ,^toE`Mmjm~Ni;WlqdF~czjXOA<_UP[QP@cW)vUB><ut54A[f}fJ",
+"DxreZ(d_w4)`Ah<&%meoy5#rgd=te3t8j[=!F,wqJY,E!rhZOK)$Ep3PuTr`<My$#oaWLr@G#hceh`%INKD<gpR,.+Gw1MBZDsa`G*8^FYiYB([jyTp0p",
+"5J^E*)c8P^Nwp<PD zu!sax8]a{8KvT|1EzPx0Fl(m8H8hY<G5(`YZ|t1t$#9M[k4uJGv=:Ae>SrTCF8&_Nz(8'VE@Sb%ieVw=#c6Q%eo1#(XvP!!*=N`",
+"R|c&*K#_t=dm~Mcz2N{hF5 yWG0d5b`ma]y.BL,>PW6e$9=I`jkak7cA[6b%ug6.)BZIl>&6+^C+M=tq|sHxy2]B$w9B+bRn<lMe]2W[+aoxE&slD8:7t",
+"$*TbenyEO6%'pl=LW,,OlMY5YU|a{L2xBwbtWZGnq&0W7RRF#L{tn'o@V5u>WJ.TVMa#Yky%e,Lz1>$nVZJ*lRRb(G~idF+:LfP!j2v@eLpuSlKzHP^L-",
+"d{oVki%q#LY82XJSNax.4yk_@9'.l9IP9<R<C^f37uPb~Y l9>hdyMPAxLMdi~g.]S7EzT^^#-glMxI}qK BR3z-3:t-=CXi;B,f>62Qfc5Y1yd]R!~Y'",
+"Iul!$%6JOMOVeaUSwC]`PQ1l),m!$sjVM%@4N4Tsd^@xBp)>o( @CE'O!aEm:|)H8>.e@8l6e_*bx@smJ6 %.s$t=}SQzo'H+{'IP&s1_U#CRSZ[Wh%-l",
+"xX|mM]][YX&wv_Pl (0Aee%nVjxfvSmqp4Ma2(g.ZtLx#1}W`RW2Z9QfU>hr3g5$'n+|PmoXIBRsDn:E{m.u_>n5bX7JdeT^SFcpK0mk!q{}}_@BM}@'&",
+"o$u+D ozE+3#F7=L1Tx`~xiqW0Yv'^1d<.:O,FN(pq|IXdx4~qZt6k#4j&D*jH27Xw`Vq7yZ^yP]%uN];;5meIqUy5)A*FNFqCXqB69qfoG0@XC`,4R91",
+"zs|QRk7|WF)[103%IS>-a^N >& CQLjt].fx_*366EOKs7l@kptxF0A4t-dy|$)&5}r@MP!V_1@W+J{__rPN2b%(TC>aQ_gYq]dm6Ui cod*JsB3&edGs",
+"_R>le70k+^T*(:]mO8g.x;_a}f_j[qBym#n>U1C@#8-}(~^C8QsVa3d]U_3OePGjIHcNq3nmYvCHub(z:;V%[p 6-KzpY++U;u_1^fQIL^5%4'wz-W)6@",
+"Ug'PQsAyBt;h>!v$Fp;_pp#!Usi_e5I_j}SW&TO*n]!>',xhM158#.jJNybCE:_yIz}aVPYPju^gXFMWe9NG>FJaRNq1>naC.<|G!nKY^q wTAxWUWA@d",
+"qz4U>(q;pXxAJ@J=j.}-V'a<4k&Q5QdvJ$va_9gcV+]tTDM=7WC.dt{{kG|lJGZQOhx7|q~LYLb! gA &E6ihv[NHkM_p#WN$:*H.S+DvwwL`BNClbgxS",
+"(vL>CfKL==cAE 2%8^2|=L C&<68G+DLs*86j=9c#jcECUdZms[P.jsV&ICUPXx>(*`AhlrJV]%y'9|,)~aGWS<fNdoR2aJ_Alu^' ~_.H*m(BvV9:KJn",
+"JlzIka1[;@aQszP]wy!V^VO[Gd(4ttb 6&kjjx<o@m+vd04LI-,0v7^tK!#'!Y5pq6R{.,0~!iIzG(lkLxak_VV,y2k[~tQM95KAHQ`!54*UopKM1COm]",
+"scsi<BBCM~diIJ3|x~0qk2%vsb.zAw~%@j'r%5po*S`a`YTN j9V=Ma]<eYc]d#hq7`<kfZ6M,h[rA>;I2}scpbEOdHd'}6{@Q*~w=<##{cp#'eViy4$v",
+"M(EU8hB9D~%QFh{]rC[,ocnIcjj'LjcUD-zPj+6XLAn1' -0TF;,Dz[a=xuJtByt-LtyzVkmki%DjkSSM+ZAOY'dm.@(;35l:F&q7JSLD<6-ju9{UGJi7",
+"9Sjn1',Mo*+pKi3Y.e;h4{+8G[,o<1UQfP.6KA4SsPoZgS2txP9P%B0qU)xOMf6MmO.XLW*Ld9JBg,%Of3ABnS3L`Sm>]'YDuW`uKNn :c!,.)E:Duo`<",
+"vLGJ|wp[My(`_XNfinI 2~ qM:15RBHF[Wd^LNb!AJXux$Lapt<S#,XU+6mS+Cdu]+DYc5a!F5_jG!!G!|PqPr.korYs}6KG+!7S_B(J;)=%NNq2TnCS}",
+"EM+_NTd5CwVq7_5aqJ*^V*x!@$1kD,;}_q={$Fzj[>OMRh -<*1HoQt ~3R$G{7W{=TA+:^1lT1rfN(:KoXGGZ}33b6GVESKTTDMRvjZ!*4u<1r[7o{&M",
+"DGP}vSndI{`9`CZ:<xo(pfYKt#VPf^(zyNh!C*clI_@{x>ypp%6woooCFB(jt8%w)$GF56Y0<!B4ink|ojE[DBYC8_)}]VT+f#)u@%_88:Kq[&k-6WkO0",
+"%aX@5d3UU'n$X'!A+&p04VD]| |D'{3,0c&R >#-Lug<pwSDT$za7WLy%1D]=lL3S2U=JG^;uB=RlV}&0'*j0s,R=UsPTPPJld=o#k$a97>8Hv9OpdM5U",
+"Pj+zyuX^j|0P,^8>s7,Se7:i,8SuOoBJx{:5GKZ~lc|(k11S0z_o+iafatUs=N%};YLp4rZ2K1+2ODNx&0[s9BW;pGB+(gWS;4!wUL-&)_,p9O.&V@&*~",
+"rn*_I-=Mf=FQ]-axP|]6o2%kJmJua86O[]J*w$8=F&;fgY5L} Pj()WZaKW%1(pWofe>((Due6.y=Rt',c#HiPM,}4nXNE~l6~nS$1NA.aYmKu,>|KL{Z",
+"W97$kAc)3upTw-v'25Dee`ZYL3|i!V9V)M$j7&}+!b1&sdwd2TU,_>+~=5Vj(P.9!l}nl`421FY&a[9c^ &Pe$jW]2^Gd EqJ3i3gIAl|_ mWRY4@E"
 };
-/* runs of decompositions: count, gap, length - 1, then for each code point the zigzag steps to its parts.
-   count 0: two parts, which also compose */
+/* runs of decompositions: kind, gap, length - 1, then for each code point the zigzag steps to its parts.
+   kind 0: two parts, which also compose; 1: one part; 2: two parts */
 static const char *const wrpo__unicode_nfc[] = {
-"Pi<a_8QNgdIA@eR5j;o>1W~=IODWZrK00ydaV-u,Ce6.t&T}draN$l^[3^ TkVgkk*q'&CZ]Uf7ecHdNZ`_U@3PhMb +I&,Ul')9u2O>;XvaPxfnLMQfK",
-"e;9#u*B6~drjKAq1m#Xs,-L)M&)$P&}VOPqHx uLi{0%7O*)UBnsazQ}JA M<Rl(:|403O5%|jhD#6-0^a*4Eh9^N!(#=Uk68vvMiTbS+57B8Z8~!mmSb",
-"ysKSDAfZl~Bp>+tT~hO<lxyXT>fd^AB~BO2[)Zj0D{RJcj2V@Pdo<:=>5g4+eh1M;{:t`A${|l) j+qSm%nRIL+Pd!66R&{8~WT>Q6RjMl4,f^Q69k>l6",
-"a1I5$R'#U)N2Zb@[ N)yvA]Y4x)bENp=Nb~FLz9qoi[M9[WN seB+)e|Y$*Z@[Fa6W1`XGQD7:NKN|lJDO<QuE{ D>,dx>%7GDk3]>$kfLWrq~w*_HYw0",
-"J%G,u5xe&:zstV!J]x0pHl_33x:H~2] WpxozH9(,d>&{O_._u&!yB&+6Z4QsmE]DsN;ETYg;&#IxkdGfQyq+LqowJyhTU.<c8,Ci+dhS<C1Ej dyDaui",
-"dueXdO[rfTL$9Z!kL+xKUIF9s9H<F&V8R<*pt4 WsaIHsAGYu;#WYQ{t9@cLC2D@YDdv&Vt]6Es#=8m$>>(.i}dRN=0-ZQBUoI6KMZH M)E5(K7T*E`%S",
-"CF_+qwJ|ZE7'(e4zk`EDte{E9d1Qb-u>v4xCQulN,d6[nz}S^02]WC+vL9mcLSQS3F$p^7P)E8UCuMqeq`i*(5xarqR+lWAsL8(EL]clWNk.l_oJwPkH3",
-"p@|j{#b{g-V:!VU7i;-9D+8bsdQGNDe,dCTGc.Fi]>HyEcT*D>AKDm)hEgCt(=v[M4PFa@7U3{XFRDP#&UqQ3X-VV~u$cE6:EV22K'Q: mn[n&JA o1i0",
-"Q8Da*]vxTdlp.EX-P:U(M:LpK;'*)I8UZa)vqu#^7S%j.HaMjW) +=d}{MaZkvAp!zX26gboRWRxfS(eW#|GZ#xlmc!W7@.CdRkE[^,U{t;'3|#*A7Lpx",
-"g4$Jm{R|y0A6Nf{qxTxJ;6JKL($hRsm~-PDAX]*b4^m~KCt48{+YiW`IYrg|@2 ~6]+ 4wirLo2LCYz;CEst7_}#m()}tGsfD'bo=Sk4a04#}hb)pD>:j",
-"F+NfB<1xC*JIO]YkO}X~4Lza2Xc'JrqDY*l,dC}OxzE'.eQ1d:vfODtk{*#rJO0mU8,`To3a!>'tWk4za.F#*cJ|qz64Cog|6[vl;wubB4E'Uu9(y|L@0",
-"Z]n|*P{}&J;O{<6{G,{GWoW^K|Atm$^tDbxZew>+UM|C[4w%Pbmr4`TN1PAk<XUlf.lL`O4,$>x~9#w+Ez}7<TRUO:(LZYuGN><$(T&h`L$fe6:9X<_^r",
-"y!RS6Ctn}UyB2kLv0Z'qy0k}KxXF{y:]QZfNL#`Nej<LU9LDg|Oya)80h0KZJH9]`Rn]v>n=^JA=]E,g0G7+R '8Xb-6B<pppv,tD!s|omp^,3LCT r)p",
-"1wPGlER7z7<s )ngr:CQ!K]|{gv0:py7O4C]v21Y-pI<C9~ydsF$PVTCYP1hKntI;iY-tO*WhC:t`O)C=4:b$)Lh)0]kXpE.r*[;G.Rqi$`m$U+9g%ePK",
-"(5*dU7A0<1(BT8UJ9Ag1|&ivyH)1=MHOq)RF46El2>$7|}:'i5LyjbYQw[F[O@||9[ Lz;z6^Tn[3V&_ _0.oIHmA(omo^bzM}9ZNDDa~4!!(5XwX`@2k",
-"z`-xl8^ahrn.(=5Suts44%1yZK[Qo(x#dMy[qr!Rn}7IRvB*&I&1MgyO!LztmL4wp{t42A4bf5|V7FM#5^82.bS35:9P2{H0[:igb6Y7p(+EEatrunIc@",
-")m$0qSPUa*_D*c_18Tb:E~y zg=8Ts=X&f+9`7N^NMIn0Rm8qkGrVp%OS`m.]<d1_2N+B1Ut{<>sGzIaBr-In&YDB@*G)9On_`3:d~cSdzyVNiVCl$Uub",
-"'}$Y_OB1}b^au9zN}%IB,,=(02xC0FqDKl3oSge9.;]5;htRj6P+ug`A sJGuDOm*^OQ:wY}A6;&x([ w {wTKq:z|V]*]c)|CNgtHE.cnB'IIcVr_v~x",
-"dWo.z(] 4=f2l.h.eMdHty}{_Ho=):b<WwKm6i#GiEM>0lZ3KB`F<fnI7|04MzgS$11#hJXif.4^,8iK)J}6}0g}:2HUn0)*o]L#@&jU@#hv.>%n,I,E>",
-"`p[i>X:>,J(l|I%A[! Yxisb-s$88{TJJf yK2V69MYXP! tWj<hE,c%(eGnZt%_%B$F6^gLw`uy)O.1raf$g%^vUu* rpS#tz~QfD3gO[1}xWOLVR{R1",
-"d:D${,xS-swe[ 14NvlXLKjSJn`tj]X>7VFdt[SgO`3tUAe1Dg{0HSGun_+rpYrocrX5FU^~7]*j%`|@qPLB:nq=EyOZ>R&MRUcjBZTwd{2.<PPrK^MdC",
-" ZBwf<*l,STQ&S3p>}m~n0SHj lVyMCrc1(s@H92jZ4IIU9J;zYh{ocQJoSRkgR7RV!A+F9D%nYU`Y(p!MO8:QJReh@'*xP9I6<HGg2vYmZW>HrCG*{lg",
-"A5Yh!Ev'<Nb3UD#@CJIKD=6bc)pc{w*m9g-(%%$r(*;v.*otkAeRrcVDGCFf#N.N:iRhBqvaL=gGr&swrK]!.m9<Wp-6rEbvQn]{E>aML[Yiuji6FtAJB",
-"|cK38II<)4[s@=#M4>l)My!t>l%8`bFFJ:V7OcLtG+k41UMS};6l.fQi3^HqX#whU'{@IVx6rnIee_7]:sGZ]mORhPSmCj.93,kNu()3nTCpVI4H,$%zF",
-"2BpfdYBLS6tSxL|$qCv$Hb(*DJhI. )9]Jrsgb _M^*{,^WnOA^_hl#H4!x*8tQ{R|xTzPD0M6zcdZMuE9{+7F;B6DnS^4'M$lCeYTpWKh`r`t]:Bj6T%",
-"5Z}d! q;L!AqWm&%*X}I,dWkY,R}Zq@a6Y@Xt50zqo@98%e@SS[h$GQ$+'Gk;oLN6EXE8Ru9bb:{Ifi.Q8x(i6v7D8cx%Ane> l{[nxwg4=K<8s_w*T^8",
-"M8+&1wswq(F{XG8MQ<io#BJO-Kf`Z^BU|{-l3{3UrAs})qi');kdb!l%$tU,A=*gg6KMe;hac+J`cO|1Z`2937',VVE0F3O}|vi9,(q=j)cAc2K7!aIbl",
-"%iI|jNYNj@_,KvAozT%FHh L>bog$N)beU7l0fPz%OU.=Ks>^Rpa98y$u`7&Yqrv7xD4b@b+m{UH}t9S4^=W>.2F^Kj[}!Q18`GKP]L3w#~R@27dDD']r",
-"g!u!{#Q#k=kiLs.MAD}G-7Isx)E,;]%.`eWg<fY~+I`z{PlsX[fT2g[ORSP%tb1Zu@T9>fbZaYvW$NzSvoOQAX>FE3wWA[5zj)g`UrO_K':&Xn%s*)A&3",
-"~=:S|fWWM4('osu :*w+qW5}D+|VuW']R%5.Wc$s+#ZSz&T`lAM-E<5`KcJ=vAcq@'U58Hvp2D65gr_k=_DXyvV8y9fS_Ypg|-f}ez*tlGQ[>WzX2_s'd",
-"xyD)t`+=}P+Jz8w+>O-xQ~6`rC1!N>}k$%zQOb4q;h18sK!@^N#asFT!zCqUFEsy8 D5Ybsa3,E3V#&bPnFMl1Sb9!p_|ZjEVD}^9,-:1$L;x9D>TvQ9X",
-"(0)dz5T4QR>&6F!.VPo6_|093vFz=5:N`xo7.ISuca%{x:K5AtY{WS5)<+)OSH(`VhdmhkPu0pB1)tMm7NvxOjydw7zBm{56Ewq!Q%*sTC}YPF23O$1WS",
-"7A:EvL6'y4A`vQ'=;`qoeeJr6<vX~kX.)!T*^@E)oaO9zjd)5}:v<CBfgz$RdG-xi[T~8Aa2irf$kZx]s.:]TT6_,V6b6u6fwF7>d[=Ja.0vr-(YYFRU{",
-"gadv+&:_3OVi8.8UdEvCwpE ix2w$.pTv;Ph-x{VchKqEIz*@xC)p%5D<8{s$F,T<}.Xs`)H4TD>rt{M`OniS=r4kN]}hB4#eO=Cdwpj0%w6fq J-Cb^5",
-"IXkQpBw5#;-XB.3+>XsIW6b$SA{}K@|!LnOoc "
+"Pi<L2Xchg%ioCv_-('Q5b|<^8oQ[~_=AG0W<a=h|JM^w.o&(CXJlK~Air.+eE4cJ:2^:s@%qQ(f6Jqp7%8GIG@eOSFxs^N[=ww)%V}^AMjH'hjL5~$c)x",
+"HVlt*r}XA._:W4dq_*s|kK<^YXPZe69$0,l2nfzf3W_pvBM^o,:3RD+C5H%1ZEE(I1Hj`057ow]S(TzC&f$c6)i=X`C9]@;>28FXu$FJ|bi0Cf.ecvc'h",
+"Ur=d!>f{cx.)j$O()U-4* P7d -*'|,!5.;KIGxKYnDH &vl<4q_(|ZGp'irvtu;j}9yF-WxTh^eG-><`g^$_}pG=~Rh05I-QJpg$d[t$j{GeAbd)aHTc",
+"c*RZNf-3rd{JLkfUMxQ|Bj8Sh=b5@a^N.)uuKOvK0$aY4}{b40#COB$}y5SCX%r0H=>g<%`tX!!ZejO8GKq#uh9fR>.vvc1<KS|27&Wp9=|fcun%=rQ !",
+"Kn#l.MuJO;Q7`xLVH4|nJkD!k,sOrXl06VO,t(>zyoVP<((:J&|nGgrQn>pHsT[k['K=a.8]BIHP_+7*xIN&4gwl_DX!Xvh.Cz$kGdK[>sgY#`.[cEW27",
+"|b}{B``Da#bV!C>-1idN5)KwJLxQ6,haS0K$#bNaX2!(a^;R%xsdYC#j[(2Qx9`o+2vx|,x||Fmw;sTm8GNEmpm3g!az`EH+2cqK[x%5hdys4XtKV>7'*",
+"4ln<I94e}a6 )1^%Bz:6YSy@A];Kcz0h`P2`I P:LS5erHl'tih&EB<i k3<A:z-{2K{J[zTM;8)jqVrpkqdU(xig*GDmbKwq`p$Uc95j2ztPKh@eIDAc",
+"i(ZFk-L9PM!umQ;F>oY';%$U([ DSu7aaI)ovVyq]=t2,%0!Q$SSgwrmY4p0kOeOq|qZN0gHU%OE[5R^*7D[F 3kH|~|=Mn+$DTwO^E~+=29khD0mWhSS",
+"'kOh`L#>~bscSPOr)|cYpS@U`U,J$Z4~q0tEt{`#@T{+gY=X0QHYZip-J~nt:=pIs^TW%LZ%XqpFD`Ie~DEmt;CPKof+gS+,.M$xtrq{V6kg)SL>a&*l,",
+"(V:1PEno]|iHbs9fH2PY+A-wPhvc@Em,-&-0'GSs9C^T5bpK)oE,aa&zZ^+M(Ti<iU4pXCQ4kGM:!>u}4p'+;%nW2R>`'Zw!a,aN)zTjE}RE>$N6$277{",
+"`P]}L#V]o&E{QQnNBsVT=3*ic_-2JL5&$U9c)R@L=)1,t; D0umZ9)7-Y}{Q(#U1s02fGGXX-#Ar$E!2sDjolz5 GcT+qyr,.2cP*`MDp8FUkI<J=V2Ow",
+"Ac.-v)~L*kg.3:hp%rw8tx+w;(->TxR8qc;s'LH)Z>Jt1*OHO-]R{3_Ul;E2`ZGrWS9hv.,@+jABT2]$@M.Osj:9#C}Pv^4|'(-7_{yv0bjS54c;,GxS1",
+"( ;-v:$|;xl*5KL`avp1P<iVNRX$[Qlek<Klg4ZP.*#jZL%PH}J:GS4B(jGB$7$[EHdbT{C>Vn<rI+rT`C>^ $NHdkEEU7:H}R(, nb)~`o4uT3d_Bd=w",
+";AA#u83X0t d`0(Jg#^+.f3wCd{fKd}.F.xeD6 A.vz@,M0RvrE1jrevtM<h%.K.DaS7rwP[leGQ-a:_J=<c@0}]g2Oa~6a>XR1ih(p7h#P_t)TZ &0m~",
+"aTGsBa_Z;h>xd`2q2Xj3dh!i(Uz6j>jb#F!94AML(TU@}1RhxYb9bls$oXY:!-VMiO8.TQ]ily>t=nj{.wb0>WTImx^<KJMs{V#<98jgo*vJruT$Y+-'f",
+"YgAby_d}Pf+q6DWngEz~z&9sxdJkyRsa(;l),'P)2O83j^>~xuFzsgl)jXVV+(B'%P8t=.~jq}P|vrj0$RXN[X2B%VOC,5[83X0f[Ud<EVON{60!U*dW;",
+"Hk+j(^p#|-aAMY1uiS@U3:od0{>g>X&Z`~h7Bu(QEDOUfU=)VhY&Yz;^ZI=Ri}.#!5a{.t1<PVUXxzsXoKC}aq0MP@)&gmfiHr72h.AV@1@UR(eZ&yi;[",
+"H4[C5n.-SDx%cx|J]vH+YCi7cqsLfCDd#t$yN}]Q4){ifk)L5uBjX_+F8=E~C$IAf!%7.l(I2FQ;dTpl7f;<;yyZupwf]m-G`DYMe%Jv#qi$(cL(G(]V(",
+"ljcC&q-14*af#OX05U<n)!n:9DvXW4V'cemGxzT7{rM&t$:wW=cE~TEY`Lun0&{n%Q,l#;lWL(|f($*n=U1S;g[H|3E44H0R~1>BNoCB.P46%IDI+RBMP",
+" JO]|CtYeLRl3wkq~I9Rcz0>^L5Cy1'WCow~2j#QCwho]$qQH.M.b%O75,C.MIihhWlv}U'^0F]wGzQkB-|jsw+$cVoU^Ww~+D9(8$,He+z_,FAD[~uX.",
+"!+dH*WZcBgzL`>6yhZ|>]%Yo%K8RnD`9tJze8ElxZ9)4wP+g iE7~oncWka|rQHv.(AU`$9H'buzI0'ucQ9;jt$SQ+6Q8Pr QOf=r7Z $y;GQ$PDrdeB|",
+"Be()`XF(<)|.:mpf-pP6X5a$'wLM=!wiDv3}o{>B 72XzhMco5_9n;$9JNbl[i^u%Ncdsz6&CrY^cht_}.g QeiL8kfbuGAVeCd]zsJe)M,ukaAys-l`J",
+"``!8zW|g1bC: NOL$4o1Ep$Y Y-fG|ci)I5d=TovWjM)xVT1$_!a&abX{vVZ^p!F6@0q,)vmw,7@iRf[X;3)NJsvpZ+VZ#I(BlG$$=-^1E^*@ QEvYa+V",
+"!&lL^rgqAMB&}'C-pedEw'&z,`[AksLkOI8k'q[+m]'Unw+zDhHFn(t@sZ4oA`b{E>k<!F%%szo3}3sCD'Q+(TL_iV|V6M&Ec;5 G$fr=tf3DtN;2X'0q",
+"2hz^hfWI!^vt&PZx:&5{1[X1ut>2(aTKFhOP`-'[N:8B=4hZ'J4|,Dv.%8c+.tHg1Yf5bruhbP,i>Iz#QCT=TBn_U$0y v}x1[QADJV&sI$yjJ=w|Daa,",
+"&MapFR~x}p8{F^}][_4jla<l`[@FH fE,a{!0V9H&xnM$]b`fxXa)K!C'vd%:7}-5pQxC{PP18amnHo%u{)Ugvu=~dW-&c._M;P1xC-~]W^gbcj_q$Psk",
+"&jV{k;64JA%'dO2W('*~jO1^*H)o^H]x[[i8%NAl:a5qS34vWwuBn_TAR_dg~n49qxsV=mh+TS_fOqwr2[vmd-9Eu4tix]L<0>#9;U][FBs-,~+3T7kA8",
+"xeiHMj6V==:j'c~g*u.t7B&`5.s>jAj]H{gG@,YWN;~Rqn.DRd>VZvH_9mrw}l9<ckXNfCBrEI337[P`e`1fk$._:)aCl,`!J)Zf~6qB)<=p_Yz-.rW]u",
+";xr!o )F0ovx6h,x_oVMj^fS@.v=<[$*Wv-&5|6>[p#EScH~jHm=14|p.!P;LuQ2TITaVf:ReSH,)`8ph@14m}K%Jt|EUpnO+3pbl!n7e@qy&ZS*##dO ",
+"Z}fQR,+J[6'sa:5|!J TJ8<>sJ*n|9R3p7A%PzQCYmVqMq=wQfccp:9l8OWHfZf$@NaePdmJC:Q<#a%>]>Z-&`GK`P)IR9;7:xg@^aZ(<Bx*AHJQQv^,y",
+"H+sI[cHp({pYTy3#Ay6G(D6bqW3}[a'SHaYA+&kjrg^j}-]Nn!KP}ZaWtqIzPliIuu7vHmkED:),M@wQNKylBPY2n1Ey{l:_a1>UnrRr^U6+cZBXk]SU.",
+">vD7Yf9-6F>'{;+bN:e:msr;N]2_[V>7}GM='9{%@wmr~S[lasg!xeW2 *}YBvY9Cy<yml6Rd}VF:n1%+ib)U2e#B*pH2_hhfu'q}SU}-[6%5Orp(Z5P+",
+"{I_tJbzmQJ$vUT)6!)= *aR#)17dZWtlj%!uX9i;f];z0]k(2v$eE7]y,}=v_BG(($@_iJ!_6Y$N:E|5!k1V(yvx@5FX3P)r`B_6A,HW{Q[!mR|6bM9+n",
+"L'WPX'(h1hN:jovcN3-esfNS37*'vh^<W.>e=F6xG6o1,{PxUwv~,u2BC3^'6ib wC8q<:b*q3N]>aD0KWYA74kd%)Nqx3WFU}Jh@WRt-=L0G2^oIoesQ",
+"dKyXy1K<t4z9%"
 };
 /* A number is its size in bits, in unary, then the bits below the highest. Its context is its kind: class, gap... */
 typedef struct wrpo__packed {
-    const char *const *line, *s;  /* the line that is read, and what is left of it */
+    const char *const *line, *s;  /* the next line, and what is left of this one */
     uint32_t range, code;
-    int16_t odds[35][21][16];     /* [context][size][bits before]: of a 1, in 4096ths, minus 2048 */
+    int16_t odds[35][21][32];  /* [context][size][bits before, or 31]: of a 1, in 4096ths, minus 2048 */
 } wrpo__packed;
 static int wrpo__unpack_bit(wrpo__packed *p, int16_t *odds) {
     for (; p->range < 1u << 24; p->range *= 91) {
-        if (!*p->s) p->s = *++p->line;
+        if (!*p->s) p->s = *p->line++;
         char c = *p->s++;
         int digit = c - ' ' - (c > '"') - (c > '/') - (c > '?') - (c > '\\');  /* 0..90: these four are not used */
         p->code = p->code * 91 + (uint32_t)digit;
@@ -6132,27 +6054,26 @@ static int wrpo__unpack_bit(wrpo__packed *p, int16_t *odds) {
 static int32_t wrpo__unpack(wrpo__packed *p, int context) {
     int32_t size = 0, v = 1;
     while (wrpo__unpack_bit(p, &p->odds[context][size][0])) size++;
-    for (int k = 0; k < size; k++) {
-        int16_t even = 0;
-        v = 2 * v + wrpo__unpack_bit(p, v < 16 ? &p->odds[context][size][v] : &even);
-    }
+    for (int k = 0; k < size; k++) v = 2 * v + wrpo__unpack_bit(p, &p->odds[context][size][WRPO__MIN(v, 31)]);
     return v - 1;
 }
-typedef struct wrpo__keyed { uint64_t key; int32_t value; } wrpo__keyed;
-typedef struct wrpo__decomposition { uint64_t key; int32_t count, part[3]; } wrpo__decomposition;  /* count 0: a pair */
-static uint64_t wrpo__pair(int32_t a, int32_t b) { return (uint64_t)a << 32 | (uint32_t)b; }
+typedef struct wrpo__keyed { int64_t key, value; } wrpo__keyed;
+static int64_t wrpo__pair(int64_t a, int32_t b) { return a << 32 | b; }
 static int wrpo__by_key(const void *a, const void *b) {
-    const uint64_t *x = a, *y = b;
+    const int64_t *x = a, *y = b;
     return (*x > *y) - (*x < *y);
 }
+static void wrpo__sort(wrpo__keyed *list, int64_t n) { qsort(list, (size_t)n, sizeof *list, wrpo__by_key); }
+static const wrpo__keyed *wrpo__find_key(const wrpo__keyed *list, int64_t key) {  /* in a sorted stb array; or NULL */
+    return bsearch(&key, list, (size_t)stbds_arrlen(list), sizeof *list, wrpo__by_key);
+}
 typedef struct wrpo__unicode {
-    uint16_t *kind;                       /* [0x110000] class, | WRPO__CAREFUL, | combining class << 8 */
-    wrpo__decomposition *decompositions;  /* stb array; key: the code point */
-    wrpo__keyed *pairs;                   /* stb array; key: the pair that composes to value */
+    uint16_t *kind;  /* [0x110000] class, | WRPO__CAREFUL, | combining class << 8 */
+    wrpo__keyed *parts, *wholes;  /* sorted stb arrays: code point -> its two parts (or one and 0); and back */
 } wrpo__unicode;
 
 static void wrpo__unicode_load_classes(wrpo__arena *arena, wrpo__unicode *u) {
-    wrpo__packed in = {.line = wrpo__unicode_classes, .s = wrpo__unicode_classes[0], .range = 1};
+    wrpo__packed in = {.line = wrpo__unicode_classes, .s = "", .range = 1};
     int32_t c = 0, class = 0;
     u->kind = wrpo__raw(arena, 0x110000, sizeof *u->kind);
     while (c < 0x110000) {
@@ -6162,182 +6083,164 @@ static void wrpo__unicode_load_classes(wrpo__arena *arena, wrpo__unicode *u) {
         while (c < end) u->kind[c++] = (uint16_t)kind;
     }
 }
-static void wrpo__add_pair(wrpo__unicode *u, int32_t a, int32_t b, int32_t c) {
-    stbds_arrput(u->decompositions, ((wrpo__decomposition){(uint64_t)c, 0, {a, b}}));
-    stbds_arrput(u->pairs, ((wrpo__keyed){wrpo__pair(a, b), c}));
-    u->kind[b] |= WRPO__CAREFUL;
+static void wrpo__add_parts(wrpo__unicode *u, int32_t whole, int32_t a, int32_t b, bool composes) {
+    stbds_arrput(u->parts, ((wrpo__keyed){whole, wrpo__pair(a, b)}));
+    if (composes) stbds_arrput(u->wholes, ((wrpo__keyed){wrpo__pair(a, b), whole}));
+    u->kind[composes ? b : whole] |= WRPO__CAREFUL;
 }
 static void wrpo__unicode_load_nfc(wrpo__unicode *u) {
-    if (u->pairs) return;
-    wrpo__packed in = {.line = wrpo__unicode_nfc, .s = wrpo__unicode_nfc[0], .range = 1};
-    int32_t c = 0, last[3] = {0};
+    if (u->parts) return;
+    wrpo__packed in = {.line = wrpo__unicode_nfc, .s = "", .range = 1};
+    int32_t c = 0, part[2] = {0};
     while (c <= 0x2FA1D) {  /* the last one */
-        int32_t count = wrpo__unpack(&in, 0);
+        int32_t kind = wrpo__unpack(&in, 0);
         c += wrpo__unpack(&in, 1);
         for (int32_t end = c + wrpo__unpack(&in, 2) + 1; c < end; c++) {
-            for (int k = 0; k < (count ? count : 2); k++) {
+            for (int k = 0; k < 2 - (kind == 1); k++) {
                 int32_t step = wrpo__unpack(&in, 3 + k);
-                last[k] += step & 1 ? -(step + 1) / 2 : step / 2;
+                part[k] += step & 1 ? -(step + 1) / 2 : step / 2;
             }
-            if (!count) { wrpo__add_pair(u, last[0], last[1], c); continue; }
-            stbds_arrput(u->decompositions, ((wrpo__decomposition){(uint64_t)c, count, {last[0], last[1], last[2]}}));
-            u->kind[c] |= WRPO__CAREFUL;
+            wrpo__add_parts(u, c, part[0], kind == 1 ? 0 : part[1], kind == 0);
         }
     }
     for (c = 0xAC00; c < 0xAC00 + 11172; c++) {  /* Hangul: another syllable and a final, or an initial and a vowel */
         int32_t i = c - 0xAC00, final = i % 28;
-        if (final) wrpo__add_pair(u, c - final, 0x11A7 + final, c);
-        else wrpo__add_pair(u, 0x1100 + i / 588, 0x1161 + i / 28 % 21, c);
+        if (final) wrpo__add_parts(u, c, c - final, 0x11A7 + final, true);
+        else wrpo__add_parts(u, c, 0x1100 + i / 588, 0x1161 + i / 28 % 21, true);
     }
-    qsort(u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof *u->pairs, wrpo__by_key);
-    qsort(u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof *u->decompositions, wrpo__by_key);
+    wrpo__sort(u->parts, stbds_arrlen(u->parts));
+    wrpo__sort(u->wholes, stbds_arrlen(u->wholes));
 }
 
-/* The code point at s[i] of s[0..n), and where the next one begins; -1: not UTF-8. */
-static int32_t wrpo__char_at(const char *s, int64_t n, int64_t i, int64_t *next) {
-    size_t size;
-    int32_t c = wrpo__utf8_get(s + i, (size_t)(n - i), &size);
-    *next = i + (int64_t)size;
-    return c;
-}
-static int64_t wrpo__before(const char *s, int64_t i) {  /* where the code point before s[i] begins */
+static size_t wrpo__before(const char *s, size_t i) {  /* where the code point before s[i] begins */
     do i--; while (i > 0 && ((unsigned char)s[i] & 0xC0) == 0x80);
     return i;
 }
-static bool wrpo__is_utf8(const char *s, size_t n, size_t *bad) {  /* bad: the first byte that is not */
-    size_t size;
-    for (*bad = 0; *bad < n; *bad += size)
-        if (wrpo__utf8_get(s + *bad, n - *bad, &size) < 0) return false;
-    return true;
+static size_t wrpo__valid_utf8(const char *s, size_t n) {  /* how many of the bytes, up to the first that is not */
+    size_t i = 0;
+    for (size_t size; i < n && wrpo__utf8_get(s + i, n - i, &size) >= 0; i += size) {}
+    return i;
 }
 
-/* Appends the parts of c as marks. Their keys: the combining class, then the index, which keeps sorts stable. */
-static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__keyed **out) {
-    const wrpo__decomposition own = {(uint64_t)c, 1, {c}}, *d;
-    d = bsearch(&own, u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof own, wrpo__by_key);
-    if (!d) d = &own;
-    for (int k = 0; k < 2 && !d->count; k++) wrpo__decompose(u, d->part[k], out);
-    for (int k = 0; k < d->count; k++) {
-        int32_t part = d->part[k];
-        stbds_arrput(*out, ((wrpo__keyed){wrpo__pair(u->kind[part] >> 8, (int32_t)stbds_arrlen(*out)), part}));
+/* Appends the parts of c as marks. Their keys: the combining class, then the index, so that sorts are stable. */
+static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__keyed **marks) {
+    const wrpo__keyed *parts = wrpo__find_key(u->parts, c);
+    if (parts) {
+        wrpo__decompose(u, (int32_t)(parts->value >> 32), marks);
+        c = (int32_t)parts->value;
+        if (c) wrpo__decompose(u, c, marks);
+        return;
     }
+    wrpo__keyed mark = {wrpo__pair(u->kind[c] >> 8, (int32_t)stbds_arrlen(*marks)), c};
+    stbds_arrput(*marks, mark);
 }
-/* Sorts each run of marks by combining class, then composes. Returns the new length. */
-static int64_t wrpo__recompose(const wrpo__unicode *u, wrpo__keyed *m, int64_t n) {
-    int64_t starter = -1, kept = 0;
+/* Sorts each run of marks by combining class, composes, and appends what is left to out. */
+static void wrpo__compose(const wrpo__unicode *u, wrpo__keyed *m, wrpo__text *out) {
+    int64_t n = stbds_arrlen(m), starter = -1, kept = 0;
     for (int64_t i = 0, run; i < n; i += run + 1) {
         for (run = 0; i + run < n && m[i + run].key >> 32; run++) {}
-        if (run > 1) qsort(m + i, (size_t)run, sizeof *m, wrpo__by_key);
+        wrpo__sort(m + i, run);
     }
     for (int64_t i = 0; i < n; i++) {  /* m[0..kept) is done */
-        uint64_t ccc = m[i].key >> 32;
+        int64_t ccc = m[i].key >> 32;
         bool blocked = starter < 0 || (kept - 1 != starter && m[kept - 1].key >> 32 >= ccc);
-        wrpo__keyed key = {blocked ? 0 : wrpo__pair(m[starter].value, m[i].value), 0};
-        const wrpo__keyed *pair = bsearch(&key, u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof key, wrpo__by_key);
-        if (pair) { m[starter].value = pair->value; continue; }
+        const wrpo__keyed *whole = NULL;
+        if (!blocked) whole = wrpo__find_key(u->wholes, wrpo__pair(m[starter].value, (int32_t)m[i].value));
+        if (whole) { m[starter].value = whole->value; continue; }
         if (!ccc) starter = kept;
         m[kept++] = m[i];
     }
-    return kept;
-}
-static bool wrpo__careful(const wrpo__unicode *u, const char *s, int64_t n, int64_t i, int64_t *next) {
-    return u->kind[wrpo__char_at(s, n, i, next)] & WRPO__CAREFUL;
-}
-/* Appends NFC of s to out. Only clusters change: careful code points in a row, and the one before them. */
-static void wrpo__nfc(const wrpo__unicode *u, const char *s, int64_t n, wrpo__text *out, wrpo__keyed **marks) {
-    int64_t done = 0, cluster = 0, next;
-    for (int64_t i = 0; i < n; i = next) {
-        if (!wrpo__careful(u, s, n, i, &next)) { cluster = i; continue; }
-        while (next < n && wrpo__careful(u, s, n, next, &i)) next = i;
-        wrpo__text_add(out, s + done, (size_t)(cluster - done));
-        stbds_arrsetlen(*marks, 0);
-        while (cluster < next) wrpo__decompose(u, wrpo__char_at(s, n, cluster, &cluster), marks);
-        done = next;
-        int64_t count = wrpo__recompose(u, *marks, stbds_arrlen(*marks));
-        for (int64_t k = 0; k < count; k++) {
-            char bytes[4];
-            wrpo__text_add(out, bytes, wrpo__utf8_put(bytes, (uint32_t)(*marks)[k].value));
-        }
+    for (int64_t i = 0; i < kept; i++) {
+        char bytes[4];
+        wrpo__text_add(out, bytes, wrpo__utf8_put(bytes, (uint32_t)m[i].value));
     }
-    wrpo__text_add(out, s + done, (size_t)(n - done));
+}
+/* Appends NFC of s to out. */
+static void wrpo__nfc(const wrpo__unicode *u, const char *s, size_t n, wrpo__text *out, wrpo__keyed **marks) {
+    bool careful = false;
+    stbds_arrsetlen(*marks, 0);
+    for (size_t i = 0, size; i < n && !careful; i += size)
+        careful = u->kind[wrpo__utf8_get(s + i, n - i, &size)] & WRPO__CAREFUL;
+    for (size_t i = 0, size; i < n && careful; i += size)
+        wrpo__decompose(u, wrpo__utf8_get(s + i, n - i, &size), marks);
+    if (careful) wrpo__compose(u, *marks, out);
+    else wrpo__text_add(out, s, n);
 }
 
 /* ---- regex: the part of oniguruma's syntax that tokenizers use ----
-   A pattern is alternatives of items. An item is a literal, an escape, a class in brackets or a lookahead for one of
-   these; all but lookaheads take ? * + {m,n} and possessive ?+ *+ ++. Groups are (...), (?:...) and (?i:...), with or
-   without ?. The pattern becomes a graph without cycles, and matching backtracks no deeper than the pattern is long. */
-typedef struct wrpo__charset {
-    bool ascii[128], negate;  /* ascii: the answer for these; the rest is for other code points */
-    uint32_t classes;
-    int32_t (*ranges)[2];     /* stb array: first, last */
-    const uint16_t *kind;     /* of each code point */
-} wrpo__charset;
-typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_FORK, WRPO__RX_JOIN, WRPO__RX_END } wrpo__rx_kind;
-typedef struct wrpo__rx_node {
+   A pattern is alternatives of items: a literal, an escape or a class in brackets, and ? * + {m,n} ?+ *+ ++ or none; a
+   lookahead for one of these; a group (...), (?:...) or (?i:...), and ? or none. It becomes a tree; matching
+   backtracks no deeper than the pattern is long. */
+typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_GROUP } wrpo__rx_kind;
+typedef struct wrpo__range { int32_t first, last; } wrpo__range;
+typedef struct wrpo__regex {  /* one item */
     wrpo__rx_kind kind;
-    bool possessive, negative;  /* SET: never gives back; AHEAD: (?!...) */
-    int64_t min, max;           /* SET: how many */
-    int32_t next, other;        /* FORK: other is tried if next fails */
-    wrpo__charset set;
-} wrpo__rx_node;
-typedef struct wrpo__regex { wrpo__rx_node *nodes; int32_t first; } wrpo__regex;
+    struct wrpo__regex *next, *items, *other;  /* GROUP: of one alternative, and the group of the others */
+    int64_t min, max;  /* min: of characters in a match; max: SET only */
+    bool possessive, negative, optional;  /* SET: never gives back; AHEAD: (?!...); GROUP: (...)? */
+    bool ascii[128], negate;  /* the set: ascii is its answer for these, the rest is for other code points */
+    uint32_t classes;
+    wrpo__range *ranges;  /* stb array */
+    const uint16_t *unicode;  /* the class of each code point */
+} wrpo__regex;
+typedef struct wrpo__rx_rest { const wrpo__regex *x; const struct wrpo__rx_rest *up; } wrpo__rx_rest;
+typedef struct wrpo__piece {  /* of the text to tokenize, or of the tokens to decode; valid UTF-8 */
+    const char *s; size_t n;
+    int32_t id;  /* >= 0: an added token, which no edit changes */
+    bool first;  /* of the whole text */
+} wrpo__piece;
 
-static bool wrpo__set_has(const wrpo__charset *set, int32_t c) {
-    bool in = set->classes >> (set->kind[c] & 15) & 1;
-    for (int64_t k = 0; k < stbds_arrlen(set->ranges) && !in; k++)
-        in = c >= set->ranges[k][0] && c <= set->ranges[k][1];
-    return in != set->negate;
+static bool wrpo__set_has(const wrpo__regex *x, int32_t c) {
+    bool in = x->classes >> (x->unicode[c] & 15) & 1;
+    for (int64_t k = 0; k < stbds_arrlen(x->ranges) && !in; k++) in = c >= x->ranges[k].first && c <= x->ranges[k].last;
+    return in != x->negate;
 }
-/* The size of the code point at s[i] if the set has it, else 0. s is valid UTF-8. */
-static int64_t wrpo__set_at(const wrpo__charset *set, const char *s, int64_t n, int64_t i) {
-    int64_t next;
-    if (i >= n) return 0;
-    if ((unsigned char)s[i] < 128) return set->ascii[(unsigned char)s[i]];
-    return wrpo__set_has(set, wrpo__char_at(s, n, i, &next)) ? next - i : 0;
+/* The size of the code point at p->s[i] if the set has it, else 0. */
+static size_t wrpo__set_at(const wrpo__regex *x, const wrpo__piece *p, size_t i) {
+    size_t size;
+    if (i >= p->n) return 0;
+    if ((unsigned char)p->s[i] < 128) return x->ascii[(unsigned char)p->s[i]];
+    return wrpo__set_has(x, wrpo__utf8_get(p->s + i, p->n - i, &size)) ? size : 0;
 }
-/* Where a match that begins at s[i], from node `at` of the graph, ends; -1: there is none. */
-static int64_t wrpo__rx_match(const wrpo__regex *rx, int32_t at, const char *s, int64_t n, int64_t i) {
-    for (;;) {
-        const wrpo__rx_node *x = &rx->nodes[at];
-        at = x->next;
-        int64_t count = 0, size, end;
+/* Where a match of x and what follows that begins at p->s[i] ends; 0: none. rest: what follows the groups around x. */
+static size_t wrpo__rx_match(const wrpo__regex *x, const wrpo__rx_rest *rest, const wrpo__piece *p, size_t i) {
+    for (; x || rest; x = x->next) {
+        int64_t count = 0;
+        size_t size = 1, end;
+        if (!x) return wrpo__rx_match(rest->x, rest->up, p, i);
+        const wrpo__rx_rest after = {x->next, rest};
         switch (x->kind) {
-        case WRPO__RX_END: return i;
-        case WRPO__RX_JOIN: break;
         case WRPO__RX_AHEAD:
-            size = wrpo__set_at(&x->set, s, n, i);
-            if ((size > 0) == x->negative) return -1;
+            if ((wrpo__set_at(x, p, i) > 0) == x->negative) return 0;
             break;
-        case WRPO__RX_FORK:
-            end = wrpo__rx_match(rx, x->next, s, n, i);
-            if (end >= 0) return end;
-            at = x->other;
+        case WRPO__RX_GROUP:
+            for (const wrpo__regex *g = x; g; g = g->other) {
+                end = wrpo__rx_match(g->items, &after, p, i);
+                if (end) return end;
+            }
+            if (!x->optional) return 0;
             break;
         case WRPO__RX_SET:
-            for (; count < x->max; count++) {
-                size = wrpo__set_at(&x->set, s, n, i);
-                if (!size) break;
-                i += size;
-            }
-            if (count < x->min) return -1;
-            if (x->possessive || rx->nodes[at].kind == WRPO__RX_END) break;
+            for (; count < x->max && (size = wrpo__set_at(x, p, i)) > 0; count++) i += size;
+            if (count < x->min) return 0;
+            if (x->possessive || !(x->next || rest)) break;
             for (; count > x->min; count--) {  /* tries the longest first; this loop goes on with the shortest */
-                end = wrpo__rx_match(rx, at, s, n, i);
-                if (end >= 0) return end;
-                i = wrpo__before(s, i);
+                end = wrpo__rx_match(x->next, rest, p, i);
+                if (end) return end;
+                i = wrpo__before(p->s, i);
             }
         }
     }
+    return i;
 }
-/* The first match in s[from..n), as [*begin, *end). No pattern matches the empty text. */
-static bool wrpo__rx_find(const wrpo__regex *rx, const char *s, int64_t n, int64_t from, int64_t *begin, int64_t *end) {
-    for (int64_t i = from; i < n; i++) {
-        if (((unsigned char)s[i] & 0xC0) == 0x80) continue;
-        *begin = i;
-        *end = wrpo__rx_match(rx, rx->first, s, n, i);
-        if (*end >= 0) return true;
+/* The first match from p->s[from] on: [*begin, end); none: both are p->n. No pattern matches the empty text. */
+static size_t wrpo__rx_find(const wrpo__regex *rx, const wrpo__piece *p, size_t from, size_t *begin) {
+    for (*begin = from; *begin < p->n; ++*begin) {
+        if (((unsigned char)p->s[*begin] & 0xC0) == 0x80) continue;
+        size_t end = wrpo__rx_match(rx, NULL, p, *begin);
+        if (end) return end;
     }
-    return false;
+    return p->n;
 }
 
 /* ---- the tokenizer ---- */
@@ -6346,25 +6249,23 @@ enum {
     WRPO__TOKEN_RSTRIP = 16, WRPO__TOKEN_SPECIAL = 32, WRPO__TOKEN_NORMALIZED = 64, WRPO__TOKEN_RENAMED = 128,
     WRPO__WORDS = 1 << 13, WRPO__SMALL_CHARS = 1 << 10, WRPO__MAX_ID = 1 << 22
 };
-typedef struct wrpo__token { const char *text; int32_t size; uint32_t flags; } wrpo__token;  /* text NULL: none */
-typedef struct wrpo__merge { uint64_t pair; int32_t rank, id; } wrpo__merge;  /* rank -1: a free slot */
-typedef struct wrpo__added { const char *text; int32_t size, id, next; } wrpo__added;  /* next: one not longer, or 0 */
+typedef struct wrpo__token { const char *text; uint32_t size, flags; } wrpo__token;  /* text NULL: none */
+typedef struct wrpo__merge { int64_t pair; int32_t rank, id; } wrpo__merge;  /* rank -1: a free slot */
+typedef struct wrpo__added { const char *text; uint32_t size; int32_t id, next; } wrpo__added;  /* next: see heads */
 typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10]; } wrpo__word;  /* in the cache */
 
 typedef enum wrpo__edit_kind {
     WRPO__EDIT_NONE,
-    WRPO__EDIT_ADDED,          /* cuts out added tokens; start: those of raw text 0, of normalized text 1 */
+    WRPO__EDIT_ADDED,          /* cuts out added tokens: those of normalized text, or of raw text */
     WRPO__EDIT_NFC,
-    WRPO__EDIT_REPLACE,        /* what matches regex becomes text */
+    WRPO__EDIT_REPLACE,        /* what matches regex becomes text; first: nothing, in the first token */
     WRPO__EDIT_PREPEND,        /* text before a piece; unless: if it is not there yet; first: before the first only */
     WRPO__EDIT_SPLIT,          /* cuts where regex matches; invert: where it does not */
     WRPO__EDIT_BYTES,          /* each byte becomes a character of GPT-2's alphabet */
     WRPO__EDIT_UNBYTES,        /* and back; all tokens become one */
-    WRPO__EDIT_REPAIR,         /* what is not UTF-8 becomes U+FFFD */
     WRPO__EDIT_BYTE_FALLBACK,  /* <0xNN> becomes a byte */
     WRPO__EDIT_FUSE,           /* all tokens become one */
-    WRPO__EDIT_STRIP,          /* takes text away, at most start and stop times */
-    WRPO__EDIT_METASPACE       /* text becomes a space; start != 0: nothing, in the first token */
+    WRPO__EDIT_STRIP           /* takes text away, at most start and stop times */
 } wrpo__edit_kind;
 typedef enum wrpo__behavior {  /* SPLIT: what becomes of a match */
     WRPO__REMOVED, WRPO__ISOLATED, WRPO__MERGED_WITH_PREVIOUS, WRPO__MERGED_WITH_NEXT, WRPO__CONTIGUOUS
@@ -6374,50 +6275,51 @@ typedef struct wrpo__edit {
     const wrpo__regex *regex;
     const char *text; size_t size;
     wrpo__behavior behavior;
-    bool invert, unless, first;
-    int64_t start, stop;
+    bool invert, unless, first, normalized;
+    int32_t start, stop;
 } wrpo__edit;
 
-typedef struct wrpo__template {  /* text NULL: none; the rest by >>chat */
+typedef struct wrpo__template {  /* text NULL: none */
     const char *text; size_t size;
-    wrpo__arena *arena; void *tokens;                    /* by >>chat: what the text compiles to */
+    wrpo__arena *arena; void *tokens;  /* by >>chat: what the text compiles to */
 } wrpo__template;
 struct wrpo_tokenizer {
     wrpo_ctx *ctx;
-    wrpo__arena *arena, *scratch;        /* scratch: what one call needs; cleared by the next */
-    const char *dir;                     /* where it was loaded from */
+    wrpo__arena *arena, *scratch;  /* scratch: what one call needs; cleared by the next */
+    const char *dir;  /* where it was loaded from */
     wrpo__unicode unicode;
-    wrpo__token *tokens; int64_t size;   /* by id */
-    int32_t *slots; uint64_t mask;       /* text -> id: open addressing, -1 = free */
+    wrpo__token *tokens; int64_t size;  /* by id */
+    int32_t *slots; uint64_t mask;  /* text -> id: open addressing, -1 = free */
     wrpo__merge *merges; uint64_t merge_mask, seed;  /* pair -> rank and id: open addressing; seed: of both */
-    wrpo__added *added;                  /* stb array; [0] is none */
-    int32_t heads[2][256];               /* [in raw, in normalized text][first byte] -> the longest added token, or 0 */
-    wrpo__edit *encoder, *decoder;       /* stb arrays; encoder: added tokens, normalizer, these again, pre-tokenizer */
-    int64_t normalizer_end;              /* encoder[1..here) is the normalizer */
-    bool has_decoder, has_template, byte_fallback, fuse_unk, ignore_merges, cut_at_mark;
-    const char *unk_text;                /* the model's unk_token, or NULL */
+    wrpo__added *added;  /* stb array; [0] is none */
+    int32_t heads[2][256];  /* [normalized][first byte] -> the longest added token, next: one not longer */
+    wrpo__edit *encoder, *decoder;  /* stb arrays; encoder: added tokens, normalizer, these again, pre-tokenizer */
+    bool has_decoder, byte_fallback, fuse_unk, ignore_merges;
+    const char *unk_text;  /* the model's unk_token, or NULL */
     int32_t unk, bytes[256], small[WRPO__SMALL_CHARS];  /* ids: of unk_text, <0xNN>, the characters below U+0400 */
-    int16_t byte_char[256], char_byte[324];  /* the alphabet of byte-level BPE; -1: not of it */
-    int32_t *prefix, *suffix;            /* stb arrays: the post-processor */
-    wrpo__word *words;                   /* [WORDS] direct-mapped cache of BPE results */
-    const wrpo_json *config;             /* tokenizer_config.json, or NULL */
-    const char *special[7];              /* texts of wrpo__special_names; NULL: none */
-    int32_t bos, eos;                    /* -1: none */
-    wrpo__template chat[2];              /* the second, if there is one: for conversations with tools */
+    char byte_text[256][4]; int16_t char_byte[324];  /* the alphabet of byte-level BPE; -1: not of it */
+    int32_t *prefix, *suffix;  /* stb arrays: the post-processor */
+    wrpo__word *words;  /* [WORDS] direct-mapped cache of BPE results */
+    const wrpo_json *config;  /* tokenizer_config.json, or NULL */
+    const char *special[7];  /* texts of wrpo__special_names; NULL: none */
+    int32_t bos, eos;  /* -1: none */
+    wrpo__template chat[2];  /* the second, if there is one: for conversations with tools */
+    /* only while it is loaded: */
+    struct wrpo__work *work;  /* normalizes the texts of added tokens */
+    int64_t next_id;  /* of the next added token that is not in the vocabulary */
+    wrpo__edit **edits;  /* encoder or decoder */
+    int64_t normalizer_end;  /* encoder[1..here) is the normalizer */
+    bool has_template, cuts;  /* cuts: see wrpo__mark_within */
 };
 
 /* Hash tables of our own: texts may hold NULs, and the maps of stb_ds change a seed that all threads share. */
-static int64_t wrpo__slot(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* where s is or would be */
+static int32_t *wrpo__slot(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* of the id of s; -1: none yet */
     for (uint64_t at = wrpo__hash(tok->seed, s, n);; at++) {
-        at &= tok->mask;
-        int32_t id = tok->slots[at];
-        const wrpo__token *t = &tok->tokens[id < 0 ? 0 : id];
-        if (id < 0 || ((size_t)t->size == n && memcmp(t->text, s, n) == 0)) return (int64_t)at;
+        int32_t *id = &tok->slots[at & tok->mask];
+        if (*id < 0 || (tok->tokens[*id].size == n && memcmp(tok->tokens[*id].text, s, n) == 0)) return id;
     }
 }
-static int32_t wrpo__token_id(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* -1: none */
-    return tok->slots[wrpo__slot(tok, s, n)];
-}
+static int32_t wrpo__token_id(const wrpo_tokenizer *tok, const char *s, size_t n) { return *wrpo__slot(tok, s, n); }
 static int32_t wrpo__model_id(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* -1: none, or only added */
     int32_t id = wrpo__token_id(tok, s, n);
     return id >= 0 && tok->tokens[id].flags & WRPO__TOKEN_MODEL ? id : -1;
@@ -6430,7 +6332,8 @@ static bool wrpo__is_special(const wrpo_tokenizer *tok, int32_t id) {
     return token && token->flags & WRPO__TOKEN_SPECIAL;
 }
 static wrpo__merge *wrpo__merge_slot(const wrpo_tokenizer *tok, int32_t left, int32_t right) {
-    uint64_t pair = wrpo__pair(left, right), at = (pair ^ tok->seed) * 0x9E3779B97F4A7C15u;
+    int64_t pair = wrpo__pair(left, right);
+    uint64_t at = ((uint64_t)pair ^ tok->seed) * 0x9E3779B97F4A7C15u;
     for (at ^= at >> 32;; at++) {
         wrpo__merge *m = &tok->merges[at & tok->merge_mask];
         if (m->rank < 0 || m->pair == pair) return m;
@@ -6438,85 +6341,79 @@ static wrpo__merge *wrpo__merge_slot(const wrpo_tokenizer *tok, int32_t left, in
 }
 
 /* ---- pieces and edits ---- */
-typedef struct wrpo__piece {
-    int64_t begin, end;  /* of the text */
-    int32_t id;          /* >= 0: an added token, which no edit changes */
-    bool first;          /* of the whole text */
-} wrpo__piece;
 typedef struct wrpo__symbol { int32_t id, prev, next; } wrpo__symbol;  /* of a word in BPE, a list; id -1: merged */
 typedef struct wrpo__work {
     wrpo_tokenizer *tok;
-    wrpo__arena *outer;         /* the arena that was current before */
-    bool continues, decodes;    /* nothing is put before the first piece; empty pieces are kept */
-    const char *s; int64_t n;   /* the text of the pieces: the caller's, or text.data */
-    wrpo__text text, spare;     /* spare: what an edit writes; its first `done` bytes are in pieces */
-    int64_t done, run;          /* run: bytes of <0xNN> tokens that follow these */
+    wrpo__arena *outer;  /* the arena that was current before */
+    bool continues;  /* nothing is put before the first piece */
     wrpo__piece *pieces, *put;  /* stb arrays, like those below; put: what an edit makes of the pieces */
+    wrpo__text out;  /* what an edit writes, until it is a piece */
     wrpo__symbol *symbols;
     wrpo__keyed *marks, *heap;  /* heap: possible merges; key: rank, left symbol; value: the merged one */
 } wrpo__work;
 static const char wrpo__no_char[] = "\xEF\xBF\xBD";  /* U+FFFD: for bytes that are not UTF-8 */
 
-static void wrpo__put_piece(wrpo__work *w, int64_t begin, int64_t end, int32_t id, bool first) {
-    wrpo__piece p = {begin, end, id, first};
-    if (end > begin || w->decodes) stbds_arrput(w->put, p);
+static void wrpo__put_piece(wrpo__work *w, const char *s, size_t n, bool first) {
+    wrpo__piece p = {s, n, -1, first};
+    stbds_arrput(w->put, p);
 }
-static void wrpo__put_spare(wrpo__work *w, bool first) {  /* what spare has gained is a piece */
-    wrpo__put_piece(w, w->done, (int64_t)w->spare.size, -1, first);
-    w->done = (int64_t)w->spare.size;
+/* p[from..to), unless it is empty. id: of the added token that it is, or -1 */
+static void wrpo__put_part(wrpo__work *w, const wrpo__piece *p, size_t from, size_t to, int32_t id) {
+    if (from >= to) return;
+    wrpo__put_piece(w, p->s + from, to - from, p->first && from == 0);
+    stbds_arrlast(w->put).id = id;
+}
+static void wrpo__put_out(wrpo__work *w, bool first) {  /* what was written is a piece */
+    wrpo__put_piece(w, wrpo__strndup(w->tok->scratch, w->out.data, w->out.size), w->out.size, first);
+    w->out.size = 0;
 }
 static void wrpo__take_pieces(wrpo__work *w) {  /* those that were put become the pieces */
     wrpo__piece *swap = w->pieces;
-    w->pieces = w->put, w->put = swap;
+    w->pieces = w->put;
+    w->put = swap;
     stbds_arrsetlen(w->put, 0);
 }
-static void wrpo__take_spare(wrpo__work *w) {  /* likewise the text */
-    wrpo__text swap = w->text;
-    w->text = w->spare, w->spare = swap;
-    wrpo__text_add(&w->text, "", 0);
-    w->s = w->text.data, w->n = (int64_t)w->text.size;
-    w->spare.size = 0, w->done = 0;
-    wrpo__take_pieces(w);
+/* The size of the code point at p->s[i] if it is of one of these classes, else 0. */
+static size_t wrpo__in_class(const wrpo__work *w, const wrpo__piece *p, size_t i, int classes) {
+    size_t size;
+    if (i >= p->n) return 0;
+    int32_t c = wrpo__utf8_get(p->s + i, p->n - i, &size);
+    return classes >> (w->tok->unicode.kind[c] & 15) & 1 ? size : 0;
 }
-static bool wrpo__is_space(const wrpo_tokenizer *tok, const char *s, int64_t n, int64_t i, int64_t *next) {
-    return (tok->unicode.kind[wrpo__char_at(s, n, i, next)] & 15) == WRPO__SPACE;
-}
-static bool wrpo__is_word(const wrpo_tokenizer *tok, const char *s, int64_t n, int64_t i) {
-    return WRPO__WORD >> (tok->unicode.kind[wrpo__char_at(s, n, i, &n)] & 15) & 1;
+/* The added token at p->s[i], the longest; NULL: there is none. */
+static const wrpo__added *wrpo__added_at(const wrpo_tokenizer *tok, bool normalized, const wrpo__piece *p, size_t i) {
+    for (int32_t at = tok->heads[normalized][(unsigned char)p->s[i]]; at; at = tok->added[at].next) {
+        const wrpo__added *a = &tok->added[at];
+        if (p->n - i >= a->size && !memcmp(p->s + i, a->text, a->size)) return a;
+    }
+    return NULL;
 }
 /* Cuts a piece at added tokens: the leftmost, there the longest, as the library does it. If a token strips the space on
    its right and the next one begins with that space, the space comes twice, as in the library. */
-static void wrpo__cut_added(wrpo__work *w, const int32_t *heads, wrpo__piece p) {
-    const wrpo_tokenizer *tok = w->tok;
-    const char *s = w->s + p.begin;
-    int64_t n = p.end - p.begin, done = 0, next;
-    for (int64_t i = 0; i < n;) {
-        int32_t head = heads[(unsigned char)s[i]];
-        if (!head) { i++; continue; }
-        const wrpo__added *a = &tok->added[head];
-        for (; a->size; a = &tok->added[a->next]) {
-            int32_t last = a->size - 1;  /* compared first: many differ there */
-            if (n - i > last && s[i + last] == a->text[last] && memcmp(s + i, a->text, (size_t)last) == 0) break;
-        }
-        int64_t begin = i, end = i + a->size;
-        i = WRPO__MAX(end, begin + 1);
-        if (begin == end) continue;
-        uint32_t flags = tok->tokens[a->id].flags;
+static void wrpo__cut_added(wrpo__work *w, const wrpo__piece *p, bool normalized) {
+    size_t done = 0, next;
+    for (size_t i = 0; i < p->n; i = next) {
+        const wrpo__added *a = wrpo__added_at(w->tok, normalized, p, i);
+        next = i + (a ? a->size : 1);
+        if (!a) continue;
+        size_t begin = i, end = next, size;
+        uint32_t flags = w->tok->tokens[a->id].flags;
         if (flags & WRPO__TOKEN_SINGLE_WORD) {
-            if (begin > 0 && wrpo__is_word(tok, s, begin, wrpo__before(s, begin))) continue;
-            if (end < n && wrpo__is_word(tok, s, n, end)) continue;
+            if (begin > 0 && wrpo__in_class(w, p, wrpo__before(p->s, begin), WRPO__WORD)) continue;
+            if (wrpo__in_class(w, p, end, WRPO__WORD)) continue;
         }
         if (flags & WRPO__TOKEN_LSTRIP) {
             begin = WRPO__MAX(begin, done);
-            while (begin > done && wrpo__is_space(tok, s, begin, wrpo__before(s, begin), &next))
-                begin = wrpo__before(s, begin);
+            while (begin > done && wrpo__in_class(w, p, wrpo__before(p->s, begin), 1 << WRPO__SPACE))
+                begin = wrpo__before(p->s, begin);
         }
-        if (flags & WRPO__TOKEN_RSTRIP) while (end < n && wrpo__is_space(tok, s, n, end, &next)) end = next;
-        if (done < begin) wrpo__put_piece(w, p.begin + done, p.begin + begin, -1, p.first && done == 0);
-        wrpo__put_piece(w, p.begin + begin, p.begin + end, a->id, false);
+        if (flags & WRPO__TOKEN_RSTRIP)
+            while ((size = wrpo__in_class(w, p, end, 1 << WRPO__SPACE)) > 0) end += size;
+        wrpo__put_part(w, p, done, begin, -1);
+        wrpo__put_part(w, p, begin, end, a->id);
         done = end;
     }
-    wrpo__put_piece(w, p.begin + done, p.end, -1, p.first && done == 0);
+    wrpo__put_part(w, p, done, p->n, -1);
 }
 /* Does a part of a text join the part before it? before, matched: whether each matches the pattern. */
 static bool wrpo__joins(wrpo__behavior behavior, bool before, bool matched) {
@@ -6524,150 +6421,117 @@ static bool wrpo__joins(wrpo__behavior behavior, bool before, bool matched) {
     if (behavior == WRPO__MERGED_WITH_NEXT) return before && !matched;
     return behavior == WRPO__CONTIGUOUS && before == matched;
 }
-static void wrpo__split_piece(wrpo__work *w, const wrpo__edit *e, wrpo__piece p) {
-    int64_t end = p.begin, open = -1;  /* open: where the piece that grows begins; -1: there is none */
+static void wrpo__split_piece(wrpo__work *w, const wrpo__edit *e, const wrpo__piece *p) {
+    size_t end = 0, open = SIZE_MAX;  /* open: where the piece that grows begins; SIZE_MAX: there is none */
     bool before = false;
-    while (end < p.end) {
-        int64_t match[2];
-        if (!wrpo__rx_find(e->regex, w->s, p.end, end, &match[0], &match[1])) match[0] = match[1] = p.end;
+    while (end < p->n) {
+        size_t match[2];
+        match[1] = wrpo__rx_find(e->regex, p, end, &match[0]);
         for (int k = 0; k < 2; k++) {  /* what is before the match, then the match */
-            int64_t begin = end;
+            size_t begin = end;
             end = match[k];
             if (begin == end) continue;
             bool matched = (k == 1) != e->invert;
-            if (open >= 0 && !wrpo__joins(e->behavior, before, matched)) {
-                wrpo__put_piece(w, open, begin, -1, p.first && open == p.begin);
-                open = -1;
+            if (!wrpo__joins(e->behavior, before, matched)) {
+                wrpo__put_part(w, p, open, begin, -1);
+                open = SIZE_MAX;
             }
-            if (open < 0 && !(matched && e->behavior == WRPO__REMOVED)) open = begin;
+            if (open > begin && !(matched && e->behavior == WRPO__REMOVED)) open = begin;
             before = matched;
         }
     }
-    if (open >= 0) wrpo__put_piece(w, open, end, -1, p.first && open == p.begin);
+    wrpo__put_part(w, p, open, end, -1);
 }
-static bool wrpo__begins(const wrpo__edit *e, const char *s, int64_t n) {  /* does s begin with the edit's text? */
-    return n >= (int64_t)e->size && memcmp(s, e->text, e->size) == 0;
+static bool wrpo__begins(const wrpo__edit *e, const char *s, size_t n) {  /* does s begin with the edit's text? */
+    return n >= e->size && memcmp(s, e->text, e->size) == 0;
 }
-static int wrpo__hex_digit(char c) {  /* -1: none */
-    char low = (char)(c | 32);
-    if (c >= '0' && c <= '9') return c - '0';
-    return low >= 'a' && low <= 'f' ? low - 'a' + 10 : -1;
-}
-static int wrpo__byte_token(const char *s, int64_t n) {  /* the byte NN of <0xNN>; -1: another token */
-    if (n != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>') return -1;
-    int high = wrpo__hex_digit(s[3]), low = wrpo__hex_digit(s[4]);
-    return high < 0 || low < 0 ? -1 : high * 16 + low;
+static int wrpo__byte_token(const char *s, size_t n) {  /* the byte NN of <0xNN>; -1: another token */
+    if (n != 6 || memcmp(s, "<0x", 3) != 0 || strspn(s + 3, "0123456789ABCDEFabcdef") != 2 || s[5] != '>') return -1;
+    return (int)strtol(s + 3, NULL, 16);
 }
 /* <0xNN> tokens in a row are the bytes of a text; if that is not UTF-8, each byte becomes U+FFFD. */
-static void wrpo__end_run(wrpo__work *w) {
-    size_t bad;
-    int64_t run = w->run;
-    w->run = 0;
-    if (!run) return;
-    if (wrpo__is_utf8(w->spare.data + w->done, (size_t)run, &bad)) { wrpo__put_spare(w, false); return; }
-    for (w->spare.size = (size_t)w->done; run > 0; run--) {
-        wrpo__text_add(&w->spare, wrpo__no_char, 3);
-        wrpo__put_spare(w, false);
+static void wrpo__end_bytes(wrpo__work *w) {
+    size_t n = w->out.size;
+    if (n && wrpo__valid_utf8(w->out.data, n) == n) wrpo__put_out(w, false);
+    else for (w->out.size = 0; n > 0; n--) wrpo__put_piece(w, wrpo__no_char, 3, false);
+}
+/* All tokens have become one. What is not UTF-8 becomes U+FFFD. */
+static void wrpo__put_fused(wrpo__work *w) {
+    wrpo__text raw = w->out;
+    w->out = (wrpo__text){.arena = raw.arena};
+    for (size_t i = 0, size; i < raw.size; i += size) {
+        bool good = wrpo__utf8_get(raw.data + i, raw.size - i, &size) >= 0;
+        wrpo__text_add(&w->out, good ? raw.data + i : wrpo__no_char, good ? size : 3);
     }
+    wrpo__put_out(w, true);
 }
 static bool wrpo__fuses(const wrpo__edit *e) { return e->kind == WRPO__EDIT_UNBYTES || e->kind == WRPO__EDIT_FUSE; }
-static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, wrpo__piece p) {
-    wrpo__text *out = &w->spare;
-    const char *s = w->s + p.begin;
-    int64_t n = p.end - p.begin, one = (int64_t)e->size, next;
-    size_t begin = out->size;
-    int byte = -1;
-    bool wanted;
-    char c;
-    switch (e->kind) {  /* after the switch, s[0..n) is added to out */
-    case WRPO__EDIT_NONE: case WRPO__EDIT_FUSE: break;
-    case WRPO__EDIT_ADDED: wrpo__cut_added(w, w->tok->heads[e->start], p); return;
+static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, const wrpo__piece *p) {
+    wrpo__text *out = &w->out;
+    const char *s = p->s;
+    size_t n = p->n, i = 0, size, begin = out->size;
+    int byte;
+    switch (e->kind) {  /* after the switch, s[i..n) is added to out */
+    case WRPO__EDIT_ADDED: wrpo__cut_added(w, p, e->normalized); return;
     case WRPO__EDIT_SPLIT: wrpo__split_piece(w, e, p); return;
     case WRPO__EDIT_NFC:
         wrpo__nfc(&w->tok->unicode, s, n, out, &w->marks);
-        n = 0;
+        i = n;
         break;
     case WRPO__EDIT_REPLACE:
-        for (int64_t i = 0; i < n; i = next) {
-            int64_t match;
-            if (!wrpo__rx_find(e->regex, s, n, i, &match, &next)) match = next = n;
-            if (match > i) wrpo__text_add(out, s + i, (size_t)(match - i));
-            if (next > match) wrpo__text_add(out, e->text, e->size);
+        for (size_t match, end; i < n; i = end) {
+            end = wrpo__rx_find(e->regex, p, i, &match);
+            wrpo__text_add(out, s + i, match - i);
+            if (match < end && !(e->first && !stbds_arrlen(w->put))) wrpo__text_add(out, e->text, e->size);
         }
-        n = 0;
         break;
     case WRPO__EDIT_PREPEND:
-        wanted = p.first ? !w->continues : !e->first;
-        if (wanted && !(e->unless && wrpo__begins(e, s, n))) wrpo__text_add(out, e->text, e->size);
+        if (!n || (p->first ? w->continues : e->first) || (e->unless && wrpo__begins(e, s, n))) break;
+        wrpo__text_add(out, e->text, e->size);
         break;
     case WRPO__EDIT_BYTES:
-        for (int64_t i = 0; i < n; i = next) {
-            char utf8[4];
-            for (next = i; next < n && s[next] > 32 && s[next] < 127; next++) {}
-            wrpo__text_add(out, s + i, (size_t)(next - i));
-            if (next == n) break;
-            wrpo__text_add(out, utf8, wrpo__utf8_put(utf8, (uint32_t)w->tok->byte_char[(unsigned char)s[next++]]));
-        }
-        n = 0;
+        for (; i < n; i++) wrpo__text_puts(out, w->tok->byte_text[(unsigned char)s[i]]);
         break;
-    case WRPO__EDIT_UNBYTES:  /* a token with a character outside the alphabet is text already */
-        for (int64_t i = 0; i < n; i = next) {
-            int32_t from = wrpo__char_at(s, n, i, &next);
-            byte = from >= 0 && from < WRPO__COUNT(w->tok->char_byte) ? w->tok->char_byte[from] : -1;
+    case WRPO__EDIT_UNBYTES:
+        for (; i < n; i += size) {
+            int32_t c = wrpo__utf8_get(s + i, n - i, &size);
+            byte = c < WRPO__COUNT(w->tok->char_byte) ? w->tok->char_byte[c] : -1;
             if (byte < 0) break;
-            c = (char)byte;
-            wrpo__text_add(out, &c, 1);
+            wrpo__text_add(out, (char[]){(char)byte}, 1);
         }
-        if (byte < 0) out->size = begin;
-        else n = 0;
-        break;
-    case WRPO__EDIT_REPAIR:
-        for (int64_t i = 0; i < n; i = next) {
-            bool good = wrpo__char_at(s, n, i, &next) >= 0;
-            wrpo__text_add(out, good ? s + i : wrpo__no_char, good ? (size_t)(next - i) : 3);
-        }
-        n = 0;
+        if (i == n) break;
+        out->size = begin;  /* a token with a character outside the alphabet is text already */
+        i = 0;
         break;
     case WRPO__EDIT_BYTE_FALLBACK:
         byte = wrpo__byte_token(s, n);
-        c = (char)byte;
-        if (byte < 0) wrpo__end_run(w);
-        else s = &c, n = 1, w->run++;
-        break;
+        if (byte < 0) { wrpo__end_bytes(w); break; }
+        wrpo__text_add(out, (char[]){(char)byte}, 1);
+        return;
     case WRPO__EDIT_STRIP:
-        for (int64_t k = 0; k < e->start && wrpo__begins(e, s, n); k++) s += one, n -= one;
-        for (int64_t k = 0; k < e->stop && n >= one && wrpo__begins(e, s + n - one, one); k++) n -= one;
+        for (int32_t k = 0; k < e->start && wrpo__begins(e, s + i, n - i); k++) i += e->size;
+        for (int32_t k = 0; k < e->stop && i < n && wrpo__begins(e, s + n - e->size, e->size); k++) n -= e->size;
         break;
-    case WRPO__EDIT_METASPACE:
-        for (int64_t i = 0; i < n; i = next) {
-            wrpo__char_at(s, n, i, &next);
-            if (!wrpo__begins(e, s + i, n - i)) wrpo__text_add(out, s + i, (size_t)(next - i));
-            else if (!e->start || stbds_arrlen(w->put)) wrpo__text_add(out, " ", 1);
-        }
-        n = 0;
-        break;
+    case WRPO__EDIT_NONE: case WRPO__EDIT_FUSE: break;
     }
-    if (n) wrpo__text_add(out, s, (size_t)n);
-    if (!wrpo__fuses(e) && !w->run) wrpo__put_spare(w, p.first);
+    wrpo__text_add(out, s + i, n - i);
+    if (!wrpo__fuses(e)) wrpo__put_out(w, p->first);
 }
-static void wrpo__edit_all(wrpo__work *w, const wrpo__edit *edits, int64_t count) {
-    for (int64_t k = 0; k < count; k++) {
-        const wrpo__edit *e = &edits[k];
+static void wrpo__edit_all(wrpo__work *w, const wrpo__edit *e, int64_t count) {
+    for (const wrpo__edit *end = e + count; e < end; e++) {
         for (int64_t i = 0; i < stbds_arrlen(w->pieces); i++) {
             if (w->pieces[i].id >= 0) stbds_arrput(w->put, w->pieces[i]);
-            else wrpo__edit_piece(w, e, w->pieces[i]);
+            else wrpo__edit_piece(w, e, &w->pieces[i]);
         }
-        wrpo__end_run(w);
-        if (wrpo__fuses(e)) wrpo__put_spare(w, true);
-        if (e->kind == WRPO__EDIT_ADDED || e->kind == WRPO__EDIT_SPLIT) wrpo__take_pieces(w);
-        else wrpo__take_spare(w);
+        if (e->kind == WRPO__EDIT_BYTE_FALLBACK) wrpo__end_bytes(w);
+        if (wrpo__fuses(e)) wrpo__put_fused(w);
+        wrpo__take_pieces(w);
     }
 }
-static void wrpo__begin_text(wrpo__work *w, const char *s, int64_t n) {  /* as one piece */
-    w->s = s, w->n = n;
-    stbds_arrsetlen(w->put, 0);
-    wrpo__put_piece(w, 0, n, -1, true);
+static void wrpo__edit_text(wrpo__work *w, const char *s, size_t n, const wrpo__edit *e, int64_t count) {
+    wrpo__put_piece(w, s, n, true);
     wrpo__take_pieces(w);
+    wrpo__edit_all(w, e, count);
 }
 
 /* ---- BPE ---- */
@@ -6675,18 +6539,19 @@ static void wrpo__put_symbol(wrpo__work *w, int32_t id) {
     int32_t at = (int32_t)stbds_arrlen(w->symbols);
     stbds_arrput(w->symbols, ((wrpo__symbol){id, at - 1, at + 1}));
 }
-static void wrpo__symbols(wrpo__work *w, const char *s, int64_t n) {
+static void wrpo__symbols(wrpo__work *w, const char *s, size_t n) {
     const wrpo_tokenizer *tok = w->tok;
     bool pending = false;  /* an unknown character whose unk is not written yet */
-    int64_t next;
+    int32_t whole = tok->ignore_merges ? wrpo__model_id(tok, s, n) : -1;
     stbds_arrsetlen(w->symbols, 0);
-    for (int64_t i = 0; i < n; i = next) {
-        int32_t c = wrpo__char_at(s, n, i, &next);
-        int32_t id = c < WRPO__SMALL_CHARS ? tok->small[c] : wrpo__model_id(tok, s + i, (size_t)(next - i));
+    if (whole >= 0) { wrpo__put_symbol(w, whole); n = 0; }
+    for (size_t i = 0, size; i < n; i += size) {
+        int32_t c = wrpo__utf8_get(s + i, n - i, &size);
+        int32_t id = c < WRPO__SMALL_CHARS ? tok->small[c] : wrpo__model_id(tok, s + i, size);
         bool bytes = id < 0 && tok->byte_fallback;
-        for (int64_t k = i; k < next && bytes; k++) bytes = tok->bytes[(unsigned char)s[k]] >= 0;
+        for (size_t k = i; k < i + size && bytes; k++) bytes = tok->bytes[(unsigned char)s[k]] >= 0;
         if (bytes) {  /* before an unk that is pending: the library's order */
-            for (int64_t k = i; k < next; k++) wrpo__put_symbol(w, tok->bytes[(unsigned char)s[k]]);
+            for (size_t k = i; k < i + size; k++) wrpo__put_symbol(w, tok->bytes[(unsigned char)s[k]]);
             continue;
         }
         if (id < 0 && !tok->unk_text) continue;  /* dropped, as the library drops it */
@@ -6729,11 +6594,13 @@ static void wrpo__merge_symbols(wrpo__work *w) {
     for (int64_t i = 0; i < stbds_arrlen(y); i++) wrpo__push_merge(w, (int32_t)i);
     while (stbds_arrlen(w->heap)) {
         wrpo__keyed best = wrpo__pop_merge(w);
-        int32_t at = (int32_t)(best.key & 0xFFFFFFFFu), next = y[at].next;
+        int32_t at = (int32_t)(best.key & 0xFFFFFFFF), next = y[at].next;
         if (y[at].id < 0 || next < 0) continue;  /* merged into another symbol since */
         const wrpo__merge *m = wrpo__merge_slot(w->tok, y[at].id, y[next].id);
         if (m->rank < 0 || m->id != best.value) continue;  /* another pair is here now */
-        y[at].id = m->id, y[at].next = y[next].next, y[next].id = -1;
+        y[at].id = m->id;
+        y[at].next = y[next].next;
+        y[next].id = -1;
         if (y[at].next >= 0) y[y[at].next].prev = at;
         if (y[at].prev >= 0) wrpo__push_merge(w, y[at].prev);
         wrpo__push_merge(w, at);
@@ -6742,52 +6609,29 @@ static void wrpo__merge_symbols(wrpo__work *w) {
 static void wrpo__put_ids(int32_t **ids, const int32_t *more, int64_t n) {
     if (n) memcpy(stbds_arraddnptr(*ids, (size_t)n), more, (size_t)n * sizeof *more);
 }
-static void wrpo__bpe(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
+static void wrpo__bpe(wrpo__work *w, const char *s, size_t n, int32_t **ids) {
     const wrpo_tokenizer *tok = w->tok;
-    wrpo__word *word = NULL;
-    if (n <= (int64_t)sizeof word->text) {
-        word = &tok->words[wrpo__hash(tok->seed, s, (size_t)n) % WRPO__WORDS];
-        if (word->size == n && memcmp(word->text, s, (size_t)n) == 0) {
-            wrpo__put_ids(ids, word->ids, word->count);
-            return;
-        }
+    wrpo__word *word = &tok->words[wrpo__hash(tok->seed, s, n) % WRPO__WORDS];
+    if (word->size == n && memcmp(word->text, s, n) == 0) {
+        wrpo__put_ids(ids, word->ids, word->count);
+        return;
     }
     int64_t first = stbds_arrlen(*ids);
-    int32_t whole = tok->ignore_merges ? wrpo__model_id(tok, s, (size_t)n) : -1;
-    if (whole >= 0) stbds_arrput(*ids, whole);
-    else {
-        wrpo__symbols(w, s, n);
-        wrpo__merge_symbols(w);
-        for (int64_t i = 0; i < stbds_arrlen(w->symbols); i++)
-            if (w->symbols[i].id >= 0) stbds_arrput(*ids, w->symbols[i].id);
-    }
+    wrpo__symbols(w, s, n);
+    wrpo__merge_symbols(w);
+    for (int64_t i = 0; i < stbds_arrlen(w->symbols); i++)
+        if (w->symbols[i].id >= 0) stbds_arrput(*ids, w->symbols[i].id);
     int64_t count = stbds_arrlen(*ids) - first;
-    if (!word || count > WRPO__COUNT(word->ids)) return;
-    word->size = (uint8_t)n, word->count = (uint8_t)count;
-    memcpy(word->text, s, (size_t)n);
+    if (n > sizeof word->text || count > WRPO__COUNT(word->ids)) return;
+    word->size = (uint8_t)n;
+    word->count = (uint8_t)count;
+    memcpy(word->text, s, n);
     if (count) memcpy(word->ids, *ids + first, (size_t)count * sizeof *word->ids);
-}
-/* SentencePiece models have no pre-tokenizer: a whole text is one word. If no merge makes a token with a mark (U+2581)
-   after another character, and no character is dropped, no merge reaches across such a place: cutting there changes
-   nothing, and the words are short again. */
-static const char wrpo__mark_text[] = "\xE2\x96\x81";
-static inline bool wrpo__cut_at(const char *s, int64_t n, int64_t i) {
-    if (s[i] != wrpo__mark_text[0] || i + 3 > n || memcmp(s + i, wrpo__mark_text, 3) != 0) return false;
-    return i < 3 || memcmp(s + i - 3, wrpo__mark_text, 3) != 0;
-}
-static void wrpo__bpe_cut(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
-    int64_t begin = 0;
-    for (int64_t i = 1; i < n && w->tok->cut_at_mark; i++) {
-        if (!wrpo__cut_at(s, n, i)) continue;
-        wrpo__bpe(w, s + begin, i - begin, ids);
-        begin = i;
-    }
-    wrpo__bpe(w, s + begin, n - begin, ids);
 }
 
 /* ---- encode and decode ---- */
 static wrpo__work wrpo__work_begin(wrpo_tokenizer *tok) {  /* what it allocates is in tok->scratch */
-    wrpo__work w = {.tok = tok, .outer = wrpo__current, .text.arena = tok->scratch, .spare.arena = tok->scratch};
+    wrpo__work w = {.tok = tok, .outer = wrpo__current, .out.arena = tok->scratch};
     wrpo__arena_clear(tok->scratch);
     wrpo__current = tok->scratch;
     return w;
@@ -6798,94 +6642,70 @@ static void wrpo__work_end(const wrpo__work *w) {
 }
 /* Appends the ids of text to *ids, an stb array of the caller's arena. */
 static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsigned flags, int32_t **ids) {
-    size_t bad;
+    const size_t valid = wrpo__valid_utf8(text, n);
+    const bool special = flags & WRPO_TOKENIZER_SPECIAL;
     if (n > INT32_MAX)
-        wrpo__fail(tok->ctx, WRPO_E_UNSUPPORTED, "a text of %zu bytes: more than %d cannot be tokenized at once", n,
+        wrpo__fail(tok->ctx, WRPO_E_UNSUPPORTED, "a text of %zu bytes: at most %d can be tokenized at once", n,
                    INT32_MAX);
-    if (!wrpo__is_utf8(text, n, &bad))
-        wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", bad);
+    if (valid < n) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", valid);
     if (!*ids) stbds_arrsetcap(*ids, n / 4 + 16);  /* before the scratch arena becomes the current one */
     wrpo__work w = wrpo__work_begin(tok);
     w.continues = flags & WRPO_TOKENIZER_CONTINUE;
-    wrpo__begin_text(&w, text, (int64_t)n);
-    wrpo__edit_all(&w, tok->encoder, stbds_arrlen(tok->encoder));
-    if (flags & WRPO_TOKENIZER_SPECIAL) wrpo__put_ids(ids, tok->prefix, stbds_arrlen(tok->prefix));
+    wrpo__edit_text(&w, n ? text : "", n, tok->encoder, stbds_arrlen(tok->encoder));
+    if (special) wrpo__put_ids(ids, tok->prefix, stbds_arrlen(tok->prefix));
     for (int64_t i = 0; i < stbds_arrlen(w.pieces); i++) {
-        wrpo__piece p = w.pieces[i];
-        if (p.id >= 0) stbds_arrput(*ids, p.id);
-        else wrpo__bpe_cut(&w, w.s + p.begin, p.end - p.begin, ids);
+        const wrpo__piece *p = &w.pieces[i];
+        if (p->id >= 0) stbds_arrput(*ids, p->id);
+        else if (p->n) wrpo__bpe(&w, p->s, p->n, ids);
     }
-    if (flags & WRPO_TOKENIZER_SPECIAL) wrpo__put_ids(ids, tok->suffix, stbds_arrlen(tok->suffix));
+    if (special) wrpo__put_ids(ids, tok->suffix, stbds_arrlen(tok->suffix));
     wrpo__work_end(&w);
 }
 /* Appends the text of ids to out. */
 static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, bool skip_special, wrpo__text *out) {
     wrpo__work w = wrpo__work_begin(tok);
-    w.decodes = true;
     for (int64_t i = 0; i < n; i++) {
         const wrpo__token *token = wrpo__token_of(tok, ids[i]);
         if (!token)
             wrpo__fail(tok->ctx, WRPO_E_ARG, "id %lld of the text to decode: no token has the id %d; they go to %lld",
                        (long long)i, (int)ids[i], (long long)tok->size - 1);
-        const wrpo__added *a = tok->added;
-        bool renamed = token->flags & WRPO__TOKEN_RENAMED;
-        if (skip_special && token->flags & WRPO__TOKEN_SPECIAL && !renamed) continue;
-        while (renamed && a->id != ids[i]) a++;
-        if (!tok->has_decoder && stbds_arrlen(w.put)) wrpo__text_add(&w.spare, " ", 1);
-        wrpo__text_add(&w.spare, renamed ? a->text : token->text, (size_t)(renamed ? a->size : token->size));
-        wrpo__put_spare(&w, false);
+        const wrpo__added *a = token->flags & WRPO__TOKEN_RENAMED ? tok->added : NULL;
+        if (skip_special && token->flags & WRPO__TOKEN_SPECIAL && !a) continue;
+        while (a && a->id != ids[i]) a++;
+        wrpo__put_piece(&w, a ? a->text : token->text, a ? a->size : token->size, false);
     }
-    wrpo__take_spare(&w);
+    wrpo__take_pieces(&w);
     wrpo__edit_all(&w, tok->decoder, stbds_arrlen(tok->decoder));
-    wrpo__text_add(out, w.s, (size_t)w.n);
+    for (int64_t i = 0; i < stbds_arrlen(w.pieces); i++) {
+        if (i && !tok->has_decoder) wrpo__text_add(out, " ", 1);
+        wrpo__text_add(out, w.pieces[i].s, w.pieces[i].n);
+    }
     wrpo__work_end(&w);
 }
 
 /* ---- load: what all readers use ---- */
-typedef struct wrpo__loader {
-    wrpo_tokenizer *tok; wrpo_ctx *ctx;
-    const char *name;     /* of the file, for errors */
-    wrpo__work *work;     /* normalizes the texts of added tokens */
-    int64_t next;         /* the id of the next added token that is not in the vocabulary */
-    wrpo__edit **edits;   /* the list that readers of components add to */
-} wrpo__loader;
-#define wrpo__load_fail(in, v, ...) wrpo__json_fail((in)->ctx, WRPO_E_FORMAT, (in)->name, v, __VA_ARGS__)
-_Noreturn static void wrpo__load_refuse(const wrpo__loader *in, const char *what, const wrpo_json *v) {
-    wrpo__shown s;
-    wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "%s %s is not supported", what, wrpo__json_found(s, v));
+_Noreturn static void wrpo__load_refuse(const char *what, const wrpo_json *v) {
+    wrpo__unsupported(v, "%s %s is not supported", what, wrpo__found(v));
 }
-/* A member of an object, of this kind; from wrpo__load_maybe NULL, if it is absent or null. */
-static const wrpo_json *wrpo__load_need(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo_json_kind k) {
-    return wrpo__json_need(in->ctx, in->name, v, key, k);
-}
-static const wrpo_json *wrpo__load_maybe(const wrpo__loader *in, const wrpo_json *v, const char *key,
-                                         wrpo_json_kind k) {
-    return wrpo__json_maybe(in->ctx, in->name, v, key, k);
-}
-static bool wrpo__load_flag(const wrpo__loader *in, const wrpo_json *object, const char *key, bool otherwise) {
-    const wrpo_json *v = wrpo__load_maybe(in, object, key, WRPO_JSON_BOOL);
-    return v ? v->boolean : otherwise;
-}
-static int32_t wrpo__load_count(const wrpo__loader *in, const wrpo_json *v, int64_t high) {
-    return (int32_t)wrpo__json_integer(in->ctx, in->name, v, 0, high, NULL);
-}
+static int32_t wrpo__load_count(const wrpo_json *v, int64_t high) { return (int32_t)wrpo__integer(v, 0, high, NULL); }
 
 /* ---- load: regexes ---- */
 typedef struct wrpo__rx_parser {
-    const wrpo__loader *in; const wrpo_json *json;  /* where the pattern is, for errors */
-    const char *s; size_t n, i;                     /* the pattern, and how much of it is read */
-    bool literal, fold;                             /* all characters are literals; inside (?i:...) */
+    wrpo_tokenizer *tok; const wrpo_json *json;  /* json: where the pattern is, for errors */
+    const char *s; size_t n, i;  /* the pattern, and how much of it is read */
+    bool literal, fold;  /* all characters are literals; inside (?i:...) */
     int depth;
-    wrpo__rx_node *nodes;
 } wrpo__rx_parser;
-typedef struct wrpo__rx_part { int32_t first, last; int64_t shortest; } wrpo__rx_part;  /* shortest: of its matches */
 
 _Noreturn static void wrpo__rx_fail(const wrpo__rx_parser *p, const char *what) {
-    wrpo__json_fail(p->in->ctx, WRPO_E_UNSUPPORTED, p->in->name, p->json, "regex, byte %zu: %s is not supported: %.*s",
-                    p->i + 1, what, (int)WRPO__MIN(p->n, 200), p->s);
+    wrpo__unsupported(p->json,
+                    "regex, byte %zu: %s is not supported: %.*s", p->i + 1, what, (int)WRPO__MIN(p->n, 200), p->s);
 }
 static bool wrpo__rx_sees(const wrpo__rx_parser *p, const char *any) {  /* is the next character one of these? */
     return !p->literal && p->i < p->n && p->s[p->i] && strchr(any, p->s[p->i]);
+}
+static void wrpo__rx_refuse(const wrpo__rx_parser *p, const char *any, const char *what) {
+    if (wrpo__rx_sees(p, any)) wrpo__rx_fail(p, what);
 }
 static bool wrpo__rx_take(wrpo__rx_parser *p, const char *text) {
     size_t n = strlen(text);
@@ -6900,370 +6720,335 @@ static int32_t wrpo__rx_char(wrpo__rx_parser *p) {
     p->i += size;
     return c;
 }
-static void wrpo__rx_range(wrpo__charset *set, int32_t first, int32_t last) {
-    int32_t *range = *stbds_arraddnptr(set->ranges, 1);
-    range[0] = first, range[1] = last;
-}
-static int64_t wrpo__rx_number(wrpo__rx_parser *p, int base, size_t digits) {  /* at most so many; -1: there is none */
-    int64_t v = -1;
-    for (size_t end = WRPO__MIN(p->n, p->i + digits); p->i < end; p->i++) {
-        int digit = wrpo__hex_digit(p->s[p->i]);
-        if (digit < 0 || digit >= base) break;
-        v = WRPO__MAX(v, 0) * base + digit;
-        if (v > 0x10FFFF) wrpo__rx_fail(p, "a number this large");
+static int64_t wrpo__rx_number(wrpo__rx_parser *p, int64_t otherwise) {
+    int64_t v = 0;
+    if (!wrpo__rx_sees(p, "0123456789")) return otherwise;
+    for (; wrpo__rx_sees(p, "0123456789"); p->i++) {
+        v = v * 10 + p->s[p->i] - '0';
+        if (v > INT32_MAX) wrpo__rx_fail(p, "a number this large");
     }
     return v;
 }
 /* After a backslash: the classes of the escape, or 0 and the one code point *c. */
 static uint32_t wrpo__rx_escape(wrpo__rx_parser *p, int32_t *c) {
-    static const struct { const char *name; uint32_t classes; } properties[] = {
-        {"L}", WRPO__L}, {"Lu}", 1u << WRPO__LU}, {"Ll}", 1u << WRPO__LL}, {"Lt}", 1u << WRPO__LT},
-        {"Lm}", 1u << WRPO__LM}, {"Lo}", 1u << WRPO__LO}, {"N}", WRPO__N}, {"Nd}", 1u << WRPO__ND},
-        {"M}", 1u << WRPO__M}, {"P}", 1u << WRPO__P | 1u << WRPO__PC}, {"S}", 1u << WRPO__S | 1u << WRPO__SW},
+    static const struct { const char *name; uint32_t classes; } escapes[] = {
+        {"s", 1u << WRPO__SPACE}, {"d", 1u << WRPO__ND}, {"p{Nd}", 1u << WRPO__ND}, {"p{L}", WRPO__L},
+        {"p{Lu}", 1u << WRPO__LU}, {"p{Ll}", 1u << WRPO__LL}, {"p{Lt}", 1u << WRPO__LT}, {"p{Lm}", 1u << WRPO__LM},
+        {"p{Lo}", 1u << WRPO__LO}, {"p{N}", WRPO__N}, {"p{M}", 1u << WRPO__M},
+        {"p{P}", 1u << WRPO__P | 1u << WRPO__PC}, {"p{S}", 1u << WRPO__S | 1u << WRPO__SW},
     };
     static const char letters[] = "nrtfva", controls[] = "\n\r\t\f\v\a";
     *c = wrpo__rx_char(p);
-    size_t begin = p->i;
-    char letter = *c < 128 ? (char)*c : 0, low = (char)(letter | 32);
-    const char *control = letter ? strchr(letters, letter) : NULL;
-    bool negate = letter != low, known = letter >= 32 && !(low >= 'a' && low <= 'z') && !(low >= '0' && low <= '9');
-    uint32_t classes = 0;
-    if (low == 's') classes = 1u << WRPO__SPACE;
-    else if (low == 'd') classes = 1u << WRPO__ND;
-    else if (low == 'p' && wrpo__rx_take(p, "{")) {
-        if (wrpo__rx_take(p, "^")) negate = !negate;
-        for (int64_t k = 0; k < WRPO__COUNT(properties) && !classes; k++)
-            if (wrpo__rx_take(p, properties[k].name)) classes = properties[k].classes;
-        if (!classes) wrpo__rx_fail(p, "this property");
-    } else if (control) {
-        *c = controls[control - letters];
-        known = true;
-    } else if (letter == 'u') {
-        *c = (int32_t)wrpo__rx_number(p, 16, 4);
-        known = p->i == begin + 4;
-    } else if (letter == 'x' && wrpo__rx_take(p, "{")) {
-        *c = (int32_t)wrpo__rx_number(p, 16, p->n);
-        known = *c >= 0 && wrpo__rx_take(p, "}");
-    }
-    if (!classes && !known) wrpo__rx_fail(p, "this escape");
-    return classes && negate ? WRPO__CLASSES ^ classes : classes;
+    int32_t low = *c | 32;
+    for (int64_t k = 0; k < WRPO__COUNT(escapes); k++)
+        if (low == escapes[k].name[0] && wrpo__rx_take(p, escapes[k].name + 1))
+            return *c == low ? escapes[k].classes : WRPO__CLASSES ^ escapes[k].classes;  /* \s or \S */
+    if (low == 'p') wrpo__rx_refuse(p, "{", "this property");
+    const char *control = *c > 0 && *c < 128 ? strchr(letters, *c) : NULL;
+    if (control) *c = controls[control - letters];
+    else if (*c < 32 || *c > 127 || (low >= 'a' && low <= 'z') || (*c >= '0' && *c <= '9'))
+        wrpo__rx_fail(p, "this escape");
+    return 0;
 }
 static bool wrpo__rx_dash(const wrpo__rx_parser *p) {  /* of a range: a '-' before ']' is a literal */
     return wrpo__rx_sees(p, "-") && !(p->i + 1 < p->n && p->s[p->i + 1] == ']');
 }
-static void wrpo__rx_bracket(wrpo__rx_parser *p, wrpo__charset *set) {  /* after '[' */
-    set->negate = wrpo__rx_take(p, "^");
-    if (wrpo__rx_sees(p, "]")) wrpo__rx_fail(p, "an empty class");
-    for (bool begun = false; !wrpo__rx_take(p, "]"); begun = true) {
-        if (wrpo__rx_sees(p, "[")) wrpo__rx_fail(p, "a class within a class");
-        if (wrpo__rx_take(p, "&&")) wrpo__rx_fail(p, "an intersection of classes");
-        if (begun && wrpo__rx_dash(p)) wrpo__rx_fail(p, "'-' at this place");
-        int32_t first = wrpo__rx_char(p);
-        uint32_t classes = first == '\\' ? wrpo__rx_escape(p, &first) : 0;
-        int32_t last = first;
-        set->classes |= classes;
-        if (classes) continue;
-        if (wrpo__rx_dash(p)) {
-            p->i++;
-            if (wrpo__rx_sees(p, "[")) wrpo__rx_fail(p, "a class within a class");
-            last = wrpo__rx_char(p);
-            if ((last == '\\' && wrpo__rx_escape(p, &last)) || last < first) wrpo__rx_fail(p, "this range");
-        }
-        wrpo__rx_range(set, first, last);
-    }
+static void wrpo__rx_range(wrpo__regex *x, int32_t first, int32_t last) {
+    stbds_arrput(x->ranges, ((wrpo__range){first, last}));
 }
-/* One literal, escape or class. In (?i:...) a letter is a class of its cases. Only ASCII is folded, where U+017F and
-   U+212A fold too; two letters in a row that a ligature folds to are refused. */
-static wrpo__charset wrpo__rx_atom(wrpo__rx_parser *p) {
-    static const char *const refused[][2] = {
-        {".", "'.'"}, {"^$", "an anchor"}, {"{?*+", "this repetition"}, {"]}", "this bracket"},
-    };
+/* In (?i:...) a letter is a class of its cases. Only ASCII is folded, where U+017F and U+212A fold too; two letters in
+   a row that a ligature folds to are refused. */
+static void wrpo__rx_fold(wrpo__rx_parser *p, wrpo__regex *x, int32_t letter) {
     static const char *const ligatures[] = {"ss", "ff", "fi", "fl", "st"};
-    wrpo__charset set = {.kind = p->in->tok->unicode.kind};
-    int32_t c = 0;
-    for (int k = 0; k < 4; k++) if (wrpo__rx_sees(p, refused[k][0])) wrpo__rx_fail(p, refused[k][1]);
+    const int32_t low = letter | 32;
+    if (low < 'a' || low > 'z') return;
+    for (int k = 0; k < 5; k++)
+        if (low == ligatures[k][0] && p->i < p->n && (p->s[p->i] | 32) == ligatures[k][1])
+            wrpo__rx_fail(p, "a pair of letters with a ligature in (?i:...)");
+    wrpo__rx_range(x, letter ^ 32, letter ^ 32);
+    if (low == 's') wrpo__rx_range(x, 0x17F, 0x17F);
+    if (low == 'k') wrpo__rx_range(x, 0x212A, 0x212A);
+}
+/* Adds a literal or an escape to a set, in brackets (many) also a range. */
+static void wrpo__rx_element(wrpo__rx_parser *p, wrpo__regex *x, bool many) {
+    int32_t first = wrpo__rx_char(p);
+    uint32_t classes = first == '\\' && !p->literal ? wrpo__rx_escape(p, &first) : 0;
+    int32_t last = first;
+    x->classes |= classes;
+    if (classes) return;
+    if (many && wrpo__rx_dash(p)) {
+        p->i++;
+        wrpo__rx_refuse(p, "[", "a class within a class");
+        last = wrpo__rx_char(p);
+        if ((last == '\\' && wrpo__rx_escape(p, &last)) || last < first) wrpo__rx_fail(p, "this range");
+    }
+    wrpo__rx_range(x, first, last);
+    if (p->fold) wrpo__rx_fold(p, x, first);
+}
+static wrpo__regex *wrpo__rx_new(wrpo__rx_parser *p, wrpo__rx_kind kind) {
+    wrpo__regex *x = WRPO__NEW(p->tok->arena, wrpo__regex);
+    x->kind = kind;
+    x->unicode = p->tok->unicode.kind;
+    return x;
+}
+static wrpo__regex *wrpo__rx_set(wrpo__rx_parser *p, wrpo__rx_kind kind) {  /* a literal, an escape or a class */
+    wrpo__regex *x = wrpo__rx_new(p, kind);
+    wrpo__rx_refuse(p, ".", "'.'");
+    wrpo__rx_refuse(p, "^$", "an anchor");
+    wrpo__rx_refuse(p, "?*+{", "this repetition");
+    wrpo__rx_refuse(p, "]}", "this bracket");
     if (p->fold && p->i < p->n && (wrpo__rx_sees(p, "[\\") || (unsigned char)p->s[p->i] >= 128))
         wrpo__rx_fail(p, "anything but ASCII letters in (?i:...)");
-    if (wrpo__rx_take(p, "[")) wrpo__rx_bracket(p, &set);
-    else {
-        if (wrpo__rx_take(p, "\\")) set.classes = wrpo__rx_escape(p, &c);
-        else c = wrpo__rx_char(p);
-        if (!set.classes) wrpo__rx_range(&set, c, c);
-    }
-    int32_t low = c | 32;
-    if (p->fold && low >= 'a' && low <= 'z') {
-        for (int k = 0; k < 5; k++)
-            if (low == ligatures[k][0] && p->i < p->n && (p->s[p->i] | 32) == ligatures[k][1])
-                wrpo__rx_fail(p, "a pair of letters with a ligature in (?i:...)");
-        wrpo__rx_range(&set, c ^ 32, c ^ 32);
-        if (low == 's') wrpo__rx_range(&set, 0x17F, 0x17F);
-        if (low == 'k') wrpo__rx_range(&set, 0x212A, 0x212A);
-    }
-    for (c = 0; c < 128; c++) set.ascii[c] = wrpo__set_has(&set, c);
-    return set;
+    if (wrpo__rx_take(p, "[")) {
+        x->negate = wrpo__rx_take(p, "^");
+        wrpo__rx_refuse(p, "]", "an empty class");
+        for (bool begun = false; !wrpo__rx_take(p, "]"); begun = true) {
+            wrpo__rx_refuse(p, "[", "a class within a class");
+            if (wrpo__rx_take(p, "&&")) wrpo__rx_fail(p, "an intersection of classes");
+            if (begun && wrpo__rx_dash(p)) wrpo__rx_fail(p, "'-' at this place");
+            wrpo__rx_element(p, x, true);
+        }
+    } else wrpo__rx_element(p, x, false);
+    for (int32_t c = 0; c < 128; c++) x->ascii[c] = wrpo__set_has(x, c);
+    return x;
 }
-static wrpo__rx_part wrpo__rx_node_new(wrpo__rx_parser *p, wrpo__rx_kind kind) {
-    const wrpo__rx_node node = {.kind = kind, .min = 1, .max = 1, .next = -1, .other = -1};
-    int32_t at = (int32_t)stbds_arrlen(p->nodes);
-    stbds_arrput(p->nodes, node);
-    return (wrpo__rx_part){at, at, 0};
-}
-static wrpo__rx_part wrpo__rx_either(wrpo__rx_parser *p, wrpo__rx_part a, wrpo__rx_part b) {  /* a, else b */
-    int32_t fork = wrpo__rx_node_new(p, WRPO__RX_FORK).first, join = wrpo__rx_node_new(p, WRPO__RX_JOIN).first;
-    p->nodes[fork].next = a.first, p->nodes[fork].other = b.first;
-    p->nodes[a.last].next = p->nodes[b.last].next = join;
-    return (wrpo__rx_part){fork, join, WRPO__MIN(a.shortest, b.shortest)};
-}
-static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p);
-static wrpo__rx_part wrpo__rx_group(wrpo__rx_parser *p) {  /* after "(" */
+static wrpo__regex *wrpo__rx_alternatives(wrpo__rx_parser *p);
+static wrpo__regex *wrpo__rx_group(wrpo__rx_parser *p) {  /* after "(" */
     bool fold = p->fold;
     if (wrpo__rx_take(p, "?i:")) p->fold = true;
-    else if (!wrpo__rx_take(p, "?:") && wrpo__rx_sees(p, "?")) wrpo__rx_fail(p, "this kind of group");
-    wrpo__rx_part part = wrpo__rx_alternatives(p);
+    else if (!wrpo__rx_take(p, "?:")) wrpo__rx_refuse(p, "?", "this kind of group");
+    wrpo__regex *x = wrpo__rx_alternatives(p);
     if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a group without its end");
     p->fold = fold;
-    if (wrpo__rx_take(p, "?")) part = wrpo__rx_either(p, part, wrpo__rx_node_new(p, WRPO__RX_JOIN));
-    if (wrpo__rx_sees(p, "?*+{")) wrpo__rx_fail(p, "this repetition of a group");
-    return part;
+    x->optional = wrpo__rx_take(p, "?");
+    if (x->optional) x->min = 0;
+    wrpo__rx_refuse(p, "?*+{", "this repetition of a group");
+    return x;
 }
-static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
-    bool negative = wrpo__rx_take(p, "(?!"), ahead = negative || wrpo__rx_take(p, "(?=");
-    if (!ahead && wrpo__rx_take(p, "(")) return wrpo__rx_group(p);
-    wrpo__rx_part part = wrpo__rx_node_new(p, ahead ? WRPO__RX_AHEAD : WRPO__RX_SET);
-    wrpo__rx_node *x = &p->nodes[part.first];
-    if (ahead && wrpo__rx_sees(p, "(|)")) wrpo__rx_fail(p, "a lookahead for more than one character");
-    x->set = wrpo__rx_atom(p);
+static wrpo__regex *wrpo__rx_ahead(wrpo__rx_parser *p, bool negative) {  /* after "(?=" or "(?!" */
+    static const char longer[] = "a lookahead for more than one character";
+    wrpo__rx_refuse(p, "(|)", longer);
+    wrpo__regex *x = wrpo__rx_set(p, WRPO__RX_AHEAD);
     x->negative = negative;
-    if (ahead) {
-        if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a lookahead for more than one character");
-        return part;
-    }
+    if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, longer);
+    return x;
+}
+static wrpo__regex *wrpo__rx_item(wrpo__rx_parser *p) {
+    if (wrpo__rx_take(p, "(?!")) return wrpo__rx_ahead(p, true);
+    if (wrpo__rx_take(p, "(?=")) return wrpo__rx_ahead(p, false);
+    if (wrpo__rx_take(p, "(")) return wrpo__rx_group(p);
+    wrpo__regex *x = wrpo__rx_set(p, WRPO__RX_SET);
+    x->min = x->max = 1;
     if (wrpo__rx_take(p, "{")) {
-        int64_t min = wrpo__rx_number(p, 10, p->n), max = min;
-        if (wrpo__rx_take(p, ",")) max = wrpo__rx_number(p, 10, p->n);
-        if (max < 0 && min >= 0) max = INT64_MAX;
-        x->min = WRPO__MAX(min, 0), x->max = max;
-        if (max < x->min || !wrpo__rx_take(p, "}")) wrpo__rx_fail(p, "this repetition");
+        x->max = wrpo__rx_number(p, -1);
+        x->min = WRPO__MAX(x->max, 0);
+        if (wrpo__rx_take(p, ",")) x->max = wrpo__rx_number(p, x->max < 0 ? -1 : INT64_MAX);
+        if (x->max < x->min || !wrpo__rx_take(p, "}")) wrpo__rx_fail(p, "this repetition");
     } else if (wrpo__rx_sees(p, "?*+")) {
         char c = p->s[p->i++];
-        x->min = c == '+', x->max = c == '?' ? 1 : INT64_MAX;
+        x->min = c == '+';
+        x->max = c == '?' ? 1 : INT64_MAX;
         x->possessive = wrpo__rx_take(p, "+");
     }
-    if (wrpo__rx_sees(p, "?*+{")) wrpo__rx_fail(p, "this repetition");
-    part.shortest = x->min;
-    return part;
+    wrpo__rx_refuse(p, "?*+{", "this repetition");
+    return x;
 }
-static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p) {
-    wrpo__rx_part all = {-1, -1, 0};
+static wrpo__regex *wrpo__rx_alternatives(wrpo__rx_parser *p) {
+    wrpo__regex *x = wrpo__rx_new(p, WRPO__RX_GROUP), **end = &x->items;
     if (++p->depth > 400) wrpo__rx_fail(p, "so many alternatives, or so deep a nest of groups");
-    while (p->i < p->n && !wrpo__rx_sees(p, "|)")) {
-        wrpo__rx_part part = wrpo__rx_item(p);
-        if (all.first < 0) all.first = part.first;
-        else p->nodes[all.last].next = part.first;
-        all.last = part.last, all.shortest += part.shortest;
+    for (; p->i < p->n && !wrpo__rx_sees(p, "|)"); end = &(*end)->next) {
+        *end = wrpo__rx_item(p);
+        x->min += (*end)->min;
     }
-    if (all.first < 0) all = wrpo__rx_node_new(p, WRPO__RX_JOIN);
-    if (wrpo__rx_take(p, "|")) all = wrpo__rx_either(p, all, wrpo__rx_alternatives(p));
+    if (wrpo__rx_take(p, "|")) {
+        x->other = wrpo__rx_alternatives(p);
+        x->min = WRPO__MIN(x->min, x->other->min);
+    }
     p->depth--;
-    return all;
+    return x;
 }
-static const wrpo__regex *wrpo__load_regex(const wrpo__loader *in, const wrpo_json *v, const char *s, size_t n,
+static const wrpo__regex *wrpo__load_regex(wrpo_tokenizer *tok, const wrpo_json *v, const char *s, size_t n,
                                            bool literal) {
-    wrpo__rx_parser p = {.in = in, .json = v, .s = s, .n = n, .literal = literal};
+    wrpo__rx_parser p = {.tok = tok, .json = v, .s = s, .n = n, .literal = literal};
     if (n > 4096) wrpo__rx_fail(&p, "a pattern this long");
-    wrpo__rx_part all = wrpo__rx_alternatives(&p);
+    const wrpo__regex *x = wrpo__rx_alternatives(&p);
     if (p.i < n) wrpo__rx_fail(&p, "this bracket");
-    if (all.shortest == 0) wrpo__rx_fail(&p, "a pattern that matches the empty text");
-    int32_t end = wrpo__rx_node_new(&p, WRPO__RX_END).first;
-    p.nodes[all.last].next = end;
-    wrpo__regex *rx = WRPO__NEW(in->tok->arena, wrpo__regex);
-    rx->nodes = p.nodes, rx->first = all.first;
-    return rx;
+    if (x->min == 0) wrpo__rx_fail(&p, "a pattern that matches the empty text");
+    return x;
 }
 
 /* ---- load: components ---- */
-static void wrpo__read_text(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo__edit *e) {
-    v = wrpo__load_need(in, v, key, WRPO_JSON_STRING);
-    e->text = wrpo__strndup(in->tok->arena, v->text, v->size);
-    e->size = v->size;
+static void wrpo__put_edit(wrpo_tokenizer *tok, wrpo__edit e) { stbds_arrput(*tok->edits, e); }
+static void wrpo__read_pattern(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    const wrpo_json *pattern = wrpo__need(v, "pattern", WRPO_JSON_OBJECT);
+    bool literal = wrpo_json_get(pattern, "String");
+    v = wrpo__need(pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
+    e->regex = wrpo__load_regex(tok, v, v->text, v->size, literal);
 }
-static void wrpo__read_char(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo__edit *e) {
-    size_t one = 0;
-    wrpo__read_text(in, v, key, e);
-    if (e->size) wrpo__utf8_get(e->text, e->size, &one);
-    if (!one || one != e->size)
-        wrpo__json_refuse(in->ctx, in->name, wrpo__json_get(v, key), NULL, "one character");
+/* Which of the names a string is; it must be one of them. */
+static int wrpo__load_choice(const wrpo_json *v, const char *what, const char *const *names, int n) {
+    for (int k = 0; k < n; k++) if (wrpo__json_is(v, names[k])) return k;
+    wrpo__load_refuse(what, v);
 }
-static void wrpo__read_pattern(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
-    const wrpo_json *pattern = wrpo__load_need(in, v, "pattern", WRPO_JSON_OBJECT);
-    bool literal = wrpo__json_get(pattern, "String");
-    v = wrpo__load_need(in, pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
-    e->regex = wrpo__load_regex(in, v, v->text, v->size, literal);
-}
-/* The settings of an edit, where it is all of a component. */
-static void wrpo__read_edit(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
+static void wrpo__read_split(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
     static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
-    const wrpo_json *behavior;
-    int b = 0;
-    switch (e.kind) {
-    case WRPO__EDIT_NFC: wrpo__unicode_load_nfc(&in->tok->unicode); break;
-    case WRPO__EDIT_UNBYTES:
-        stbds_arrput(*in->edits, e);
-        e.kind = WRPO__EDIT_REPAIR;
-        break;
-    case WRPO__EDIT_PREPEND: wrpo__read_text(in, v, "prepend", &e); break;
-    case WRPO__EDIT_REPLACE:
-        wrpo__read_pattern(in, v, &e);
-        wrpo__read_text(in, v, "content", &e);
-        break;
-    case WRPO__EDIT_SPLIT:
-        behavior = wrpo__load_need(in, v, "behavior", WRPO_JSON_STRING);
-        while (b < 5 && !wrpo__json_is(behavior, names[b])) b++;
-        if (b == 5) wrpo__load_refuse(in, "Split behavior", behavior);
-        e.behavior = (wrpo__behavior)b;
-        e.invert = wrpo__load_flag(in, v, "invert", false);
-        wrpo__read_pattern(in, v, &e);
-        break;
-    case WRPO__EDIT_STRIP:
-        wrpo__read_char(in, v, "content", &e);
-        e.start = wrpo__load_count(in, wrpo__load_need(in, v, "start", WRPO_JSON_NUMBER), INT32_MAX);
-        e.stop = wrpo__load_count(in, wrpo__load_need(in, v, "stop", WRPO_JSON_NUMBER), INT32_MAX);
-        break;
-    case WRPO__EDIT_METASPACE:
-        wrpo__read_char(in, v, "replacement", &e);
-        e.start = !wrpo__json_is(wrpo__json_get(v, "prepend_scheme"), "never");
-        break;
-    default: break;
-    }
-    stbds_arrput(*in->edits, e);
+    const wrpo_json *behavior = wrpo__need(v, "behavior", WRPO_JSON_STRING);
+    e->behavior = (wrpo__behavior)wrpo__load_choice(behavior, "Split behavior", names, 5);
+    e->invert = wrpo__switch(v, "invert", false);
+    wrpo__read_pattern(tok, v, e);
 }
-static void wrpo__read_digits(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
-    static const char numeric[] = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";  /* Rust's, of Unicode 17 */
-    e.behavior = wrpo__load_flag(in, v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS;
-    e.regex = wrpo__load_regex(in, v, numeric, sizeof numeric - 1, false);
-    stbds_arrput(*in->edits, e);
+static void wrpo__put_split(wrpo_tokenizer *tok, const wrpo_json *v, const char *regex, wrpo__behavior behavior) {
+    wrpo__edit e = {.kind = WRPO__EDIT_SPLIT, .behavior = behavior};
+    e.regex = wrpo__load_regex(tok, v, regex, strlen(regex), false);
+    wrpo__put_edit(tok, e);
 }
-static void wrpo__read_byte_level(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
+static void wrpo__read_digits(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    (void)e;  /* numbers as Rust has them, of Unicode 17: also U+11DE0..11DE9 and U+16FF4..16FF6 */
+    wrpo__put_split(tok, v, "[\\p{N}\xF0\x91\xB7\xA0-\xF0\x91\xB7\xA9\xF0\x96\xBF\xB4-\xF0\x96\xBF\xB6]",
+                    wrpo__switch(v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS);
+}
+static void wrpo__read_byte_level(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
     static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
-    wrpo__edit space = {.kind = WRPO__EDIT_PREPEND, .text = " ", .size = 1, .unless = true};
-    wrpo__edit split = {.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__ISOLATED};
-    split.regex = wrpo__load_regex(in, v, gpt2, sizeof gpt2 - 1, false);
-    if (wrpo__load_flag(in, v, "add_prefix_space", true)) stbds_arrput(*in->edits, space);
-    if (wrpo__load_flag(in, v, "use_regex", true)) stbds_arrput(*in->edits, split);
-    stbds_arrput(*in->edits, e);
+    (void)e;
+    if (wrpo__switch(v, "add_prefix_space", true))
+        wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_PREPEND, .text = " ", .size = 1, .unless = true});
+    if (wrpo__switch(v, "use_regex", true)) wrpo__put_split(tok, v, gpt2, WRPO__ISOLATED);
+}
+static bool wrpo__one_char(const wrpo__edit *e) {
+    size_t size = 0;
+    if (e->size) wrpo__utf8_get(e->text, e->size, &size);
+    return size && size == e->size;
 }
 /* Does a normalizer keep the number of characters? */
 static bool wrpo__keeps_count(const wrpo__edit *e) {
-    size_t one = 0;
-    if (e->kind != WRPO__EDIT_REPLACE || !e->size) return e->kind == WRPO__EDIT_NFC;
-    wrpo__utf8_get(e->text, e->size, &one);
-    const wrpo__rx_node *x = e->regex->nodes;  /* one for one: a SET and the END */
-    return one == e->size && stbds_arrlen(x) == 2 && x->kind == WRPO__RX_SET && x->min == 1 && x->max == 1;
+    if (e->kind != WRPO__EDIT_REPLACE) return e->kind == WRPO__EDIT_NFC;
+    const wrpo__regex *x = e->regex->items;
+    return wrpo__one_char(e) && !e->regex->other && x->kind == WRPO__RX_SET && !x->next && x->min == 1 && x->max == 1;
 }
-static void wrpo__read_metaspace(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
-    const wrpo_json *scheme = wrpo__load_maybe(in, v, "prepend_scheme", WRPO_JSON_STRING);
-    bool never = wrpo__json_is(scheme, "never"), first = wrpo__json_is(scheme, "first");
-    wrpo__read_char(in, v, "replacement", &e);
-    if (scheme && !never && !first && !wrpo__json_is(scheme, "always")) wrpo__load_refuse(in, "prepend_scheme", scheme);
-    if (!wrpo__load_flag(in, v, "add_prefix_space", true) && !never)
-        wrpo__load_fail(in, v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
+static void wrpo__read_metaspace(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    static const char *const names[] = {"always", "first", "never"};
+    const wrpo_json *scheme = wrpo__maybe(v, "prepend_scheme", WRPO_JSON_STRING);
+    const int choice = scheme ? wrpo__load_choice(scheme, "prepend_scheme", names, 3) : 0;
+    const bool first = choice == 1, never = choice == 2;
+    if (!wrpo__switch(v, "add_prefix_space", true) && !never)
+        wrpo__wrong(v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
     /* "first" means the first of the original text, which is known if the normalizer keeps the number of characters */
-    for (int64_t i = 1; i < in->tok->normalizer_end && first; i++)
-        if (!wrpo__keeps_count(&in->tok->encoder[i]))
-            wrpo__load_refuse(in, "after this normalizer, prepend_scheme", scheme);
-    e.kind = WRPO__EDIT_REPLACE;  /* a space becomes the mark */
-    e.regex = wrpo__load_regex(in, v, " ", 1, true);
-    stbds_arrput(*in->edits, e);
-    e.kind = WRPO__EDIT_PREPEND, e.unless = true, e.first = first;
-    if (!never) stbds_arrput(*in->edits, e);
-    e.kind = WRPO__EDIT_SPLIT, e.behavior = WRPO__MERGED_WITH_NEXT;
-    e.regex = wrpo__load_regex(in, v, e.text, e.size, true);
-    if (wrpo__load_flag(in, v, "split", true)) stbds_arrput(*in->edits, e);
+    for (int64_t i = 1; i < tok->normalizer_end && first; i++)
+        if (!wrpo__keeps_count(&tok->encoder[i]))
+            wrpo__load_refuse("after this normalizer, prepend_scheme", scheme);
+    e->kind = WRPO__EDIT_REPLACE;  /* a space becomes the mark */
+    e->regex = wrpo__load_regex(tok, v, " ", 1, true);
+    wrpo__put_edit(tok, *e);
+    e->kind = WRPO__EDIT_PREPEND;
+    e->unless = true;
+    e->first = first;
+    if (!never) wrpo__put_edit(tok, *e);
+    e->kind = wrpo__switch(v, "split", true) ? WRPO__EDIT_SPLIT : WRPO__EDIT_NONE;
+    e->behavior = WRPO__MERGED_WITH_NEXT;
+    e->regex = wrpo__load_regex(tok, v, e->text, e->size, true);
+}
+static void wrpo__read_unmark(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    e->regex = wrpo__load_regex(tok, v, e->text, e->size, true);
+    e->text = " ";
+    e->size = 1;
+    e->first = !wrpo__json_is(wrpo_json_get(v, "prepend_scheme"), "never");
+}
+static void wrpo__read_strip(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    (void)tok;
+    e->start = wrpo__load_count(wrpo__need(v, "start", WRPO_JSON_NUMBER), INT32_MAX);
+    e->stop = wrpo__load_count(wrpo__need(v, "stop", WRPO_JSON_NUMBER), INT32_MAX);
 }
 /* The post-processor: only what a single text gets, ids before and after it. */
-static void wrpo__read_template(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
-    wrpo_tokenizer *tok = in->tok;
+static void wrpo__read_template(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
     int32_t **ids = &tok->prefix;
     const wrpo_json *wrong = NULL;
     (void)e;
-    if (tok->has_template) wrpo__load_refuse(in, "more than one", wrpo__json_get(v, "type"));
+    if (tok->has_template) wrpo__load_refuse("more than one", wrpo_json_get(v, "type"));
     tok->has_template = true;
-    for (const wrpo_json *k = wrpo__load_need(in, v, "single", WRPO_JSON_ARRAY)->child; k; k = k->next) {
-        const wrpo_json *text = wrpo__load_maybe(in, k, "Sequence", WRPO_JSON_OBJECT);
+    for (const wrpo_json *k = wrpo__need(v, "single", WRPO_JSON_ARRAY)->child; k; k = k->next) {
+        const wrpo_json *text = wrpo__maybe(k, "Sequence", WRPO_JSON_OBJECT);
         if (text) {
-            if (ids == &tok->suffix || !wrpo__json_is(wrpo__json_get(text, "id"), "A")) wrong = k;
+            if (ids == &tok->suffix || !wrpo__json_is(wrpo_json_get(text, "id"), "A")) wrong = k;
             ids = &tok->suffix;
             continue;
         }
-        const wrpo_json *tokens = wrpo__load_need(in, v, "special_tokens", WRPO_JSON_OBJECT);
-        const wrpo_json *token = wrpo__load_need(in, k, "SpecialToken", WRPO_JSON_OBJECT);
-        token = wrpo__load_need(in, tokens, wrpo__load_need(in, token, "id", WRPO_JSON_STRING)->text, WRPO_JSON_OBJECT);
-        for (const wrpo_json *i = wrpo__load_need(in, token, "ids", WRPO_JSON_ARRAY)->child; i; i = i->next)
-            stbds_arrput(*ids, wrpo__load_count(in, i, tok->size - 1));
+        const wrpo_json *tokens = wrpo__need(v, "special_tokens", WRPO_JSON_OBJECT);
+        const wrpo_json *token = wrpo__need(k, "SpecialToken", WRPO_JSON_OBJECT);
+        token = wrpo__need(tokens, wrpo__need(token, "id", WRPO_JSON_STRING)->text, WRPO_JSON_OBJECT);
+        for (const wrpo_json *i = wrpo__need(token, "ids", WRPO_JSON_ARRAY)->child; i; i = i->next)
+            stbds_arrput(*ids, wrpo__load_count(i, tok->size - 1));
     }
     if (wrong || ids == &tok->prefix)
-        wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, wrong ? wrong : v, "TemplateProcessing: want text A "
+        wrpo__unsupported(wrong ? wrong : v, "TemplateProcessing: want text A "
                         "once in \"single\", found %s", wrong ? "another sequence" : "none");
 }
 
 typedef struct wrpo__component {
     const char *list, *type;
     wrpo__edit_kind kind;
-    void (*read)(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e);  /* adds e, of this kind, or other edits */
+    const char *text;  /* the key of the edit's text */
+    void (*read)(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e);  /* the rest of e, and edits before it */
 } wrpo__component;
 static const wrpo__component wrpo__components[] = {
-    {"normalizer", "NFC", WRPO__EDIT_NFC, wrpo__read_edit},
-    {"normalizer", "Prepend", WRPO__EDIT_PREPEND, wrpo__read_edit},
-    {"normalizer", "Replace", WRPO__EDIT_REPLACE, wrpo__read_edit},
-    {"pre_tokenizer", "Split", WRPO__EDIT_SPLIT, wrpo__read_edit},
-    {"pre_tokenizer", "Digits", WRPO__EDIT_SPLIT, wrpo__read_digits},
-    {"pre_tokenizer", "ByteLevel", WRPO__EDIT_BYTES, wrpo__read_byte_level},
-    {"pre_tokenizer", "Metaspace", WRPO__EDIT_NONE, wrpo__read_metaspace},
-    {"post_processor", "ByteLevel", WRPO__EDIT_NONE, NULL},  /* moves offsets only */
-    {"post_processor", "TemplateProcessing", WRPO__EDIT_NONE, wrpo__read_template},
-    {"decoder", "ByteLevel", WRPO__EDIT_UNBYTES, wrpo__read_edit},
-    {"decoder", "ByteFallback", WRPO__EDIT_BYTE_FALLBACK, wrpo__read_edit},
-    {"decoder", "Fuse", WRPO__EDIT_FUSE, wrpo__read_edit},
-    {"decoder", "Replace", WRPO__EDIT_REPLACE, wrpo__read_edit},
-    {"decoder", "Strip", WRPO__EDIT_STRIP, wrpo__read_edit},
-    {"decoder", "Metaspace", WRPO__EDIT_METASPACE, wrpo__read_edit},
+    {"normalizer", "NFC", WRPO__EDIT_NFC, NULL, NULL},
+    {"normalizer", "Prepend", WRPO__EDIT_PREPEND, "prepend", NULL},
+    {"normalizer", "Replace", WRPO__EDIT_REPLACE, "content", wrpo__read_pattern},
+    {"pre_tokenizer", "Split", WRPO__EDIT_SPLIT, NULL, wrpo__read_split},
+    {"pre_tokenizer", "Digits", WRPO__EDIT_NONE, NULL, wrpo__read_digits},
+    {"pre_tokenizer", "ByteLevel", WRPO__EDIT_BYTES, NULL, wrpo__read_byte_level},
+    {"pre_tokenizer", "Metaspace", WRPO__EDIT_REPLACE, "replacement", wrpo__read_metaspace},
+    {"post_processor", "ByteLevel", WRPO__EDIT_NONE, NULL, NULL},  /* moves offsets only */
+    {"post_processor", "TemplateProcessing", WRPO__EDIT_NONE, NULL, wrpo__read_template},
+    {"decoder", "ByteLevel", WRPO__EDIT_UNBYTES, NULL, NULL},
+    {"decoder", "ByteFallback", WRPO__EDIT_BYTE_FALLBACK, NULL, NULL},
+    {"decoder", "Fuse", WRPO__EDIT_FUSE, NULL, NULL},
+    {"decoder", "Replace", WRPO__EDIT_REPLACE, "content", wrpo__read_pattern},
+    {"decoder", "Strip", WRPO__EDIT_STRIP, "content", wrpo__read_strip},
+    {"decoder", "Metaspace", WRPO__EDIT_REPLACE, "replacement", wrpo__read_unmark},
 };
 /* A component, or a Sequence of them, which may nest. members: the key of the Sequence's members. */
-static void wrpo__load_component(const wrpo__loader *in, const wrpo_json *v, const char *list, const char *members) {
+static void wrpo__load_component(wrpo_tokenizer *tok, const wrpo_json *v, const char *list, const char *members) {
     if (!v) return;
-    const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING);
+    const wrpo_json *type = wrpo__need(v, "type", WRPO_JSON_STRING);
     if (wrpo__json_is(type, "Sequence")) {
-        v = wrpo__load_need(in, v, members, WRPO_JSON_ARRAY);
-        for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_component(in, k, list, members);
+        v = wrpo__need(v, members, WRPO_JSON_ARRAY);
+        for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_component(tok, k, list, members);
         return;
     }
-    for (int64_t i = 0; i < WRPO__COUNT(wrpo__components); i++) {
-        const wrpo__component *c = &wrpo__components[i];
-        if (strcmp(c->list, list) != 0 || !wrpo__json_is(type, c->type)) continue;
-        if (c->read) c->read(in, v, (wrpo__edit){.kind = c->kind});
-        return;
+    const wrpo__component *c = wrpo__components, *end = c + WRPO__COUNT(wrpo__components);
+    while (c < end && !(strcmp(c->list, list) == 0 && wrpo__json_is(type, c->type))) c++;
+    if (c == end) wrpo__load_refuse(list, type);
+    wrpo__edit e = {.kind = c->kind};
+    if (c->text) {
+        const wrpo_json *text = wrpo__need(v, c->text, WRPO_JSON_STRING);
+        e.text = wrpo__strndup(tok->arena, text->text, text->size);
+        e.size = text->size;
+        bool one = e.kind == WRPO__EDIT_STRIP || !strcmp(c->text, "replacement");
+        if (one && !wrpo__one_char(&e)) wrpo__refuse(text, NULL, "one character");
     }
-    wrpo__load_refuse(in, list, type);
+    if (c->read) c->read(tok, v, &e);
+    if (e.kind == WRPO__EDIT_NFC) wrpo__unicode_load_nfc(&tok->unicode);
+    if (e.kind != WRPO__EDIT_NONE) wrpo__put_edit(tok, e);
 }
 
 /* ---- load: the model ---- */
 static void wrpo__new_token(wrpo_tokenizer *tok, int32_t id, const char *text, size_t size, uint32_t flags) {
-    tok->tokens[id] = (wrpo__token){wrpo__strndup(tok->arena, text, size), (int32_t)size, flags};
-    tok->slots[wrpo__slot(tok, text, size)] = id;
+    tok->tokens[id] = (wrpo__token){wrpo__strndup(tok->arena, text, size), (uint32_t)size, flags};
+    *wrpo__slot(tok, text, size) = id;
 }
-static void wrpo__load_vocab(const wrpo__loader *in, const wrpo_json *vocab, int64_t added) {
-    wrpo_tokenizer *tok = in->tok;
+static void wrpo__load_vocab(wrpo_tokenizer *tok, const wrpo_json *vocab, int64_t added) {
     size_t slots = 64;
     char text[8];
     for (const wrpo_json *v = vocab->child; v; v = v->next)
-        tok->size = WRPO__MAX(tok->size, wrpo__load_count(in, v, WRPO__MAX_ID - 1) + 1);
+        tok->size = WRPO__MAX(tok->size, wrpo__load_count(v, WRPO__MAX_ID - 1) + 1);
     while (slots < 2 * (size_t)(vocab->count + added)) slots *= 2;
+    tok->next_id = vocab->count;
     tok->mask = slots - 1;
     tok->slots = memset(wrpo__raw(tok->arena, slots, sizeof *tok->slots), 0xFF, slots * sizeof *tok->slots);
     tok->tokens = wrpo__alloc(tok->arena, (size_t)(tok->size + added) + 1, sizeof *tok->tokens);
     for (const wrpo_json *v = vocab->child; v; v = v->next) {
         int32_t id = (int32_t)v->integer;
-        if (tok->tokens[id].text) wrpo__load_fail(in, v, "vocab: the id %d stands twice", (int)id);
+        if (tok->tokens[id].text) wrpo__wrong(v, "vocab: the id %d stands twice", (int)id);
         wrpo__new_token(tok, id, v->key, v->key_size, WRPO__TOKEN_MODEL);
     }
     for (uint32_t c = 0; c < WRPO__SMALL_CHARS; c++) tok->small[c] = wrpo__model_id(tok, text, wrpo__utf8_put(text, c));
@@ -7272,137 +7057,140 @@ static void wrpo__load_vocab(const wrpo__loader *in, const wrpo_json *vocab, int
         tok->bytes[k] = wrpo__model_id(tok, text, 6);
     }
 }
-static void wrpo__load_merges(const wrpo__loader *in, const wrpo_json *merges) {
-    wrpo_tokenizer *tok = in->tok;
+/* SentencePiece models have no pre-tokenizer: a whole text is one word. If no merge makes a token with a mark (U+2581)
+   after another character, and none is dropped for want of an unk_token, no merge reaches across such a place: cutting
+   there changes nothing, and words are short again. */
+static const char wrpo__mark[] = "\xE2\x96\x81";
+static bool wrpo__mark_within(const char *s, size_t n) {
+    for (size_t i = 1; i + 3 <= n; i++)
+        if (!memcmp(s + i, wrpo__mark, 3) && (i < 3 || memcmp(s + i - 3, wrpo__mark, 3) != 0)) return true;
+    return false;
+}
+/* Both tokens of a merge: "left right" or ["left", "right"]. */
+static bool wrpo__merge_parts(const wrpo_json *v, wrpo_json part[2]) {
+    const bool pair = v->kind == WRPO_JSON_ARRAY && v->count == 2, string = v->kind == WRPO_JSON_STRING;
+    const char *space = string ? memchr(v->text, ' ', v->size) : NULL;
+    if (!pair && !space) return false;
+    part[0] = pair ? *v->child : *v;
+    part[1] = pair ? *v->child->next : *v;
+    if (pair) return part[0].kind == WRPO_JSON_STRING && part[1].kind == WRPO_JSON_STRING;
+    part[0].size = (size_t)(space - v->text);
+    part[1].text = space + 1;
+    part[1].size -= part[0].size + 1;
+    return !memchr(part[1].text, ' ', part[1].size);
+}
+static void wrpo__load_merges(wrpo_tokenizer *tok, const wrpo_json *merges) {
     wrpo__text text = {.arena = tok->scratch};
-    wrpo__shown shown;
     size_t slots = 64;
     int32_t rank = 0;
     while (slots < 2 * (size_t)merges->count) slots *= 2;
     tok->merge_mask = slots - 1;
-    tok->merges = wrpo__raw(tok->arena, slots, sizeof *tok->merges);
-    for (size_t i = 0; i < slots; i++) tok->merges[i].rank = -1;
-    for (const wrpo_json *v = merges->child; v; v = v->next) {  /* "left right" or ["left", "right"] */
-        const bool string = v->kind == WRPO_JSON_STRING, array = v->kind == WRPO_JSON_ARRAY && v->count == 2;
-        const char *space = string ? memchr(v->text, ' ', v->size) : NULL;
-        const wrpo_json *a = array ? v->child : v, *b = array ? a->next : v;
-        if (string && v->size >= 8 && memcmp(v->text, "#version", 8) == 0) continue;
-        size_t left = space ? (size_t)(space - v->text) : a->size, skip = string ? left + 1 : 0;
-        if (string && (!space || memchr(space + 1, ' ', v->size - skip)))
-            wrpo__load_fail(in, v, "merge %d: want two tokens and one space between them, found %s", (int)rank,
-                            wrpo__json_found(shown, v));
-        if (a->kind != WRPO_JSON_STRING || b->kind != WRPO_JSON_STRING)
-            wrpo__load_fail(in, v, "merge %d: want two strings, found %s", (int)rank, wrpo__json_found(shown, v));
-        text.size = 0;
-        wrpo__text_add(&text, a->text, left);
-        wrpo__text_add(&text, b->text + skip, b->size - skip);
-        const char *part[3] = {text.data, text.data + left, text.data};
-        const size_t size[3] = {left, text.size - left, text.size};
+    tok->merges = memset(wrpo__raw(tok->arena, slots, sizeof *tok->merges), 0xFF, slots * sizeof *tok->merges);
+    for (const wrpo_json *v = merges->child; v; v = v->next, rank++) {
+        wrpo_json part[3];  /* left, right, both */
         int32_t id[3];
+        if (!wrpo__merge_parts(v, part))
+            wrpo__wrong(v, "merge %d: want two tokens, as two strings or with one space between them, "
+                            "found %s", (int)rank, wrpo__found(v));
+        text.size = 0;
+        for (int k = 0; k < 2; k++) wrpo__text_add(&text, part[k].text, part[k].size);
+        part[2].text = text.data;
+        part[2].size = text.size;
         for (int k = 0; k < 3; k++) {
-            id[k] = wrpo__model_id(tok, part[k], size[k]);
+            id[k] = wrpo__model_id(tok, part[k].text, part[k].size);
             if (id[k] < 0)
-                wrpo__load_fail(in, v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank,
-                                k == 2 ? "result" : "part", wrpo__show(shown, part[k], size[k]));
+                wrpo__wrong(v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank,
+                                k == 2 ? "result" : "part", wrpo__legible(part[k].text, part[k].size));
         }
-        wrpo__merge merge = {wrpo__pair(id[0], id[1]), rank++, id[2]};
+        wrpo__merge merge = {wrpo__pair(id[0], id[1]), rank, id[2]};
         *wrpo__merge_slot(tok, id[0], id[1]) = merge;  /* of equal pairs the last counts */
-        for (int64_t i = 1; tok->cut_at_mark && i < (int64_t)text.size; i++)
-            tok->cut_at_mark = !wrpo__cut_at(text.data, (int64_t)text.size, i);
+        tok->cuts = tok->cuts && !wrpo__mark_within(text.data, text.size);
     }
 }
-static void wrpo__load_model(const wrpo__loader *in, const wrpo_json *model, int64_t added) {
+static void wrpo__load_model(wrpo_tokenizer *tok, const wrpo_json *model, int64_t added) {
     static const char *const refused[] = {"dropout", "continuing_subword_prefix", "end_of_word_suffix"};
-    wrpo_tokenizer *tok = in->tok;
-    const wrpo_json *type = wrpo__load_maybe(in, model, "type", WRPO_JSON_STRING);  /* old files have none */
-    if (type && !wrpo__json_is(type, "BPE")) wrpo__load_refuse(in, "model", type);
+    const wrpo_json *type = wrpo__maybe(model, "type", WRPO_JSON_STRING);  /* old files have none */
+    if (type && !wrpo__json_is(type, "BPE")) wrpo__load_refuse("model", type);
     for (int k = 0; k < 3; k++) {  /* unless 0 or empty */
-        const wrpo_json *v = wrpo__load_maybe(in, model, refused[k], k ? WRPO_JSON_STRING : WRPO_JSON_NUMBER);
-        if (v && (k ? v->size > 0 : v->number != 0)) wrpo__load_refuse(in, refused[k], v);
+        const wrpo_json *v = wrpo__maybe(model, refused[k], k ? WRPO_JSON_STRING : WRPO_JSON_NUMBER);
+        if (v && (k ? v->size > 0 : v->number != 0)) wrpo__load_refuse(refused[k], v);
     }
-    const wrpo_json *vocab = wrpo__load_need(in, model, "vocab", WRPO_JSON_OBJECT);
-    const wrpo_json *merges = wrpo__load_need(in, model, "merges", WRPO_JSON_ARRAY);
-    const wrpo_json *unk = wrpo__load_maybe(in, model, "unk_token", WRPO_JSON_STRING);
-    tok->byte_fallback = wrpo__load_flag(in, model, "byte_fallback", false);
-    tok->fuse_unk = wrpo__load_flag(in, model, "fuse_unk", false);
-    tok->ignore_merges = wrpo__load_flag(in, model, "ignore_merges", false);
-    wrpo__load_vocab(in, vocab, added);
+    const wrpo_json *vocab = wrpo__need(model, "vocab", WRPO_JSON_OBJECT);
+    const wrpo_json *merges = wrpo__need(model, "merges", WRPO_JSON_ARRAY);
+    const wrpo_json *unk = wrpo__maybe(model, "unk_token", WRPO_JSON_STRING);
+    tok->byte_fallback = wrpo__switch(model, "byte_fallback", false);
+    tok->fuse_unk = wrpo__switch(model, "fuse_unk", false);
+    tok->ignore_merges = wrpo__switch(model, "ignore_merges", false);
+    wrpo__load_vocab(tok, vocab, added);
     if (unk) {
         tok->unk_text = wrpo__strndup(tok->arena, unk->text, unk->size);
         tok->unk = wrpo__model_id(tok, unk->text, unk->size);
     }
-    bool drops = !unk && !tok->byte_fallback;  /* characters without a token; see wrpo__bpe_cut */
-    for (int k = 0; k < 256 && !unk; k++) drops = drops || tok->bytes[k] < 0;
-    tok->cut_at_mark = !tok->ignore_merges && !drops && wrpo__model_id(tok, wrpo__mark_text, 3) >= 0;
-    wrpo__load_merges(in, merges);
+    tok->cuts = !tok->ignore_merges && unk && wrpo__model_id(tok, wrpo__mark, 3) >= 0;
+    wrpo__load_merges(tok, merges);
     tok->words = wrpo__alloc(tok->arena, WRPO__WORDS, sizeof *tok->words);
 }
 
 /* ---- load: added and special tokens ---- */
 /* all: no flag may be absent. Otherwise an absent one is false, but an absent "normalized" is "not special". */
-static uint32_t wrpo__load_flags(const wrpo__loader *in, const wrpo_json *v, uint32_t flags, bool all) {
+static uint32_t wrpo__load_flags(const wrpo_json *v, uint32_t flags, bool all) {
     static const char *const keys[] = {"single_word", "lstrip", "rstrip", "special", "normalized"};
     for (int k = 0; k < 5; k++) {  /* in the order of the flags */
-        if (all) wrpo__load_need(in, v, keys[k], WRPO_JSON_BOOL);
+        if (all) wrpo__need(v, keys[k], WRPO_JSON_BOOL);
         bool otherwise = k == 4 && !(flags & WRPO__TOKEN_SPECIAL);
-        if (wrpo__load_flag(in, v, keys[k], otherwise)) flags |= (uint32_t)WRPO__TOKEN_SINGLE_WORD << k;
+        if (wrpo__switch(v, keys[k], otherwise)) flags |= (uint32_t)WRPO__TOKEN_SINGLE_WORD << k;
     }
     return flags;
 }
-static void wrpo__add_token(const wrpo__loader *in, const wrpo_json *v, int32_t id, uint32_t flags) {
-    wrpo_tokenizer *tok = in->tok;
-    wrpo__work *w = in->work;
+static void wrpo__add_token(wrpo_tokenizer *tok, const wrpo_json *v, int32_t id, uint32_t flags) {
     wrpo__token *token = &tok->tokens[id];
     wrpo__added a = {token->text, token->size, id, 0};
     bool normalized = flags & WRPO__TOKEN_NORMALIZED;
     token->flags |= flags;
     if (normalized) {
-        wrpo__begin_text(w, token->text, token->size);
-        wrpo__edit_all(w, tok->encoder + 1, tok->normalizer_end - 1);
-        a.size = (int32_t)w->n;
-        a.text = wrpo__strndup(tok->arena, w->s, (size_t)w->n);
+        wrpo__edit_text(tok->work, token->text, token->size, tok->encoder + 1, tok->normalizer_end - 1);
+        const wrpo__piece *p = tok->work->pieces;  /* one: a normalizer does not cut */
+        a.size = (uint32_t)p->n;
+        a.text = wrpo__strndup(tok->arena, p->s, p->n);
         /* the library decodes it to its normalized form, which it does not find among the special ones */
-        bool same = a.size == token->size && memcmp(a.text, token->text, (size_t)a.size) == 0;
-        if (!same) token->flags |= WRPO__TOKEN_RENAMED;
+        if (a.size != token->size || memcmp(a.text, token->text, a.size) != 0) token->flags |= WRPO__TOKEN_RENAMED;
     }
     int32_t *at = &tok->heads[normalized][(unsigned char)a.text[0]];
     while (tok->added[*at].size > a.size) at = &tok->added[*at].next;
     for (const wrpo__added *b = &tok->added[*at]; a.size && b->size == a.size; b = &tok->added[b->next])
-        if (memcmp(b->text, a.text, (size_t)a.size) == 0)
-            wrpo__load_fail(in, v, "added token %d looks like added token %d", (int)id, (int)b->id);
+        if (memcmp(b->text, a.text, a.size) == 0)
+            wrpo__wrong(v, "added token %d looks like added token %d", (int)id, (int)b->id);
     a.next = *at;
     if (a.size) *at = (int32_t)stbds_arrlen(tok->added);  /* else it normalizes to nothing: never found */
     stbds_arrput(tok->added, a);
 }
 /* added_tokens of tokenizer.json, then (again) added_tokens_decoder of tokenizer_config.json, whose keys are the ids:
    transformers adds what only it has. Where they differ, the library's answer depends on its version: refused. */
-static void wrpo__load_added(wrpo__loader *in, const wrpo_json *list, bool again) {
-    wrpo_tokenizer *tok = in->tok;
+static void wrpo__load_added(wrpo_tokenizer *tok, const wrpo_json *list, bool again) {
     for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
-        const wrpo_json *content = wrpo__load_need(in, v, "content", WRPO_JSON_STRING);
-        const wrpo_json *number = again ? v : wrpo__load_need(in, v, "id", WRPO_JSON_NUMBER);
+        const wrpo_json *content = wrpo__need(v, "content", WRPO_JSON_STRING);
+        const wrpo_json *number = again ? v : wrpo__need(v, "id", WRPO_JSON_NUMBER);
         const char *found = again ? v->key : number->text;
-        uint32_t flags = wrpo__load_flags(in, v, WRPO__TOKEN_ADDED, !again);
-        wrpo__shown shown;
+        uint32_t flags = wrpo__load_flags(v, WRPO__TOKEN_ADDED, !again);
         char want[16];
         if (!content->size) continue;
         /* the library chooses the id: the model's, else the next one from the size of the vocabulary on */
         int32_t id = wrpo__token_id(tok, content->text, content->size);
         bool known = id >= 0;
-        if (!known) id = (int32_t)in->next++;
+        if (!known) id = (int32_t)tok->next_id++;
         wrpo__token *token = &tok->tokens[id];
         snprintf(want, sizeof want, "%d", (int)id);
-        wrpo__show(shown, content->text, content->size);
+        const char *shown = wrpo__legible(content->text, content->size);
         if (strcmp(found, want) != 0)
-            wrpo__load_fail(in, number, "added token \"%s\": want the id %s, %s, found %.40s", shown, want,
+            wrpo__wrong(number, "added token \"%s\": want the id %s, %s, found %.40s", shown, want,
                             known ? "which the vocabulary gives it" : "the next one free", found);
         if (!known && token->text)
-            wrpo__load_fail(in, v, "added token \"%s\": its id %s is another token's", shown, want);
+            wrpo__wrong(v, "added token \"%s\": its id %s is another token's", shown, want);
         if (!known) wrpo__new_token(tok, id, content->text, content->size, 0);
         tok->size = WRPO__MAX(tok->size, id + 1);
-        if (!(token->flags & WRPO__TOKEN_ADDED)) wrpo__add_token(in, v, id, flags);
+        if (!(token->flags & WRPO__TOKEN_ADDED)) wrpo__add_token(tok, v, id, flags);
         else if ((token->flags & ~(uint32_t)(WRPO__TOKEN_MODEL | WRPO__TOKEN_RENAMED)) != flags)
-            wrpo__load_fail(in, v, "added token \"%s\" %s", shown,
+            wrpo__wrong(v, "added token \"%s\" %s", shown,
                             again ? "has other flags in tokenizer.json" : "stands twice, with different flags");
     }
 }
@@ -7418,71 +7206,68 @@ static const wrpo__class_defaults wrpo__tokenizer_classes[] = {
     {"GPT2Tokenizer", {"<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
     {"Qwen2Tokenizer", {NULL, "<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
 };
-/* A special token, a string or an object that holds it, becomes an added token, as in transformers. One that is not in
-   the vocabulary does not: transformers would give it an id for which the model has no row. Its *id is -1, but
-   templates use its text. Returns the text, or NULL: none. */
-static const wrpo_json *wrpo__load_special(const wrpo__loader *in, const wrpo_json *v, int32_t *id) {
-    const wrpo_json *text = v && v->kind == WRPO_JSON_OBJECT ? wrpo__json_get(v, "content") : v;
-    uint32_t flags = WRPO__TOKEN_ADDED | WRPO__TOKEN_SPECIAL;
-    *id = -1;
-    if (!text || text->kind != WRPO_JSON_STRING) return NULL;
-    *id = wrpo__token_id(in->tok, text->text, text->size);
-    if (text != v) flags = wrpo__load_flags(in, v, flags, false);
-    bool adds = *id >= 0 && text->size && !(in->tok->tokens[*id].flags & WRPO__TOKEN_ADDED);
-    if (adds) wrpo__add_token(in, v, *id, flags);
-    return text;
-}
-/* Special tokens by other names: any key that ends in _token, and the members of two lists. over: another file, whose
-   keys go first. */
-static void wrpo__load_unnamed(const wrpo__loader *in, const wrpo_json *file, const wrpo_json *over) {
-    int32_t id;
-    for (const wrpo_json *v = file ? file->child : NULL; v; v = v->next) {
-        if (wrpo__json_get(over, v->key)) continue;
-        if (wrpo__ends(v->key, "_token")) wrpo__load_special(in, v, &id);
-        else if (!strcmp(v->key, "additional_special_tokens") || !strcmp(v->key, "extra_special_tokens"))
-            for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_special(in, k, &id);
+/* The defaults of the class that tokenizer_config.json names, with or without "Fast"; NULL: none. */
+static const wrpo__class_defaults *wrpo__class_of(const wrpo_json *name) {
+    if (!name || name->kind != WRPO_JSON_STRING) return NULL;
+    size_t n = name->size - (wrpo__ends(name->text, "Fast") ? 4 : 0);
+    for (int64_t k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
+        const wrpo__class_defaults *class = &wrpo__tokenizer_classes[k];
+        if (strlen(class->name) == n && !strncmp(name->text, class->name, n)) return class;
     }
+    return NULL;
+}
+/* A special token, a string or an object that holds it, becomes an added token, as in transformers. One that is not in
+   the vocabulary does not: transformers would give it an id for which the model has no row. Returns its id, or -1.
+   keep: where its text goes, which templates use; NULL: nowhere, and what is no token is ignored. */
+static int32_t wrpo__load_special(wrpo_tokenizer *tok, const wrpo_json *v, const char **keep) {
+    const wrpo_json *text = v && v->kind == WRPO_JSON_OBJECT ? wrpo_json_get(v, "content") : v;
+    uint32_t flags = WRPO__TOKEN_ADDED | WRPO__TOKEN_SPECIAL;
+    if (!text || text->kind != WRPO_JSON_STRING) {
+        if (keep && v && v->kind != WRPO_JSON_NULL) wrpo__want(v, WRPO_JSON_STRING, NULL);
+        return -1;
+    }
+    if (keep) *keep = wrpo__strndup(tok->arena, text->text, text->size);
+    if (text != v) flags = wrpo__load_flags(v, flags, false);
+    const int32_t id = wrpo__token_id(tok, text->text, text->size);
+    if (id >= 0 && text->size && !(tok->tokens[id].flags & WRPO__TOKEN_ADDED)) wrpo__add_token(tok, v, id, flags);
+    return id;
 }
 /* The special tokens of tokenizer_config.json. Those of special_tokens_map.json go first if the config has no
-   added_tokens_decoder; if it has one, that file is not read. Those of the tokenizer's class are for what is absent. */
-static void wrpo__load_specials(wrpo__loader *in, const wrpo_json *map, const char *map_name) {
+   added_tokens_decoder; if it has one, that file is not read (map NULL). Those of the tokenizer's class are for what is
+   absent. Others have any key that ends in _token, or are the members of two lists. */
+static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map) {
     static const char *const adds[] = {"add_bos_token", "add_eos_token"};
-    wrpo_tokenizer *tok = in->tok;
-    const char *const config_name = in->name;
-    const wrpo_json *class_name = wrpo__json_get(tok->config, "tokenizer_class");
-    const char *name = class_name && class_name->kind == WRPO_JSON_STRING ? class_name->text : "";
-    const wrpo__class_defaults *class = NULL;
+    const wrpo_json *const files[2] = {map, tok->config};
+    const wrpo_json *class_name = wrpo_json_get(tok->config, "tokenizer_class");
+    const wrpo__class_defaults *class = wrpo__class_of(class_name);
     int32_t ids[7];
-    for (int64_t k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
-        size_t n = strlen(wrpo__tokenizer_classes[k].name);
-        if (strncmp(name, wrpo__tokenizer_classes[k].name, n) != 0) continue;
-        if (!name[n] || !strcmp(name + n, "Fast")) class = &wrpo__tokenizer_classes[k];
-    }
     for (int i = 0; i < 7; i++) {
         const char *key = wrpo__special_names[i], *usual = class ? class->special[i] : NULL;
         const wrpo_json own = {.kind = WRPO_JSON_STRING, .text = usual, .size = usual ? strlen(usual) : 0};
-        const wrpo_json *v = wrpo__json_get(map, key);
-        in->name = v ? map_name : config_name;
-        if (!v) v = wrpo__json_get(tok->config, key);
+        const wrpo_json *v = wrpo_json_get(map, key);
+        if (!v) v = wrpo_json_get(tok->config, key);
         if (!v && usual) v = &own;
-        const wrpo_json *text = wrpo__load_special(in, v, &ids[i]);
-        if (text) tok->special[i] = wrpo__strndup(tok->arena, text->text, text->size);
-        else if (v && v->kind != WRPO_JSON_NULL) wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, key);
+        ids[i] = wrpo__load_special(tok, v, &tok->special[i]);
     }
-    tok->bos = ids[0], tok->eos = ids[1];
-    in->name = map_name;
-    wrpo__load_unnamed(in, map, NULL);
-    in->name = config_name;
-    wrpo__load_unnamed(in, tok->config, map);
+    tok->bos = ids[0];
+    tok->eos = ids[1];
+    for (int f = 0; f < 2; f++) {
+        for (const wrpo_json *v = files[f] ? files[f]->child : NULL; v; v = v->next) {
+            bool list = !strcmp(v->key, "additional_special_tokens") || !strcmp(v->key, "extra_special_tokens");
+            if (f == 1 && wrpo_json_get(map, v->key)) continue;
+            if (wrpo__ends(v->key, "_token")) wrpo__load_special(tok, v, NULL);
+            for (const wrpo_json *k = list ? v->child : NULL; k; k = k->next) wrpo__load_special(tok, k, NULL);
+        }
+    }
     if (!class || !class->processor) return;
     /* transformers (4.x) gives these classes a post-processor of their own, whatever tokenizer.json says */
     tok->prefix = tok->suffix = NULL;
     for (int i = 0; i < 2; i++) {
         int32_t **list = i ? &tok->suffix : &tok->prefix;
-        const wrpo_json *v = wrpo__json_get(tok->config, adds[i]);
-        if (!wrpo__load_flag(in, tok->config, adds[i], i == 0)) continue;
+        const wrpo_json *v = wrpo_json_get(tok->config, adds[i]);
+        if (!wrpo__switch(tok->config, adds[i], i == 0)) continue;
         if (ids[i] < 0)
-            wrpo__load_fail(in, v ? v : class_name, "%s is true%s, but no %s is in the vocabulary", adds[i],
+            wrpo__wrong(v ? v : class_name, "%s is true%s, but no %s is in the vocabulary", adds[i],
                             v ? "" : ", as this class has it", wrpo__special_names[i]);
         stbds_arrput(*list, ids[i]);
     }
@@ -7492,97 +7277,100 @@ static void wrpo__load_specials(wrpo__loader *in, const wrpo_json *map, const ch
 static void wrpo__set_template(wrpo_tokenizer *tok, int i, const char *text, size_t size) {
     tok->chat[i] = (wrpo__template){.text = wrpo__strndup(tok->arena, text, size), .size = size};
 }
-/* chat_template of the config: a string, or a list of {name, template}, of which two names count. */
-static void wrpo__load_template(const wrpo__loader *in, const wrpo_json *v) {
+/* chat_template of the config: a string, or a list of {name, template}, of which two names count. Templates in files of
+   their own go first: if there is one, the config's do not count. */
+static void wrpo__load_templates(wrpo_tokenizer *tok, const wrpo_json *v) {
     static const char *const names[] = {"default", "tool_use"};
-    if (!v) return;
-    for (const wrpo_json *k = v->kind == WRPO_JSON_ARRAY ? v->child : NULL; k; k = k->next)
-        for (int i = 0; i < 2; i++) {
-            if (!wrpo__json_is(wrpo__json_get(k, "name"), names[i])) continue;
-            const wrpo_json *text = wrpo__load_need(in, k, "template", WRPO_JSON_STRING);
-            wrpo__set_template(in->tok, i, text->text, text->size);
-        }
-    if (v->kind == WRPO_JSON_ARRAY) return;
-    wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, "chat_template");
-    wrpo__set_template(in->tok, 0, v->text, v->size);
-}
-/* Templates in files of their own; if there is one, the config's do not count. */
-static void wrpo__load_template_files(wrpo_tokenizer *tok) {
     static const char *const files[] = {"chat_template.jinja", "additional_chat_templates/tool_use.jinja"};
+    if (v && v->kind != WRPO_JSON_ARRAY) {
+        wrpo__want(v, WRPO_JSON_STRING, NULL);
+        wrpo__set_template(tok, 0, v->text, v->size);
+        v = NULL;
+    }
+    for (const wrpo_json *k = v ? v->child : NULL; k; k = k->next)
+        for (int i = 0; i < 2; i++) {
+            if (!wrpo__json_is(wrpo_json_get(k, "name"), names[i])) continue;
+            const wrpo_json *text = wrpo__need(k, "template", WRPO_JSON_STRING);
+            wrpo__set_template(tok, i, text->text, text->size);
+        }
     bool found = false;
     for (int i = 0; i < 2; i++) {
         const char *path = wrpo__join(tok->arena, tok->dir, files[i]);
-        size_t bad;
         if (!wrpo__exists(path)) continue;
         const wrpo__file *f = wrpo__open_file(tok->scratch, path);
         const char *text = (const char *)f->data;
-        if (!wrpo__is_utf8(text, f->size, &bad))
-            wrpo__fail(tok->ctx, WRPO_E_FORMAT, "%s: not UTF-8 at byte %zu", path, bad);
+        const size_t valid = wrpo__valid_utf8(text, f->size);
+        if (valid < f->size) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "%s: not UTF-8 at byte %zu", path, valid);
         if (!found) memset(tok->chat, 0, sizeof tok->chat);
         found = true;
         wrpo__set_template(tok, i, text, f->size);
     }
 }
 /* The JSON object in a file of the directory, in the arena; NULL if there is no such file. */
-static const wrpo_json *wrpo__load_json(wrpo__loader *in, wrpo__arena *arena, const char *file) {
-    const char *path = wrpo__join(in->tok->arena, in->tok->dir, file);
+static const wrpo_json *wrpo__load_json(wrpo_tokenizer *tok, wrpo__arena *arena, const char *file) {
+    const char *path = wrpo__join(tok->arena, tok->dir, file);
     if (!wrpo__exists(path)) return NULL;
-    const wrpo__file *f = wrpo__open_file(in->tok->scratch, path);
-    in->name = path;
+    const wrpo__file *f = wrpo__open_file(tok->scratch, path);
     const wrpo_json *root = wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size);
-    return wrpo__json_want(in->ctx, path, root, WRPO_JSON_OBJECT, file);
+    return wrpo__want(root, WRPO_JSON_OBJECT, file);
 }
-static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir) {
-    wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
-    tok->ctx = arena->ctx, tok->arena = arena;
+/* The steps before BPE, and the decoder. */
+static void wrpo__load_edits(wrpo_tokenizer *tok, const wrpo_json *root) {
+    tok->edits = &tok->encoder;
+    wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED});
+    wrpo__load_component(tok, wrpo__present(root, "normalizer"), "normalizer", "normalizers");
+    tok->normalizer_end = stbds_arrlen(tok->encoder);
+    wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED, .normalized = true});
+    wrpo__load_component(tok, wrpo__present(root, "pre_tokenizer"), "pre_tokenizer", "pretokenizers");
+    if (tok->cuts) wrpo__put_split(tok, root, "\xE2\x96\x81+", WRPO__MERGED_WITH_NEXT);
+    tok->has_decoder = wrpo__present(root, "decoder");
+    tok->edits = &tok->decoder;
+    wrpo__load_component(tok, wrpo__present(root, "decoder"), "decoder", "decoders");
+}
+static void wrpo__tokenizer_init(wrpo_tokenizer *tok, wrpo__arena *arena, const char *dir) {
+    tok->ctx = arena->ctx;
+    tok->arena = arena;
     tok->dir = wrpo__strndup(arena, dir, strlen(dir));
     tok->scratch = wrpo__sub_arena(arena);
     double now = wrpo__now();
     tok->seed = wrpo__hash((uint64_t)(uintptr_t)arena, &now, sizeof now);  /* decides about speed, never about ids */
     wrpo__unicode_load_classes(arena, &tok->unicode);
-    int16_t next = 0x100;
+    uint32_t next = 0x100;
     memset(tok->char_byte, 0xFF, sizeof tok->char_byte);
-    for (int16_t b = 0; b < 256; b++) {  /* printable Latin-1 is itself, the other bytes are U+0100 and up */
-        tok->byte_char[b] = (b > 32 && b < 127) || (b > 160 && b != 173) ? b : next++;
-        tok->char_byte[tok->byte_char[b]] = b;
+    for (uint32_t b = 0; b < 256; b++) {  /* printable Latin-1 is itself, the other bytes are U+0100 and up */
+        const uint32_t c = (b > 32 && b < 127) || (b > 160 && b != 173) ? b : next++;
+        wrpo__utf8_put(tok->byte_text[b], c);
+        tok->char_byte[c] = (int16_t)b;
     }
-    wrpo__work work = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
-    wrpo__loader in = {.tok = tok, .ctx = tok->ctx, .name = dir, .work = &work};
-
-    tok->config = wrpo__load_json(&in, arena, "tokenizer_config.json");
-    const char *config_name = in.name;
-    const wrpo_json *again = NULL;
-    if (tok->config) again = wrpo__load_maybe(&in, tok->config, "added_tokens_decoder", WRPO_JSON_OBJECT);
-    const wrpo_json *root = wrpo__load_json(&in, tok->scratch, "tokenizer.json");
-    if (!root) wrpo__fail(tok->ctx, WRPO_E_IO, "%s: want a tokenizer.json in this directory, found none", dir);
-    const wrpo_json *version = wrpo__load_maybe(&in, root, "version", WRPO_JSON_STRING);
-    if (version && !wrpo__json_is(version, "1.0")) wrpo__load_refuse(&in, "tokenizer.json version", version);
-    /* truncation and padding are for batches of a fixed shape: transformers switches both off for a plain call */
-    const wrpo_json *model = wrpo__load_need(&in, root, "model", WRPO_JSON_OBJECT);
-    const wrpo_json *added = wrpo__load_maybe(&in, root, "added_tokens", WRPO_JSON_ARRAY);
-    wrpo__load_model(&in, model, (added ? added->count : 0) + (again ? again->count : 0));
-    tok->has_decoder = wrpo__present(root, "decoder");
-    in.edits = &tok->encoder;
-    stbds_arrput(tok->encoder, ((wrpo__edit){.kind = WRPO__EDIT_ADDED, .start = 0}));
-    wrpo__load_component(&in, wrpo__present(root, "normalizer"), "normalizer", "normalizers");
-    tok->normalizer_end = stbds_arrlen(tok->encoder);
-    stbds_arrput(tok->encoder, ((wrpo__edit){.kind = WRPO__EDIT_ADDED, .start = 1}));
-    wrpo__load_component(&in, wrpo__present(root, "pre_tokenizer"), "pre_tokenizer", "pretokenizers");
-    in.edits = &tok->decoder;
-    wrpo__load_component(&in, wrpo__present(root, "decoder"), "decoder", "decoders");
     stbds_arrput(tok->added, ((wrpo__added){"", 0, -1, 0}));
-    in.next = wrpo__json_get(model, "vocab")->count;
-    wrpo__load_added(&in, added, false);
-    wrpo__load_component(&in, wrpo__present(root, "post_processor"), "post_processor", "processors");
+}
+static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir) {
+    wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
+    wrpo__tokenizer_init(tok, arena, dir);
+    wrpo__work work = {.tok = tok, .out.arena = tok->scratch};
+    tok->work = &work;
 
-    const wrpo_json *map = again ? NULL : wrpo__load_json(&in, tok->scratch, "special_tokens_map.json");
-    const char *map_name = in.name;
-    in.name = config_name;
-    wrpo__load_added(&in, again, true);
-    wrpo__load_specials(&in, map, map_name);
-    wrpo__load_template(&in, wrpo__present(tok->config, "chat_template"));
-    wrpo__load_template_files(tok);
+    tok->config = wrpo__load_json(tok, arena, "tokenizer_config.json");
+    const wrpo_json *again = NULL;
+    if (tok->config) again = wrpo__maybe(tok->config, "added_tokens_decoder", WRPO_JSON_OBJECT);
+    const wrpo_json *root = wrpo__load_json(tok, tok->scratch, "tokenizer.json");
+    if (!root) wrpo__fail(tok->ctx, WRPO_E_IO, "%s: want a tokenizer.json in this directory, found none", dir);
+    const wrpo_json *version = wrpo__maybe(root, "version", WRPO_JSON_STRING);
+    if (version && !wrpo__json_is(version, "1.0")) wrpo__load_refuse("tokenizer.json version", version);
+    /* truncation and padding are for batches of a fixed shape: transformers switches both off for a plain call */
+    const wrpo_json *model = wrpo__need(root, "model", WRPO_JSON_OBJECT);
+    const wrpo_json *added = wrpo__maybe(root, "added_tokens", WRPO_JSON_ARRAY);
+    wrpo__load_model(tok, model, (added ? added->count : 0) + (again ? again->count : 0));
+    wrpo__load_edits(tok, root);
+    wrpo__load_added(tok, added, false);
+    wrpo__load_component(tok, wrpo__present(root, "post_processor"), "post_processor", "processors");
+
+    const wrpo_json *map = again ? NULL : wrpo__load_json(tok, tok->scratch, "special_tokens_map.json");
+    wrpo__load_added(tok, again, true);
+    wrpo__load_specials(tok, map);
+    wrpo__load_templates(tok, wrpo__present(tok->config, "chat_template"));
     wrpo__arena_clear(tok->scratch);
+    tok->work = NULL;
     return tok;
 }
 
@@ -7604,7 +7392,8 @@ static int32_t *wrpo__encode_new(wrpo_tokenizer *tok, const char *text, size_t s
 }
 WRPO_API wrpo_result wrpo_tokenizer_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags,
                                            int32_t **ids, int64_t *count) {
-    *ids = NULL, *count = 0;
+    *ids = NULL;
+    *count = 0;
     WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true, *ids = wrpo__encode_new(tok, text, size, flags, count));
     return wrpo__end(&wrpo__entry);
 }
@@ -7616,7 +7405,8 @@ static char *wrpo__decode_new(wrpo_tokenizer *tok, const int32_t *ids, int64_t c
 }
 WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special,
                                            char **text, size_t *size) {
-    *text = NULL, *size = 0;
+    *text = NULL;
+    *size = 0;
     WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true,
                *text = wrpo__decode_new(tok, ids, count, skip_special, size));
     return wrpo__end(&wrpo__entry);
@@ -7907,7 +7697,7 @@ static size_t wrpo__jlstrip(wrpo__jinja *J, wrpo__jv chars, const char *s, size_
 }
 static size_t wrpo__jrstrip(wrpo__jinja *J, wrpo__jv chars, const char *s, size_t from, size_t to) {
     for (size_t i; from < to; to = i) {
-        i = (size_t)wrpo__before(s, (int64_t)to);
+        i = wrpo__before(s, to);
         if (!wrpo__jone_of(J, chars, s + i, to - i)) break;
     }
     return to;
@@ -9131,9 +8921,9 @@ static void wrpo__jstatement(wrpo__jinja *J) {
 /* ---- a template, compiled once per tokenizer; a conversation through it ---- */
 static void wrpo__jcompile(wrpo_tokenizer *tok, wrpo__template *t) {
     wrpo__arena *outer = wrpo__current;
-    size_t n = 0, bad;
-    if (!wrpo__is_utf8(t->text, t->size, &bad))
-        wrpo__fail(tok->ctx, WRPO_E_FORMAT, "chat template, byte %zu: not UTF-8", bad + 1);
+    const size_t valid = wrpo__valid_utf8(t->text, t->size);
+    size_t n = 0;
+    if (valid < t->size) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "chat template, byte %zu: not UTF-8", valid + 1);
     if (!t->arena) t->arena = wrpo__sub_arena(tok->arena);
     wrpo__arena_clear(t->arena);  /* of an attempt that failed */
     wrpo__current = t->arena;
@@ -9233,280 +9023,251 @@ WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *m
 }
 
 /* --------------------------------------------------------------------------------------------- >>data
-   JSON lines of records to token ids.
-
-   A record has a prompt and its answers, each of which has a role in the loss:
+   JSON lines of records to token ids. wrpo_data_load (>>api) says what the keys are for. Their forms:
      prompt    a string (what a user says), a message, or a list of messages; absent if a conversation has it
-     chosen    a string, a message, or a conversation that ends in the answer: the target's answer of a pair;
-               or two and more messages of an assistant: candidates, first the sources, then the target
-     rejected  a string, a message or a conversation: one answer
-     weights   with chosen: of the sources, divided by their sum; absent: equal
-     pairs     in place of the two: [{chosen, rejected, weight}, ...], one answer each: a pair for each source
-     messages  in place of the two: a conversation; its last message is the answer, for SFT
-     weight    of the record's loss
-   It may have prompt_id, tools and chat_template_kwargs. It is tokenized in one of two ways:
+     chosen    a string, a message, or a conversation that ends in the answer; or two and more messages of an assistant:
+               candidates, first the sources, then the target
+     rejected  a string, a message or a conversation: one answer, as are both of a pair
+     messages  a conversation: its last message is the answer
+   A record is tokenized in one of two ways:
      clean     the prompt's ids are what the model is given at inference; an answer's ids are what the template
                writes after that, up to and including the first token that ends a turn
-     authors   as the reference trainer does it, for parity                                                   */
-typedef struct wrpo__answer {
-    const wrpo_json *message;
-    wrpo_tokens tokens;      /* ids and count are set last */
-    int32_t *ids;            /* stb array */
-} wrpo__answer;
+     authors   as the reference trainer does it, for parity */
 typedef struct wrpo__reading {  /* a file on its way into data */
     wrpo_ctx *ctx;
     wrpo_data *data;
     wrpo_tokenizer *tok;
-    wrpo_data_desc desc;     /* resolved */
-    time_t now;              /* one date for all templates that show one */
-    int32_t *ends;           /* stb array: the tokens that may end a turn: special ones and EOS */
+    wrpo_data_desc desc;  /* resolved */
+    time_t now;  /* one date for all templates that show one */
     /* of the current record, in its arena: */
     int64_t line;
     const char *id;
-    const wrpo_json **prompt;  /* stb array of messages; NULL: not known yet */
-    int32_t *prompt_ids;     /* stb array */
-    wrpo__answer *answers;   /* stb array */
+    const wrpo_json *root;  /* NULL until its text is parsed */
+    const wrpo_json *prompt;  /* an array of messages; NULL: not known yet */
     const wrpo_json *kwargs;  /* for the template; NULL: none */
+    const wrpo_json **said;  /* stb array: the answers' messages */
+    wrpo_tokens *answers;  /* stb array; ids, count and first come with the prompt's ids, from the tokenizer */
+    const int32_t *ids;
+    int64_t count;
     double weight;
-    bool tokenizing;         /* an error now comes from below, and does not name the record yet */
 } wrpo__reading;
-_Noreturn WRPO__PRINTF(3, 4)
-static void wrpo__record_fail(wrpo__reading *in, const wrpo_json *at, const char *format, ...) {
-    char what[400];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(what, sizeof what, format, args);
-    va_end(args);
-    in->tokenizing = false;
-    wrpo__fail_at(in->ctx, WRPO_E_FORMAT, in->line, at ? at->column : 0, "%s:%lld: record \"%.80s\": %s", in->desc.path,
-                  (long long)in->line, in->id, what);
-}
-_Noreturn static void wrpo__record_refuse(wrpo__reading *in, const wrpo_json *v, const char *what, const char *want) {
-    wrpo__shown found;
-    wrpo__record_fail(in, v, "%s: want %s, found %s", what, want, wrpo__json_found(found, v));
-}
-/* v must be absent or of this kind. */
-static void wrpo__record_want(wrpo__reading *in, const wrpo_json *v, wrpo_json_kind kind, const char *what) {
-    if (v && v->kind != kind) wrpo__record_refuse(in, v, what, wrpo__json_kind(kind));
-}
 
-/* ---- a line to messages. Nodes that are put together anew are shallow copies: a node is in one list only ---- */
-static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text) {   /* a bare string as a message */
+/* ---- a line to messages ---- */
+static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text) {  /* a bare string as a message */
     wrpo_json *message = WRPO__NEW(wrpo__current, wrpo_json);
     const wrpo_json name = {.kind = WRPO_JSON_STRING, .text = role, .size = strlen(role)};
-    *message = (wrpo_json){.kind = WRPO_JSON_OBJECT, .line = text->line, .column = text->column};
-    wrpo__json_append(message, wrpo__json_copy(wrpo__current, &name, "role"));
-    wrpo__json_append(message, wrpo__json_copy(wrpo__current, text, "content"));
+    *message = (wrpo_json){
+        .kind = WRPO_JSON_OBJECT, .name = text->name, .line = text->line, .column = text->column};
+    wrpo__json_put(message, &name, "role");
+    wrpo__json_put(message, text, "content");
     return message;
 }
-/* A string, a message or a list of either, as an stb array of messages; a string takes the role given. */
-static const wrpo_json **wrpo__messages(wrpo__reading *in, const wrpo_json *v, const char *role, const char *what) {
-    const wrpo_json **list = NULL;
-    bool many = v->kind == WRPO_JSON_ARRAY;
-    const char *want = many ? "messages" : "a string, a message or a list of messages";
+/* A message of a list: it has the list's name, for errors. */
+static const wrpo_json *wrpo__message_get(const wrpo_json *message, const char *key) {
+    const wrpo_json *v = wrpo_json_get(message, key);
+    if (!v) wrpo__wrong(message, "%s: want a message with a \"%s\", found none", message->key, key);
+    if (v->kind != WRPO_JSON_STRING)
+        wrpo__wrong(v, "%s: want a string as \"%s\", found %s", message->key, key, wrpo__found(v));
+    return v;
+}
+/* A string, a message or a list of either, as an array of messages; a string takes the role given. */
+static wrpo_json *wrpo__messages(const wrpo_json *v, const char *role) {
+    wrpo_json *list = WRPO__NEW(wrpo__current, wrpo_json);
+    const bool many = v->kind == WRPO_JSON_ARRAY;
+    const char *what = v->key ? v->key : "prompt";
+    list->kind = WRPO_JSON_ARRAY;
     for (const wrpo_json *m = many ? v->child : v; m; m = many ? m->next : NULL) {
         const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of(role, m) : m;
-        if (message->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, m, what, want);
-        const wrpo_json *r = wrpo__json_get(message, "role");
-        if (!r) wrpo__record_fail(in, message, "%s: want a message with a \"role\", found none", what);
-        if (r->kind != WRPO_JSON_STRING) wrpo__record_refuse(in, r, what, "a string as \"role\"");
-        stbds_arrput(list, message);
+        if (message->kind != WRPO_JSON_OBJECT)
+            wrpo__refuse(m, what, many ? "messages" : "a string, a message or a list of messages");
+        wrpo__message_get(wrpo__json_put(list, message, what), "role");
     }
-    if (!list) wrpo__record_fail(in, v, "%s: want at least one message, found none", what);
+    if (!list->count) wrpo__wrong(v, "%s: want at least one message, found none", what);
     return list;
 }
 static bool wrpo__is_assistant(const wrpo_json *message) {
-    return wrpo__json_is(wrpo__json_get(message, "role"), "assistant");
+    return wrpo__json_is(wrpo_json_get(message, "role"), "assistant");
 }
-static void wrpo__add_answer(wrpo__reading *in, wrpo_role role, const wrpo_json *message, double share, int pair,
-                             const char *what) {
-    const wrpo_json *content = wrpo__json_get(message, "content");
-    if (!content) wrpo__record_fail(in, message, "%s: want a message with a \"content\", found none", what);
-    if (content->kind != WRPO_JSON_STRING) wrpo__record_refuse(in, content, what, "a string as \"content\"");
+static void wrpo__add_answer(wrpo__reading *in, const wrpo_json *message, wrpo_tokens answer) {
+    const wrpo_json *content = wrpo__message_get(message, "content");
     if (wrpo__jskip_space(content->text, content->size, 0) == content->size)
-        wrpo__record_fail(in, message, "%s: want a response, found an empty one", what);
-    const wrpo__answer answer = {.message = message, .tokens = {.role = role, .share = share, .pair_id = pair}};
+        wrpo__wrong(message, "%s: want a response, found an empty one", message->key);
     stbds_arrput(in->answers, answer);
+    stbds_arrput(in->said, message);
 }
-/* The answer at the end of a conversation. The messages before it are the prompt, or the same as the prompt. */
-static const wrpo_json *wrpo__take_conversation(wrpo__reading *in, const wrpo_json **list, const char *what) {
-    static const char *const keys[] = {"role", "content"};
-    int64_t n = stbds_arrlen(list) - 1;
-    const wrpo_json *answer = list[n];
+/* The answer, taken off the end of a conversation. What is left is the prompt, or the same as the prompt. */
+static const wrpo_json *wrpo__take_answer(wrpo__reading *in, wrpo_json *list) {
+    wrpo_json **last = &list->child;
+    while ((*last)->next) last = &(*last)->next;
+    const wrpo_json *answer = *last;
     if (!wrpo__is_assistant(answer))
-        wrpo__record_refuse(in, wrpo__json_get(answer, "role"), what, "\"assistant\" as the last role");
-    if (n == 0) return answer;
-    if (!in->prompt) {
-        stbds_arrsetlen(list, (size_t)n);
-        in->prompt = list;
-    }
-    bool same = stbds_arrlen(in->prompt) == n;
-    for (int64_t i = 0; same && i < 2 * n; i++) {
-        const wrpo_json *mine = list[i / 2], *known = in->prompt[i / 2];
-        same = wrpo__json_same(wrpo__json_get(mine, keys[i % 2]), wrpo__json_get(known, keys[i % 2]));
-    }
-    if (!same) wrpo__record_fail(in, list[0], "%s: want the prompt before the answer, found other messages", what);
+        wrpo__refuse(wrpo_json_get(answer, "role"), answer->key, "\"assistant\" as the last role");
+    *last = NULL;
+    list->count--;
+    if (!list->count) return answer;
+    if (!in->prompt) in->prompt = list;
+    bool same = list->count == in->prompt->count;
+    const wrpo_json *a = list->child, *b = in->prompt->child;
+    for (; same && a; a = a->next, b = b->next)
+        same = wrpo__json_same(wrpo_json_get(a, "role"), wrpo_json_get(b, "role")) &&
+               wrpo__json_same(wrpo_json_get(a, "content"), wrpo_json_get(b, "content"));
+    if (!same) wrpo__wrong(answer, "%s: want the prompt before the answer, found other messages", answer->key);
     return answer;
 }
-static double wrpo__read_weight(wrpo__reading *in, const wrpo_json *v, const char *what) {  /* absent: 1 */
+static double wrpo__read_weight(const wrpo_json *v) {  /* absent: 1 */
     if (v && !(v->kind == WRPO_JSON_NUMBER && v->number >= 0 && v->number <= DBL_MAX))
-        wrpo__record_refuse(in, v, what, "a finite number of at least 0");
+        wrpo__refuse(v, v->key ? NULL : "weights", "a finite number of at least 0");
     return v ? v->number : 1;
 }
 /* The weights of the sources' answers, which come first, are divided by their sum. */
 static void wrpo__share_weights(wrpo__reading *in, int64_t sources, const wrpo_json *at) {
     double sum = 0;
-    for (int64_t i = 0; i < sources; i++) sum += in->answers[i].tokens.share;
-    if (!(sum > 0 && sum <= DBL_MAX)) wrpo__record_fail(in, at, "weights: want a positive sum, found %g", sum);
-    for (int64_t i = 0; i < sources; i++) in->answers[i].tokens.share /= sum;
+    for (int64_t i = 0; i < sources; i++) sum += in->answers[i].share;
+    if (!(sum > 0 && sum <= DBL_MAX)) wrpo__wrong(at, "weights: want a positive sum, found %g", sum);
+    for (int64_t i = 0; i < sources; i++) in->answers[i].share /= sum;
 }
-static void wrpo__read_answers(wrpo__reading *in, const wrpo_json *v, const wrpo_json *weights, bool chosen) {
-    const char *what = chosen ? "chosen" : "rejected";
-    const wrpo_json **list = wrpo__messages(in, v, "assistant", what), *w = weights ? weights->child : NULL;
-    int64_t n = stbds_arrlen(list);
-    bool candidates = n > 1;
-    for (int64_t i = 0; i < n; i++) candidates = candidates && wrpo__is_assistant(list[i]);
-    int64_t sources = candidates ? n - 1 : 0;
-    if (!chosen && candidates) wrpo__record_fail(in, v, "rejected: want one response, found %lld", (long long)n);
+/* The answer that v ends in. In place of the target's there may be candidates, all of them an assistant's: the sources,
+   then the target. */
+static void wrpo__read_answer(wrpo__reading *in, const wrpo_json *v, wrpo_tokens answer, const wrpo_json *weights) {
+    const bool sft = answer.role == WRPO_ROLE_SOURCE && !answer.pair_id;  /* then bare strings are a user's */
+    wrpo_json *list = wrpo__messages(v, sft ? "user" : "assistant");
+    const wrpo_json *m = list->child, *w = weights ? weights->child : NULL;
+    bool candidates = list->count > 1;
+    for (; m; m = m->next) candidates = candidates && wrpo__is_assistant(m);
+    const int64_t sources = candidates ? list->count - 1 : 0;
+    if (candidates && answer.role != WRPO_ROLE_TARGET)
+        wrpo__wrong(v, "%s: want one response, found %lld", v->key, (long long)list->count);
     if (weights && (weights->kind != WRPO_JSON_ARRAY || !candidates || weights->count != sources))
-        wrpo__record_fail(in, weights, "weights: want an array of a number for each source, %lld, found %lld",
-                          (long long)sources, (long long)weights->count);
-    for (int64_t i = 0; i < sources; i++, w = w ? w->next : NULL)
-        wrpo__add_answer(in, WRPO_ROLE_SOURCE, list[i], wrpo__read_weight(in, w, "weights"), 0, what);
+        wrpo__wrong(weights, "weights: want an array of a number for each source, %lld, found %lld",
+                    (long long)sources, (long long)weights->count);
+    m = list->child;
+    for (int64_t i = 0; i < sources; i++, m = m->next, w = w ? w->next : NULL)
+        wrpo__add_answer(in, m, (wrpo_tokens){.share = wrpo__read_weight(w)});
     if (candidates) wrpo__share_weights(in, sources, v);
-    const wrpo_json *last = candidates ? list[n - 1] : wrpo__take_conversation(in, list, what);
-    wrpo__add_answer(in, chosen ? WRPO_ROLE_TARGET : WRPO_ROLE_REJECTED, last, 1, 0, what);
+    else m = wrpo__take_answer(in, list);
+    wrpo__add_answer(in, m, answer);
 }
 /* [{chosen, rejected, weight}, ...]: the chosen ones as sources, then the rejected ones; pairs are numbered from 1. */
 static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
     static const char *const sides[] = {"chosen", "rejected"};
     int64_t weighted = 0;
     if (pairs->kind != WRPO_JSON_ARRAY || !pairs->count)
-        wrpo__record_refuse(in, pairs, "pairs", "an array of {chosen, rejected}");
+        wrpo__refuse(pairs, NULL, "an array of {chosen, rejected}");
     for (int side = 0; side < 2; side++) {
-        wrpo_role role = side ? WRPO_ROLE_REJECTED : WRPO_ROLE_SOURCE;
-        int number = 1;
-        for (const wrpo_json *p = pairs->child; p; p = p->next, number++) {
-            if (p->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, p, "pairs", "an object {chosen, rejected}");
+        wrpo_tokens answer = {.role = side ? WRPO_ROLE_REJECTED : WRPO_ROLE_SOURCE};
+        for (const wrpo_json *p = pairs->child; p; p = p->next) {
+            if (p->kind != WRPO_JSON_OBJECT) wrpo__refuse(p, "pairs", "an object {chosen, rejected}");
             const wrpo_json *v = wrpo__present(p, sides[side]), *w = wrpo__present(p, "weight");
-            if (!v)
-                wrpo__record_fail(in, p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
-            const wrpo_json **list = wrpo__messages(in, v, "assistant", sides[side]);
-            const wrpo_json *answer = wrpo__take_conversation(in, list, sides[side]);
-            wrpo__add_answer(in, role, answer, wrpo__read_weight(in, w, "weight"), number, sides[side]);
-            weighted += w && side == 0;
+            if (!v) wrpo__wrong(p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
+            answer.share = wrpo__read_weight(w);
+            answer.pair_id++;
+            wrpo__read_answer(in, v, answer, NULL);
+            weighted += w && !side;
         }
     }
     if (weighted && weighted != pairs->count)
-        wrpo__record_fail(in, pairs, "pairs: want a weight for all of them or for none, found %lld of %lld",
-                          (long long)weighted, (long long)pairs->count);
+        wrpo__wrong(pairs, "pairs: want a weight for all of them or for none, found %lld of %lld",
+                    (long long)weighted, (long long)pairs->count);
     wrpo__share_weights(in, pairs->count, pairs);
-    for (int64_t i = 0; i < pairs->count; i++)
-        in->answers[pairs->count + i].tokens.share = in->answers[i].tokens.share;
+    for (int64_t i = 0; i < pairs->count; i++) in->answers[pairs->count + i].share = in->answers[i].share;
 }
 static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {  /* its name; what else the template gets */
-    wrpo__record_want(in, root, WRPO_JSON_OBJECT, "JSON");
-    const wrpo_json *id = wrpo__present(root, "prompt_id"), *tools = wrpo__present(root, "tools");
-    const wrpo_json *kwargs = wrpo__present(root, "chat_template_kwargs");
+    const wrpo_json *id = wrpo__present(root, "prompt_id");
+    in->root = root;
+    in->id = wrpo__format(wrpo__current, "line %lld", (long long)in->line);
     if (id && id->kind != WRPO_JSON_STRING && id->kind != WRPO_JSON_NUMBER)
-        wrpo__record_refuse(in, id, "prompt_id", "a string or a number");
+        wrpo__refuse(id, NULL, "a string or a number");
     if (id) in->id = id->text;
+    const wrpo_json *kwargs = wrpo__maybe(root, "chat_template_kwargs", WRPO_JSON_OBJECT);
+    const wrpo_json *tools = wrpo__maybe(root, "tools", WRPO_JSON_ARRAY);
     in->kwargs = NULL;
-    wrpo__record_want(in, kwargs, WRPO_JSON_OBJECT, "chat_template_kwargs");
-    wrpo__record_want(in, tools, WRPO_JSON_ARRAY, "tools");
     if (!kwargs && !tools) return;
     if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS)
-        wrpo__record_fail(in, tools ? tools : kwargs,
-                          "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
+        wrpo__wrong(tools ? tools : kwargs,
+                    "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
     wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
     all->kind = WRPO_JSON_OBJECT;
-    if (tools) wrpo__json_append(all, wrpo__json_copy(wrpo__current, tools, NULL));
-    for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next)
-        wrpo__json_append(all, wrpo__json_copy(wrpo__current, k, NULL));
+    if (tools) wrpo__json_put(all, tools, NULL);
+    for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_put(all, k, NULL);
     in->kwargs = all;
 }
-static void wrpo__read_prompt(wrpo__reading *in, const wrpo_json *v, const char *what) {
-    if (v) in->prompt = wrpo__messages(in, v, "user", what);
-}
-static void wrpo__end_prompt(wrpo__reading *in) {
-    const wrpo_json *last = stbds_arrlast(in->prompt);
+static void wrpo__end_prompt(const wrpo__reading *in) {
+    const wrpo_json *last = in->prompt->child;
+    while (last->next) last = last->next;
     if (wrpo__is_assistant(last))
-        wrpo__record_refuse(in, wrpo__json_get(last, "role"), "prompt", "another last role than the assistant's");
+        wrpo__refuse(wrpo_json_get(last, "role"), "prompt", "another last role than the assistant's");
 }
 static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
     wrpo__read_head(in, root);
     const wrpo_json *prompt = wrpo__present(root, "prompt"), *messages = wrpo__present(root, "messages");
     const wrpo_json *chosen = wrpo__present(root, "chosen"), *rejected = wrpo__present(root, "rejected");
     const wrpo_json *pairs = wrpo__present(root, "pairs"), *weights = wrpo__present(root, "weights");
-    in->weight = wrpo__read_weight(in, wrpo__present(root, "weight"), "weight");
+    const bool sft = messages && !chosen && !rejected;
+    in->weight = wrpo__read_weight(wrpo__present(root, "weight"));
     if (in->weight == 0) in->weight = WRPO_ZERO;
     if (pairs && (chosen || rejected || messages))
-        wrpo__record_fail(in, pairs,
-                          "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
+        wrpo__wrong(pairs,
+                    "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
     if (weights && !chosen)
-        wrpo__record_fail(in, weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
-    if (pairs) {
-        wrpo__read_prompt(in, prompt, "prompt");
-        wrpo__read_pairs(in, pairs);
-    } else if (messages && !chosen && !rejected) {
-        const wrpo_json **list = wrpo__messages(in, messages, "user", "messages");
-        if (stbds_arrlen(list) < 2)
-            wrpo__record_fail(in, messages, "messages: want a prompt and an answer, found one message");
-        const wrpo_json *answer = wrpo__take_conversation(in, list, "messages");
-        wrpo__add_answer(in, WRPO_ROLE_SOURCE, answer, 1, 0, "messages");
-    } else {
-        if (!chosen || !rejected)
-            wrpo__record_fail(in, root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"",
-                              chosen ? "rejected" : "chosen");
-        wrpo__read_prompt(in, prompt, "prompt");
-        wrpo__read_answers(in, chosen, weights, true);
-        wrpo__read_answers(in, rejected, NULL, false);
+        wrpo__wrong(weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
+    if (!pairs && !sft && (!chosen || !rejected))
+        wrpo__wrong(root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"",
+                    chosen ? "rejected" : "chosen");
+    if (prompt && !sft) in->prompt = wrpo__messages(prompt, "user");
+    if (pairs) wrpo__read_pairs(in, pairs);
+    else if (sft) wrpo__read_answer(in, messages, (wrpo_tokens){.role = WRPO_ROLE_SOURCE, .share = 1}, NULL);
+    else {
+        wrpo__read_answer(in, chosen, (wrpo_tokens){.role = WRPO_ROLE_TARGET, .share = 1}, weights);
+        wrpo__read_answer(in, rejected, (wrpo_tokens){.role = WRPO_ROLE_REJECTED, .share = 1}, NULL);
     }
-    if (!in->prompt) wrpo__record_fail(in, root, "want a \"prompt\" or a conversation in \"chosen\", found none");
+    if (!in->prompt) wrpo__wrong(root, "want a \"prompt\", or a conversation that ends in an answer, found none");
     wrpo__end_prompt(in);
 }
 
 /* ---- clean ---- */
-/* messages: an stb array, or NULL for none; answer: one more, unless NULL. */
-static wrpo__text wrpo__render(wrpo__reading *in, const wrpo_json *const *messages, const wrpo_json *answer,
+/* messages: an array, or NULL for none; answer: one more, unless NULL. */
+static wrpo__text wrpo__render(wrpo__reading *in, const wrpo_json *messages, const wrpo_json *answer,
                                bool add_generation_prompt) {
     wrpo__text out = {.arena = wrpo__current};
     wrpo_json all = {.kind = WRPO_JSON_ARRAY};
-    for (int64_t i = 0; i < stbds_arrlen(messages); i++)
-        wrpo__json_append(&all, wrpo__json_copy(wrpo__current, messages[i], NULL));
-    if (answer) wrpo__json_append(&all, wrpo__json_copy(wrpo__current, answer, NULL));
+    for (const wrpo_json *m = messages ? messages->child : NULL; m; m = m->next) wrpo__json_put(&all, m, NULL);
+    if (answer) wrpo__json_put(&all, answer, NULL);
     wrpo__chat_at(in->tok, &all, add_generation_prompt, in->kwargs, in->now, &out);
     wrpo__text_add(&out, "", 0);  /* never NULL */
     return out;
 }
-static size_t wrpo__end_at(const wrpo__reading *in, const char *text, size_t n) {  /* bytes of an end token; 0: none */
+/* Bytes of the special token or EOS that text[n] begins with; 0: none. */
+static size_t wrpo__end_at(const wrpo_tokenizer *tok, const char *text, size_t n) {
     size_t longest = 0;
-    for (int64_t t = 0; t < stbds_arrlen(in->ends); t++) {
-        const wrpo__token *token = &in->tok->tokens[in->ends[t]];
-        size_t size = (size_t)token->size;
-        if (size > longest && size <= n && memcmp(text, token->text, size) == 0) longest = size;
+    for (int normalized = 0; normalized < 2; normalized++) {
+        const wrpo__added *a = &tok->added[tok->heads[normalized][(unsigned char)*text]];
+        for (; a->size; a = &tok->added[a->next]) {
+            const size_t size = (size_t)a->size;
+            const bool ends = a->id == tok->eos || wrpo__is_special(tok, a->id);
+            if (ends && size > longest && size <= n && !memcmp(text, a->text, size)) longest = size;
+        }
     }
     return longest;
 }
 /* Finds the response in `whole`, the conversation with its answer: from the end of `before`, the prompt as the model
    gets it, through the first end token after the answer's own text (which may contain such tokens as well). A second
    rendering shows where that text is. Its answer shares no character with the first one's, so what both renderings
-   have in common at their two ends is the template's. false: there is no end token.                          */
+   have in common at their two ends is the template's. false: there is no end token. */
 static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, const wrpo__text *before,
                                 const wrpo__text *whole, size_t *from, size_t *to) {
     static const char marks[] = "\1\2\3\4\5\6QZX";
-    const wrpo_json *content = wrpo__json_get(message, "content");
+    const wrpo_json *content = wrpo_json_get(message, "content");
     size_t n = whole->size;
     size_t head = 0, tail = 0, k = 0;
     while (marks[k + 1] && memchr(content->text, marks[k], content->size)) k++;
     wrpo_json mark = {.kind = WRPO_JSON_STRING, .text = marks + k, .size = 1}, other = {.kind = WRPO_JSON_OBJECT};
     for (const wrpo_json *v = message->child; v; v = v->next)
-        wrpo__json_append(&other, wrpo__json_copy(wrpo__current, v == content ? &mark : v, v->key));
+        wrpo__json_put(&other, v == content ? &mark : v, v->key);
     const wrpo__text probe = wrpo__render(in, in->prompt, &other, false);
     size_t least = WRPO__MIN(n, probe.size);
     while (head < least && whole->data[head] == probe.data[head]) head++;
     while (tail < least - head && whole->data[n - 1 - tail] == probe.data[probe.size - 1 - tail]) tail++;
-    if (head + tail >= least) wrpo__record_fail(in, message, "the chat template does not show the response");
+    if (head + tail >= least) wrpo__wrong(message, "the chat template does not show the response");
     *from = before->size;
     if (before->size > n - tail || memcmp(whole->data, before->data, before->size) != 0) {
         /* A template that writes a prompt differently once it is answered: space that the prompt does not end in is
@@ -9516,132 +9277,142 @@ static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, con
         while (*from > 0 && last && wrpo__jspace(whole->data[*from - 1]) && whole->data[*from - 1] != last) --*from;
     }
     for (size_t i = n - tail; i < n; i++) {
-        size_t size = wrpo__end_at(in, whole->data + i, n - i);
+        size_t size = wrpo__end_at(in->tok, whole->data + i, n - i);
         *to = i + size;
         if (size) return true;
     }
     *to = n;
     return false;
 }
-/* The ids of `rest` after the prompt's. Both are tokenized as one text, from which the prompt's ids are taken off:
-   families that put a space before a text do so after a special token as well. The prompt stays as it is at
-   inference: where its last token would merge with the rest or swallow its white space, the rest is tokenized alone. */
-static void wrpo__encode_after(wrpo__reading *in, const wrpo__text *before, const char *rest, size_t n, int32_t **ids) {
-    const int32_t *prompt = in->prompt_ids;
-    int64_t P = stbds_arrlen(prompt);
+/* ids: those of the prompt and `rest` as one text, since families that put a space before a text do so after a special
+   token as well. Returns how many of them are the prompt's. The prompt stays as it is at inference: where its last
+   token would merge with the rest or swallow its white space, ids are those of the rest alone. */
+static int64_t wrpo__encode_after(const wrpo__reading *in, const wrpo__text *before, const int32_t *prompt,
+                                  const char *rest, size_t n, int32_t **ids) {
+    const int64_t P = stbds_arrlen(prompt);
     wrpo__text both = {.arena = wrpo__current};
     wrpo__text_add(&both, before->data, before->size);
     wrpo__text_add(&both, rest, n);
     wrpo__encode(in->tok, both.data, both.size, 0, ids);
-    bool strips = P && in->tok->tokens[prompt[P - 1]].flags & WRPO__TOKEN_RSTRIP;
-    bool swallows = strips && n && wrpo__jskip_space(rest, n, 0) > 0;
-    bool same = stbds_arrlen(*ids) >= P && (!P || memcmp(*ids, prompt, (size_t)P * sizeof *prompt) == 0);
-    if (same && !swallows) {
-        if (P) stbds_arrdeln(*ids, 0, (size_t)P);
-        return;
-    }
+    const bool strips = P && in->tok->tokens[prompt[P - 1]].flags & WRPO__TOKEN_RSTRIP;
+    const bool swallows = strips && n && wrpo__jskip_space(rest, n, 0) > 0;
+    const bool same = stbds_arrlen(*ids) >= P && (!P || !memcmp(*ids, prompt, (size_t)P * sizeof *prompt));
+    if (same && !swallows) return P;
     stbds_arrsetlen(*ids, 0);
     wrpo__encode(in->tok, rest, n, WRPO_TOKENIZER_CONTINUE, ids);
+    return 0;
 }
 static void wrpo__tokenize_clean(wrpo__reading *in) {
     const wrpo__text before = wrpo__render(in, in->prompt, NULL, true);
-    wrpo__encode(in->tok, before.data, before.size, 0, &in->prompt_ids);
-    int64_t full = stbds_arrlen(in->prompt_ids), P = WRPO__MIN(full, in->desc.max_prompt_length);
+    int32_t *prompt = NULL;
+    wrpo__encode(in->tok, before.data, before.size, 0, &prompt);
+    const int64_t full = stbds_arrlen(prompt), P = WRPO__MIN(full, in->desc.max_prompt_length);
     for (int64_t k = 0; k < stbds_arrlen(in->answers); k++) {
-        wrpo__answer *a = &in->answers[k];
-        const wrpo__text whole = wrpo__render(in, in->prompt, a->message, false);
+        wrpo_tokens *a = &in->answers[k];
+        const wrpo__text whole = wrpo__render(in, in->prompt, in->said[k], false);
         size_t from, to;
-        bool ends = wrpo__response_span(in, a->message, &before, &whole, &from, &to);
-        wrpo__encode_after(in, &before, whole.data + from, to - from, &a->ids);
-        if (!ends && in->tok->eos >= 0) stbds_arrput(a->ids, in->tok->eos);
-        if (P + stbds_arrlen(a->ids) > in->desc.max_length) {  /* a response keeps its beginning */
-            stbds_arrsetlen(a->ids, (size_t)(in->desc.max_length - P));
-            in->data->stats.truncated_responses++;
-        }
+        int32_t *ids = NULL;
+        const bool ends = wrpo__response_span(in, in->said[k], &before, &whole, &from, &to);
+        const int64_t first = wrpo__encode_after(in, &before, prompt, whole.data + from, to - from, &ids);
+        if (!ends && in->tok->eos >= 0) stbds_arrput(ids, in->tok->eos);
+        const int64_t n = stbds_arrlen(ids) - first;
+        a->ids = ids + first;
+        a->count = WRPO__MIN(n, in->desc.max_length - P);  /* a response keeps its beginning, */
+        in->data->stats.truncated_responses += a->count < n;
     }
-    if (full > P) stbds_arrdeln(in->prompt_ids, 0, (size_t)(full - P));  /* the prompt keeps its end */
+    in->ids = full > P ? prompt + full - P : prompt;  /* the prompt its end */
+    in->count = P;
     in->data->stats.truncated_prompts += full > P;
 }
 
 /* ---- authors: tokenize_row of the reference trainer ----
-   The prompt is rendered without the generation prompt. Each answer is rendered as a conversation of its own without
-   BOS, so that the assistant's header is scored with it. Both are tokenized as one text. In it the prompt has as many
-   tokens as alone, or one less if they would differ. EOS is appended once more. Truncation goes by the longest
-   response: all prompts keep their ends, then, if that is not enough, every response its beginning.           */
+   The prompt is rendered without the generation prompt, each answer as a conversation of its own without BOS, so that
+   the assistant's header is scored with it. Both are tokenized as one text. In it the prompt has as many tokens as
+   alone, or one less if they would differ. EOS is appended once more. Truncation goes by the longest response: all
+   prompts keep their ends, then, if that is not enough, every response its beginning. */
+static void wrpo__drop_ids(wrpo_tokens *a, int64_t n) {  /* the first n */
+    a->ids += n;
+    a->count -= n;
+    a->first -= n;
+}
+/* The prompt and answer k, of which the prompt's ids, alone[border], are the first. */
+static void wrpo__encode_authors(wrpo__reading *in, int64_t k, const wrpo__text *before, const int32_t *alone) {
+    const char *bos = in->tok->special[0] ? in->tok->special[0] : "";
+    const size_t size = strlen(bos);
+    const wrpo__text reply = wrpo__render(in, NULL, in->said[k], false);
+    const size_t skip = reply.size >= size && !memcmp(reply.data, bos, size) ? size : 0;
+    wrpo__text whole = {.arena = wrpo__current};
+    int64_t border = stbds_arrlen(alone);
+    int32_t *ids = NULL;
+    wrpo__text_add(&whole, before->data, before->size);
+    wrpo__text_add(&whole, reply.data + skip, reply.size - skip);
+    wrpo__encode(in->tok, whole.data, whole.size, 0, &ids);
+    const int64_t n = stbds_arrlen(ids);
+    if (border > n)
+        wrpo__wrong(in->said[k], "with the response, the prompt has fewer tokens than alone: "
+                    "the authors' tokenization cannot tell them apart");
+    if (border && memcmp(ids, alone, (size_t)border * sizeof *alone)) border--;
+    if (border == n) wrpo__wrong(in->said[k], "response %lld has no token", (long long)k + 1);
+    stbds_arrput(ids, in->tok->eos);
+    in->answers[k].ids = ids;
+    in->answers[k].count = n + 1;
+    in->answers[k].first = border;
+}
 static void wrpo__tokenize_authors(wrpo__reading *in) {
-    int64_t K = stbds_arrlen(in->answers), max_length = in->desc.max_length, max_prompt = in->desc.max_prompt_length;
-    const char *bos_token = in->tok->special[0];
-    size_t bos = bos_token ? strlen(bos_token) : 0;
-    const wrpo__answer *first = in->answers, *last = &in->answers[K - 1];
-    int32_t *alone = NULL;   /* stb array */
+    const int64_t K = stbds_arrlen(in->answers), max_length = in->desc.max_length;
+    const int64_t max_prompt = in->desc.max_prompt_length, max_answer = max_length - max_prompt;
+    wrpo_tokens *const first = in->answers, *const end = first + K, *const last = end - 1;
+    int32_t *alone = NULL;  /* stb array */
     int64_t longest = 0, shared = INT64_MAX;
     bool cut = false;
     if (in->tok->eos < 0)
         wrpo__fail(in->ctx, WRPO_E_ARG, "the authors' tokenization wants an eos_token, the tokenizer has none");
     const wrpo__text before = wrpo__render(in, in->prompt, NULL, false);
     wrpo__encode(in->tok, before.data, before.size, 0, &alone);
-    for (int64_t k = 0; k < K; k++) {  /* until the end, ids hold the prompt and the response */
-        wrpo__answer *a = &in->answers[k];
-        const wrpo__text reply = wrpo__render(in, NULL, a->message, false);
-        size_t skip = bos && reply.size >= bos && memcmp(reply.data, bos_token, bos) == 0 ? bos : 0;
-        wrpo__text whole = {.arena = wrpo__current};
-        wrpo__text_add(&whole, before.data, before.size);
-        wrpo__text_add(&whole, reply.data + skip, reply.size - skip);
-        wrpo__encode(in->tok, whole.data, whole.size, 0, &a->ids);
-        int64_t border = stbds_arrlen(alone), n = stbds_arrlen(a->ids);
-        if (border > n)
-            wrpo__record_fail(in, a->message, "with the response, the prompt has fewer tokens than alone: "
-                              "the authors' tokenization cannot tell them apart");
-        if (border && memcmp(a->ids, alone, (size_t)border * sizeof *alone) != 0) border--;
-        if (border == n) wrpo__record_fail(in, a->message, "response %lld has no token", (long long)k + 1);
-        stbds_arrput(a->ids, in->tok->eos);
-        a->tokens.first = border;
-        longest = WRPO__MAX(longest, n + 1 - border);
-    }
-    for (const wrpo__answer *a = first; a < last; a++) {  /* a chosen one's prompt and the rejected one's */
-        int64_t other = 0;
-        for (int64_t i = 0; i < WRPO__MIN(a->tokens.first, last->tokens.first); i++) other += a->ids[i] != last->ids[i];
-        if (other > 1) wrpo__record_fail(in, a->message, "the responses change more than the prompt's last token");
-    }
     for (int64_t k = 0; k < K; k++) {
-        wrpo__answer *a = &in->answers[k];
-        int64_t P = a->tokens.first, same = 0;  /* same: with the first one's prompt */
-        if (P + longest > max_length && P > max_prompt) {
-            stbds_arrdeln(a->ids, 0, (size_t)(P - max_prompt));
-            a->tokens.first = P = max_prompt;
+        wrpo__encode_authors(in, k, &before, alone);
+        longest = WRPO__MAX(longest, first[k].count - first[k].first);
+    }
+    for (const wrpo_tokens *a = first; a < last; a++) {  /* a chosen one's prompt and the rejected one's */
+        int64_t other = 0;
+        for (int64_t i = 0; i < WRPO__MIN(a->first, last->first); i++) other += a->ids[i] != last->ids[i];
+        if (other > 1) wrpo__wrong(in->said[a - first], "the responses change more than the prompt's last token");
+    }
+    for (wrpo_tokens *a = first; a < end; a++) {
+        int64_t same = 0;  /* with the first one's prompt */
+        if (a->first + longest > max_length && a->first > max_prompt) {
+            wrpo__drop_ids(a, a->first - max_prompt);
             cut = true;
         }
-        if (P + longest > max_length && stbds_arrlen(a->ids) - P > max_length - max_prompt) {
-            stbds_arrsetlen(a->ids, (size_t)(P + max_length - max_prompt));
+        if (a->first + longest > max_length && a->count - a->first > max_answer) {
+            a->count = a->first + max_answer;
             in->data->stats.truncated_responses++;
         }
-        while (same < P && same < first->tokens.first && a->ids[same] == first->ids[same]) same++;
+        while (same < a->first && same < first->first && a->ids[same] == first->ids[same]) same++;
         shared = WRPO__MIN(shared, same);
     }
     in->data->stats.truncated_prompts += cut;
     if (shared == 0 && cut)
-        wrpo__record_fail(in, NULL, "truncated, the responses' prompts have no token in common: "
-                          "want a shorter prompt or a larger max_prompt_length");
-    for (int64_t i = 0; i < shared; i++) stbds_arrput(in->prompt_ids, first->ids[i]);
-    for (int64_t k = 0; k < K; k++) {  /* what is not shared stays with the response, unscored */
-        stbds_arrdeln(in->answers[k].ids, 0, (size_t)shared);
-        in->answers[k].tokens.first -= shared;
-    }
+        wrpo__wrong(in->root, "truncated, the responses' prompts have no token in common: "
+                    "want a shorter prompt or a larger max_prompt_length");
+    in->ids = first->ids;
+    in->count = shared;
+    for (wrpo_tokens *a = first; a < end; a++) wrpo__drop_ids(a, shared);  /* the rest stays there, unscored */
 }
 
 /* ---- lines of a file, except blank ones ---- */
 typedef struct wrpo__lines { const wrpo__file *file; const char *text; size_t size, next; int64_t number; } wrpo__lines;
 static bool wrpo__next_line(wrpo__lines *l) {
     const char *data = (const char *)l->file->data;
-    size_t end = l->file->size;
+    const size_t end = l->file->size;
     if (!l->next && end >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0) l->next = 3;  /* a byte order mark */
     while (l->next < end) {
         const char *at = data + l->next, *newline = memchr(at, '\n', end - l->next);
-        size_t n = newline ? (size_t)(newline - at) : end - l->next, blank = 0;
-        l->next += n + (newline != NULL);
+        const size_t n = newline ? (size_t)(newline - at) : end - l->next;
+        size_t blank = 0;
+        while (blank < n && memchr(" \t\r", at[blank], 3)) blank++;
+        l->next += n + 1;
         l->number++;
-        if (n && at[n - 1] == '\r') n--;
-        while (blank < n && (at[blank] == ' ' || at[blank] == '\t')) blank++;
         l->text = at;
         l->size = n;
         if (blank < n) return true;
@@ -9650,69 +9421,52 @@ static bool wrpo__next_line(wrpo__lines *l) {
 }
 
 /* ---- records ---- */
-/* Puts the record's name before the sentence of an error from below. */
-static void wrpo__name_record(wrpo__reading *in) {
+/* Puts the record's name before the sentence of an error, after its position in the file. */
+static void wrpo__name_record(const wrpo__reading *in) {
     wrpo_error *e = &in->ctx->error;
-    char name[256];
-    if (in->tokenizing && e->code != WRPO_E_MEMORY) {
-        size_t n = (size_t)snprintf(name, sizeof name, "%.150s:%lld: record \"%.60s\": ", in->desc.path,
-                                    (long long)in->line, in->id);
-        size_t m = WRPO__MIN(strlen(e->text), sizeof e->text - 1 - n);
-        memmove(e->text + n, e->text, m);
-        memcpy(e->text, name, n);
-        e->text[n + m] = 0;
-        e->line = in->line;
-        e->column = 0;
-    }
-    in->tokenizing = false;
+    const wrpo_error was = *e;
+    if (!in->root || was.code == WRPO_E_MEMORY) return;
+    const char *text = was.text, *file = in->root->name, *colon = NULL;
+    if (file && was.line && !strncmp(text, file, strlen(file))) colon = strstr(text + strlen(file), ": ");
+    if (colon) text = colon + 2;
+    else e->column = 0;  /* no value of the record is to blame */
+    e->line = in->line;
+    int n = snprintf(e->text, sizeof e->text, "%.150s:%lld:", in->desc.path, (long long)in->line);
+    if (colon) n += snprintf(e->text + n, sizeof e->text - (size_t)n, "%lld:", (long long)was.column);
+    snprintf(e->text + n, sizeof e->text - (size_t)n, " record \"%.60s\": %.430s", in->id, text);
 }
 static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n) {
-    in->id = wrpo__format(wrpo__current, "line %lld", (long long)in->line);
-    in->prompt = NULL;
-    in->prompt_ids = NULL;
+    in->root = in->prompt = NULL;
+    in->said = NULL;
     in->answers = NULL;
     wrpo__read_record(in, wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
-    in->tokenizing = true;
     if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in);
     else wrpo__tokenize_clean(in);
-    in->tokenizing = false;
-    int64_t K = stbds_arrlen(in->answers), P = stbds_arrlen(in->prompt_ids);
-    wrpo_tokens *responses = wrpo__alloc(wrpo__current, (size_t)K, sizeof *responses);
-    if (P == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
-    for (int64_t k = 0; k < K; k++) {
-        responses[k] = in->answers[k].tokens;
-        responses[k].ids = in->answers[k].ids;
-        responses[k].count = stbds_arrlen(in->answers[k].ids);
-        if (responses[k].count <= responses[k].first)
-            wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
-    }
-    const wrpo_record record = {in->id, in->line, in->prompt_ids, P, responses, (int)K, in->weight};
+    const int64_t K = stbds_arrlen(in->answers);
+    if (in->count == 0) wrpo__wrong(in->root, "the prompt has no token");
+    for (int64_t k = 0; k < K; k++)
+        if (in->answers[k].count <= in->answers[k].first)
+            wrpo__wrong(in->said[k], "response %lld has no token", (long long)k + 1);
+    const wrpo_record record = {in->id, in->line, in->ids, in->count, in->answers, (int)K, in->weight};
     wrpo__data_add(in->data, &record);
 }
-/* One line. An entry of its own: its arena goes with it, and an error from below learns which record it is about. */
+/* One line. An entry of its own: its arena goes with it, and an error learns which record it is about. */
 static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n) {
     WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__read_line(in, text, n));
     if (wrpo__entry.failed) wrpo__name_record(in);
     return wrpo__end(&wrpo__entry);
 }
-static void wrpo__find_ends(wrpo__reading *in) {
-    for (int32_t id = 0; id < (int32_t)in->tok->size; id++) {
-        bool may_end = wrpo__is_special(in->tok, id) || id == in->tok->eos;
-        if (may_end && in->tok->tokens[id].size > 0) stbds_arrput(in->ends, id);
-    }
-}
 static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const wrpo_data_desc *desc) {
-    desc = desc ? desc : &(wrpo_data_desc){0};
     wrpo_ctx *ctx = arena->ctx;
+    if (!desc || !desc->path) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want a path, found NULL");
     wrpo_data *data = WRPO__NEW(arena, wrpo_data);
     wrpo__reading in = {.ctx = ctx, .data = data, .tok = tok, .desc = *desc, .now = time(NULL)};
     int64_t *max_length = &in.desc.max_length, *max_prompt = &in.desc.max_prompt_length;
     data->ctx = ctx;
     data->arena = arena;
-    if (!desc->path) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want a path, found NULL");
-    if (*max_length < 0 || *max_prompt < 0 || desc->limit < 0)
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want max_length, max_prompt_length and limit of at least 0, "
-                   "found %lld, %lld and %lld", (long long)*max_length, (long long)*max_prompt, (long long)desc->limit);
+    WRPO__RANGE(*max_length >= 0, "max_length", *max_length, "at least 0");
+    WRPO__RANGE(*max_prompt >= 0, "max_prompt_length", *max_prompt, "at least 0");
+    WRPO__RANGE(desc->limit >= 0, "limit", desc->limit, "at least 0");
     if (!*max_length) *max_length = 2048;
     if (!*max_prompt) *max_prompt = WRPO__MAX(*max_length / 2048 * 1800 + *max_length % 2048 * 1800 / 2048, 1);
     if (*max_prompt >= *max_length)
@@ -9720,19 +9474,17 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
                    (long long)*max_length, (long long)*max_prompt);
     wrpo__arena *work = wrpo__sub_arena(arena);  /* what goes when the file is read */
     wrpo__lines lines = {.file = wrpo__open_file(work, desc->path)};
-    wrpo__current = work;
-    wrpo__find_ends(&in);
-    while (!(desc->limit && data->stats.records >= desc->limit) && wrpo__next_line(&lines)) {
+    wrpo_data_stats *stats = &data->stats;
+    while (!(desc->limit && stats->records >= desc->limit) && wrpo__next_line(&lines)) {
         in.line = lines.number;
         wrpo__rethrow(ctx, wrpo__load_line(&in, lines.text, lines.size));
     }
-    wrpo__current = arena;
     wrpo__arena_clear(work);
-    if (!data->stats.records) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
-    if (data->stats.truncated_prompts || data->stats.truncated_responses)
+    if (!stats->records) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
+    if (stats->truncated_prompts || stats->truncated_responses)
         wrpo__log(ctx, WRPO_LOG_WARN,
                   "%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt",
-                  desc->path, (long long)data->stats.truncated_prompts, (long long)data->stats.truncated_responses,
+                  desc->path, (long long)stats->truncated_prompts, (long long)stats->truncated_responses,
                   (long long)*max_length, (long long)*max_prompt);
     return data;
 }
@@ -9750,24 +9502,23 @@ static void wrpo__tokenize_prompt(wrpo__reading *in, const wrpo_json *record, bo
     const wrpo_json *v = prompt ? prompt : messages;
     wrpo__text text = {.arena = wrpo__current};
     if (!prompt == !messages)
-        wrpo__record_fail(in, record, "want either \"prompt\" or \"messages\", found %s", prompt ? "both" : "none");
-    if (raw && (messages || v->kind != WRPO_JSON_STRING)) wrpo__record_refuse(in, v, "raw prompt", "a string");
-    if (!raw) {
-        wrpo__read_prompt(in, v, prompt ? "prompt" : "messages");
+        wrpo__wrong(record, "want either \"prompt\" or \"messages\", found %s", prompt ? "both" : "none");
+    if (raw) {
+        if (messages || v->kind != WRPO_JSON_STRING) wrpo__refuse(v, "raw prompt", "a string");
+        wrpo__text_add(&text, v->text, v->size);
+    } else {
+        in->prompt = wrpo__messages(v, "user");
         wrpo__end_prompt(in);
+        text = wrpo__render(in, in->prompt, NULL, true);
     }
-    in->tokenizing = true;
-    if (raw) wrpo__text_add(&text, v->text, v->size);
-    else text = wrpo__render(in, in->prompt, NULL, true);
-    wrpo__encode(in->tok, text.data, text.size, raw ? WRPO_TOKENIZER_SPECIAL : 0, &in->prompt_ids);
-    in->tokenizing = false;
-    int64_t P = stbds_arrlen(in->prompt_ids);
-    if (P == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
-    *ids = wrpo__handout(in->ctx, in->prompt_ids, (size_t)P * sizeof **ids);
-    *count = P;
+    int32_t *own = NULL;  /* stb array */
+    wrpo__encode(in->tok, text.data, text.size, raw ? WRPO_TOKENIZER_SPECIAL : 0, &own);
+    if (!own) wrpo__wrong(record, "the prompt has no token");
+    *ids = wrpo__handout(in->ctx, own, stbds_arrlenu(own) * sizeof **ids);
+    *count = stbds_arrlen(own);
 }
-static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw,
-                                    int32_t **ids, int64_t *count) {
+static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids,
+                                    int64_t *count) {
     WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__tokenize_prompt(in, record, raw, ids, count));
     if (wrpo__entry.failed) wrpo__name_record(in);
     return wrpo__end(&wrpo__entry);
@@ -9775,29 +9526,24 @@ static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, 
 WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc,
                                            const wrpo_json *record, int32_t **ids, int64_t *count) {
     desc = desc ? desc : &(wrpo_tokenizer_prompt_desc){0};
-    char id[40];
-    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts", .id = id,
+    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts",
                         .line = desc->line ? desc->line : record->line,
                         .now = desc->now ? (time_t)desc->now : time(NULL)};
-    snprintf(id, sizeof id, "line %lld", (long long)in.line);
     *ids = NULL;
     *count = 0;
     return wrpo__prompt_ids(&in, record, desc->raw, ids, count);
 }
 static void wrpo__find_answer_end(wrpo_tokenizer *tok, int32_t *end) {
     const wrpo_json said = {.kind = WRPO_JSON_STRING, .text = "x", .size = 1};
-    const wrpo_json *answer = wrpo__message_of("assistant", &said);
-    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = "chat template", .id = "of stop tokens",
-                        .now = time(NULL)};
-    int32_t *ids = NULL;
-    size_t from, to;
-    wrpo__find_ends(&in);
-    stbds_arrput(in.prompt, wrpo__message_of("user", &said));
-    const wrpo__text before = wrpo__render(&in, in.prompt, NULL, true);
-    const wrpo__text whole = wrpo__render(&in, in.prompt, answer, false);
-    if (!wrpo__response_span(&in, answer, &before, &whole, &from, &to)) return;
-    wrpo__encode(tok, whole.data + from, to - from, WRPO_TOKENIZER_CONTINUE, &ids);
-    *end = stbds_arrlast(ids);
+    wrpo_data none = {0};
+    wrpo__reading in = {.ctx = tok->ctx, .data = &none, .tok = tok, .now = time(NULL),
+                        .desc = {.max_length = INT64_MAX, .max_prompt_length = INT64_MAX}};
+    in.prompt = wrpo__messages(&said, "user");
+    wrpo__add_answer(&in, wrpo__message_of("assistant", &said), (wrpo_tokens){0});
+    wrpo__tokenize_clean(&in);
+    const int64_t n = in.answers->count;
+    const int32_t last = n ? in.answers->ids[n - 1] : -1;
+    if (last == tok->eos || wrpo__is_special(tok, last)) *end = last;
 }
 /* The token that ends an answer in the chat template; -1: it has none or raises here, or there is no template. */
 static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
@@ -9809,62 +9555,65 @@ static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
 /* ------------------------------------------------------------------------------------------ >>generate
    Samples of many prompts at once, over a cache of keys and values.
 
-   The keys and values of a prompt are computed once: they are the prefix that all its samples attend to. Each live
-   sample has rows of its own in the cache. One step packs the newest token of every live sample, fills the rows that
-   are left with pieces of prompts, and runs the model over them; the bits of a row do not depend on the other rows.
-   All samples of a prompt draw their first token from the logits of the prompt's last row. Those that find no free
-   slot wait. A prompt is begun when slots would stay empty otherwise.                                          */
-typedef struct wrpo__draft {         /* a sample in the making */
+   Those of a prompt are computed once: they are the prefix that all its samples attend to. Each live sample has rows of
+   its own. One step packs the newest token of every live sample, fills the rows that are left with pieces of prompts,
+   and runs the model over them; the bits of a row do not depend on the other rows. All samples of a prompt draw their
+   first token from the logits of its last row. Those that find no free slot wait. A prompt is begun when slots would
+   stay empty otherwise. */
+typedef struct wrpo__draft {  /* a sample in the making */
     struct wrpo__job *job;
-    int64_t number, slot;            /* slot among the live samples; -1: none */
-    int32_t *ids; float *logps;      /* stb arrays */
-    size_t shown;                    /* bytes of its text that on_text has had */
+    int64_t number, slot;  /* slot -1: none */
+    int32_t *ids; float *logps;  /* stb arrays */
+    wrpo__text text; size_t shown;  /* what they say; how many of its bytes on_text has had */
     bool stopped, done;
 } wrpo__draft;
-typedef struct wrpo__job {           /* a prompt that is begun and not delivered yet */
-    int64_t prompt, slot;            /* its index; its slot in the cache */
-    int64_t rows;                    /* of it in the cache so far */
-    int64_t left, limit;             /* samples that are not done; the most tokens of a sample */
-    wrpo__draft drafts[];            /* [n] */
+typedef struct wrpo__job {  /* a prompt that is begun and not delivered yet */
+    int64_t prompt, slot;  /* its index; its slot in the cache */
+    int64_t rows;  /* of it in the cache so far */
+    int64_t left, limit;  /* samples that are not done; the most tokens of a sample */
+    wrpo__draft drafts[];  /* [n] */
 } wrpo__job;
 typedef struct wrpo__weighed { float weight; int32_t id; } wrpo__weighed;
 typedef struct wrpo__generation {
     wrpo_model *model;
-    wrpo_generate_desc desc;         /* resolved */
+    wrpo_generate_desc desc;  /* resolved */
     const wrpo_prompt *prompts; int64_t count;
-    int64_t prompt_slots;            /* of the cache; then come batch slots of samples */
-    int64_t prompt_rows, sample_rows;                  /* rows of a slot */
+    int64_t prompt_slots;  /* of the cache; then come batch slots of samples */
+    int64_t prompt_rows, sample_rows;  /* rows of a slot */
     wrpo__run *run;
-    wrpo__job **jobs;                /* stb array: of prompts [delivered, begun) */
+    wrpo__job **jobs;  /* stb array: of prompts [delivered, begun) */
     int64_t begun, delivered, tokens;
-    int64_t *free_prompts, *free_samples;              /* stb arrays: slots */
-    wrpo__draft **draws;             /* [rows] which sample draws from the run's target i */
-    wrpo__arena *texts; wrpo_sample *samples;          /* of the prompt that is delivered; [n] */
-    float *logits; wrpo__weighed *weights;             /* [chunk, V] on the host */
+    int64_t *free_prompts, *free_samples;  /* stb arrays: slots */
+    wrpo__draft **draws;  /* [rows] which sample draws from the run's target i */
+    wrpo_sample *samples;  /* [n] of the prompt that is delivered */
+    wrpo__text *answer;  /* for wrpo_answer: what all samples say; NULL: not wanted */
+    float *logits; wrpo__weighed *weights;  /* [chunk, V] on the host */
 } wrpo__generation;
 
-/* Settings: field, name in errors, what 0 means, valid if (x is the value), wanted. */
+/* Settings: field, what 0 means, valid if (x is the value), wanted. */
 #define WRPO__SAMPLING(X) \
-    X(n,           "n",           1,    x >= 1 && x <= 1 << 20,   "1 to 2^20 samples") \
-    X(max_tokens,  "max tokens",  2048, x >= 1 && x <= INT32_MAX, "1 to 2^31 - 1") \
-    X(temperature, "temperature", 0,    x >= 0 && x <= 1e6,       "a number in [0, 1e6]") \
-    X(top_p,       "top p",       1,    x > 0 && x <= 1,          "a number in (0, 1]") \
-    X(top_k,       "top k",       0,    x >= 0,                   "at least 0") \
-    X(batch,       "batch",       32,   x >= 1 && x <= 1 << 20,   "1 to 2^20 samples")
+    X(n,           1,    x >= 1 && x <= 1 << 20,   "1 to 2^20 samples") \
+    X(max_tokens,  2048, x >= 1 && x <= INT32_MAX, "1 to 2^31 - 1") \
+    X(temperature, 0,    x >= 0 && x <= 1e6,       "a number in [0, 1e6]") \
+    X(top_p,       1,    x > 0 && x <= 1,          "a number in (0, 1]") \
+    X(top_k,       0,    x >= 0,                   "at least 0") \
+    X(batch,       32,   x >= 1 && x <= 1 << 20,   "1 to 2^20 samples")
 WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc) {
     wrpo_generate_desc d = {0};
     if (desc) d = *desc;
-#define WRPO__X(field, name, otherwise, valid, want) if (d.field == 0) d.field = otherwise;
+#define WRPO__X(field, otherwise, valid, want) if (d.field == 0) d.field = otherwise;
     WRPO__SAMPLING(WRPO__X)
 #undef WRPO__X
     if (!d.seed) d.seed = 42;
     return d;
 }
-static void wrpo__generate_check(const wrpo__generation *g) {
+/* Checks settings and prompts; sets how many rows a slot has. */
+static void wrpo__generate_check(wrpo__generation *g) {
     wrpo_ctx *ctx = g->model->ctx;
-    const long long most = g->model->config.max_position_embeddings;
-#define WRPO__X(field, name, otherwise, valid, want) \
-    { const double x = (double)g->desc.field; WRPO__RANGE(valid, name, x, want); }
+    const int64_t most = g->model->config.max_position_embeddings;
+    int64_t shortest = most;
+    double x;
+#define WRPO__X(field, otherwise, valid, want) x = (double)g->desc.field; WRPO__RANGE(valid, #field, x, want);
     WRPO__SAMPLING(WRPO__X)
 #undef WRPO__X
     if (!ctx->desc.backend->scatter)
@@ -9876,9 +9625,12 @@ static void wrpo__generate_check(const wrpo__generation *g) {
         if (p->count < 1) wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld has no token", (long long)i);
         if (p->count >= most)
             wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld: want fewer tokens than max_position_embeddings, %lld, found %lld",
-                       (long long)i, most, (long long)p->count);
+                       (long long)i, (long long)most, (long long)p->count);
         wrpo__check_ids(ctx, g->model->config.vocab_size, p->ids, p->count, "prompt", NULL, i);
+        g->prompt_rows = WRPO__MAX(g->prompt_rows, p->count);
+        shortest = WRPO__MIN(shortest, p->count);
     }
+    g->sample_rows = WRPO__MIN(g->desc.max_tokens, most - shortest);
 }
 
 /* ---- stop tokens: an stb array, ascending, each once ---- */
@@ -9892,25 +9644,23 @@ static void wrpo__add_stop(int32_t **list, int64_t id) {
 }
 /* Adds "eos_token_id" of the file; false: the file is missing or has none. */
 static bool wrpo__read_eos(const wrpo_model *model, const char *path, int32_t **list) {
-    wrpo_ctx *ctx = model->ctx;
     if (!wrpo__exists(path)) return false;
-    const wrpo__file *f = wrpo__open_file(wrpo__current, path);
-    const wrpo_json *root = wrpo__json_parse(wrpo__current, path, 1, (const char *)f->data, f->size);
-    const wrpo_json *eos = wrpo__present(wrpo__json_want(ctx, path, root, WRPO_JSON_OBJECT, NULL), "eos_token_id");
+    const wrpo_json *root = wrpo__json_file(wrpo__current, path);
+    const wrpo_json *eos = wrpo__present(wrpo__want(root, WRPO_JSON_OBJECT, NULL), "eos_token_id");
     const bool many = eos && eos->kind == WRPO_JSON_ARRAY;
     for (const wrpo_json *v = many ? eos->child : eos; v; v = many ? v->next : NULL)
-        wrpo__add_stop(list, wrpo__json_integer(ctx, path, v, 0, model->config.vocab_size - 1, "eos_token_id"));
+        wrpo__add_stop(list, wrpo__integer(v, 0, model->config.vocab_size - 1, "eos_token_id"));
     return eos != NULL;
 }
 static int32_t *wrpo__stop_tokens(wrpo_model *model, wrpo_tokenizer *tok) {
     const char *own = model->dir && wrpo__is_dir(model->dir) ? model->dir : NULL;
-    const char *dirs[2] = {model->tokenizer_dir, own};         /* the tokenizer's folder wins, as in a save */
+    const char *dirs[2] = {model->tokenizer_dir, own};  /* the tokenizer's folder wins, as in a save */
     int32_t *list = NULL, end = -1;
     bool found = false;
     if (tok && wrpo__answer_end(tok, &end) == WRPO_E_MEMORY) wrpo__rethrow(model->ctx, WRPO_E_MEMORY);
     for (int i = 0; i < 2 && !found; i++)
         if (dirs[i]) found = wrpo__read_eos(model, wrpo__join(wrpo__current, dirs[i], "generation_config.json"), &list);
-    if (!found && model->dir)                          /* NULL: made in memory; a file: the config itself */
+    if (!found && model->dir)  /* NULL: made in memory; a file: the config itself */
         wrpo__read_eos(model, own ? wrpo__join(wrpo__current, own, "config.json") : model->dir, &list);
     if (tok && tok->eos >= 0) wrpo__add_stop(&list, tok->eos);
     if (end >= 0) wrpo__add_stop(&list, end);
@@ -9929,62 +9679,52 @@ WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, in
 }
 
 /* ---- the sampler: one row of logits, on the host ---- */
-static bool wrpo__outranks(wrpo__weighed a, wrpo__weighed b) {
-    return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
-}
-static wrpo__weighed wrpo__median(wrpo__weighed a, wrpo__weighed b, wrpo__weighed c) {
-    const bool ab = wrpo__outranks(a, b), bc = wrpo__outranks(b, c), ac = wrpo__outranks(a, c);
-    if (ab == bc) return b;
-    return ab == ac ? c : a;
-}
 static double wrpo__total_weight(const wrpo__weighed *w, int64_t n) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) sum += (double)w[i].weight;
     return sum;
 }
-/* Moves the fewest of w[n], by rank, that are `most` or weigh `mass` to the front, in no order (quickselect, Hoare
-   1961). Returns how many they are, at least 1. */
+/* Moves the fewest of w[n], the heaviest first, that are `most` or weigh `mass` to the front, in no order (quickselect,
+   Hoare 1961). Of equal weights the smaller id is first. Returns how many they are, at least 1. */
 static int64_t wrpo__select_top(wrpo__weighed *w, int64_t n, int64_t most, double mass) {
-    int64_t low = 0, high = n;       /* those before low are in, those from high on are out */
-    while (high - low > 1) {
-        const wrpo__weighed pivot = wrpo__median(w[low], w[low + (high - low) / 2], w[high - 1]);
-        int64_t end = low, own = low;
-        double sum = 0;              /* of what outranks the pivot */
-        for (int64_t i = low; i < high; i++) {         /* that and the pivot to the front: to [low, end) */
-            if (wrpo__outranks(pivot, w[i])) continue;
+    int64_t low = 0, high = n;  /* those before low are in, those from high on are out */
+    while (low < high && most > 0 && mass > 0) {
+        const int64_t middle = low + (high - low) / 2;
+        const wrpo__weighed pivot = w[middle];
+        int64_t end = low;
+        double sum = 0;
+        w[middle] = w[high - 1];
+        for (int64_t i = low; i < high - 1; i++) {  /* what outranks the pivot goes to [low, end), and weighs sum */
             const wrpo__weighed x = w[i];
-            if (x.id != pivot.id) sum += (double)x.weight;
+            if (pivot.weight > x.weight || (pivot.weight == x.weight && pivot.id < x.id)) continue;
+            sum += (double)x.weight;
             w[i] = w[end];
             w[end++] = x;
         }
-        while (w[own].id != pivot.id) own++;           /* the pivot to their end */
-        w[own] = w[end - 1];
-        w[end - 1] = pivot;
-        const int64_t count = end - low;
-        const double weight = sum + (double)pivot.weight;
-        if (count > most || (count > 1 && sum >= mass)) high = end - 1;
-        else if (count == most || weight >= mass) return end;
+        w[high - 1] = w[end];
+        w[end] = pivot;
+        if (end - low >= most || sum >= mass) high = end;
         else {
-            most -= count;
-            mass -= weight;
-            low = end;
+            most -= end + 1 - low;
+            mass -= sum + (double)pivot.weight;
+            low = end + 1;
         }
     }
-    return WRPO__MAX(high, 1);
+    return WRPO__MAX(low, 1);
 }
 static float wrpo__capped(float x, float cap) { return cap > 0 ? cap * tanhf(x / cap) : x; }
-/* A token by u in [0, 1). The weights are e^((x - max x) / temperature). Of the top_k largest, the fewest that have
-   top_p of their sum are kept; the token is the one at u of the sum of those. w [V] is for the weights. */
+/* A token by u in [0, 1). The weights w[V] are e^((x - max x) / temperature). Of the top_k largest, the fewest that
+   have top_p of their sum are kept; the token is the one at u of the sum of those. */
 static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperature, int64_t top_k, double top_p,
                           double u, wrpo__weighed *w) {
     int64_t best = 0, n = 0;
     for (int64_t i = 1; i < V; i++)
         if (x[i] > x[best]) best = i;
-    if (temperature < 1e-37) return (int32_t)best;     /* greedy, or its inverse is no float */
+    if (temperature < 1e-37) return (int32_t)best;  /* greedy, or its inverse is no float */
     const float scale = (float)(1 / temperature), top = wrpo__capped(x[best], cap);
     for (int64_t i = 0; i < V; i++) w[i] = (wrpo__weighed){expf((wrpo__capped(x[i], cap) - top) * scale), (int32_t)i};
     double total = wrpo__total_weight(w, V), sum = 0;
-    const double least = top_k ? 0 : (1 - top_p) * total / (double)V;      /* all below it have less than 1 - top_p */
+    const double least = top_k ? 0 : (1 - top_p) * total / (double)V;  /* all below it have less than 1 - top_p */
     for (int64_t i = 0; i < V; i++)
         if ((double)w[i].weight >= least) w[n++] = w[i];
     if (top_k && top_k < n) {
@@ -10001,11 +9741,18 @@ static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperatu
 }
 
 /* ---- text ---- */
-/* Writes the text of a sample and returns how many of its bytes are final: all of them once the sample is done. Before
-   that, <0xNN> tokens and an incomplete character at the end may still change. Ids without a token (a vocabulary padded
-   to a round number) have no text. */
-static size_t wrpo__draft_text(wrpo_tokenizer *tok, const wrpo__draft *d, wrpo__text *text) {
+static void wrpo__stop_if(wrpo_ctx *ctx, bool go) {
+    if (!go) wrpo__fail(ctx, WRPO_E_STOPPED, "stopped by the callback");
+}
+/* Writes a sample's text, if it is wanted, and shows what is final of it. Until the sample is done, <0xNN> tokens and
+   an incomplete character at the end may change. Ids without a token (a padded vocabulary) have no text. */
+static void wrpo__draft_text(const wrpo__generation *g, wrpo__draft *d) {
+    const wrpo_generate_desc *desc = &g->desc;
+    wrpo_tokenizer *tok = desc->tokenizer;
     int32_t *ids = NULL;
+    if (!tok || !(desc->on_text || d->done)) return;
+    wrpo__block_free(d->text.data);
+    d->text = (wrpo__text){.arena = wrpo__current};
     for (int64_t i = 0; i < stbds_arrlen(d->ids) - d->stopped; i++)
         if (d->ids[i] < tok->size && tok->tokens[d->ids[i]].text) stbds_arrput(ids, d->ids[i]);
     while (!d->done && stbds_arrlen(ids)) {
@@ -10013,52 +9760,32 @@ static size_t wrpo__draft_text(wrpo_tokenizer *tok, const wrpo__draft *d, wrpo__
         if (wrpo__byte_token(last->text, last->size) < 0) break;
         (void)stbds_arrpop(ids);
     }
-    wrpo__decode(tok, ids, stbds_arrlen(ids), true, text);
+    wrpo__decode(tok, ids, stbds_arrlen(ids), true, &d->text);
     stbds_arrfree(ids);
-    size_t size = text->size;
-    while (!d->done && size >= 3 && memcmp(text->data + size - 3, "\xEF\xBF\xBD", 3) == 0) size -= 3;
-    return size;
-}
-static void wrpo__stop_if(wrpo_ctx *ctx, bool go) {
-    if (!go) wrpo__fail(ctx, WRPO_E_STOPPED, "stopped by the callback");
-}
-static void wrpo__show_text(wrpo__generation *g, wrpo__draft *d) {
-    const wrpo_generate_desc *desc = &g->desc;
-    if (!desc->on_text || !desc->tokenizer) return;
-    wrpo__text text = {.arena = wrpo__current};
-    const size_t at = d->shown, size = wrpo__draft_text(desc->tokenizer, d, &text);
-    if (size > at) {
-        d->shown = size;
-        wrpo__stop_if(g->model->ctx, desc->on_text(d->job->prompt, d->number, text.data + at, size - at, desc->user));
-    }
-    wrpo__block_free(text.data);
+    const size_t at = d->shown;
+    size_t size = d->text.size;
+    while (!d->done && size >= 3 && memcmp(d->text.data + size - 3, "\xEF\xBF\xBD", 3) == 0) size -= 3;
+    if (!desc->on_text || size <= at) return;
+    d->shown = size;
+    wrpo__stop_if(g->model->ctx, desc->on_text(d->job->prompt, d->number, d->text.data + at, size - at, desc->user));
 }
 
 /* ---- jobs ---- */
-static void wrpo__begin_job(wrpo__generation *g) {
-    const int64_t n = g->desc.n, prompt = g->begun++;
-    const int64_t room = g->model->config.max_position_embeddings - g->prompts[prompt].count;
-    wrpo__job *job = wrpo__raw(wrpo__current, 1, sizeof *job + (size_t)n * sizeof *job->drafts);
-    *job = (wrpo__job){.prompt = prompt, .left = n, .limit = WRPO__MIN(g->sample_rows, room)};
-    job->slot = stbds_arrpop(g->free_prompts);
-    for (int64_t k = 0; k < n; k++) job->drafts[k] = (wrpo__draft){.job = job, .number = k, .slot = -1};
-    stbds_arrput(g->jobs, job);
-}
-static void wrpo__deliver(wrpo__generation *g) {       /* what is done, in the order of the prompts */
+static void wrpo__deliver(wrpo__generation *g) {  /* what is done, in the order of the prompts */
     const wrpo_generate_desc *desc = &g->desc;
     for (; stbds_arrlen(g->jobs) && g->jobs[0]->left == 0; g->delivered++) {
         wrpo__job *job = g->jobs[0];
         for (int64_t k = 0; k < desc->n; k++) {
             const wrpo__draft *d = &job->drafts[k];
-            wrpo__text text = {.arena = g->texts};
-            if (desc->tokenizer) wrpo__draft_text(desc->tokenizer, d, &text);
-            g->samples[k] = (wrpo_sample){d->ids, d->logps, stbds_arrlen(d->ids), text.data, text.size, d->stopped};
+            g->samples[k] = (wrpo_sample){d->ids, d->logps, stbds_arrlen(d->ids), d->text.data, d->text.size,
+                                          d->stopped};
+            if (g->answer) wrpo__text_add(g->answer, d->text.data, d->text.size);
         }
         if (desc->on_done) wrpo__stop_if(g->model->ctx, desc->on_done(job->prompt, g->samples, desc->user));
-        wrpo__arena_clear(g->texts);
         for (int64_t k = 0; k < desc->n; k++) {
             stbds_arrfree(job->drafts[k].ids);
             stbds_arrfree(job->drafts[k].logps);
+            wrpo__block_free(job->drafts[k].text.data);
         }
         wrpo__block_free(job);
         stbds_arrdel(g->jobs, 0);
@@ -10074,7 +9801,7 @@ static void wrpo__drawn(wrpo__generation *g, wrpo__draft *d, int32_t id, float l
     g->tokens++;
     for (int64_t i = 0; i < g->desc.stop_count; i++) d->stopped = d->stopped || g->desc.stop[i] == id;
     d->done = d->stopped || stbds_arrlen(d->ids) == job->limit;
-    wrpo__show_text(g, d);
+    wrpo__draft_text(g, d);
     if (!d->done) return;
     if (d->slot >= 0) stbds_arrput(g->free_samples, d->slot);
     if (--job->left == 0) stbds_arrput(g->free_prompts, job->slot);
@@ -10107,10 +9834,11 @@ static void wrpo__pack_draft(wrpo__generation *g, wrpo__draft *d) {
     wrpo__pack_rows(r, d->ids + n - 1, 1, P + n - 1, (wrpo_seg){0, 0, prefix, prefix + P, own, own + n});
 }
 static void wrpo__pack_step(wrpo__generation *g) {
-    int64_t coming = 0;              /* samples of begun prompts that have no slot yet */
+    const int64_t n = g->desc.n;
+    int64_t coming = 0;  /* samples of begun prompts that have no slot yet */
     wrpo__pack_begin(g->run);
     for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++)
-        for (int64_t k = 0; k < g->desc.n; k++) {
+        for (int64_t k = 0; k < n; k++) {
             wrpo__draft *d = &g->jobs[i]->drafts[k];
             const bool waits = d->slot < 0 && stbds_arrlen(d->ids) > 0;
             if (d->done) continue;
@@ -10119,8 +9847,13 @@ static void wrpo__pack_step(wrpo__generation *g) {
             else coming++;
         }
     while (g->begun < g->count && coming < stbds_arrlen(g->free_samples) && stbds_arrlen(g->free_prompts)) {
-        wrpo__begin_job(g);
-        coming += g->desc.n;
+        wrpo__job *job = wrpo__raw(wrpo__current, 1, sizeof *job + (size_t)n * sizeof *job->drafts);
+        const int64_t room = g->model->config.max_position_embeddings - g->prompts[g->begun].count;
+        *job = (wrpo__job){.prompt = g->begun++, .left = n, .limit = WRPO__MIN(g->sample_rows, room)};
+        job->slot = stbds_arrpop(g->free_prompts);
+        for (int64_t k = 0; k < n; k++) job->drafts[k] = (wrpo__draft){.job = job, .number = k, .slot = -1};
+        stbds_arrput(g->jobs, job);
+        coming += n;
     }
     for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++) wrpo__pack_job(g, g->jobs[i]);
     wrpo__pack_end(g->run);
@@ -10142,27 +9875,26 @@ static int32_t wrpo__next_token(const wrpo__generation *g, const wrpo__draft *d,
 static void wrpo__generate_step(wrpo__generation *g) {
     wrpo__run *r = g->run;
     wrpo_ctx *ctx = g->model->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
     const int64_t V = g->model->config.vocab_size;
     wrpo__pack_step(g);
-    /* Steps that only decode, one row a segment, have a key that comes back. What differs (ids, positions, rows of the
-       cache, segments) is in the backend's memory: packing has put it there. */
+    /* Steps that only decode, one row a segment, have a key that comes back. What differs is in the backend's memory:
+       packing has put it there. */
     const int64_t key[4] = {(int64_t)(uintptr_t)r, r->n, r->n_segs, r->n_targets};
-    if (be->replay && r->n_segs == r->n) be->replay(ctx->dev, key, wrpo__step_ops, r);
+    if (r->be->replay && r->n_segs == r->n) r->be->replay(r->dev, key, wrpo__step_ops, r);
     else wrpo__step_ops(r);
     for (int64_t t = 0; t < r->n_targets; t += r->shape.chunk) {
         const int64_t count = WRPO__MIN(r->shape.chunk, r->n_targets - t);
         if (t) wrpo__logits(r, t, count);
-        be->get(ctx->dev, g->logits, r->logits, (size_t)(count * V) * sizeof *g->logits);
+        r->be->get(r->dev, g->logits, r->logits, (size_t)(count * V) * sizeof *g->logits);
         wrpo__sync(ctx);
         WRPO__PARFOR((int)WRPO__MIN(ctx->desc.threads, count))
         for (int64_t i = 0; i < count; i++)
             r->h_target_id[t + i] = wrpo__next_token(g, g->draws[t + i], g->logits + i * V, g->weights + i * V);
-        be->put(ctx->dev, r->target_id + t, r->h_target_id + t, (size_t)count * sizeof *r->h_target_id);
-        be->logprob(ctx->dev, r->logp + t, r->target_lse + t, r->logits, r->target_id + t, count, V,
-                    (float)g->model->config.final_logit_softcapping);
+        r->be->put(r->dev, r->target_id + t, r->h_target_id + t, (size_t)count * sizeof *r->h_target_id);
+        r->be->logprob(r->dev, r->logp + t, r->target_lse + t, r->logits, r->target_id + t, count, V,
+                       (float)g->model->config.final_logit_softcapping);
     }
-    be->get(ctx->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof *r->h_logp);
+    r->be->get(r->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof *r->h_logp);
     wrpo__sync(ctx);
     for (int64_t t = 0; t < r->n_targets; t++) wrpo__drawn(g, g->draws[t], r->h_target_id[t], r->h_logp[t]);
     wrpo__deliver(g);
@@ -10170,7 +9902,7 @@ static void wrpo__generate_step(wrpo__generation *g) {
 }
 
 /* ---- memory, and the loop ---- */
-static size_t wrpo__room(const wrpo_ctx *ctx) {        /* bytes that may still be taken */
+static size_t wrpo__room(const wrpo_ctx *ctx) {  /* bytes that may still be taken */
     const size_t limit = ctx->desc.memory_limit;
     const size_t room = ctx->desc.backend->room ? ctx->desc.backend->room(ctx->dev) : SIZE_MAX;
     return limit ? WRPO__MIN(room, limit - WRPO__MIN(limit, ctx->bytes)) : room;
@@ -10193,45 +9925,36 @@ static wrpo__shape wrpo__generation_shape(wrpo__generation *g) {
         shape = wrpo__with_adapter(shape, g->model);
         wrpo__run_layout(ctx, c, &shape, &run, &need);
         const bool possible = shape.cache <= INT32_MAX && !need.overflow;
-        if (possible && need.used <= wrpo__room(ctx)) {
-            if (batch < wanted)
-                wrpo__log(ctx, WRPO_LOG_INFO, "memory for %lld samples at once, not %lld", (long long)batch,
-                          (long long)wanted);
-            return shape;
-        }
+        const bool fits = possible && need.used <= wrpo__room(ctx);
+        if (fits && batch < wanted)
+            wrpo__log(ctx, WRPO_LOG_INFO, "memory for %lld samples at once, not %lld", (long long)batch,
+                      (long long)wanted);
+        if (fits) return shape;
         if (batch > 1) continue;
-        if (possible && ctx->desc.backend->host && !ctx->desc.memory_limit) return shape;      /* a host may swap */
+        if (possible && ctx->desc.backend->host && !ctx->desc.memory_limit) return shape;  /* a host may swap */
         wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: one sample at a time takes %.3f GiB, there are %.3f; want fewer "
                    "tokens", wrpo__gib(need.used), wrpo__gib(wrpo__room(ctx)));
     }
 }
 static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
-                           const wrpo_generate_desc *desc) {
+                           const wrpo_generate_desc *desc, wrpo__text *answer) {
     wrpo__arena *arena = wrpo__current;
-    const wrpo_config *c = &model->config;
     wrpo__generation *g = WRPO__NEW(arena, wrpo__generation);
-    *g = (wrpo__generation){.model = model, .desc = wrpo_generate_defaults(desc), .prompts = prompts, .count = count};
+    *g = (wrpo__generation){.model = model, .desc = wrpo_generate_defaults(desc), .prompts = prompts, .count = count,
+                            .answer = answer};
     wrpo_generate_desc *d = &g->desc;
     wrpo__generate_check(g);
     if (!d->stop) {
-        int32_t *stop = wrpo__stop_tokens(model, d->tokenizer);
-        d->stop = stop;
-        d->stop_count = stbds_arrlen(stop);
-    }
-    int64_t shortest = c->max_position_embeddings;
-    for (int64_t i = 0; i < count; i++) {
-        g->prompt_rows = WRPO__MAX(g->prompt_rows, prompts[i].count);
-        shortest = WRPO__MIN(shortest, prompts[i].count);
+        d->stop = wrpo__stop_tokens(model, d->tokenizer);
+        d->stop_count = stbds_arrlen(d->stop);
     }
     if (count == 0) return;
-    g->sample_rows = WRPO__MIN(d->max_tokens, c->max_position_embeddings - shortest);
     if (count <= d->batch / d->n) d->batch = count * d->n;
     const wrpo__shape shape = wrpo__generation_shape(g);
-    const size_t logits = (size_t)(shape.chunk * c->vocab_size);
+    const size_t logits = (size_t)(shape.chunk * model->config.vocab_size);
     g->run = wrpo__run_new(arena, model, &shape);
     for (int64_t i = g->prompt_slots; i-- > 0;) stbds_arrput(g->free_prompts, i);
     for (int64_t i = d->batch; i-- > 0;) stbds_arrput(g->free_samples, i);
-    g->texts = wrpo__sub_arena(arena);
     g->samples = wrpo__alloc(arena, (size_t)d->n, sizeof *g->samples);
     g->draws = wrpo__raw(arena, (size_t)shape.rows, sizeof(wrpo__draft *));
     g->logits = wrpo__raw(arena, logits, sizeof *g->logits);
@@ -10240,7 +9963,7 @@ static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_
 }
 WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
                                    const wrpo_generate_desc *desc) {
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__generate(model, prompts, count, desc));
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__generate(model, prompts, count, desc, NULL));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -10265,104 +9988,79 @@ WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int
 }
 
 /* ---- hidden states and logits of one sequence of token ids ---- */
-static void wrpo__hidden(wrpo__arena *temp, wrpo_model *model, const int32_t *ids, int64_t count, float *hidden,
-                         float *logits) {
+/* The hidden states of n rows, from `row` on, as floats. */
+static void wrpo__hidden_rows(const wrpo__run *r, int64_t row, int64_t n, float *out) {
+    const int64_t D = r->model->config.hidden_size;
+    r->be->get(r->dev, out, wrpo__at(r->be, r->y, row * D), (size_t)(n * D) * (size_t)r->be->act_bytes);
+    for (int64_t i = n * D - 1; r->be->act_bytes == 2 && i >= 0; i--) {  /* bfloat16, in the first half of out */
+        uint16_t half;
+        memcpy(&half, (const char *)out + 2 * i, sizeof half);
+        out[i] = wrpo__float_of(half);
+    }
+}
+static void wrpo__hidden(wrpo_model *model, const int32_t *ids, int64_t count, float *hidden, float *logits) {
     wrpo_ctx *ctx = model->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    const int64_t D = model->config.hidden_size, V = model->config.vocab_size;
+    const int64_t V = model->config.vocab_size;
     const float cap = (float)model->config.final_logit_softcapping;
     if (count < 1) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_hidden: want at least one token id, found %lld", (long long)count);
-    for (int64_t i = 0; i < count; i++)
-        if (ids[i] < 0 || ids[i] >= V)
-            wrpo__fail(ctx, WRPO_E_FORMAT, "wrpo_hidden: token id %d is outside the model's vocabulary of %lld",
-                       (int)ids[i], (long long)V);
+    wrpo__check_ids(ctx, V, ids, count, "wrpo_hidden: sequence", NULL, 1);
     const wrpo__shape shape = {.rows = count, .chunk = wrpo__head_chunk(ctx, &model->config, count)};
-    wrpo__run *r = wrpo__run_new(temp, model, &shape);
+    wrpo__run *r = wrpo__run_new(wrpo__current, model, &shape);
     wrpo__pack_begin(r);
     wrpo__pack_rotary(r, count);
     wrpo__pack_seg(r, ids, count, 0, 0, 0);
     for (int64_t i = 0; logits && i < count; i++) wrpo__pack_target(r, i, 0);
     wrpo__pack_end(r);
     wrpo__trunk(r);
-    if (hidden) {                    /* as the backend has them: float, or bfloat16 in the first half of the array */
-        be->get(ctx->dev, hidden, r->y, (size_t)(count * D) * (size_t)be->act_bytes);
-        for (int64_t i = count * D - 1; be->act_bytes == 2 && i >= 0; i--) {
-            uint16_t half;
-            memcpy(&half, (const char *)hidden + 2 * i, sizeof half);
-            hidden[i] = wrpo__float_of(half);
-        }
-    }
+    if (hidden) wrpo__hidden_rows(r, 0, count, hidden);
     for (int64_t t = 0, n; t < r->n_targets; t += n) {
         n = WRPO__MIN(shape.chunk, r->n_targets - t);
         wrpo__logits(r, t, n);
-        be->get(ctx->dev, logits + t * V, wrpo__logits_at(r, t), (size_t)(n * V) * sizeof *logits);
+        r->be->get(r->dev, logits + t * V, wrpo__logits_at(r, t), (size_t)(n * V) * sizeof *logits);
     }
     wrpo__sync(ctx);
-    for (int64_t i = 0; logits && cap > 0 && i < count * V; i++) logits[i] = cap * tanhf(logits[i] / cap);
+    for (int64_t i = 0; logits && cap > 0 && i < count * V; i++) logits[i] = wrpo__capped(logits[i], cap);
 }
 WRPO_API wrpo_result wrpo_hidden(wrpo_model *model, const int32_t *ids, int64_t count, float *hidden, float *logits) {
     wrpo_ctx *ctx = model->ctx;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__hidden(wrpo__current, model, ids, count, hidden, logits));
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__hidden(model, ids, count, hidden, logits));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- a prompt's text in, the answer's text out ---- */
-typedef struct wrpo__answering { wrpo_ctx *ctx; const wrpo_generate_desc *desc; char **answer; } wrpo__answering;
-static bool wrpo__answer_text(int64_t prompt, int64_t sample, const char *utf8, size_t size, void *user) {
-    const wrpo__answering *a = user;
-    return !a->desc->on_text || a->desc->on_text(prompt, sample, utf8, size, a->desc->user);
-}
-static bool wrpo__answer_done(int64_t prompt, const wrpo_sample *sample, void *user) {
-    const wrpo__answering *a = user;
-    *a->answer = wrpo__handout(a->ctx, sample->text, sample->size);
-    return !a->desc->on_done || a->desc->on_done(prompt, sample, a->desc->user);
-}
-static bool wrpo__answer_step(int64_t prompts, int64_t tokens, void *user) {
-    const wrpo__answering *a = user;
-    return !a->desc->on_step || a->desc->on_step(prompts, tokens, a->desc->user);
-}
-static void wrpo__answer_prompt(wrpo__arena *temp, wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
+static void wrpo__answer_prompt(wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
                                 const wrpo_generate_desc *desc, char **answer) {
-    desc = desc ? desc : &(wrpo_generate_desc){0};
-    wrpo__answering a = {model->ctx, desc, answer};
-    wrpo_generate_desc d = *desc;
-    wrpo_json text = {.kind = WRPO_JSON_STRING, .key = "prompt", .key_size = 6, .text = prompt, .size = strlen(prompt)};
-    const wrpo_json record = {.kind = WRPO_JSON_OBJECT, .count = 1, .child = &text};
+    wrpo__text text = {.arena = wrpo__current};
+    wrpo_json said = {.kind = WRPO_JSON_STRING, .key = "prompt", .key_size = 6, .text = prompt, .size = strlen(prompt)};
+    const wrpo_json record = {.kind = WRPO_JSON_OBJECT, .count = 1, .child = &said};
+    wrpo_prompt one = {.stream = wrpo__hash(0, prompt, said.size)};
+    wrpo_generate_desc d = {0};
     int32_t *ids;
-    wrpo_prompt one = {.stream = wrpo__hash(0, prompt, text.size)};
-    if (tok->ctx != model->ctx)
-        wrpo__fail(model->ctx, WRPO_E_ARG, "wrpo_answer: want a tokenizer of the model's context");
-    wrpo__cleanup *owner = wrpo__on_free(temp, wrpo__block_free, NULL);
-    wrpo__rethrow(model->ctx, wrpo_tokenizer_prompt(tok, NULL, &record, &ids, &one.count));
-    one.ids = owner->p = ids;
+    if (desc) d = *desc;
     d.tokenizer = tok;
     d.n = 1;
-    d.on_text = desc->on_text ? wrpo__answer_text : NULL;
-    d.on_done = wrpo__answer_done;
-    d.on_step = wrpo__answer_step;
-    d.user = &a;
-    wrpo__rethrow(model->ctx, wrpo_generate(model, &one, 1, &d));
+    if (tok->ctx != model->ctx)
+        wrpo__fail(model->ctx, WRPO_E_ARG, "wrpo_answer: want a tokenizer of the model's context");
+    wrpo__cleanup *owner = wrpo__on_free(wrpo__current, wrpo__block_free, NULL);
+    wrpo__rethrow(model->ctx, wrpo_tokenizer_prompt(tok, NULL, &record, &ids, &one.count));
+    one.ids = owner->p = ids;
+    wrpo__generate(model, &one, 1, &d, &text);
+    *answer = wrpo__handout(model->ctx, text.data, text.size);
 }
 WRPO_API wrpo_result wrpo_answer(wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
                                  const wrpo_generate_desc *desc, char **answer) {
-    wrpo_ctx *ctx = model->ctx;
     *answer = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true,
-               wrpo__answer_prompt(wrpo__current, model, tok, prompt, desc, answer));
-    if (wrpo__entry.failed) {
-        wrpo__block_free(*answer);
-        *answer = NULL;
-    }
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__answer_prompt(model, tok, prompt, desc, answer));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ------------------------------------------------------------------------------------------- >>reward
    Reward models: the trunk of a language model, and a head on a few rows of its last hidden state. The head is computed
    on the host, in double. */
-typedef struct wrpo__dense { const float *w, *b; int64_t rows, cols; } wrpo__dense;    /* y = W x + b; b may be NULL */
+typedef struct wrpo__dense { const float *w, *b; int64_t rows, cols; } wrpo__dense;  /* y = W x + b; b may be NULL */
 enum { WRPO__GATE_LAYERS = 16 };
-typedef struct wrpo__gate {          /* ArmoRM (Wang et al. 2024): objectives weighed by what the prompt is about */
-    wrpo__dense regression, transform, layer[WRPO__GATE_LAYERS];       /* transform: [objectives, objectives], r' M */
+typedef struct wrpo__gate {  /* ArmoRM (Wang et al. 2024): objectives weighed by what the prompt is about */
+    wrpo__dense regression, transform, layer[WRPO__GATE_LAYERS];  /* transform: [objectives, objectives], r' M */
     int64_t layers, widest;
     double scale, temperature;
 } wrpo__gate;
@@ -10370,11 +10068,11 @@ struct wrpo_reward {
     wrpo_ctx *ctx;
     wrpo__arena *arena, *run_arena;  /* run_arena: of the run, which grows */
     wrpo_model *model;
-    wrpo_tokenizer *tok;             /* NULL: the directory has none, ids only */
+    wrpo_tokenizer *tok;  /* NULL: the directory has none, ids only */
     wrpo__run *run;
-    wrpo__dense score;               /* its row `label` is the reward */
-    int64_t label, micro_tokens;
+    wrpo__dense score;  /* the row that is asked for */
     wrpo__gate gate;
+    int64_t micro_tokens;
     bool warned;
 };
 static void wrpo__dense_apply(const wrpo__dense *l, const double *x, double *y) {
@@ -10387,8 +10085,9 @@ static void wrpo__dense_apply(const wrpo__dense *l, const double *x, double *y) 
 static double wrpo__gated_score(const wrpo__gate *g, const double *last, const double *prompt, double *scratch) {
     const int64_t n = g->regression.rows;
     double *x = scratch, *y = x + g->widest, *r = y + g->widest, most = -INFINITY, sum = 0, score = 0;
+    wrpo__dense_apply(&g->regression, last, r);
     memcpy(x, prompt, (size_t)g->layer[0].cols * sizeof *x);
-    for (int64_t l = 0; l < g->layers; l++) {          /* x = the gate's logits of the objectives */
+    for (int64_t l = 0; l < g->layers; l++) {  /* x = the gate's logits of the objectives */
         double *swap = x;
         wrpo__dense_apply(&g->layer[l], x, y);
         for (int64_t k = 0; l + 1 < g->layers && k < g->layer[l].rows; k++) y[k] = y[k] > 0 ? y[k] : 0;
@@ -10396,102 +10095,95 @@ static double wrpo__gated_score(const wrpo__gate *g, const double *last, const d
         y = swap;
     }
     for (int64_t j = 0; j < n; j++) most = fmax(most, x[j] / g->temperature);
-    for (int64_t j = 0; j < n; j++) {
-        x[j] = exp(x[j] / g->temperature - most);
-        sum += x[j];
-    }
-    wrpo__dense_apply(&g->regression, last, r);
-    for (int64_t j = 0; j < n; j++) {                  /* sum_j softmax_j scale (r' M)_j */
+    for (int64_t j = 0; j < n; j++) {  /* sum_j softmax_j scale (r' M)_j */
+        const double weight = exp(x[j] / g->temperature - most);
         double adjusted = 0;
         for (int64_t i = 0; i < n; i++) adjusted += r[i] * (double)g->transform.w[i * n + j];
-        score += x[j] / sum * g->scale * adjusted;
+        score += weight * g->scale * adjusted;
+        sum += weight;
     }
-    return score;
+    return score / sum;
 }
 
 /* ---- load ---- */
-/* A tensor of the head as floats; rows, cols 0: any number; cols -1: a vector. */
-static wrpo__dense wrpo__head_tensor(wrpo_reward *r, const wrpo_tensors *t, const char *name, int64_t rows,
-                                     int64_t cols) {
+/* The tensor `name`, which must have this shape (-1: any number) and this dtype (NULL: one of floats). */
+static const wrpo_tensor_info *wrpo__need_tensor(const wrpo_tensors *t, const char *file, const char *name,
+                                                 const char *dtype, int ndim, const int64_t *shape) {
+    wrpo_ctx *ctx = t->arena->ctx;
     const wrpo_tensor_info *info = wrpo_tensors_find(t, name);
-    const int64_t shape[2] = {rows, cols};
-    const int ndim = cols < 0 ? 1 : 2;
     char want[80], found[160];
-    if (!info)
-        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s is missing: a reward model of this architecture has it",
-                   r->model->dir, name);
-    bool fits = info->ndim == ndim;
-    for (int k = 0; fits && k < ndim; k++) fits = info->shape[k] > 0 && (shape[k] == 0 || info->shape[k] == shape[k]);
+    if (!info) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s is missing", file, name);
+    bool fits = info->ndim == ndim && (!dtype || !strcmp(info->dtype, dtype));
+    for (int k = 0; fits && k < ndim; k++) fits = shape[k] < 0 ? info->shape[k] > 0 : info->shape[k] == shape[k];
     wrpo__shape_text(want, sizeof want, ndim, shape);
     wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
     if (!fits)
-        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s: want %s (0: any number), found %s", info->file, name, want, found);
-    if (strcmp(info->dtype, "F32") && strcmp(info->dtype, "BF16") && strcmp(info->dtype, "F16"))
-        wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, name,
-                   info->dtype);
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s %s", info->file, name,
+                   dtype ? dtype : "floats (-1: any number)", want, info->dtype, found);
+    if (!dtype) wrpo__need_float(info);
+    return info;
+}
+/* A tensor of the head; rows, cols -1: any number; cols 0: a vector. */
+static wrpo__dense wrpo__head_tensor(wrpo_reward *r, const wrpo_tensors *t, const char *name, int64_t rows,
+                                     int64_t cols) {
+    const int64_t shape[2] = {rows, cols};
+    const wrpo_tensor_info *info = wrpo__need_tensor(t, r->model->dir, name, NULL, cols ? 2 : 1, shape);
     float *w = wrpo__raw(r->arena, (size_t)info->count, sizeof *w);
-    wrpo__to_finite(r->ctx, w, info, 0, info->count);
-    return (wrpo__dense){w, NULL, info->shape[0], ndim == 2 ? info->shape[1] : 1};
+    wrpo__to_finite(w, info, 0, info->count);
+    return (wrpo__dense){w, NULL, info->shape[0], cols ? info->shape[1] : 1};
 }
 static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
     wrpo__gate *g = &r->gate;
     int64_t cols = r->model->config.hidden_size;
-    g->regression = wrpo__head_tensor(r, t, "regression_layer.weight", 0, cols);
+    g->regression = wrpo__head_tensor(r, t, "regression_layer.weight", -1, cols);
     g->transform = wrpo__head_tensor(r, t, "reward_transform_matrix", g->regression.rows, g->regression.rows);
     for (;; g->layers++) {
-        char name[64], bias[64];
+        const char *name = wrpo__format(r->arena, "gating.layers.%lld.weight", (long long)g->layers);
+        const char *bias = wrpo__format(r->arena, "gating.layers.%lld.bias", (long long)g->layers);
         wrpo__dense *layer = &g->layer[g->layers];
-        snprintf(name, sizeof name, "gating.layers.%lld.weight", (long long)g->layers);
-        snprintf(bias, sizeof bias, "gating.layers.%lld.bias", (long long)g->layers);
         if (!wrpo_tensors_find(t, name) && g->layers) break;
         if (g->layers == WRPO__GATE_LAYERS)
             wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: a gate of more than %d layers is not supported", r->model->dir,
                        WRPO__GATE_LAYERS);
-        *layer = wrpo__head_tensor(r, t, name, 0, cols);
-        layer->b = wrpo__head_tensor(r, t, bias, layer->rows, -1).w;
+        *layer = wrpo__head_tensor(r, t, name, -1, cols);
+        layer->b = wrpo__head_tensor(r, t, bias, layer->rows, 0).w;
         cols = layer->rows;
         g->widest = WRPO__MAX(g->widest, WRPO__MAX(cols, layer->cols));
     }
     if (cols != g->regression.rows)
         wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: the gate weighs %lld objectives, regression_layer.weight has %lld",
                    r->model->dir, (long long)cols, (long long)g->regression.rows);
-    g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", 1, -1).w;
+    g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", 1, 0).w;
     g->temperature = r->model->config.gating_temperature;
 }
-static void wrpo__free_model(void *p) { wrpo_model_free(p); }
-static void wrpo__free_tokenizer(void *p) { wrpo_tokenizer_free(p); }
 static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo_config c;
     wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
-    r->ctx = ctx;
-    r->arena = arena;
-    r->run_arena = wrpo__sub_arena(arena);
     if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_desc: dir is missing");
+    const char *dir = desc->dir;
+    const int64_t label = desc->label;
     WRPO__RANGE(desc->micro_tokens >= 0, "micro_tokens", desc->micro_tokens, "at least 1");
-    r->micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS;
-    wrpo__config_read(arena, desc->dir, &c);
+    *r = (wrpo_reward){.ctx = ctx, .arena = arena, .run_arena = wrpo__sub_arena(arena),
+                       .micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS};
+    wrpo__config_read(arena, dir, &c);
     if (c.head == WRPO_HEAD_LM)
         wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a language model has no reward head: "
-                   "want architectures of sequence classification or of a reward model", desc->dir);
-    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_model, NULL);
-    wrpo__rethrow(ctx, wrpo__model_load(ctx, &(wrpo_model_desc){.dir = desc->dir, .frozen = true}, true, &r->model));
-    owner->p = r->model;
-    if (wrpo__exists(wrpo__join(arena, desc->dir, "tokenizer.json"))) {
-        owner = wrpo__on_free(arena, wrpo__free_tokenizer, NULL);
-        wrpo__rethrow(ctx, wrpo_tokenizer_load(ctx, desc->dir, &r->tok));
-        owner->p = r->tok;
-    }
-    const wrpo_tensors *t = wrpo__tensors_in(ctx, desc->dir);
+                   "want architectures of sequence classification or of a reward model", dir);
+    r->model = wrpo__model_from(arena, &(wrpo_model_desc){.dir = dir, .frozen = true}, true);
+    if (wrpo__exists(wrpo__join(arena, dir, "tokenizer.json"))) r->tok = wrpo__tokenizer_load(arena, dir);
+    const wrpo_tensors *t = wrpo__tensors_in(ctx, dir);
     if (c.head == WRPO_HEAD_GATED) wrpo__load_gate(r, t);
     else if (c.head == WRPO_HEAD_VALUE) r->score = wrpo__head_tensor(r, t, "v_head.weight", 1, c.hidden_size);
-    else r->score = wrpo__head_tensor(r, t, "score.weight", 0, c.hidden_size);
-    const int64_t label = desc->label, rows = r->score.rows;
-    if (c.head != WRPO_HEAD_SCORE && label) wrpo__fail(ctx, WRPO_E_ARG, "label: %s has one reward only", desc->dir);
-    if (c.head == WRPO_HEAD_SCORE && (label < 0 || label > rows || (!label && rows > 1)))
-        wrpo__fail(ctx, WRPO_E_ARG, "label: score.weight has %lld rows: want the number of one, found %lld",
-                   (long long)rows, (long long)label);
-    r->label = WRPO__MAX(label, 1) - 1;
+    else {
+        r->score = wrpo__head_tensor(r, t, "score.weight", -1, c.hidden_size);
+        if (label < 0 || label > r->score.rows || (!label && r->score.rows > 1))
+            wrpo__fail(ctx, WRPO_E_ARG, "label: score.weight has %lld rows: want the number of one, found %lld",
+                       (long long)r->score.rows, (long long)label);
+        r->score.w += WRPO__MAX(label - 1, 0) * c.hidden_size;
+        r->score.rows = 1;
+    }
+    if (c.head != WRPO_HEAD_SCORE && label) wrpo__fail(ctx, WRPO_E_ARG, "label: %s has one reward only", dir);
     return r;
 }
 WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out) {
@@ -10499,55 +10191,41 @@ WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *des
     WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__reward_load(wrpo__current, desc));
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API void wrpo_reward_free(wrpo_reward *reward) {
-    if (reward) wrpo__arena_free(reward->arena);
-}
+WRPO_API void wrpo_reward_free(wrpo_reward *reward) { if (reward) wrpo__arena_free(reward->arena); }
 WRPO_API const wrpo_config *wrpo_reward_config(const wrpo_reward *reward) { return &reward->model->config; }
 
 /* ---- score ---- */
-typedef struct wrpo__batch {         /* conversations */
-    const int32_t **ids;
-    int64_t *counts, n;
-    int64_t shared;                  /* that many first tokens are the same in all; each has more */
-} wrpo__batch;
-/* The tokens of ids[n] that the head looks at: the last one, by the rule of the model's code, and for a gate where the
-   last answer's header begins, <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n of Llama 3. false: none. */
-static bool wrpo__pooled(const wrpo_config *c, const int32_t *ids, int64_t n, int64_t *last, int64_t *header) {
+typedef struct wrpo__conversation {
+    const int32_t *ids; int64_t count;
+    int64_t rows[2];  /* that the head looks at: tokens of ids, then rows of the run */
+} wrpo__conversation;
+/* Finds the tokens that the head looks at: the last one, by the rule of the model's code, and for a gate where the last
+   answer's header begins, <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n of Llama 3. false: none. */
+static bool wrpo__pooled(const wrpo_config *c, wrpo__conversation *y) {
     static const int32_t want[] = {128009, 128006, 78191, 128007, 271};
-    *last = n - 1;
-    *header = 0;
+    int64_t last = y->count - 1, header = 0;
     if (c->head == WRPO_HEAD_SCORE)
-        while (*last > 0 && ids[*last] == c->pad_token_id) --*last;
-    if (c->head != WRPO_HEAD_GATED) return true;
-    for (int64_t i = n; i-- > 0;)
-        if (ids[i] == c->pad_token_id) *last = i ? i - 1 : n - 1;
-    for (*header = n - WRPO__COUNT(want); *header >= 0 && memcmp(ids + *header, want, sizeof want);) --*header;
-    return *header >= 0;
-}
-static void wrpo__hidden_row(const wrpo__run *r, int64_t row, double *out) {
-    const wrpo_backend *be = r->model->ctx->desc.backend;
-    const int64_t D = r->model->config.hidden_size;
-    for (int64_t k = 0; k < D; k += WRPO__HALVES) {
-        const int64_t n = WRPO__MIN(D - k, WRPO__HALVES);
-        union { float whole[WRPO__HALVES]; uint16_t half[WRPO__HALVES]; } part;
-        be->get(r->model->ctx->dev, &part, wrpo__at(be, r->y, row * D + k), (size_t)n * (size_t)be->act_bytes);
-        for (int64_t i = 0; i < n; i++)
-            out[k + i] = (double)(be->act_bytes == 4 ? part.whole[i] : wrpo__float_of(part.half[i]));
+        while (last > 0 && y->ids[last] == c->pad_token_id) last--;
+    if (c->head == WRPO_HEAD_GATED) {
+        int64_t pad = 0;
+        while (pad < y->count && y->ids[pad] != c->pad_token_id) pad++;
+        last = (pad ? pad : y->count) - 1;
+        header = y->count - WRPO__COUNT(want);
+        while (header >= 0 && memcmp(y->ids + header, want, sizeof want)) header--;
     }
+    y->rows[0] = last;
+    y->rows[1] = header;
+    return header >= 0;
 }
-/* Conversation k needs rows of its own for the shared tokens: it is the first that is packed, or it has other rotary
-   frequencies than the one before. */
-static bool wrpo__shared_again(const wrpo_config *c, const wrpo__batch *b, int64_t first, int64_t k) {
-    return k == first || wrpo__rope_key(c, b->counts[k]) != wrpo__rope_key(c, b->counts[k - 1]);
-}
-/* Scores as many of the conversations from `first` on as fit, at least one. Returns where it stopped. */
-static int64_t wrpo__score_some(wrpo_reward *w, const wrpo__batch *b, int64_t first, double *rewards) {
+/* Scores as many of list[n] from `first` on as fit, at least one. Returns where it stopped. They share their first
+   P tokens, and each has more. */
+static int64_t wrpo__score_some(wrpo_reward *w, wrpo__conversation *list, int64_t first, int64_t n, int64_t P,
+                                double *rewards) {
     const wrpo_config *c = &w->model->config;
-    wrpo__arena *temp = wrpo__current;
-    const int64_t D = c->hidden_size, P = b->shared;
-    int64_t rows = 0, end = first, prefix = 0;
-    for (; end < b->n; end++) {
-        const int64_t more = b->counts[end] - (wrpo__shared_again(c, b, first, end) ? 0 : P);
+    const int64_t D = c->hidden_size;
+    int64_t rows = P, end = first;
+    for (; end < n; end++) {
+        const int64_t more = list[end].count - P;
         if (end > first && rows + more > w->micro_tokens) break;
         rows += more;
     }
@@ -10556,34 +10234,29 @@ static int64_t wrpo__score_some(wrpo_reward *w, const wrpo__batch *b, int64_t fi
         wrpo__arena_clear(w->run_arena);
         w->run = wrpo__run_new(w->run_arena, w->model, &(wrpo__shape){.rows = rows});
     }
-    int64_t (*pooled)[2] = wrpo__alloc(temp, (size_t)(end - first), sizeof *pooled);           /* rows */
-    double *hidden = wrpo__alloc(temp, (size_t)D, 2 * sizeof *hidden);
-    double *scratch = wrpo__alloc(temp, (size_t)WRPO__MAX(3 * w->gate.widest, w->score.rows), sizeof *scratch);
+    float *row = wrpo__alloc(wrpo__current, (size_t)D, sizeof *row);
+    double *hidden = wrpo__alloc(wrpo__current, (size_t)D, 2 * sizeof *hidden);
+    double *scratch = wrpo__alloc(wrpo__current, (size_t)w->gate.widest, 3 * sizeof *scratch);
     wrpo__pack_begin(w->run);
-    for (int64_t k = first; k < end; k++) {
-        int64_t *at = pooled[k - first];
-        if (wrpo__shared_again(c, b, first, k)) {
-            wrpo__pack_rotary(w->run, b->counts[k]);
-            prefix = w->run->n;
-            if (P) wrpo__pack_seg(w->run, b->ids[k], P, 0, prefix, prefix);
-        }
-        if (!wrpo__pooled(c, b->ids[k], b->counts[k], &at[0], &at[1]))
+    for (wrpo__conversation *y = list + first; y < list + end; y++) {
+        wrpo__pack_rotary(w->run, y->count);
+        if (P && y == list + first) wrpo__pack_seg(w->run, y->ids, P, 0, 0, 0);
+        if (!wrpo__pooled(c, y))
             wrpo__fail(w->ctx, WRPO_E_FORMAT, "conversation %lld: want the header of an assistant's answer, which the "
-                       "gate of this reward model looks for, found none", (long long)k + 1);
-        for (int i = 0; i < 2; i++) at[i] += at[i] < P ? prefix : w->run->n - P;
-        wrpo__pack_seg(w->run, b->ids[k] + P, b->counts[k] - P, P, prefix, prefix + P);
+                       "gate of this reward model looks for, found none", (long long)(y - list) + 1);
+        for (int i = 0; i < 2; i++)
+            if (y->rows[i] >= P) y->rows[i] += w->run->n - P;
+        wrpo__pack_seg(w->run, y->ids + P, y->count - P, P, 0, P);
     }
     wrpo__pack_end(w->run);
     wrpo__trunk(w->run);
     for (int64_t k = first; k < end; k++) {
-        wrpo__hidden_row(w->run, pooled[k - first][0], hidden);
-        if (c->head == WRPO_HEAD_GATED) {
-            wrpo__hidden_row(w->run, pooled[k - first][1], hidden + D);
-            rewards[k] = wrpo__gated_score(&w->gate, hidden, hidden + D, scratch);
-        } else {
-            wrpo__dense_apply(&w->score, hidden, scratch);
-            rewards[k] = scratch[w->label];
+        for (int i = 0; i < 2; i++) {
+            wrpo__hidden_rows(w->run, list[k].rows[i], 1, row);
+            for (int64_t d = 0; d < D; d++) hidden[i * D + d] = (double)row[d];
         }
+        if (c->head == WRPO_HEAD_GATED) rewards[k] = wrpo__gated_score(&w->gate, hidden, hidden + D, scratch);
+        else wrpo__dense_apply(&w->score, hidden, &rewards[k]);
         if (!isfinite(rewards[k]))
             wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "conversation %lld: the reward is not a finite number",
                        (long long)k + 1);
@@ -10593,19 +10266,17 @@ static int64_t wrpo__score_some(wrpo_reward *w, const wrpo__batch *b, int64_t fi
 }
 static void wrpo__score_ids(wrpo_reward *w, const int32_t *const *ids, const int64_t *counts, int64_t n,
                             double *rewards) {
-    wrpo__arena *temp = wrpo__current;
     const wrpo_config *c = &w->model->config;
-    wrpo__batch b = {.n = n, .shared = INT64_MAX};
-    b.ids = wrpo__alloc(temp, (size_t)n, sizeof *b.ids);
-    b.counts = wrpo__alloc(temp, (size_t)n, sizeof *b.counts);
+    wrpo__conversation *list = wrpo__alloc(wrpo__current, (size_t)n, sizeof *list);
+    int64_t shared = INT64_MAX;  /* that many first tokens, and their angles, are the same in all */
     for (int64_t k = 0; k < n; k++) {
         int64_t count = counts[k], same = 0;
         const int32_t *own = ids[k];
         if (count < 1)
             wrpo__fail(w->ctx, WRPO_E_ARG, "conversation %lld: want at least one token, found none", (long long)k + 1);
-        wrpo__check_ids(w->model->ctx, w->model->config.vocab_size, own, count, "conversation", NULL, k + 1);
+        wrpo__check_ids(w->ctx, c->vocab_size, own, count, "conversation", NULL, k + 1);
         if (c->head == WRPO_HEAD_VALUE && own[count - 1] != c->reward_token_id) {
-            int32_t *longer = wrpo__alloc(temp, (size_t)count + 1, sizeof *longer);
+            int32_t *longer = wrpo__alloc(wrpo__current, (size_t)count + 1, sizeof *longer);
             memcpy(longer, own, (size_t)count * sizeof *longer);
             longer[count++] = (int32_t)c->reward_token_id;
             own = longer;
@@ -10615,17 +10286,16 @@ static void wrpo__score_ids(wrpo_reward *w, const int32_t *const *ids, const int
                       "max_position_embeddings %lld", (long long)count, (long long)c->max_position_embeddings);
             w->warned = true;
         }
-        b.ids[k] = own;
-        b.counts[k] = count;
-        while (same < b.shared && same < count - 1 && own[same] == b.ids[0][same]) same++;
-        b.shared = same;
+        list[k] = (wrpo__conversation){.ids = own, .count = count};
+        if (wrpo__rope_key(c, count) != wrpo__rope_key(c, list[0].count)) shared = 0;
+        while (same < shared && same < count - 1 && own[same] == list[0].ids[same]) same++;
+        shared = same;
     }
-    for (int64_t at = 0; at < n;) at = wrpo__score_some(w, &b, at, rewards);
+    for (int64_t at = 0; at < n;) at = wrpo__score_some(w, list, at, n, shared, rewards);
 }
 WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts,
                                            int64_t n, double *rewards) {
-    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true,
-               wrpo__score_ids(reward, ids, counts, n, rewards));
+    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true, wrpo__score_ids(reward, ids, counts, n, rewards));
     return wrpo__end(&wrpo__entry);
 }
 /* answers[n]: strings. Errors name the line and record of in. */
@@ -10633,18 +10303,16 @@ static void wrpo__score_answers(wrpo_reward *w, wrpo__reading *in, const wrpo_js
                                 int64_t n, double *rewards) {
     wrpo__arena *temp = wrpo__current;
     if (!w->tok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: tokenizer.json: want it to score texts, found none", w->model->dir);
-    const wrpo_json **list = wrpo__messages(in, prompt, "user", "prompt");
+    const wrpo_json *list = wrpo__messages(prompt, "user");
     int32_t **ids = wrpo__alloc(temp, (size_t)n, sizeof *ids);
     int64_t *counts = wrpo__alloc(temp, (size_t)n, sizeof *counts);
     in->tok = w->tok;
-    in->tokenizing = true;
     for (int64_t k = 0; k < n; k++) {
         const wrpo__text text = wrpo__render(in, list, wrpo__message_of("assistant", &answers[k]), false);
         wrpo__encode(w->tok, text.data, text.size, 0, &ids[k]);
         counts[k] = stbds_arrlen(ids[k]);
     }
     wrpo__score_ids(w, (const int32_t *const *)ids, counts, n, rewards);
-    in->tokenizing = false;
 }
 static void wrpo__reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers, int64_t n,
                                double *rewards) {
@@ -10664,74 +10332,65 @@ WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *pro
 
 /* ---- a file of candidates ---- */
 enum { WRPO__SOURCES, WRPO__TARGETS };
-typedef struct wrpo__listed { wrpo_json *json; int list; } wrpo__listed;
-/* The responses of a line: the members of its lists or, if `alone` allows it and it has "content", the line itself.
-   An stb array; *found: there is one of the three. */
-static wrpo__listed *wrpo__responses(wrpo_ctx *ctx, const char *path, wrpo_json *root, bool alone, bool *found) {
-    static const char *const keys[] = {"sources", "target"};
-    wrpo__listed *out = NULL, c = {root, WRPO__TARGETS};
-    *found = alone && wrpo__present(root, "content");
-    if (*found) {
-        stbds_arrput(out, c);
-        return out;
-    }
-    for (c.list = 0; c.list < 2; c.list++) {
-        const wrpo_json *all = wrpo__json_maybe(ctx, path, root, keys[c.list], WRPO_JSON_ARRAY);
-        if (!all) continue;
-        *found = true;
-        for (c.json = all->child; c.json; c.json = c.json->next) stbds_arrput(out, c);
-    }
-    return out;
+static const char *const wrpo__lists[] = {"sources", "target"};  /* of responses, in a line */
+/* A new member at the end; text: of a string or a number. */
+static wrpo_json *wrpo__json_add(wrpo_json *parent, const char *key, wrpo_json_kind kind, const char *text) {
+    const wrpo_json v = {.kind = kind, .text = text, .size = strlen(text)};
+    return wrpo__json_put(parent, &v, key);
 }
-/* In place of the reward that it has, if any; as its last member. */
 static void wrpo__set_reward(wrpo_json *entry, double reward) {
+    wrpo_json *m = entry->child;
+    while (m && strcmp(m->key, "reward")) m = m->next;
+    if (!m) m = wrpo__json_add(entry, "reward", WRPO_JSON_NUMBER, "");
+    m->kind = WRPO_JSON_NUMBER;
+    m->text = wrpo__number_text(reward);
+    m->size = strlen(m->text);
+}
+static void wrpo__write_line(wrpo__writer *w, const wrpo_json *line) {
     wrpo__text text = {.arena = wrpo__current};
-    wrpo_json *number = WRPO__NEW(wrpo__current, wrpo_json);
-    for (wrpo_json **m = &entry->child; *m;) {
-        if (strcmp((*m)->key, "reward")) m = &(*m)->next;
-        else *m = (*m)->next;
-    }
-    wrpo__json_number(&text, reward);
-    *number = (wrpo_json){.kind = WRPO_JSON_NUMBER, .key = "reward", .text = text.data, .size = text.size};
-    number->key_size = strlen(number->key);
-    wrpo__json_append(entry, number);
+    wrpo__json_write(&text, line);
+    wrpo__text_puts(&text, "\n");
+    wrpo__write(w, text.data, text.size);
 }
 typedef struct wrpo__scoring {
     wrpo_reward *reward; bool rescore;
     wrpo__reading in; wrpo__writer *out;
-    wrpo_reward_file_stats *stats;   /* mean: the sum */
+    wrpo_reward_file_stats *stats;  /* mean: the sum */
 } wrpo__scoring;
-static void wrpo__score_root(wrpo__scoring *s, wrpo_json *root) {
-    wrpo_ctx *ctx = s->in.ctx;
+static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
     const char *path = s->in.desc.path;
     wrpo_reward_file_stats *stats = s->stats;
-    wrpo_json *texts = NULL;         /* stb array: of what has no reward that counts, list[0..n) */
-    bool found;
+    wrpo_json **list = NULL, *texts = NULL;  /* stb arrays: responses, and the texts of list[0..n), which are scored */
+    s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
+    wrpo_json *root = wrpo__json_parse(wrpo__current, path, s->in.line, line, size);
     wrpo__read_head(&s->in, root);
-    wrpo__listed *list = wrpo__responses(ctx, path, root, true, &found);
+    const bool alone = wrpo__present(root, "content");
+    if (alone) stbds_arrput(list, root);
+    for (int k = 0; k < 2 && !alone; k++) {
+        const wrpo_json *all = wrpo__maybe(root, wrpo__lists[k], WRPO_JSON_ARRAY);
+        for (wrpo_json *v = all ? all->child : NULL; v; v = v->next) stbds_arrput(list, v);
+    }
     const int64_t all = stbds_arrlen(list);
     if (!all)
-        wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root,
+        wrpo__wrong(root,
                         "want responses in \"sources\" or \"target\", or a \"content\", found none");
-    for (int64_t i = 0, n = 0; i < all; i++) {
-        const wrpo_json *content = wrpo__json_need(ctx, path, list[i].json, "content", WRPO_JSON_STRING);
-        const wrpo_json *reward = wrpo__present(list[i].json, "reward");
-        if (reward) wrpo__json_real(ctx, path, reward, NULL);
+    for (int64_t i = 0; i < all; i++) {
+        const wrpo_json *content = wrpo__need(list[i], "content", WRPO_JSON_STRING);
+        const wrpo_json *reward = wrpo__present(list[i], "reward");
+        if (reward) wrpo__real(reward, NULL);
         if (reward && !s->rescore) continue;
+        list[stbds_arrlen(texts)] = list[i];
         stbds_arrput(texts, *content);
-        list[n++] = list[i];
     }
     const int64_t n = stbds_arrlen(texts);
     double *rewards = wrpo__alloc(wrpo__current, (size_t)n, sizeof *rewards);
-    if (n) {
-        const wrpo_json *prompt = wrpo__present(root, "prompt");
-        if (!prompt)
-            wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root,
-                            "prompt: want a string, a message or an array of messages, found none");
-        wrpo__score_answers(s->reward, &s->in, prompt, texts, n, rewards);
-    }
+    const wrpo_json *prompt = wrpo__present(root, "prompt");
+    if (n && !prompt)
+        wrpo__wrong(root,
+                        "prompt: want a string, a message or an array of messages, found none");
+    if (n) wrpo__score_answers(s->reward, &s->in, prompt, texts, n, rewards);
     for (int64_t k = 0; k < n; k++) {
-        wrpo__set_reward(list[k].json, rewards[k]);
+        wrpo__set_reward(list[k], rewards[k]);
         stats->mean += rewards[k];
         stats->least = fmin(stats->least, rewards[k]);
         stats->most = fmax(stats->most, rewards[k]);
@@ -10739,19 +10398,11 @@ static void wrpo__score_root(wrpo__scoring *s, wrpo_json *root) {
     stats->prompts++;
     stats->scored += n;
     stats->kept += all - n;
-    wrpo__text line = {.arena = wrpo__current};
-    wrpo__json_write(&line, root);
-    wrpo__text_puts(&line, "\n");
-    wrpo__write(s->out, line.data, line.size);
+    wrpo__write_line(s->out, root);
 }
-static void wrpo__score_text(wrpo__scoring *s, const char *text, size_t n) {
-    s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
-    wrpo__score_root(s, wrpo__json_parse(wrpo__current, s->in.desc.path, s->in.line, text, n));
-}
-static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {      /* an entry, as in >>data */
+static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {  /* an entry, as in >>data */
     WRPO__CALL(s->in.ctx, wrpo__arena_new(s->in.ctx), true, wrpo__score_text(s, text, n));
-    if (wrpo__entry.failed && s->in.tokenizing && s->in.ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(&s->in);
-    s->in.tokenizing = false;
+    if (wrpo__entry.failed) wrpo__name_record(&s->in);
     return wrpo__end(&wrpo__entry);
 }
 static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc, wrpo_reward_file_stats *stats) {
@@ -10760,9 +10411,9 @@ static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *
     if (!desc || !desc->in || !desc->out)
         wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_file_desc: want in and out, found NULL");
     const wrpo__file *f = wrpo__open_file(wrpo__current, desc->in);
-    wrpo__scoring s = {.reward = reward, .rescore = desc->rescore, .stats = stats};
-    s.out = wrpo__create(wrpo__current, desc->out);
-    s.in = (wrpo__reading){.ctx = ctx, .desc.path = desc->in, .now = time(NULL)};
+    wrpo__scoring s = {.reward = reward, .rescore = desc->rescore, .stats = stats,
+                       .out = wrpo__create(wrpo__current, desc->out),
+                       .in = {.ctx = ctx, .desc.path = desc->in, .now = time(NULL)}};
     for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) lines++;
     if (!lines) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want lines of candidates, found none", desc->in);
     for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) {
@@ -10774,7 +10425,7 @@ static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *
                        (long long)lines);
     }
     wrpo__commit(s.out);
-    stats->mean /= (double)stats->scored;              /* NaN: none */
+    stats->mean /= (double)stats->scored;  /* NaN: none */
 }
 WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc,
                                       wrpo_reward_file_stats *out) {
@@ -10787,49 +10438,37 @@ WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_fil
    A run with files: the memory plan, the reference's cache, the state that a run goes on from, metrics, the loop. */
 
 /* ---- memory of a run: measured, and fitted into what there is ---- */
-/* Fills in gradients, moments, activations, head, recompute, logits and device: what the run takes of the backend's
-   memory beside its weights. */
-static void wrpo__measure(wrpo_ctx *ctx, const wrpo_model *model, wrpo_moments moments, int64_t recompute,
-                          bool logits, int64_t rows, wrpo_bytes *out) {
-    const wrpo_config *config = &model->config;
-    const int64_t count = model->count;
-    wrpo__shape shape = wrpo__train_shape(ctx, config, recompute, logits, rows);
+/* Fills in what a run takes of the backend's memory beside its weights, and what it recomputes. */
+static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t recompute, bool logits, int64_t rows,
+                          wrpo_bytes *out) {
+    wrpo__shape shape = wrpo__train_shape(model->ctx, &model->config, recompute, logits, rows);
     wrpo__run run = {0};
     wrpo__bump b = {0};
     shape = wrpo__with_adapter(shape, model);
-    wrpo__run_layout(ctx, config, &shape, &run, &b);
+    wrpo__run_layout(model->ctx, &model->config, &shape, &run, &b);
     if (b.overflow)
-        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space",
-                   (long long)rows);
-    out->gradients = (size_t)count * sizeof(float);
-    out->moments = 2 * wrpo_moments_bytes(moments, count);
+        wrpo__fail(model->ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address "
+                   "space", (long long)rows);
+    out->gradients = (size_t)model->count * sizeof(float);
+    out->moments = 2 * wrpo_moments_bytes(moments, model->count);
     out->head = run.head_bytes;
     out->activations = run.bytes - run.head_bytes + run.host.used;
     out->device = out->gradients + out->moments + run.bytes;
     out->recompute = shape.recompute;
     out->logits = wrpo__span(&shape) >= rows;
 }
-/* As wrpo__measure, with as little recomputed as lets the run fit into `room`, unless recompute says what is. It tries
+/* Measures with as little recomputed as lets the run fit into `room`, unless recompute says what is. It tries
      1. to recompute nothing;
      2. to recompute the logits: of all that is kept, they save the least time a byte;
-     3. to recompute layers as well, as few as do. The more, the less memory, except for the first: it brings a layer
-        of memory that all of them share.
+     3. to recompute layers as well, as few as do.
    false: it does not fit. */
-static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_model *model, wrpo_moments moments, int64_t recompute, int64_t rows,
-                      size_t room, wrpo_bytes *out) {
-    const wrpo_config *config = &model->config;
-    const bool addressable = (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)config->vocab_size;    /* all logits */
-    wrpo__measure(ctx, model, moments, recompute, recompute == 0 && addressable, rows, out);
-    if (out->device <= room) return true;
-    if (recompute) return false;
-    int64_t low = 0, high = config->num_hidden_layers; /* 2. is low = 0 */
-    while (low < high) {
-        const int64_t middle = (low + high) / 2;
-        wrpo__measure(ctx, model, moments, middle, false, rows, out);
-        if (out->device <= room) high = middle;
-        else low = middle + 1;
-    }
-    wrpo__measure(ctx, model, moments, low, false, rows, out);
+static bool wrpo__fit(const wrpo_model *model, wrpo_moments moments, int64_t recompute, int64_t rows, size_t room,
+                      wrpo_bytes *out) {
+    const wrpo_config *c = &model->config;
+    const bool addressable = (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)c->vocab_size;  /* all logits */
+    wrpo__measure(model, moments, recompute, recompute == 0 && addressable, rows, out);
+    for (int64_t layers = 0; out->device > room && !recompute && layers <= c->num_hidden_layers; layers++)
+        wrpo__measure(model, moments, layers, false, rows, out);
     return out->device <= room;
 }
 static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
@@ -10847,10 +10486,10 @@ static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wr
     wrpo__place_weights(table, &weights);
     out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)table->count * sizeof *table->low : 0);
     const int64_t rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
-    const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);    /* they may be there */
+    const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);  /* they may be there */
     out->room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
     const size_t room = out->room > out->weights ? out->room - out->weights : 0;
-    wrpo__fit(ctx, table, d.moments, d.recompute, rows, room, out);
+    wrpo__fit(table, d.moments, d.recompute, rows, room, out);
     out->device += out->weights;
     if (data) {
         const wrpo_data_stats s = data->stats;
@@ -10865,36 +10504,34 @@ WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, 
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__train_bytes(ctx, config, data, desc, adapter, out));
     return wrpo__end(&wrpo__entry);
 }
-/* What would fit: first other moments, then fewer rows at once; NULL: nothing. */
+/* What would fit: first other moments, then fewer rows at once. */
 static const char *wrpo__would_fit(const wrpo_trainer *t, size_t room) {
     const wrpo_config *c = &t->model->config;
     const wrpo__set *sets[2] = {&t->train, &t->eval};
-    int64_t least = 1;                                 /* the longest record */
+    int64_t least = 1;  /* the longest record */
     for (int i = 0; i < 2; i++)
         if (sets[i]->data) least = WRPO__MAX(least, wrpo__run_rows(c, sets[i]->data, 0, sets[i]->N, 1));
     wrpo_bytes need;
     for (int64_t n = t->rows, last = 0; n != last; last = n, n = WRPO__MAX(least, n / 2))
         for (int i = (int)t->desc.moments; wrpo_moments_name(i); i++)
-            if (wrpo__fit(t->ctx, t->model, (wrpo_moments)i, 0, n, room, &need))
-                return wrpo__format(wrpo__current, "moments in %s, %lld micro tokens and %lld of %lld layers "
-                                    "recomputed", wrpo_moments_name(i), (long long)n, (long long)need.recompute,
-                                    (long long)c->num_hidden_layers);
-    return NULL;
+            if (wrpo__fit(t->model, (wrpo_moments)i, 0, n, room, &need))
+                return wrpo__format(wrpo__current, "it would fit with moments in %s, %lld micro tokens and %lld of "
+                                    "%lld layers recomputed", wrpo_moments_name(i), (long long)n,
+                                    (long long)need.recompute, (long long)c->num_hidden_layers);
+    return "nothing that can be set makes it fit";
 }
 /* What a run takes and recomputes, or an error that says what would fit. Only the weights are in memory yet. */
 static wrpo_bytes wrpo__fitted(const wrpo_trainer *t) {
     const size_t room = wrpo__room(t->ctx);
-    const bool host = t->ctx->desc.backend->host;
+    const bool host = t->ctx->desc.backend->host, swaps = host && !t->ctx->desc.memory_limit;
     wrpo_bytes need;
-    if (wrpo__fit(t->ctx, t->model, t->desc.moments, t->desc.recompute, t->rows, room, &need)) return need;
-    if (host && !t->ctx->desc.memory_limit) return need;       /* a host may have more than it says: it can swap */
-    const char *with = wrpo__would_fit(t, room);
+    if (wrpo__fit(t->model, t->desc.moments, t->desc.recompute, t->rows, room, &need) || swaps) return need;
     wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; "
-               "%s%s", wrpo__gib(need.device), host ? "its limit has" : "the device has", wrpo__gib(room),
-               with ? "it would fit with " : "nothing that can be set makes it fit", with ? with : "");
+               "%s", wrpo__gib(need.device), host ? "its limit has" : "the device has", wrpo__gib(room),
+               wrpo__would_fit(t, room));
 }
 
-/* ---- the reference: log-probs [N, K], computed once, kept in a file under a fingerprint ---- */
+/* ---- the reference: log-probs [N, K], computed once, kept in a file under a name that tells model and data ---- */
 static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
     const wrpo_rope *p = &c->rope;
     const double numbers[] = {
@@ -10940,75 +10577,55 @@ static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data
     return wrpo__data_hash(h, data);
 }
 /* A cache that is there and whole fills set->ref; anything else is made anew. */
-static bool wrpo__reference_read(wrpo_ctx *ctx, const char *path, const char *fingerprint, const wrpo__set *set) {
+static bool wrpo__reference_read(wrpo_ctx *ctx, const char *path, const wrpo__set *set) {
     wrpo_json *root;
-    if (!wrpo__exists(path)) return false;
-    const wrpo__file *f = wrpo__open_file(wrpo__current, path);
+    double *to = set->ref;
+    if (!wrpo__disk_exists(path)) return false;
+    const wrpo__file *f = wrpo__disk_open(wrpo__current, path);
     if (wrpo_json_parse(ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
-    const wrpo_json *rows = wrpo__json_get(root, "logps"), *row = rows ? rows->child : NULL;
-    bool ok = wrpo__json_is(wrpo__json_get(root, "fingerprint"), fingerprint);
-    ok = ok && rows && rows->kind == WRPO_JSON_ARRAY && rows->count == set->N;
-    for (int64_t i = 0; ok && i < set->N; i++, row = row->next) {
-        const wrpo_json *v = row->child;
-        ok = row->kind == WRPO_JSON_ARRAY && row->count == set->K;
-        for (int k = 0; ok && k < set->K; k++, v = v->next)
-            set->ref[i * set->K + k] = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
-    }
+    const bool whole = root->kind == WRPO_JSON_ARRAY && root->count == set->N * set->K;
+    for (const wrpo_json *v = whole ? root->child : NULL; v; v = v->next)
+        *to++ = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
     wrpo_json_free(ctx, root);
-    return ok;
+    return whole;
 }
-static void wrpo__reference_write(const char *path, const char *fingerprint, const wrpo__set *set) {
-    wrpo__text t = {.arena = wrpo__current};
-    wrpo__text_printf(&t, "{\"fingerprint\": \"%s\", \"logps\": [", fingerprint);
-    for (int64_t i = 0; i < set->N; i++) {
-        wrpo__text_puts(&t, i ? ",\n[" : "\n[");
-        for (int k = 0; k < set->K; k++) {
-            if (k) wrpo__text_puts(&t, ",");
-            wrpo__json_number(&t, set->ref[i * set->K + k]);
-        }
-        wrpo__text_puts(&t, "]");
-    }
-    wrpo__text_puts(&t, "\n]}\n");
-    wrpo__writer *w = wrpo__create(wrpo__current, path);
-    wrpo__write(w, t.data, t.size);
-    wrpo__commit(w);
-}
-/* Reference log-probs of one set: from the cache in out_dir, or computed and then kept there. */
-static void wrpo__set_cached(const wrpo_trainer *t, const wrpo__set *set, wrpo_model *ref) {
-    const char *path = NULL, *fingerprint = NULL;
-    if (!set->ref) return;
-    if (t->out_dir) {
-        const unsigned long long h = wrpo__fingerprint(ref, set->data);
-        fingerprint = wrpo__format(wrpo__current, "%016llx", h);
-        path = wrpo__format(wrpo__current, "%s/reference_logps-%s.json", t->out_dir, fingerprint);
-    }
-    if (path && wrpo__reference_read(t->ctx, path, fingerprint, set)) {
-        wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
-        return;
-    }
-    wrpo__set_reference(wrpo__current, t, set, ref);
-    if (path) wrpo__reference_write(path, fingerprint, set);
-}
-/* Both sets by one reference model, which goes with the current arena. */
+/* Both sets, from the caches in out_dir (an array, a line a record), or by one model, which goes with the current
+   arena, and then kept there. */
 static void wrpo__reference(const wrpo_trainer *t) {
-    wrpo_model *ref = t->model;
-    if (t->desc.ref_dir) {
-        const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
-        wrpo__cleanup *owner = wrpo__on_free(wrpo__current, wrpo__free_model, NULL);
-        wrpo__rethrow(t->ctx, wrpo_model_load(t->ctx, &desc, &ref));
-        owner->p = ref;
+    const wrpo__set *sets[2] = {&t->train, &t->eval};
+    const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
+    wrpo_model *ref = desc.dir ? wrpo__model_from(wrpo__current, &desc, false) : t->model;
+    for (int i = 0; i < 2; i++) {
+        const wrpo__set *set = sets[i];
+        const char *path = NULL;
+        if (!set->ref) continue;
+        if (t->out_dir)
+            path = wrpo__format(wrpo__current, "%s/reference_logps-%016llx.json", t->out_dir,
+                                (unsigned long long)wrpo__fingerprint(ref, set->data));
+        if (path && wrpo__reference_read(t->ctx, path, set)) {
+            wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
+            continue;
+        }
+        wrpo__set_reference(wrpo__current, t, set, ref);
+        if (!path) continue;
+        wrpo__text text = {.arena = wrpo__current};
+        for (int64_t k = 0; k < set->N * set->K; k++) {
+            const char *before = k % set->K ? "," : ",\n";
+            wrpo__text_puts(&text, k ? before : "[");
+            wrpo__json_number(&text, set->ref[k]);
+        }
+        wrpo__text_puts(&text, "]\n");
+        wrpo__publish(wrpo__write_whole(wrpo__current, path, text.data, text.size));
     }
-    wrpo__set_cached(t, &t->train, ref);
-    wrpo__set_cached(t, &t->eval, ref);
 }
 
 /* ---- the state of a run on disk: all that the next step depends on, in one file ----
    The weights are in it too, since those beside it may be rounded. The order of records, alpha, the rate and the random
    rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory away from it. */
 #define WRPO__STATE_FILE "trainer_state.wrpo"
-enum { WRPO__STATE_FORMAT = 2 };     /* goes up when earlier states can no longer be read; format 1 had no number */
-enum { WRPO__FREE, WRPO__SAME, WRPO__SAID };
-typedef struct wrpo__setting { const char *name, *text; int rule; } wrpo__setting;
+enum { WRPO__STATE_FORMAT = 2 };  /* goes up when earlier states can no longer be read; format 1 had no number */
+enum { WRPO__SAID = 3 };  /* the last settings of the file say where the run is */
+typedef struct wrpo__setting { const char *name, *text; } wrpo__setting;
 static const char *wrpo__reference_text(const wrpo_trainer *t) {
     const wrpo__set *sets[2] = {&t->train, &t->eval};
     uint64_t h = 0;
@@ -11032,55 +10649,49 @@ static const char *wrpo__adapter_text(const wrpo_model *model) {
     return wrpo__format(wrpo__current, "r %lld, alpha %g, dropout %g, layers %016llx", (long long)lora->desc.r,
                         lora->desc.alpha, lora->desc.dropout, (unsigned long long)h);
 }
-/* What the file says of the run. SAME: a run that goes on must have the same. SAID: the file says where the run is.
-   FREE: it is not in the file. An stb_ds array. */
+/* What the file says of the run. All but the last ones must be the same in a run that goes on. An stb_ds array. */
 static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
     wrpo__arena *temp = wrpo__current;
     const wrpo_train_desc *d = &t->desc;
     const unsigned long long config = wrpo__config_hash(t->ctx, &t->model->config);
-    const struct { const char *name, *word; double number; int rule; } table[] = {
-        {"state_format", NULL, WRPO__STATE_FORMAT, WRPO__SAME},
-        {"backend", t->ctx->desc.backend->name, 0, WRPO__SAME},
-        {"dtype", wrpo__dtype_name(t->ctx->desc.dtype), 0, WRPO__SAME},
-        {"config", wrpo__format(temp, "%s %016llx", t->model->config.model_type, config), 0, WRPO__SAME},
-        {"method", wrpo_method_name((int)d->loss.method), 0, WRPO__SAME},
-        {"pair", wrpo_pair_name((int)d->loss.pair), 0, WRPO__SAME},
-        {"beta", NULL, d->loss.beta, WRPO__SAME},
-        {"label_smoothing", NULL, d->loss.label_smoothing, WRPO__SAME},
-        {"gamma_ratio", NULL, d->loss.gamma_ratio, WRPO__SAME},
-        {"ipo_sum", NULL, d->loss.ipo_sum, WRPO__SAME},
-        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), 0, WRPO__SAME},
-        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule), 0, WRPO__SAME},
-        {"moments", wrpo_moments_name((int)d->moments), 0, WRPO__SAME},
-#define WRPO__X(field, otherwise, valid, want, same) {#field, NULL, (double)d->field, same ? WRPO__SAME : WRPO__FREE},
+    const wrpo__setting table[] = {
+        {"state_format", wrpo__number_text(WRPO__STATE_FORMAT)},
+        {"backend", t->ctx->desc.backend->name},
+        {"dtype", wrpo__dtype_name(t->ctx->desc.dtype)},
+        {"config", wrpo__format(temp, "%s %016llx", t->model->config.model_type, config)},
+        {"method", wrpo_method_name((int)d->loss.method)},
+        {"pair", wrpo_pair_name((int)d->loss.pair)},
+        {"beta", wrpo__number_text(d->loss.beta)},
+        {"label_smoothing", wrpo__number_text(d->loss.label_smoothing)},
+        {"gamma_ratio", wrpo__number_text(d->loss.gamma_ratio)},
+        {"ipo_sum", wrpo__number_text(d->loss.ipo_sum)},
+        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule)},
+        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule)},
+        {"moments", wrpo_moments_name((int)d->moments)},
+#define WRPO__X(field, otherwise, valid, want, same) {same ? #field : NULL, wrpo__number_text((double)d->field)},
         WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
-        {"adapter", wrpo__adapter_text(t->model), 0, t->model->lora ? WRPO__SAME : WRPO__FREE},
-        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0, WRPO__SAME},
-        {"no_shuffle", NULL, d->no_shuffle, WRPO__SAME},
-        {"data", wrpo__set_text(&t->train), 0, WRPO__SAME},
-        {"eval_data", wrpo__set_text(&t->eval), 0, WRPO__SAME},
-        {"steps", NULL, (double)t->T, WRPO__SAME},
-        {"reference", wrpo__reference_text(t), 0, WRPO__SAID},
-        {"step", NULL, (double)t->k, WRPO__SAID},
-        {"milliseconds", NULL, WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000)), WRPO__SAID}};
+        {t->model->lora ? "adapter" : NULL, wrpo__adapter_text(t->model)},
+        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed)},
+        {"no_shuffle", wrpo__number_text(d->no_shuffle)},
+        {"data", wrpo__set_text(&t->train)},
+        {"eval_data", wrpo__set_text(&t->eval)},
+        {"steps", wrpo__number_text((double)t->T)},
+        {"reference", wrpo__reference_text(t)},
+        {"step", wrpo__number_text((double)t->k)},
+        {"milliseconds", wrpo__number_text(WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000)))}};
     wrpo__setting *out = NULL;
-    for (int64_t i = 0; i < WRPO__COUNT(table); i++) {
-        wrpo__text number = {.arena = temp};
-        if (table[i].rule == WRPO__FREE) continue;
-        if (!table[i].word) wrpo__json_number(&number, table[i].number + 0.0);         /* -0 becomes 0 */
-        const wrpo__setting s = {table[i].name, table[i].word ? table[i].word : number.data, table[i].rule};
-        stbds_arrput(out, s);
-    }
+    for (int64_t i = 0; i < WRPO__COUNT(table); i++)
+        if (table[i].name) stbds_arrput(out, table[i]);
     return out;
 }
-typedef struct wrpo__state_part {    /* a tensor of the file: a weight as floats, or moments as they are in memory */
+typedef struct wrpo__state_part {  /* a tensor of the file: a weight as floats, or moments as they are in memory */
     const char *name, *dtype;
     int ndim; int64_t shape[2];
     const wrpo_weight *w;
-    int moment;                      /* 0: the weight itself; 1, 2: m, v */
-    size_t at, bytes;                /* where it begins in the memory of moments; its bytes */
-    const char *data;                /* in a file that is read */
+    int moment;  /* 0: the weight itself; 1, 2: m, v */
+    size_t at, bytes;  /* where it begins in the memory of moments; its bytes */
+    const char *data;  /* in a file that is read */
 } wrpo__state_part;
 /* In the file's order: all weights, their first moments, their second ones. Moments in blocks are those of a run of
    weights, under the name of its first. An stb_ds array. */
@@ -11112,19 +10723,28 @@ static wrpo__state_part *wrpo__state_parts(const wrpo_trainer *t) {
         }
     return parts;
 }
-/* Moves a piece of a part out of the run or into it, from byte `from` on, as much as piece [WRPO__PIECE] holds. Returns
-   its bytes. */
-static size_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *p, size_t from, float *piece, bool put) {
+/* All parts in pieces: out of the run and into the file w, or, if w is NULL, out of the file that is read and, if `put`
+   says so, into the run. Returns the hash h, continued over their bytes. */
+static uint64_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *parts, wrpo__writer *w, bool put,
+                                 uint64_t h) {
     const wrpo_backend *be = t->ctx->desc.backend;
-    const size_t n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
-    const int64_t first = (int64_t)(from / sizeof *piece), count = (int64_t)(n / sizeof *piece);
-    char *moments = p->moment == 1 ? t->exp_avg : t->exp_avg_sq;
-    if (put) memcpy(piece, p->data + from, n);
-    if (p->moment && put) be->put(t->ctx->dev, moments + p->at + from, piece, n);
-    else if (p->moment) be->get(t->ctx->dev, piece, moments + p->at + from, n);
-    else if (put) wrpo__weight_put(t->model, p->w, first, count, piece);
-    else wrpo__weight_get(t->model, p->w, first, count, piece);
-    return n;
+    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
+    for (const wrpo__state_part *p = parts; p < parts + stbds_arrlen(parts); p++)
+        for (size_t from = 0, n; from < p->bytes; from += n) {
+            char *moments = p->moment == 1 ? t->exp_avg : t->exp_avg_sq;
+            n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
+            const int64_t first = (int64_t)(from / sizeof *piece), count = (int64_t)(n / sizeof *piece);
+            if (!w) memcpy(piece, p->data + from, n);
+            else if (p->moment) be->get(t->ctx->dev, piece, moments + p->at + from, n);
+            else wrpo__weight_get(t->model, p->w, first, count, piece);
+            h = wrpo__hash(h, piece, n);
+            if (w) wrpo__write(w, piece, n);
+            else if (put && p->moment) be->put(t->ctx->dev, moments + p->at + from, piece, n);
+            else if (put) wrpo__weight_put(t->model, p->w, first, count, piece);
+        }
+    wrpo__sync(t->ctx);  /* a device that failed moved nothing */
+    wrpo__block_free(piece);
+    return h;
 }
 static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo_ctx *ctx = t->ctx;
@@ -11132,10 +10752,10 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
     const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE);
     const char *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
-    const wrpo__file *metrics = log && wrpo__exists(log) ? wrpo__open_file(temp, log) : NULL;
+    const wrpo__file *metrics = log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
     const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
     const wrpo__setting *settings = wrpo__state_settings(t);
-    const wrpo__state_part *parts = wrpo__state_parts(t), *end = parts + stbds_arrlen(parts);
+    const wrpo__state_part *parts = wrpo__state_parts(t), *p = parts;
     /* 1. The header. The checksum is of the metadata, then of all data. */
     uint64_t h = 0;
     int64_t at = 0;
@@ -11146,7 +10766,7 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
         h = wrpo__hash(h, settings[i].text, strlen(settings[i].text));
     }
     wrpo__text_puts(&header, "}");
-    for (const wrpo__state_part *p = parts; p < end; at += (int64_t)p->bytes, p++)
+    for (; p < parts + stbds_arrlen(parts); at += (int64_t)p->bytes, p++)
         wrpo__header_add(&header, p->name, p->dtype, p->ndim, p->shape, at, (int64_t)p->bytes);
     wrpo__header_add(&header, "metrics.jsonl", "U8", 1, &log_size, at, log_size);
     wrpo__header_add(&header, "checksum", "U8", 1, &eight, at + log_size, eight);
@@ -11154,16 +10774,9 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo__remove(ctx, path);
     wrpo__rethrow(ctx, wrpo_model_save(t->model, desc));
     /* 3. The state. */
-    float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
     wrpo__writer *w = wrpo__create(temp, path);
     wrpo__header_write(w, &header);
-    for (const wrpo__state_part *p = parts; p < end; p++)
-        for (size_t from = 0, n; from < p->bytes; from += n) {
-            n = wrpo__state_move(t, p, from, piece, false);
-            h = wrpo__hash(h, piece, n);
-            wrpo__write(w, piece, n);
-        }
-    wrpo__sync(ctx);                                   /* a device that failed gave no moments */
+    h = wrpo__state_move(t, parts, w, false, h);
     if (metrics) wrpo__write(w, metrics->data, metrics->size);
     h = wrpo__hash(h, metrics ? metrics->data : NULL, (size_t)log_size);
     wrpo__write(w, &h, sizeof h);
@@ -11175,23 +10788,22 @@ WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *de
 }
 
 /* ---- resume: wrpo__state_open before anything is computed, wrpo__state_restore when the memory is taken ---- */
-typedef struct wrpo__state {         /* a file that is read */
+typedef struct wrpo__state {  /* a file that is read */
     wrpo_ctx *ctx;
     const char *path;
-    const wrpo_tensors *tensors;
     const wrpo_json *metadata;
-    wrpo__state_part *parts, *end;
+    wrpo__state_part *parts;
     const wrpo_tensor_info *log;
     int64_t step, milliseconds;
 } wrpo__state;
 static const char *wrpo__state_text(const wrpo__state *s, const char *name) {
-    const wrpo_json *v = s->metadata ? wrpo__json_get(s->metadata, name) : NULL;
+    const wrpo_json *v = wrpo_json_get(s->metadata, name);
     return v ? v->text : "no such setting";
 }
 static void wrpo__state_same(const wrpo__state *s, const char *name, const char *want) {
     const char *found = wrpo__state_text(s, name);
     if (!strcmp(want, found)) return;
-    wrpo__fail(s->ctx, wrpo__json_get(s->metadata, name) ? WRPO_E_ARG : WRPO_E_FORMAT,
+    wrpo__fail(s->ctx, wrpo_json_get(s->metadata, name) ? WRPO_E_ARG : WRPO_E_FORMAT,
                "%s: %s: want %.100s, as this run has it, found %.100s", s->path, name, want, found);
 }
 static int64_t wrpo__state_count(const wrpo__state *s, const char *name, int64_t most) {
@@ -11202,59 +10814,38 @@ static int64_t wrpo__state_count(const wrpo__state *s, const char *name, int64_t
                    (long long)most, found);
     return n;
 }
-static const wrpo_tensor_info *wrpo__state_tensor(const wrpo__state *s, const char *name, const char *dtype, int ndim,
-                                                  const int64_t *shape) {
-    const wrpo_tensor_info *info = wrpo_tensors_find(s->tensors, name);
-    char want[80], found[160] = "no such tensor";
-    wrpo__shape_text(want, sizeof want, ndim, shape);
-    if (info) wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
-    if (!info || strcmp(want, found) || strcmp(info->dtype, dtype))
-        wrpo__fail(s->ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s%s%s", s->path, name, dtype, want,
-                   info ? info->dtype : "", info ? " " : "", found);
-    return info;
-}
-/* The metadata is of this run, as far as is known without the reference. Returns the hash of all settings. */
-static uint64_t wrpo__state_read_settings(wrpo__state *s, const wrpo_trainer *t) {
-    const wrpo__file *f = wrpo__open_file(wrpo__current, s->path);     /* again: tensors have no metadata */
-    const char *text = (const char *)f->data + 8;
-    uint64_t size = 0, h = 0;
-    memcpy(&size, f->data, WRPO__MIN(f->size, 8));
-    size = WRPO__MIN(size, f->size - 8);
-    s->metadata = wrpo__json_get(wrpo__json_parse(wrpo__current, s->path, 1, text, (size_t)size), "__metadata__");
-    if (wrpo__json_get(s->metadata, "wrpo") && !wrpo__json_get(s->metadata, "state_format"))
-        wrpo__fail(s->ctx, WRPO_E_UNSUPPORTED, "%s: state_format: want %d, which this version reads, found none: "
-                   "version %.40s wrote the file, when formats had no number", s->path, WRPO__STATE_FORMAT,
-                   wrpo__state_text(s, "wrpo"));
+/* The file is whole and, except for the reference, of this run. The state lives as long as the current arena. */
+static wrpo__state wrpo__state_open(wrpo_trainer *t) {
+    const char *path = wrpo__join(wrpo__current, t->desc.resume, WRPO__STATE_FILE);
+    wrpo__state s = {.ctx = t->ctx, .path = path, .parts = wrpo__state_parts(t)};
+    const wrpo_tensors *tensors = wrpo__tensors_in(t->ctx, path);
+    /* 1. The settings, from the header, which is valid. It is read again: tensors have no metadata. */
+    const char *file = (const char *)wrpo__open_file(wrpo__current, path)->data;
+    uint64_t size, h = 0, sum;
+    memcpy(&size, file, sizeof size);
+    s.metadata = wrpo_json_get(wrpo__json_parse(wrpo__current, path, 1, file + 8, (size_t)size), "__metadata__");
+    if (wrpo_json_get(s.metadata, "wrpo") && !wrpo_json_get(s.metadata, "state_format"))
+        wrpo__fail(t->ctx, WRPO_E_UNSUPPORTED, "%s: state_format: want %d, which this version reads, found none: "
+                   "version %.40s wrote the file, when formats had no number", path, WRPO__STATE_FORMAT,
+                   wrpo__state_text(&s, "wrpo"));
     const wrpo__setting *settings = wrpo__state_settings(t);
-    for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
-        const char *found = wrpo__state_text(s, settings[i].name);
-        if (settings[i].rule == WRPO__SAME) wrpo__state_same(s, settings[i].name, settings[i].text);
+    for (int64_t i = 0, n = stbds_arrlen(settings); i < n; i++) {
+        const char *found = wrpo__state_text(&s, settings[i].name);
+        if (i < n - WRPO__SAID) wrpo__state_same(&s, settings[i].name, settings[i].text);
         h = wrpo__hash(h, found, strlen(found));
     }
-    s->step = wrpo__state_count(s, "step", t->T);
-    s->milliseconds = wrpo__state_count(s, "milliseconds", LLONG_MAX - 1);
-    return h;
-}
-/* The file is whole and, except for the reference, of this run. The state lives as long as the current arena. */
-static wrpo__state wrpo__state_open(const wrpo_trainer *t) {
-    const char *path = wrpo__join(wrpo__current, t->desc.resume, WRPO__STATE_FILE);
-    wrpo__state s = {.ctx = t->ctx, .path = path, .tensors = wrpo__tensors_in(t->ctx, path)};
-    uint64_t h = wrpo__state_read_settings(&s, t), sum;
-    s.parts = wrpo__state_parts(t);
-    s.end = s.parts + stbds_arrlen(s.parts);
-    const wrpo_tensor_info *log = wrpo_tensors_find(s.tensors, "metrics.jsonl");
+    s.step = wrpo__state_count(&s, "step", t->T);
+    s.milliseconds = wrpo__state_count(&s, "milliseconds", LLONG_MAX - 1);
+    /* 2. The tensors. */
+    const wrpo_tensor_info *log = wrpo_tensors_find(tensors, "metrics.jsonl");
     const int64_t log_size = log ? log->count : 0, eight = 8;
-    const long long want = (long long)(s.end - s.parts) + 2, found = wrpo_tensors_count(s.tensors);
-    s.log = wrpo__state_tensor(&s, "metrics.jsonl", "U8", 1, &log_size);
-    memcpy(&sum, wrpo__state_tensor(&s, "checksum", "U8", 1, &eight)->data, sizeof sum);
+    const long long want = stbds_arrlen(s.parts) + 2, found = wrpo_tensors_count(tensors);
+    s.log = wrpo__need_tensor(tensors, path, "metrics.jsonl", "U8", 1, &log_size);
+    memcpy(&sum, wrpo__need_tensor(tensors, path, "checksum", "U8", 1, &eight)->data, sizeof sum);
     if (found != want) wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, want, found);
-    for (wrpo__state_part *p = s.parts; p < s.end; p++) {
-        p->data = wrpo__state_tensor(&s, p->name, p->dtype, p->ndim, p->shape)->data;
-        for (size_t from = 0, n; from < p->bytes; from += n) {
-            n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof(float));
-            h = wrpo__hash(h, p->data + from, n);
-        }
-    }
+    for (wrpo__state_part *p = s.parts; p < s.parts + stbds_arrlen(s.parts); p++)
+        p->data = wrpo__need_tensor(tensors, path, p->name, p->dtype, p->ndim, p->shape)->data;
+    h = wrpo__state_move(t, s.parts, NULL, false, h);
     h = wrpo__hash(h, s.log->data, s.log->bytes);
     if (h != sum)
         wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written",
@@ -11263,22 +10854,18 @@ static wrpo__state wrpo__state_open(const wrpo_trainer *t) {
 }
 /* Puts the run where the file says. */
 static void wrpo__state_restore(wrpo_trainer *t, const wrpo__state *s) {
-    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
     wrpo__state_same(s, "reference", wrpo__reference_text(t));
     if (t->out_dir) {
-        wrpo__writer *w = wrpo__create(wrpo__current, wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl"));
-        wrpo__write(w, s->log->data, s->log->bytes);
-        wrpo__commit(w);
+        const char *log = wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl");
+        wrpo__publish(wrpo__write_whole(wrpo__current, log, s->log->data, s->log->bytes));
     }
-    for (const wrpo__state_part *p = s->parts; p < s->end; p++)
-        for (size_t from = 0; from < p->bytes;) from += wrpo__state_move(t, p, from, piece, true);
+    wrpo__state_move(t, s->parts, NULL, true, 0);
     t->k = s->step;
     t->start = wrpo__now() - (double)s->milliseconds / 1000;
-    wrpo__sync(t->ctx);
 }
 
 /* ---- metrics as lines of JSON ---- */
-static void wrpo__put_metric(wrpo__text *out, const char *prefix, const char *name, double x) {    /* NaN: left out */
+static void wrpo__put_metric(wrpo__text *out, const char *prefix, const char *name, double x) {  /* NaN: left out */
     if (isnan(x)) return;
     wrpo__text_printf(out, ", \"%s%s\": ", prefix, name);
     wrpo__json_number(out, x);
@@ -11289,8 +10876,8 @@ static wrpo__text wrpo__metrics_text(const wrpo_metrics *m, const char *prefix) 
 #define WRPO__X(field, name) wrpo__put_metric(&out, prefix, name, m->field);
     WRPO_METRICS(WRPO__X)
 #undef WRPO__X
-    wrpo__text_printf(&out, ", \"%srecords\": %lld, \"%stokens\": %lld", prefix, (long long)m->records, prefix,
-                      (long long)m->tokens);
+    wrpo__put_metric(&out, prefix, "records", (double)m->records);
+    wrpo__put_metric(&out, prefix, "tokens", (double)m->tokens);
     wrpo__put_metric(&out, prefix, "tokens_per_second", round(m->tokens_per_second * 10) / 10);
     wrpo__put_metric(&out, prefix, "seconds", round(m->seconds * 1000) / 1000);
     wrpo__text_puts(&out, "}");
@@ -11313,11 +10900,7 @@ static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char
 }
 
 /* ---- open, with files ---- */
-static void wrpo__close_metrics(void *p) {
-    wrpo_trainer *t = p;
-    if (t->metrics) fclose(t->metrics);
-    t->metrics = NULL;
-}
+static void wrpo__close_file(void *p) { fclose(p); }
 static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                         bool train) {
     wrpo__arena *arena = wrpo__current, *temp = wrpo__sub_arena(arena), *file = wrpo__sub_arena(arena);
@@ -11326,16 +10909,15 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     const bool resume = train && t->desc.resume;
     wrpo__state state = {0};
     wrpo_bytes plan = {0};
-    wrpo__on_free(arena, wrpo__close_metrics, t);
     if (out_dir) {
         t->out_dir = wrpo__strndup(arena, out_dir, strlen(out_dir));
         wrpo__make_dir(t->ctx, out_dir);
     }
-    wrpo__current = file;            /* of the state, until the run is where it says */
+    wrpo__current = file;  /* of the state, until the run is where it says */
     if (resume) state = wrpo__state_open(t);
     wrpo__current = temp;
     if (train) plan = wrpo__fitted(t);
-    wrpo__reference(t);                                /* before the memory of training is taken */
+    wrpo__reference(t);  /* before the memory of training is taken */
     wrpo__arena_clear(temp);
     wrpo__trainer_memory(t, train, plan.recompute, plan.logits);
     if (resume) wrpo__state_restore(t, &state);
@@ -11344,38 +10926,32 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     wrpo__arena_clear(file);
     if (train && out_dir) {
         const char *path = wrpo__join(arena, out_dir, "metrics.jsonl");
-        t->metrics = fopen(path, resume ? "a" : "w");
+        wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__close_file, NULL);
+        owner->p = t->metrics = fopen(path, resume ? "a" : "w");
         if (!t->metrics) wrpo__fail(t->ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
         t->log = wrpo__log_metrics;
     }
     return t;
 }
-static wrpo_result wrpo__trainer_make(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
-                                      bool train, wrpo_trainer **out) {
-    *out = NULL;
-    WRPO__CALL(policy->ctx, wrpo__arena_new(policy->ctx), false, *out = wrpo__trainer_open(policy, data, desc, train));
-    return wrpo__end(&wrpo__entry);
-}
 WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                        wrpo_trainer **out) {
-    return wrpo__trainer_make(policy, data, desc, true, out);
+    *out = NULL;
+    WRPO__CALL(policy->ctx, wrpo__arena_new(policy->ctx), false, *out = wrpo__trainer_open(policy, data, desc, true));
+    return wrpo__end(&wrpo__entry);
 }
 
 /* ---- evaluation and the loop ---- */
-static wrpo_result wrpo__eval_entry(wrpo_trainer *t, wrpo_metrics *m) {
-    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__evaluate(t, &t->train, t->desc.alpha + 0.0));
-    m->epoch = NAN;
-    return wrpo__end(&wrpo__entry);
-}
-WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
+static void wrpo__eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
     wrpo_train_desc d = {0};
-    wrpo_trainer *t;
     if (desc) d = *desc;
     d.eval_data = NULL;
-    wrpo_result r = wrpo__trainer_make(model, data, &d, false, &t);
-    if (r == WRPO_OK) r = wrpo__eval_entry(t, m);
-    wrpo_trainer_free(t);
-    return r;
+    wrpo_trainer *t = wrpo__trainer_open(model, data, &d, false);
+    *m = wrpo__evaluate(t, &t->train, t->desc.alpha + 0.0);
+    m->epoch = NAN;
+}
+WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__eval(model, data, desc, m));
+    return wrpo__end(&wrpo__entry);
 }
 /* save.dir/checkpoint-K; then the one before it goes, of step *saved (-1: none). */
 static void wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
@@ -11386,7 +10962,7 @@ static void wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
     wrpo__rethrow(t->ctx, wrpo_trainer_save(t, &save));
     *saved = t->k;
     if (!old) return;
-    const wrpo__name *names = wrpo__list_dir(temp, old);
+    const wrpo__name *names = wrpo__disk_list(temp, old);
     for (int64_t i = 0; i < stbds_arrlen(names); i++)
         if (strcmp(names[i].text, ".") && strcmp(names[i].text, ".."))
             wrpo__remove(t->ctx, wrpo__join(temp, old, names[i].text));
@@ -11403,13 +10979,12 @@ static wrpo_result wrpo__checkpoint_entry(wrpo_trainer *t, int64_t *saved) {
 WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                 wrpo_metrics *last) {
     wrpo_ctx *ctx = policy->ctx;
-    wrpo_train_desc d = {0};
     wrpo_trainer *t;
     wrpo_metrics m = {0}, e;
-    if (desc) d = *desc;
     if (last) *last = m;
-    wrpo_result r = wrpo_trainer_open(policy, data, &d, &t);
+    wrpo_result r = wrpo_trainer_open(policy, data, desc, &t);
     if (r != WRPO_OK) return r;
+    const wrpo_train_desc *d = &t->desc;
     const int64_t first = t->k;
     int64_t saved = -1;
     bool go = true;
@@ -11418,22 +10993,22 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
     m.seconds = wrpo__now() - t->start;
     while (r == WRPO_OK && go && t->k < t->T) {
         r = wrpo_trainer_step(t, &m);
-        const bool end = t->k == t->T, eval = d.eval_data && (end || (d.eval_steps && t->k % d.eval_steps == 0));
-        const bool save = !end && d.save_steps && t->k % d.save_steps == 0;
-        if (r == WRPO_OK && eval) r = wrpo_trainer_eval(t, d.eval_data, &e);
+        const bool end = t->k == t->T, eval = d->eval_data && (end || (d->eval_steps && t->k % d->eval_steps == 0));
+        const bool save = !end && d->save_steps && t->k % d->save_steps == 0;
+        if (r == WRPO_OK && eval) r = wrpo_trainer_eval(t, d->eval_data, &e);
         if (r == WRPO_OK && save) r = wrpo__checkpoint_entry(t, &saved);
-        if (r == WRPO_OK && d.on_step) go = d.on_step(&m, eval ? &e : NULL, d.user);
+        if (r == WRPO_OK && d->on_step) go = d->on_step(&m, eval ? &e : NULL, d->user);
     }
     if (r == WRPO_OK && t->k < t->T) {
         ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"};
         r = WRPO_E_STOPPED;
     }
-    if (d.save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && t->k > first && t->k != saved) {   /* it ends early */
+    if (d->save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && t->k > first && t->k != saved) {  /* it ends early */
         const wrpo_error why = ctx->error;
         if (wrpo__checkpoint_entry(t, &saved) == WRPO_OK) ctx->error = why;
         else r = ctx->error.code;
     }
-    m.step = t->k;                   /* a step whose line could not be written is done */
+    m.step = t->k;  /* a step whose line could not be written is done */
     if (last) *last = m;
     wrpo_trainer_free(t);
     return r;
@@ -11442,103 +11017,90 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
 /* ------------------------------------------------------------------------------------------- >>recipe
    Rewards decide which answers a record is made of, and how often one file of answers beats another.
 
-   Files of candidates are read twice, so that only one prompt at a time is in memory: once for the prompts' ids, which
-   say what lines belong together, and once, prompt by prompt, for the responses.                                 */
-typedef struct wrpo__scored {        /* a response */
-    const char *model; int64_t index;                  /* index: of the model in wrpo__prompts.models */
-    const wrpo_json *content, *number;                 /* number: the reward as written */
-    const wrpo_json *answer;                           /* what entropy looks at: "answer", or content */
+   Files are read twice: once for the prompts' ids, which say what lines belong together, and once, prompt by prompt,
+   for the responses. So only one prompt at a time is in memory. */
+typedef struct wrpo__scored {  /* a response */
+    int64_t model;  /* which of wrpo__prompts.models */
+    const wrpo_json *content, *number;  /* number: the reward as written */
+    const wrpo_json *answer;  /* what entropy looks at: "answer", or content */
     double reward;
 } wrpo__scored;
-typedef struct wrpo__spot { wrpo__lines line; struct wrpo__spot *next; } wrpo__spot;
-typedef struct wrpo__gathered { const char *id; wrpo__spot *first, *last; } wrpo__gathered;    /* a prompt's lines */
-typedef struct wrpo__named { char *key; int64_t value; } wrpo__named;
+typedef struct wrpo__gathered { char *key; wrpo__lines *value; } wrpo__gathered;
+typedef struct wrpo__model_stats { char *key; wrpo_select_model value; } wrpo__model_stats;
 static const char *const wrpo__prompt_keys[] = {"prompt", "tools", "chat_template_kwargs"};
-typedef struct wrpo__prompts {       /* the prompts of some files */
+typedef struct wrpo__prompts {  /* the prompts of some files */
     wrpo_ctx *ctx;
-    wrpo__arena *arena, *temp;       /* temp: of the current prompt */
-    wrpo__gathered *prompts;         /* stb array, in the order of their first lines */
-    wrpo__named *ids, *names;        /* stb maps to indices of prompts and models */
-    wrpo_select_model *models;       /* stb array; reward: the sum */
-    int64_t empty;                   /* responses without text */
-    /* of the current prompt: its id, what wrpo__prompt_keys names, the line that says it, its responses (stb arrays) */
+    wrpo__arena *arena, *temp;  /* temp: of the current prompt */
+    wrpo__gathered *prompts;  /* stb map from ids to lines (stb arrays), in the order of their first lines */
+    wrpo__model_stats *models;  /* stb map from names; reward: the sum */
+    int64_t empty;  /* responses without text */
+    /* of the current prompt: its id, what wrpo__prompt_keys names, the line that says it, responses (stb arrays) */
     const wrpo_json *id, *prompt[3];
     const wrpo__lines *said;
-    wrpo__scored *lists[2];
+    wrpo__scored *lists[2];  /* the highest reward first; of equal ones the first in the files */
 } wrpo__prompts;
-static const char *wrpo__prompt_id(wrpo_ctx *ctx, const char *path, const wrpo_json *root, const wrpo_json **id) {
-    wrpo__json_want(ctx, path, root, WRPO_JSON_OBJECT, "line");
-    *id = wrpo__present(root, "prompt_id");
-    if (!*id) return NULL;
-    if ((*id)->kind != WRPO_JSON_NUMBER) wrpo__json_want(ctx, path, *id, WRPO_JSON_STRING, NULL);
-    return (*id)->text;
-}
-/* ids: every line has a prompt_id. */
+/* ids: every line must have a prompt_id. A line that has none is a prompt of its own, under a key that is no UTF-8. */
 static void wrpo__prompts_add(wrpo__prompts *t, const char *path, bool ids) {
     for (wrpo__lines l = {.file = wrpo__open_file(t->arena, path)}; wrpo__next_line(&l); wrpo__arena_clear(t->temp)) {
-        const wrpo_json *root = wrpo__json_parse(t->temp, path, l.number, l.text, l.size), *id;
-        const char *name = wrpo__prompt_id(t->ctx, path, root, &id);
-        const ptrdiff_t at = name ? stbds_shgeti(t->ids, name) : -1;
-        wrpo__spot *spot = WRPO__NEW(t->arena, wrpo__spot);
-        spot->line = l;
-        if (ids && !name)
-            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id: want a string or a number, found none");
-        if (at < 0) {
-            const wrpo__gathered prompt = {name ? wrpo__strndup(t->arena, name, strlen(name)) : NULL, spot, spot};
-            if (name) stbds_shput(t->ids, prompt.id, stbds_arrlen(t->prompts));
-            stbds_arrput(t->prompts, prompt);
-            continue;
-        }
-        wrpo__gathered *prompt = &t->prompts[t->ids[at].value];
-        if (prompt->last->line.file == l.file)
-            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want each once in a file, found "
-                            "it in line %lld too", name, (long long)prompt->last->line.number);
-        prompt->last->next = spot;
-        prompt->last = spot;
+        const wrpo_json *root = wrpo__json_parse(t->temp, path, l.number, l.text, l.size);
+        const wrpo_json *id = wrpo__present(wrpo__want(root, WRPO_JSON_OBJECT, "line"), "prompt_id");
+        if (id && id->kind != WRPO_JSON_NUMBER) wrpo__want(id, WRPO_JSON_STRING, NULL);
+        if (ids && !id)
+            wrpo__wrong(root, "prompt_id: want a string or a number, found none");
+        char *key = id ? wrpo__strndup(t->arena, id->text, id->size)
+                       : wrpo__format(t->arena, "\xFF%lld", (long long)l.number);
+        if (stbds_shgeti(t->prompts, key) < 0) stbds_shput(t->prompts, key, NULL);
+        wrpo__gathered *prompt = stbds_shgetp(t->prompts, key);
+        if (prompt->value && stbds_arrlast(prompt->value).file == l.file)
+            wrpo__wrong(root, "prompt_id \"%.80s\": want each once in a file, found "
+                            "it in line %lld too", key, (long long)stbds_arrlast(prompt->value).number);
+        stbds_arrput(prompt->value, l);
     }
 }
 static void wrpo__prompts_open(wrpo__prompts *t, const char *const *paths, int64_t n, bool ids) {
     wrpo__arena *arena = wrpo__current;
     *t = (wrpo__prompts){.ctx = arena->ctx, .arena = arena, .temp = wrpo__sub_arena(arena)};
     for (int64_t i = 0; i < n; i++) wrpo__prompts_add(t, paths[i], ids);
-    if (t->prompts) return;
-    wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
+    if (!t->prompts)
+        wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
 }
-static void wrpo__add_response(wrpo__prompts *t, const char *path, const wrpo_json *v, const char *model, int list) {
-    wrpo__scored r = {.model = model, .content = wrpo__json_need(t->ctx, path, v, "content", WRPO_JSON_STRING)};
-    r.number = wrpo__json_need(t->ctx, path, v, "reward", WRPO_JSON_NUMBER);
-    r.reward = wrpo__json_real(t->ctx, path, r.number, NULL);
+static void wrpo__add_response(wrpo__prompts *t, const wrpo_json *v, const char *model, int list) {
+    wrpo__scored r = {.content = wrpo__need(v, "content", WRPO_JSON_STRING)};
+    r.number = wrpo__need(v, "reward", WRPO_JSON_NUMBER);
+    r.reward = wrpo__real(r.number, NULL);
     r.answer = wrpo__present(v, "answer");
     if (!r.answer) r.answer = r.content;
     if (wrpo__jskip_space(r.content->text, r.content->size, 0) == r.content->size) {
         t->empty++;
         return;
     }
-    if (stbds_shgeti(t->names, model) < 0) {
+    if (stbds_shgeti(t->models, model) < 0) {
         const wrpo_select_model m = {.name = wrpo__strndup(t->arena, model, strlen(model))};
-        stbds_shput(t->names, m.name, stbds_arrlen(t->models));
-        stbds_arrput(t->models, m);
+        stbds_shput(t->models, m.name, m);
     }
-    r.index = stbds_shget(t->names, model);
-    t->models[r.index].responses++;
-    t->models[r.index].reward += r.reward;
+    r.model = stbds_shgeti(t->models, model);
+    t->models[r.model].value.responses++;
+    t->models[r.model].value.reward += r.reward;
     stbds_arrput(t->lists[list], r);
+    wrpo__scored *all = t->lists[list];
+    int64_t k = stbds_arrlen(all) - 1;
+    for (; k > 0 && all[k - 1].reward < r.reward; k--) all[k] = all[k - 1];
+    all[k] = r;
 }
 /* What a line says of the prompt must be what an earlier line said. A line without any of the keys says nothing. */
 static void wrpo__candidates_prompt(wrpo__prompts *t, const wrpo__lines *line, const wrpo_json *root, const char *id) {
-    const char *path = line->file->path;
     const wrpo_json *says[3];
     bool any = false;
     for (int k = 0; k < 3; k++) {
         says[k] = wrpo__present(root, wrpo__prompt_keys[k]);
         any = any || says[k];
     }
-    for (int k = 0; k < 3 && any && t->said; k++)
+    if (!any) return;
+    for (int k = 0; k < 3 && t->said; k++)
         if (!wrpo__json_same(says[k], t->prompt[k]))
-            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, says[k] ? says[k] : root,
+            wrpo__wrong(says[k] ? says[k] : root,
                             "prompt_id \"%.80s\": want the %s as in %s:%lld, found %s", id, wrpo__prompt_keys[k],
                             t->said->file->path, (long long)t->said->number, says[k] ? "another one" : "none");
-    if (!any) return;
     t->said = line;
     memcpy(t->prompt, says, sizeof says);
 }
@@ -11549,22 +11111,24 @@ static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__gathered *prompt, b
     memset(t->prompt, 0, sizeof t->prompt);
     for (int list = 0; list < 2; list++)
         if (t->lists[list]) stbds_arrsetlen(t->lists[list], 0);
-    for (const wrpo__spot *p = prompt->first; p; p = p->next) {
-        const char *path = p->line.file->path;
-        wrpo_json *root = wrpo__json_parse(t->temp, path, p->line.number, p->line.text, p->line.size);
-        bool found;
-        wrpo__prompt_id(t->ctx, path, root, &t->id);
-        wrpo__candidates_prompt(t, &p->line, root, prompt->id);
-        wrpo__listed *all = wrpo__responses(t->ctx, path, root, compare, &found);
-        if (!found)
-            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want responses in \"sources\" or "
-                            "\"target\", found neither", prompt->id);
-        for (int64_t i = 0; i < stbds_arrlen(all); i++) {
-            const wrpo_json *v = all[i].json;
-            const char *model = v == root ? "" : wrpo__json_need(t->ctx, path, v, "model", WRPO_JSON_STRING)->text;
-            wrpo__add_response(t, path, v, model, compare ? WRPO__TARGETS : all[i].list);
+    for (const wrpo__lines *l = prompt->value; l < prompt->value + stbds_arrlen(prompt->value); l++) {
+        const char *path = l->file->path;
+        const wrpo_json *root = wrpo__json_parse(t->temp, path, l->number, l->text, l->size);
+        const bool alone = compare && wrpo__present(root, "content");
+        bool found = alone;
+        t->id = wrpo_json_get(root, "prompt_id");
+        wrpo__candidates_prompt(t, l, root, prompt->key);
+        if (alone) wrpo__add_response(t, root, "", WRPO__TARGETS);
+        for (int k = 0; k < 2 && !alone; k++) {
+            const wrpo_json *all = wrpo__maybe(root, wrpo__lists[k], WRPO_JSON_ARRAY);
+            for (const wrpo_json *v = all ? all->child : NULL; v; v = v->next)
+                wrpo__add_response(t, v, wrpo__need(v, "model", WRPO_JSON_STRING)->text,
+                                   compare ? WRPO__TARGETS : k);
+            found = found || all;
         }
-        stbds_arrfree(all);
+        if (!found)
+            wrpo__wrong(root, "prompt_id \"%.80s\": want responses in \"sources\" or "
+                            "\"target\", found neither", prompt->key);
     }
 }
 static int64_t wrpo__characters(const wrpo_json *text) {
@@ -11576,36 +11140,23 @@ static int64_t wrpo__characters(const wrpo_json *text) {
 /* ---- selection ---- */
 static const char *const wrpo__forms[] = {
     [WRPO_FORM_QUADS] = "quads", [WRPO_FORM_SFT] = "sft", [WRPO_FORM_PAIR] = "pair", [WRPO_FORM_PAIRS] = "pairs"};
-WRPO_API const char *wrpo_form_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__forms) ? wrpo__forms[i] : NULL; }
+WRPO__NAMED(wrpo_form_name, wrpo__forms)
 typedef struct wrpo__extremes { const wrpo__scored *best, *worst; double share; } wrpo__extremes;
-static bool wrpo__same_text(const wrpo__scored *a, const wrpo__scored *b) {
-    return wrpo__json_same(a->content, b->content);
-}
 /* Best and worst of each model of a list, the models by their best; by_model false: of the list. An stb array. */
 static wrpo__extremes *wrpo__rank(const wrpo__scored *list, bool by_model) {
     wrpo__extremes *out = NULL;
-    for (int64_t i = 0; i < stbds_arrlen(list); i++) {
-        const wrpo__scored *c = &list[i];
+    for (const wrpo__scored *c = list; c < list + stbds_arrlen(list); c++) {
         int64_t k = 0;
-        while (k < stbds_arrlen(out) && by_model && out[k].best->index != c->index) k++;
-        if (k == stbds_arrlen(out)) {
-            const wrpo__extremes first = {c, c, 0};
-            stbds_arrput(out, first);
-        }
-        if (c->reward > out[k].best->reward) out[k].best = c;
-        if (c->reward < out[k].worst->reward) out[k].worst = c;
+        while (k < stbds_arrlen(out) && by_model && out[k].best->model != c->model) k++;
+        const wrpo__extremes first = {c, c, 0};
+        if (k == stbds_arrlen(out)) stbds_arrput(out, first);
+        else if (c->reward < out[k].worst->reward) out[k].worst = c;
     }
-    for (int64_t i = 1; i < stbds_arrlen(out); i++)    /* by reward, then by position in the list */
-        for (int64_t k = i; k > 0; k--) {
-            const wrpo__extremes a = out[k - 1], b = out[k];
-            if (a.best->reward > b.best->reward || (a.best->reward == b.best->reward && a.best < b.best)) break;
-            out[k - 1] = b;
-            out[k] = a;
-        }
     return out;
 }
 /* share = softmax(best's reward / tau); the first is the highest. */
-static void wrpo__softmax_shares(wrpo__extremes *list, int64_t n, double tau) {
+static void wrpo__softmax_shares(wrpo__extremes *list, double tau) {
+    const int64_t n = stbds_arrlen(list);
     double sum = 0;
     for (int64_t i = 0; i < n; i++) {
         list[i].share = exp((list[i].best->reward - list[0].best->reward) / tau);
@@ -11613,7 +11164,7 @@ static void wrpo__softmax_shares(wrpo__extremes *list, int64_t n, double tau) {
     }
     for (int64_t i = 0; i < n; i++) list[i].share /= sum;
 }
-static double wrpo__entropy(const wrpo__scored *list) {                           /* bits */
+static double wrpo__entropy(const wrpo__scored *list) {  /* bits */
     const int64_t n = stbds_arrlen(list);
     double H = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -11624,191 +11175,171 @@ static double wrpo__entropy(const wrpo__scored *list) {                         
     return H > 0 ? H : 0;
 }
 typedef struct wrpo__selection {
-    wrpo_select_desc desc;           /* resolved */
-    wrpo_select_stats *stats; double count[3];         /* count: of the sums in stats, by role */
+    wrpo_select_desc desc;  /* resolved */
+    wrpo_select_stats *stats; double count[3];  /* count: of the sums in stats, by role */
     wrpo__prompts t;
-    wrpo__text line;                 /* of the current prompt, as is `put` */
-    const wrpo__scored **put;        /* stb array: answers since the last list of scores */
+    /* of the current prompt, stb arrays: each source's extremes, the target's, answers since the last list of scores */
+    wrpo__extremes *sources, *target;
+    const wrpo__scored **put;
 } wrpo__selection;
-/* Leaves the *n sources that the form takes of the current prompt. Returns NULL, or the statistic that counts why the
-   prompt is left out. */
-static int64_t *wrpo__choose(wrpo__selection *s, wrpo__extremes *sources, const wrpo__extremes *target, int64_t *n) {
+/* Leaves the sources that the form takes. Returns NULL, or what counts prompts that are left out for this reason. */
+static int64_t *wrpo__choose(wrpo__selection *s) {
     const wrpo_select_desc *d = &s->desc;
-    wrpo_select_stats *stats = s->stats;
-    int64_t kept = 0, equal = 0;
-    if (!*n) return &stats->no_source;
-    if (d->form == WRPO_FORM_SFT || d->form == WRPO_FORM_PAIR) *n = 1;
-    if (d->form == WRPO_FORM_SFT) return NULL;
-    if (d->form == WRPO_FORM_QUADS) {
-        if (!target) return &stats->no_target;
-        const wrpo__scored *rejected = target->worst;
-        if (wrpo__same_text(target->best, rejected) || wrpo__same_text(sources->best, rejected)) return &stats->equal;
-        kept = WRPO__MIN(*n, d->top);
-        while (kept && d->min_gap > 0 && sources[kept - 1].best->reward - rejected->reward < d->min_gap) kept--;
-        if (!kept || target->best->reward - rejected->reward < d->min_gap) return &stats->gap;
-        for (int64_t i = 1; i < kept; i++)
-            if (wrpo__same_text(sources[i].best, rejected)) kept = i;
-        *n = kept;
-        return NULL;
-    }
-    for (int64_t i = 0; i < *n; i++) {
-        const bool same = wrpo__same_text(sources[i].best, sources[i].worst);
+    const wrpo__extremes *target = d->form == WRPO_FORM_QUADS ? s->target : NULL;
+    int64_t n = stbds_arrlen(s->sources), kept = 0, equal = 0;
+    if (!n) return &s->stats->no_source;
+    if (d->form == WRPO_FORM_QUADS && !target) return &s->stats->no_target;
+    if (target && wrpo__json_same(target->best->content, target->worst->content)) return &s->stats->equal;
+    if (d->form != WRPO_FORM_PAIRS) n = WRPO__MIN(n, d->top);
+    for (int64_t i = 0; i < n; i++) {
+        const wrpo__extremes c = s->sources[i];
+        const wrpo__scored *rejected = target ? target->worst : c.worst;
+        const bool same = wrpo__json_same(c.best->content, rejected->content) && d->form != WRPO_FORM_SFT;
+        const bool close = d->min_gap > 0 && c.best->reward - rejected->reward < d->min_gap;
         equal += same;
-        if (!same && sources[i].best->reward - sources[i].worst->reward >= d->min_gap) sources[kept++] = sources[i];
+        if (!same && !close) s->sources[kept++] = c;
     }
-    if (!kept) return equal == *n ? &stats->equal : &stats->gap;
-    *n = kept;
+    if (equal == n) return &s->stats->equal;
+    if (!kept || (target && target->best->reward - target->worst->reward < d->min_gap)) return &s->stats->gap;
+    stbds_arrsetlen(s->sources, (size_t)kept);
     return NULL;
 }
-/* An answer as a message, after the text `before`; counts it. */
-static void wrpo__put_answer(wrpo__selection *s, const char *before, const wrpo__scored *answer, wrpo_role role) {
-    wrpo__text_printf(&s->line, "%s{\"content\": ", before);
-    wrpo__json_write(&s->line, answer->content);
-    wrpo__text_puts(&s->line, ", \"role\": \"assistant\"}");
+/* An answer as a message of the list; counts it. */
+static void wrpo__put_answer(wrpo__selection *s, wrpo_json *list, const wrpo__scored *answer, wrpo_role role) {
+    wrpo_json *message = wrpo__json_add(list, NULL, WRPO_JSON_OBJECT, "");
+    wrpo__json_put(message, answer->content, NULL);
+    wrpo__json_add(message, "role", WRPO_JSON_STRING, "assistant");
     s->stats->reward[role] += answer->reward;
     s->stats->length[role] += (double)wrpo__characters(answer->content);
     s->count[role]++;
-    s->t.models[answer->index].selected += role == WRPO_ROLE_SOURCE;
+    s->t.models[answer->model].value.selected += role == WRPO_ROLE_SOURCE;
     stbds_arrput(s->put, answer);
 }
-/* A best and a worst answer as chosen and rejected. */
-static void wrpo__put_pair(wrpo__selection *s, const char *before, const wrpo__extremes *source) {
-    wrpo__put_answer(s, before, source->best, WRPO_ROLE_SOURCE);
-    wrpo__put_answer(s, "], \"rejected\": [", source->worst, WRPO_ROLE_REJECTED);
-}
-static void wrpo__put_number(wrpo__selection *s, const char *before, double x) {
-    wrpo__text_puts(&s->line, before);
-    wrpo__json_number(&s->line, x);
+static void wrpo__put_number(wrpo_json *to, const char *key, double x) {
+    wrpo__json_add(to, key, WRPO_JSON_NUMBER, wrpo__number_text(x));
 }
 /* The rewards and models of the answers since the last call. */
-static void wrpo__put_scores(wrpo__selection *s, const char *before) {
-    const int64_t n = stbds_arrlen(s->put);
-    for (int64_t i = 0; i < n; i++) {
-        wrpo__text_puts(&s->line, i ? ", " : before);
-        wrpo__json_write(&s->line, s->put[i]->number);
+static void wrpo__put_scores(wrpo__selection *s, wrpo_json *to) {
+    wrpo_json *rewards = wrpo__json_add(to, "rewards", WRPO_JSON_ARRAY, "");
+    wrpo_json *models = wrpo__json_add(to, "models", WRPO_JSON_ARRAY, "");
+    for (int64_t i = 0; i < stbds_arrlen(s->put); i++) {
+        wrpo__json_put(rewards, s->put[i]->number, NULL);
+        wrpo__json_add(models, NULL, WRPO_JSON_STRING, s->t.models[s->put[i]->model].key);
     }
-    for (int64_t i = 0; i < n; i++) {
-        wrpo__text_puts(&s->line, i ? ", " : "], \"models\": [");
-        wrpo__json_quote(&s->line, s->put[i]->model, strlen(s->put[i]->model));
-    }
-    wrpo__text_puts(&s->line, "]");
     stbds_arrsetlen(s->put, 0);
 }
-/* The current prompt as a line of the form, with sources[n]. */
-static void wrpo__put_record(wrpo__selection *s, const wrpo__extremes *sources, int64_t n,
+/* chosen: the best of each source, then the target's; rejected: the target's worst. target NULL: the source's worst. */
+static void wrpo__put_choice(wrpo__selection *s, wrpo_json *to, const wrpo__extremes *sources, int64_t n,
                              const wrpo__extremes *target) {
+    wrpo_json *chosen = wrpo__json_add(to, "chosen", WRPO_JSON_ARRAY, "");
+    wrpo_json *rejected = wrpo__json_add(to, "rejected", WRPO_JSON_ARRAY, "");
+    for (int64_t i = 0; i < n; i++) wrpo__put_answer(s, chosen, sources[i].best, WRPO_ROLE_SOURCE);
+    if (target) wrpo__put_answer(s, chosen, target->best, WRPO_ROLE_TARGET);
+    wrpo__put_answer(s, rejected, target ? target->worst : sources->worst, WRPO_ROLE_REJECTED);
+}
+/* The current prompt as a record of the form. */
+static wrpo_json *wrpo__make_record(wrpo__selection *s) {
     const wrpo_select_desc *d = &s->desc;
+    const wrpo__extremes *sources = s->sources;
+    const int64_t n = stbds_arrlen(sources);
     const wrpo__prompts *t = &s->t;
-    wrpo__text *out = &s->line;
     const wrpo_json *prompt = t->prompt[0];
-    const bool many = prompt->kind == WRPO_JSON_ARRAY;
-    wrpo__text_puts(out, "{\"prompt_id\": ");
-    wrpo__json_write(out, t->id);
+    const bool many = prompt->kind == WRPO_JSON_ARRAY, quads = d->form == WRPO_FORM_QUADS;
+    wrpo_json *record = WRPO__NEW(wrpo__current, wrpo_json), *list;
+    record->kind = WRPO_JSON_OBJECT;
+    wrpo__json_put(record, t->id, NULL);
     for (int k = d->form == WRPO_FORM_SFT ? 1 : 0; k < 3; k++)
-        if (t->prompt[k]) {
-            wrpo__text_printf(out, ", \"%s\": ", wrpo__prompt_keys[k]);
-            wrpo__json_write(out, t->prompt[k]);
-        }
-    switch (d->form) {
-    case WRPO_FORM_SFT:
-        wrpo__text_puts(out, ", \"messages\": [");
+        if (t->prompt[k]) wrpo__json_put(record, t->prompt[k], NULL);
+    if (d->form == WRPO_FORM_SFT) {
+        list = wrpo__json_add(record, "messages", WRPO_JSON_ARRAY, "");
         for (const wrpo_json *m = many ? prompt->child : prompt; m; m = many ? m->next : NULL) {
-            wrpo__json_write(out, m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m);
-            wrpo__text_puts(out, ", ");
+            const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m;
+            wrpo__json_put(list, message, NULL);
         }
-        wrpo__put_answer(s, "", sources->best, WRPO_ROLE_SOURCE);
-        wrpo__put_scores(s, "], \"rewards\": [");
-        break;
-    case WRPO_FORM_PAIR:
-        wrpo__put_pair(s, ", \"chosen\": [", sources);
-        wrpo__put_scores(s, "], \"rewards\": [");
-        break;
-    case WRPO_FORM_PAIRS:
+        wrpo__put_answer(s, list, sources->best, WRPO_ROLE_SOURCE);
+    } else if (d->form == WRPO_FORM_PAIRS) {
+        list = wrpo__json_add(record, "pairs", WRPO_JSON_ARRAY, "");
         for (int64_t i = 0; i < n; i++) {
-            wrpo__put_pair(s, i ? "}, {\"chosen\": [" : ", \"pairs\": [{\"chosen\": [", &sources[i]);
-            wrpo__put_number(s, "], \"weight\": ", sources[i].share);
-            wrpo__put_scores(s, ", \"rewards\": [");
+            wrpo_json *pair = wrpo__json_add(list, NULL, WRPO_JSON_OBJECT, "");
+            wrpo__put_choice(s, pair, &sources[i], 1, NULL);
+            wrpo__put_number(pair, "weight", sources[i].share);
+            wrpo__put_scores(s, pair);
         }
-        wrpo__text_puts(out, "}]");
-        break;
-    case WRPO_FORM_QUADS:
-        for (int64_t i = 0; i < n; i++)
-            wrpo__put_answer(s, i ? ", " : ", \"chosen\": [", sources[i].best, WRPO_ROLE_SOURCE);
-        wrpo__put_answer(s, ", ", target->best, WRPO_ROLE_TARGET);
-        wrpo__put_answer(s, "], \"rejected\": [", target->worst, WRPO_ROLE_REJECTED);
-        wrpo__put_scores(s, "], \"rewards\": [");
-        for (int64_t i = 0; i < n && n > 1; i++) wrpo__put_number(s, i ? ", " : ", \"weights\": [", sources[i].share);
-        if (n > 1) wrpo__text_puts(out, "]");
+    } else wrpo__put_choice(s, record, sources, n, quads ? s->target : NULL);
+    if (d->form != WRPO_FORM_PAIRS) wrpo__put_scores(s, record);
+    if (quads && n > 1) {
+        list = wrpo__json_add(record, "weights", WRPO_JSON_ARRAY, "");
+        for (int64_t i = 0; i < n; i++) wrpo__put_number(list, NULL, sources[i].share);
     }
     if (d->entropy_power > 0) {
-        const double entropy = wrpo__entropy(t->lists[target ? WRPO__TARGETS : WRPO__SOURCES]);
-        wrpo__put_number(s, ", \"weight\": ", pow(entropy, d->entropy_power) / d->entropy_scale);
+        const double entropy = wrpo__entropy(t->lists[s->target ? WRPO__TARGETS : WRPO__SOURCES]);
+        wrpo__put_number(record, "weight", pow(entropy, d->entropy_power) / d->entropy_scale);
     }
-    wrpo__text_puts(out, "}\n");
+    return record;
 }
-/* false: the prompt is left out and counted. */
-static bool wrpo__select_prompt(wrpo__selection *s) {
+/* NULL: the prompt is left out and counted. */
+static wrpo_json *wrpo__select_prompt(wrpo__selection *s) {
     const wrpo__prompts *t = &s->t;
-    wrpo__extremes *sources = wrpo__rank(t->lists[WRPO__SOURCES], true);
-    const wrpo__extremes *target = wrpo__rank(t->lists[WRPO__TARGETS], false);
-    int64_t n = stbds_arrlen(sources), *left_out = wrpo__choose(s, sources, target, &n);
+    s->put = NULL;
+    s->sources = wrpo__rank(t->lists[WRPO__SOURCES], true);
+    s->target = wrpo__rank(t->lists[WRPO__TARGETS], false);
+    int64_t *left_out = wrpo__choose(s);
     if (left_out) {
         ++*left_out;
-        return false;
+        return NULL;
     }
     if (!t->prompt[0])
-        wrpo__json_fail(t->ctx, WRPO_E_FORMAT, "candidates", t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of "
+        wrpo__wrong(t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of "
                         "its lines, found none", t->id->text);
-    wrpo__softmax_shares(sources, n, s->desc.tau);
-    wrpo__put_record(s, sources, n, target);
-    return true;
+    wrpo__softmax_shares(s->sources, s->desc.tau);
+    return wrpo__make_record(s);
 }
-static void wrpo__select_check(wrpo_ctx *ctx, const wrpo_select_desc *d) {
+/* A setting of *d: its default where it is 0, and what it must be; x is its value. */
+#define WRPO__SETTING(field, otherwise, valid, wanted) { \
+    if (wrpo__is_default((double)d->field)) d->field = otherwise; \
+    const double x = (double)d->field; \
+    WRPO__RANGE(valid, #field, x, wanted); }
+static void wrpo__select_settings(wrpo_ctx *ctx, wrpo_select_desc *d) {
+    const bool quads = d->form == WRPO_FORM_QUADS, sft = d->form == WRPO_FORM_SFT;
     WRPO__RANGE(wrpo_form_name((int)d->form), "form", d->form, "one of wrpo_form");
-    WRPO__RANGE(d->top >= 1 && (d->top == 1 || d->form == WRPO_FORM_QUADS), "top", d->top,
-                "at least 1, and more than 1 for quads only");
-    WRPO__RANGE(d->tau > 0 && d->tau <= DBL_MAX, "tau", d->tau, "a finite number above 0");
-    WRPO__RANGE(d->min_gap >= 0 && d->min_gap <= DBL_MAX && (d->min_gap == 0 || d->form != WRPO_FORM_SFT), "min_gap",
-                d->min_gap, "a finite number of at least 0, and 0 for sft, which rejects nothing");
-    WRPO__RANGE(d->entropy_power >= 0 && d->entropy_power <= 100, "entropy_power", d->entropy_power,
-                "a number from 0 to 100");
-    WRPO__RANGE(d->entropy_scale > 0 && d->entropy_scale <= DBL_MAX, "entropy_scale", d->entropy_scale,
-                "a finite number above 0");
+    WRPO__SETTING(top, 1, x == 1 || (x > 1 && quads), "at least 1, and more than 1 for quads only");
+    WRPO__SETTING(tau, 1, x > 0 && x <= DBL_MAX, "a finite number above 0");
+    WRPO__SETTING(min_gap, 0, x >= 0 && x <= DBL_MAX && (x == 0 || !sft),
+                  "a finite number of at least 0, and 0 for sft, which rejects nothing");
+    WRPO__SETTING(entropy_power, 0, x >= 0 && x <= 100, "a number from 0 to 100");
+    WRPO__SETTING(entropy_scale, 6.8, x > 0 && x <= DBL_MAX, "a finite number above 0");
 }
 /* The models' array and their names, as one block for the user. */
-static void wrpo__hand_out_models(wrpo__prompts *t, wrpo_select_stats *stats) {
-    wrpo__text block = {.arena = t->arena};
-    const int64_t n = stbds_arrlen(t->models);
-    const size_t head = (size_t)n * sizeof *t->models;
-    for (int64_t i = 0; i < n; i++) t->models[i].reward /= (double)t->models[i].responses;
-    wrpo__text_add(&block, (const char *)t->models, head);
-    for (int64_t i = 0; i < n; i++) wrpo__text_add(&block, t->models[i].name, strlen(t->models[i].name) + 1);
-    stats->models = wrpo__handout(t->ctx, block.data, block.size);
+static void wrpo__hand_out_models(const wrpo__prompts *t, wrpo_select_stats *stats) {
+    const int64_t n = stbds_shlen(t->models);
+    size_t bytes = 0;
+    for (int64_t i = 0; i < n; i++) bytes += sizeof *stats->models + strlen(t->models[i].key) + 1;
+    stats->models = wrpo__raw(t->ctx->handouts, bytes, 1);
     stats->n_models = n;
-    const char *name = (const char *)stats->models + head;
-    for (int64_t i = 0; i < n; i++, name += strlen(name) + 1) stats->models[i].name = name;
+    char *name = (char *)(stats->models + n);
+    for (int64_t i = 0; i < n; i++, name += strlen(name) + 1) {
+        wrpo_select_model *m = &stats->models[i];
+        *m = t->models[i].value;
+        m->reward /= (double)m->responses;
+        m->name = strcpy(name, t->models[i].key);
+    }
 }
 static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats) {
     wrpo__arena *arena = wrpo__current;
     wrpo__selection s = {.stats = stats};
     wrpo_select_desc *d = &s.desc;
     if (desc) *d = *desc;
-    if (!d->top) d->top = 1;
-    d->tau = wrpo__or_default(d->tau, 1);
-    d->entropy_scale = wrpo__or_default(d->entropy_scale, 6.8);
-    wrpo__select_check(arena->ctx, d);
+    wrpo__select_settings(arena->ctx, d);
     wrpo__prompts_open(&s.t, d->in, d->n_in, true);
     wrpo__writer *w = d->out ? wrpo__create(arena, d->out) : NULL;
-    for (int64_t i = 0; i < stbds_arrlen(s.t.prompts); i++) {
+    for (int64_t i = 0; i < stbds_shlen(s.t.prompts); i++) {
         wrpo__prompts_read(&s.t, &s.t.prompts[i], false);
         stats->prompts++;
-        wrpo__current = s.t.temp;                      /* for the lists of one prompt */
-        s.line = (wrpo__text){.arena = s.t.temp};
-        s.put = NULL;
-        const bool made = wrpo__select_prompt(&s);
+        wrpo__current = s.t.temp;  /* for what is made of one prompt */
+        const wrpo_json *record = wrpo__select_prompt(&s);
+        stats->records += record != NULL;
+        if (record && w) wrpo__write_line(w, record);
         wrpo__current = arena;
-        stats->records += made;
-        if (made && w) wrpo__write(w, s.line.data, s.line.size);
     }
     if (!stats->records)
         wrpo__fail(arena->ctx, WRPO_E_FORMAT, "%s: no prompt gives a record: of %lld, %lld have no source response, "
@@ -11826,59 +11357,52 @@ static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats)
 WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wrpo_select_stats *out) {
     *out = (wrpo_select_stats){0};
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__select(desc, out));
-    if (wrpo__entry.failed) *out = (wrpo_select_stats){0};
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- split ---- */
-static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *d, int64_t counts[2]) {
+static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]) {
     wrpo__arena *arena = wrpo__current;
     wrpo__prompts t;
-    if (!d || !d->in || !d->out[0] || !d->out[1])
+    wrpo_split_desc *d = &(wrpo_split_desc){0};
+    if (desc) *d = *desc;
+    if (!d->in || !d->out[0] || !d->out[1])
         wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and both of out, found NULL");
-    const double share = wrpo__or_default(d->share, 1.0 / 3);
-    const uint64_t seed = d->seed ? d->seed : 42;
-    WRPO__RANGE(share > 0 && share < 1, "share", share, "a number between 0 and 1");
+    WRPO__SETTING(share, 1.0 / 3, x > 0 && x < 1, "a number between 0 and 1");
+    if (!d->seed) d->seed = 42;
     wrpo__prompts_open(&t, &d->in, 1, false);
-    const int64_t n = stbds_arrlen(t.prompts), first = (int64_t)floor(share * (double)n + 0.5);
+    const int64_t n = stbds_shlen(t.prompts), first = (int64_t)floor(d->share * (double)n + 0.5);
     if (n < 2 || first < 1 || first >= n)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts for both parts, found %lld in all", d->in, (long long)n);
-    int64_t *order = wrpo__alloc(arena, (size_t)n, sizeof *order);
-    bool *chosen = wrpo__alloc(arena, (size_t)n, sizeof *chosen);
-    for (int64_t i = 0; i < n; i++) order[i] = i;
-    for (int64_t i = 0; i < first; i++) {              /* the first ones of a shuffle */
-        const uint64_t draw = wrpo__random64(seed, 0, (uint64_t)i);
-        const int64_t k = i + (int64_t)(draw % (uint64_t)(n - i));
-        chosen[order[k]] = true;
-        order[k] = order[i];
-    }
     wrpo__writer *parts[2] = {wrpo__create(arena, d->out[0]), wrpo__create(arena, d->out[1])};
-    for (int64_t i = 0; i < n; i++) {
-        const wrpo__lines *line = &t.prompts[i].first->line;
-        wrpo__writer *w = chosen[i] ? parts[0] : parts[1];
+    for (int64_t i = 0, left = first; i < n; i++) {  /* of the n - i prompts to come, `left` go to the first part */
+        const wrpo__lines *line = t.prompts[i].value;
+        const bool taken = wrpo__random64(d->seed, 0, (uint64_t)i) % (uint64_t)(n - i) < (uint64_t)left;
+        wrpo__writer *w = taken ? parts[0] : parts[1];
         wrpo__write(w, line->text, line->size);
         wrpo__write(w, "\n", 1);
+        left -= taken;
     }
     wrpo__commit(parts[0]);
     wrpo__commit(parts[1]);
     counts[0] = first;
     counts[1] = n - first;
 }
-WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *given, int64_t counts[2]) {
+WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]) {
     counts[0] = counts[1] = 0;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__split_prompts(ctx, given, counts));
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__split_prompts(ctx, desc, counts));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- win rate ---- */
-/* theta and phi of P(win) = sigmoid(theta + phi x[i]) for values y[i] in [0, 1], by Newton's method from where they
-   are. sample [n]: which i are taken; NULL: each once. */
+/* theta and phi of P(win) = sigmoid(theta + phi x[i]) for values y[i] in [0, 1] of i = sample[n], by Newton's method
+   from where they are. */
 static void wrpo__fit_logistic(const double *y, const double *x, const int64_t *sample, int64_t n, double *theta,
                                double *phi) {
     for (int step = 0; step < 50; step++) {
-        double g0 = 0, g1 = *phi, h00 = 1e-9, h01 = 0, h11 = 1;       /* the penalty phi^2 / 2 */
+        double g0 = 0, g1 = *phi, h00 = 1e-9, h01 = 0, h11 = 1;  /* the penalty phi^2 / 2 */
         for (int64_t i = 0; i < n; i++) {
-            const int64_t k = sample ? sample[i] : i;
+            const int64_t k = sample[i];
             const double p = wrpo__sigmoid(*theta + *phi * x[k]), v = p * (1 - p);
             g0 += p - y[k];
             g1 += (p - y[k]) * x[k];
@@ -11888,10 +11412,18 @@ static void wrpo__fit_logistic(const double *y, const double *x, const int64_t *
         }
         const double det = h00 * h11 - h01 * h01, d0 = (h11 * g0 - h01 * g1) / det, d1 = (h00 * g1 - h01 * g0) / det;
         const double most = WRPO__MAX(fabs(d0), fabs(d1)), cut = most > 2 ? 2 / most : 1;
-        *theta = WRPO__MAX(WRPO__MIN(*theta - cut * d0, 30), -30);    /* 30: won or lost throughout */
+        *theta = WRPO__MAX(WRPO__MIN(*theta - cut * d0, 30), -30);  /* 30: won or lost throughout */
         *phi -= cut * d1;
         if (most < 1e-10) break;
     }
+}
+/* The rate of sample[n], and their rate at equal lengths. */
+static void wrpo__rates(const double *y, const double *x, const int64_t *sample, int64_t n, double *rate,
+                        double *controlled) {
+    double theta = 0, phi = 0;
+    for (int64_t i = 0; i < n; i++) *rate += y[sample[i]] / (double)n;
+    wrpo__fit_logistic(y, x, sample, n, &theta, &phi);
+    *controlled = wrpo__sigmoid(theta);
 }
 static int wrpo__by_value(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;
@@ -11904,23 +11436,20 @@ static void wrpo__interval(double *sorted, int64_t n, double *low, double *high)
 }
 /* One prompt: adds to wins, ties and the means of out. Returns its value; *longer: how much longer a's answers are. */
 static double wrpo__compare(wrpo__prompts sides[2], const char *id, wrpo_winrate_stats *out, double *longer) {
-    double pairs = 0, win = 0, tie = 0, length[2];
+    double win = 0, tie = 0, length[2] = {0};
     for (int side = 0; side < 2; side++) {
         wrpo__prompts *t = &sides[side];
-        const wrpo__gathered *prompt = &t->prompts[stbds_shget(t->ids, id)];
-        double reward = 0, characters = 0;
+        const wrpo__gathered *prompt = stbds_shgetp(t->prompts, id);
         wrpo__prompts_read(t, prompt, true);
         const wrpo__scored *list = t->lists[WRPO__TARGETS];
         const double count = (double)stbds_arrlen(list);
         if (count == 0)
             wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: prompt_id \"%.80s\": want an answer with text, found none",
-                       prompt->first->line.file->path, id);
+                       prompt->value->file->path, id);
         for (int64_t k = 0; k < stbds_arrlen(list); k++) {
-            reward += list[k].reward;
-            characters += (double)wrpo__characters(list[k].content);
+            out->reward[side] += list[k].reward / count;
+            length[side] += (double)wrpo__characters(list[k].content) / count;
         }
-        length[side] = characters / count;
-        out->reward[side] += reward / count;
         out->length[side] += length[side];
     }
     const wrpo__scored *a = sides[0].lists[WRPO__TARGETS], *b = sides[1].lists[WRPO__TARGETS];
@@ -11928,30 +11457,31 @@ static double wrpo__compare(wrpo__prompts sides[2], const char *id, wrpo_winrate
         for (int64_t l = 0; l < stbds_arrlen(b); l++) {
             win += a[k].reward > b[l].reward;
             tie += a[k].reward == b[l].reward;
-            pairs++;
         }
+    const double pairs = (double)(stbds_arrlen(a) * stbds_arrlen(b));
     out->wins += win / pairs;
     out->ties += tie / pairs;
     *longer = length[0] - length[1];
     return (win + 0.5 * tie) / pairs;
 }
-static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *d, wrpo_winrate_stats *out) {
+static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
     wrpo__arena *arena = wrpo__current;
     wrpo__prompts sides[2];
-    if (!d || !d->a || !d->b) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_winrate_desc: want a and b, found NULL");
-    const int64_t resamples = d->resamples ? d->resamples : 1000;
-    const uint64_t seed = d->seed ? d->seed : 42;
-    WRPO__RANGE(resamples >= 1 && resamples <= 1 << 24, "resamples", resamples, "1 to 2^24");
+    wrpo_winrate_desc *d = &(wrpo_winrate_desc){0};
+    if (desc) *d = *desc;
+    if (!d->a || !d->b) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_winrate_desc: want a and b, found NULL");
+    WRPO__SETTING(resamples, 1000, x >= 1 && x <= 1 << 24, "1 to 2^24");
+    if (!d->seed) d->seed = 42;
     wrpo__prompts_open(&sides[0], &d->a, 1, true);
     wrpo__prompts_open(&sides[1], &d->b, 1, true);
     /* 1. The prompts of both files: values y, differences of length x. */
-    const int64_t all = stbds_arrlen(sides[0].prompts);
+    const int64_t all = stbds_shlen(sides[0].prompts);
     double *y = wrpo__alloc(arena, (size_t)all, sizeof *y), *x = wrpo__alloc(arena, (size_t)all, sizeof *x);
     double squares = 0;
     int64_t n = 0;
     for (int64_t i = 0; i < all; i++) {
-        const char *id = sides[0].prompts[i].id;
-        if (stbds_shgeti(sides[1].ids, id) < 0) continue;
+        const char *id = sides[0].prompts[i].key;
+        if (stbds_shgeti(sides[1].prompts, id) < 0) continue;
         y[n] = wrpo__compare(sides, id, out, &x[n]);
         squares += x[n] * x[n];
         n++;
@@ -11960,7 +11490,7 @@ static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *d, wrpo_winrat
     const double N = (double)n, sd = sqrt(squares / N);
     out->prompts = n;
     out->only_a = all - n;
-    out->only_b = stbds_arrlen(sides[1].prompts) - n;
+    out->only_b = stbds_shlen(sides[1].prompts) - n;
     out->wins /= N;
     out->ties /= N;
     out->losses = 1 - out->wins - out->ties;
@@ -11968,34 +11498,26 @@ static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *d, wrpo_winrat
         out->reward[side] /= N;
         out->length[side] /= N;
     }
-    /* 2. The rate, and the rate at equal lengths. */
-    double theta = 0, phi = 0;
+    /* 2. The rates, and their intervals from resampled prompts. */
+    int64_t *sample = wrpo__alloc(arena, (size_t)n, sizeof *sample);
+    double *rates = wrpo__alloc(arena, (size_t)d->resamples, sizeof *rates);
+    double *controlled = wrpo__alloc(arena, (size_t)d->resamples, sizeof *controlled);
     for (int64_t i = 0; i < n; i++) {
         x[i] = sd > 0 ? tanh(x[i] / sd) : 0;
-        out->rate += y[i] / N;
+        sample[i] = i;
     }
-    wrpo__fit_logistic(y, x, NULL, n, &theta, &phi);
-    out->controlled = wrpo__sigmoid(theta);
-    /* 3. Their intervals, from resampled prompts. */
-    double *rates = wrpo__alloc(arena, (size_t)resamples, sizeof *rates);
-    double *controlled = wrpo__alloc(arena, (size_t)resamples, sizeof *controlled);
-    int64_t *sample = wrpo__alloc(arena, (size_t)n, sizeof *sample);
-    for (int64_t r = 0; r < resamples; r++) {
-        theta = phi = 0;
-        for (int64_t i = 0; i < n; i++) {
-            sample[i] = (int64_t)(wrpo__random64(seed, (uint64_t)r, (uint64_t)i) % (uint64_t)n);
-            rates[r] += y[sample[i]] / N;
-        }
-        wrpo__fit_logistic(y, x, sample, n, &theta, &phi);
-        controlled[r] = wrpo__sigmoid(theta);
+    wrpo__rates(y, x, sample, n, &out->rate, &out->controlled);
+    for (int64_t r = 0; r < d->resamples; r++) {
+        for (int64_t i = 0; i < n; i++)
+            sample[i] = (int64_t)(wrpo__random64(d->seed, (uint64_t)r, (uint64_t)i) % (uint64_t)n);
+        wrpo__rates(y, x, sample, n, &rates[r], &controlled[r]);
     }
-    wrpo__interval(rates, resamples, &out->low, &out->high);
-    wrpo__interval(controlled, resamples, &out->controlled_low, &out->controlled_high);
+    wrpo__interval(rates, d->resamples, &out->low, &out->high);
+    wrpo__interval(controlled, d->resamples, &out->controlled_low, &out->controlled_high);
 }
 WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
     *out = (wrpo_winrate_stats){0};
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__winrate(ctx, desc, out));
-    if (wrpo__entry.failed) *out = (wrpo_winrate_stats){0};
     return wrpo__end(&wrpo__entry);
 }
 
@@ -12827,7 +12349,8 @@ WRPO__INLINE void WRPO__(thin_rows)(const bool pairs, int64_t kc, const float *a
 }
 WRPO__KERNEL void WRPO__(thin)(wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
                                wrpo__target t) {
-    const wrpo__operand bf16 = {b.data, WRPO_DTYPE_BF16, b.lane, b.step}, f16 = {b.data, WRPO_DTYPE_F16, b.lane, b.step};
+    const wrpo__operand bf16 = {b.data, WRPO_DTYPE_BF16, b.lane, b.step};
+    const wrpo__operand f16 = {b.data, WRPO_DTYPE_F16, b.lane, b.step};
     if (WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS) WRPO__(thin_rows)(true, kc, a, bf16, ahead, t);
     else if (b.type == WRPO_DTYPE_BF16) WRPO__(thin_rows)(false, kc, a, bf16, ahead, t);
     else if (b.type == WRPO_DTYPE_F16) WRPO__(thin_rows)(false, kc, a, f16, ahead, t);

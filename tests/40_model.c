@@ -231,7 +231,8 @@ static void check_with(wrpo_ctx *ctx, const char *what, wrpo_config c, const wrp
             for (int64_t i = 0; i < model->n_weights;
                  i++) { /* seven places of every tensor, relative to the tensor's largest gradient */
                 const wrpo_weight *w = &model->weights[i];
-                CHECK(adapter ? (w->at < 0) == (i < model->lora->first) : w->at >= 0, "%s: %s is trained", what, w->name);
+                CHECK(adapter ? (w->at < 0) == (i < model->lora->first) : w->at >= 0, "%s: %s is trained", what,
+                      w->name);
                 if (w->at < 0) continue;
                 float *g = grads + w->at;
                 double *p = at(w), top = 0;

@@ -163,6 +163,7 @@ static void test_tree(void) {
     const wrpo_json *a = root->child, *list = wrpo_json_get(root, "list"), *v = list->child;
     CHECK(a->key_size == 3 && !memcmp(a->key, "a\0b", 4) && a->size == 7 && !memcmp(a->text, "x\0\xF0\x9F\x98\x80y", 8),
           "NULs inside, one behind");
+    CHECK(!strcmp(root->name, "t.json") && !strcmp(list->child->name, "t.json"), "the name of the text");
     CHECK(a->line == 1 && a->column == 14 && list->line == 2 && list->column == 10, "places");
     CHECK(list->count == 7 && v->exact && v->integer == 1 && v->number == 1 && !strcmp(v->text, "1"), "1");
     v = v->next;
@@ -540,45 +541,45 @@ static void test_text(void) {
 static void test_wanted(void) {
     static const char text[] =
         "{\"n\": 7, \"x\": 1.5, \"s\": \"a\\nb\", \"none\": null, \"huge\": 1e999,\n \"list\": [1, \"two\"]}";
-    static const char *const says[] = {"c.json:1:7: n: want a string, found 7",
-                                       "c.json:1:1: absent: want a number, found no such key in this object",
-                                       "c.json:1:25: s: want an integer from 1 to 9, found \"a\\u000Ab\"",
-                                       "c.json:1:15: x: want an integer from 1 to 9, found 1.5",
-                                       "c.json:1:7: heads: want an integer from 8 to 9, found 7",
-                                       "c.json:1:55: huge: want a finite number, found 1e999",
-                                       "c.json:2:10: list: want an object, found an array of 2",
-                                       "c.json:1:41: none: want true or false, found null",
-                                       "c.json:1:1: JSON: want an array, found an object of 6",
-                                       "c.json:1:7: n: want an object, found 7"};
+    static const char *const says[] = {"t.json:1:7: n: want a string, found 7",
+                                       "t.json:1:1: absent: want a number, found no such key in this object",
+                                       "t.json:1:25: s: want an integer from 1 to 9, found \"a\\nb\"",
+                                       "t.json:1:15: x: want an integer from 1 to 9, found 1.5",
+                                       "t.json:1:7: heads: want an integer from 8 to 9, found 7",
+                                       "t.json:1:55: huge: want a finite number, found 1e999",
+                                       "t.json:2:10: list: want an object, found an array of 2",
+                                       "t.json:1:41: none: want true or false, found null",
+                                       "t.json:1:1: JSON: want an array, found an object of 6",
+                                       "t.json:1:7: n: want an object, found 7"};
     wrpo_json *root;
     CHECK(parse(text, sizeof text - 1, &root) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     for (int64_t i = 0; i < WRPO__COUNT(says); i++) {
         TEST_TRY(ctx, wrpo__arena_new(ctx), true) {
-            const wrpo_json *n = wrpo__json_need(ctx, "c.json", root, "n", WRPO_JSON_NUMBER);
-            if (i == 0) wrpo__json_maybe(ctx, "c.json", root, "n", WRPO_JSON_STRING);
-            if (i == 1) wrpo__json_need(ctx, "c.json", root, "absent", WRPO_JSON_NUMBER);
-            if (i == 2) wrpo__json_integer(ctx, "c.json", wrpo__json_get(root, "s"), 1, 9, NULL);
-            if (i == 3) wrpo__json_integer(ctx, "c.json", wrpo__json_get(root, "x"), 1, 9, NULL);
-            if (i == 4) wrpo__json_integer(ctx, "c.json", n, 8, 9, "heads");
-            if (i == 5) wrpo__json_real(ctx, "c.json", wrpo__json_get(root, "huge"), NULL);
-            if (i == 6) wrpo__json_want(ctx, "c.json", wrpo__json_get(root, "list"), WRPO_JSON_OBJECT, NULL);
-            if (i == 7) wrpo__json_need(ctx, "c.json", root, "none", WRPO_JSON_BOOL);
-            if (i == 8) wrpo__json_want(ctx, "c.json", root, WRPO_JSON_ARRAY, NULL);
-            if (i == 9) wrpo__json_need(ctx, "c.json", n, "k", WRPO_JSON_BOOL);
+            const wrpo_json *n = wrpo__need(root, "n", WRPO_JSON_NUMBER);
+            if (i == 0) wrpo__maybe(root, "n", WRPO_JSON_STRING);
+            if (i == 1) wrpo__need(root, "absent", WRPO_JSON_NUMBER);
+            if (i == 2) wrpo__integer(wrpo_json_get(root, "s"), 1, 9, NULL);
+            if (i == 3) wrpo__integer(wrpo_json_get(root, "x"), 1, 9, NULL);
+            if (i == 4) wrpo__integer(n, 8, 9, "heads");
+            if (i == 5) wrpo__real(wrpo_json_get(root, "huge"), NULL);
+            if (i == 6) wrpo__want(wrpo_json_get(root, "list"), WRPO_JSON_OBJECT, NULL);
+            if (i == 7) wrpo__need(root, "none", WRPO_JSON_BOOL);
+            if (i == 8) wrpo__want(root, WRPO_JSON_ARRAY, NULL);
+            if (i == 9) wrpo__need(n, "k", WRPO_JSON_BOOL);
         }
         wrpo_result r = wrpo__end(&wrpo__entry);
         CHECK(r == WRPO_E_FORMAT && !strcmp(wrpo_last_error(ctx)->text, says[i]), "%s, want %s",
               wrpo_last_error(ctx)->text, says[i]);
     }
     TEST_TRY(ctx, wrpo__arena_new(ctx), true) {
-        CHECK(!wrpo__json_maybe(ctx, "c", root, "none", WRPO_JSON_BOOL) &&
-                  !wrpo__json_maybe(ctx, "c", root, "absent", WRPO_JSON_BOOL),
+        CHECK(!wrpo__maybe(root, "none", WRPO_JSON_BOOL) &&
+                  !wrpo__maybe(root, "absent", WRPO_JSON_BOOL),
               "absent");
-        CHECK(wrpo__json_integer(ctx, "c", wrpo__json_get(root, "n"), 7, 7, NULL) == 7 &&
-                  wrpo__json_real(ctx, "c", wrpo__json_get(root, "x"), NULL) == 1.5,
+        CHECK(wrpo__integer(wrpo_json_get(root, "n"), 7, 7, NULL) == 7 &&
+                  wrpo__real(wrpo_json_get(root, "x"), NULL) == 1.5,
               "values");
-        CHECK(wrpo__json_is(wrpo__json_get(root, "s"), "a\nb") && !wrpo__json_is(wrpo__json_get(root, "s"), "a") &&
-                  !wrpo__json_is(wrpo__json_get(root, "n"), "7"),
+        CHECK(wrpo__json_is(wrpo_json_get(root, "s"), "a\nb") && !wrpo__json_is(wrpo_json_get(root, "s"), "a") &&
+                  !wrpo__json_is(wrpo_json_get(root, "n"), "7"),
               "is");
         /* JSON lines: first_line counts */
         wrpo_json *line = wrpo__json_parse(wrpo__entry.arena, "d.jsonl", 5000000000, "[1]", 3);

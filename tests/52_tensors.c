@@ -147,54 +147,56 @@ static void test_headers(void) {
         {"{}x", 0, WRPO_E_FORMAT, "header:1:3: want the end of the text, found 'x'"},
         {"{\"__metadata__\":null}", 0, WRPO_E_FORMAT, "__metadata__: want an object, found null"},
         {"{\"__metadata__\":{\"a\":1}}", 0, WRPO_E_FORMAT, "header:1:22: a: want a string, found 1"},
-        {"{\"a\":5}", 0, WRPO_E_FORMAT, ": a: want an object of dtype, shape and data_offsets, found 5"},
+        {"{\"a\":5}", 0, WRPO_E_FORMAT, "a: want an object, found 5"},
         {"{\"a\":[\"F32\",[1],[0,4]]}", 4, WRPO_E_FORMAT,
-         ": a: want an object of dtype, shape and data_offsets, found an array of 3"},
+         "a: want an object, found an array of 3"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[1]}}", 1, WRPO_E_FORMAT,
-         ": a: want dtype, shape and data_offsets, found no data_offsets"},
-        {"{\"a\":{\"shape\":[1],\"data_offsets\":[0,1]}}", 1, WRPO_E_FORMAT, "found no dtype"},
-        {"{\"a\":{\"dtype\":\"U8\",\"data_offsets\":[0,1]}}", 1, WRPO_E_FORMAT, "found no shape"},
+         "x.safetensors: a:1:6: data_offsets: want an array, found no such key"},
+        {"{\"a\":{\"shape\":[1],\"data_offsets\":[0,1]}}", 1, WRPO_E_FORMAT, "dtype: want a string, found no such key"},
+        {"{\"a\":{\"dtype\":\"U8\",\"data_offsets\":[0,1]}}", 1, WRPO_E_FORMAT,
+         "shape: want an array, found no such key"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1],\"note\":0}}", 1, WRPO_E_FORMAT,
          "found \"note\" as well"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1],\"dtype\\u0000\":0}}", 1, WRPO_E_FORMAT,
          "as well"},
         {"{\"a\":{\"dtype\":\"u8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, WRPO_E_FORMAT,
-         ": a: want a dtype, found \"u8\""},
+         "dtype: want a type of safetensors, found \"u8\""},
         {"{\"a\":{\"dtype\":\"U8\\u0000\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, WRPO_E_FORMAT,
-         "want a dtype, found \"U8\\u0000\""},
-        {"{\"a\":{\"dtype\":7,\"shape\":[1],\"data_offsets\":[0,1]}}", 1, WRPO_E_FORMAT, "want a dtype, found 7"},
+         "dtype: want a type of safetensors, found \"U8\\u0000\""},
+        {"{\"a\":{\"dtype\":7,\"shape\":[1],\"data_offsets\":[0,1]}}", 1, WRPO_E_FORMAT,
+         "dtype: want a string, found 7"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":1,\"data_offsets\":[0,1]}}", 1, WRPO_E_FORMAT,
-         "want shape to be an array, found 1"},
+         "x.safetensors: a:1:28: shape: want an array, found 1"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[-1],\"data_offsets\":[0,1]}}", 1, WRPO_E_FORMAT,
-         "want shape to hold sizes, found -1"},
+         "shape: want a size, found -1"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[-0],\"data_offsets\":[0,0]}}", 0, WRPO_E_FORMAT,
-         "want shape to hold sizes, found -0"},
+         "shape: want a size, found -0"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[1.0],\"data_offsets\":[0,1]}}", 1, WRPO_E_FORMAT,
-         "want shape to hold sizes, found 1.0"},
+         "shape: want a size, found 1.0"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[9223372036854775808],\"data_offsets\":[0,1]}}", 1, WRPO_E_FORMAT,
-         "want shape to hold sizes, found 9223372036854775808"},
+         "shape: want a size, found 9223372036854775808"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,0]}}", 0, WRPO_E_FORMAT,
-         "product fits 63 bits"},
+         "product that fits 63 bits"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[4294967296,4294967296,0],\"data_offsets\":[0,0]}}", 0, WRPO_E_FORMAT,
-         "product fits 63 bits"},
+         "product that fits 63 bits"},
         {"{\"a\":{\"dtype\":\"F64\",\"shape\":[4611686018427387904],\"data_offsets\":[0,0]}}", 0, WRPO_E_FORMAT,
          "want a size that fits 63 bits"},
         {"{\"a\":{\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,2]}}", 2, WRPO_E_FORMAT,
          "want whole bytes, found 3 x 4 bits"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0]}}", 1, WRPO_E_FORMAT,
-         "want data_offsets to be [begin, end], found an array of 1"},
+         "data_offsets: want [begin, end], found an array of 1"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1,2]}}", 1, WRPO_E_FORMAT, "found an array of 3"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1.0]}}", 1, WRPO_E_FORMAT,
-         "found an array of 2, not both whole numbers"},
+         "data_offsets: want a size, found"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":{}}}", 1, WRPO_E_FORMAT, "found an object of 0"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,0]}}", 1, WRPO_E_FORMAT,
-         "want data within the file's 1 bytes, found [1, 0)"},
+         "data_offsets: want data within the file's 1 bytes, found [1, 0)"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]}}", 1, WRPO_E_FORMAT,
-         "want data within the file's 1 bytes, found [0, 2)"},
+         "data_offsets: want data within the file's 1 bytes, found [0, 2)"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[9223372036854775806,9223372036854775807]}}", 1,
-         WRPO_E_FORMAT, "want data within the file's"},
+         WRPO_E_FORMAT, "data_offsets: want data within the file's"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,12]}}", 12, WRPO_E_FORMAT,
-         "x.safetensors: a: want 16 bytes for 4 of F32, found 12"},
+         "data_offsets: want 16 bytes for 4 of F32, found 12"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}", 2, WRPO_E_FORMAT,
          ": a: want data from byte 0 on, found 1: a hole"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},\"b\":{\"dtype\":\"U8\",\"shape\":[2],"
@@ -277,7 +279,7 @@ static void test_headers(void) {
 
 static wrpo_result convert(const wrpo_tensor_info *t) {
     float x[8];
-    TEST_TRY(ctx, wrpo__arena_new(ctx), true) wrpo__to_float(ctx, x, t, 0, 8);
+    TEST_TRY(ctx, wrpo__arena_new(ctx), true) wrpo__to_float(x, t, 0, 8);
     return wrpo__end(&wrpo__entry);
 }
 /* Every dtype has its size, and only float ones are converted. */
@@ -349,9 +351,9 @@ static void test_conversion(void) {
                               .count = shape,
                               .bytes = 131072,
                               .data = odd};
-        wrpo__to_float(ctx, x, &t, 0, 1000);           /* in two pieces */
-        wrpo__to_float(ctx, x + 1000, &t, 1000, 64536);
-        wrpo__to_float(ctx, NULL, &t, 65536, 0);
+        wrpo__to_float(x, &t, 0, 1000);           /* in two pieces */
+        wrpo__to_float(x + 1000, &t, 1000, 64536);
+        wrpo__to_float(NULL, &t, 65536, 0);
         int wrong = 0, back = 0;
         for (int i = 0; i < 65536; i++) {
             uint32_t u;
@@ -385,9 +387,9 @@ static void test_conversion(void) {
                           .count = 4,
                           .bytes = 16,
                           .data = floats + 1};
-    wrpo__to_float(ctx, x, &t, 1, 3);
+    wrpo__to_float(x, &t, 1, 3);
     CHECK(!memcmp(x, pattern + 1, 12), "F32 from 1");
-    wrpo__to_float(ctx, x, &t, 0, 4);
+    wrpo__to_float(x, &t, 0, 4);
     wrpo__from_float(floats, WRPO_DTYPE_F32, x, 4);
     CHECK(!memcmp(floats, pattern, 16), "F32 unchanged");
     int before = test_failed;
@@ -627,13 +629,16 @@ static void test_split(void) {
                  {8, 12, {4, 11, 12, 3, 9, 1, 14, 5}, {0, 1, 2, 3, 3, 5, 4, 5}},
                  {8, 5, {0, 10, 8, 0, 14, 6, 10, 3}, {5, 0, 1, 5, 2, 3, 4, 5}}};
     for (int64_t i = 0; i < WRPO__COUNT(cases); i++) {
-        int64_t shard[12], last = 0;
-        int64_t shards = wrpo__split(cases[i].bytes, cases[i].n, cases[i].limit, shard);
+        wrpo__placed p[12] = {{0}};
+        int64_t last = 0, wrong = 0;
+        for (int k = 0; k < cases[i].n; k++) p[k].bytes = cases[i].bytes[k];
+        int64_t shards = wrpo__split(p, cases[i].n, cases[i].limit);
         for (int k = 0; k < cases[i].n; k++) last = WRPO__MAX(last, cases[i].shard[k]);
-        CHECK(shards == last + 1 && !memcmp(shard, cases[i].shard, (size_t)cases[i].n * 8), "case %lld: %lld shards",
-              (long long)i, (long long)shards);
+        for (int k = 0; k < cases[i].n; k++) wrong += p[k].shard != cases[i].shard[k];
+        CHECK(shards == last + 1 && !wrong, "case %lld: %lld shards, %lld tensors elsewhere", (long long)i,
+              (long long)shards, (long long)wrong);
     }
-    CHECK(wrpo__split(NULL, 0, 10, NULL) == 0, "nothing");
+    CHECK(wrpo__split(NULL, 0, 10) == 0, "nothing");
 }
 /* What a save removes, and what it leaves. */
 static void test_stale(void) {

@@ -133,12 +133,12 @@ static void check_unicode(void) {
         size_t n = wrpo__utf8_put(s, (uint32_t)c), m = 0;
         if (c >= 0xD800 && c < 0xE000) continue;
         out.size = again.size = 0;
-        wrpo__nfc(&u, s, (int64_t)n, &out, &marks);
+        wrpo__nfc(&u, s, n, &out, &marks);
         nfc_changed += out.size != n || memcmp(out.data, s, n) != 0;
         stbds_arrsetlen(marks, 0);
         wrpo__decompose(&u, c, &marks);
         for (int64_t k = 0; k < stbds_arrlen(marks); k++) m += wrpo__utf8_put(s + m, (uint32_t)marks[k].value);
-        wrpo__nfc(&u, s, (int64_t)m, &again, &marks);
+        wrpo__nfc(&u, s, m, &again, &marks);
         nfc_rejoined += m != again.size || memcmp(s, again.data, m) != 0;
         nfc_wrong += out.size != again.size || memcmp(out.data, again.data, out.size) != 0;
     }
@@ -304,13 +304,13 @@ static void test_refusals(void) {
         {"model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1},\"merges\":[[\"a\",\"c\"]]}", WRPO_E_FORMAT,
          "merge 0: its part \"c\" is not in the vocabulary"},
         {"model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"ab\":1},\"merges\":[\"ab\"]}", WRPO_E_FORMAT,
-         "merge 0: want two tokens and one space between them, found \"ab\""},
+         "merge 0: want two tokens, as two strings or with one space between them, found \"ab\""},
         {"model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"ab\":1},\"merges\":[\"a  b\"]}", WRPO_E_FORMAT,
-         "merge 0: want two tokens and one space"},
+         "merge 0: want two tokens, as two strings or with one space between them, found \"a  b\""},
         {"model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[[\"a\"]]}", WRPO_E_FORMAT,
-         "merge 0: want two strings, found an array of 1"},
+         "merge 0: want two tokens, as two strings or with one space between them, found an array of 1"},
         {"model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[7]}", WRPO_E_FORMAT,
-         "merge 0: want two strings, found 7"},
+         "merge 0: want two tokens, as two strings or with one space between them, found 7"},
         {"normalizer", "{\"type\":\"NFKC\"}", WRPO_E_UNSUPPORTED,
          "tokenizer.json:3:22: normalizer \"NFKC\" is not supported"},
         {"normalizer", "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Lowercase\"}]}", WRPO_E_UNSUPPORTED,
@@ -334,6 +334,10 @@ static void test_refusals(void) {
         {"pre_tokenizer", SPLIT("a+?"), WRPO_E_UNSUPPORTED, "this repetition"},
         {"pre_tokenizer", SPLIT("a{2}+"), WRPO_E_UNSUPPORTED, "this repetition"},
         {"pre_tokenizer", SPLIT("a{3,2}"), WRPO_E_UNSUPPORTED, "this repetition"},
+        {"pre_tokenizer", SPLIT("a{}"), WRPO_E_UNSUPPORTED, "this repetition"},
+        {"pre_tokenizer", SPLIT("a{,}"), WRPO_E_UNSUPPORTED, "this repetition"},
+        {"pre_tokenizer", SPLIT("a{99999999999}"), WRPO_E_UNSUPPORTED, "a number this large"},
+        {"pre_tokenizer", SPLIT("b|(a)?"), WRPO_E_UNSUPPORTED, "a pattern that matches the empty text"},
         {"pre_tokenizer", SPLIT("+a"), WRPO_E_UNSUPPORTED, "this repetition"},
         {"pre_tokenizer", SPLIT("(ab)+"), WRPO_E_UNSUPPORTED, "this repetition of a group"},
         {"pre_tokenizer", SPLIT("(ab"), WRPO_E_UNSUPPORTED, "a group without its end"},
@@ -344,6 +348,9 @@ static void test_refusals(void) {
         {"pre_tokenizer", SPLIT("\\\\bab"), WRPO_E_UNSUPPORTED, "this escape"},
         {"pre_tokenizer", SPLIT("(a)\\\\1"), WRPO_E_UNSUPPORTED, "this escape"},
         {"pre_tokenizer", SPLIT("a\\\\"), WRPO_E_UNSUPPORTED, "a pattern that ends here"},
+        {"pre_tokenizer", SPLIT("\\\\u0041"), WRPO_E_UNSUPPORTED, "regex, byte 3: this escape"},
+        {"pre_tokenizer", SPLIT("\\\\x{41}"), WRPO_E_UNSUPPORTED, "this escape"},
+        {"pre_tokenizer", SPLIT("\\\\p{^L}"), WRPO_E_UNSUPPORTED, "this property"},
         {"pre_tokenizer", SPLIT("\\\\p{Han}"), WRPO_E_UNSUPPORTED, "this property"},
         {"pre_tokenizer", SPLIT("[a&&b]"), WRPO_E_UNSUPPORTED, "an intersection of classes"},
         {"pre_tokenizer", SPLIT("[[:alpha:]]"), WRPO_E_UNSUPPORTED, "a class within a class"},

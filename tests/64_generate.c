@@ -783,12 +783,12 @@ static void refusals(const wrpo_json *scale) {
          {0},
          "a prompt's temperature: want a number in [0, 1e6], found -1"},
         {fine, {.n = -1}, "n: want 1 to 2^20 samples, found -1"},
-        {fine, {.max_tokens = -5}, "max tokens: want 1 to 2^31 - 1, found -5"},
+        {fine, {.max_tokens = -5}, "max_tokens: want 1 to 2^31 - 1, found -5"},
         {fine, {.temperature = -0.1}, "temperature: want a number in [0, 1e6]"},
         {fine, {.temperature = NAN}, "temperature: want"},
-        {fine, {.top_p = 1.5}, "top p: want a number in (0, 1], found 1.5"},
-        {fine, {.top_p = -1}, "top p: want"},
-        {fine, {.top_k = -1}, "top k: want at least 0"},
+        {fine, {.top_p = 1.5}, "top_p: want a number in (0, 1], found 1.5"},
+        {fine, {.top_p = -1}, "top_p: want"},
+        {fine, {.top_k = -1}, "top_k: want at least 0"},
         {fine, {.batch = -1}, "batch: want 1 to 2^20 samples"}};
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         const wrpo_result r = wrpo_generate(model, &refused[i].prompt, 1, &refused[i].d);

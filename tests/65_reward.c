@@ -177,7 +177,8 @@ static void armorm(const wrpo_json *golden) {
                   "%s", wrpo_last_error(ctx)->text);
             wrpo_reward_free(r);
         }
-        wrpo__tensors_save(arena, at("armorm"), NULL, t, m->n_weights + HEADS - 1, WRPO_DTYPE_F32, 0, by_formula, m, NULL);
+        wrpo__tensors_save(arena, at("armorm"), NULL, t, m->n_weights + HEADS - 1, WRPO_DTYPE_F32, 0, by_formula, m,
+                           NULL);
         refuse(at("armorm"), 0, "gating.logit_scale is missing");
         t[m->n_weights].shape[0] = 4;
         wrpo__tensors_save(arena, at("armorm"), NULL, t, m->n_weights + HEADS, WRPO_DTYPE_F32, 0, by_formula, m, NULL);
@@ -297,9 +298,9 @@ static void files(void) {
     free(left);
     stop_after = 0;
     bad_file(r, "", "found none");
-    bad_file(r, "{\"prompt\": \"Hi\"}\n", "bad.jsonl:1:1: want responses");
+    bad_file(r, "{\"prompt\": \"Hi\"}\n", "bad.jsonl:1:1: record \"line 1\": want responses");
     bad_file(r, "{\"prompt\": \"Hi\", \"sources\": []}\n", "want responses");
-    bad_file(r, "\n{\"sources\": [{\"content\": \"x\"}]}\n", "bad.jsonl:2:1: prompt: want");
+    bad_file(r, "\n{\"sources\": [{\"content\": \"x\"}]}\n", "bad.jsonl:2:1: record \"line 2\": prompt: want");
     bad_file(r, "{\"prompt\": \"Hi\", \"target\": {\"content\": \"x\"}}\n", "target: want an array");
     bad_file(r, "{\"prompt\": \"Hi\", \"target\": [{\"content\": 3}]}\n", "content: want a string");
     bad_file(r, "{\"prompt\": \"Hi\", \"target\": [{\"model\": \"x\"}]}\n", "content: want");

@@ -79,6 +79,18 @@ static void records(void) {
     free(text);
     wrpo_free(ctx, s.models);
 
+    /* a source whose best text is the rejected one is left out, wherever it stands */
+    CHECK(choose((wrpo_select_desc){.top = 2},
+                 "{\"prompt_id\": \"p\", \"prompt\": \"q\", \"sources\": [" R("m", "x", "3") ", " R(
+                     "n", "b", "2") "], \"target\": [" R("t", "y", "1") ", " R("t", "x", "0") "]}",
+                 NULL, &s) == WRPO_OK,
+          "%s", wrpo_last_error(ctx)->text);
+    holds("out.jsonl",
+          "{\"prompt_id\": \"p\", \"prompt\": \"q\", \"chosen\": [" M("b") ", " M("y") "], \"rejected\": [" M(
+              "x") "], \"rewards\": [2, 1, 0], \"models\": [\"n\", \"t\", \"t\"]}\n",
+          "the second source alone");
+    wrpo_free(ctx, s.models);
+
     CHECK(choose((wrpo_select_desc){.form = WRPO_FORM_SFT}, sources, target, &s) == WRPO_OK && s.records == 2 &&
               s.no_source == 1,
           "%s", wrpo_last_error(ctx)->text);
@@ -378,7 +390,7 @@ static void winrates(void) {
           "the same seed gives other numbers");
     /* The fit itself: the gradient of the penalised likelihood vanishes. */
     double y[5] = {1, 0, 0.5, 1, 1}, x[5] = {0.3, -0.2, 0.1, -0.6, 0.9}, theta = 0, phi = 0, g0 = 0, g1;
-    wrpo__fit_logistic(y, x, NULL, 5, &theta, &phi);
+    wrpo__fit_logistic(y, x, (int64_t[]){0, 1, 2, 3, 4}, 5, &theta, &phi);
     g1 = phi;
     for (int i = 0; i < 5; i++)
         g0 += wrpo__sigmoid(theta + phi * x[i]) - y[i], g1 += (wrpo__sigmoid(theta + phi * x[i]) - y[i]) * x[i];

@@ -113,6 +113,46 @@ static double total(const double *p, int n) { double s = 0; for (int i = 0; i < 
 #define SAYS(call, sentence) \
     CHECK(call == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, sentence), "want \"%s\", found \"%s\"", sentence, \
           wrpo_last_error(ctx)->text)
+/* A context that reads from its caller's files writes to the file system, and finds there what a run wrote: the cache
+   of the reference, the checkpoint before, the lines of metrics. */
+static const void *config_alone(const char *path, size_t *size, void **handle, void *user) {
+    (void)handle, (void)user;
+    *size = strlen(config_text);
+    return strcmp(path, config_path) ? NULL : config_text;
+}
+static void count_cached(wrpo_level level, const char *text, void *user) {
+    (void)level;
+    *(int *)user += strstr(text, "reference log-probs read from") != NULL;
+}
+static void caller_files(void) {
+    char out[96], path[160];
+    int cached = 0;
+    wrpo_ctx *ctx;
+    snprintf(out, sizeof out, "%s/files", dir);
+    if (wrpo_open(&(wrpo_desc){.files.open = config_alone, .log = {count_cached, &cached}}, &ctx) != WRPO_OK) exit(2);
+    wrpo_data *data = make_data(ctx, 0, N);
+    for (int again = 0; again < 2; again++) {
+        wrpo_model *model = make_model(ctx);
+        const wrpo_train_desc d = {
+            .learning_rate = 1e-3, .batch_size = 4, .out_dir = out, .save.dir = out, .save_steps = 1};
+        CHECK(wrpo_train(model, data, &d, NULL) == WRPO_OK && cached == again, "%s; the cache was read %d times",
+              wrpo_last_error(ctx)->text, cached);
+        wrpo_model_free(model);
+    }
+    for (int k = 1; k < 5; k++) {
+        snprintf(path, sizeof path, "%s/checkpoint-%d", out, k);
+        CHECK((access(path, F_OK) == 0) == (k == 3), "%s: the last checkpoint alone is kept", path);
+    }
+    wrpo_tensors *state;
+    snprintf(path, sizeof path, "%s/checkpoint-3/trainer_state.wrpo", out);
+    wrpo_ctx *plain = open_ctx(1);
+    CHECK(wrpo_tensors_open(plain, path, &state) == WRPO_OK && wrpo_tensors_find(state, "metrics.jsonl")->count > 0,
+          "%s: no metrics", path);
+    wrpo_tensors_close(state);
+    wrpo_close(plain);
+    wrpo_data_free(data);
+    wrpo_close(ctx);
+}
 int main(void) {
     snprintf(dir, sizeof dir, "tmp_train_%ld", (long)getpid());
     wrpo_ctx *ctx = open_ctx(2);
@@ -298,15 +338,17 @@ int main(void) {
         wrpo_data *data = make_data(ctx, 0, N);
         wrpo_model *model = make_model(ctx);
         const wrpo_config *c = wrpo_model_config(model);
-        CHECK(!wrpo_train_bytes(ctx, c, data, &base, NULL, &kept) && !wrpo_train_bytes(ctx, c, data, &every, NULL, &least) &&
-                  kept.recompute == 0 && least.recompute == 3 && kept.logits && !least.logits,
+        CHECK(!wrpo_train_bytes(ctx, c, data, &base, NULL, &kept) &&
+                  !wrpo_train_bytes(ctx, c, data, &every, NULL, &least) && kept.recompute == 0 &&
+                  least.recompute == 3 && kept.logits && !least.logits,
               "%s", wrpo_last_error(ctx)->text);
         result free_run = run(base, 2);
         {   /* a little less than all: the logits go first */
             wrpo_ctx *tight;
             wrpo_bytes most;
             if (wrpo_open(&(wrpo_desc){.threads = 2}, &tight) != WRPO_OK) exit(2);
-            CHECK(!wrpo_train_bytes(tight, c, data, &base, NULL, &most) && most.logits, "%s", wrpo_last_error(tight)->text);
+            CHECK(!wrpo_train_bytes(tight, c, data, &base, NULL, &most) && most.logits, "%s",
+                  wrpo_last_error(tight)->text);
             const size_t used = tight->bytes;
             wrpo_close(tight);
             if (wrpo_open(&(wrpo_desc){.threads = 2, .memory_limit = most.device + used - 1}, &tight) != WRPO_OK)
@@ -517,8 +559,8 @@ int main(void) {
         SAYS(wrpo_winrate(ctx, NULL, &rates), "wrpo_winrate_desc: want a and b, found NULL");
         CHECK(wrpo_select(ctx, NULL, &selected) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "want prompts"),
               "%s", wrpo_last_error(ctx)->text);
-        CHECK(wrpo_train_bytes(ctx, wrpo_model_config(model), data, NULL, NULL, &bytes) == WRPO_OK && bytes.total > 0, "%s",
-              wrpo_last_error(ctx)->text);
+        CHECK(wrpo_train_bytes(ctx, wrpo_model_config(model), data, NULL, NULL, &bytes) == WRPO_OK && bytes.total > 0,
+              "%s", wrpo_last_error(ctx)->text);
         CHECK(wrpo_eval(model, data, NULL, &m) == WRPO_OK &&
                   wrpo_eval(model, data, &(wrpo_train_desc){0}, &other) == WRPO_OK && m.loss == other.loss,
               "%s", wrpo_last_error(ctx)->text);
@@ -803,10 +845,11 @@ int main(void) {
         wrpo_trainer_free(t);
         free(ref[0]), free(ref[1]);
         wrpo_data_free(data), wrpo_model_free(model);
-        char command[128];
-        snprintf(command, sizeof command, "rm -rf %s", dir);
-        CHECK(system(command) == 0, "rm");
     }
+    caller_files();
+    char command[128];
+    snprintf(command, sizeof command, "rm -rf %s", dir);
+    CHECK(system(command) == 0, "rm");
     CHECK(ctx->bytes == sizeof(wrpo__arena), "%zu bytes still held", ctx->bytes);
     wrpo_close(ctx);
     return test_end("train");

@@ -1,6 +1,6 @@
 /* Training runs against the same procedure in PyTorch (golden/train_golden.py): every metric of every step and the
-   final weights, for all methods and schedules, FuseRL, EAST and several sources, from records of token ids. The same of
-   adapters, against PEFT (golden/adapters.py). */
+   final weights, for all methods and schedules, FuseRL, EAST and several sources, from records of token ids. The same
+   of adapters, against PEFT (golden/adapters.py). */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 #include "support/test.h"
@@ -45,9 +45,10 @@ static double metric(const wrpo_metrics *m, const char *name) {
 
 /* The weight of that name; of a layer that is several weights here, one after the other, the first. *size: elements. */
 static const wrpo_weight *trained(const wrpo_model *model, const char *key, int64_t *size) {
-    static const char *const fused[][4] = {{"qkv_proj.lora_A", "q_proj.lora_A"}, {"gate_up_proj.lora_A", "gate_proj.lora_A"},
-        {"qkv_proj.lora_B", "q_proj.lora_B", "k_proj.lora_B", "v_proj.lora_B"},
-        {"gate_up_proj.lora_B", "gate_proj.lora_B", "up_proj.lora_B"}};
+    static const char *const fused[][4] = {{"qkv_proj.lora_A", "q_proj.lora_A"},
+                                           {"gate_up_proj.lora_A", "gate_proj.lora_A"},
+                                           {"qkv_proj.lora_B", "q_proj.lora_B", "k_proj.lora_B", "v_proj.lora_B"},
+                                           {"gate_up_proj.lora_B", "gate_proj.lora_B", "up_proj.lora_B"}};
     const wrpo_weight *w = golden_weight(model, key);
     *size = w ? w->rows * w->cols : 0;
     for (int i = 0; i < WRPO__COUNT(fused) && !w; i++) {

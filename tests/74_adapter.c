@@ -43,7 +43,8 @@ static void write_base(wrpo_ctx *ctx, const char *name, const char *model_type, 
     shell("mkdir -p %s%s", at(name), "");
     write_config(name, model_type);
     CHECK(!wrpo_model_init(ctx, &(wrpo_init_desc){.config = at(name), .seed = 7}, &m) &&
-              !wrpo_model_save(m, &(wrpo_save_desc){.dir = at(name), .dtype = dtype}), "%s", wrpo_last_error(ctx)->text);
+              !wrpo_model_save(m, &(wrpo_save_desc){.dir = at(name), .dtype = dtype}),
+          "%s", wrpo_last_error(ctx)->text);
     wrpo_model_free(m);
 }
 static wrpo_ctx *open_ctx(int threads, const wrpo_backend *backend) {
@@ -90,7 +91,8 @@ static result run(way w) {
         r.norm[step.step - 1] = step.grad_norm;
         r.steps = (int)step.step;
     }
-    if (t && w.save) CHECK(!wrpo_trainer_save(t, &(wrpo_save_desc){.dir = at(w.save)}), "%s", wrpo_last_error(ctx)->text);
+    if (t && w.save)
+        CHECK(!wrpo_trainer_save(t, &(wrpo_save_desc){.dir = at(w.save)}), "%s", wrpo_last_error(ctx)->text);
     if (w.to) CHECK(!wrpo_model_save(m, &(wrpo_save_desc){.dir = at(w.to)}), "%s", wrpo_last_error(ctx)->text);
     logps_of(m, r.after);
     wrpo_trainer_free(t), wrpo_data_free(data), wrpo_model_free(m), wrpo_close(ctx);
@@ -99,23 +101,25 @@ static result run(way w) {
 static void same(const char *what, result a, result b, int first) {
     CHECK(a.steps == b.steps && a.steps == 6, "%s: %d and %d steps", what, a.steps, b.steps);
     for (int i = first; i < a.steps; i++)
-        CHECK(a.loss[i] == b.loss[i] && a.norm[i] == b.norm[i], "%s: step %d: loss %.17g and %.17g, norm %.17g and %.17g",
-              what, i + 1, a.loss[i], b.loss[i], a.norm[i], b.norm[i]);
+        CHECK(a.loss[i] == b.loss[i] && a.norm[i] == b.norm[i],
+              "%s: step %d: loss %.17g and %.17g, norm %.17g and %.17g", what, i + 1, a.loss[i], b.loss[i], a.norm[i],
+              b.norm[i]);
     CHECK(apart(a.after, b.after) == 0, "%s: log-probs after it differ by %g", what, apart(a.after, b.after));
 }
 static void test_runs(void) {
     for (int dropped = 0; dropped < 2; dropped++) {
         way base = {.adapter = {.r = 3, .dropout = dropped ? 0.3 : 0, .rslora = true}, .train = settings}, w;
         const result r = run(base);
-        CHECK(dropped || r.loss[0] == log(2), "loss %.17g, want ln 2", r.loss[0]);     /* the adapter changes nothing yet */
+        CHECK(dropped || r.loss[0] == log(2), "loss %.17g, want ln 2", r.loss[0]); /* the adapter changes nothing yet */
         CHECK(!dropped || fabs(r.loss[0] - log(2)) < 1e-6, "loss %.17g, want ln 2", r.loss[0]);
         CHECK(r.loss[5] < r.loss[0], "loss %g after %g", r.loss[5], r.loss[0]);
         w = base, w.threads = 1, same("one thread", r, run(w), 0);
         w = base, w.train.micro_tokens = 50;           /* gradients are summed in another order; dropout is the same */
         const result parts = run(w);
         CHECK(parts.loss[0] == r.loss[0] && fabs(parts.norm[0] / r.norm[0] - 1) < 1e-7 &&
-                  fabs(parts.loss[1] / r.loss[1] - 1) < 1e-5, "other micro-batches: loss %.17g and %.17g, norm %.17g and %.17g",
-              parts.loss[1], r.loss[1], parts.norm[0], r.norm[0]);
+                  fabs(parts.loss[1] / r.loss[1] - 1) < 1e-5,
+              "other micro-batches: loss %.17g and %.17g, norm %.17g and %.17g", parts.loss[1], r.loss[1],
+              parts.norm[0], r.norm[0]);
         w = base, w.train.recompute = -1, same("all layers recomputed", r, run(w), 0);
         w = base, w.save = "state", w.stop = 2, run(w);
         CHECK(access(at("state/adapter_model.safetensors"), F_OK) == 0 && access(at("state/config.json"), F_OK) != 0,
@@ -159,7 +163,8 @@ static void test_dropout(void) {
     CHECK(!wrpo_adapter_new(m, &(wrpo_adapter_desc){.r = 3, .dropout = 0.3}), "%s", wrpo_last_error(ctx)->text);
     TEST_TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo__arena *arena = wrpo__entry.arena;
-        float *grads = wrpo__alloc(arena, (size_t)m->count, sizeof *grads), *start = wrpo__raw(arena, (size_t)m->count, 4);
+        float *grads = wrpo__alloc(arena, (size_t)m->count, sizeof *grads),
+              *start = wrpo__raw(arena, (size_t)m->count, 4);
         float *data = m->weights[m->lora->first].data;
         double slope = 0, sum[2];
         for (int64_t i = 0; i < m->count; i++) start[i] = data[i] += 0.1f * (float)wrpo__normal(1, 1, (uint64_t)i);
@@ -214,8 +219,8 @@ static void test_directories(const char *type, const char *target) {
     wrpo_close(ctx);
 }
 
-/* ---- PEFT's own directories (golden/adapters.py): what a model is with one; written again, its tensors are the same; merged
-   as merge_and_unload does it. With WRPO_KEEP=FOLDER both stay there, for adapters.py --reload ---- */
+/* ---- PEFT's own directories (golden/adapters.py): what a model is with one; written again, its tensors are the same;
+   merged as merge_and_unload does it. With WRPO_KEEP=FOLDER both stay there, for adapters.py --reload ---- */
 static void same_tensors(wrpo_ctx *ctx, const char *family, const char *a, const char *b) {
     wrpo_tensors *x = NULL, *y = NULL;
     CHECK(!wrpo_tensors_open(ctx, a, &x) && !wrpo_tensors_open(ctx, b, &y), "%s", wrpo_last_error(ctx)->text);
@@ -223,8 +228,9 @@ static void same_tensors(wrpo_ctx *ctx, const char *family, const char *a, const
           (long long)wrpo_tensors_count(y), (long long)wrpo_tensors_count(x));
     for (int64_t i = 0; i < wrpo_tensors_count(x); i++) {
         const wrpo_tensor_info *p = wrpo_tensors_at(x, i), *q = wrpo_tensors_find(y, p->name);
-        CHECK(q && !strcmp(p->dtype, q->dtype) && p->ndim == q->ndim && !memcmp(p->shape, q->shape, sizeof *p->shape * 2) &&
-                  !memcmp(p->data, q->data, p->bytes), "%s: %s is another", family, p->name);
+        CHECK(q && !strcmp(p->dtype, q->dtype) && p->ndim == q->ndim &&
+                  !memcmp(p->shape, q->shape, sizeof *p->shape * 2) && !memcmp(p->data, q->data, p->bytes),
+              "%s: %s is another", family, p->name);
     }
     wrpo_tensors_close(x), wrpo_tensors_close(y);
 }
@@ -262,7 +268,8 @@ static void test_golden(void) {
         CHECK(!wrpo_model_load(ctx, &(wrpo_model_desc){.dir = whole, .frozen = true, .adapter = ours}, &m), "%s: %s",
               made->key, wrpo_last_error(ctx)->text);  /* it reads its own config: scales and ranks */
         const wrpo_adapter_desc after = wrpo_model_adapter(m);
-        CHECK(before.r == after.r && before.alpha == after.alpha && before.rslora == after.rslora, "%s: r, alpha", made->key);
+        CHECK(before.r == after.r && before.alpha == after.alpha && before.rslora == after.rslora, "%s: r, alpha",
+              made->key);
         wrpo_model_free(m);
         CHECK(!wrpo_tensors_open(ctx, whole, &t), "%s", wrpo_last_error(ctx)->text);
         for (const wrpo_json *v = golden_get(made, "merged")->child; v; v = v->next) {
@@ -271,8 +278,8 @@ static void test_golden(void) {
             for (const wrpo_json *s = info ? v->child : NULL; s; s = s->next) {
                 float x;
                 memcpy(&x, (const char *)info->data + 4 * s->child->integer, 4);
-                CHECK(fabs((double)x - s->child->next->number) < 1e-6, "%s: merged: %s[%lld] is %.9g, want %.9g", made->key,
-                      v->key, (long long)s->child->integer, (double)x, s->child->next->number);
+                CHECK(fabs((double)x - s->child->next->number) < 1e-6, "%s: merged: %s[%lld] is %.9g, want %.9g",
+                      made->key, v->key, (long long)s->child->integer, (double)x, s->child->next->number);
             }
         }
         wrpo_tensors_close(t);
@@ -282,36 +289,43 @@ static void test_golden(void) {
 }
 
 /* ---- what is refused ---- */
-#define SAYS(call, code, sentence) do { \
-    const wrpo_result got = call; \
-    CHECK(got == code && strstr(wrpo_last_error(ctx)->text, sentence), "want %d \"%s\", found %d \"%s\"", code, sentence, \
-          got, wrpo_last_error(ctx)->text); \
-} while (0)
+#define SAYS(call, code, sentence)                                                                                     \
+    do {                                                                                                               \
+        const wrpo_result got = call;                                                                                  \
+        CHECK(got == code && strstr(wrpo_last_error(ctx)->text, sentence), "want %d \"%s\", found %d \"%s\"", code,    \
+              sentence, got, wrpo_last_error(ctx)->text);                                                              \
+    } while (0)
 static void test_refused(void) {
     wrpo_ctx *ctx = open_ctx(1, NULL);
     wrpo_model *m = NULL, *other = NULL;
-    static const char *const configs[][2] = {          /* more of a config; what is said of it */
-        {"\"use_dora\": true", "use_dora true is not supported"}, {"\"bias\": \"all\"", "bias \"all\" is not supported"},
+    static const char *const configs[][2] = {
+        /* more of a config; what is said of it */
+        {"\"use_dora\": true", "use_dora true is not supported"},
+        {"\"bias\": \"all\"", "bias \"all\" is not supported"},
         {"\"modules_to_save\": [\"lm_head\"]", "modules_to_save an array of 1 is not supported"},
         {"\"fan_in_fan_out\": true", "fan_in_fan_out true is not supported"},
-        {"\"a_new_key\": 3", "a_new_key 3 is not supported"}, {"\"lora_dropout\": 1", "want a number in [0, 1)"},
+        {"\"a_new_key\": 3", "a_new_key 3 is not supported"},
+        {"\"lora_dropout\": 1", "want a number in [0, 1)"},
         {"\"rank_pattern\": {\"q_.*\": 2}", "rank_pattern: want names of layers"},
         {"\"rank_pattern\": {\"q_proj\": 2}", "want [2,36], found [3,36]"},
-        {"\"alpha_pattern\": {\"q_proj\": 0}", "want a positive number"}, {"\"r\": 3", "found \"r\" again"}};
+        {"\"alpha_pattern\": {\"q_proj\": 0}", "want a positive number"},
+        {"\"r\": 3", "found \"r\" again"}};
     write_base(ctx, "bf16", "llama", WRPO_DTYPE_BF16);
     m = load(ctx, "llama", NULL);
     SAYS(wrpo_adapter_new(m, &(wrpo_adapter_desc){.r = -1}), WRPO_E_ARG, "r: want a rank from 1 to 4096, found -1");
     SAYS(wrpo_adapter_new(m, &(wrpo_adapter_desc){.alpha = -1}), WRPO_E_ARG, "alpha: want a number above 0");
     SAYS(wrpo_adapter_new(m, &(wrpo_adapter_desc){.dropout = 1}), WRPO_E_ARG, "dropout: want a number in [0, 1)");
     SAYS(wrpo_adapter_new(m, &(wrpo_adapter_desc){.target = "q_proj,lm_head"}), WRPO_E_ARG,
-         "target: want all-linear or names out of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj, found lm_head");
+         "target: want all-linear or names out of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj, found "
+         "lm_head");
     SAYS(wrpo_adapter_new(m, &(wrpo_adapter_desc){.target = ""}), WRPO_E_ARG, "found none");
     CHECK(!m->lora && m->weights[0].at == 0 && m->count > 0, "a refused adapter leaves traces");
     SAYS(wrpo_model_save(m, &(wrpo_save_desc){.dir = at("no"), .merge = true}), WRPO_E_ARG, "the model has no adapter");
     CHECK(!wrpo_adapter_new(m, &(wrpo_adapter_desc){.r = 3}), "%s", wrpo_last_error(ctx)->text);
     SAYS(wrpo_adapter_new(m, NULL), WRPO_E_ARG, "the model has an adapter already");
     SAYS(wrpo_model_save(m, &(wrpo_save_desc){.dir = at("llama")}), WRPO_E_ARG, "want another directory than that of");
-    SAYS(wrpo_model_save(m, &(wrpo_save_desc){.dir = at("llama"), .merge = true}), WRPO_E_ARG, "want another directory");
+    SAYS(wrpo_model_save(m, &(wrpo_save_desc){.dir = at("llama"), .merge = true}), WRPO_E_ARG,
+         "want another directory");
     SAYS(wrpo_weight_put(m, 0, 0, 1, &(float){0}), WRPO_E_ARG, "frozen");
     CHECK(!wrpo_weight_put(m, m->lora->first, 0, 1, &(float){0.5f}), "%s", wrpo_last_error(ctx)->text);
     CHECK(!wrpo_model_save(m, &(wrpo_save_desc){.dir = at("good")}), "%s", wrpo_last_error(ctx)->text);
@@ -333,7 +347,8 @@ static void test_refused(void) {
     m = load(ctx, "bf16", NULL);
     CHECK(m && m->lora, "the adapter beside the model is not applied");
     wrpo_model_free(m);
-    SAYS(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = at("bf16")}, &other), WRPO_E_ARG, "an adapter beside the model");
+    SAYS(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = at("bf16")}, &other), WRPO_E_ARG,
+         "an adapter beside the model");
     /* of another base; in a context of bfloat16, whose masters it would lose */
     write_base(ctx, "phi3", "phi3", WRPO_DTYPE_F32);
     m = load(ctx, "phi3", NULL);

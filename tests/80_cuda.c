@@ -220,7 +220,8 @@ static void test_rows(run *t, const int64_t *arg) {
     const wrpo_dropout drops[] = {{.scale = 1.5f}, {.scale = 2, .p = 0.3f, .seed = 5, .stream = 9, .row = 3}};
     for (int i = 0; i < 2; i++) {
         array in = rows_of(t, n, D, ld, -1, 1);
-        t->be->dropout(t->d, in.dev, ld, in.dev, ld, n, D, &drops[i]), t->ref->dropout(c, in.host, ld, in.host, ld, n, D, &drops[i]);
+        t->be->dropout(t->d, in.dev, ld, in.dev, ld, n, D, &drops[i]),
+            t->ref->dropout(c, in.host, ld, in.host, ld, n, D, &drops[i]);
         result(t, "dropout", "y", in, n, D, ld, 4e-3);
     }
     array s = rows_of(t, n, D, ld, -1, 1), b = rnd(t, D, 4, -1, 1), db = rnd(t, D, 4, -1, 1), sum = blank(t, D, 4);
@@ -490,7 +491,8 @@ static void one_side(side *s, wrpo__arena *arena, const wrpo_config *c, const wr
                      int64_t recompute) {
     const wrpo_backend *be = s->ctx->desc.backend;
     s->model = wrpo__model_new(arena, c);
-    const int64_t most = WRPO__MAX(c->vocab_size, c->intermediate_size) * WRPO__MAX(c->hidden_size, c->intermediate_size);
+    const int64_t most =
+        WRPO__MAX(c->vocab_size, c->intermediate_size) * WRPO__MAX(c->hidden_size, c->intermediate_size);
     float *piece = wrpo__alloc(arena, (size_t)most, sizeof *piece);
     if (adapter) {
         s->model->low = NULL;        /* as in a model that was loaded frozen */

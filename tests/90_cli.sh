@@ -85,11 +85,12 @@ cp quads.jsonl before.jsonl
 
 # ---- help and wrong usage
 good "--help" --help
-for c in init inspect tokenize logprob train merge eval generate sample answer score select split winrate report demo; do
+COMMANDS="init inspect tokenize logprob train merge eval generate sample answer score select split winrate report demo"
+for c in $COMMANDS; do
     check "--help lists $c" grep -q "^  $c " out.txt
 done
 good "--version" --version
-for c in init inspect tokenize logprob train merge eval generate sample answer score select split winrate report demo; do
+for c in $COMMANDS; do
     good "$c --help" $c --help
     check "$c --help: usage" grep -q "^usage: wrpo $c" out.txt
     check "$c --help: stderr" test ! -s err.txt
@@ -220,8 +221,8 @@ good "inspect an adapter" inspect lora --tensors
 check "its rank" grep -q '^r  *4$' out.txt
 check "its tensors" grep -q 'q_proj.lora_A.weight' out.txt
 printf '{"prompt_id":"a","prompt":"hi"}\n' >one.jsonl
-for c in "logprob --model tiny --data quads.jsonl" "generate --model tiny --in one.jsonl --max-tokens 5 --temperature 0" \
-    "eval --model tiny --data quads.jsonl"; do
+for c in "logprob --model tiny --data quads.jsonl" \
+    "generate --model tiny --in one.jsonl --max-tokens 5 --temperature 0" "eval --model tiny --data quads.jsonl"; do
     good "$c without" $c
     mv out.txt without.txt
     good "$c" $c --adapter lora
@@ -232,8 +233,8 @@ good "merge" merge --model tiny --adapter lora --out merged
 good "eval the merged model" eval --model merged --ref tiny --data quads.jsonl
 check "a merged model has the adapter's loss" awk -F'[:,]' 'NR == FNR { a = $4; next } { d = a - $4; if (d < 0) d = -d }
     END { exit !(d < 1e-5) }' with.txt out.txt
-good "sample with an adapter" sample --model tiny --adapter lora --prompts one.jsonl --as target --out lora.jsonl --n 1 \
-    --max-tokens 3
+good "sample with an adapter" sample --model tiny --adapter lora --prompts one.jsonl --as target \
+    --out lora.jsonl --n 1 --max-tokens 3
 good "go on from an adapter" $LORA --out lora2 --adapter lora --epochs 2
 check "the reference is the adapter as it was" grep -q '"step": 1, "loss": 0.69' lora2/metrics.jsonl
 good "an adapter to go on with" $LORA --out lora3 --lora-r 3 --epochs 4 --save-steps 2
@@ -242,8 +243,8 @@ good "inspect its checkpoint" inspect "$(dirname "$(head -1 found.txt)")"
 cp -r tiny beside && cp lora/adapter_* beside
 good "an adapter beside the model" logprob --model beside --data quads.jsonl
 check "it is said" grep -q 'beside: the adapter beside the model is applied' err.txt
-bad "all weights of a model with an adapter beside" 1 'an adapter beside the model' train --model beside --data quads.jsonl \
-    --out new
+bad "all weights of a model with an adapter beside" 1 'an adapter beside the model' train --model beside \
+    --data quads.jsonl --out new
 bad "an adapter into its own directory" 1 'want another directory than --adapter' $LORA --adapter lora --out lora
 bad "an adapter into its model" 1 'want another directory than --model' $LORA --lora-r 2 --out tiny
 bad "merged into its model" 1 'want another directory' merge --model tiny --adapter lora --out tiny
@@ -451,8 +452,8 @@ refused() { # what, sentence, line
 }
 refused "not JSON" 'p.jsonl:2:' '{"prompt": "x"}\n{"prompt"'
 refused "no prompts" 'p.jsonl: want prompts, found none' ''
-refused "no object" 'p.jsonl:1: record "line 1": JSON: want an object, found "x"' '"x"'
-refused "no prompt" 'p.jsonl:1: record "a": want either "prompt" or "messages", found none' \
+refused "no object" 'p.jsonl:1:1: record "line 1": JSON: want an object, found "x"' '"x"'
+refused "no prompt" 'p.jsonl:1:1: record "a": want either "prompt" or "messages", found none' \
     '{"prompt_id": "a", "question": "x"}'
 refused "both" 'want either "prompt" or "messages", found both' \
     '{"prompt": "x", "messages": [{"role": "user", "content": "x"}]}'

@@ -35,8 +35,7 @@ class Packer:
             self.range = ones
         else:
             self.low, self.range = self.low + ones, self.range - ones
-        if key:
-            self.odds[key] = odds + int(((2047 if bit else -2048) - odds) / 8)
+        self.odds[key] = odds + int(((2047 if bit else -2048) - odds) / 8)
 
     def put(self, value, context):
         value += 1
@@ -44,8 +43,7 @@ class Packer:
         for k in range(size + 1):
             self.bit(k < size, (context, k, 0))
         for k in range(size):
-            prefix = value >> (size - k)
-            self.bit(value >> (size - k - 1) & 1, (context, size, prefix) if prefix < 16 else None)
+            self.bit(value >> (size - k - 1) & 1, (context, size, min(value >> (size - k), 31)))
 
     def text(self):
         out = ""
@@ -103,9 +101,14 @@ def nfc(table):
     pairs = {c: [a, b] for a, b, c in table["comp"]}
     for c, (a, b) in pairs.items():
         assert decomp.get(a, [a]) + decomp.get(b, [b]) == decomp[c]
-    out, previous, last = Packer(), -1, [0, 0, 0]
+    parts = {}
+    for c, full in decomp.items():
+        first = full[:-1] if len(full) < 3 else [d for d in sorted(decomp) if decomp[d] == full[:2]][:1]
+        parts[c] = pairs.get(c, first + full[-1:])
+        assert [d for p in parts[c] for d in decomp.get(p, [p])] == full
+    out, previous, last = Packer(), -1, [0, 0]
     ordered = sorted(decomp)
-    kind = {c: 0 if c in pairs else len(decomp[c]) for c in ordered}
+    kind = {c: 0 if c in pairs else len(parts[c]) for c in ordered}
     i = 0
     while i < len(ordered):
         j = i
@@ -115,9 +118,7 @@ def nfc(table):
         out.put(ordered[i] - previous - 1, 1)
         out.put(j - i, 2)
         for c in ordered[i:j + 1]:
-            parts = pairs.get(c, decomp[c])
-            assert 1 <= len(parts) <= 3
-            for k, part in enumerate(parts):
+            for k, part in enumerate(parts[c]):
                 out.put(zigzag(part - last[k]), 3 + k)
                 last[k] = part
         previous = ordered[j]
@@ -133,8 +134,8 @@ def main():
         normal = json.load(f)
     emit("wrpo__unicode_classes", "runs from U+0000 to U+10FFFF: class, length - 1; class 16 is M with a combining class, "
          "which comes next", classes(table, normal["ccc"]))
-    emit("wrpo__unicode_nfc", "runs of decompositions: count, gap, length - 1, then for each code point the zigzag steps to its "
-         "parts.\n   count 0: two parts, which also compose", nfc(normal))
+    emit("wrpo__unicode_nfc", "runs of decompositions: kind, gap, length - 1, then for each code point the zigzag steps to its "
+         "parts.\n   kind 0: two parts, which also compose; 1: one part; 2: two parts", nfc(normal))
 
 
 main()
