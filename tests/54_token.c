@@ -486,7 +486,7 @@ static void test_config(void) {
               !tok->special[5],
           "special_tokens_map.json goes first");
     CHECK(wrpo__is_special(tok, 0) && !wrpo__is_special(tok, 1), "what it hides is no special token");
-    CHECK(wrpo__json_is(wrpo__json_get(tok->config, "rare"), "x") && stbds_arrlen(tok->prefix) == 0,
+    CHECK(wrpo__json_is(wrpo_json_get(tok->config, "rare"), "x") && stbds_arrlen(tok->prefix) == 0,
           "the rest of it is kept; other classes keep their post-processor");
     wrpo_tokenizer_free(tok);
 
