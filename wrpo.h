@@ -57,22 +57,22 @@
    prints, or keeps state outside a context.
 
    Contents (search for the tag), with lines
-       >>api           760  every public declaration, documented
-       >>base         1040  errors, arenas, text, files, threads, random numbers
-       >>loss          300  WRPO and its family, on one page; schedules of alpha and of the learning rate
-       >>ops           430  every op in plain C, forward above backward: what each one means
-       >>layout        260  the table of weights; memory measured, then assigned
-       >>model         670  the decoder, forward and backward, over packed records with a shared prompt
-       >>step          490  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
+       >>api         760  every public declaration, documented
+       >>base       1040  errors, arenas, text, files, threads, random numbers
+       >>loss        300  WRPO and its family, on one page; schedules of alpha and of the learning rate
+       >>ops         430  every op in plain C, forward above backward: what each one means
+       >>layout      260  the table of weights; memory measured, then assigned
+       >>model       670  the decoder, forward and backward, over packed records with a shared prompt
+       >>step        490  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
        ---- Stop here if you only want the algorithm ----
-       >>json          450  from files to token ids, and back: this,
+       >>json        450  from files to token ids, and back: this,
                           >>tensors 440, >>checkpoint 1020, >>token 1480, >>chat 1610, >>data 510
-       >>generate      500  samples, over a cache of keys and values
-       >>reward        380  reward models
-       >>run           580  memory plan, reference cache, metrics, resume, the loop with files
-       >>recipe        510  candidates to records, splits, win rates
-       >>cpu          1690  the fast ops: dispatch, SIMD, products, attention
-       >>end            23  the licence */
+       >>generate    500  samples, over a cache of keys and values
+       >>reward      380  reward models
+       >>run         580  memory plan, reference cache, metrics, resume, the loop with files
+       >>recipe      510  candidates to records, splits, win rates
+       >>cpu        1690  the fast ops: dispatch, SIMD, products, attention
+       >>end          23  the licence */
 /* ---------------------------------------------------------------------------------------------- >>api
    Every public declaration. Stop at "Stop here" if you only want to use the library.
 
