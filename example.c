@@ -1161,6 +1161,13 @@ static int run_train(const settings *s, session *z) {
     if (same_dir(s->adapter, s->out)) return complain("--out: want another directory than --adapter, found %s", s->out);
     if ((s->adapter || s->lora_r) && same_dir(s->model, s->out))
         return complain("--out: want another directory than --model for an adapter, found %s", s->out);
+    char path[4200];
+    struct stat is;
+    snprintf(path, sizeof path, "%s/..", s->adapter ? s->adapter : "");
+    if (s->adapter && same_dir(path, s->out))
+        return complain("--out: want another directory than that around --adapter, found %s", s->out);
+    snprintf(path, sizeof path, "%s/%s", s->out, s->adapter || s->lora_r ? "config.json" : "adapter_config.json");
+    if (!stat(path, &is)) return complain("--out: %s is there: want a directory without it", path);
     check_method(s);
     catch_signals();
     const int code = output_dir(s->out, &made) ? train(s, z) : 1;
@@ -1174,8 +1181,11 @@ static int run_eval(const settings *s, session *z) {
     wrpo_metrics m;
     char *json;
     check_method(s);
-    if (!s->ref && s->adapter) d.ref_dir = s->model;   /* the model without it */
-    if (!d.ref_dir && has_reference(s))
+    if (has_reference(s) && !s->ref && s->adapter) {
+        d.ref_dir = s->model;
+        complain("the reference is %s without the adapter: if it was trained from another one, merge that and give it "
+                 "as --ref", s->model);
+    } else if (has_reference(s) && !s->ref)
         complain("warning: --ref is missing: the model is compared with itself, every reward is 0");
     if (load_data(z, s, s->data, &z->data) || load_model(z, s, true) || wrpo_eval(z->model, z->data, &d, &m)
         || wrpo_metrics_json(z->ctx, &m, "eval_", &json)) return fail(z);
@@ -1485,12 +1495,13 @@ static bool sample_settings(const settings *s, session *z, uint64_t file, char *
         h = fnv(fnv(h, w->name, strlen(w->name)), w->data, w->bytes < 256 ? w->bytes : 256);
     }
     wrpo_tensors_close(t);
-    static const char *const files[] = {"config.json",           "generation_config.json",  "tokenizer.json",
-                                        "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"};
+    static const char *const files[] = {"adapter_config.json",   "adapter_model.safetensors", "config.json",
+                                        "generation_config.json", "tokenizer.json",           "tokenizer_config.json",
+                                        "special_tokens_map.json", "chat_template.jinja"};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         char path[4096];
         size_t n;
-        snprintf(path, sizeof path, "%s/%s", s->model, files[i]);
+        snprintf(path, sizeof path, "%s/%s", i < 2 && s->adapter ? s->adapter : s->model, files[i]);
         FILE *f = fopen(path, "rb");
         char *bytes = f ? read_all(f, &n) : NULL;
         if (bytes) h = fnv(fnv(h, files[i], strlen(files[i])), bytes, n);

@@ -16,8 +16,9 @@
 
        #include "wrpo.h"
        wrpo_ctx *ctx; wrpo_model *model; wrpo_tokenizer *tok; wrpo_data *data; wrpo_metrics last;
-       if (wrpo_open(NULL, &ctx)
-        || wrpo_model_load(ctx, &(wrpo_model_desc){.dir = "SmolLM2-135M-Instruct"}, &model)
+       wrpo_error why;
+       if (wrpo_open(&(wrpo_desc){.why = &why}, &ctx)) return fprintf(stderr, "%s\n", why.text), 1;
+       if (wrpo_model_load(ctx, &(wrpo_model_desc){.dir = "SmolLM2-135M-Instruct"}, &model)
         || wrpo_tokenizer_load(ctx, "SmolLM2-135M-Instruct", &tok)
         || wrpo_data_load(tok, &(wrpo_data_desc){.path = "quads.jsonl"}, &data)
         || wrpo_train(model, data, &(wrpo_train_desc){.batch_size = 16, .learning_rate = 1e-6}, &last)
@@ -30,7 +31,8 @@
        if (!wrpo_answer(model, tok, "Why is the sky blue?", NULL, &answer)) fputs(answer, stdout);
        wrpo_free(ctx, answer);
 
-   One optimizer step on token ids (p, a, b and c are arrays of int32_t):
+   One optimizer step on token ids (p, a, b and c are arrays of int32_t). In a run of one step, warm-up would make the
+   rate 0, and a rising alpha would be 0:
 
        wrpo_trainer *t; wrpo_metrics m;
        const wrpo_tokens y[] = {{.role = WRPO_ROLE_SOURCE, .ids = a, .count = 5},
@@ -74,23 +76,25 @@
        >>cpu        1690  the fast ops: dispatch, SIMD, products, attention
        >>end          23  the licence */
 /* ---------------------------------------------------------------------------------------------- >>api
-   Every public declaration. Stop at "Stop here" if you only want to use the library.
+   Every public declaration. If you only want to use the library, read up to the end of this section.
 
    Results. 0 (WRPO_OK) is success everywhere, so calls chain with ||. After a failure wrpo_last_error(ctx) has the
    sentence: file, place, wanted, found. An out-parameter comes last; after a failure handles, arrays, texts and their
-   counts are NULL or 0, and structs hold nothing to be read.
-   Descs. {0} is valid for every desc and means the documented defaults; so does a desc of NULL.
+   counts are NULL or 0, and the contents of structs are undefined.
+   Descs. 0 in a field means the documented default, and a desc of NULL is one of zeros. A path that a call cannot do
+   without is asked for by name.
    Lifetimes. What is passed to a call must live until it returns; the library copies what it needs longer. Exceptions:
      a context                     lives until everything made from it is freed
      wrpo_desc                     its backend, memory, files and log, with their user pointers, live until wrpo_close
-     a trainer                     its policy, data and eval_data live until wrpo_trainer_free; its desc need not
+     a trainer                     its policy, data and eval_data live until wrpo_trainer_free; its desc need not. The
+                                   policy takes no adapter meanwhile
      wrpo_tensors, a frozen model  may be mapped files: these must not change until the object is freed
-   A pointer to const that is returned belongs to the object that was asked. An object that comes through an
-   out-parameter is freed by the function of its kind, text and arrays by wrpo_free. All of these take NULL.
+   A function that returns a pointer to const keeps what it points to. An object that comes through an out-parameter is
+   freed by the function of its kind, text and arrays by wrpo_free. All of these take NULL.
    Callbacks (allocator and logger too) run on the thread that made the call, before it returns. They must return: no
    longjmp, no exception. They may call the library, but must not change or free what the call works with.
    Threads. A context and everything made from it belong to one thread at a time; a call takes objects of one context.
-   Contexts are independent. (They share the seed of stb_ds's maps: a race that shows in no result.)
+   Contexts are independent. (They share one variable, the seed of stb_ds's maps. It decides about no result.)
    Text is UTF-8. Shapes are row-major and use these letters:
      n  rows (tokens) in a packed batch     D  hidden_size            V  vocab_size      L  layers
      H  query heads    G  key/value heads   d  head_dim               I  intermediate_size */
@@ -155,10 +159,12 @@ typedef struct wrpo_logger { void (*fn)(wrpo_level level, const char *text, void
 typedef struct wrpo_desc {
     const wrpo_backend *backend;  /* 0 = wrpo_backend_cpu() */
     int threads;             /* 0 = all that OpenMP offers; 1 without OpenMP */
-    wrpo_dtype dtype;        /* F32 or BF16; 0 = the backend's own, F32 on the CPU. BF16: products round their
-                                factors to bfloat16 where the machine multiplies it; sums stay float. A model
-                                to train has matrices of bfloat16, the high halves of float masters */
-    size_t memory_limit;     /* bytes that the context may hold in a training run; 0 = what is free */
+    wrpo_dtype dtype;        /* F32 or BF16; 0 = the backend's own, F32 on the CPU. BF16: matrix
+                                products round both factors to bfloat16 if the machine has such products; sums
+                                are float. A model to train has matrices of bfloat16, the high halves of float
+                                masters */
+    size_t memory_limit;     /* bytes that a training run or a generation may hold; 0 = what is free (a run on a
+                                host may take more: it can swap) */
     wrpo_allocator memory;
     wrpo_files files;
     wrpo_logger log;         /* 0 = silent; wrpo_log_stderr is one */
@@ -301,11 +307,12 @@ typedef struct wrpo_weight {  /* one tensor of the table of weights, in the Llam
 } wrpo_weight;
 WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out);
 /* Random weights: matrices N(0, initializer_range), norms that scale by 1, biases 0. An element depends on the seed,
-   its tensor's name and its index. init reads config.json. new takes a struct, and its model cannot be saved. */
+   its tensor's name and its index. init reads config.json. new takes a struct; its model cannot be saved, but an
+   adapter of it can. */
 WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out);
 WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out);
-/* Weights, config.json and side files. A save that is cut short leaves the old checkpoint, the new one, or a directory
-   that does not open. */
+/* Weights, config.json and side files; of a model with an adapter, see there. A save that is cut short leaves the old
+   checkpoint, the new one, or a directory that does not open. */
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc);
 WRPO_API void wrpo_model_free(wrpo_model *model);
 /* What a load would say of config and tensors, in milliseconds: no weight is read. */
@@ -313,28 +320,29 @@ WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_confi
         wrpo_dtype *dtype);
 WRPO_API const wrpo_config *wrpo_model_config(const wrpo_model *model);
 WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight **out);  /* the table; its length */
-WRPO_API int64_t wrpo_model_parameters(const wrpo_model *model);  /* a tied weight counts once */
+/* Of the model without its adapter; a tied weight counts once. */
+WRPO_API int64_t wrpo_model_parameters(const wrpo_model *model);
 /* Elements [first, first + count) of weight i of the table, as floats, from or to any backend's memory. Where there
-   are float masters, these; otherwise put rounds to the weight's dtype. put refuses a frozen model. */
+   are float masters, these; otherwise put rounds to the weight's dtype. put refuses frozen weights. */
 WRPO_API wrpo_result wrpo_weight_get(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *out);
 WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first, int64_t count, const float *values);
 
 /* ---- adapters: LoRA (Hu et al. 2021), from and to the directories of PEFT ----
    A linear layer with an adapter of rank r is  y = x W' + scale (x A') B',  A [r, in], B [out, r]. The model's own
    weights stay as they are. Only A and B are trained, so gradients, moments and saved states are theirs alone. They are
-   the last weights of the model's table, under the names that PEFT gives them.
+   the last weights of the model's table.
    wrpo_model_save of such a model writes the adapter alone, or with merge the whole model: W + scale B A, in float,
-   rounded once. The reference of a training run is the model with the adapter as it is before step 1; a new adapter
-   changes nothing, so that is the model without it. */
+   rounded once. It refuses the directory of the model and that of the adapter. The reference of a training run is the
+   model with the adapter as it is before step 1; a new adapter changes nothing, so that is the model without it. */
 typedef struct wrpo_adapter_desc {   /* of a new adapter: A is uniform in +-1/sqrt(in), B is 0 */
     int64_t r;               /* the rank; 0 = 16 */
     double alpha;            /* scale = alpha / r; 0 = 32 */
     bool rslora;             /* scale = alpha / sqrt(r) (Kalajdzievski 2023) */
-    double dropout;          /* the share of x that A is not given in a training step; 0 = none */
+    double dropout;          /* probability that an element of A's input is 0 in a training step; 0 = none */
     const char *target;      /* "q_proj,v_proj": names of layers; 0 = "all-linear": all except lm_head */
     uint64_t seed;           /* of A; 0 = 42 */
 } wrpo_adapter_desc;
-/* Both freeze the model, which has no adapter yet; in a context of bfloat16 it must have been loaded frozen. dir:
+/* Both want a model without an adapter, in a context of bfloat16 one that is frozen already. They freeze it. dir has
    adapter_config.json and adapter_model.safetensors. What the library does not compute (DoRA, biases, modules_to_save)
    is refused by name. */
 WRPO_API wrpo_result wrpo_adapter_new(wrpo_model *model, const wrpo_adapter_desc *desc);
@@ -363,7 +371,7 @@ typedef struct wrpo_record {
     int64_t line;
     const int32_t *prompt; int64_t prompt_count;
     const wrpo_tokens *responses; int count;  /* sources first, then the target's, then the rejected ones */
-    double weight;           /* of its loss in the batch's mean; 0 = 1 (WRPO_ZERO: it counts nothing) */
+    double weight;           /* its loss is multiplied by it; the mean is still over records. 0 = 1 (WRPO_ZERO: 0) */
 } wrpo_record;
 typedef struct wrpo_data_stats {
     int64_t records, prompt_tokens, response_tokens, longest;  /* longest: prompt + longest response */
@@ -418,17 +426,18 @@ typedef enum wrpo_alpha_schedule { WRPO_ALPHA_SCHEDULE_LINEAR, WRPO_ALPHA_SCHEDU
                                    WRPO_ALPHA_SCHEDULE_COSINE } wrpo_alpha_schedule;
 typedef enum wrpo_lr_schedule { WRPO_LR_SCHEDULE_COSINE, WRPO_LR_SCHEDULE_LINEAR,
                                 WRPO_LR_SCHEDULE_CONSTANT } wrpo_lr_schedule;
-/* Schedules over a run of T steps; its steps have k = 0 ... T - 1 steps done before them.
-   alpha(k) = end f(k / T), f(u) = u, 1, u^power (0 = 2), (1 - cos(pi u)) / 2. Unless it is constant, no step is trained
-   with the end value itself. k is clamped to [0, T]. */
+/* Schedules over a run of T steps; k = 0 ... T - 1 is the number of steps done before.
+   alpha(k) = end f(k / T), f(u) = u, 1, u^power (0 = 2), (1 - cos(pi u)) / 2. Only a constant alpha has the end value
+   in a step: a rising one would have it at k = T. k is clamped to [0, T]. */
 WRPO_API double wrpo_alpha(wrpo_alpha_schedule schedule, double power, double end, int64_t k, int64_t T);
-/* The factor of the learning rate: k / warmup for k < warmup, so that the first step of a run with warm-up changes no
-   weight; then from 1, by a cosine or a line, toward 0 at k = T, or 1. */
+/* The factor of the learning rate: k / warmup for k < warmup, so the first step of a run with warm-up changes no
+   weight. Then it falls from 1 to 0 at k = T, by a cosine or a line, or stays 1. */
 WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_t k, int64_t T);
 
 /* ---- log-probs, hidden states ---- */
 /* For records [first, first + count): logps [count, K] (K: the most responses of a record in data; NaN where a record
-   has fewer) and, if per_token is not NULL, a new array of every scored token's log-prob in order (wrpo_free). */
+   has fewer) and, if per_token is not NULL, a new array of every scored token's log-prob in order (wrpo_free). Its
+   length is the sum of count - first over the responses. */
 WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
         double *logps, float **per_token);
 /* Of count token ids as one sequence: hidden [count, D], after the final norm, and logits [count, V], capped where the
@@ -452,7 +461,7 @@ typedef struct wrpo_generate_desc {
     wrpo_tokenizer *tokenizer;  /* for text and stop tokens; NULL = ids only */
     int64_t n;               /* samples of each prompt; 0 = 1 */
     int64_t max_tokens;      /* of a sample, which ends at max_position_embeddings as well; 0 = 2048. Longrope
-                                picks its factors by prompt length + max_tokens (at most the position limit) */
+                                and dynamic rope count prompt + max_tokens (at most the position limit) */
     double temperature;      /* 0 = greedy: the likeliest token, of equal ones the first */
     double top_p;            /* from the fewest likeliest tokens that have this probability together; 0 = 1: all */
     int64_t top_k;           /* from the k likeliest; first top_k, then top_p of what is left; 0 = all */
@@ -480,8 +489,8 @@ typedef struct wrpo_tokenizer_prompt_desc {
    chat_template_kwargs): what the template writes, with the generation prompt. wrpo_free(ids). */
 WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc,
         const wrpo_json *record, int32_t **ids, int64_t *count);
-/* A user's text in, the model's answer out, by the chat template. desc: as for wrpo_generate, with tok and n = 1.
-   wrpo_free(answer). */
+/* A user's text in, the model's answer out, by the chat template. desc: as for wrpo_generate; its tokenizer and n are
+   ignored. wrpo_free(answer). */
 WRPO_API wrpo_result wrpo_answer(wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
         const wrpo_generate_desc *desc, char **answer);
 
@@ -640,25 +649,27 @@ typedef struct wrpo_train_desc {
     int64_t max_steps;       /* 0 = by epochs */
     int64_t micro_tokens;    /* rows computed at once, a longer record alone: memory against speed; 0 = 1024 */
     int64_t recompute;       /* layers, from the first, whose activations the backward pass computes again: less
-                                memory, more time. -1 = all; 0 = as few as memory_limit allows. Logits are kept
-                                if this is 0 and all fits, or if one chunk of them covers the micro-batch */
+                                memory, more time. -1 = all; 0 = as few as memory_limit allows, and with it the
+                                logits (wrpo_trainer_new: none). Logits of few scored tokens are always kept */
     uint64_t seed; bool no_shuffle;  /* seed 0 = 42 */
     const char *out_dir;     /* for metrics.jsonl and the cache of reference log-probs; NULL = no files */
     const char *ref_dir;     /* the reference; NULL = the policy as it is before step 1 */
     const wrpo_data *eval_data; int64_t eval_steps;  /* evaluate every eval_steps steps; 0 = at the end only */
     /* A directory that wrpo_trainer_save wrote; NULL = from the start. The run goes on to the bits of one that never
-       stopped. Settings, data, backend, and the policy from before step 1 (the reference, if ref_dir is NULL) must be
-       the same, or are refused by name; the policy's weights are then replaced. */
+       stopped. Load the policy, or make its adapter, as before step 1, not from this directory: it is the reference, if
+       ref_dir is NULL. It, settings, data and backend must be the same, or are refused by name. What was trained is
+       then read from the directory. */
     const char *resume;
     /* save.dir not NULL: wrpo_train writes save.dir/checkpoint-K if it ends early, after K steps (not after a device's
-       error), and every save_steps steps (0 = never). A new checkpoint replaces the one before. */
+       error), and every save_steps steps (0 = never). Then all files of the checkpoint that this call wrote before are
+       removed. */
     wrpo_save_desc save; int64_t save_steps;
     bool (*on_step)(const wrpo_metrics *m, const wrpo_metrics *eval /* or NULL */, void *user);  /* 0 = none */
     void *user;              /* on_step returning false stops cleanly: WRPO_E_STOPPED */
 } wrpo_train_desc;
 typedef struct wrpo_bytes {  /* of a run, before anything is allocated */
     size_t weights, gradients, moments, activations, head, data, total;
-    size_t device, room;     /* of total, in the backend's memory; what is there for it, SIZE_MAX: unknown */
+    size_t device, room;     /* bytes of total in the backend's memory; bytes that it can give, SIZE_MAX: unknown */
     int64_t recompute;       /* layers that the run recomputes */
     bool logits;             /* a micro-batch's logits are kept until its backward pass */
 } wrpo_bytes;
@@ -681,7 +692,8 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
    and NAME.exp_avg_sq, metrics.jsonl, and, as metadata, the step and all that must be the same. */
 WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc);
 WRPO_API void wrpo_trainer_free(wrpo_trainer *t);
-/* The metrics of a model on data, without training. Of desc: loss, alpha (taken as it is) and ref_dir. */
+/* The metrics of a model on data, without training. Of desc: loss, alpha (taken as it is), micro_tokens, ref_dir and
+   out_dir (the reference's cache). Without ref_dir the model is its own reference, and every reward is 0. */
 WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m);
 /* One line of JSON, the names with a prefix ("", "eval_"); undefined metrics are left out. wrpo_free(text). */
 WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix, char **text);
@@ -702,7 +714,7 @@ WRPO_API const char *wrpo_form_name(int i);
    To replace one op:  wrpo_backend be = *wrpo_backend_cpu(); be.gemm = my_gemm;   dev is what the table's open made.
    What every op keeps, a replaced one as well (>>ops defines them):
      y and dx are written, dw (float: gradients) is added to; no op allocates, waits or exits
-     results depend neither on the number of threads nor on the run, and a row of a product NT or NN or of attention
+     an op gives the same bits again, with any number of threads; and a row of a product NT or NN or of attention
      depends on that row's inputs only: a record has the same bits whatever is computed beside it
      pointers are the backend's memory, and overlap only where the op says so
      activations have act_bytes bytes an element (4 = float, 2 = bfloat16); a matrix of weights has its dtype beside it;
@@ -783,8 +795,8 @@ struct wrpo_backend {
     /* y[cols] = sum_r w[r] */
     void (*colsum)(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols);
     void (*add)(void *dev, void *y, const void *x, int64_t count);  /* y += x */
-    /* y = scale x / (1 - p), or 0 with probability p, for each element by itself; p 0: y = scale x. y may be x. Only
-       adapters need it (NULL: they are refused) */
+    /* y = scale x / (1 - p), or 0 with probability p, for each element by itself; p is rounded to a multiple of 2^-16.
+       p 0: y = scale x. y may be x. Only adapters need it (NULL: they are refused) */
     void (*dropout)(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, int64_t n, int64_t D,
         const wrpo_dropout *d);
     /* A row is `heads` vectors of D elements:  y = (w + plus) x rstd,  rstd [n, heads] = 1 / sqrt(mean(x^2) + eps)
@@ -1494,7 +1506,6 @@ static void wrpo__master_split(float x, uint16_t *high, uint16_t *low) {
     *high = (uint16_t)((bits + 0x8000u) >> 16);
     *low = (uint16_t)bits;
 }
-/* Element i of an array that is float or bfloat16. */
 static uint32_t wrpo__f16_to_bits(uint16_t h) {
     const uint32_t sign = (uint32_t)(h & 0x8000) << 16, m = h & 0x7FFFu;
     if (m >= 0x7C00) return sign | m << 13 | 0x7F800000u;                  /* infinity, NaN with its payload */
@@ -1784,7 +1795,7 @@ static wrpo_data *wrpo__data_from_ids(wrpo__arena *arena, const wrpo_record *rec
                        (long long)i, r.weight);
         if (!ok)
             wrpo__fail(arena->ctx, WRPO_E_ARG,
-                       "record %lld: want a prompt and responses, each with at least one token", (long long)i);
+                       "record %lld: want a prompt, and responses with a scored token each", (long long)i);
         if (!r.prompt_id) r.prompt_id = wrpo__format(arena, "record %lld", (long long)i);
         wrpo__data_add(data, &r);
     }
@@ -1882,8 +1893,8 @@ static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double
      y_wt  target     the best answer of the model in training (pi)
      y_l   rejected   the worst answer of the model in training
 
-   A reward that needs no reward model (DPO's): how much likelier is y under pi than under the frozen
-   copy ref that the run began with? log-probs are sums over the tokens of y.
+   A reward that needs no reward model (DPO's): how much likelier is y under pi than under the reference
+   ref, pi as it was before the run? log-probs are sums over the tokens of y.
 
      d(y) = log pi(y|x) - log ref(y|x)              reward(y) = beta d(y)
 
@@ -1898,7 +1909,7 @@ static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double
      dL/dlog pi(y_ws) = beta alpha g     dL/dlog pi(y_wt) = beta (1 - alpha) g     dL/dlog pi(y_l) = -beta g
 
    Those three numbers are all that the model's backward pass needs to know of the method. At step 0
-   pi = ref, so z = 0, L = ln 2 and g = -1/2. At alpha = 0 this is DPO on (y_wt, y_l), at 1 on (y_ws, y_l).
+   pi = ref, so z = 0, L = ln 2 and g = eps - 1/2. At alpha = 0 this is DPO on (y_wt, y_l), at 1 on (y_ws, y_l).
 
    The family. With scores s(y) and shares a(y) of the chosen responses (they sum to 1), every method is
 
@@ -2046,8 +2057,8 @@ static double wrpo__link_loss(wrpo__link link, double z, double eps, double *g) 
     case WRPO__SQUARE: *g = 2 * z; return z * z;
     case WRPO__HINGE: *g = z < 1 ? -1 : 0; return z < 1 ? 1 - z : 0;
     default:
-        /* -log sigmoid(-z) = -log sigmoid(z) + z, so the smoothed loss is one softplus and a slope, and at
-           z = 0 ln 2 whatever eps is. sigmoid(-z) rather than 1 - sigmoid(z): no cancellation at large z. */
+        /* -log sigmoid(-z) = -log sigmoid(z) + z, so the smoothed loss is softplus(-z) + eps z. At z = 0 it is
+           ln 2 for every eps. sigmoid(-z) rather than 1 - sigmoid(z): no cancellation at large z. */
         *g = eps - wrpo__sigmoid(-z);
         return wrpo__softplus(-z) + eps * z;
     }
@@ -2289,7 +2300,7 @@ static void wrpo__plain_add(void *dev, void *y, const void *x, int64_t count) {
    dx = scale dy m: the same op */
 static void wrpo__dropout_row(float *y, const float *x, int64_t D, int64_t r, const wrpo_dropout *d) {
     const uint32_t bound = (uint32_t)((double)d->p * 65536 + 0.5);     /* of 65536 draws, those that are dropped */
-    const float kept = d->scale / (1 - d->p);
+    const float kept = d->scale * 65536 / (float)(65536 - bound);
     wrpo__philox block = {{0}};
     for (int64_t j = 0; j < D; j++) {
         const uint64_t i = (uint64_t)((d->row + r) * D + j);
@@ -2304,7 +2315,7 @@ static void wrpo__plain_dropout(void *dev, void *y, int64_t ldy, const void *x, 
     for (int64_t r = 0; r < n; r++) wrpo__dropout_row((float *)y + r * ldy, (const float *)x + r * ldx, D, r, d);
 }
 
-/* ---- rmsnorm (Zhang and Sennrich 2019): each row is `heads` vectors x[D], and each vector is scaled by itself ----
+/* ---- rmsnorm (Zhang and Sennrich 2019): each row is `heads` vectors x[D], each normalized separately ----
    rstd = 1 / sqrt(mean(x^2) + eps)        y = (w + plus) x rstd
    g = dy (w + plus)        dx = dres + rstd (g - x mean(g x) rstd^2)        dw += the sum of dy x rstd over all vectors
    dres is the gradient beside the norm (of the residual stream), or NULL. y may be x; dx may be dy or dres. */
@@ -2614,8 +2625,8 @@ WRPO_API const wrpo_backend *wrpo_backend_plain(void) {
    and tests walk the table.                                                                                      */
 
 /* One row per kind of tensor; cols 0: a vector. FIRST and LAST are there once. LAYER is there in each layer, and its
-   name comes after "model.layers.<l>."; so is JOINED, directly after the row above: q, k and v are one matrix and one
-   product, and so are gate and up. */
+   name comes after "model.layers.<l>.". JOINED is like LAYER, but in memory directly after the row above: q, k and v
+   are one matrix and one product, and so are gate and up. */
 #define WRPO__WEIGHTS(X) \
 /*    field                       scope   name in the checkpoint               rows   cols   exists */ \
     X(embed_tokens,               FIRST,  "model.embed_tokens.weight",         V,     D,     always) \
@@ -2655,6 +2666,8 @@ struct wrpo_model {
     uint16_t *low;                   /* [count] low halves of float masters, the weights being the high ones; or NULL */
     bool frozen;                     /* is not trained, except for its adapter */
     struct wrpo__lora *lora;         /* its adapter; NULL: none */
+    int trainers;                    /* alive: they count on its weights */
+    size_t mapped;                   /* bytes of its weights that are in mapped files */
     wrpo_dtype dtype;                /* of the checkpoint: what a save writes by default */
     const char *dir;                 /* of config.json and the other files that a save copies; NULL: none */
     const char *tokenizer_dir;       /* of the tokenizer's; differs from dir only after wrpo_model_init */
@@ -2706,7 +2719,7 @@ static void wrpo__layout_weights(const wrpo_config *c, wrpo_model *model, int64_
     if (parameters) *parameters = total;
 }
 
-/* ---- memory: one text lays it out twice, with base NULL to measure, then to assign. No elements: NULL ---- */
+/* ---- memory: a layout runs twice, with base NULL to measure, then to assign. An empty buffer is NULL ---- */
 typedef struct wrpo__bump { char *base; size_t used; bool overflow; } wrpo__bump;
 static void *wrpo__take(wrpo__bump *b, int64_t rows, int64_t cols, size_t bytes) {
     const size_t offset = b->used, size = (size_t)rows * (size_t)cols * bytes;
@@ -2795,9 +2808,13 @@ static void wrpo__weight_put(wrpo_model *model, const wrpo_weight *w, int64_t fi
     }
     for (int64_t i = 0; i < count; i += WRPO__HALVES) {
         const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
-        for (int64_t k = 0; k < n; k++) wrpo__master_split(src[i + k], &high[k], &low[k]);
+        const bool master = model->low && w->at >= 0;
+        for (int64_t k = 0; k < n; k++) {
+            if (master) wrpo__master_split(src[i + k], &high[k], &low[k]);
+            else high[k] = wrpo__float_to_bf16(src[i + k]);
+        }
         be->put(dev, (uint16_t *)w->data + first + i, high, (size_t)n * sizeof *high);
-        if (model->low && w->at >= 0) be->put(dev, model->low + w->at + first + i, low, (size_t)n * sizeof *low);
+        if (master) be->put(dev, model->low + w->at + first + i, low, (size_t)n * sizeof *low);
     }
 }
 /* Random weights: matrices N(0, initializer_range), norms that scale by 1, biases 0. Counter-based: an element depends
@@ -2837,16 +2854,19 @@ WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, ui
     WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_random(wrpo__current, config, seed));
     return wrpo__end(&wrpo__entry);
 }
-/* ---- adapters (LoRA): a weight W [out, in] of a linear layer may have A [r, in] and B [out, r] ---- */
+
+/* ---- adapters (LoRA): a weight W [out, in] of a linear layer may have A [r, in] and B [out, r] ----
+   What they compute is at the end of the parts of a layer (>>model), how they are made, read and saved in >>checkpoint.
+   */
 typedef struct wrpo__adapter {       /* of one weight */
     int64_t rank;                    /* 0: none */
     double alpha; float scale;
-    bool shared;                     /* its A is that of the weight before it: the family has one layer of both */
+    bool shared;                     /* a fused layer of the family (qkv_proj): A is that of the weight before */
     const wrpo_weight *a, *b;        /* in the table */
 } wrpo__adapter;
 typedef struct wrpo__lora {
     wrpo__adapter *of;               /* [L][KINDS], by the kind of W */
-    int64_t rank, cols;              /* of all products, the most: columns of A's output, of its input */
+    int64_t rank, cols;              /* the largest ranks of a product together; its largest input */
     wrpo_adapter_desc desc;          /* resolved; target is NULL */
     const char *dir;                 /* where it was read; NULL: it is new */
     int64_t first;                   /* its first weight; those before are the model's own */
@@ -2874,14 +2894,15 @@ WRPO_API void wrpo_model_free(wrpo_model *model) {
    In: records of token ids. Out: the log-prob of every scored token; then, from dL/dlogp of each, the gradients.
    No op's result depends on the number of threads, so none here does.
 
-   Packing. A record is one prompt of P tokens and K responses of R_k tokens; it takes P + sum R_k rows:
+   Packing. A record is one prompt of P tokens and K responses of R_k tokens; it takes P + sum R_k rows (longrope and
+   dynamic rope may need the prompt again):
 
        row   0 ...  P-1 | P ... P+R_1-1 | ...            the prompt's hidden states are computed once.
              prompt     | response 1    | response 2     Positions of every response go on from P; a response
        pos   0 ...  P-1 | P ... P+R_1-1 | P ... P+R_2-1  attends to the prompt and, causally, to itself.
 
    Records follow each other; there is no padding. The token at response position j is predicted by the row
-   before it: the prompt's last row for j = 0. Only those rows ("targets") meet the LM head, in chunks.
+   before it: the prompt's last row for j = 0. Only those rows meet the LM head, in chunks.
 
    Words.  row       one token of the packed micro-batch, and its hidden state; activations are [n, columns]
            segment   the rows of one prompt or one response: what attention takes for a sequence
@@ -2893,9 +2914,10 @@ WRPO_API void wrpo_model_free(wrpo_model *model) {
            rotate    apply the rotary position embedding to q and k
 
    To add an op: wrpo_backend (>>api), >>ops, >>cpu, wrpo_cuda.cu, tests/30_ops.c; then a call in wrpo__layer_fwd, and
-   its gradient's in wrpo__layer_bwd. A norm: its weight (>>layout), its rstd (WRPO__LAYER_ACTS), a wrpo__norm_fwd and a
-   wrpo__norm_bwd there. A family: its model_type and names of tensors (>>checkpoint), a flag of wrpo_config at each
-   step that differs, a case in tests/40_model.c and in 42_model.c.                                                */
+   its gradient's in wrpo__layer_bwd. A norm: its weight (>>layout), its rstd and its input (WRPO__LAYER_ACTS), a
+   wrpo__norm_fwd and a wrpo__norm_bwd in the same two functions, its flag in wrpo__config_hash (>>run). A family: its
+   model_type and names of tensors (>>checkpoint), a flag of wrpo_config at each step that differs, a case in
+   tests/40_model.c and in 42_model.c. */
 
 /* ---- a run: the memory that micro-batches are computed in ---- */
 typedef struct wrpo__shape {         /* what there is room for */
@@ -2905,13 +2927,13 @@ typedef struct wrpo__shape {         /* what there is room for */
     int64_t recompute;               /* layers [0, recompute) store only x; the backward pass computes the rest again */
     int64_t cache;                   /* rows of keys and values that outlive a forward pass, for decoding; 0 = none */
     bool train;
-    int64_t rank, drop;              /* columns: of adapters' t, see there; of their x after dropout */
+    int64_t rank, drop;              /* columns of lora_t; of lora_x */
 } wrpo__shape;
 static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s->chunk; }
 
 /* The tables of buffers, [n, columns] each. void: activations, of the backend's act_bytes an element. train, qk_norm,
    post_norms are 0 or 1, and 0 columns are no buffer. WRPO__X is what a use of a table makes of each X.
-   First what the backward pass needs of a layer, besides the x that enters it, */
+   Per layer: what the backward pass needs besides the x that enters the layer. */
 #define WRPO__LAYER_ACTS(X) \
     X(void, mid, D * train)                            /* the residual stream after attention */ \
     X(void, qk0, (H + G) * d * qk_norm)                /* q | k before their norms */ \
@@ -2921,17 +2943,17 @@ static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s
     X(void, attn_out, D * post_norms) X(void, mlp_out, D * post_norms)      /* added to x, before the norm on it */ \
     X(float, rstd_attn, 1) X(float, rstd_q, H * qk_norm) X(float, rstd_k, G * qk_norm)   /* 1 / rms, of each norm */ \
     X(float, rstd_attn_out, post_norms) X(float, rstd_mlp, 1) X(float, rstd_mlp_out, post_norms)
-/* then what there is once, */
+/* Once. dy is scratch: the gradient of a product's input or output. */
 #define WRPO__RUN_ACTS(X) \
     X(void, norm, D) X(void, h, I)                     /* a norm's output; act(gate) up: within a layer */ \
     X(void, y, D) X(float, rstd_final, 1)              /* the final norm's output */ \
     X(float, target_lse, 1)                            /* log sum exp of each target's logits */ \
-    X(void, dx, D * train) X(void, dy, D * train)      /* dL/d of the stream; of what a product read or made */ \
+    X(void, dx, D * train) X(void, dy, D * train)      /* dL/d of the residual stream; scratch */ \
     X(void, dqkv, (H + 2 * G) * d * train) X(void, d_o, H * d * train) \
     X(void, dgu, 2 * I * train) X(void, dh, I * train) \
     X(void, lora_t, s->rank) X(void, lora_dt, s->rank * train)              /* of adapters: t, dL/dt */ \
     X(void, lora_x, s->drop * train)                   /* x after dropout, then its gradient */
-/* and what there is on the backend and, as h_ids and so on, on the host. */
+/* On the backend and, as h_ids and so on, on the host. */
 #define WRPO__RUN_BOTH(X) \
     X(int32_t, ids, 1) X(wrpo_seg, segs, 1) \
     X(float, rope, d)                                  /* cosine and sine, [n, dims / 2, 2] */ \
@@ -3017,7 +3039,7 @@ static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__sh
     r->head_bytes = b->used - r->head_bytes;
     r->bytes = b->used;
 }
-/* About 64 MiB of logits, for 32 to 512 targets; on a device, which wants large products, 8 times that. */
+/* As many targets as have 64 MiB of logits, from 32 to 512; on a device, which wants large products, 8 times that. */
 static int64_t wrpo__head_chunk(const wrpo_ctx *ctx, const wrpo_config *c, int64_t rows) {
     const int64_t more = ctx->desc.backend->host ? 1 : 8, chunk = (more << 26) / (4 * c->vocab_size) / 32 * 32;
     return WRPO__MIN(rows, WRPO__MAX(32, WRPO__MIN(512 * more, chunk)));
@@ -3054,8 +3076,8 @@ static void wrpo__pack_rotary(wrpo__run *r, int64_t length) {
     r->rope_key = key;
     wrpo__inv_freq(&r->model->config, key, r->inv_freq, &r->rope_scale);
 }
-/* A segment of `count` rows, the first at `position`. seg gives its prefix and its own keys, of which the last row has
-   the last. The caller has made sure that there is room. */
+/* A segment of `count` rows, the first at `position`. seg gives its prefix and its own keys; the last of these is the
+   last row's. The caller has made sure that there is room. */
 static void wrpo__pack_rows(wrpo__run *r, const int32_t *ids, int64_t count, int64_t position, wrpo_seg seg) {
     const int64_t half = wrpo__rope_dims(&r->model->config) / 2;
     seg.begin = r->n;
@@ -3140,95 +3162,11 @@ static int wrpo__joined(const wrpo_weight *w, int i, int count, int64_t *rows) {
 static float *wrpo__grad(float *grads, const wrpo_weight *w) {         /* NULL: not wanted, or w is not trained */
     return grads && w->at >= 0 ? grads + w->at : NULL;
 }
-/* Adapters:  y += t B',  t = scale dropout(x) A'.  The As of a product are one matrix, so t [n, rank] has columns for
-   each; but with dropout each A has its own x, and its own t. Returns the end of the weights from i on that share t. */
-static int wrpo__adapter_group(const wrpo__run *r, const wrpo__adapter *of, int i, int count, int64_t *rank) {
-    const wrpo_weight *a = of[i].a;
-    *rank = of[i].rank;
-    for (i++; i < count && a; i++) {
-        if (!of[i].rank || of[i].shared) continue;
-        if (r->dropout.p > 0 || !wrpo__follows(a, of[i].a)) break;
-        *rank += of[i].rank;
-        a = of[i].a;
-    }
-    return i;
-}
-static void wrpo__adapter_scale(const wrpo__run *r, const wrpo__adapter *of, int count, void *t, int64_t rank) {
-    for (int j = 0; j < count; j++) {
-        if (!of[j].rank || of[j].shared) continue;
-        r->be->dropout(r->dev, t, rank, t, rank, r->n, of[j].rank, &(wrpo_dropout){.scale = of[j].scale});
-        t = wrpo__at(r->be, t, of[j].rank);
-    }
-}
-static void wrpo__adapter_drop(const wrpo__run *r, const wrpo_weight *a, void *y, const void *x) {
-    wrpo_dropout d = r->dropout;
-    d.scale = 1;
-    d.stream = (uint64_t)(a - r->model->weights);
-    r->be->dropout(r->dev, y, a->cols, x, a->cols, r->n, a->cols, &d);
-}
-/* t of a group into r->lora_t. Returns what A was given. */
-static const void *wrpo__adapter_t(const wrpo__run *r, const wrpo__adapter *of, int count, int64_t rank,
-                                   const void *x) {
-    const wrpo_weight *a = of->a;
-    if (r->dropout.p > 0) {
-        wrpo__adapter_drop(r, a, r->lora_x, x);
-        x = r->lora_x;
-    }
-    r->be->gemm(r->dev, WRPO_MM_NT, r->lora_t, rank, x, a->cols, a->data, a->cols, a->dtype, r->n, rank, a->cols, 0);
-    wrpo__adapter_scale(r, of, count, r->lora_t, rank);
-    return x;
-}
-/* y += t B' for the weights w of a product. */
 static void wrpo__adapter_fwd(const wrpo__run *r, const wrpo__adapter *of, const wrpo_weight *w, int count,
-                              void *y, int64_t ldy, const void *x) {
-    int64_t rank;
-    for (int i = 0, end; i < count; i = end) {
-        end = wrpo__adapter_group(r, of, i, count, &rank);
-        if (rank) wrpo__adapter_t(r, &of[i], end - i, rank, x);
-        int64_t column = 0;
-        for (int j = i; j < end; j++) {
-            const wrpo_weight *b = of[j].b;
-            if (b) r->be->gemm(r->dev, WRPO_MM_NT, y, ldy, wrpo__at(r->be, r->lora_t, column), rank, b->data, b->cols,
-                               b->dtype, r->n, b->rows, b->cols, 1);
-            if (j + 1 < end && !of[j + 1].shared) column += of[j].rank;
-            y = wrpo__at(r->be, y, w[j].rows);
-        }
-    }
-}
-/* dt = scale dy B;  dB += dy' t;  dA += dt' dropout(x);  dx += dropout(dt A).  dx or grads NULL: not computed. */
+                              void *y, int64_t ldy, const void *x);
 static void wrpo__adapter_bwd(const wrpo__run *r, const wrpo__adapter *of, const wrpo_weight *w, int count,
-                              void *dx, float *grads, const void *dy, int64_t lddy, const void *x) {
-    const wrpo_backend *be = r->be;
-    const int64_t n = r->n;
-    int64_t rank;
-    for (int i = 0, end; i < count; i = end) {
-        const wrpo_weight *a = of[i].a;
-        end = wrpo__adapter_group(r, of, i, count, &rank);
-        const void *given = rank && grads ? wrpo__adapter_t(r, &of[i], end - i, rank, x) : NULL;
-        int64_t column = 0;
-        for (int j = i; j < end; j++) {
-            const wrpo_weight *b = of[j].b;
-            if (b) be->gemm(r->dev, WRPO_MM_NN, wrpo__at(be, r->lora_dt, column), rank, dy, lddy, b->data, b->cols,
-                            b->dtype, n, b->cols, b->rows, of[j].shared);
-            if (b && grads) be->gemm(r->dev, WRPO_MM_TN, grads + b->at, b->cols, dy, lddy,
-                                     wrpo__at(be, r->lora_t, column), rank, WRPO_DTYPE_F32, b->rows, b->cols, n, 1);
-            if (j + 1 < end && !of[j + 1].shared) column += of[j].rank;
-            dy = wrpo__at(be, dy, w[j].rows);
-        }
-        if (!rank) continue;
-        wrpo__adapter_scale(r, &of[i], end - i, r->lora_dt, rank);
-        if (grads) be->gemm(r->dev, WRPO_MM_TN, grads + a->at, a->cols, r->lora_dt, rank, given, a->cols,
-                            WRPO_DTYPE_F32, rank, a->cols, n, 1);
-        const bool drop = r->dropout.p > 0;
-        if (dx) be->gemm(r->dev, WRPO_MM_NN, drop ? r->lora_x : dx, a->cols, r->lora_dt, rank, a->data, a->cols,
-                         a->dtype, n, a->cols, rank, !drop);
-        if (dx && drop) {
-            wrpo__adapter_drop(r, a, r->lora_x, r->lora_x);
-            be->add(r->dev, dx, r->lora_x, n * a->cols);
-        }
-    }
-}
-/* y = x W' + b, or y += if add. */
+                              void *dx, float *grads, const void *dy, int64_t lddy, const void *x);
+/* y = x W' + b, or y += if add; then the adapters' part. */
 static void wrpo__linear_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, void *y, int64_t ldy,
                              const void *x, bool add) {
     const wrpo_weight *w = wrpo__weight(r->model, lin->weight, l), *b = wrpo__weight(r->model, lin->bias, l);
@@ -3246,7 +3184,7 @@ static void wrpo__linear_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *
     }
     if (adapters) wrpo__adapter_fwd(r, adapters, w, lin->count, all, ldy, x);
 }
-/* dx = dy W;  dW += dy' x;  db += sum dy.  What is NULL, dx or grads, is not computed. */
+/* dx = dy W;  dW += dy' x;  db += sum dy;  then the adapters' part. What is NULL, dx or grads, is not computed. */
 static void wrpo__linear_bwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, void *dx, float *grads,
                              const void *dy, int64_t lddy, const void *x) {
     const wrpo_backend *be = r->be;
@@ -3290,7 +3228,7 @@ static void wrpo__norm_bwd(const wrpo__run *r, int64_t l, wrpo__kind kind, float
     r->be->rmsnorm_bwd(r->dev, dx, lddx, wrpo__grad(grads, norm.w), dy, lddx, dres, lddx, x, ldx, norm.w->data, rstd,
                        r->n, norm.heads, norm.w->rows, norm.plus);
 }
-/* x += a W', or with post_norms x += norm(a W'), and a W' stays in `out`. x NULL: only that. */
+/* x += a W', or with post_norms x += norm(a W'), and a W' stays in `out`. If x is NULL, only `out` is computed. */
 static void wrpo__add_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, wrpo__kind norm, void *out,
                           float *rstd, void *x, const void *a) {
     const int64_t D = r->model->config.hidden_size;
@@ -3299,7 +3237,7 @@ static void wrpo__add_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin
     if (normed) wrpo__norm_fwd(r, l, norm, r->norm, D, rstd, out, D);
     if (normed && x) r->be->add(r->dev, x, r->norm, r->n * D);
 }
-/* From dL/dx in r->dx, dL/d(a W'): the same, or with post_norms in r->dy, through that norm. */
+/* Returns dL/d(a W'): r->dx itself, or r->dy after the backward of the norm on what is added. */
 static const void *wrpo__add_bwd(const wrpo__run *r, int64_t l, wrpo__kind norm, float *grads, const float *rstd,
                                  const void *out) {
     const int64_t D = r->model->config.hidden_size;
@@ -3326,6 +3264,98 @@ static wrpo_attn wrpo__attn_of(const wrpo__run *r, int64_t l) {
                        .ldq = (H + 2 * G) * d, .ldkv = (r->cache ? 2 * G : H + 2 * G) * d, .ldo = H * d,
                        .window = wrpo__layer_window(c, l), .scale = (float)(1 / sqrt(scalar)),
                        .softcap = (float)c->attn_logit_softcapping};
+}
+
+/* ---- adapters:  y += t B',  t = scale dropout(x) A',  for the weights w[count] of a product; of[j] is w[j]'s ----
+   The As of a product are one matrix, so one product gives t [n, rank], with columns for each of them; but with dropout
+   each A has its own x, so its own t. Weights of a fused layer share one A, so they share columns of t. */
+/* The end of the weights from i on that share t; the columns of t in *rank, 0 if w[i] has no adapter. */
+static int wrpo__adapter_group(const wrpo__run *r, const wrpo__adapter *of, int i, int count, int64_t *rank) {
+    const wrpo_weight *a = of[i].a;
+    *rank = of[i].rank;
+    for (i++; i < count && a; i++) {
+        if (!of[i].rank || of[i].shared) continue;     /* no columns of its own */
+        if (r->dropout.p > 0 || !wrpo__follows(a, of[i].a)) break;
+        *rank += of[i].rank;
+        a = of[i].a;
+    }
+    return i;
+}
+/* t *= scale: the op dropout with p 0. */
+static void wrpo__adapter_scale(const wrpo__run *r, const wrpo__adapter *of, int count, void *t, int64_t rank) {
+    for (int j = 0; j < count; j++) {
+        if (!of[j].rank || of[j].shared) continue;
+        r->be->dropout(r->dev, t, rank, t, rank, r->n, of[j].rank, &(wrpo_dropout){.scale = of[j].scale});
+        t = wrpo__at(r->be, t, of[j].rank);
+    }
+}
+static void wrpo__adapter_drop(const wrpo__run *r, const wrpo_weight *a, void *y, const void *x) {
+    wrpo_dropout d = r->dropout;
+    d.scale = 1;
+    d.stream = (uint64_t)(a - r->model->weights);
+    r->be->dropout(r->dev, y, a->cols, x, a->cols, r->n, a->cols, &d);
+}
+/* t of such a group into r->lora_t. Returns A's input: x, or r->lora_x with dropout. */
+static const void *wrpo__adapter_t(const wrpo__run *r, const wrpo__adapter *of, int count, int64_t rank,
+                                   const void *x) {
+    const wrpo_weight *a = of->a;
+    if (r->dropout.p > 0) {
+        wrpo__adapter_drop(r, a, r->lora_x, x);
+        x = r->lora_x;
+    }
+    r->be->gemm(r->dev, WRPO_MM_NT, r->lora_t, rank, x, a->cols, a->data, a->cols, a->dtype, r->n, rank, a->cols, 0);
+    wrpo__adapter_scale(r, of, count, r->lora_t, rank);
+    return x;
+}
+/* y += t B' for the weights w of a product. */
+static void wrpo__adapter_fwd(const wrpo__run *r, const wrpo__adapter *of, const wrpo_weight *w, int count,
+                              void *y, int64_t ldy, const void *x) {
+    int64_t rank;
+    for (int i = 0, end; i < count; i = end) {
+        end = wrpo__adapter_group(r, of, i, count, &rank);
+        if (rank) wrpo__adapter_t(r, &of[i], end - i, rank, x);
+        int64_t column = 0;                            /* of t, where w[j]'s begin */
+        for (int j = i; j < end; j++) {
+            const wrpo_weight *b = of[j].b;
+            if (b) r->be->gemm(r->dev, WRPO_MM_NT, y, ldy, wrpo__at(r->be, r->lora_t, column), rank, b->data, b->cols,
+                               b->dtype, r->n, b->rows, b->cols, 1);
+            if (j + 1 < end && !of[j + 1].shared) column += of[j].rank;
+            y = wrpo__at(r->be, y, w[j].rows);
+        }
+    }
+}
+/* dt = scale dy B;  dB += dy' t;  dA += dt' dropout(x);  dx += dropout(dt A).  dx or grads NULL: not computed. */
+static void wrpo__adapter_bwd(const wrpo__run *r, const wrpo__adapter *of, const wrpo_weight *w, int count,
+                              void *dx, float *grads, const void *dy, int64_t lddy, const void *x) {
+    const wrpo_backend *be = r->be;
+    const int64_t n = r->n;
+    int64_t rank;
+    for (int i = 0, end; i < count; i = end) {
+        const wrpo_weight *a = of[i].a;
+        end = wrpo__adapter_group(r, of, i, count, &rank);
+        const void *input = rank && grads ? wrpo__adapter_t(r, &of[i], end - i, rank, x) : NULL;  /* t again */
+        int64_t column = 0;                            /* of t and dt, where w[j]'s begin */
+        for (int j = i; j < end; j++) {
+            const wrpo_weight *b = of[j].b;
+            if (b) be->gemm(r->dev, WRPO_MM_NN, wrpo__at(be, r->lora_dt, column), rank, dy, lddy, b->data, b->cols,
+                            b->dtype, n, b->cols, b->rows, of[j].shared);      /* added to the columns it shares */
+            if (b && grads) be->gemm(r->dev, WRPO_MM_TN, grads + b->at, b->cols, dy, lddy,
+                                     wrpo__at(be, r->lora_t, column), rank, WRPO_DTYPE_F32, b->rows, b->cols, n, 1);
+            if (j + 1 < end && !of[j + 1].shared) column += of[j].rank;
+            dy = wrpo__at(be, dy, w[j].rows);
+        }
+        if (!rank) continue;
+        wrpo__adapter_scale(r, &of[i], end - i, r->lora_dt, rank);
+        if (grads) be->gemm(r->dev, WRPO_MM_TN, grads + a->at, a->cols, r->lora_dt, rank, input, a->cols,
+                            WRPO_DTYPE_F32, rank, a->cols, n, 1);
+        const bool drop = r->dropout.p > 0;
+        if (dx) be->gemm(r->dev, WRPO_MM_NN, drop ? r->lora_x : dx, a->cols, r->lora_dt, rank, a->data, a->cols,
+                         a->dtype, n, a->cols, rank, !drop);
+        if (dx && drop) {
+            wrpo__adapter_drop(r, a, r->lora_x, r->lora_x);
+            be->add(r->dev, dx, r->lora_x, n * a->cols);
+        }
+    }
 }
 
 /* ---- one layer ---- */
@@ -3411,8 +3441,9 @@ static const wrpo_weight *wrpo__head(const wrpo_model *m) {
     return m->config.tie_word_embeddings ? WRPO__W(m, embed_tokens, 0) : WRPO__W(m, lm_head, 0);
 }
 static bool wrpo__logits_fit(const wrpo__run *r) { return r->n_targets <= wrpo__span(&r->shape); }
-/* The targets of one product: all that fit; but where products may choose their arithmetic by their shape, always a
-   chunk, so that no bit depends on how much memory there is. */
+/* The targets of one product. On the host a row's result does not depend on the product's shape, so all that fit go at
+   once. A device may choose its arithmetic by the shape: there it is always a chunk, so that no bit depends on memory.
+   */
 static int64_t wrpo__targets_at_once(const wrpo__run *r) {
     const bool any_shape = r->be->host && r->be->act_bytes == sizeof(float);
     return any_shape && wrpo__logits_fit(r) ? WRPO__MAX(r->n_targets, 1) : r->shape.chunk;
@@ -3545,16 +3576,17 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
      2. wrpo__pass, in micro-batches that fit into the workspace: pack, forward to log-probs, loss and derivatives of
         every record on the host (wrpo_loss: WRPO is there), backward to gradients
      3. the norm of all gradients, and the factor that clips it
-     4. AdamW on all weights; only matrices decay
-   The reference is the policy as it is before step 1, or another model. It is asked once, when the trainer is made, for
-   its log-probs of all responses; nothing else of it is needed.
+     4. AdamW on all weights, or on an adapter's; only matrices decay
+   The reference is the policy as it is before step 1, or another model. Its log-probs of all responses are computed
+   once, when the trainer is made; nothing else of it is needed.
 
    Steps are counted as the authors' trainer counts them, for N records:
      micro-batches of an epoch   M = ceil(N / (batch_size / accumulation))
      steps of an epoch           S = floor(M / accumulation), at least 1
      steps of the run            T = ceil(epochs S)
    The loss of a step is the mean over its micro-batches of the mean over their records. These micro-batches only
-   define that mean; how many rows are computed at once is micro_tokens, and changes no bit.
+   define that mean. How many rows are computed at once is micro_tokens: it changes no log-prob, but the order in which
+   gradients are added, so their last bits.
 
    To add a setting: a field of wrpo_train_desc, a row of WRPO__SETTINGS, an option of example.c. A metric: a row of
    WRPO_METRICS (>>api), its value in wrpo__tally_add. A method: >>loss, nothing here.                             */
@@ -3616,8 +3648,8 @@ static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data
     }
 }
 
-/* ---- settings: field, which is its name in errors and state files, what 0 means, valid if (x is the value), wanted,
-        whether a run that goes on must have the same ---- */
+/* ---- settings. Columns: field, its name in errors and state files too; default; test of the value x; what is wanted;
+        must it be the same in a run that goes on? ---- */
 #define WRPO__SETTINGS(X) \
     X(alpha,         0.1,   x >= 0 && x <= 1,     "a number in [0, 1]",     true) \
     X(alpha_power,   2,     x > 0 && x < 1e6,     "a positive number",      true) \
@@ -3742,6 +3774,7 @@ static void wrpo__set_begin(wrpo_trainer *t, wrpo__set *set, const wrpo_data *da
     if (wrpo__rules[t->desc.loss.method].reference)
         set->ref = wrpo__alloc(t->arena, (size_t)set->N * (size_t)set->K, sizeof *set->ref);
 }
+static void wrpo__trainer_gone(void *policy) { ((wrpo_model *)policy)->trainers--; }
 /* 1. Settings and data checked; nothing large is allocated yet. */
 static wrpo_trainer *wrpo__trainer_begin(wrpo__arena *arena, wrpo_model *policy, const wrpo_data *data,
                                          const wrpo_train_desc *desc, bool train) {
@@ -3751,6 +3784,8 @@ static wrpo_trainer *wrpo__trainer_begin(wrpo__arena *arena, wrpo_model *policy,
         wrpo__fail(t->ctx, WRPO_E_ARG,
                    "the model was loaded frozen (wrpo_model_desc): without an adapter it cannot be trained");
     const wrpo_train_desc *d = &t->desc;
+    wrpo__on_free(arena, wrpo__trainer_gone, policy);
+    policy->trainers++;
     wrpo__train_check(t->ctx, d);
     wrpo__set_begin(t, &t->train, data);
     wrpo__set_begin(t, &t->eval, d->eval_data);
@@ -3815,7 +3850,7 @@ WRPO_API void wrpo_trainer_free(wrpo_trainer *t) {
     if (t) wrpo__arena_free(t->arena);
 }
 
-/* ---- metrics: sums over records, weighted as in the loss, under the names of the authors' trainer ---- */
+/* ---- metrics: means over records, under the names of the authors' trainer. Only the loss has record.weight ---- */
 typedef struct wrpo__tally { wrpo_metrics m; double chosen, chosen_rows, rejected, rejected_rows; } wrpo__tally;
 static double wrpo__wins(double gap, double w) { return isnan(gap) ? NAN : w * (gap > 0); }
 /* Adds a record of weight w, except for its loss. r: its responses with their log-probs; packed: where they are. */
@@ -3970,7 +4005,7 @@ static wrpo_metrics wrpo__step(wrpo_trainer *t) {
     const double begin = wrpo__now();
     if (t->k >= t->T) wrpo__fail(ctx, WRPO_E_ARG, "all %lld steps are done", (long long)t->T);
 
-    /* 1. The schedules' values for step k = 0 ... T - 1: alpha's end value is never trained with, and with warm-up the
+    /* 1. The schedules' values for step k = 0 ... T - 1: a rising alpha never has its end value, and with warm-up the
           rate of the first step is 0. The records of the batch. */
     const int64_t warmup = (int64_t)ceil(d->warmup_ratio * (double)t->T - 1e-9);
     const double alpha = wrpo_alpha(d->alpha_schedule, d->alpha_power, d->alpha, t->k, t->T);
@@ -5363,7 +5398,10 @@ static void wrpo__map_weights(wrpo_model *model, wrpo__slice *slices) {
         const wrpo_dtype dtype = wrpo__float_dtype(s->info);
         const uintptr_t data = (uintptr_t)s->info->data, size = wrpo__dtype_size(dtype);
         s->mapped = !w->vector && s->stride == s->rows && data % size == 0;
-        if (s->mapped) w->data = (void *)(data + (uintptr_t)(s->first * w->cols) * size), w->dtype = dtype;
+        if (!s->mapped) continue;
+        w->data = (void *)(data + (uintptr_t)(s->first * w->cols) * size);
+        w->dtype = dtype;
+        model->mapped += (size_t)wrpo__size(w) * size;
     }
 }
 static void wrpo__copy_weights(wrpo_model *model, int64_t begin, const wrpo__slice *slices, float *piece) {
@@ -5406,6 +5444,7 @@ static wrpo__lora *wrpo__lora_new(const wrpo_model *model) {
     if (!ctx->desc.backend->dropout)
         wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: the backend has no dropout, which adapters need",
                 ctx->desc.backend->name);
+    if (model->trainers) wrpo__fail(ctx, WRPO_E_ARG, "an adapter: want a model that no trainer trains");
     wrpo__lora *lora = WRPO__NEW(model->arena, wrpo__lora);
     lora->of = wrpo__alloc(model->arena, (size_t)model->config.num_hidden_layers, WRPO__KINDS * sizeof *lora->of);
     return lora;
@@ -5491,7 +5530,7 @@ static void wrpo__adapter_begin(wrpo_model *model, const wrpo_adapter_desc *desc
     wrpo__text used = {.arena = wrpo__current};
     WRPO__RANGE(d->r >= 1 && d->r <= WRPO__MAX_RANK, "r", d->r, "a rank from 1 to 4096");
     WRPO__RANGE(d->alpha > 0 && d->alpha <= 1e6, "alpha", d->alpha, "a number above 0, to 1000000");
-    WRPO__RANGE(d->dropout >= 0 && d->dropout < 1, "dropout", d->dropout, "a number in [0, 1)");
+    WRPO__RANGE(d->dropout >= 0 && d->dropout <= 0.999, "dropout", d->dropout, "a number in [0, 0.999]");
     for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
         wrpo__adapter *of;
         const wrpo_weight *w = wrpo__linear_at(model, lora, i, &of);
@@ -5514,6 +5553,7 @@ static void wrpo__adapter_begin(wrpo_model *model, const wrpo_adapter_desc *desc
 }
 static void wrpo__adapter_new(wrpo_model *model, const wrpo_adapter_desc *desc) {
     const int64_t first = model->n_weights;
+    model->arena = wrpo__sub_arena(model->arena);
     wrpo__adapter_begin(model, desc);
     wrpo__model_memory(model);                         /* cleared: every B is 0 */
     float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
@@ -5536,12 +5576,11 @@ static double wrpo__adapter_alpha(const wrpo_json *v) {
     if (!(v->number > 0 && v->number <= 1e6)) wrpo__refuse(v, NULL, "a positive number");
     return v->number;
 }
-/* adapter_config.json. Keys that change the result have the only value that is computed, or are refused. Names of
-   layers to which nothing belongs are in target_modules; the tensors say which layers have an adapter. */
+/* adapter_config.json. Keys that change the result have the only value that is computed, or are refused. */
 static void wrpo__adapter_config(const wrpo_json *root, wrpo_adapter_desc *d) {
     static const char read[] = "r lora_alpha lora_dropout use_rslora rank_pattern alpha_pattern peft_type",
         known[] = "task_type base_model_name_or_path revision inference_mode target_modules exclude_modules "
-        "layers_to_transform layers_pattern init_lora_weights auto_mapping peft_version loftq_config eva_config "
+        "layers_to_transform layers_pattern auto_mapping peft_version loftq_config eva_config init_lora_weights "
         "corda_config lora_ga_config megatron_config megatron_core runtime_config ensure_weight_tying";
     wrpo__want(root, WRPO_JSON_OBJECT, NULL);
     for (const wrpo_json *v = root->child; v; v = v->next) {
@@ -5554,11 +5593,15 @@ static void wrpo__adapter_config(const wrpo_json *root, wrpo_adapter_desc *d) {
     }
     const wrpo_json *type = wrpo__need(root, "peft_type", WRPO_JSON_STRING);
     if (!wrpo__json_is(type, "LORA")) wrpo__refuse(type, NULL, "LORA");
+    const wrpo_json *init = wrpo__present(root, "init_lora_weights");  /* others change the base as they are loaded */
+    if (init && init->kind != WRPO_JSON_BOOL &&
+            !(init->kind == WRPO_JSON_STRING && wrpo__in_words("gaussian orthogonal eva mica", init->text)))
+        wrpo__unsupported(init, "%.60s %s is not supported", init->key, wrpo__found(init));
     const wrpo_json *dropout = wrpo__maybe(root, "lora_dropout", WRPO_JSON_NUMBER);
     d->r = wrpo__integer(wrpo__need(root, "r", WRPO_JSON_NUMBER), 1, WRPO__MAX_RANK, NULL);
     d->alpha = wrpo__adapter_alpha(wrpo__need(root, "lora_alpha", WRPO_JSON_NUMBER));
     d->dropout = dropout ? dropout->number : 0;
-    if (!(d->dropout >= 0 && d->dropout < 1)) wrpo__refuse(dropout, NULL, "a number in [0, 1)");
+    if (!(d->dropout >= 0 && d->dropout <= 0.999)) wrpo__refuse(dropout, NULL, "a number in [0, 0.999]");
     d->rslora = wrpo__switch(root, "use_rslora", false);
 }
 /* rank_pattern or alpha_pattern: the value of the first key that ends the layer's name, at a dot; NULL: none does. As
@@ -5573,6 +5616,30 @@ static const wrpo_json *wrpo__adapter_pattern(const wrpo_json *pattern, const ch
         if (wrpo__ends(layer, key) && (n == k || (key == v->key && layer[n - k - 1] == '.'))) return v;
     }
     return NULL;
+}
+/* Does an array of names have the layer, whole or from a dot on? */
+static bool wrpo__names_layer(const wrpo_json *list, const char *layer) {
+    for (const wrpo_json *v = list->child; v; v = v->next) {
+        const size_t n = strlen(layer), k = wrpo__want(v, WRPO_JSON_STRING, list->key)->size;
+        if (wrpo__ends(layer, v->text) && (n == k || layer[n - k - 1] == '.')) return true;
+    }
+    return false;
+}
+/* PEFT leaves out tensors of layers that the config does not mean, and makes adapters that the file does not have. Here
+   the two must agree, as far as the config has names; a regular expression is taken to mean what the file has. */
+static void wrpo__adapter_agrees(const wrpo_json *root, const char *layer, int64_t l, bool found) {
+    const wrpo_json *target = wrpo__present(root, "target_modules"), *not = wrpo__present(root, "exclude_modules");
+    const wrpo_json *layers = wrpo__present(root, "layers_to_transform");
+    const bool many = layers && layers->kind == WRPO_JSON_ARRAY, all = wrpo__json_is(target, "all-linear");
+    bool meant = all || (target && target->kind == WRPO_JSON_ARRAY ? wrpo__names_layer(target, layer) : found);
+    if (not && not->kind == WRPO_JSON_ARRAY && wrpo__names_layer(not, layer)) meant = false;
+    bool chosen = !layers;
+    for (const wrpo_json *v = many ? layers->child : layers; v; v = many ? v->next : NULL)
+        chosen = chosen || wrpo__integer(v, 0, INT32_MAX, "layers_to_transform") == l;
+    if (found == (meant && chosen)) return;
+    const wrpo_json *v = !chosen ? layers : not && !meant ? not : target;
+    wrpo__wrong(v ? v : root, "%s: %s an adapter of %s, found %s", v ? v->key : "target_modules",
+            found ? "want no" : "want", layer, found ? "its tensors" : "none");
 }
 static void wrpo__adapter_load(wrpo__arena *temp, wrpo_model *model, const char *dir) {
     wrpo_ctx *ctx = model->ctx;
@@ -5590,7 +5657,9 @@ static void wrpo__adapter_load(wrpo__arena *temp, wrpo_model *model, const char 
         const wrpo_weight *w = wrpo__linear_at(model, lora, i, &of);
         char layer[128];
         wrpo__layer_name(&model->config, w, layer);
-        if (!wrpo_tensors_find(t, wrpo__format(temp, "base_model.model.%s.lora_A.weight", layer))) continue;
+        const bool found = wrpo_tensors_find(t, wrpo__format(temp, "base_model.model.%s.lora_A.weight", layer));
+        wrpo__adapter_agrees(root, layer, i / WRPO__LINEARS, found);
+        if (!found) continue;
         const wrpo_json *rank = wrpo__adapter_pattern(ranks, layer);
         const wrpo_json *alpha = wrpo__adapter_pattern(alphas, layer);
         *of = wrpo__adapter_of(&model->config, w,
@@ -5605,10 +5674,12 @@ static void wrpo__adapter_load(wrpo__arena *temp, wrpo_model *model, const char 
     wrpo__copy_weights(model, first, slices, wrpo__raw(temp, WRPO__PIECE, sizeof(float)));
     lora->dir = wrpo__strndup(model->arena, dir, strlen(dir));
 }
-/* The model is as before if an adapter cannot be made. */
+/* An adapter is made in an arena of its own. If that fails, nothing is left of it. */
 static wrpo_result wrpo__adapter_end(wrpo__frame *f, wrpo_model *model, const wrpo_model *before) {
     const wrpo_result r = wrpo__end(f);
+    if (r != WRPO_OK && model->arena != before->arena) wrpo__arena_clear(model->arena);
     if (r != WRPO_OK) *model = *before;
+    model->arena = before->arena;
     return r;
 }
 WRPO_API wrpo_result wrpo_adapter_new(wrpo_model *model, const wrpo_adapter_desc *desc) {
@@ -5616,18 +5687,25 @@ WRPO_API wrpo_result wrpo_adapter_new(wrpo_model *model, const wrpo_adapter_desc
     WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__adapter_new(model, desc));
     return wrpo__adapter_end(&wrpo__entry, model, &before);
 }
+static void wrpo__adapter_read(wrpo_model *model, const char *dir) {
+    model->arena = wrpo__sub_arena(model->arena);
+    wrpo__adapter_load(wrpo__current, model, dir);
+}
 WRPO_API wrpo_result wrpo_adapter_load(wrpo_model *model, const char *dir) {
     const wrpo_model before = *model;
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__adapter_load(wrpo__current, model, dir));
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__adapter_read(model, dir));
     return wrpo__adapter_end(&wrpo__entry, model, &before);
 }
 WRPO_API wrpo_adapter_desc wrpo_model_adapter(const wrpo_model *model) {
     return model->lora ? model->lora->desc : (wrpo_adapter_desc){0};
 }
 /* The adapter that a model is loaded with: the desc's, or the one beside its config.json, as transformers does it. */
-static void wrpo__adapter_beside(wrpo__arena *temp, wrpo_model *model, const wrpo_model_desc *desc) {
+static void wrpo__adapter_beside(wrpo__arena *temp, wrpo_model *model, const wrpo_model_desc *desc, bool reward) {
     const bool beside = wrpo__exists(wrpo__join(temp, desc->dir, WRPO__ADAPTER_CONFIG));
     const char *dir = desc->adapter;
+    if (reward && beside)
+        wrpo__fail(model->ctx, WRPO_E_UNSUPPORTED, "%s: an adapter of a reward model is not supported", desc->dir);
+    if (dir && beside) wrpo__log(model->ctx, WRPO_LOG_WARN, "%s: the adapter beside the model is left out", desc->dir);
     if (!dir && beside) dir = desc->dir;
     if (!dir) return;
     if (!desc->frozen)
@@ -5659,7 +5737,7 @@ static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *d
     wrpo__model_memory(model);
     wrpo__copy_weights(model, 0, slices, wrpo__raw(temp, WRPO__PIECE, sizeof(float)));
     wrpo__arena_clear(temp);
-    if (!reward) wrpo__adapter_beside(temp, model, desc);
+    wrpo__adapter_beside(temp, model, desc, reward);
     wrpo__arena_clear(temp);
     return model;
 }
@@ -5741,7 +5819,7 @@ WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first
 static bool wrpo__is_side_file(const char *name) {  /* other than config.json, which is written anew */
     static const char *const ends[] = {".json", ".jinja", ".txt", ".model", ".md", ".py", "LICENSE", "NOTICE"};
     if (name[0] == '.' || !strncmp(name, "reference_logps", 15) || wrpo__ends(name, ".index.json")) return false;
-    if (!strcmp(name, "config.json") || !strcmp(name, "trainer_state.json")) return false;
+    if (wrpo__in_words("config.json trainer_state.json " WRPO__ADAPTER_CONFIG, name)) return false;
     for (int i = 0; i < WRPO__COUNT(ends); i++)
         if (wrpo__ends(name, ends[i])) return true;
     return false;
@@ -5877,11 +5955,28 @@ static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t 
         wrpo__merge_adapter(saving, w, at, n, dst);
     }
 }
-/* A directory that something is read from must not be written to. */
+/* With an adapter, a directory that something is read from must not be written to. An adapter and another model must
+   not come to be beside each other. */
 static void wrpo__other_dir(wrpo_ctx *ctx, const char *dir, const char *input, const char *what) {
     struct stat a, b;
-    if (input && !stat(dir, &a) && !stat(input, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino && a.st_ino)
+    if (!input || stat(dir, &a) || stat(input, &b)) return;
+    if (a.st_ino ? a.st_dev == b.st_dev && a.st_ino == b.st_ino : !strcmp(dir, input))
         wrpo__fail(ctx, WRPO_E_ARG, "%s: want another directory than that of %s", dir, what);
+}
+static void wrpo__save_check(wrpo__arena *temp, const wrpo_model *model, const wrpo_save_desc *desc) {
+    wrpo_ctx *ctx = model->ctx;
+    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+    const bool alone = model->lora && !desc->merge;
+    const char *other = wrpo__join(temp, desc->dir, alone ? "config.json" : WRPO__ADAPTER_CONFIG);
+    if (!model->dir && !alone)
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_save: want a model with a config.json, found one of wrpo_model_new");
+    if (desc->merge && !model->lora) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_save: merge: the model has no adapter");
+    if (model->lora) wrpo__other_dir(ctx, desc->dir, model->lora->dir, "the adapter");
+    if (model->lora) wrpo__other_dir(ctx, desc->dir, model->dir, "the adapter's base");
+    if (wrpo__disk_exists(other))
+        wrpo__fail(ctx, WRPO_E_ARG, "%s: %s would be beside it: want another directory, or remove it", other,
+                alone ? "an adapter" : "a whole model");
+    WRPO__RANGE(desc->max_shard_size >= 0, "max_shard_size", desc->max_shard_size, "a number of bytes");
 }
 static const wrpo__adapter **wrpo__merged(wrpo__arena *arena, const wrpo_model *model) {
     const wrpo__adapter **of = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *of);
@@ -5894,15 +5989,9 @@ static const wrpo__adapter **wrpo__merged(wrpo__arena *arena, const wrpo_model *
 }
 static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
-    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+    wrpo__save_check(arena, model, desc);
     const wrpo__lora *lora = model->lora;
     const bool alone = lora && !desc->merge;
-    if (!model->dir && !alone)
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_save: want a model with a config.json, found one of wrpo_model_new");
-    if (desc->merge && !lora) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_save: merge: the model has no adapter");
-    if (lora) wrpo__other_dir(ctx, desc->dir, lora->dir, "the adapter");
-    if (lora) wrpo__other_dir(ctx, desc->dir, model->dir, "the adapter's base");
-    WRPO__RANGE(desc->max_shard_size >= 0, "max_shard_size", desc->max_shard_size, "a number of bytes");
     const int64_t begin = alone ? lora->first : 0, end = lora && !alone ? lora->first : model->n_weights;
     const wrpo_dtype dtype = desc->dtype ? desc->dtype : alone ? WRPO_DTYPE_F32 : model->dtype;
     wrpo__make_dir(ctx, desc->dir);
@@ -10522,7 +10611,8 @@ static const char *wrpo__would_fit(const wrpo_trainer *t, size_t room) {
 }
 /* What a run takes and recomputes, or an error that says what would fit. Only the weights are in memory yet. */
 static wrpo_bytes wrpo__fitted(const wrpo_trainer *t) {
-    const size_t room = wrpo__room(t->ctx);
+    const size_t free = wrpo__room(t->ctx), mapped = t->model->mapped;     /* which shall stay in memory too */
+    const size_t room = free > mapped ? free - mapped : 0;
     const bool host = t->ctx->desc.backend->host, swaps = host && !t->ctx->desc.memory_limit;
     wrpo_bytes need;
     if (wrpo__fit(t->model, t->desc.moments, t->desc.recompute, t->rows, room, &need) || swaps) return need;
@@ -10561,8 +10651,32 @@ static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
     }
     return h;
 }
+static const char *wrpo__adapter_text(const wrpo_model *model) {
+    const wrpo__lora *lora = model->lora;
+    uint64_t h = 0;
+    if (!lora) return "none";
+    for (int64_t i = 0; i < model->config.num_hidden_layers * WRPO__KINDS; i++) {
+        const double numbers[2] = {(double)lora->of[i].rank, (double)lora->of[i].scale};
+        h = wrpo__hash(h, numbers, sizeof numbers);
+    }
+    return wrpo__format(wrpo__current, "r %lld, alpha %g, dropout %g, layers %016llx", (long long)lora->desc.r,
+                        lora->desc.alpha, lora->desc.dropout, (unsigned long long)h);
+}
+/* What tells the model of an adapter from others: the first elements of each of its weights. */
+static const char *wrpo__base_text(const wrpo_model *model) {
+    uint64_t h = 0;
+    float piece[256];
+    for (const wrpo_weight *w = model->weights; w < model->weights + model->n_weights && w->at < 0; w++) {
+        const int64_t n = WRPO__MIN(wrpo__size(w), WRPO__COUNT(piece));
+        wrpo__weight_get(model, w, 0, n, piece);
+        h = wrpo__hash(h, piece, (size_t)n * sizeof *piece);
+    }
+    return wrpo__format(wrpo__current, "%016llx", (unsigned long long)h);
+}
 static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data) {
+    const char *adapter = wrpo__adapter_text(model);   /* its scales */
     uint64_t h = wrpo__config_hash(model->ctx, &model->config);
+    if (model->lora) h = wrpo__hash(h, adapter, strlen(adapter));
     float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
     for (int64_t i = 0; i < model->n_weights; i++) {
         const wrpo_weight *w = &model->weights[i];
@@ -10638,17 +10752,6 @@ static const char *wrpo__set_text(const wrpo__set *set) {
     const unsigned long long h = wrpo__data_hash(0, set->data);
     return wrpo__format(wrpo__current, "%lld records, %016llx", (long long)set->N, h);
 }
-static const char *wrpo__adapter_text(const wrpo_model *model) {
-    const wrpo__lora *lora = model->lora;
-    uint64_t h = 0;
-    if (!lora) return "none";
-    for (int64_t i = 0; i < model->config.num_hidden_layers * WRPO__KINDS; i++) {
-        const double numbers[2] = {(double)lora->of[i].rank, (double)lora->of[i].scale};
-        h = wrpo__hash(h, numbers, sizeof numbers);
-    }
-    return wrpo__format(wrpo__current, "r %lld, alpha %g, dropout %g, layers %016llx", (long long)lora->desc.r,
-                        lora->desc.alpha, lora->desc.dropout, (unsigned long long)h);
-}
 /* What the file says of the run. All but the last ones must be the same in a run that goes on. An stb_ds array. */
 static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
     wrpo__arena *temp = wrpo__current;
@@ -10672,6 +10775,7 @@ static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
         WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
         {t->model->lora ? "adapter" : NULL, wrpo__adapter_text(t->model)},
+        {t->model->lora ? "base" : NULL, wrpo__base_text(t->model)},
         {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed)},
         {"no_shuffle", wrpo__number_text(d->no_shuffle)},
         {"data", wrpo__set_text(&t->train)},
@@ -10749,7 +10853,7 @@ static uint64_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *parts,
 static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo_ctx *ctx = t->ctx;
     wrpo__arena *temp = wrpo__current;
-    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+    wrpo__save_check(temp, t->model, desc);
     const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE);
     const char *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
     const wrpo__file *metrics = log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;

@@ -461,7 +461,7 @@ void dropout(void *d, void *y, int64_t ldy, const void *x, int64_t ldx, int64_t 
     const uint32_t bound = (uint32_t)((double)o->p * 65536 + 0.5);
     if (n <= 0 || D <= 0) return;
     LAUNCH(dropout_kernel, dim3((unsigned)n, (unsigned)div_up(D / 8 + 2, 128)), 128, 0, (bf16 *)y, ldy, (const bf16 *)x,
-           ldx, D, *o, bound, o->scale / (1 - o->p));
+           ldx, D, *o, bound, o->scale * 65536 / (float)(65536 - bound));
 }
 
 /* ---- sums down the columns: bias_bwd, colsum, the weight's part of rmsnorm_bwd ----

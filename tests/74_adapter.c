@@ -305,16 +305,23 @@ static void test_refused(void) {
         {"\"modules_to_save\": [\"lm_head\"]", "modules_to_save an array of 1 is not supported"},
         {"\"fan_in_fan_out\": true", "fan_in_fan_out true is not supported"},
         {"\"a_new_key\": 3", "a_new_key 3 is not supported"},
-        {"\"lora_dropout\": 1", "want a number in [0, 1)"},
+        {"\"lora_dropout\": 1", "want a number in [0, 0.999]"},
         {"\"rank_pattern\": {\"q_.*\": 2}", "rank_pattern: want names of layers"},
         {"\"rank_pattern\": {\"q_proj\": 2}", "want [2,36], found [3,36]"},
+        {"\"init_lora_weights\": \"olora\"", "init_lora_weights \"olora\" is not supported"},
+        {"\"init_lora_weights\": \"pissa_niter_4\"", "init_lora_weights \"pissa_niter_4\" is not supported"},
+        {"\"target_modules\": [\"q_proj\"]",
+         "want no an adapter of model.layers.0.self_attn.k_proj, found its tensors"},
+        {"\"exclude_modules\": [\"down_proj\"]", "exclude_modules: want no an adapter of model.layers.0.mlp.down_proj"},
+        {"\"layers_to_transform\": [0, 2]", "layers_to_transform: want no an adapter of model.layers.1."},
+        {"\"layers_to_transform\": 1", "layers_to_transform: want no an adapter of model.layers.0."},
         {"\"alpha_pattern\": {\"q_proj\": 0}", "want a positive number"},
         {"\"r\": 3", "found \"r\" again"}};
     write_base(ctx, "bf16", "llama", WRPO_DTYPE_BF16);
     m = load(ctx, "llama", NULL);
     SAYS(wrpo_adapter_new(m, &(wrpo_adapter_desc){.r = -1}), WRPO_E_ARG, "r: want a rank from 1 to 4096, found -1");
     SAYS(wrpo_adapter_new(m, &(wrpo_adapter_desc){.alpha = -1}), WRPO_E_ARG, "alpha: want a number above 0");
-    SAYS(wrpo_adapter_new(m, &(wrpo_adapter_desc){.dropout = 1}), WRPO_E_ARG, "dropout: want a number in [0, 1)");
+    SAYS(wrpo_adapter_new(m, &(wrpo_adapter_desc){.dropout = 1}), WRPO_E_ARG, "dropout: want a number in [0, 0.999]");
     SAYS(wrpo_adapter_new(m, &(wrpo_adapter_desc){.target = "q_proj,lm_head"}), WRPO_E_ARG,
          "target: want all-linear or names out of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj, found "
          "lm_head");
@@ -342,6 +349,64 @@ static void test_refused(void) {
         CHECK(!m->lora, "a refused adapter leaves traces");
         wrpo_model_free(m);
     }
+    /* one that fails late leaves no memory; half a file; a whole model where an adapter is, and the other way around */
+    put("bad/adapter_config.json",
+        "{\"peft_type\": \"LORA\", \"r\": 3, \"lora_alpha\": 32, \"target_modules\": \"all-linear\"}");
+    m = load(ctx, "llama", NULL);
+    CHECK(!wrpo_adapter_load(m, at("bad")), "%s", wrpo_last_error(ctx)->text);
+    SAYS(wrpo_model_save(m, &(wrpo_save_desc){.dir = at("bf16")}), WRPO_E_ARG, "an adapter would be beside it");
+    SAYS(wrpo_model_save(m, &(wrpo_save_desc){.dir = at("good"), .merge = true}), WRPO_E_ARG,
+         "a whole model would be beside");
+    for (int64_t i = m->lora->first; i < m->n_weights; i++)
+        wrpo_weight_put(m, i, 0, 1, &(float){NAN});
+    CHECK(!wrpo_model_save(m, &(wrpo_save_desc){.dir = at("nan")}), "%s", wrpo_last_error(ctx)->text);
+    wrpo_model_free(m);
+    m = load(ctx, "llama", NULL);
+    const size_t held = ctx->bytes;
+    for (int i = 0; i < 5; i++) SAYS(wrpo_adapter_load(m, at("nan")), WRPO_E_NOT_FINITE, "not a finite number");
+    CHECK(ctx->bytes < held + 5 * 4096, "%zu bytes are left of adapters that failed", ctx->bytes - held);
+    wrpo_data *data = NULL;
+    wrpo_trainer *t = NULL;
+    CHECK(!wrpo_adapter_load(m, at("good")) && !wrpo_data_from_ids(ctx, records, RECORDS, &data), "%s",
+          wrpo_last_error(ctx)->text);
+    wrpo_model_free(m);
+    m = load(ctx, "llama", NULL);
+    wrpo_metrics metrics;
+    CHECK(!wrpo_eval(m, data, NULL, &metrics), "%s", wrpo_last_error(ctx)->text);
+    m->frozen = false;
+    CHECK(!wrpo_trainer_new(m, data, NULL, &t), "%s", wrpo_last_error(ctx)->text);
+    SAYS(wrpo_adapter_load(m, at("good")), WRPO_E_ARG, "want a model that no trainer trains");
+    wrpo_trainer_free(t);
+    CHECK(!wrpo_adapter_load(m, at("good")), "%s", wrpo_last_error(ctx)->text);
+    wrpo_model_free(m);
+    /* the cache of the reference is that of these scales */
+    for (int i = 0; i < 2; i++) {
+        char text[200];
+        snprintf(text, sizeof text, "{\"peft_type\": \"LORA\", \"r\": 3, \"lora_alpha\": %d}", i ? 320 : 32);
+        put("bad/adapter_config.json", text);
+        wrpo_train_desc d = settings;
+        d.out_dir = at("run");
+        m = load(ctx, "llama", "bad");
+        CHECK(!wrpo_trainer_open(m, data, &d, &t) && !wrpo_trainer_step(t, &metrics) && metrics.loss == log(2),
+              "alpha %d: loss %.17g: %s", i ? 320 : 32, metrics.loss, wrpo_last_error(ctx)->text);
+        wrpo_trainer_free(t), wrpo_model_free(m);
+    }
+    /* a run goes on only on its own base, whether it has a reference or not */
+    wrpo_train_desc sft = settings;
+    sft.loss.method = WRPO_METHOD_SFT;
+    m = load(ctx, "llama", "good");
+    CHECK(!wrpo_trainer_open(m, data, &sft, &t) && !wrpo_trainer_step(t, &metrics) &&
+              !wrpo_trainer_save(t, &(wrpo_save_desc){.dir = at("sft")}), "%s", wrpo_last_error(ctx)->text);
+    wrpo_trainer_free(t), wrpo_model_free(m);
+    sft.resume = at("sft");
+    for (int i = 0; i < 2; i++) {
+        CHECK(!wrpo_model_init(ctx, &(wrpo_init_desc){.config = at("llama"), .seed = i ? 8 : 7}, &m) &&
+                  !wrpo_adapter_load(m, at("good")), "%s", wrpo_last_error(ctx)->text);
+        if (i) SAYS(wrpo_trainer_open(m, data, &sft, &t), WRPO_E_ARG, "base: want");
+        else CHECK(!wrpo_trainer_open(m, data, &sft, &t), "%s", wrpo_last_error(ctx)->text);
+        wrpo_trainer_free(t), wrpo_model_free(m);
+    }
+    wrpo_data_free(data);
     /* beside config.json, as transformers does it */
     shell("cp %s/* %s", at("good"), at("bf16"));
     m = load(ctx, "bf16", NULL);

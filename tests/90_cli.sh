@@ -212,6 +212,7 @@ bad "wrpo on pairs" 1 'line 1.*source response' train --model tiny --data pairs.
 bad "dpo on messages" 1 'line 1.*rejected response' train --method dpo --model tiny --data messages.jsonl --out new
 bad "two new folders above the output, and a failure" 1 'nope' train --model tiny --data nope --out new/a/b
 # ---- adapters
+TRAIN_TINY="train --model tiny --data quads.jsonl --batch-size 2"
 LORA="train --model tiny --data quads.jsonl --batch-size 2 --learning-rate 1e-2 --beta 0.1 --no-shuffle"
 good "train an adapter" $LORA --out lora --lora-r 4 --lora-alpha 8 --lora-dropout 0.1 --lora-target q_proj,v_proj
 check "the adapter is what is saved" [ -f lora/adapter_model.safetensors -a -f lora/adapter_config.json \
@@ -233,6 +234,8 @@ good "merge" merge --model tiny --adapter lora --out merged
 good "eval the merged model" eval --model merged --ref tiny --data quads.jsonl
 check "a merged model has the adapter's loss" awk -F'[:,]' 'NR == FNR { a = $4; next } { d = a - $4; if (d < 0) d = -d }
     END { exit !(d < 1e-5) }' with.txt out.txt
+run "$W" sample --model tiny --prompts one.jsonl --as target --out lora.jsonl --n 2 --max-tokens 3 >out.txt 2>&1
+rm -f lora.jsonl
 good "sample with an adapter" sample --model tiny --adapter lora --prompts one.jsonl --as target \
     --out lora.jsonl --n 1 --max-tokens 3
 good "go on from an adapter" $LORA --out lora2 --adapter lora --epochs 2
@@ -249,6 +252,9 @@ bad "an adapter into its own directory" 1 'want another directory than --adapter
 bad "an adapter into its model" 1 'want another directory than --model' $LORA --lora-r 2 --out tiny
 bad "merged into its model" 1 'want another directory' merge --model tiny --adapter lora --out tiny
 bad "merged into the adapter" 1 'want another directory' merge --model tiny --adapter lora --out lora
+bad "a checkpoint's directory around the adapter" 1 'around --adapter' $LORA --adapter \
+    "$(dirname "$(head -1 found.txt)")" --out lora3
+bad "all weights into an adapter's directory" 1 'adapter_config.json is there' $TRAIN_TINY --out lora
 bad "settings of no adapter" 1 'want --lora-r' $LORA --lora-alpha 3 --out new
 bad "two adapters" 1 'either --lora-r' $LORA --lora-r 3 --adapter lora --out new
 bad "a layer that is not there" 1 'target: want all-linear or names out of q_proj,.*, found qproj' $LORA --lora-r 2 \
