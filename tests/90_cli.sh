@@ -266,7 +266,8 @@ rm -r wrong && cp -r lora wrong && sed -i 's/layers.0.self_attn.q_proj.lora_B/la
     wrong/adapter_model.safetensors
 bad "no lora_B" 1 'layers.0.self_attn.q_proj.lora_B.weight is missing' $LORA --adapter wrong --out new
 rm -r wrong && cp -r lora wrong && sed -i 's/layers.0.self_attn/layers.9.self_attn/g' wrong/adapter_model.safetensors
-bad "a layer too many" 1 'want an adapter of model.layers.0.self_attn.q_proj, found none' $LORA --adapter wrong --out new
+bad "a layer too many" 1 'want an adapter of model.layers.0.self_attn.q_proj, found none' \
+    $LORA --adapter wrong --out new
 rm -r wrong && cp -r lora wrong && sed -i 's/"r": 4/"r": 5/' wrong/adapter_config.json
 bad "another rank" 1 'lora_A.weight: want \[5,[0-9]*\], found \[4,[0-9]*\]' $LORA --adapter wrong --out new
 rm -r wrong && cp -r lora wrong && printf '\377\377\377\377' | dd of=wrong/adapter_model.safetensors bs=1 conv=notrunc \

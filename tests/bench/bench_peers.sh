@@ -7,7 +7,7 @@
 #   sh bench/bench_peers.sh DATA WORK smollm2 f32 32 8 3
 #   sh bench/bench_peers.sh DATA WORK smollm2 bf16 32 8 3
 #   sh bench/bench_peers.sh DATA WORK llama1b bf16 4 4 1
-#   LORA=16 sh bench/bench_peers.sh DATA WORK smollm2 f32 32 8 3        adapters of rank 16, against PEFT and TRL with PEFT
+#   LORA=16 sh bench/bench_peers.sh DATA WORK smollm2 f32 32 8 3     adapters of rank 16, beside PEFT, and TRL with PEFT
 # Autocast with fp32 masters does not fit into 24 GiB for llama1b: SKIP=1 leaves it out.
 # PYTHON is an interpreter with the peers (python3); to make one:
 #   python3 -m venv venv && venv/bin/pip install torch transformers trl peft tokenizers jinja2

@@ -2,10 +2,11 @@
 # WRPO of a real pretrained model on 64 real quadruples, with an adapter and with all weights: held-out loss, margin and
 # accuracy on 64 others, five answers before and after, time and memory; for each seed.
 # usage: sh bench/real_adapter.sh WRPO MODEL SHARED OUT [SEEDS [LENGTH]]
-#   MODEL   SmolLM2-135M-Instruct, say; SHARED has alpacaeval/quads.jsonl; SEEDS "1 2 3"; LENGTH tokens of a sequence, 512
+#   MODEL   SmolLM2-135M-Instruct, say       SHARED  has alpacaeval/quads.jsonl
+#   SEEDS   "1 2 3"                          LENGTH  tokens of a sequence, 512
 set -e
 wrpo=$1 model=$2 shared=$3 out=$4 seeds=${5:-1 2 3} length=${6:-512}
-[ -n "$out" ] || { sed -n '2,6p' "$0"; exit 2; }
+[ -n "$out" ] || { sed -n '2,7p' "$0"; exit 2; }
 mkdir -p "$out"
 head -n 64 "$shared/alpacaeval/quads.jsonl" >"$out/train.jsonl"
 sed -n '65,128p' "$shared/alpacaeval/quads.jsonl" >"$out/held.jsonl"
