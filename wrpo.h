@@ -281,7 +281,8 @@ typedef struct wrpo_model_desc {
     const char *dir;
     bool frozen;             /* not for training, except for an adapter: matrices stay as the file has them, mapped
                                 where that is possible */
-    const char *adapter;     /* of a frozen model: its directory; NULL = the one beside config.json, if there is one */
+    const char *adapter;     /* directory of an adapter; wants frozen. NULL: one beside config.json is applied, and
+                                refused without frozen */
 } wrpo_model_desc;
 typedef struct wrpo_init_desc {
     const char *config;      /* config.json or its directory */
@@ -846,8 +847,8 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 
    How failure travels. A private function that cannot go on calls wrpo__fail, which writes the sentence into the
    context and jumps to the public entry. WRPO__CALL opened that entry with an arena. The arena owns every block,
-   mapping and temporary file made since, so failure is one free. No private function returns an error code, and
-   none can be ignored.                                                                                         */
+   mapping and temporary file made since, so failure is one free. A private function returns an error code only if it
+   opens an entry of its own; wrpo__rethrow passes that failure on.                                              */
 #ifdef __cplusplus
 #error "wrpo.h: the declarations are C and C++, the implementation is C: give it a .c file of its own"
 #endif
@@ -5428,7 +5429,7 @@ static void wrpo__layer_name(const wrpo_config *c, const wrpo_weight *w, char na
     wrpo__file_name(c, w->name, name);
     name[strlen(name) - strlen(".weight")] = 0;
 }
-/* Has the family one layer of this weight and the one before it? */
+/* Do the files fuse this weight with the one before it into one layer (qkv_proj)? */
 static bool wrpo__is_fused(const wrpo_config *c, const wrpo_weight *w) {
     char name[128], before[128];
     wrpo__layer_name(c, w, name);
@@ -6267,7 +6268,7 @@ typedef struct wrpo__regex {  /* one item */
     struct wrpo__regex *next, *items, *other;  /* GROUP: of one alternative, and the group of the others */
     int64_t min, max;  /* min: of characters in a match; max: SET only */
     bool possessive, negative, optional;  /* SET: never gives back; AHEAD: (?!...); GROUP: (...)? */
-    bool ascii[128], negate;  /* the set: ascii is its answer for these, the rest is for other code points */
+    bool ascii[128], negate;  /* ascii[c]: is c < 128 in the set? What follows decides for other code points */
     uint32_t classes;
     wrpo__range *ranges;  /* stb array */
     const uint16_t *unicode;  /* the class of each code point */
@@ -7510,9 +7511,9 @@ WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *i
    interpreter does not know is WRPO_E_UNSUPPORTED by name, never a guess: inheritance, imports, call, filter,
    with and raw blocks, recursive loops, varargs, chained comparisons, powers, format strings, escaping, and
    every filter, test, method and function without a row in wrpo__jdefs.
-   One difference is known and not refused. Where an inner block reads a name before the block around it first
-   sets it, the name is undefined in Jinja, which takes it for the outer block's. Here it is looked up when it
-   is read, and may be a variable of the caller (bos_token).
+   One difference is known and not refused:  {% for m in messages %}{{ bos_token }}{% endfor %}{% set bos_token = 1 %}
+   Jinja sees that the template sets bos_token, so the first use is of an undefined variable: nothing is written. Here a
+   name is looked up when it is read: the caller's bos_token is written.
 
    A template becomes tokens once per tokenizer. There is no tree: compiling reads all tokens while J->idle, to
    find errors of grammar and note the jumps between tokens; each rendering reads them again. While J->idle
@@ -7627,7 +7628,7 @@ static wrpo__jv wrpo__jshare(int kind, wrpo__jv *items, int64_t count) {
     return WRPO__J_VAL(.kind = kind, .items = items, .count = count);
 }
 static wrpo__jval *wrpo__jscope(wrpo__jval *around) { return WRPO__J_VAL(.kind = WRPO__J_NAMESPACE, .scope = around); }
-/* Appends an item to a value under construction; in a dict, its key is put too. */
+/* Appends an item to a value under construction; in a dict, the caller appends its key. */
 static void wrpo__jpush(wrpo__jinja *J, wrpo__jval *to, wrpo__jv item) {
     wrpo__jspend(J, 0);
     stbds_arrput(to->items, item);
@@ -9135,7 +9136,7 @@ typedef struct wrpo__reading {  /* a file on its way into data */
     const wrpo_json *prompt;  /* an array of messages; NULL: not known yet */
     const wrpo_json *kwargs;  /* for the template; NULL: none */
     const wrpo_json **said;  /* stb array: the answers' messages */
-    wrpo_tokens *answers;  /* stb array; ids, count and first come with the prompt's ids, from the tokenizer */
+    wrpo_tokens *answers;  /* stb array; the functions that tokenize fill in ids, count and first */
     const int32_t *ids;
     int64_t count;
     double weight;
@@ -9215,10 +9216,10 @@ static void wrpo__share_weights(wrpo__reading *in, int64_t sources, const wrpo_j
     if (!(sum > 0 && sum <= DBL_MAX)) wrpo__wrong(at, "weights: want a positive sum, found %g", sum);
     for (int64_t i = 0; i < sources; i++) in->answers[i].share /= sum;
 }
-/* The answer that v ends in. In place of the target's there may be candidates, all of them an assistant's: the sources,
-   then the target. */
+/* The answer that v ends in. "chosen" may be a list of candidates, all of them an assistant's: the sources, then the
+   target. */
 static void wrpo__read_answer(wrpo__reading *in, const wrpo_json *v, wrpo_tokens answer, const wrpo_json *weights) {
-    const bool sft = answer.role == WRPO_ROLE_SOURCE && !answer.pair_id;  /* then bare strings are a user's */
+    const bool sft = answer.role == WRPO_ROLE_SOURCE && !answer.pair_id;  /* of "messages": a bare string is a user's */
     wrpo_json *list = wrpo__messages(v, sft ? "user" : "assistant");
     const wrpo_json *m = list->child, *w = weights ? weights->child : NULL;
     bool candidates = list->count > 1;
@@ -9644,11 +9645,11 @@ static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
 /* ------------------------------------------------------------------------------------------ >>generate
    Samples of many prompts at once, over a cache of keys and values.
 
-   Those of a prompt are computed once: they are the prefix that all its samples attend to. Each live sample has rows of
-   its own. One step packs the newest token of every live sample, fills the rows that are left with pieces of prompts,
-   and runs the model over them; the bits of a row do not depend on the other rows. All samples of a prompt draw their
-   first token from the logits of its last row. Those that find no free slot wait. A prompt is begun when slots would
-   stay empty otherwise. */
+   A prompt's keys and values are computed once: they are the prefix that all its samples attend to. Each live sample
+   has rows of its own. One step packs the newest token of every live sample, fills the rows that are left with pieces
+   of prompts, and runs the model over them; the bits of a row do not depend on the other rows. All samples of a prompt
+   draw their first token from the logits of its last row. Those that find no free slot wait. A prompt is begun when
+   slots would stay empty otherwise. */
 typedef struct wrpo__draft {  /* a sample in the making */
     struct wrpo__job *job;
     int64_t number, slot;  /* slot -1: none */
@@ -10546,7 +10547,7 @@ static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t
     out->recompute = shape.recompute;
     out->logits = wrpo__span(&shape) >= rows;
 }
-/* Measures with as little recomputed as lets the run fit into `room`, unless recompute says what is. It tries
+/* Finds the least recomputation with which the run fits into `room`; recompute other than 0 fixes it. It tries
      1. to recompute nothing;
      2. to recompute the logits: of all that is kept, they save the least time a byte;
      3. to recompute layers as well, as few as do.
@@ -10575,7 +10576,7 @@ static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wr
     wrpo__place_weights(table, &weights);
     out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)table->count * sizeof *table->low : 0);
     const int64_t rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
-    const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);  /* they may be there */
+    const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);  /* held: loaded ones */
     out->room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
     const size_t room = out->room > out->weights ? out->room - out->weights : 0;
     wrpo__fit(table, d.moments, d.recompute, rows, room, out);
@@ -10703,8 +10704,8 @@ static bool wrpo__reference_read(wrpo_ctx *ctx, const char *path, const wrpo__se
     wrpo_json_free(ctx, root);
     return whole;
 }
-/* Both sets, from the caches in out_dir (an array, a line a record), or by one model, which goes with the current
-   arena, and then kept there. */
+/* Fills in ref of both sets: from the caches in out_dir (an array, a line a record), or by running the reference, and
+   then it writes the caches. A model of ref_dir is freed with the current arena. */
 static void wrpo__reference(const wrpo_trainer *t) {
     const wrpo__set *sets[2] = {&t->train, &t->eval};
     const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};

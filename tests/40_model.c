@@ -229,7 +229,7 @@ static void check_with(wrpo_ctx *ctx, const char *what, wrpo_config c, const wrp
             worst_logp = fmax(worst_logp, worst);
             float *grads = backward(arena, r, false);
             for (int64_t i = 0; i < model->n_weights;
-                 i++) { /* seven places of every tensor, relative to the tensor's largest gradient */
+                 i++) { /* some places of every tensor, relative to the tensor's largest gradient */
                 const wrpo_weight *w = &model->weights[i];
                 CHECK(adapter ? (w->at < 0) == (i < model->lora->first) : w->at >= 0, "%s: %s is trained", what,
                       w->name);
@@ -239,7 +239,7 @@ static void check_with(wrpo_ctx *ctx, const char *what, wrpo_config c, const wrp
                 int64_t size = w->rows * w->cols;
                 for (int64_t k = 0; k < size; k++) top = fmax(top, fabs((double)g[k]));
                 CHECK(top > 0, "%s: %s has no gradient", what, w->name);
-                for (int s = 0; s < 7; s++) {
+                for (int s = 0; s < (adapter ? 2 : 7); s++) {
                     int64_t k = (int64_t)(wrpo__random64(9, (uint64_t)i, (uint64_t)s) % (uint64_t)size);
                     if (s == 0)                        /* one place that certainly has one */
                         for (k = 0; fabs((double)g[k]) < top; k++) {}
