@@ -5033,8 +5033,8 @@ typedef struct wrpo__reader {
 } wrpo__reader;
 static bool wrpo__in_words(const char *words, const char *word) {
     const size_t n = strlen(word);
-    for (size_t size; *words; words += size + (words[size] == ' ')) {
-        size = strcspn(words, " ");
+    for (size_t size; *words; words += size + (words[size] != 0)) {
+        size = strcspn(words, " ,");
         if (size == n && !memcmp(words, word, n)) return true;
     }
     return false;
@@ -5436,8 +5436,9 @@ static bool wrpo__is_fused(const wrpo_config *c, const wrpo_weight *w) {
     wrpo__layer_name(c, w - 1, before);
     return !strcmp(name, before);
 }
-/* Room for the adapters of a model, none yet. */
-static wrpo__lora *wrpo__lora_new(const wrpo_model *model) {
+/* Room for the adapters of a model, none yet. From here on model->arena is an arena of their own, until it is put back:
+   if something fails, nothing is left of them. */
+static wrpo__lora *wrpo__lora_new(wrpo_model *model) {
     wrpo_ctx *ctx = model->ctx;
     if (model->lora) wrpo__fail(ctx, WRPO_E_ARG, "the model has an adapter already");
     if (model->low)
@@ -5446,6 +5447,7 @@ static wrpo__lora *wrpo__lora_new(const wrpo_model *model) {
         wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: the backend has no dropout, which adapters need",
                 ctx->desc.backend->name);
     if (model->trainers) wrpo__fail(ctx, WRPO_E_ARG, "an adapter: want a model that no trainer trains");
+    model->arena = wrpo__sub_arena(model->arena);
     wrpo__lora *lora = WRPO__NEW(model->arena, wrpo__lora);
     lora->of = wrpo__alloc(model->arena, (size_t)model->config.num_hidden_layers, WRPO__KINDS * sizeof *lora->of);
     return lora;
@@ -5508,15 +5510,6 @@ static void wrpo__adapter_table(wrpo_model *model, wrpo__lora *lora) {
     model->n_weights = next - w;
     model->count = wrpo__whole_blocks(model->count);
 }
-/* Is `layer` in a list of names with a comma between? */
-static bool wrpo__is_target(const char *list, const char *layer) {
-    const size_t n = strlen(layer);
-    for (const char *end; *list; list = end + (*end == ',')) {
-        end = list + strcspn(list, ",");
-        if ((size_t)(end - list) == n && !memcmp(list, layer, n)) return true;
-    }
-    return false;
-}
 /* The table of a new adapter; it has no memory yet. */
 static void wrpo__adapter_begin(wrpo_model *model, const wrpo_adapter_desc *desc) {
     wrpo_ctx *ctx = model->ctx;
@@ -5538,23 +5531,22 @@ static void wrpo__adapter_begin(wrpo_model *model, const wrpo_adapter_desc *desc
         char name[128];
         wrpo__layer_name(&model->config, w, name);
         const char *leaf = strrchr(name, '.') + 1;
-        if (all || wrpo__is_target(target, leaf)) *of = wrpo__adapter_of(&model->config, w, d->r, d->alpha, d->rslora);
+        if (all || wrpo__in_words(target, leaf)) *of = wrpo__adapter_of(&model->config, w, d->r, d->alpha, d->rslora);
         if (i < WRPO__LINEARS && !wrpo__is_fused(&model->config, w))
             wrpo__text_printf(&used, "%s%s", used.size ? "," : "", leaf);
     }
-    for (const char *at = target, *end; !all && *at; at = end + (*end == ',')) {
-        end = at + strcspn(at, ",");
-        if (!wrpo__is_target(used.data, wrpo__format(wrpo__current, "%.*s", (int)(end - at), at)))
-            wrpo__fail(ctx, WRPO_E_ARG, "target: want all-linear or names out of %s, found %.*s", used.data,
-                    (int)WRPO__MIN(end - at, 60), at);
+    size_t size = 0;
+    for (const char *at = target; !all && (*at || at == target); at += size + (at[size] != 0)) {
+        size = strcspn(at, ",");
+        const char *name = wrpo__format(wrpo__current, "%.*s", (int)WRPO__MIN(size, 60), at);
+        if (!wrpo__in_words(used.data, name))
+            wrpo__fail(ctx, WRPO_E_ARG, "target: want all-linear or names out of %s, found \"%s\"", used.data, name);
     }
     d->target = NULL;
     wrpo__adapter_table(model, lora);
-    if (!model->count) wrpo__fail(ctx, WRPO_E_ARG, "target: want all-linear or names out of %s, found none", used.data);
 }
 static void wrpo__adapter_new(wrpo_model *model, const wrpo_adapter_desc *desc) {
     const int64_t first = model->n_weights;
-    model->arena = wrpo__sub_arena(model->arena);
     wrpo__adapter_begin(model, desc);
     wrpo__model_memory(model);                         /* cleared: every B is 0 */
     float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
@@ -5675,7 +5667,6 @@ static void wrpo__adapter_load(wrpo__arena *temp, wrpo_model *model, const char 
     wrpo__copy_weights(model, first, slices, wrpo__raw(temp, WRPO__PIECE, sizeof(float)));
     lora->dir = wrpo__strndup(model->arena, dir, strlen(dir));
 }
-/* An adapter is made in an arena of its own. If that fails, nothing is left of it. */
 static wrpo_result wrpo__adapter_end(wrpo__frame *f, wrpo_model *model, const wrpo_model *before) {
     const wrpo_result r = wrpo__end(f);
     if (r != WRPO_OK && model->arena != before->arena) wrpo__arena_clear(model->arena);
@@ -5688,13 +5679,9 @@ WRPO_API wrpo_result wrpo_adapter_new(wrpo_model *model, const wrpo_adapter_desc
     WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__adapter_new(model, desc));
     return wrpo__adapter_end(&wrpo__entry, model, &before);
 }
-static void wrpo__adapter_read(wrpo_model *model, const char *dir) {
-    model->arena = wrpo__sub_arena(model->arena);
-    wrpo__adapter_load(wrpo__current, model, dir);
-}
 WRPO_API wrpo_result wrpo_adapter_load(wrpo_model *model, const char *dir) {
     const wrpo_model before = *model;
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__adapter_read(model, dir));
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__adapter_load(wrpo__current, model, dir));
     return wrpo__adapter_end(&wrpo__entry, model, &before);
 }
 WRPO_API wrpo_adapter_desc wrpo_model_adapter(const wrpo_model *model) {
@@ -5712,7 +5699,9 @@ static void wrpo__adapter_beside(wrpo__arena *temp, wrpo_model *model, const wrp
     if (!desc->frozen)
         wrpo__fail(model->ctx, WRPO_E_ARG, "%s: an adapter beside the model: want it merged, or trained further (load "
                 "the model frozen)", dir);
+    wrpo__arena *arena = model->arena;
     wrpo__adapter_load(temp, model, dir);
+    model->arena = arena;
     if (!desc->adapter) wrpo__log(model->ctx, WRPO_LOG_INFO, "%s: the adapter beside the model is applied", dir);
 }
 

@@ -323,9 +323,8 @@ static void test_refused(void) {
     SAYS(wrpo_adapter_new(m, &(wrpo_adapter_desc){.alpha = -1}), WRPO_E_ARG, "alpha: want a number above 0");
     SAYS(wrpo_adapter_new(m, &(wrpo_adapter_desc){.dropout = 1}), WRPO_E_ARG, "dropout: want a number in [0, 0.999]");
     SAYS(wrpo_adapter_new(m, &(wrpo_adapter_desc){.target = "q_proj,lm_head"}), WRPO_E_ARG,
-         "target: want all-linear or names out of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj, found "
-         "lm_head");
-    SAYS(wrpo_adapter_new(m, &(wrpo_adapter_desc){.target = ""}), WRPO_E_ARG, "found none");
+         "want all-linear or names out of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj, found \"lm_head\"");
+    SAYS(wrpo_adapter_new(m, &(wrpo_adapter_desc){.target = ""}), WRPO_E_ARG, "found \"\"");
     CHECK(!m->lora && m->weights[0].at == 0 && m->count > 0, "a refused adapter leaves traces");
     SAYS(wrpo_model_save(m, &(wrpo_save_desc){.dir = at("no"), .merge = true}), WRPO_E_ARG, "the model has no adapter");
     CHECK(!wrpo_adapter_new(m, &(wrpo_adapter_desc){.r = 3}), "%s", wrpo_last_error(ctx)->text);

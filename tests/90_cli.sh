@@ -257,7 +257,7 @@ bad "a checkpoint's directory around the adapter" 1 'around --adapter' $LORA --a
 bad "all weights into an adapter's directory" 1 'adapter_config.json is there' $TRAIN_TINY --out lora
 bad "settings of no adapter" 1 'want --lora-r' $LORA --lora-alpha 3 --out new
 bad "two adapters" 1 'either --lora-r' $LORA --lora-r 3 --adapter lora --out new
-bad "a layer that is not there" 1 'target: want all-linear or names out of q_proj,.*, found qproj' $LORA --lora-r 2 \
+bad "a layer that is not there" 1 'target: want all-linear or names out of q_proj,.*, found "qproj"' $LORA --lora-r 2 \
     --lora-target qproj --out new
 bad "no adapter there" 1 'adapter_config.json' generate --model tiny --adapter tok --prompt hi
 cp -r lora wrong && sed -i 's/"use_dora": false/"use_dora": true/' wrong/adapter_config.json
