@@ -2818,6 +2818,23 @@ static void wrpo__weight_put(wrpo_model *model, const wrpo_weight *w, int64_t fi
         if (master) be->put(dev, model->low + w->at + first + i, low, (size_t)n * sizeof *low);
     }
 }
+/* The inverse of wrpo__weight_put: elements [first, first + count) as floats, the masters where there are any. */
+static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int64_t first, int64_t count, float *dst) {
+    const wrpo_backend *be = model->ctx->desc.backend;
+    void *dev = model->ctx->dev;
+    uint16_t high[WRPO__HALVES], low[WRPO__HALVES] = {0};
+    if (w->dtype == WRPO_DTYPE_F32) {
+        be->get(dev, dst, (const float *)w->data + first, (size_t)count * sizeof *dst);
+        return;
+    }
+    for (int64_t i = 0; i < count; i += WRPO__HALVES) {
+        const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
+        be->get(dev, high, (const uint16_t *)w->data + first + i, (size_t)n * sizeof *high);
+        if (model->low && w->at >= 0) be->get(dev, low, model->low + w->at + first + i, (size_t)n * sizeof *low);
+        for (int64_t k = 0; k < n; k++)
+            dst[i + k] = w->dtype == WRPO_DTYPE_F16 ? wrpo__element(high, w->dtype, k) : wrpo__master(high[k], low[k]);
+    }
+}
 /* Random weights: matrices N(0, initializer_range), norms that scale by 1, biases 0. Counter-based: an element depends
    on the seed, the tensor's name and its index. */
 enum { WRPO__PIECE = 1 << 20, WRPO__DRAWS = 4096 };   /* elements converted at a time; drawn by a thread at a time */
@@ -2974,6 +2991,7 @@ typedef struct wrpo__run {
     wrpo_model *model; const wrpo_backend *be; void *dev;
     wrpo__shape shape;
     wrpo_dropout dropout;            /* of adapters, in this micro-batch; p 0: none */
+    bool no_adapter;                 /* it is known to add nothing */
     int64_t n, n_segs, n_targets, n_packed;            /* rows and so on that are packed */
     wrpo__location *packed;          /* [n_packed] responses */
     float *inv_freq; double rope_scale;                /* radians per position, [dims / 2]; factor of cosine and sine */
@@ -3183,7 +3201,7 @@ static void wrpo__linear_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *
             y = wrpo__at(r->be, y, w[i].rows);
         }
     }
-    if (adapters) wrpo__adapter_fwd(r, adapters, w, lin->count, all, ldy, x);
+    if (adapters && !r->no_adapter) wrpo__adapter_fwd(r, adapters, w, lin->count, all, ldy, x);
 }
 /* dx = dy W;  dW += dy' x;  db += sum dy;  then the adapters' part. What is NULL, dx or grads, is not computed. */
 static void wrpo__linear_bwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, void *dx, float *grads,
@@ -3624,6 +3642,21 @@ static double wrpo__sum_logps(const wrpo__run *r, const wrpo_tokens *y, const wr
     for (int64_t j = 0; j < y->count - y->first; j++) sum += (double)r->h_logp[packed->target + j];
     return sum;
 }
+/* Does the model's adapter add nothing? Every B of a new one is 0. */
+static bool wrpo__adds_nothing(const wrpo_model *model) {
+    float piece[WRPO__HALVES];
+    for (int64_t i = model->lora ? model->lora->first : model->n_weights; i < model->n_weights; i++) {
+        const wrpo_weight *w = &model->weights[i];
+        if (!wrpo__ends(w->name, ".lora_B.weight")) continue;
+        for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
+            n = WRPO__MIN(wrpo__size(w) - at, WRPO__HALVES);
+            wrpo__weight_get(model, w, at, n, piece);
+            for (int64_t k = 0; k < n; k++)
+                if (piece[k] != 0) return false;
+        }
+    }
+    return true;
+}
 /* logps [count, K] of records [first, first + count), with a run of its own. tokens: an stb array of every scored
    token's log-prob, or NULL. */
 static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
@@ -3632,6 +3665,7 @@ static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data
     wrpo__shape shape = {.rows = wrpo__run_rows(&model->config, data, first, count, micro_tokens)};
     shape.chunk = wrpo__head_chunk(model->ctx, &model->config, shape.rows);
     wrpo__run *r = wrpo__run_new(temp, model, &shape);
+    r->no_adapter = wrpo__adds_nothing(model);
     for (int64_t i = first, next; i < first + count; ) {
         next = wrpo__pack_some(r, data, NULL, i, first + count, micro_tokens);
         wrpo__forward(r, false);
@@ -5763,23 +5797,6 @@ WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, 
 }
 
 /* ---- weights in and out; one of `get` and `put` is NULL ---- */
-/* The inverse of wrpo__weight_put: elements [first, first + count) as floats, the masters where there are any. */
-static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int64_t first, int64_t count, float *dst) {
-    const wrpo_backend *be = model->ctx->desc.backend;
-    void *dev = model->ctx->dev;
-    uint16_t high[WRPO__HALVES], low[WRPO__HALVES] = {0};
-    if (w->dtype == WRPO_DTYPE_F32) {
-        be->get(dev, dst, (const float *)w->data + first, (size_t)count * sizeof *dst);
-        return;
-    }
-    for (int64_t i = 0; i < count; i += WRPO__HALVES) {
-        const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
-        be->get(dev, high, (const uint16_t *)w->data + first + i, (size_t)n * sizeof *high);
-        if (model->low && w->at >= 0) be->get(dev, low, model->low + w->at + first + i, (size_t)n * sizeof *low);
-        for (int64_t k = 0; k < n; k++)
-            dst[i + k] = w->dtype == WRPO_DTYPE_F16 ? wrpo__element(high, w->dtype, k) : wrpo__master(high[k], low[k]);
-    }
-}
 static void wrpo__weight_move(wrpo_model *model, int64_t i, int64_t first, int64_t count,
                               float *get, const float *put) {
     wrpo_ctx *ctx = model->ctx;
