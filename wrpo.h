@@ -58,20 +58,20 @@
    What a checkpoint asks for and this file does not compute is refused by name, never ignored. No function exits,
    prints, or keeps state outside a context.
 
-   Contents (search for the tag), with lines
-       >>api         760  every public declaration, documented
+   Contents (search for the tag), with their lengths in lines
+       >>api         770  every public declaration, documented
        >>base       1040  errors, arenas, text, files, threads, random numbers
        >>loss        300  WRPO and its family, on one page; schedules of alpha and of the learning rate
        >>ops         430  every op in plain C, forward above backward: what each one means
-       >>layout      260  the table of weights; memory measured, then assigned
-       >>model       670  the decoder, forward and backward, over packed records with a shared prompt
-       >>step        490  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
+       >>layout      290  the table of weights; memory measured, then assigned
+       >>model       680  the decoder, forward and backward, over packed records with a shared prompt
+       >>step        510  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
        ---- Stop here if you only want the algorithm ----
        >>json        450  from files to token ids, and back: this,
-                          >>tensors 440, >>checkpoint 1020, >>token 1480, >>chat 1610, >>data 510
+                          >>tensors 440, >>checkpoint 1040, >>token 1480, >>chat 1610, >>data 510
        >>generate    500  samples, over a cache of keys and values
        >>reward      380  reward models
-       >>run         580  memory plan, reference cache, metrics, resume, the loop with files
+       >>run         600  memory plan, reference cache, metrics, resume, the loop with files
        >>recipe      510  candidates to records, splits, win rates
        >>cpu        1690  the fast ops: dispatch, SIMD, products, attention
        >>end          23  the licence */
@@ -81,21 +81,21 @@
    Results. 0 (WRPO_OK) is success everywhere, so calls chain with ||. After a failure wrpo_last_error(ctx) has the
    sentence: file, place, wanted, found. An out-parameter comes last; after a failure handles, arrays, texts and their
    counts are NULL or 0, and the contents of structs are undefined.
-   Descs. 0 in a field means the documented default, and a desc of NULL is one of zeros. A path that a call cannot do
-   without is asked for by name.
+   Descs. 0 in a field means the documented default, and a desc of NULL is one of zeros. If a required path is missing,
+   the error names the field.
    Lifetimes. What is passed to a call must live until it returns; the library copies what it needs longer. Exceptions:
      a context                     lives until everything made from it is freed
      wrpo_desc                     its backend, memory, files and log, with their user pointers, live until wrpo_close
      a trainer                     its policy, data and eval_data live until wrpo_trainer_free; its desc need not. The
                                    policy takes no adapter meanwhile
      wrpo_tensors, a frozen model  may be mapped files: these must not change until the object is freed
-   A function that returns a pointer to const keeps what it points to. An object that comes through an out-parameter is
-   freed by the function of its kind, text and arrays by wrpo_free. All of these take NULL.
-   Callbacks (allocator and logger too) run on the thread that made the call, before it returns. They must return: no
-   longjmp, no exception. They may call the library, but must not change or free what the call works with.
-   Threads. A context and everything made from it belong to one thread at a time; a call takes objects of one context.
-   Contexts are independent. (They share one variable, the seed of stb_ds's maps. It decides about no result.)
-   Text is UTF-8. Shapes are row-major and use these letters:
+   What a returned pointer to const points to belongs to the object that was asked. An object that comes through an
+   out-parameter is freed by the function of its kind, text and arrays by wrpo_free. All of these take NULL. Callbacks
+   (allocator and logger too) run on the thread that made the call, before it returns. They must return: no longjmp, no
+   exception. They may call the library, but must not change or free what the call works with. Threads. A context and
+   everything made from it belong to one thread at a time; a call takes objects of one context. Contexts are
+   independent, but for one variable without a lock, the seed of stb_ds's maps; no result depends on it. Text is UTF-8.
+   Shapes are row-major and use these letters:
      n  rows (tokens) in a packed batch     D  hidden_size            V  vocab_size      L  layers
      H  query heads    G  key/value heads   d  head_dim               I  intermediate_size */
 #ifndef WRPO_H
@@ -159,12 +159,12 @@ typedef struct wrpo_logger { void (*fn)(wrpo_level level, const char *text, void
 typedef struct wrpo_desc {
     const wrpo_backend *backend;  /* 0 = wrpo_backend_cpu() */
     int threads;             /* 0 = all that OpenMP offers; 1 without OpenMP */
-    wrpo_dtype dtype;        /* F32 or BF16; 0 = the backend's own, F32 on the CPU. BF16: matrix
-                                products round both factors to bfloat16 if the machine has such products; sums
-                                are float. A model to train has matrices of bfloat16, the high halves of float
-                                masters */
-    size_t memory_limit;     /* bytes that a training run or a generation may hold; 0 = what is free (a run on a
-                                host may take more: it can swap) */
+    wrpo_dtype dtype;        /* F32 or BF16; 0 = the backend's own, F32 on the CPU. BF16: products with weights of
+                                bfloat16, and of gradients, round both factors to it if the machine has such
+                                products; sums are float. A model to train has matrices of bfloat16, the high
+                                halves of float masters */
+    size_t memory_limit;     /* bytes that a run of wrpo_trainer_open or a generation may hold; 0 = what is free (a
+                                run on a host may take more: it can swap) */
     wrpo_allocator memory;
     wrpo_files files;
     wrpo_logger log;         /* 0 = silent; wrpo_log_stderr is one */
@@ -462,7 +462,8 @@ typedef struct wrpo_generate_desc {
     wrpo_tokenizer *tokenizer;  /* for text and stop tokens; NULL = ids only */
     int64_t n;               /* samples of each prompt; 0 = 1 */
     int64_t max_tokens;      /* of a sample, which ends at max_position_embeddings as well; 0 = 2048. Longrope
-                                and dynamic rope count prompt + max_tokens (at most the position limit) */
+                                and dynamic rope take prompt + max_tokens (at most the position limit) as the
+                                sequence's length */
     double temperature;      /* 0 = greedy: the likeliest token, of equal ones the first */
     double top_p;            /* from the fewest likeliest tokens that have this probability together; 0 = 1: all */
     int64_t top_k;           /* from the k likeliest; first top_k, then top_p of what is left; 0 = all */
@@ -646,16 +647,18 @@ typedef struct wrpo_train_desc {
     double epochs;           /* 0 = 1 */
     int64_t batch_size;      /* records per optimizer step; 0 = 128 */
     int64_t accumulation;    /* a step's loss is the mean of that many means, over batch_size / accumulation
-                                records each, as the authors form it. It saves no memory; 0 = 1 */
+                                records each, as the authors form it (sft: one mean over the batch's tokens). It
+                                saves no memory; 0 = 1 */
     int64_t max_steps;       /* 0 = by epochs */
     int64_t micro_tokens;    /* rows computed at once, a longer record alone: memory against speed; 0 = 1024 */
     int64_t recompute;       /* layers, from the first, whose activations the backward pass computes again: less
-                                memory, more time. -1 = all; 0 = as few as memory_limit allows, and with it the
-                                logits (wrpo_trainer_new: none). Logits of few scored tokens are always kept */
+                                memory, more time. -1 = all. 0: wrpo_trainer_open recomputes as few as
+                                memory_limit allows, the logits first; wrpo_trainer_new the logits alone, unless
+                                one chunk has them all */
     uint64_t seed; bool no_shuffle;  /* seed 0 = 42 */
     const char *out_dir;     /* for metrics.jsonl and the cache of reference log-probs; NULL = no files */
     const char *ref_dir;     /* the reference; NULL = the policy as it is before step 1 */
-    const wrpo_data *eval_data; int64_t eval_steps;  /* evaluate every eval_steps steps; 0 = at the end only */
+    const wrpo_data *eval_data; int64_t eval_steps;  /* wrpo_train evaluates every eval_steps steps; 0 = at the end */
     /* A directory that wrpo_trainer_save wrote; NULL = from the start. The run goes on to the bits of one that never
        stopped. Load the policy, or make its adapter, as before step 1, not from this directory: it is the reference, if
        ref_dir is NULL. It, settings, data and backend must be the same, or are refused by name. What was trained is
@@ -826,7 +829,7 @@ struct wrpo_backend {
     void (*sumsq)(void *dev, double *out, const float *x, int64_t count);  /* *out += sum x^2, in double */
     /* One AdamW step (Loshchilov & Hutter 2019) as torch.optim.AdamW computes it; g is read times grad_scale. low NULL:
        w is float. Otherwise w is bfloat16, the masters rounded, and low the rest: master = (w << 16) + (int16_t)low.
-       Arrays that are not float have room for whole blocks of WRPO_BLOCK elements, and all of these are used. */
+       Arrays that are not float have room for whole blocks of WRPO_BLOCK elements, and all of it may be written. */
     void (*adamw)(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count,
         const wrpo_adamw *step);
 };
@@ -1886,7 +1889,7 @@ static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double
 }
 
 /* --------------------------------------------------------------------------------------------- >>loss
-   Where is WRPO? On this page. Everything else in the file computes the numbers that go in here.
+   Where is WRPO? In this section. Everything else in the file computes the numbers that go in here.
 
    A prompt x comes with three responses, ranked by a reward model:
 
@@ -1909,8 +1912,9 @@ static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double
 
      dL/dlog pi(y_ws) = beta alpha g     dL/dlog pi(y_wt) = beta (1 - alpha) g     dL/dlog pi(y_l) = -beta g
 
-   Those three numbers are all that the model's backward pass needs to know of the method. At step 0
-   pi = ref, so z = 0, L = ln 2 and g = eps - 1/2. At alpha = 0 this is DPO on (y_wt, y_l), at 1 on (y_ws, y_l).
+   Those three numbers are all that the model's backward pass needs to know of the method. Before the
+   first update pi = ref (without dropout), so z = 0, L = ln 2 and g = eps - 1/2. At alpha = 0 this is DPO on (y_wt,
+   y_l), at 1 on (y_ws, y_l).
 
    The family. With scores s(y) and shares a(y) of the chosen responses (they sum to 1), every method is
 
@@ -2622,8 +2626,8 @@ WRPO_API const wrpo_backend *wrpo_backend_plain(void) {
    arrays that mirror the weights: an element of a weight is at the same offset in each of them.
 
    To add a weight: a row of WRPO__WEIGHTS; if not every model has it, a flag of wrpo_config, which >>checkpoint sets;
-   its use, forward and backward (>>model), and in plain_logps of tests/40_model.c, in double. Loader, saver, optimizer
-   and tests walk the table.                                                                                      */
+   its use, forward and backward (>>model), and in plain_logps of tests/40_model.c, in double. A norm: wrpo__norm_of.
+   Loader, saver, optimizer and tests walk the table. */
 
 /* One row per kind of tensor; cols 0: a vector. FIRST and LAST are there once. LAYER is there in each layer, and its
    name comes after "model.layers.<l>.". JOINED is like LAYER, but in memory directly after the row above: q, k and v
@@ -2884,12 +2888,12 @@ typedef struct wrpo__adapter {       /* of one weight */
 } wrpo__adapter;
 typedef struct wrpo__lora {
     wrpo__adapter *of;               /* [L][KINDS], by the kind of W */
-    int64_t rank, cols;              /* the largest ranks of a product together; its largest input */
+    int64_t rank, cols;              /* of a product, the largest sum of ranks; the largest input */
     wrpo_adapter_desc desc;          /* resolved; target is NULL */
     const char *dir;                 /* where it was read; NULL: it is new */
     int64_t first;                   /* its first weight; those before are the model's own */
 } wrpo__lora;
-/* The adapters of a weight and of those of its product; NULL: the model has none. */
+/* The adapter of a weight; the next ones are those of the weights after it in its product. NULL: the model has none. */
 static const wrpo__adapter *wrpo__adapters(const wrpo_model *model, wrpo__kind kind, int64_t l) {
     return model->lora ? &model->lora->of[l * WRPO__KINDS + (int64_t)kind] : NULL;
 }
@@ -2920,7 +2924,7 @@ WRPO_API void wrpo_model_free(wrpo_model *model) {
        pos   0 ...  P-1 | P ... P+R_1-1 | P ... P+R_2-1  attends to the prompt and, causally, to itself.
 
    Records follow each other; there is no padding. The token at response position j is predicted by the row
-   before it: the prompt's last row for j = 0. Only those rows meet the LM head, in chunks.
+   before it: the prompt's last row for j = 0. Only those rows get logits, in chunks.
 
    Words.  row       one token of the packed micro-batch, and its hidden state; activations are [n, columns]
            segment   the rows of one prompt or one response: what attention takes for a sequence
@@ -2933,7 +2937,7 @@ WRPO_API void wrpo_model_free(wrpo_model *model) {
 
    To add an op: wrpo_backend (>>api), >>ops, >>cpu, wrpo_cuda.cu, tests/30_ops.c; then a call in wrpo__layer_fwd, and
    its gradient's in wrpo__layer_bwd. A norm: its weight (>>layout), its rstd and its input (WRPO__LAYER_ACTS), a
-   wrpo__norm_fwd and a wrpo__norm_bwd in the same two functions, its flag in wrpo__config_hash (>>run). A family: its
+   wrpo__norm_fwd and a wrpo__norm_bwd in the same two functions, wrpo__norm_of. A family: its
    model_type and names of tensors (>>checkpoint), a flag of wrpo_config at each step that differs, a case in
    tests/40_model.c and in 42_model.c. */
 
@@ -2966,7 +2970,7 @@ static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s
     X(void, norm, D) X(void, h, I)                     /* a norm's output; act(gate) up: within a layer */ \
     X(void, y, D) X(float, rstd_final, 1)              /* the final norm's output */ \
     X(float, target_lse, 1)                            /* log sum exp of each target's logits */ \
-    X(void, dx, D * train) X(void, dy, D * train)      /* dL/d of the residual stream; scratch */ \
+    X(void, dx, D * train) X(void, dy, D * train)      /* dL/d of the residual stream; dy as above */ \
     X(void, dqkv, (H + 2 * G) * d * train) X(void, d_o, H * d * train) \
     X(void, dgu, 2 * I * train) X(void, dh, I * train) \
     X(void, lora_t, s->rank) X(void, lora_dt, s->rank * train)              /* of adapters: t, dL/dt */ \
@@ -3058,7 +3062,8 @@ static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__sh
     r->head_bytes = b->used - r->head_bytes;
     r->bytes = b->used;
 }
-/* As many targets as have 64 MiB of logits, from 32 to 512; on a device, which wants large products, 8 times that. */
+/* As many targets as have 64 MiB of logits, from 32 to 512; on a device, which wants large products, up to 8 times as
+   many. Never more than rows. */
 static int64_t wrpo__head_chunk(const wrpo_ctx *ctx, const wrpo_config *c, int64_t rows) {
     const int64_t more = ctx->desc.backend->host ? 1 : 8, chunk = (more << 26) / (4 * c->vocab_size) / 32 * 32;
     return WRPO__MIN(rows, WRPO__MAX(32, WRPO__MIN(512 * more, chunk)));
@@ -3123,7 +3128,7 @@ static void wrpo__pack_target(wrpo__run *r, int64_t row, int32_t id) {
     r->h_target_row[r->n_targets] = (int32_t)row;
     r->h_target_id[r->n_targets++] = id;
 }
-/* Is the prompt packed before response k? Not if it shares the rows that response k - 1 has: equal rotary keys. */
+/* Is the prompt packed before response k? No, if responses k - 1 and k have equal rotary keys: they share its rows. */
 static bool wrpo__packs_prompt(const wrpo_config *c, const wrpo_record *record, int k) {
     const int64_t P = record->prompt_count;
     const wrpo_tokens *y = &record->responses[k];
@@ -3247,7 +3252,8 @@ static void wrpo__norm_bwd(const wrpo__run *r, int64_t l, wrpo__kind kind, float
     r->be->rmsnorm_bwd(r->dev, dx, lddx, wrpo__grad(grads, norm.w), dy, lddx, dres, lddx, x, ldx, norm.w->data, rstd,
                        r->n, norm.heads, norm.w->rows, norm.plus);
 }
-/* x += a W', or with post_norms x += norm(a W'), and a W' stays in `out`. If x is NULL, only `out` is computed. */
+/* x += a W', or with post_norms x += norm(a W'), and a W' stays in `out`. With post_norms x may be NULL: nothing is
+   added. */
 static void wrpo__add_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, wrpo__kind norm, void *out,
                           float *rstd, void *x, const void *a) {
     const int64_t D = r->model->config.hidden_size;
@@ -3460,9 +3466,8 @@ static const wrpo_weight *wrpo__head(const wrpo_model *m) {
     return m->config.tie_word_embeddings ? WRPO__W(m, embed_tokens, 0) : WRPO__W(m, lm_head, 0);
 }
 static bool wrpo__logits_fit(const wrpo__run *r) { return r->n_targets <= wrpo__span(&r->shape); }
-/* The targets of one product. On the host a row's result does not depend on the product's shape, so all that fit go at
-   once. A device may choose its arithmetic by the shape: there it is always a chunk, so that no bit depends on memory.
-   */
+/* The targets of one product. On the host in float all that fit go at once. Elsewhere it is a chunk: dlogits has no room
+   for more, and no bit depends on how much memory there is. */
 static int64_t wrpo__targets_at_once(const wrpo__run *r) {
     const bool any_shape = r->be->host && r->be->act_bytes == sizeof(float);
     return any_shape && wrpo__logits_fit(r) ? WRPO__MAX(r->n_targets, 1) : r->shape.chunk;
@@ -3483,7 +3488,7 @@ static void wrpo__log_probs(const wrpo__run *r, int64_t t, int64_t count) {
                    c->vocab_size, (float)c->final_logit_softcapping);
 }
 /* For a metric: the mean logit of every row, y (sum_v W_v) / V, is one product with the sum of the head's rows. It is
-   NaN where logits are capped: their mean is no such product. The sum is made whenever the weights have changed. */
+   NaN where logits are capped: their mean is no such product. The sum is made before each pass over records. */
 static void wrpo__sum_head(const wrpo__run *r) {
     const wrpo_weight *w = wrpo__head(r->model);
     if (r->model->config.final_logit_softcapping > 0) return;
@@ -3602,7 +3607,7 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
    Steps are counted as the authors' trainer counts them, for N records:
      micro-batches of an epoch   M = ceil(N / (batch_size / accumulation))
      steps of an epoch           S = floor(M / accumulation), at least 1
-     steps of the run            T = ceil(epochs S)
+     steps of the run            T = ceil(epochs S), at least 1; or max_steps
    The loss of a step is the mean over its micro-batches of the mean over their records. These micro-batches only
    define that mean. How many rows are computed at once is micro_tokens: it changes no log-prob, but the order in which
    gradients are added, so their last bits.
@@ -3781,7 +3786,8 @@ static void wrpo__check_roles(wrpo_ctx *ctx, const wrpo__set *set, const wrpo_tr
                             (long long)record->line, why);
     }
 }
-/* SFT scores y_ws alone, so the other responses are not computed: a view of the data without them. */
+/* SFT scores the sources alone, so the other responses are not computed: a view of the data without them.
+   Sources come first in a record. */
 static const wrpo_data *wrpo__only_sources(wrpo__arena *arena, const wrpo_data *data) {
     wrpo_data *view = WRPO__NEW(arena, wrpo_data);
     view->stats.records = data->stats.records;
@@ -5603,7 +5609,8 @@ static double wrpo__adapter_alpha(const wrpo_json *v) {
     if (!(v->number > 0 && v->number <= 1e6)) wrpo__refuse(v, NULL, "a positive number");
     return v->number;
 }
-/* adapter_config.json. Keys that change the result have the only value that is computed, or are refused. */
+/* adapter_config.json. A key that would change the result has the only value that is computed, or is refused. Unknown
+   keys pass if they are null, false or empty. */
 static void wrpo__adapter_config(const wrpo_json *root, wrpo_adapter_desc *d) {
     static const char read[] = "r lora_alpha lora_dropout use_rslora rank_pattern alpha_pattern peft_type",
         known[] = "task_type base_model_name_or_path revision inference_mode target_modules exclude_modules "
@@ -5631,8 +5638,8 @@ static void wrpo__adapter_config(const wrpo_json *root, wrpo_adapter_desc *d) {
     if (!(d->dropout >= 0 && d->dropout <= 0.999)) wrpo__refuse(dropout, NULL, "a number in [0, 0.999]");
     d->rslora = wrpo__switch(root, "use_rslora", false);
 }
-/* rank_pattern or alpha_pattern: the value of the first key that ends the layer's name, at a dot; NULL: none does. As
-   PEFT, but for keys that are regular expressions with more than names and dots: they are refused. */
+/* rank_pattern or alpha_pattern: the value of the first key that ends the layer's name, at a dot, or with ^ is all of
+   it; NULL: none is. As PEFT, but other regular expressions are refused. */
 static const wrpo_json *wrpo__adapter_pattern(const wrpo_json *pattern, const char *layer) {
     for (const wrpo_json *v = pattern ? pattern->child : NULL; v; v = v->next) {
         const char *key = v->key + (v->key[0] == '^');
@@ -5731,8 +5738,8 @@ static void wrpo__adapter_beside(wrpo__arena *temp, wrpo_model *model, const wrp
     if (!dir && beside) dir = desc->dir;
     if (!dir) return;
     if (!desc->frozen)
-        wrpo__fail(model->ctx, WRPO_E_ARG, "%s: an adapter beside the model: want it merged, or trained further (load "
-                "the model frozen)", dir);
+        wrpo__fail(model->ctx, WRPO_E_ARG, "%s: an adapter: want it merged into the model, or the model loaded "
+                "frozen", dir);
     wrpo__arena *arena = model->arena;
     wrpo__adapter_load(temp, model, dir);
     model->arena = arena;

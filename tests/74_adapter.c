@@ -412,7 +412,7 @@ static void test_refused(void) {
     CHECK(m && m->lora, "the adapter beside the model is not applied");
     wrpo_model_free(m);
     SAYS(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = at("bf16")}, &other), WRPO_E_ARG,
-         "an adapter beside the model");
+         "an adapter: want it merged");
     /* of another base; in a context of bfloat16, whose masters it would lose */
     write_base(ctx, "phi3", "phi3", WRPO_DTYPE_F32);
     m = load(ctx, "phi3", NULL);

@@ -246,7 +246,7 @@ good "inspect its checkpoint" inspect "$(dirname "$(head -1 found.txt)")"
 cp -r tiny beside && cp lora/adapter_* beside
 good "an adapter beside the model" logprob --model beside --data quads.jsonl
 check "it is said" grep -q 'beside: the adapter beside the model is applied' err.txt
-bad "all weights of a model with an adapter beside" 1 'an adapter beside the model' train --model beside \
+bad "all weights of a model with an adapter beside" 1 'an adapter: want it merged' train --model beside \
     --data quads.jsonl --out new
 bad "an adapter into its own directory" 1 'want another directory than --adapter' $LORA --adapter lora --out lora
 bad "an adapter into its model" 1 'want another directory than --model' $LORA --lora-r 2 --out tiny
