@@ -3466,8 +3466,8 @@ static const wrpo_weight *wrpo__head(const wrpo_model *m) {
     return m->config.tie_word_embeddings ? WRPO__W(m, embed_tokens, 0) : WRPO__W(m, lm_head, 0);
 }
 static bool wrpo__logits_fit(const wrpo__run *r) { return r->n_targets <= wrpo__span(&r->shape); }
-/* The targets of one product. On the host in float all that fit go at once. Elsewhere it is a chunk: dlogits has no room
-   for more, and no bit depends on how much memory there is. */
+/* The targets of one product. On the host in float all that fit go at once. Elsewhere it is a chunk: dlogits has no
+   room for more, and no bit depends on how much memory there is. */
 static int64_t wrpo__targets_at_once(const wrpo__run *r) {
     const bool any_shape = r->be->host && r->be->act_bytes == sizeof(float);
     return any_shape && wrpo__logits_fit(r) ? WRPO__MAX(r->n_targets, 1) : r->shape.chunk;
