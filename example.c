@@ -86,7 +86,7 @@ static const option options[] = {
     {"--model", TEXT, AT(model), "DIR", NULL, NULL,
      "Hugging Face directory: config.json, *.safetensors, tokenizer.json, ..."},
     {"--adapter", TEXT, AT(adapter), "DIR", NULL, NULL,
-     "an adapter of the model: adapter_config.json and adapter_model.safetensors (train: goes on from it)"},
+     "directory of an adapter of the model, as PEFT writes it; train goes on from it (none)"},
     {"--data", TEXT, AT(data), "FILE", NULL, NULL,
      "JSON lines: {prompt, chosen: [source, target], rejected}, pairs, or {messages}"},
     {"--config", TEXT, AT(config), "FILE", NULL, NULL, "config.json, or its directory"},
@@ -101,7 +101,8 @@ static const option options[] = {
     {"--questions", TEXT, AT(questions), "FILE", NULL, NULL, "the benchmark's questions as it publishes them"},
     {"--bench", CHOICE, AT(bench), "NAME", NULL, bench_name, "whose questions and answers"},
     {"--as", CHOICE, AT(as), "LIST", NULL, as_name, "the list that the samples are written to"},
-    {"--name", TEXT, AT(name), "NAME", NULL, NULL, "the model's name in the file (the last part of --model)"},
+    {"--name", TEXT, AT(name), "NAME", NULL, NULL,
+     "the model's name in the file (the last part of --adapter or --model)"},
     {"--n", COUNT, AT(n), "N", "[1, 1048576]", NULL, "samples of each prompt (5)"},
     {"--temperature", REAL, AT(temperature), "T", "[0, 1000000]", NULL,
      "0 = greedy (0.8; answer: alpacaeval 0.7, mtbench by category, arenahard 0)"},
@@ -123,7 +124,7 @@ static const option options[] = {
     {"--gamma-ratio", REAL, AT(gamma_ratio), "R", "[0, inf)", NULL, "simpo: margin gamma / beta (0.3)"},
     {"--ipo-sum", FLAG, AT(ipo_sum), NULL, NULL, NULL, "ipo: on sums of log-probs in place of means over tokens"},
     {"--learning-rate", REAL, AT(learning_rate), "LR", "[0, 1000)", NULL,
-     "peak rate (3e-7; sft 7e-6, simpo 1e-6, dpo-norm 8e-7)"},
+     "peak rate (3e-7; sft 7e-6, simpo 1e-6, dpo-norm 8e-7; adapters want about 1e-4)"},
     {"--lr-scheduler", CHOICE, AT(lr_schedule), "NAME", NULL, wrpo_lr_schedule_name, "after the warm-up (cosine)"},
     {"--warmup-ratio", REAL, AT(warmup_ratio), "R", "[0, 1]", NULL,
      "share of the steps in which the rate rises from 0 (0.1)"},
@@ -1089,7 +1090,8 @@ static void print_settings(const settings *s, session *z, const wrpo_train_desc 
     if (m != WRPO_METHOD_SFT) printf(", beta %g, label smoothing %g", d.loss.beta, plain(d.loss.label_smoothing));
     if (m == WRPO_METHOD_SIMPO) printf(", gamma/beta %g", plain(d.loss.gamma_ratio));
     if (m != WRPO_METHOD_SFT && m != WRPO_METHOD_SIMPO)
-        printf(", reference %s", d.ref_dir ? d.ref_dir : "the model itself");
+        printf(", reference %s", d.ref_dir ? d.ref_dir : s->adapter ? "the adapter as it is now" : s->lora_r ?
+               "the model without adapter" : "the model itself");
     printf("\noptimizer    AdamW %g/%g/%g, weight decay %g, clip %g, rate %g %s, warm-up %g\n", plain(d.beta1),
            plain(d.beta2), plain(d.eps), plain(d.weight_decay), plain(d.max_grad_norm), plain(d.learning_rate),
            word(wrpo_lr_schedule_name((int)d.lr_schedule)), plain(d.warmup_ratio));
@@ -1155,9 +1157,11 @@ static int run_train(const settings *s, session *z) {
     size_t made;
     const bool of_lora = s->lora_alpha != 0 || s->lora_dropout != 0 || s->lora_target || s->rslora;
     if (s->eval_steps && !s->eval_data) return complain("--eval-steps: --eval-data is missing");
-    if (of_lora && !s->lora_r) return complain("--lora-alpha, --lora-dropout, --lora-target, --rslora: want --lora-r");
     if (s->lora_r && s->adapter)
         return complain("train: want either --lora-r, a new adapter, or --adapter, to go on from one");
+    if (of_lora && s->adapter)
+        return complain("--lora-alpha, --lora-dropout, --lora-target, --rslora: --adapter has its own, in its directory");
+    if (of_lora && !s->lora_r) return complain("--lora-alpha, --lora-dropout, --lora-target, --rslora: want --lora-r");
     if (same_dir(s->adapter, s->out)) return complain("--out: want another directory than --adapter, found %s", s->out);
     if ((s->adapter || s->lora_r) && same_dir(s->model, s->out))
         return complain("--out: want another directory than --model for an adapter, found %s", s->out);
@@ -1169,6 +1173,8 @@ static int run_train(const settings *s, session *z) {
     snprintf(path, sizeof path, "%s/%s", s->out, s->adapter || s->lora_r ? "config.json" : "adapter_config.json");
     if (!stat(path, &is)) return complain("--out: %s is there: want a directory without it", path);
     check_method(s);
+    if ((s->lora_r || s->adapter) && !s->learning_rate)
+        complain("warning: --learning-rate is missing: the default is for all weights, an adapter wants about 1e-4");
     catch_signals();
     const int code = output_dir(s->out, &made) ? train(s, z) : 1;
     if (code) output_dir_drop(s->out, made);
@@ -1183,8 +1189,8 @@ static int run_eval(const settings *s, session *z) {
     check_method(s);
     if (has_reference(s) && !s->ref && s->adapter) {
         d.ref_dir = s->model;
-        complain("the reference is %s without the adapter: if it was trained from another one, merge that and give it "
-                 "as --ref", s->model);
+        complain("the reference is %s without an adapter. Was this adapter trained from an earlier one? Then merge the "
+                 "earlier one, and give the result as --ref", s->model);
     } else if (has_reference(s) && !s->ref)
         complain("warning: --ref is missing: the model is compared with itself, every reward is 0");
     if (load_data(z, s, s->data, &z->data) || load_model(z, s, true) || wrpo_eval(z->model, z->data, &d, &m)
@@ -1302,12 +1308,12 @@ static wrpo_generate_desc generate_desc(const settings *s, session *z) {
     d.top_k = s->top_k, d.seed = (uint64_t)s->seed, d.batch = s->batch;
     return d;
 }
-static const char *model_name(const settings *s) {     /* --name, or the last part of --model */
+static const char *model_name(const settings *s) {     /* --name, or the last part of --adapter or --model */
     static char name[256];
     if (s->name) return s->name;
-    const char *end = s->model + strlen(s->model), *begin;
-    while (end > s->model && end[-1] == '/') end--;
-    for (begin = end; begin > s->model && begin[-1] != '/';) begin--;
+    const char *dir = s->adapter ? s->adapter : s->model, *end = dir + strlen(dir), *begin;
+    while (end > dir && end[-1] == '/') end--;
+    for (begin = end; begin > dir && begin[-1] != '/';) begin--;
     snprintf(name, sizeof name, "%.*s", (int)(end - begin), begin);
     return name;
 }

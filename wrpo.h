@@ -5301,8 +5301,14 @@ static void wrpo__config_parse(const wrpo_json *root, wrpo_config *c) {
     for (int i = WRPO_DTYPE_F32; i <= WRPO_DTYPE_F16; i++)
         if (wrpo__json_is(dtype, wrpo__dtypes[i].torch)) c->dtype = (wrpo_dtype)i;
 }
+#define WRPO__ADAPTER_FILE "adapter_model.safetensors"
+#define WRPO__ADAPTER_CONFIG "adapter_config.json"
 static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {  /* path: or its directory */
-    if (wrpo__is_dir(path)) path = wrpo__join(arena, path, "config.json");
+    const bool dir = wrpo__is_dir(path), adapter = dir && wrpo__exists(wrpo__join(arena, path, WRPO__ADAPTER_CONFIG));
+    if (dir) path = wrpo__join(arena, path, "config.json");
+    if (adapter && !wrpo__exists(path))
+        wrpo__fail(arena->ctx, WRPO_E_FORMAT, "%s is not there: this is the directory of an adapter, want that of its "
+                "model (and this one as the adapter)", path);
     memset(c, 0, sizeof *c);
     wrpo__config_parse(wrpo__json_file(arena, path), c);
 }
@@ -5433,6 +5439,7 @@ WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_confi
    A frozen model on the host uses its matrices where the file has them, if they are aligned and in one piece there.
    Everything else is copied. */
 static void wrpo__map_weights(wrpo_model *model, wrpo__slice *slices) {
+    bool floats = false;
     for (int64_t i = 0; i < model->n_weights; i++) {
         wrpo_weight *w = &model->weights[i];
         wrpo__slice *s = &slices[i];
@@ -5443,7 +5450,11 @@ static void wrpo__map_weights(wrpo_model *model, wrpo__slice *slices) {
         w->data = (void *)(data + (uintptr_t)(s->first * w->cols) * size);
         w->dtype = dtype;
         model->mapped += (size_t)wrpo__size(w) * size;
+        floats = floats || dtype != WRPO_DTYPE_BF16;
     }
+    if (floats && model->ctx->desc.dtype == WRPO_DTYPE_BF16)
+        wrpo__log(model->ctx, WRPO_LOG_WARN, "%s: not all matrices are BF16: products with the others are computed in "
+                "float, not in bfloat16", model->dir);
 }
 static void wrpo__copy_weights(wrpo_model *model, int64_t begin, const wrpo__slice *slices, float *piece) {
     for (int64_t i = begin; i < model->n_weights; i++) {
@@ -5462,8 +5473,6 @@ static void wrpo__copy_weights(wrpo_model *model, int64_t begin, const wrpo__sli
 enum { WRPO__LINEARS = 7, WRPO__MAX_RANK = 4096 };
 static const wrpo__kind wrpo__linears[WRPO__LINEARS] = {WRPO__W_q_proj, WRPO__W_k_proj, WRPO__W_v_proj, WRPO__W_o_proj,
                                                         WRPO__W_gate_proj, WRPO__W_up_proj, WRPO__W_down_proj};
-#define WRPO__ADAPTER_FILE "adapter_model.safetensors"
-#define WRPO__ADAPTER_CONFIG "adapter_config.json"
 /* The layer that a weight belongs to, as its family calls it: "model.layers.0.self_attn.qkv_proj". */
 static void wrpo__layer_name(const wrpo_config *c, const wrpo_weight *w, char name[128]) {
     wrpo__file_name(c, w->name, name);
@@ -5700,6 +5709,10 @@ static void wrpo__adapter_load(wrpo__arena *temp, wrpo_model *model, const char 
                 rank ? wrpo__integer(rank, 1, WRPO__MAX_RANK, NULL) : lora->desc.r,
                 alpha ? wrpo__adapter_alpha(alpha) : lora->desc.alpha, lora->desc.rslora);
     }
+    for (int64_t i = 0; i < t->count; i++)
+        if (strstr(t->info[i].name, "embed_tokens.") || strstr(t->info[i].name, "lm_head."))
+            wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: an adapter of the embedding or of lm_head is not supported",
+                    file, t->info[i].name);
     wrpo__adapter_table(model, lora);
     if (!model->count && !t->count) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want an adapter, found no tensors", file);
     wrpo_dtype dtype;
@@ -10673,8 +10686,9 @@ static const char *wrpo__adapter_text(const wrpo_model *model) {
         const double numbers[2] = {(double)lora->of[i].rank, (double)lora->of[i].scale};
         h = wrpo__hash(h, numbers, sizeof numbers);
     }
-    return wrpo__format(wrpo__current, "r %lld, alpha %g, dropout %g, layers %016llx", (long long)lora->desc.r,
-                        lora->desc.alpha, lora->desc.dropout, (unsigned long long)h);
+    return wrpo__format(wrpo__current, "r %lld, alpha %g%s, dropout %g, layers and ranks %016llx",
+                        (long long)lora->desc.r, lora->desc.alpha, lora->desc.rslora ? " rslora" : "",
+                        lora->desc.dropout, (unsigned long long)h);
 }
 /* What tells the model of an adapter from others: the first elements of each of its weights. */
 static const char *wrpo__base_text(const wrpo_model *model) {
@@ -10946,6 +10960,7 @@ static wrpo__state wrpo__state_open(wrpo_trainer *t) {
         wrpo__fail(t->ctx, WRPO_E_UNSUPPORTED, "%s: state_format: want %d, which this version reads, found none: "
                    "version %.40s wrote the file, when formats had no number", path, WRPO__STATE_FORMAT,
                    wrpo__state_text(&s, "wrpo"));
+    if (!t->model->lora && wrpo_json_get(s.metadata, "adapter")) wrpo__state_same(&s, "adapter", "none");
     const wrpo__setting *settings = wrpo__state_settings(t);
     for (int64_t i = 0, n = stbds_arrlen(settings); i < n; i++) {
         const char *found = wrpo__state_text(&s, settings[i].name);
