@@ -1160,7 +1160,7 @@ static int run_train(const settings *s, session *z) {
     if (s->lora_r && s->adapter)
         return complain("train: want either --lora-r, a new adapter, or --adapter, to go on from one");
     if (of_lora && s->adapter)
-        return complain("--lora-alpha, --lora-dropout, --lora-target, --rslora: --adapter has its own, in its directory");
+        return complain("--lora-alpha, --lora-dropout, --lora-target, --rslora: --adapter has its own, in its files");
     if (of_lora && !s->lora_r) return complain("--lora-alpha, --lora-dropout, --lora-target, --rslora: want --lora-r");
     if (same_dir(s->adapter, s->out)) return complain("--out: want another directory than --adapter, found %s", s->out);
     if ((s->adapter || s->lora_r) && same_dir(s->model, s->out))
