@@ -1173,7 +1173,7 @@ static int run_train(const settings *s, session *z) {
     snprintf(path, sizeof path, "%s/%s", s->out, s->adapter || s->lora_r ? "config.json" : "adapter_config.json");
     if (!stat(path, &is)) return complain("--out: %s is there: want a directory without it", path);
     check_method(s);
-    if ((s->lora_r || s->adapter) && !s->learning_rate)
+    if ((s->lora_r || s->adapter) && s->learning_rate == 0)
         complain("warning: --learning-rate is missing: the default is for all weights, an adapter wants about 1e-4");
     catch_signals();
     const int code = output_dir(s->out, &made) ? train(s, z) : 1;
