@@ -12930,7 +12930,7 @@ static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const vo
     if (k <= 0 && !p.add)
         for (int64_t i = 0; i < m; i++) memset(p.c + i * ldc, 0, (size_t)n * sizeof(float));
 
-    const int threads = m * n * k <= 1 << 16 ? 1 : cpu->threads;
+    const int threads = m * n * k <= 1 << 19 ? 1 : cpu->threads;           /* to wake a thread takes longer */
     const int64_t own_panels = wrpo__div_up(p.lanes[p.own], p.width[p.own]);
     const int64_t most = WRPO__MIN(p.own == 0 ? WRPO__A_PANELS : WRPO__B_PANELS, own_panels / (2 * threads));
     const int64_t strip = wrpo__gemm_strip(own_panels, most, threads) * p.width[p.own];

@@ -139,6 +139,8 @@ mutant "scatter: hits are read before they are written" plain "rows 3" 'relative
     "$(drop 'void scatter_kernel' '__syncthreads();')"
 mutant "scatter: blocks of the same row all add" plain "rows 3" 'relative error' \
     "s/if \(__syncthreads_or\(earlier\)\) return;/__syncthreads_or(earlier);/"
+mutant "dropout: draws of a row that begins within a block are shifted" plain "rows 2" 'dropout.*relative error' \
+    's/const int64_t j = block \* 8 \+ e - begin;/const int64_t j = (block - begin \/ 8) * 8 + e;/'
 mutant "logprob: two blocks write one number" race "logprob 2" 'ThreadSanitizer: data race' \
     "s/    lse\[blockIdx.x\] = top/    lse[blockIdx.x \& ~1u] = top/"
 mutant "adamw: a scale is written while others read it" race "adamw 6" 'ThreadSanitizer: data race' \
