@@ -717,6 +717,7 @@ static bool output_dir(const char *path, size_t *made) {
         if (!there && *made == n) *made = i - 1;
         if (there ? !S_ISDIR(st.st_mode) : mkdir(part, 0777) != 0)
             return complain("%s: cannot be made: %s", part, strerror(there ? ENOTDIR : errno)), false;
+        if (!there) sync_parent(part);
     }
     return true;
 }
@@ -1563,7 +1564,12 @@ static int run_merge(const settings *s, session *z) {
     wrpo_save_desc d = save_desc(s);
     d.merge = true;
     if (load_model(z, s, true) || wrpo_model_save(z->model, &d)) return fail(z);
-    if (!inputs_same()) return complain("%s: merge anew", s->out);
+    if (!inputs_same()) {                              /* without its config.json it is no model */
+        char path[4200];
+        snprintf(path, sizeof path, "%.4000s/config.json", s->out);
+        remove(path);
+        return 1;
+    }
     printf("%s: %s with %s merged, %s parameters\n", s->out, s->model, s->adapter,
            count_text(wrpo_model_parameters(z->model)).s);
     return 0;
@@ -1784,7 +1790,10 @@ static bool part_settings(part *t, const char *out, const char *want, int64_t *n
     snprintf(t->path, sizeof t->path, "%.4000s.part", out),
         snprintf(t->settings, sizeof t->settings, "%.4000s.settings", out);
     *now = 0;
-    if (stat(out, &st) == 0) return complain("%s: is there already; remove it to sample anew", out), false;
+    if (stat(out, &st) == 0) {
+        if (stat(t->path, &st) != 0) remove(t->settings);              /* a kill left it beside the whole file */
+        return complain("%s: is there already; remove it to sample anew", out), false;
+    }
     if (stat(t->path, &st) != 0 || st.st_size == 0) return true;
     FILE *f = fopen(t->settings, "rb");
     if (f) {

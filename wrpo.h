@@ -5086,9 +5086,9 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const char *f
     if (index) wrpo__publish(index);
     wrpo__sync_parent(index_path);
     for (int64_t i = stbds_arrlen(sides) - 1; i >= 0; i--) wrpo__publish(sides[i]);  /* config.json last */
-    wrpo__sync_parent(index_path);
     if (!file) wrpo__remove(ctx, index ? wrpo__join(temp, dir, WRPO__SINGLE_FILE) : index_path);
     for (int64_t i = 0; i < stbds_arrlen(stale); i++) wrpo__remove(ctx, stale[i]);
+    wrpo__sync_parent(index_path);
     wrpo__block_free(save.chunk);
 }
 
@@ -11014,7 +11014,9 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     if (d->save_steps && t->k < t->T && t->k % d->save_steps == 0) wrpo__log_kept(t, kept);    /* a save of the plan */
     const char *log = !t->out_dir ? NULL : t->part ? t->part->part : wrpo__join(temp, t->out_dir, "metrics.jsonl");
     const wrpo__file *metrics = log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
-    const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
+    const int64_t eight = 8;
+    int64_t log_size = metrics ? (int64_t)metrics->size : 0;
+    while (log_size && metrics->data[log_size - 1] != '\n') log_size--;   /* a line that the disk did not take whole */
     const wrpo__setting *settings = wrpo__state_settings(t);
     const wrpo__state_part *parts = wrpo__state_parts(t), *p = parts;
     /* 2. The header. The checksum is of the metadata, then of all data. */
@@ -11035,7 +11037,7 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo__writer *w = wrpo__create(temp, path);
     wrpo__header_write(w, &header);
     h = wrpo__state_move(t, parts, w, false, h);
-    if (metrics) wrpo__write(w, metrics->data, metrics->size);
+    if (metrics) wrpo__write(w, metrics->data, (size_t)log_size);
     h = wrpo__hash(h, metrics ? metrics->data : NULL, (size_t)log_size);
     wrpo__write(w, &h, sizeof h);
     wrpo__commit(w);
