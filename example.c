@@ -1407,15 +1407,11 @@ static wrpo_save_desc save_desc(const settings *s) {
                             .random_rounding = s->save_rounding == 1};
 }
 static bool is_finished(const char *dir) {             /* a model is in it */
-    static const char *const files[] = {"model.safetensors", "model.safetensors.index.json",
-                                        "adapter_model.safetensors"};
-    char path[4200];
+    char model[4200], adapter[4200];
     struct stat st;
-    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        snprintf(path, sizeof path, "%.4000s/%s", dir, files[i]);
-        if (stat(path, &st) == 0) return true;
-    }
-    return false;
+    snprintf(model, sizeof model, "%.4000s/config.json", dir);
+    snprintf(adapter, sizeof adapter, "%.4000s/adapter_config.json", dir);
+    return stat(model, &st) == 0 || stat(adapter, &st) == 0;
 }
 /* What will be written, in which dtype, and what is there already. */
 static void print_output(const settings *s, session *z, const wrpo_train_desc *d) {
@@ -1427,7 +1423,7 @@ static void print_output(const settings *s, session *z, const wrpo_train_desc *d
     if (dtype == WRPO_DTYPE_BF16 && d->save.random_rounding) printf(", rounded at random");
     else if (dtype > WRPO_DTYPE_F32) printf(", rounded to the nearest: a save says how much of the update is left");
     printf("\n");
-    if (d->metrics_last)
+    if (is_finished(s->out))
         printf("             a finished model is there: it and its metrics.jsonl stay until this run has ended\n");
     names n = names_in(s->out);
     for (int i = 0; i < n.count; i++)
@@ -1491,7 +1487,7 @@ static int train(const settings *s, session *z) {
     if (wrpo_train_bytes(z->ctx, &config, z->data, &d, adapter, &bytes)) return fail(z);
     d.out_dir = s->out, d.eval_data = z->eval_data;
     d.on_step = on_step, d.user = &w;
-    d.save_model = true, d.metrics_last = is_finished(s->out);
+    d.save_model = true;
     print_settings(s, z, &d, &bytes);
     const double begin = seconds();
     const wrpo_result r = wrpo_train(z->model, z->data, &d, &last);

@@ -678,8 +678,8 @@ typedef struct wrpo_train_desc {
        error), and every save_steps steps (0 = never). Then all files of the checkpoint that this call wrote before are
        removed. */
     wrpo_save_desc save; int64_t save_steps;
-    bool save_model;         /* wrpo_train saves the model in save.dir when it has done all steps */
-    bool metrics_last;       /* then metrics.jsonl is replaced, with the model; else when the run begins */
+    bool save_model;         /* wrpo_train saves the model in save.dir when it has done all steps. Where a finished
+                                model is, metrics.jsonl is replaced only then, with it */
     bool (*on_step)(const wrpo_metrics *m, const wrpo_metrics *eval /* or NULL */, void *user);  /* 0 = none */
     void *user;              /* on_step returning false stops cleanly: WRPO_E_STOPPED */
 } wrpo_train_desc;
@@ -4985,7 +4985,6 @@ static void wrpo__round(const wrpo__save *save, const char *name, int64_t first,
                 const uint64_t at = (uint64_t)(first + i);
                 const uint32_t dice = wrpo__random(0, stream, at / 8).v[at % 8 / 2] >> at % 2 * 16;
                 to = wrpo__bits_float((wrpo__float_bits(w) + (dice & 0xFFFF)) & 0xFFFF0000u);
-                if (!isfinite(to)) to = wrpo__rounded(save->dtype, w);
             }
             save->chunk[i] = to;
             if (!measured) continue;
@@ -11182,13 +11181,15 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     const bool resume = train && t->desc.resume;
     wrpo__state state = {0};
     wrpo_bytes plan = {0};
-    if ((t->desc.save_model && !t->desc.save.dir) || (t->desc.metrics_last && !t->desc.save_model))
-        wrpo__fail(t->ctx, WRPO_E_ARG, "wrpo_train_desc: save_model wants save.dir, metrics_last wants save_model");
+    if (t->desc.save_model && !t->desc.save.dir)
+        wrpo__fail(t->ctx, WRPO_E_ARG, "wrpo_train_desc: save_model: save.dir is missing");
     if (out_dir) {
         t->out_dir = wrpo__strndup(arena, out_dir, strlen(out_dir));
         wrpo__make_dir(t->ctx, out_dir);
     }
-    if (train && out_dir && t->desc.metrics_last)
+    const char *model = t->desc.save.dir;
+    if (train && out_dir && t->desc.save_model && (wrpo__disk_exists(wrpo__join(temp, model, "config.json")) ||
+                                                   wrpo__disk_exists(wrpo__join(temp, model, WRPO__ADAPTER_CONFIG))))
         t->part = wrpo__create(arena, wrpo__join(arena, out_dir, "metrics.jsonl"));
     wrpo__current = file;  /* of the state, until the run is where it says */
     if (resume) state = wrpo__state_open(t);
@@ -11231,13 +11232,16 @@ WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const w
     WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__eval(model, data, desc, m));
     return wrpo__end(&wrpo__entry);
 }
-/* A directory that is to go, under another name: half removed, it must not look whole. Process 0 is nobody's. */
-static const char *wrpo__set_aside(wrpo__arena *temp, const char *dir) {
+static void wrpo__rename_dir(wrpo_ctx *ctx, const char *from, const char *to) {
+    if (wrpo__rename(from, to) != 0) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be renamed: %s", from, strerror(errno));
+    wrpo__sync_parent(to);
+}
+/* By another name: half removed, it must not look whole. Process 0 is nobody's. */
+static void wrpo__drop_checkpoint(wrpo__arena *temp, const char *dir) {
     const char *aside = wrpo__format(temp, "%s" WRPO__PART, dir, 0ul);
-    if (!wrpo__disk_exists(dir)) return NULL;
-    if (wrpo__rename(dir, aside) != 0)
-        wrpo__fail(temp->ctx, WRPO_E_IO, "%s: cannot be renamed: %s", dir, strerror(errno));
-    return aside;
+    if (!wrpo__disk_exists(dir)) return;
+    wrpo__rename_dir(temp->ctx, dir, aside);
+    wrpo__remove_dir(temp, aside);
 }
 /* save.dir/checkpoint-K, whole from its first moment; then the one before it goes, of step *saved (-1: none). */
 static void wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
@@ -11248,15 +11252,11 @@ static void wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
     wrpo_save_desc save = t->desc.save;
     save.dir = part;
     wrpo__trainer_save(t, &save);
-    const char *gone[2] = {wrpo__set_aside(temp, name), NULL};  /* of another run */
-    if (wrpo__rename(part, name) != 0)
-        wrpo__fail(t->ctx, WRPO_E_IO, "%s: cannot be renamed: %s", part, strerror(errno));
-    wrpo__sync_parent(name);
-    if (*saved >= 0) gone[1] = wrpo__set_aside(temp, old);
+    wrpo__drop_checkpoint(temp, name);  /* of another run */
+    wrpo__rename_dir(t->ctx, part, name);
+    const bool other = *saved >= 0 && *saved != t->k;
     *saved = t->k;
-    wrpo__sync_parent(name);
-    for (int i = 0; i < 2; i++)
-        if (gone[i]) wrpo__remove_dir(temp, gone[i]);
+    if (other) wrpo__drop_checkpoint(temp, old);
 }
 static wrpo_result wrpo__checkpoint_entry(wrpo_trainer *t, int64_t *saved) {
     WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__checkpoint(t, saved));
