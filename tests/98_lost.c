@@ -1,5 +1,5 @@
-/* Nothing is lost: no command writes over what it reads, two runs do not share a directory, and whatever stops a command
-   (a kill, a power cut, a full disk, no memory) leaves its inputs as they were and its outputs whole, absent or
+/* Nothing is lost: no command writes over what it reads, two runs do not share a directory, and whatever stops a
+   command (a kill, a power cut, a full disk, no memory) leaves its inputs as they were and its outputs whole, absent or
    resumable, so that the next start ends with the same bytes. The program runs under support/disk.c.
      build/98_lost            every command at some moments
      build/98_lost full       every command at every operation on the disk and at 100 random moments: make lost */
@@ -389,7 +389,8 @@ static void rounding_is_said(void) {
     CHECK(run_file("%s--out out/%s --save-dtype f32", small, "f32") == 0, "%s", error_text);
     CHECK(strstr(said, "saved in F32") && !strstr(error_text, "warning"), "%s%s", said, error_text);
     for (int i = 0; i < 2; i++)
-        CHECK(run_file("%s--out out/%s --save-rounding random", small, i ? "random2" : "random") == 0, "%s", error_text);
+        CHECK(run_file("%s--out out/%s --save-rounding random", small, i ? "random2" : "random") == 0, "%s",
+              error_text);
     CHECK(strstr(said, "saved in BF16, as loaded, rounded at random"), "%s", said);
     const double random_kept = metric_last(at("w/out/random/metrics.jsonl"), "\"update_kept\"");
     CHECK(random_kept > 0.7 && random_kept < 1.3, "rounded at random, of small updates %g are kept", random_kept);
@@ -441,7 +442,8 @@ static const job jobs[] = {
     {"tokenize", "tokenize --model ../in/tiny --in ../in/lines.jsonl --out out/ids.jsonl", NULL, NULL, false},
     {"logprob", "logprob --model ../in/tiny --data ../in/quads.jsonl --out out/logps.jsonl",
      "logprob --model ../in/run --data ../in/quads.jsonl --out out/logps.jsonl", NULL, false},
-    {"eval", "eval --model ../in/run --ref ../in/tiny --data ../in/quads.jsonl --out out/eval.jsonl", NULL, NULL, false},
+    {"eval", "eval --model ../in/run --ref ../in/tiny --data ../in/quads.jsonl --out out/eval.jsonl", NULL, NULL,
+     false},
     {"generate", "generate --model ../in/tiny --in ../in/prompts.jsonl --out out/answers.jsonl --max-tokens 4", NULL,
      NULL, false},
     {"sample", "sample --model ../in/tiny --prompts ../in/prompts.jsonl --as source --n 2 --max-tokens 4 --out "
@@ -519,8 +521,8 @@ static bool lines_among(const node *a, const node *b) {
     return among;
 }
 /* After a stop, in the folder w: the inputs are unchanged, the outputs whole, the next start succeeds and ends with the
-   bytes of a run that nothing stopped. failed: it ended by itself, with a checkpoint of where it was, perhaps without the
-   line of metrics that could not be made. */
+   bytes of a run that nothing stopped. failed: it ended by itself, with a checkpoint of where it was, perhaps without
+   the line of metrics that could not be made. */
 static void goes_on(const plan *p, const char *when, bool failed) {
     char line[1200];
     int n = snprintf(line, sizeof line, "%s", p->job->line);
@@ -576,7 +578,7 @@ static void killed_at_operations(const plan *p) {
     const long stride = stride_of(p->operations, 8);
     for (long n = first_of(p, stride); n <= p->operations; n += stride)
         for (int tear = 0; tear < (full ? 2 : 1); tear++) {
-            char number[20], when[60];
+            char number[24], when[60];
             snprintf(number, sizeof number, "%ld", n), snprintf(when, sizeof when, "killed at operation %ld", n);
             const start killing[] = {{"LD_PRELOAD", shim}, {"DISK_ROOT", "out"}, {"DISK_KILL", number},
                                      {"DISK_TEAR", full ? (tear ? "1" : "0") : (n % 2 ? "1" : "0")}, {NULL, NULL}};
@@ -600,9 +602,9 @@ static void killed_at_random(const plan *p, unsigned seed) {
 }
 
 /* ---- power cuts: the disk that a run leaves, worked out from what it did ----
-   What is synced is kept: a file's bytes by the sync of the file, its name by the sync of its directory. Of the rest two
-   extremes are tried: no name that is not synced is there, and (as on ext4) all names are there and no byte that is not
-   synced. */
+   What is synced is kept: a file's bytes by the sync of the file, its name by the sync of its directory. Of the rest
+   two extremes are tried: no name that is not synced is there, and (as on ext4) all names are there and no byte that is
+   not synced. */
 typedef struct entry { char name[120]; int inode; } entry;
 typedef struct content { char *data; size_t size; entry *list; int count; } content;   /* of a file, of a directory */
 typedef struct inode { bool is_dir; content now, kept; } inode;
@@ -786,7 +788,7 @@ static void with_faults(const plan *p) {
         long stride = stride_of(n, kinds[k].some);
         if (k == 4 && full) stride = (n + 199) / 200;
         for (long i = first_of(p, stride); i <= n; i += stride) {
-            char number[20], when[80];
+            char number[24], when[80];
             snprintf(number, sizeof number, "%ld", i), snprintf(when, sizeof when, "%s %ld", kinds[k].what, i);
             const start fault[] = {{"LD_PRELOAD", shim}, {"DISK_ROOT", "out"}, {kinds[k].variable, number},
                                    {"DISK_ERRNO", kinds[k].error}, {NULL, NULL}};
@@ -822,7 +824,8 @@ static void mapped_and_changed(void) {
         TRAIN "--out out/run --max-steps 3",
         "logprob --model ../in/tiny --data ../in/quads.jsonl --threads 1 --out out/logps.jsonl",
         "merge --model ../in/tiny --adapter ../in/adapter --threads 1 --out out/merged",
-        "sample --model ../in/tiny --prompts ../in/prompts.jsonl --as source --max-tokens 4 --threads 1 --out out/s.jsonl",
+        "sample --model ../in/tiny --prompts ../in/prompts.jsonl --as source --max-tokens 4 --threads 1 --out "
+        "out/s.jsonl",
         "generate --model ../in/tiny --in ../in/prompts.jsonl --max-tokens 4 --threads 1 --out out/g.jsonl",
     };
     char path[300];
@@ -836,10 +839,84 @@ static void mapped_and_changed(void) {
             CHECK(utimensat(AT_FDCWD, path, old, 0) == 0, "%s", path);
             const int code = run(lines[i], changing);
             faults++;
-            CHECK(code == 1 && sentences() > 0 && strstr(error_text, "in/tiny/model.safetensors"), "%s, %s: exit %d: %s",
-                  lines[i], shrinks ? "cut" : "written to", code, error_text);
+            CHECK(code == 1 && sentences() > 0 && strstr(error_text, "in/tiny/model.safetensors"),
+                  "%s, %s: exit %d: %s", lines[i], shrinks ? "cut" : "written to", code, error_text);
             tree_remove(at("in")), tree_write(&inputs, at("in"));
         }
+}
+
+/* ---- full only ---- */
+/* The demo calls the other commands; its folder for them goes with the next start. */
+static void demo_killed(void) {
+    static const char line[] = "demo --quick --out out/report.html";
+    clean(NULL);
+    const double begun = seconds();
+    CHECK(run(line, NULL) == 0, "%s", error_text);
+    const double whole_time = seconds() - begun;
+    tree after = tree_read(work);
+    for (int i = 0; i < 5; i++) {
+        clean(NULL);
+        const pid_t pid = begin(line, NULL, 0);
+        usleep((useconds_t)(whole_time * 1e6 * (i + 0.5) / 5));
+        kill(pid, SIGKILL), ended(pid);
+        kills++;
+        tree now = tree_read(work);
+        const node *n = tree_find(&now, "/out/report.html");
+        CHECK(!n || (n->size > 7 && !memcmp(n->data + n->size - 8, "</html>\n", 8)), "half a report");
+        tree_free(&now);
+    }
+    CHECK(run(line, NULL) == 0, "%s", error_text);
+    tree end = tree_read(work);
+    CHECK(end.count == after.count, "a killed demo leaves %d files", end.count - after.count);
+    tree_free(&after), tree_free(&end);
+}
+static long status_of(pid_t pid, const char *field) {
+    char path[60], line[200];
+    long value = 0;
+    snprintf(path, sizeof path, "/proc/%ld/status", (long)pid);
+    FILE *f = fopen(path, "r");
+    while (f && fgets(line, sizeof line, f))
+        if (!strncmp(line, field, strlen(field))) value = atol(line + strlen(field));
+    if (f) fclose(f);
+    return value;
+}
+static long open_files(pid_t pid) {
+    char path[60];
+    long n = 0;
+    snprintf(path, sizeof path, "/proc/%ld/fd", (long)pid);
+    DIR *d = opendir(path);
+    for (struct dirent *e; d && (e = readdir(d));) n += e->d_name[0] != '.';
+    if (d) closedir(d);
+    return n;
+}
+static long lines_in(const char *path) {
+    size_t size;
+    long n = 0;
+    char *text = slurp(path, &size);
+    for (const char *p = text; p && (p = strchr(p, '\n')); p++) n++;
+    free(text);
+    return n;
+}
+/* 20,000 steps with saves and evaluations: memory and open files stay as they were. */
+static void long_run(void) {
+    static const char line[] = TRAIN "--out out/run --max-steps 20000 --save-steps 500 --eval-steps 500 "
+                                     "--eval-data ../in/quads.jsonl --log-steps 1000";
+    long memory[2] = {0}, handles[2] = {0};
+    int status;
+    clean(NULL);
+    const pid_t pid = begin(line, NULL, 0);
+    for (long steps = 0; waitpid(pid, &status, WNOHANG) == 0; usleep(20000)) {
+        steps = lines_in(at("w/out/run/metrics.jsonl"));
+        const int late = steps > 19000;
+        if (steps < 1000 || (!late && memory[0])) continue;
+        memory[late] = status_of(pid, "VmRSS:"), handles[late] = open_files(pid);
+    }
+    printf("20,000 steps: %ld kB and %ld open files after 1,000, %ld kB and %ld at the end\n", memory[0], handles[0],
+           memory[1], handles[1]);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %d", status);
+    CHECK(memory[0] && memory[1] && memory[1] <= memory[0] + memory[0] / 20, "memory grows");
+    CHECK(handles[1] <= handles[0] + 2, "open files");
+    text_of("out", pid, said, sizeof said), text_of("err", pid, error_text, sizeof error_text);
 }
 
 int main(int argc, char **argv) {
@@ -876,6 +953,8 @@ int main(int argc, char **argv) {
             plan_free(&p);
         }
         if (!only || !strcmp(only, "mapped")) mapped_and_changed();
+        if (full && (!only || !strcmp(only, "demo"))) demo_killed();
+        if (full && (!only || !strcmp(only, "long"))) long_run();
         printf("%ld kills, %ld power cuts, %ld faults\n", kills, cuts, faults);
     }
     tree_remove(dir);
