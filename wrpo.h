@@ -11010,7 +11010,8 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo__rounding r = {0};
     wrpo__model_save(temp, t->model, desc, &r);
     if (d->save_steps && t->k < t->T && t->k % d->save_steps == 0) wrpo__log_kept(t, wrpo__kept(&r));
-    const char *log = !t->out_dir ? NULL : t->part ? t->part->part : wrpo__join(temp, t->out_dir, "metrics.jsonl");
+    const char *log = t->part ? t->part->part : NULL;  /* until it has its name */
+    if (t->out_dir && (!log || !wrpo__disk_exists(log))) log = wrpo__join(temp, t->out_dir, "metrics.jsonl");
     const wrpo__file *metrics = log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
     const int64_t eight = 8;
     int64_t log_size = metrics ? (int64_t)metrics->size : 0;
