@@ -36,7 +36,7 @@ static void configs(void) {
         {"{\"model_type\":\"gemma2\"," SMALL ",\"sliding_window\":9,\"sliding_window_size\":8}", "sliding_window_size"},
         {"{\"model_type\":\"gemma2\"," SMALL ",\"final_logit_softcapping\":0}", "final_logit"},
         {"{\"model_type\":\"phi3\"," SMALL ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}}", "linear"},
-        {"{\"model_type\":\"phi3\"," SMALL ",\"resid_pdrop\":0.1}", "resid_pdrop"},
+        {"{\"model_type\":\"phi3\"," SMALL ",\"resid_pdrop\":1.5}", "resid_pdrop"},
         {"{\"model_type\":\"phi3\"," SMALL
          ",\"head_dim\":8,\"rope_scaling\":{\"type\":\"su\",\"short_factor\":[1,1,1,1],\"long_factor\":[1,1,1]}}",
          "long_factor"},
@@ -53,11 +53,11 @@ static void configs(void) {
         {"{\"model_type\":\"internlm2\"," SMALL ",\"attention_bias\":true}", "attention_bias"},
         {"{\"model_type\":\"internlm2\"," SMALL ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2}}", "yarn"},
         {"{\"model_type\":\"internlm2\"," SMALL ",\"sliding_window\":8}", "sliding_window"},
-        {"{\"model_type\":\"qwen2\"," SMALL ",\"resid_pdrop\":0.5}", "resid_pdrop"},
+        {"{\"model_type\":\"qwen2\"," SMALL ",\"resid_pdrop\":-0.5}", "resid_pdrop"},
         {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":2}}", "llama3"},
         {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2,\"mscale\":1}}",
          "mscale"},
-        {"{\"model_type\":\"llama\"," SMALL ",\"attention_dropout\":0.1}", "attention_dropout"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"attention_dropout\":1}", "attention_dropout"},
         {"{\"model_type\":\"llama\"," SMALL ",\"partial_rotary_factor\":0.5}", "partial_rotary_factor"},
         {"{\"model_type\":\"llama\"," SMALL ",\"architectures\":[\"LlamaForTokenClassification\"]}",
          "LlamaForTokenClassification"},
@@ -79,7 +79,35 @@ static void configs(void) {
         {"{\"model_type\":\"llama\"," SMALL ",\"pad_token_id\":\"x\"}", "pad_token_id"},
         {"{\"model_type\":\"llama\"," SMALL
          ",\"rope_parameters\":{\"rope_type\":\"default\"},\"rope_scaling\":{\"type\":\"linear\",\"factor\":4}}",
-         "rope_scaling: want either"},
+         "is not the same in rope_scaling"},
+        {"{\"model_type\":\"llama\"," SMALL
+         ",\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":4,\"rope_theta\":5000.0},"
+         "\"rope_scaling\":{\"type\":\"linear\",\"factor\":4}}",
+         "rope_parameters: \"rope_theta\" is not the same in rope_scaling"},
+        {"{\"model_type\":\"llama\"," SMALL
+         ",\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":4},"
+         "\"rope_scaling\":{\"type\":\"linear\",\"factor\":4,\"truncate\":true}}",
+         "rope_scaling: \"truncate\" is not the same in rope_parameters"},
+        {"{\"model_type\":\"gemma3_text\"," SMALL ",\"rope_parameters\":{\"rope_type\":\"default\"}}",
+         "want full_attention and sliding_attention, found \"rope_type\""},
+        {"{\"model_type\":\"gemma3_text\"," SMALL
+         ",\"rope_parameters\":{\"sliding_attention\":{\"rope_type\":\"linear\",\"factor\":2}}}",
+         "rope_type: want default, found \"linear\""},
+        {"{\"model_type\":\"gemma3_text\"," SMALL ",\"sliding_window\":null}", "sliding_window: want a number"},
+        {"{\"model_type\":\"gemma3_text\"," SMALL ",\"attn_logit_softcapping\":50.0}", "attn_logit_softcapping"},
+        {"{\"model_type\":\"gemma3_text\"," SMALL ",\"use_bidirectional_attention\":true}", "use_bidirectional"},
+        {"{\"model_type\":\"smollm3\"," SMALL ",\"no_rope_layers\":[1]}", "no_rope_layers: want 0 or 1"},
+        {"{\"model_type\":\"smollm3\"," SMALL ",\"no_rope_layers\":[1,2]}", "want an integer from 0 to 1"},
+        {"{\"model_type\":\"smollm3\"," SMALL ",\"mlp_bias\":true}", "mlp_bias"},
+        {"{\"model_type\":\"olmo2\"," SMALL ",\"clip_qkv\":8}", "clip_qkv"},
+        {"{\"model_type\":\"granite\"," SMALL ",\"residual_multiplier\":0}", "residual_multiplier"},
+        {"{\"model_type\":\"granitemoehybrid\"," SMALL ",\"num_local_experts\":8}", "mixtures of experts"},
+        {"{\"model_type\":\"granitemoehybrid\"," SMALL ",\"num_local_experts\":0,\"layer_types\":"
+         "[\"mamba\",\"attention\"],\"shared_intermediate_size\":20,\"position_embedding_type\":\"rope\"}",
+         "layer_types: want one of full_attention, attention, found \"mamba\""},
+        {"{\"model_type\":\"granitemoehybrid\"," SMALL ",\"num_local_experts\":0,\"layer_types\":"
+         "[\"attention\",\"attention\"],\"shared_intermediate_size\":20,\"position_embedding_type\":\"nope\"}",
+         "position_embedding_type: want rope"},
         {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"factor\":8}}", "want a rope_type"},
         {"{\"model_type\":\"llama\"," SMALL
          ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2,\"truncate\":\"no\"}}",
