@@ -4711,6 +4711,45 @@ static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int6
     }
 }
 
+/* ---- files that are something else: a sentence each ---- */
+/* What a file of weights is by its first bytes, with the way out; NULL: it may be safetensors. */
+static const char *wrpo__foreign_weights(const void *data, size_t size) {
+    static const struct { const char *magic; size_t size; const char *says; } kinds[] = {
+        {"GGUF", 4, "a GGUF file: want the safetensors checkpoint that it was made from"},
+        {"PK\3\4", 4, "a pickle of PyTorch: want safetensors; transformers' save_pretrained converts it"},
+        {"\x80\2", 2, "a pickle of PyTorch: want safetensors; transformers' save_pretrained converts it"},
+        {"version https://git-lfs", 23, "a pointer of Git LFS: want the file itself (git lfs pull)"},
+        {"\x1F\x8B", 2, "compressed by gzip: want the file itself (gunzip)"}};
+    for (int i = 0; i < WRPO__COUNT(kinds); i++)
+        if (size >= kinds[i].size && !memcmp(data, kinds[i].magic, kinds[i].size)) return kinds[i].says;
+    return NULL;
+}
+/* What is wrong with a path that should be a directory of a checkpoint but has no `want` in it. */
+_Noreturn static void wrpo__no_checkpoint(wrpo__arena *arena, const char *path, const char *want) {
+    static const struct { const char *end, *says; } kinds[] = {
+        {".gguf", "a GGUF file: want the safetensors checkpoint that it was made from"},
+        {"pytorch_model.bin", "a pickle of PyTorch: want safetensors; transformers' save_pretrained converts it"},
+        {"pytorch_model.bin.index.json",
+         "pickles of PyTorch: want safetensors; transformers' save_pretrained converts them"},
+        {"adapter_config.json", "an adapter: want the directory of its model here, and this one as the adapter"},
+        {"consolidated.safetensors", "weights with names of their own: want the Hugging Face form, model.safetensors"},
+        {"snapshots", "a cache of the hub: want a directory within its snapshots"}};
+    const char *slash = strchr(path, '/');
+    const bool there = wrpo__files() || wrpo__disk_exists(path);
+    const bool hub = slash && slash != path && slash[1] && !strchr(slash + 1, '/') && path[0] != '.' && path[0] != '~';
+    if (!there && hub)
+        wrpo__fail(arena->ctx, WRPO_E_IO, "%s: no such directory. Nothing is downloaded: get a model of the hub with "
+                "\"hf download %s --local-dir DIR\", then name DIR", path, path);
+    if (!there) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: no such directory. Nothing is downloaded", path);
+    const wrpo__name *names = wrpo__list_dir(arena, path);
+    for (int k = 0; k < WRPO__COUNT(kinds); k++)
+        for (int64_t i = 0; i < stbds_arrlen(names); i++)
+            if (wrpo__ends(names[i].text, kinds[k].end))
+                wrpo__fail(arena->ctx, WRPO_E_IO, "%s: no %s in this directory, but %s, %s", path, want, names[i].text,
+                        kinds[k].says);
+    wrpo__fail(arena->ctx, WRPO_E_IO, "%s: want a checkpoint's directory, found no %s in it", path, want);
+}
+
 /* ---- one file ---- */
 struct wrpo_tensors { wrpo__arena *arena; int64_t count; wrpo_tensor_info *info; };  /* info: sorted by name */
 static int wrpo__by_offset(const void *x, const void *y) {  /* where the data begins, then where it ends */
@@ -4781,6 +4820,8 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     if (f->size < 8)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want 8 bytes of header size, found a file of %zu", path, f->size);
     unsigned long long header;
+    const char *foreign = wrpo__foreign_weights(f->data, f->size);
+    if (foreign) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s", path, foreign);
     memcpy(&header, f->data, 8);
     if (header > WRPO__HEADER_MAX)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want a header of at most %d bytes, found %llu", path, WRPO__HEADER_MAX,
@@ -4821,57 +4862,71 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     return part;
 }
 
-/* ---- many files: the index maps every tensor to its file ---- */
+/* ---- many files: the index maps every tensor to its file ----
+   What its files have is read, as transformers does it. Where the index says something else, that is a warning. */
 typedef struct wrpo__part { const char *file; wrpo_tensors tensors; } wrpo__part;
-/* What a file has that the index does not say of it. */
-static void wrpo__unmapped(const wrpo__part *part, const wrpo_json *map, const char *index) {
-    for (int64_t i = 0; i < part->tensors.count; i++) {
-        const wrpo_tensor_info *t = &part->tensors.info[i];
-        const wrpo_json *v = wrpo_json_get(map, t->name);
-        if (!v) wrpo__wrong_tensor(t, "want an entry in the weight_map of %s, found none", index);
-        if (strcmp(v->text, part->file))
-            wrpo__wrong_tensor(t, "want it only in %s, as %s says, found it here as well", v->text, index);
+/* The files that the index names, opened; an stb_ds array. */
+static wrpo__part *wrpo__index_parts(wrpo__arena *arena, wrpo__arena *temp, const char *path, const wrpo_json *map) {
+    const int dir = (int)(wrpo__basename(path) - path);
+    wrpo__part *parts = NULL;
+    for (const wrpo_json *v = map->child; v; v = v->next) {
+        int64_t p = 0;
+        wrpo__want(v, WRPO_JSON_STRING, NULL);
+        if (!v->size || strlen(v->text) != v->size || strpbrk(v->text, "/\\") || strstr(v->text, ".."))
+            wrpo__refuse(v, NULL, "the name of a file beside the index");
+        while (p < stbds_arrlen(parts) && strcmp(parts[p].file, v->text)) p++;
+        if (p < stbds_arrlen(parts)) continue;
+        const wrpo__part part = {v->text, wrpo__file_open(arena, wrpo__format(temp, "%.*s%s", dir, path, v->text))};
+        stbds_arrput(parts, part);
     }
+    return parts;
 }
 static wrpo_tensors wrpo__index_open(wrpo__arena *arena, const char *path) {
     wrpo__arena *temp = wrpo__sub_arena(arena);
     const wrpo_json *root = wrpo__want(wrpo__json_file(temp, path), WRPO_JSON_OBJECT, "the index");
     const wrpo_json *map = wrpo__need(root, "weight_map", WRPO_JSON_OBJECT);
     const wrpo_json *size = wrpo_json_get(wrpo__maybe(root, "metadata", WRPO_JSON_OBJECT), "total_size");
-    const char *name = wrpo__basename(path);
-    wrpo_tensors all = {arena, map->count, wrpo__raw(arena, (size_t)map->count, sizeof *all.info)};
-    wrpo_tensor_info *next = all.info;
-    wrpo__part *parts = NULL;  /* stb array */
-    int64_t total = 0;
+    wrpo__part *parts = wrpo__index_parts(arena, temp, path, map);
+    wrpo_tensors all = {.arena = arena};
     double bytes = 0;
-    for (const wrpo_json *v = map->child; v; v = v->next) {
-        const wrpo_tensor_info wanted = {.file = path, .name = v->key}, *found = NULL;
-        int64_t p = 0;
-        wrpo__want(v, WRPO_JSON_STRING, NULL);
-        if (!v->size || strlen(v->text) != v->size || strpbrk(v->text, "/\\") || strstr(v->text, ".."))
-            wrpo__refuse(v, NULL, "the name of a file beside the index");
-        while (p < stbds_arrlen(parts) && strcmp(parts[p].file, v->text)) p++;
-        if (p == stbds_arrlen(parts)) {
-            const char *file = wrpo__format(temp, "%.*s%s", (int)(name - path), path, v->text);
-            const wrpo__part part = {v->text, wrpo__file_open(arena, file)};
-            stbds_arrput(parts, part);
-            total += part.tensors.count;
-        }
-        if (strlen(v->key) == v->key_size) found = wrpo_tensors_find(&parts[p].tensors, v->key);
-        if (!found) wrpo__wrong_tensor(&wanted, "want it in %s, found no such tensor there", v->text);
-        bytes += (double)found->bytes;
-        *next++ = *found;
-    }
+    for (int64_t p = 0; p < stbds_arrlen(parts); p++) all.count += parts[p].tensors.count;
+    wrpo_tensor_info *next = all.info = wrpo__raw(arena, (size_t)all.count, sizeof *all.info);
     for (int64_t p = 0; p < stbds_arrlen(parts); p++) {
-        if (total > all.count) wrpo__unmapped(&parts[p], map, name);
-        wrpo__block_free(parts[p].tensors.info);
+        const wrpo_tensors *t = &parts[p].tensors;
+        if (t->count) memcpy(next, t->info, (size_t)t->count * sizeof *next);
+        next += t->count;
+        wrpo__block_free(t->info);
     }
+    stbds_arrfree(parts);
+    if (all.count) qsort(all.info, (size_t)all.count, sizeof *all.info, wrpo__by_first_name);
+    bool *named = wrpo__alloc(temp, (size_t)all.count, sizeof *named);
+    const char *nowhere = NULL;
+    int64_t absent = 0, unnamed = all.count, first = 0;
+    for (const wrpo_json *v = map->child; v; v = v->next) {
+        const wrpo_tensor_info *t = strlen(v->key) == v->key_size ? wrpo_tensors_find(&all, v->key) : NULL;
+        const bool there = t && !strcmp(wrpo__basename(t->file), v->text);
+        if (there) {
+            named[t - all.info] = true;
+            unnamed--;
+        } else if (!absent++) nowhere = wrpo__legible(v->key, v->key_size);
+    }
+    for (int64_t i = 0; i < all.count; i++) {
+        const wrpo_tensor_info *t = &all.info[i];
+        bytes += (double)t->bytes;
+        if (i > 0 && !strcmp(t->name, t[-1].name))
+            wrpo__wrong_tensor(t, "want it once, found it in %s too", t[-1].file);
+    }
+    while (first < all.count && named[first]) first++;
+    if (absent)
+        wrpo__log(arena->ctx, WRPO_LOG_WARN, "%s: its files do not have what it says of %lld tensors, such as %s", path,
+                (long long)absent, nowhere);
+    if (unnamed)
+        wrpo__log(arena->ctx, WRPO_LOG_WARN, "%s: %lld tensors of its files are not named there, such as %s: they are "
+                "read as well", path, (long long)unnamed, all.info[first].name);
     if (size && !(size->kind == WRPO_JSON_NUMBER && size->number == bytes))
         wrpo__log(arena->ctx, WRPO_LOG_WARN, "%s:%d: total_size: want %.0f, found %s", path, size->line, bytes,
                 wrpo__found(size));
-    stbds_arrfree(parts);
     wrpo__arena_clear(temp);
-    if (all.count) qsort(all.info, (size_t)all.count, sizeof *all.info, wrpo__by_first_name);
     return all;
 }
 
@@ -4882,9 +4937,7 @@ static wrpo_tensors *wrpo__tensors_new(wrpo__arena *arena, const char *path) {
     if (wrpo__is_dir(path)) {
         file = wrpo__join(arena, path, WRPO__SINGLE_FILE);
         if (!wrpo__exists(file)) file = wrpo__join(arena, path, WRPO__INDEX_FILE);
-        if (!wrpo__exists(file))
-            wrpo__fail(arena->ctx, WRPO_E_IO, "%s: want " WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE
-                    " in this directory, found neither", path);
+        if (!wrpo__exists(file)) wrpo__no_checkpoint(arena, path, WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE);
     }
     wrpo_tensors *t = WRPO__NEW(arena, wrpo_tensors);
     *t = wrpo__ends(file, ".json") ? wrpo__index_open(arena, file) : wrpo__file_open(arena, file);
@@ -5408,6 +5461,7 @@ static void wrpo__config_head(wrpo__reader *in) {
     for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
         int head = v->kind == WRPO_JSON_STRING ? 0 : 4;
         while (head < 4 && !wrpo__ends(v->text, heads[head])) head++;
+        if (head == 4 && v->kind == WRPO_JSON_STRING && wrpo__ends(v->text, "Model")) head = WRPO_HEAD_LM;  /* a base */
         const bool fits = head < 4 && (head != WRPO_HEAD_VALUE || in->is & WRPO__INTERNLM2);
         if (!fits || (v != list->child && head != (int)in->c->head))
             wrpo__unsupported(v, "architectures: want causal language models, sequence classification or the reward "
@@ -5431,6 +5485,9 @@ static void wrpo__config_parse(const wrpo_json *root, wrpo_config *c) {
     wrpo__reader reader = {.root = root, .c = c}, *in = &reader;
     const wrpo_json *type = wrpo__need(root, "model_type", WRPO_JSON_STRING);
     for (int i = 0; i < WRPO__COUNT(wrpo__families); i++) names[i] = wrpo__families[i].model_type;
+    if (wrpo__present(root, "text_config"))
+        wrpo__unsupported(type, "model_type %s: a model of several modalities: want its text model alone, as a "
+                "directory of its own", wrpo__found(type));
     const int family = wrpo__choice(type, "model_type", names, WRPO__ALL);
     in->is = 1u << family;
     *c = wrpo__families[family];
@@ -5485,13 +5542,13 @@ static void wrpo__config_parse(const wrpo_json *root, wrpo_config *c) {
 #define WRPO__ADAPTER_FILE "adapter_model.safetensors"
 #define WRPO__ADAPTER_CONFIG "adapter_config.json"
 static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {  /* path: or its directory */
-    const bool dir = wrpo__is_dir(path), adapter = dir && wrpo__exists(wrpo__join(arena, path, WRPO__ADAPTER_CONFIG));
-    if (dir) path = wrpo__join(arena, path, "config.json");
-    if (adapter && !wrpo__exists(path))
-        wrpo__fail(arena->ctx, WRPO_E_FORMAT, "%s is not there: this is the directory of an adapter, want that of its "
-                "model (and this one as the adapter)", path);
+    const char *config = wrpo__is_dir(path) ? wrpo__join(arena, path, "config.json") : path;
+    if (!wrpo__exists(config)) wrpo__no_checkpoint(arena, path, "config.json");
+    const wrpo__file *f = wrpo__open_file(arena, config);
+    const char *foreign = wrpo__foreign_weights(f->data, f->size);
+    if (foreign) wrpo__fail(arena->ctx, WRPO_E_FORMAT, "%s: %s", config, foreign);
     memset(c, 0, sizeof *c);
-    wrpo__config_parse(wrpo__json_file(arena, path), c);
+    wrpo__config_parse(wrpo__json_parse(arena, config, 1, (const char *)f->data, f->size), c);
 }
 WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_config *out) {
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__config_read(wrpo__current, path, out));
@@ -5556,8 +5613,8 @@ static void wrpo__shape_text(char *s, size_t n, int ndim, const int64_t *shape) 
         used += (size_t)snprintf(s + used, n - used, "%s%lld", i ? "," : "", (long long)shape[i]);
     if (used < n) snprintf(s + used, n - used, "]");
 }
-/* A tensor that a load may leave alone: an untied output of a tied model, as transformers does; frequencies of old
-   files; the head of a reward model, which wrpo_reward_load reads, for nothing trains it. */
+/* A tensor that a load may leave alone: the output of a tied model, which is equal to its embedding; frequencies of
+   old files; the head of a reward model, which wrpo_reward_load reads, for nothing trains it. */
 static bool wrpo__is_extra(const wrpo_config *c, const char *name) {
     char head[128];
     wrpo__file_name(c, "lm_head.weight", head);
@@ -5570,6 +5627,30 @@ static bool wrpo__is_extra(const wrpo_config *c, const char *name) {
     default: return false;
     }
 }
+/* Of a language model's directory. Its config says that the output is the embedding, but the file has both and they
+   differ: as in transformers 5 it is not. */
+static void wrpo__untie(const wrpo_tensors *t, wrpo_config *c) {
+    char name[2][128];
+    if (!c->tie_word_embeddings || c->head != WRPO_HEAD_LM) return;
+    wrpo__file_name(c, "model.embed_tokens.weight", name[0]);
+    wrpo__file_name(c, "lm_head.weight", name[1]);
+    const wrpo_tensor_info *embed = wrpo_tensors_find(t, name[0]), *head = wrpo_tensors_find(t, name[1]);
+    if (!embed) embed = wrpo_tensors_find(t, name[0] + strlen("model."));
+    if (!embed || !head || (embed->bytes == head->bytes && !memcmp(embed->data, head->data, head->bytes))) return;
+    c->tie_word_embeddings = false;
+    wrpo__log(wrpo__current->ctx, WRPO_LOG_WARN, "%s: tie_word_embeddings is true, but %s and %s differ: they are not "
+            "tied, and a save has both", head->file, name[0], name[1]);
+}
+/* Where the file has a weight: under its name; without "model." in the file of a base model; a tied embedding as the
+   output. */
+static const wrpo_tensor_info *wrpo__find_weight(const wrpo_tensors *t, const wrpo_config *c, const char *name,
+        bool base) {
+    char head[128];
+    const wrpo_tensor_info *info = wrpo_tensors_find(t, base && !strncmp(name, "model.", 6) ? name + 6 : name);
+    wrpo__file_name(c, "lm_head.weight", head);
+    const bool embedding = strstr(name, "embed_tokens.") || strstr(name, "tok_embeddings.");
+    return info || !embedding || !c->tie_word_embeddings ? info : wrpo_tensors_find(t, head);
+}
 /* The slice of each weight of the table from number `begin` on: all are there, in their shapes, and no other tensor.
    *dtype: of the first. */
 static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, int64_t begin, const char *dir,
@@ -5577,12 +5658,17 @@ static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, 
     const wrpo_tensor_info *first = NULL, *other = NULL;
     wrpo__slice *slices = wrpo__slices(arena, m);
     bool *seen = wrpo__alloc(arena, (size_t)t->count, sizeof *seen);
+    const bool base = !begin && !wrpo_tensors_find(t, slices->name) && wrpo_tensors_find(t, slices->name + 6);
+    if (base)
+        wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: a base model's file, whose names lack \"model.\": a save has them", dir);
     for (int64_t i = begin; i < m->n_weights; i++) {
         const wrpo_weight *w = &m->weights[i];
         wrpo__slice *s = &slices[i];
-        const wrpo_tensor_info *info = s->info = wrpo_tensors_find(t, s->name);
+        const wrpo_tensor_info *info = s->info = wrpo__find_weight(t, &m->config, s->name, base);
         char want[80], found[160];
-        if (!info) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, s->name);
+        if (!info)
+            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing%s", dir, s->name,
+                    base ? ": want a causal language model's checkpoint, found a base model's" : "");
         const int64_t shape[2] = {s->rows, w->cols};
         wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
         wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
@@ -5608,9 +5694,11 @@ static wrpo_tensors *wrpo__tensors_in(wrpo_ctx *ctx, const char *dir) {
 static void wrpo__model_check(const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype) {
     wrpo__arena *temp = wrpo__current;
     wrpo__config_read(temp, dir, config);
+    const wrpo_tensors *t = wrpo__tensors_new(temp, dir);
+    wrpo__untie(t, config);
     const wrpo_model *table = wrpo__model_table(temp, config, WRPO_DTYPE_F32);
     *parameters = wrpo_model_parameters(table);
-    wrpo__find_weights(temp, table, 0, dir, wrpo__tensors_new(temp, dir), dtype);
+    wrpo__find_weights(temp, table, 0, dir, t, dtype);
 }
 WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters,
         wrpo_dtype *dtype) {
@@ -5957,6 +6045,7 @@ static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *d
     if (!reward) wrpo__need_language_model(ctx, desc->dir, &config);
     const bool map = desc->frozen && ctx->desc.backend->host;
     const wrpo_tensors *t = wrpo__tensors_new(map ? arena : temp, desc->dir);  /* mapped: open as long as the model */
+    wrpo__untie(t, &config);
     wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_DTYPE_F32 : ctx->desc.dtype);
     model->dir = model->tokenizer_dir = wrpo__format(arena, "%s", desc->dir);
     model->frozen = desc->frozen;
@@ -6041,21 +6130,54 @@ static void wrpo__side_file(wrpo__arena *arena, wrpo__writer ***sides, const cha
     if (old && old->size == size && !memcmp(old->data, data, size)) return;
     stbds_arrput(*sides, wrpo__write_whole(arena, to, data, size));
 }
-/* config.json, unchanged except for the value of dtype / torch_dtype, which becomes that of the weights written. */
+/* Where a value begins in its text, by line and column. */
+static const char *wrpo__json_place(const char *text, const wrpo_json *v) {
+    for (int32_t i = 1; i < v->line; i++) text = strchr(text, '\n') + 1;
+    for (int32_t i = 1; i < v->column; i++)
+        for (text++; (*text & 0xC0) == 0x80;) text++;  /* to the next code point */
+    return text;
+}
+/* config.json, unchanged except for what the weights written are: dtype / torch_dtype; not tied where they are not; a
+   language model where a base model's file was read. */
 static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const char *from, const char *to,
-        wrpo_dtype dtype) {
+        const wrpo_config *c, wrpo_dtype dtype) {
     const wrpo__file *f = wrpo__open_file(arena, from);
     const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *rest = text;
+    const wrpo_json *root = wrpo__json_parse(arena, from, 1, text, f->size);
+    const wrpo_json *tie = wrpo_json_get(root, "tie_word_embeddings");
     wrpo__text out = {.arena = arena};
-    for (const wrpo_json *v = wrpo__json_parse(arena, from, 1, text, f->size)->child; v; v = v->next) {
-        if (v->kind != WRPO_JSON_STRING || (strcmp(v->key, "dtype") && strcmp(v->key, "torch_dtype"))) continue;
-        const char *quote = text;  /* the opening one, by line and column */
-        for (int32_t i = 1; i < v->line; i++) quote = strchr(quote, '\n') + 1;
-        for (int32_t i = 1; i < v->column; i++)
-            for (quote++; (*quote & 0xC0) == 0x80;) quote++;  /* to the next code point */
-        wrpo__text_add(&out, rest, (size_t)(quote + 1 - rest));
-        wrpo__text_puts(&out, wrpo__dtypes[dtype].torch);
-        rest = strchr(quote + 1, '"');
+    const bool stated = tie && tie->kind == WRPO_JSON_BOOL;
+    bool tied = stated && tie->boolean;
+    for (int i = 0; !stated && i < WRPO__COUNT(wrpo__families); i++)
+        if (!strcmp(c->model_type, wrpo__families[i].model_type)) tied = wrpo__families[i].tie_word_embeddings;
+    const bool untied = tied && !c->tie_word_embeddings && c->head == WRPO_HEAD_LM;
+    if (untied && !tie) {
+        rest = strchr(text, '{') + 1;
+        wrpo__text_add(&out, text, (size_t)(rest - text));
+        wrpo__text_puts(&out, "\n  \"tie_word_embeddings\": false,");
+    }
+    for (const wrpo_json *v = root->child; v; v = v->next) {
+        const char *at = wrpo__json_place(text, v), *end = NULL, *value = NULL;
+        const bool base = !strcmp(v->key, "architectures") && v->child && c->head == WRPO_HEAD_LM &&
+            wrpo__ends(v->child->text, "Model");
+        if (v->kind == WRPO_JSON_STRING && wrpo__in_words("dtype torch_dtype", v->key)) {
+            end = strchr(at + 1, '"');
+            at++;
+            value = wrpo__dtypes[dtype].torch;
+        }
+        if (v == tie && untied) {
+            end = at + 4;  /* true or null */
+            value = "false";
+        }
+        if (base) {
+            end = strchr(wrpo__json_place(text, v->child) + 1, '"');
+            at = end - strlen("Model");
+            value = "ForCausalLM";
+        }
+        if (!value) continue;
+        wrpo__text_add(&out, rest, (size_t)(at - rest));
+        wrpo__text_puts(&out, value);
+        rest = end;
     }
     wrpo__text_puts(&out, rest);
     wrpo__side_file(arena, sides, to, out.data, out.size);
@@ -6066,7 +6188,7 @@ static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *mod
     const bool dir = wrpo__is_dir(model->dir);  /* else it is the path of a config.json */
     const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL};
     const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
-    wrpo__save_config(arena, &sides, config, wrpo__join(arena, to, "config.json"), dtype);
+    wrpo__save_config(arena, &sides, config, wrpo__join(arena, to, "config.json"), &model->config, dtype);
     for (int i = 0; i < 2; i++) {
         const wrpo__name *names = from[i] ? wrpo__list_dir(arena, from[i]) : NULL;
         for (int64_t k = 0; k < stbds_arrlen(names); k++) {
