@@ -5,6 +5,7 @@
 #include "support/folder.h"
 #include "support/counting.h"
 #include "support/tiny.h"
+#include "support/golden.h"
 #include <unistd.h>
 
 static wrpo_ctx *ctx;
@@ -46,11 +47,9 @@ static void forms(void) {
         "\"role\":\"assistant\",\"content\":\"two\"}],\"rejected\":{\"role\":\"assistant\",\"content\":\"bad\"}}\n"
         "{\"chosen\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":\"two\"}],"
         "\"rejected\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":\"bad\"}]}\n"
-        "{\"prompt_id\":7,\"messages\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":"
-        "\"one\"}]}\n"
         "{\"prompt\":\"hi\",\"chosen\":[\"a\",\"b\",\"c\"],\"rejected\":\"bad\"}",
         (wrpo_data_desc){0});
-    CHECK(data && wrpo_data_count(data) == 6, "%s", wrpo_last_error(ctx)->text);
+    CHECK(data && wrpo_data_count(data) == 5, "%s", wrpo_last_error(ctx)->text);
     if (!data) return;
     const char *prompt = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n";
     const struct { const char *id; int64_t line; int count; wrpo_role role[4]; const char *text[4];
@@ -62,13 +61,12 @@ static void forms(void) {
                 {"line 4", 4, 2, {WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED}, {"two<|im_end|>", "bad<|im_end|>"}},
                 {"line 5", 5, 2, {WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED}, {"two<|im_end|>", "bad<|im_end|>"}},
                 {"line 6", 6, 2, {WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED}, {"two<|im_end|>", "bad<|im_end|>"}},
-                {"7", 7, 1, {WRPO_ROLE_SOURCE}, {"one<|im_end|>"}},
-                {"line 8",
-                 8,
+                {"line 7",
+                 7,
                  4,
                  {WRPO_ROLE_SOURCE, WRPO_ROLE_SOURCE, WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED},
                  {"a<|im_end|>", "b<|im_end|>", "c<|im_end|>", "bad<|im_end|>"}}};
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < 5; i++) {
         wrpo_record r = wrpo_data_record(data, i);
         CHECK(!strcmp(r.prompt_id, want[i].id) && r.line == want[i].line && r.count == want[i].count,
               "record %d: \"%s\", line %lld, %d responses", i, r.prompt_id, (long long)r.line, r.count);
@@ -78,21 +76,34 @@ static void forms(void) {
         for (int k = 0; k < r.count && k < 4; k++) {
             CHECK(r.responses[k].role == want[i].role[k] && r.responses[k].first == 0,
                   "record %d, response %d: role %d", i, k, r.responses[k].role);
-            CHECK(r.responses[k].share == (i == 5 && k < 2 ? 0.5 : 1), "share %g", r.responses[k].share);
+            CHECK(r.responses[k].share == (i == 4 && k < 2 ? 0.5 : 1), "share %g", r.responses[k].share);
             is(tok, r.responses[k].ids, r.responses[k].count, want[i].text[k], "response");
         }
     }
     wrpo_data_free(data);
+    data = load(tok,
+                "{\"prompt_id\":7,\"messages\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\","
+                "\"content\":\"one\"}]}",
+                (wrpo_data_desc){0});
+    CHECK(data, "%s", wrpo_last_error(ctx)->text);
+    if (data) {
+        const wrpo_record r = wrpo_data_record(data, 0);
+        CHECK(!strcmp(r.prompt_id, "7") && r.count == 1 && r.responses[0].role == WRPO_ROLE_SOURCE, "messages");
+        is(tok, r.prompt, r.prompt_count, prompt, "prompt of messages");
+        is(tok, r.responses[0].ids, r.responses[0].count, "one<|im_end|>", "answer of messages");
+    }
+    wrpo_data_free(data);
     /* shares, pairs, weights */
+    for (int part = 0; part < 2; part++) {
     data = load(
-        tok,
-        "{\"prompt\":\"hi\",\"chosen\":[\"a\",\"b\",\"c\"],\"rejected\":\"bad\",\"weights\":[3,1],\"weight\":0.25}\n"
+        tok, part ?
         "{\"prompt\":\"hi\",\"pairs\":[{\"chosen\":\"a\",\"rejected\":\"x\",\"weight\":2},{\"chosen\":[\"b\"],"
         "\"rejected\":{\"role\":\"assistant\",\"content\":\"y\"},\"weight\":6}]}\n"
         "{\"weight\":0,\"pairs\":[{\"chosen\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\","
-        "\"content\":\"a\"}],\"rejected\":\"x\"}]}\n",
+        "\"content\":\"a\"}],\"rejected\":\"x\"}]}\n"
+        : "{\"prompt\":\"hi\",\"chosen\":[\"a\",\"b\",\"c\"],\"rejected\":\"bad\",\"weights\":[3,1],\"weight\":0.25}",
         (wrpo_data_desc){0});
-    CHECK(data && wrpo_data_count(data) == 3, "%s", wrpo_last_error(ctx)->text);
+    CHECK(data && wrpo_data_count(data) == 1 + part, "%s", wrpo_last_error(ctx)->text);
     if (data) {
         static const struct {
             int count;
@@ -114,8 +125,8 @@ static void forms(void) {
                       {0.25, 0.75, 0.25, 0.75},
                       {1, 2, 1, 2}},
                      {2, WRPO_ZERO, "ax", {WRPO_ROLE_SOURCE, WRPO_ROLE_REJECTED}, {1, 1}, {1, 1}}};
-        for (int i = 0; i < 3; i++) {
-            wrpo_record r = wrpo_data_record(data, i);
+        for (int i = part; i < 1 + 2 * part; i++) {
+            wrpo_record r = wrpo_data_record(data, i - part);
             CHECK(r.count == fused[i].count && r.weight == fused[i].weight, "fused %d: %d responses, weight %g", i,
                   r.count, r.weight);
             for (int k = 0; k < r.count; k++)
@@ -125,6 +136,7 @@ static void forms(void) {
         }
     }
     wrpo_data_free(data);
+    }
     data = load(tok, QUAD "\n" QUAD "\n" QUAD, (wrpo_data_desc){.limit = 2});
     CHECK(data && wrpo_data_count(data) == 2, "limit");
     wrpo_data_free(data);
@@ -259,7 +271,10 @@ static void refusals(void) {
         {"{\"prompt\":\"\xFF\",\"chosen\":\"a\",\"rejected\":\"b\"}", "data.jsonl:2:"}};
     for (int i = 0; i < (int)(sizeof bad / sizeof *bad); i++) {
         char text[600];
-        snprintf(text, sizeof text, "%s\n%s\n", QUAD, bad[i].line);
+        const char *first = strstr(bad[i].line, "\"pairs\"") ? "{\"prompt\":\"x\",\"pairs\":[{\"chosen\":\"a\",\"rejected\":\"b\"}]}"
+                            : strstr(bad[i].line, "\"messages\"") ? "{\"messages\":[\"x\",{\"role\":\"assistant\",\"content\":\"y\"}]}"
+                                                             : QUAD;
+        snprintf(text, sizeof text, "%s\n%s\n", first, bad[i].line);
         wrpo_data *data = load(tok, text, (wrpo_data_desc){0});
         const wrpo_error *e = wrpo_last_error(ctx);
         CHECK(!data && strstr(e->text, bad[i].says) && strstr(e->text, "data.jsonl:2") && e->line == 2,
@@ -413,6 +428,88 @@ static void named(void) {
     wrpo_tokenizer_free(tok);
 }
 
+/* Shapes of public data sets, to the ids of TRL (golden/data.py says what differs on purpose). */
+static bool same_ids(const wrpo_json *want, int64_t from, const int32_t *ids, int64_t n) {
+    const wrpo_json *v = want->child;
+    if (want->count < from + n) return false;
+    for (; from > 0; from--) v = v->next;
+    for (int64_t i = 0; i < n; i++, v = v->next)
+        if (v->integer != ids[i]) return false;
+    return true;
+}
+/* What TRL has and we have not: what the template writes after the end token. */
+static bool only_space(wrpo_tokenizer *tok, const wrpo_json *want, int64_t from) {
+    int32_t *ids = golden_ids(want);
+    char *text;
+    size_t size;
+    CHECK(wrpo_tokenizer_decode(tok, ids + from, want->count - from, false, &text, &size) == WRPO_OK, "decode");
+    const bool space = strspn(text, " \n") == size;
+    wrpo_free(ctx, text);
+    free(ids);
+    return space;
+}
+static void compare_pair(wrpo_tokenizer *tok, const char *name, const wrpo_record *r, const wrpo_json *want) {
+    const wrpo_json *prompt = golden_get(want, "prompt"), *y = golden_get(want, "responses")->child;
+    CHECK(r->prompt_count == prompt->count && same_ids(prompt, 0, r->prompt, r->prompt_count),
+          "%s: prompt of %lld ids, TRL has %lld", name, (long long)r->prompt_count, (long long)prompt->count);
+    CHECK(r->count == 2, "%s: %d responses", name, r->count);
+    for (int k = 0; k < r->count && y; k++, y = y->next)
+        CHECK(same_ids(y, 0, r->responses[k].ids, r->responses[k].count) && only_space(tok, y, r->responses[k].count),
+              "%s: response %d of %lld ids, TRL has %lld", name, k, (long long)r->responses[k].count,
+              (long long)y->count);
+}
+static void compare_sft(wrpo_tokenizer *tok, const char *name, const wrpo_record *r, const wrpo_json *want, bool whole) {
+    const wrpo_json *ids = golden_get(want, "ids"), *mark = golden_get(want, "scored")->child;
+    const wrpo_tokens *y = &r->responses[0];
+    const int64_t n = r->prompt_count + y->count;
+    CHECK(same_ids(ids, 0, r->prompt, r->prompt_count) && same_ids(ids, r->prompt_count, y->ids, y->count),
+          "%s: %lld ids differ from TRL's %lld", name, (long long)n, (long long)ids->count);
+    CHECK(!whole || n == ids->count, "%s: %lld ids, TRL has %lld", name, (long long)n, (long long)ids->count);
+    for (int64_t i = 0; i < ids->count; i++, mark = mark->next) {
+        const int64_t j = i - r->prompt_count;
+        const bool scored = j >= 0 && j < y->count && (!y->scored || y->scored[j]);
+        if (i > 0 && scored != (bool)mark->integer && !(j >= y->count && only_space(tok, ids, n)))
+            CHECK(false, "%s: id %lld is %s", name, (long long)i, scored ? "scored, not in TRL" : "not scored");
+    }
+}
+static void published(void) {
+    const wrpo_json *root = golden_read(ctx, "golden/data.json");
+    char *text;
+    for (const wrpo_json *c = golden_get(root, "cases")->child; c; c = c->next) {
+        const char *name = golden_text(c, "name", "?"), *on = golden_text(c, "sft_on", "answers");
+        const wrpo_json *template = golden_get(golden_get(root, "templates"), golden_text(c, "template", ""));
+        const bool packing = wrpo_json_get(c, "packing") != NULL;
+        wrpo_data_desc desc = {.packing = packing, .max_length = (int64_t)golden_number(c, "max_length", 0)};
+        while (strcmp(wrpo_sft_on_name((int)desc.sft_on), on)) desc.sft_on++;
+        CHECK(!wrpo_json_text(ctx, golden_get(root, "tokenizer"), &text), "tokenizer");
+        tiny_put(dir, "tokenizer.json", text);
+        wrpo_free(ctx, text);
+        CHECK(!wrpo_json_quote(ctx, template->text, template->size, &text), "template");
+        char *config = malloc(template->size * 6 + 200);
+        sprintf(config, "{\"bos_token\":\"<s>\",\"eos_token\":\"</s>\",\"chat_template\":%s}", text);
+        tiny_put(dir, "tokenizer_config.json", config);
+        free(config);
+        wrpo_free(ctx, text);
+        wrpo_tokenizer *tok;
+        CHECK(!wrpo_tokenizer_load(ctx, dir, &tok), "%s", wrpo_last_error(ctx)->text);
+        CHECK(!wrpo_json_text(ctx, golden_get(c, "lines"), &text), "lines");   /* an array is read as lines are */
+        wrpo_data *data = load(tok, text, desc);
+        wrpo_free(ctx, text);
+        const wrpo_json *want = golden_get(c, "records");
+        CHECK(data && wrpo_data_count(data) == want->count, "%s: %s", name,
+              data ? "another number of records" : wrpo_last_error(ctx)->text);
+        const wrpo_json *w = want->child;
+        for (int64_t i = 0; data && w && i < wrpo_data_count(data); i++, w = w->next) {
+            const wrpo_record r = wrpo_data_record(data, i);
+            if (wrpo_json_get(w, "prompt")) compare_pair(tok, name, &r, w);
+            else compare_sft(tok, name, &r, w, packing || desc.sft_on == WRPO_SFT_ON_ALL);
+        }
+        wrpo_data_free(data);
+        wrpo_tokenizer_free(tok);
+    }
+    wrpo_json_free(ctx, (wrpo_json *)(uintptr_t)root);
+}
+
 int main(void) {
     snprintf(dir, sizeof dir, "tmp_data_%ld", (long)getpid());
     if (wrpo_open(NULL, &ctx) != WRPO_OK) return 2;
@@ -423,6 +520,7 @@ int main(void) {
     tiny_tokenizer(dir, chatml), tiny_put(dir, "data.jsonl", QUAD "\n" QUAD "\n");
     allocations();
     named();
+    published();
     real();
     snprintf(command, sizeof command, "rm -rf %s", dir);
     CHECK(system(command) == 0, "rm");
