@@ -10055,8 +10055,8 @@ static void wrpo__say_counts(const wrpo__reading *in) {
                   "reasoning: it is not trained on", path, (long long)in->dropped, (long long)in->said_count);
     if (in->parted)
         wrpo__log(ctx, WRPO_LOG_WARN, "%s: in %lld of %lld records the generation prompt ends in \"%s\", which the "
-                  "chat template does not write before the answer: the answer begins where they part, as in TRL, but at "
-                  "inference the model sees it", path, (long long)in->parted, (long long)in->read, in->lost);
+                  "chat template does not write before the answer: the answer begins where they part, as in TRL, but "
+                  "at inference the model sees it", path, (long long)in->parted, (long long)in->read, in->lost);
     if (in->rewritten)
         wrpo__log(ctx, WRPO_LOG_WARN, "%s: in %lld of %lld records the chat template writes an answered prompt "
                   "differently: the model gets it as at inference", path, (long long)in->rewritten,

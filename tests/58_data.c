@@ -271,9 +271,11 @@ static void refusals(void) {
         {"{\"prompt\":\"\xFF\",\"chosen\":\"a\",\"rejected\":\"b\"}", "data.jsonl:2:"}};
     for (int i = 0; i < (int)(sizeof bad / sizeof *bad); i++) {
         char text[600];
-        const char *first = strstr(bad[i].line, "\"pairs\"") ? "{\"prompt\":\"x\",\"pairs\":[{\"chosen\":\"a\",\"rejected\":\"b\"}]}"
-                            : strstr(bad[i].line, "\"messages\"") ? "{\"messages\":[\"x\",{\"role\":\"assistant\",\"content\":\"y\"}]}"
-                                                             : QUAD;
+        const char *first = QUAD;  /* of the same format */
+        if (strstr(bad[i].line, "\"messages\""))
+            first = "{\"messages\":[\"x\",{\"role\":\"assistant\",\"content\":\"y\"}]}";
+        if (strstr(bad[i].line, "\"pairs\""))
+            first = "{\"prompt\":\"x\",\"pairs\":[{\"chosen\":\"a\",\"rejected\":\"b\"}]}";
         snprintf(text, sizeof text, "%s\n%s\n", first, bad[i].line);
         wrpo_data *data = load(tok, text, (wrpo_data_desc){0});
         const wrpo_error *e = wrpo_last_error(ctx);
@@ -458,7 +460,8 @@ static void compare_pair(wrpo_tokenizer *tok, const char *name, const wrpo_recor
               "%s: response %d of %lld ids, TRL has %lld", name, k, (long long)r->responses[k].count,
               (long long)y->count);
 }
-static void compare_sft(wrpo_tokenizer *tok, const char *name, const wrpo_record *r, const wrpo_json *want, bool whole) {
+static void compare_sft(wrpo_tokenizer *tok, const char *name, const wrpo_record *r, const wrpo_json *want,
+                        bool whole) {
     const wrpo_json *ids = golden_get(want, "ids"), *mark = golden_get(want, "scored")->child;
     const wrpo_tokens *y = &r->responses[0];
     const int64_t n = r->prompt_count + y->count;
