@@ -9241,7 +9241,7 @@ WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *m
                the end of the generation prompt before an answer, the answer begins where the two part, as in TRL
      authors   as the reference trainer does it, for parity
      sft_on    assistant or all: the ids of the whole conversation, as TRL has them
-   To add a format: a value of wrpo_data_format, rows in the two tables of names, wrpo__fits, wrpo__read_record. */
+   To add a format: a value of wrpo_data_format and a row of wrpo__formats. */
 typedef struct wrpo__reading {  /* a file on its way into data */
     wrpo_ctx *ctx;
     wrpo_data *data;
@@ -9432,7 +9432,7 @@ static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {  /* its 
     for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_put(all, k, NULL);
     in->kwargs = all;
 }
-/* The value under one of these names; NULL: there is none. */
+/* The value under one of the names, a list separated by spaces; NULL: there is none. */
 static const wrpo_json *wrpo__field(const wrpo_json *root, const char *names) {
     const wrpo_json *v = NULL;
     for (const wrpo_json *m = root->child; m; m = m->next) {
@@ -9441,11 +9441,6 @@ static const wrpo_json *wrpo__field(const wrpo_json *root, const char *names) {
         v = m;
     }
     return v;
-}
-static bool wrpo__any(const wrpo_json *root, const char *names) {
-    const wrpo_json *m = root->child;
-    while (m && (m->kind == WRPO_JSON_NULL || !wrpo__listed(names, m->key))) m = m->next;
-    return m != NULL;
 }
 /* A "system" beside the prompt becomes its first message. */
 static void wrpo__put_system(wrpo__reading *in) {
@@ -9473,17 +9468,22 @@ static void wrpo__end_prompt(const wrpo__reading *in) {
 }
 
 /* ---- formats ---- */
-static const char *const wrpo__data_formats[] = {"auto", "preference", "pairs", "messages", "sharegpt",
-                                                 "prompt-completion", "alpaca", "orca"};
-static const char *const wrpo__format_wants[] = {
-    "", "chosen and rejected", "pairs", "messages", "conversations", "prompt and completion", "instruction and output",
-    "question and response"};
-static const char *const wrpo__sft_ons[] = {"answers", "assistant", "all"};
-WRPO__NAMED(wrpo_data_format_name, wrpo__data_formats)
-WRPO__NAMED(wrpo_sft_on_name, wrpo__sft_ons)
-#define WRPO__CHOSEN "chosen chosen_response"
-#define WRPO__REJECTED "rejected rejected_response"
+typedef struct wrpo__format_keys { const char *name, *prompt, *answer, *wants; } wrpo__format_keys;
 #define WRPO__ANSWER "completion output response answer"
+static const wrpo__format_keys wrpo__formats[] = {  /* the keys of each wrpo_data_format, beside chosen and rejected */
+    {"auto", "", "", ""},
+    {"preference", "prompt", "", "chosen and rejected"},
+    {"pairs", "prompt", "pairs", "pairs"},
+    {"messages", "messages", "messages", "messages"},
+    {"sharegpt", "conversations", "conversations", "conversations"},
+    {"prompt-completion", "prompt", WRPO__ANSWER, "prompt and completion"},
+    {"alpaca", "instruction", WRPO__ANSWER, "instruction and output"},
+    {"orca", "question query input", WRPO__ANSWER, "question and response"}};
+static const char *const wrpo__sft_ons[] = {"answers", "assistant", "all"};
+WRPO__NAMED(wrpo_sft_on_name, wrpo__sft_ons)
+WRPO_API const char *wrpo_data_format_name(int i) {
+    return i >= 0 && i < WRPO__COUNT(wrpo__formats) ? wrpo__formats[i].name : NULL;
+}
 /* Messages of others than the assistant? Then the prompt is in them. */
 static bool wrpo__is_conversation(const wrpo_json *v) {
     for (const wrpo_json *m = v && v->kind == WRPO_JSON_ARRAY ? v->child : NULL; m; m = m->next) {
@@ -9492,87 +9492,81 @@ static bool wrpo__is_conversation(const wrpo_json *v) {
     }
     return false;
 }
-/* Does the record have what the format wants? alone: and nothing that makes it another one. */
-static bool wrpo__fits(const wrpo_json *root, wrpo_data_format format, bool alone) {
-    const bool pair = wrpo__any(root, WRPO__CHOSEN) && wrpo__any(root, WRPO__REJECTED), other = alone && pair;
-    const bool answer = wrpo__any(root, WRPO__ANSWER), prompt = wrpo__any(root, "prompt");
-    const bool own = prompt || wrpo__is_conversation(wrpo__present(root, "chosen"));
-    const bool talk = wrpo__any(root, "conversations"), alpaca = wrpo__any(root, "instruction");
-    const bool orca = wrpo__any(root, "question query") || (wrpo__any(root, "input") && !alpaca);
-    switch (format) {
-    case WRPO_DATA_FORMAT_PREFERENCE: return pair && (!alone || own || !(talk || alpaca || orca));
-    case WRPO_DATA_FORMAT_PAIRS: return wrpo__any(root, "pairs");
-    case WRPO_DATA_FORMAT_MESSAGES: return wrpo__any(root, "messages") && !other;
-    case WRPO_DATA_FORMAT_SHAREGPT: return talk && !(other && own);
-    case WRPO_DATA_FORMAT_PROMPT_COMPLETION: return prompt && answer && !other;
-    case WRPO_DATA_FORMAT_ALPACA: return alpaca && (pair ? !(alone && (own || talk)) : answer);
-    default: return orca && (pair ? !(alone && (own || talk)) : answer);
-    }
+/* Are chosen and rejected the record's answers? If they have a prompt of their own, they are a preference alone. */
+static bool wrpo__takes_pair(const wrpo_json *root, wrpo_data_format format) {
+    const wrpo_json *chosen = wrpo__present(root, "chosen");
+    return chosen && wrpo__present(root, "rejected") && format != WRPO_DATA_FORMAT_PAIRS &&
+           (format == WRPO_DATA_FORMAT_PREFERENCE ||
+            (!wrpo__present(root, "prompt") && !wrpo__is_conversation(chosen)));
+}
+static bool wrpo__fits(const wrpo_json *root, wrpo_data_format format) {
+    const wrpo__format_keys *keys = &wrpo__formats[format];
+    const bool alpaca = format == WRPO_DATA_FORMAT_ORCA && wrpo__present(root, "instruction");  /* "input" is its */
+    return (format <= WRPO_DATA_FORMAT_PAIRS || wrpo__field(root, alpaca ? "question query" : keys->prompt)) &&
+           (wrpo__takes_pair(root, format) || wrpo__field(root, keys->answer));
 }
 static wrpo_data_format wrpo__format_of(const wrpo__reading *in, const wrpo_json *root) {
+    const bool pair = wrpo__takes_pair(root, WRPO_DATA_FORMAT_PREFERENCE);
+    const bool alone = pair && !wrpo__takes_pair(root, WRPO_DATA_FORMAT_AUTO);
+    const wrpo__format_keys *f = wrpo__formats;
     wrpo_data_format found = in->desc.format;
-    if (found && !wrpo__fits(root, found, false))
-        wrpo__wrong(root, "want %s, the keys of format %s, found %s", wrpo__format_wants[found],
-                    wrpo__data_formats[found], wrpo__keys_text(root));
-    for (wrpo_data_format f = WRPO_DATA_FORMAT_PREFERENCE; f <= WRPO_DATA_FORMAT_ORCA && !in->desc.format; f++) {
-        if (!wrpo__fits(root, f, true)) continue;
+    if (found && !wrpo__fits(root, found))
+        wrpo__wrong(root, "want %s, the keys of format %s, found %s", f[found].wants, f[found].name,
+                    wrpo__keys_text(root));
+    for (wrpo_data_format i = WRPO_DATA_FORMAT_PAIRS; !in->desc.format && !alone && i <= WRPO_DATA_FORMAT_ORCA; i++) {
+        if (!wrpo__fits(root, i)) continue;
         if (found)
             wrpo__wrong(root, "want the keys of one format, found those of %s (%s) and of %s (%s): say which with "
-                        "--data-format (wrpo_data_desc.format)", wrpo__data_formats[found], wrpo__format_wants[found],
-                        wrpo__data_formats[f], wrpo__format_wants[f]);
-        found = f;
+                        "--data-format (wrpo_data_desc.format)", f[found].name, f[found].wants, f[i].name, f[i].wants);
+        found = i;
     }
-    const bool chosen = wrpo__any(root, WRPO__CHOSEN);
-    if (!found && chosen != wrpo__any(root, WRPO__REJECTED))
+    if (!found && pair) found = WRPO_DATA_FORMAT_PREFERENCE;
+    if (!found && (wrpo__present(root, "chosen") || wrpo__present(root, "rejected")))
         wrpo__wrong(root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"",
-                    chosen ? "rejected" : "chosen");
+                    wrpo__present(root, "chosen") ? "rejected" : "chosen");
     if (!found)
         wrpo__wrong(root, "want chosen and rejected, messages, conversations, prompt and completion, instruction and "
                     "output, or question and response; found %s", wrpo__keys_text(root));
     if (in->format && found != in->format)
-        wrpo__wrong(root, "want format %s (%s), as above, found %s (%s)", wrpo__data_formats[in->format],
-                    wrpo__format_wants[in->format], wrpo__data_formats[found], wrpo__format_wants[found]);
+        wrpo__wrong(root, "want format %s (%s), as above, found %s (%s)", f[in->format].name, f[in->format].wants,
+                    f[found].name, f[found].wants);
     return found;
 }
-/* The instruction and, on a line below, its input. */
-static const wrpo_json *wrpo__alpaca_prompt(const wrpo_json *root) {
-    wrpo_json *text = WRPO__NEW(wrpo__current, wrpo_json);
-    *text = *wrpo__need(root, "instruction", WRPO_JSON_STRING);
+/* An instruction or a question and, on a line below, its input. */
+static const wrpo_json *wrpo__with_input(const wrpo_json *root, const wrpo_json *prompt) {
     const wrpo_json *input = wrpo__field(root, "input context"), *history = wrpo__present(root, "history");
+    wrpo_json *both = WRPO__NEW(wrpo__current, wrpo_json);
+    *both = *wrpo__want(prompt, WRPO_JSON_STRING, NULL);
     if (history && history->count) wrpo__refuse(history, NULL, "none, or messages");
-    if (input && wrpo__want(input, WRPO_JSON_STRING, NULL)->size) {
-        text->text = wrpo__format(wrpo__current, "%s\n%s", text->text, input->text);
-        text->size = strlen(text->text);
-    }
-    return text;
+    if (!input || input == prompt || !wrpo__want(input, WRPO_JSON_STRING, NULL)->size) return both;
+    wrpo__text text = {.arena = wrpo__current};
+    wrpo__text_add(&text, prompt->text, prompt->size);
+    wrpo__text_puts(&text, "\n");
+    wrpo__text_add(&text, input->text, input->size);
+    both->text = text.data;
+    both->size = text.size;
+    return both;
 }
 static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
     wrpo__read_head(in, root);
+    const wrpo_json *chosen = wrpo__present(root, "chosen"), *rejected = wrpo__present(root, "rejected");
     const wrpo_json *pairs = wrpo__present(root, "pairs"), *weights = wrpo__present(root, "weights");
-    const wrpo_json *prompt = wrpo__present(root, "prompt"), *messages = wrpo__present(root, "messages"), *talk = NULL;
-    const bool some = wrpo__any(root, WRPO__CHOSEN " " WRPO__REJECTED);
     in->weight = wrpo__read_weight(wrpo__present(root, "weight"));
     if (in->weight == 0) in->weight = WRPO_ZERO;
-    if (pairs && (some || messages))
+    if (pairs && (chosen || rejected || wrpo__present(root, "messages")))
         wrpo__wrong(pairs,
                     "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
-    if (weights && !some)
+    if (weights && !chosen)
         wrpo__wrong(weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
     const wrpo_data_format format = in->format = wrpo__format_of(in, root);
-    const bool sft = format == WRPO_DATA_FORMAT_MESSAGES || format == WRPO_DATA_FORMAT_PROMPT_COMPLETION;
-    const wrpo_json *chosen = sft ? NULL : wrpo__field(root, WRPO__CHOSEN);
-    const wrpo_json *rejected = sft ? NULL : wrpo__field(root, WRPO__REJECTED);
-    const bool pair = chosen && rejected;
+    const bool pair = wrpo__takes_pair(root, format);
     /* 1. The prompt, if the answers do not have it. */
-    if (format == WRPO_DATA_FORMAT_ALPACA) prompt = wrpo__alpaca_prompt(root);
-    else if (format == WRPO_DATA_FORMAT_ORCA)
-        prompt = wrpo__field(root, wrpo__any(root, "question query") ? "question query" : "input");
-    else if (format == WRPO_DATA_FORMAT_MESSAGES) talk = messages;
-    else if (format == WRPO_DATA_FORMAT_SHAREGPT) prompt = talk = wrpo__present(root, "conversations");
-    else if (pair && wrpo__is_conversation(chosen) && wrpo__is_conversation(rejected)) {
-        if (prompt && prompt->kind == WRPO_JSON_STRING) prompt = NULL;
-    } else if (pair && !prompt && !wrpo__is_conversation(chosen)) prompt = messages;
-    if (prompt && (pair || !talk)) in->prompt = wrpo__messages(prompt, "user");
+    const wrpo_json *prompt = wrpo__field(root, wrpo__formats[format].prompt);
+    const wrpo_json *answer = pair ? chosen : wrpo__field(root, wrpo__formats[format].answer);
+    if (format >= WRPO_DATA_FORMAT_ALPACA) prompt = wrpo__with_input(root, prompt);
+    if (pair && prompt && prompt->kind == WRPO_JSON_STRING && wrpo__is_conversation(chosen) &&
+        wrpo__is_conversation(rejected)) prompt = NULL;
+    if (prompt && prompt != answer) in->prompt = wrpo__messages(prompt, "user");
     /* 2. The answers. */
     if (format == WRPO_DATA_FORMAT_PAIRS) wrpo__read_pairs(in, pairs);
     else if (pair) {
@@ -9580,16 +9574,15 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
         wrpo__read_answer(in, rejected, (wrpo_tokens){.role = WRPO_ROLE_REJECTED, .share = 1}, NULL);
     } else {
         const wrpo_json *label = wrpo__present(root, "label");
-        if (!talk && label && label->kind == WRPO_JSON_BOOL)
+        if (label && label->kind == WRPO_JSON_BOOL)
             wrpo__wrong(label, "label: want none, or pairs: single answers with labels (KTO) are not supported");
-        wrpo__read_answer(in, talk ? talk : wrpo__field(root, WRPO__ANSWER),
-                          (wrpo_tokens){.role = WRPO_ROLE_SOURCE, .share = 1}, NULL);
+        wrpo__read_answer(in, answer, (wrpo_tokens){.role = WRPO_ROLE_SOURCE, .share = 1}, NULL);
     }
     if (!in->prompt) wrpo__wrong(root, "want a \"prompt\", or a conversation that ends in an answer, found none");
     wrpo__put_system(in);
     wrpo__end_prompt(in);
     if ((in->desc.sft_on || in->desc.packing) && (pair || pairs))
-        wrpo__wrong(root, "sft_on, packing: want records of one conversation, found %s", wrpo__format_wants[format]);
+        wrpo__wrong(root, "sft_on, packing: want records of one conversation, found %s", wrpo__formats[format].wants);
 }
 
 /* ---- clean ---- */
@@ -10040,30 +10033,25 @@ static void wrpo__read_file(wrpo__reading *in, wrpo__arena *work) {
         wrpo__rethrow(in->ctx, wrpo__load_line(in, l.text, l.size, NULL));
     }
 }
+static void wrpo__say(const wrpo__reading *in, int64_t count, int64_t of, const char *what) {
+    if (count)
+        wrpo__log(in->ctx, WRPO_LOG_WARN, "%s: %lld of %lld %s", in->desc.path, (long long)count, (long long)of, what);
+}
 /* What a user may not expect, with counts. */
 static void wrpo__say_counts(const wrpo__reading *in) {
     const wrpo_data_stats *stats = &in->data->stats;
-    const char *path = in->desc.path;
-    wrpo_ctx *ctx = in->ctx;
     if (stats->truncated_prompts || stats->truncated_responses)
-        wrpo__log(ctx, WRPO_LOG_WARN,
+        wrpo__log(in->ctx, WRPO_LOG_WARN,
                   "%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt",
-                  path, (long long)stats->truncated_prompts, (long long)stats->truncated_responses,
+                  in->desc.path, (long long)stats->truncated_prompts, (long long)stats->truncated_responses,
                   (long long)in->desc.max_length, (long long)in->desc.max_prompt_length);
-    if (in->dropped)
-        wrpo__log(ctx, WRPO_LOG_WARN, "%s: the chat template drops a part of %lld of %lld answers, most likely their "
-                  "reasoning: it is not trained on", path, (long long)in->dropped, (long long)in->said_count);
-    if (in->parted)
-        wrpo__log(ctx, WRPO_LOG_WARN, "%s: in %lld of %lld records the generation prompt ends in \"%s\", which the "
-                  "chat template does not write before the answer: the answer begins where they part, as in TRL, but "
-                  "at inference the model sees it", path, (long long)in->parted, (long long)in->read, in->lost);
-    if (in->rewritten)
-        wrpo__log(ctx, WRPO_LOG_WARN, "%s: in %lld of %lld records the chat template writes an answered prompt "
-                  "differently: the model gets it as at inference", path, (long long)in->rewritten,
-                  (long long)in->read);
-    if (in->unscored)
-        wrpo__log(ctx, WRPO_LOG_WARN, "%s: %lld records have no scored token within %lld: left out", path,
-                  (long long)in->unscored, (long long)in->desc.max_length);
+    wrpo__say(in, in->dropped, in->said_count, "answers are not shown whole by the chat template, which drops their "
+              "reasoning, most likely: that is not trained on");
+    wrpo__say(in, in->parted, in->read, wrpo__format(wrpo__current, "records lose \"%s\": the chat template writes it "
+              "before an answer only at inference. The answer begins where they part, as in TRL", in->lost));
+    wrpo__say(in, in->rewritten, in->read, "records have a prompt that the chat template writes differently once it is "
+              "answered: the model gets it as at inference");
+    wrpo__say(in, in->unscored, in->read, "records or rows have no scored token within the maximum length: left out");
 }
 static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const wrpo_data_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
