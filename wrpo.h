@@ -174,8 +174,8 @@ WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out);
 WRPO_API void wrpo_close(wrpo_ctx *ctx);
 WRPO_API const wrpo_error *wrpo_last_error(const wrpo_ctx *ctx);  /* until the next one; NULL ctx: "out of memory" */
 WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p);
-/* The day, "2026-11-29", that chat templates with strftime_now show, at noon. NULL: now, as wrpo_open sets it; it
-   does not move on by itself. A run that goes on wants the day of its begin: wrpo_checkpoint_date. */
+/* The day, "2026-11-29", that chat templates with strftime_now show; its time is noon. NULL: today, as wrpo_open sets
+   it; it does not move on by itself. A run that goes on wants the day of its begin: wrpo_checkpoint_date. */
 WRPO_API wrpo_result wrpo_set_date(wrpo_ctx *ctx, const char *date);
 WRPO_API const char *wrpo_get_date(const wrpo_ctx *ctx);  /* "2026-11-29"; until the next wrpo_set_date */
 /* The most bytes held at once, a device's included; without the CPU backend's own 4 MiB + 2 MiB a thread. */
@@ -1660,17 +1660,14 @@ static struct tm wrpo__local_time(time_t t) {
     return tm;
 }
 static bool wrpo__set_date(wrpo_ctx *ctx, const char *date) {  /* false: no such day */
-    time_t t = time(NULL);
-    struct tm tm = wrpo__local_time(t);
-    if (date) {
-        int year, month, day, end = 0;
-        if (sscanf(date, "%4d-%2d-%2d%n", &year, &month, &day, &end) != 3 || end != 10 || date[end]) return false;
-        tm = (struct tm){.tm_year = year - 1900, .tm_mon = month - 1, .tm_mday = day, .tm_hour = 12, .tm_isdst = -1};
-        t = mktime(&tm);
-        if (t == (time_t)-1 || tm.tm_mon != month - 1 || tm.tm_mday != day) return false;
-    }
-    ctx->now = t;
-    snprintf(ctx->date, sizeof ctx->date, "%04d-%02d-%02d", tm.tm_year + 1900, tm.tm_mon + 1, tm.tm_mday);
+    const struct tm now = wrpo__local_time(time(NULL));
+    int year = now.tm_year + 1900, month = now.tm_mon + 1, day = now.tm_mday, end = 0;
+    if (date && (sscanf(date, "%4d-%2d-%2d%n", &year, &month, &day, &end) != 3 || end != 10 || date[end])) return false;
+    struct tm tm = {.tm_year = year - 1900, .tm_mon = month - 1, .tm_mday = day, .tm_hour = 12, .tm_isdst = -1};
+    const time_t noon = mktime(&tm);
+    if (noon == (time_t)-1 || tm.tm_mon != month - 1 || tm.tm_mday != day) return false;
+    ctx->now = noon;
+    snprintf(ctx->date, sizeof ctx->date, "%04d-%02d-%02d", year, month, day);
     return true;
 }
 static void wrpo__need_date(wrpo_ctx *ctx, const char *date) {
@@ -10015,9 +10012,22 @@ static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n
     if (wrpo__entry.failed) wrpo__name_record(in);
     return wrpo__end(&wrpo__entry);
 }
+/* Files in which others keep records, by their first bytes. */
+static void wrpo__check_kind(wrpo_ctx *ctx, const wrpo__file *f, const char *path) {
+    static const struct { const char *magic; size_t size; const char *kind, *way; } kinds[] = {
+        {"PAR1", 4, "parquet", "pandas.read_parquet(FILE).to_json(OUT, orient=\"records\", lines=True)"},
+        {"ARROW1", 6, "Arrow", "datasets.load_from_disk(DIR).to_json(OUT)"},
+        {"\xFF\xFF\xFF\xFF", 4, "Arrow", "datasets.load_from_disk(DIR).to_json(OUT)"},
+        {"\x1F\x8B", 2, "gzip", "gunzip"}, {"\x28\xB5\x2F\xFD", 4, "zstd", "zstd -d"}, {"PK\3\4", 4, "zip", "unzip"}};
+    for (int i = 0; i < WRPO__COUNT(kinds); i++)
+        if (f->size >= kinds[i].size && !memcmp(f->data, kinds[i].magic, kinds[i].size))
+            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want JSON lines, found %s: convert it with %s", path,
+                       kinds[i].kind, kinds[i].way);
+}
 /* Lines, or one array over any number of lines. */
 static void wrpo__read_file(wrpo__reading *in, wrpo__arena *work) {
     wrpo__lines l = {.file = wrpo__open_file(work, in->desc.path)};
+    wrpo__check_kind(in->ctx, l.file, in->desc.path);
     const wrpo_json *array = NULL, *v;
     const int64_t most = in->desc.limit ? in->desc.limit : INT64_MAX;
     bool more = wrpo__next_line(&l);
