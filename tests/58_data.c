@@ -638,8 +638,8 @@ static void brought(void) {
         snprintf(name, sizeof name, "cases/%s", shared[i]);
         const char *path = test_shared(name);
         if (!path) { SKIP(1, "%s is absent", name); continue; }
-        CHECK(!wrpo_data_load(tok, &(wrpo_data_desc){.path = path}, &data) && wrpo_data_count(data) == 1, "%s: %s", name,
-              wrpo_last_error(ctx)->text);
+        CHECK(!wrpo_data_load(tok, &(wrpo_data_desc){.path = path}, &data) && wrpo_data_count(data) == 1, "%s: %s",
+              name, wrpo_last_error(ctx)->text);
         wrpo_data_free(data);
     }
     static const char *const kinds[][2] = {{"PAR1x", "parquet"}, {"ARROW1xx", "Arrow"}, {"\xFF\xFF\xFF\xFFx", "Arrow"},
