@@ -769,6 +769,21 @@ static void sft(void) {
     }
     wrpo_data_free(data);
     wrpo_tokenizer_free(tok);
+    /* A template whose turns end in no token of their own: of a turn that another follows, its text alone. */
+    tok = tokenizer("\"{% for m in messages %}{{ m.role }}: {{ m.content }}. {% endfor %}{% if add_generation_prompt %}"
+                    "assistant: {% endif %}\"");
+    data = load(tok, doubled("{'messages':[{'role':'user','content':'x'},{'role':'assistant','content':'yes'},{'role':"
+                             "'user','content':'z'},{'role':'assistant','content':'no'}]}"),
+                (wrpo_data_desc){.sft_on = WRPO_SFT_ON_ASSISTANT});
+    CHECK(data, "%s", wrpo_last_error(ctx)->text);
+    if (data) {
+        const wrpo_tokens *y = wrpo_data_record(data, 0).responses;
+        char scored[100] = "";
+        for (int64_t i = 0; i < y->count; i++) scored[i] = y->scored && !y->scored[i] ? '-' : (char)y->ids[i];
+        CHECK(!strcmp(scored, "yes----------------------no. "), "turns without end tokens: \"%s\"", scored);
+    }
+    wrpo_data_free(data);
+    wrpo_tokenizer_free(tok);
 }
 
 int main(void) {
