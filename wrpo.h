@@ -361,11 +361,16 @@ typedef struct wrpo_data_desc {
     int64_t max_length, max_prompt_length;  /* tokens; 0 = 2048, and 1800 / 2048 of max_length */
     int64_t limit;           /* read only that many records; 0 = all */
 } wrpo_data_desc;
+typedef struct wrpo_source_logp {  /* of a response under a source model, in that model's own tokens and template */
+    double logp;             /* log M(y|x), the sum over its tokens */
+    int64_t tokens;
+} wrpo_source_logp;
 typedef struct wrpo_tokens {  /* one response: ids[0..count), of which ids[first..count) are scored */
     wrpo_role role;
     const int32_t *ids; int64_t count, first;
     double share;            /* of a source among its record's sources: they sum to 1, or all are 0 = equal */
     int pair_id;             /* pair methods compare a response with the rejected ones of the same pair_id */
+    const wrpo_source_logp *source_logps;  /* [its data's sources]; NULL: none */
 } wrpo_tokens;
 typedef struct wrpo_record {
     const char *prompt_id;   /* "line 7" where the file has none; 0 = by number */
@@ -373,6 +378,7 @@ typedef struct wrpo_record {
     const int32_t *prompt; int64_t prompt_count;
     const wrpo_tokens *responses; int count;  /* sources first, then the target's, then the rejected ones */
     double weight;           /* its loss is multiplied by it; the mean is still over records. 0 = 1 (WRPO_ZERO: 0) */
+    int sources;             /* source models whose log-probs each response has; 0 = none */
 } wrpo_record;
 typedef struct wrpo_data_stats {
     int64_t records, prompt_tokens, response_tokens, longest;  /* longest: prompt + longest response */
@@ -382,6 +388,9 @@ typedef struct wrpo_data_stats {
      prompt, chosen, rejected     a quadruple (chosen: source, target) or a pair. With K sources chosen has K + 1
      weights                      K numbers, divided by their sum: the sources' shares (absent: equal)
      prompt, pairs                FuseRL: [{chosen, rejected, weight}, ...], a source's own best and worst each
+     source_logps                 InfiFPO: {"NAME": [[sum, tokens], ...], ...}, a source model's log-prob of each
+                                  response and the tokens it is over: the chosen ones in their order, then the
+                                  rejected ones. All records of a file name the same models
      messages                     SFT
      tools, chat_template_kwargs  an array and an object, for the chat template beside the messages
      weight                       what the record's loss counts for (EAST), at least 0; 1 if absent
@@ -396,15 +405,24 @@ WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data);
 
 /* ---- the algorithm: pure, host, double. Log-probs in; loss and its derivatives out ---- */
 typedef enum wrpo_method { WRPO_METHOD_WRPO, WRPO_METHOD_DPO, WRPO_METHOD_IPO, WRPO_METHOD_HINGE,
-                           WRPO_METHOD_SIMPO, WRPO_METHOD_DPO_NORM, WRPO_METHOD_SFT } wrpo_method;
+                           WRPO_METHOD_SIMPO, WRPO_METHOD_DPO_NORM, WRPO_METHOD_SFT,
+                           WRPO_METHOD_INFIFPO, WRPO_METHOD_INFIFPO_WRPO, WRPO_METHOD_INFIFPO_IPO } wrpo_method;
 typedef enum wrpo_pair { WRPO_PAIR_TARGET, WRPO_PAIR_SOURCE, WRPO_PAIR_BOTH } wrpo_pair;
+typedef enum wrpo_fusion {   /* InfiFPO: which source's log-prob is a response's reference (>>loss) */
+    WRPO_FUSION_MARGIN,      /* that of the source farthest from the policy as it is now */
+    WRPO_FUSION_MARGIN_INITIAL,  /* of the source farthest from the policy before the run */
+    WRPO_FUSION_MEAN,        /* the mean */
+    WRPO_FUSION_CONFIDENCE   /* a mean in which surer sources count more */
+} wrpo_fusion;
 typedef struct wrpo_loss_desc {
     wrpo_method method;      /* 0 = WRPO */
     wrpo_pair pair;          /* what a pair method takes of a quadruple as chosen; 0 = the target's answer */
-    double beta;             /* 0 = 0.01; 10 for simpo and dpo-norm */
+    double beta;             /* 0 = 0.01; 10 for simpo and dpo-norm, 2.5 for InfiFPO */
     double label_smoothing;  /* eps in [0, 0.5); 0 = none */
     double gamma_ratio;      /* simpo: gamma / beta; 0 = 0.3 (WRPO_ZERO for none) */
     bool ipo_sum;            /* ipo on sums of log-probs in place of means over tokens */
+    wrpo_fusion fusion;      /* InfiFPO; 0 = margin */
+    double sft_weight;       /* adds sft_weight sum_y a(y) (-log pi(y|x) / |y|) over the chosen y; 0 = nothing */
 } wrpo_loss_desc;
 typedef struct wrpo_response {  /* one response of a record, as the loss sees it */
     wrpo_role role;
@@ -413,6 +431,8 @@ typedef struct wrpo_response {  /* one response of a record, as the loss sees it
     double logp, ref;        /* log pi(y|x) and log ref(y|x): sums over those tokens */
     double dlogp;            /* out: dL / d logp */
     int pair_id;             /* as in wrpo_tokens; 0 where there is one pair */
+    const wrpo_source_logp *source_logps;  /* InfiFPO: [sources] */
+    int sources;
 } wrpo_response;
 /* Loss of one record of n responses and, in r[i].dlogp, its derivatives. WRPO (Yang et al., ICLR 2025, eq. 5):
      z = beta (alpha sum_i share_i d_i + (1 - alpha) d_t - d_l),  d = logp - ref,  L = -log sigmoid(z)
@@ -638,7 +658,8 @@ typedef struct wrpo_train_desc {
     wrpo_loss_desc loss;
     double alpha;            /* the schedule's end value; 0 = 0.1 (WRPO_ZERO for none) */
     wrpo_alpha_schedule alpha_schedule; double alpha_power;  /* 0 = linear; power 0 = 2 */
-    double learning_rate;    /* the peak; 0 = 3e-7; 7e-6 for sft, 1e-6 for simpo, 8e-7 for dpo-norm */
+    double learning_rate;    /* the peak; 0 = 3e-7; 7e-6 for sft, 1e-6 for simpo, 8e-7 for dpo-norm, 1e-7 for
+                                InfiFPO */
     double beta1, beta2, eps, weight_decay;  /* of AdamW; 0 = 0.9, 0.999, 1e-8, 0 (WRPO_ZERO for none) */
     wrpo_moments moments;    /* 0 = float */
     double max_grad_norm;    /* 0 = 1; negative or WRPO_ZERO = no clipping */
@@ -708,6 +729,7 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
 /* ---- names of enum values, as files and the command line spell them: "dpo-norm", ...; NULL past the last ---- */
 WRPO_API const char *wrpo_method_name(int i);
 WRPO_API const char *wrpo_pair_name(int i);
+WRPO_API const char *wrpo_fusion_name(int i);
 WRPO_API const char *wrpo_alpha_schedule_name(int i);
 WRPO_API const char *wrpo_lr_schedule_name(int i);
 WRPO_API const char *wrpo_moments_name(int i);
@@ -1751,6 +1773,7 @@ struct wrpo_data {
     wrpo_record *records;            /* stb array */
     wrpo_data_stats stats;
     int most;                        /* the most responses that a record has */
+    const char **source_names;       /* stb array: the models of source_logps, in the order of each response's */
 };
 static const int32_t *wrpo__copy_ids(wrpo__arena *arena, const int32_t *ids, int64_t count) {
     return memcpy(wrpo__alloc(arena, (size_t)count, sizeof *ids), ids, (size_t)count * sizeof *ids);
@@ -1777,6 +1800,10 @@ static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
         y->share = wrpo__or_default(y->share, y->role == WRPO_ROLE_SOURCE ? equal : 1);
         data->stats.response_tokens += y->count;
         data->stats.longest = WRPO__MAX(data->stats.longest, r.prompt_count + y->count);
+        y->source_logps = NULL;
+        if (!r.sources) continue;
+        const size_t bytes = (size_t)r.sources * sizeof *y->source_logps;
+        y->source_logps = memcpy(wrpo__alloc(arena, bytes, 1), record->responses[k].source_logps, bytes);
     }
     wrpo__current = arena;
     stbds_arrput(data->records, r);
@@ -1800,6 +1827,10 @@ static wrpo_data *wrpo__data_from_ids(wrpo__arena *arena, const wrpo_record *rec
         if (!ok)
             wrpo__fail(arena->ctx, WRPO_E_ARG,
                        "record %lld: want a prompt, and responses with a scored token each", (long long)i);
+        for (int k = 0; k < r.count; k++)
+            if (r.sources < 0 || (r.sources && !r.responses[k].source_logps))
+                wrpo__fail(arena->ctx, WRPO_E_ARG, "record %lld: response %d: want source_logps of %d sources, "
+                           "found none", (long long)i, k, r.sources);
         if (!r.prompt_id) r.prompt_id = wrpo__format(arena, "record %lld", (long long)i);
         wrpo__data_add(data, &r);
     }
@@ -1922,28 +1953,52 @@ static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double
      pair methods     sum_y a(y) link( scale (s(y) - s(y_l) - offset) )       the mean is outside; y_l is y's own
      SFT              sum_y a(y) -log pi(y|x) / tokens
 
-   and the table below says which score, scale, offset and link. FuseRL (2025) is these on K sources with shares
+   and the table below says which score, scale, offset and link.
+
+   InfiFPO (2025) also uses what the sources think of each response. l(M, y) = log M(y|x) / |y|, in M's own tokens.
+   ref is one of the sources M_i. A source is clipped, so that it never argues against the preference:
+
+     c_i(y) = max(l(M_i, y), l(ref, y)) for a chosen y, min(...) for a rejected one
+     s(y)   = l(pi, y) - c(y)
+
+   c(y) is the c_i of the source with the largest |exp l(M_i, y) - exp l(pi, y)|, or a mean of all c_i. No gradient
+   goes through it. With ref as the only source, s(y) is that of dpo-norm.
+
+   FuseRL (2025) is these on K sources with shares
    a = softmax(reward / tau) that the data bring: SFT on their best answers, then a pair method on each one's best
    and worst. EAST weights a record's loss by the entropy of its answers. >>recipe writes such data. */
 typedef enum wrpo__link { WRPO__LOGISTIC, WRPO__SQUARE, WRPO__HINGE, WRPO__LIKELIHOOD } wrpo__link;
 
-/* reference: s(y) has -log ref(y|x). per_token: s(y) is divided by |y|. */
-typedef struct wrpo__rule { const char *name; wrpo__link link; double beta; bool reference, per_token; } wrpo__rule;
+/* reference: what s(y) subtracts, log ref(y|x) or c(y). per_token: s(y) is divided by |y|. inside: the mean over the
+   chosen responses is inside the link, as in WRPO. */
+typedef enum wrpo__minus { WRPO__NONE, WRPO__REF, WRPO__FUSED } wrpo__minus;
+typedef struct wrpo__rule {
+    const char *name; wrpo__link link; double beta; wrpo__minus reference; bool per_token, inside;
+} wrpo__rule;
+/* Scale is beta and offset 0, except for simpo: offset gamma / beta, and for the square link: scale 1, offset
+   1 / (2 beta). First authors: wrpo Yang 2025, dpo Rafailov 2023, ipo Azar 2024, hinge Zhao 2023, simpo Meng 2024,
+   dpo-norm Yang 2025b, infifpo Gu 2025. */
 static const wrpo__rule wrpo__rules[] = {
-    /*                         name        link              beta  ref    /|y|       scale  offset      first author */
-    [WRPO_METHOD_WRPO]     = {"wrpo",     WRPO__LOGISTIC,   0.01, true,  false},  /* beta   0           Yang 2025 */
-    [WRPO_METHOD_DPO]      = {"dpo",      WRPO__LOGISTIC,   0.01, true,  false},  /* beta   0           Rafailov 2023 */
-    [WRPO_METHOD_IPO]      = {"ipo",      WRPO__SQUARE,     0.01, true,  true},   /* 1      1/(2 beta)  Azar 2024 */
-    [WRPO_METHOD_HINGE]    = {"hinge",    WRPO__HINGE,      0.01, true,  false},  /* beta   0           Zhao 2023 */
-    [WRPO_METHOD_SIMPO]    = {"simpo",    WRPO__LOGISTIC,   10,   false, true},   /* beta   gamma/beta  Meng 2024 */
-    [WRPO_METHOD_DPO_NORM] = {"dpo-norm", WRPO__LOGISTIC,   10,   true,  true},   /* beta   0           Yang 2025b */
-    [WRPO_METHOD_SFT]      = {"sft",      WRPO__LIKELIHOOD, 0.01, false, false}};
+    /*                            name             link              beta  reference    /|y|   inside */
+    [WRPO_METHOD_WRPO]           = {"wrpo",          WRPO__LOGISTIC,   0.01, WRPO__REF,   false, true},
+    [WRPO_METHOD_DPO]            = {"dpo",           WRPO__LOGISTIC,   0.01, WRPO__REF,   false, false},
+    [WRPO_METHOD_IPO]            = {"ipo",           WRPO__SQUARE,     0.01, WRPO__REF,   true,  false},
+    [WRPO_METHOD_HINGE]          = {"hinge",         WRPO__HINGE,      0.01, WRPO__REF,   false, false},
+    [WRPO_METHOD_SIMPO]          = {"simpo",         WRPO__LOGISTIC,   10,   WRPO__NONE,  true,  false},
+    [WRPO_METHOD_DPO_NORM]       = {"dpo-norm",      WRPO__LOGISTIC,   10,   WRPO__REF,   true,  false},
+    [WRPO_METHOD_SFT]            = {"sft",           WRPO__LIKELIHOOD, 0.01, WRPO__NONE,  false, false},
+    [WRPO_METHOD_INFIFPO]        = {"infifpo",       WRPO__LOGISTIC,   2.5,  WRPO__FUSED, true,  false},
+    [WRPO_METHOD_INFIFPO_WRPO]   = {"infifpo-wrpo",  WRPO__LOGISTIC,   2.5,  WRPO__FUSED, true,  true},
+    [WRPO_METHOD_INFIFPO_IPO]    = {"infifpo-ipo",   WRPO__SQUARE,     2.5,  WRPO__FUSED, true,  false}};
 
 WRPO_API const char *wrpo_method_name(int i) {
     return i >= 0 && i < WRPO__COUNT(wrpo__rules) ? wrpo__rules[i].name : NULL;
 }
 static const char *const wrpo__pairs[] = {
     [WRPO_PAIR_TARGET] = "target", [WRPO_PAIR_SOURCE] = "source", [WRPO_PAIR_BOTH] = "both"};
+static const char *const wrpo__fusions[] = {
+    [WRPO_FUSION_MARGIN] = "margin", [WRPO_FUSION_MARGIN_INITIAL] = "margin-initial", [WRPO_FUSION_MEAN] = "mean",
+    [WRPO_FUSION_CONFIDENCE] = "confidence"};
 static const char *const wrpo__ramps[] = {
     [WRPO_ALPHA_SCHEDULE_LINEAR] = "linear", [WRPO_ALPHA_SCHEDULE_CONSTANT] = "constant",
     [WRPO_ALPHA_SCHEDULE_POWER] = "power", [WRPO_ALPHA_SCHEDULE_COSINE] = "cosine"};
@@ -1951,6 +2006,7 @@ static const char *const wrpo__schedules[] = {
     [WRPO_LR_SCHEDULE_COSINE] = "cosine", [WRPO_LR_SCHEDULE_LINEAR] = "linear",
     [WRPO_LR_SCHEDULE_CONSTANT] = "constant"};
 WRPO__NAMED(wrpo_pair_name, wrpo__pairs)
+WRPO__NAMED(wrpo_fusion_name, wrpo__fusions)
 WRPO__NAMED(wrpo_alpha_schedule_name, wrpo__ramps)
 WRPO__NAMED(wrpo_lr_schedule_name, wrpo__schedules)
 
@@ -1965,14 +2021,17 @@ static wrpo_loss_desc wrpo__loss_defaults(wrpo_loss_desc d) {
 static const char *wrpo__loss_check(const wrpo_loss_desc *desc, double alpha) {
     if (!wrpo_method_name((int)desc->method)) return "method: no such method";
     if (!wrpo_pair_name((int)desc->pair)) return "pair: no such pair";
+    if (!wrpo_fusion_name((int)desc->fusion)) return "fusion: no such fusion";
     const wrpo_loss_desc d = wrpo__loss_defaults(*desc);
     if (!(d.beta > 0 && d.beta <= DBL_MAX)) return "beta: want a finite number above 0";
     if (!(alpha >= 0 && alpha <= 1)) return "alpha: want a number in [0, 1]";
     if (!(d.label_smoothing >= 0 && d.label_smoothing < 0.5)) return "label_smoothing: want a number in [0, 0.5)";
     if (d.label_smoothing > 0 && wrpo__rules[d.method].link != WRPO__LOGISTIC)
-        return "label_smoothing: not defined for this method: want 0, or wrpo, dpo, simpo or dpo-norm";
+        return "label_smoothing: not defined for this method: want 0, or a method whose loss is -log sigmoid(z)";
     if (d.method == WRPO_METHOD_SIMPO && !(d.gamma_ratio >= 0 && d.gamma_ratio <= DBL_MAX))
         return "gamma_ratio: want a finite number of at least 0";
+    if (!(d.sft_weight >= 0 && d.sft_weight <= DBL_MAX)) return "sft_weight: want a finite number of at least 0";
+    if (d.sft_weight > 0 && d.method == WRPO_METHOD_SFT) return "sft_weight: want 0 for sft, which has no other loss";
     return NULL;
 }
 
@@ -1986,7 +2045,7 @@ static bool wrpo__has(wrpo_role role, const wrpo_response *r, int n) {
    answers, or on the one answer there is (`messages`, or the chosen one of a plain pair). */
 static double wrpo__source_share(const wrpo_loss_desc *d, double alpha, const wrpo_response *r, int n) {
     const bool has_source = wrpo__has(WRPO_ROLE_SOURCE, r, n), has_target = wrpo__has(WRPO_ROLE_TARGET, r, n);
-    if (d->method == WRPO_METHOD_WRPO) return alpha;
+    if (wrpo__rules[d->method].inside) return alpha;
     if (d->method == WRPO_METHOD_SFT) return has_source ? 1 : 0;
     if (d->pair == WRPO_PAIR_SOURCE || (has_source && !has_target)) return 1;
     return d->pair == WRPO_PAIR_BOTH ? 0.5 : 0;
@@ -1999,14 +2058,41 @@ static double wrpo__share(double source_share, const wrpo_response *y) {
 static bool wrpo__per_token(const wrpo_loss_desc *d) {
     return wrpo__rules[d->method].per_token && !(d->method == WRPO_METHOD_IPO && d->ipo_sum);
 }
+/* |y| l(M_i, y), so that it compares with the policy's sums. The reference is source 0. */
+static double wrpo__source_logp(const wrpo_response *y, int i) {
+    if (i == 0) return y->ref;
+    const wrpo_source_logp *m = &y->source_logps[i - 1];
+    return m->logp * ((double)y->tokens / (double)m->tokens);
+}
+/* |y| c(y): InfiFPO's reference. Confidence weighs c_i with softmax_i(1 / -l(M_i, y)). */
+static double wrpo__fused_logp(const wrpo_loss_desc *d, const wrpo_response *y) {
+    const double n = (double)y->tokens, pivot = exp((d->fusion == WRPO_FUSION_MARGIN ? y->logp : y->ref) / n);
+    const int sources = y->sources + 1;
+    double fused = y->ref, widest = -1, surest = 0, sum = 0, weights = 0;
+    for (int i = 0; i < sources; i++) surest = WRPO__MAX(surest, 1 / (1e-8 - wrpo__source_logp(y, i) / n));
+    for (int i = 0; i < sources; i++) {
+        const double m = wrpo__source_logp(y, i), margin = fabs(exp(m / n) - pivot);
+        const double clipped = y->role == WRPO_ROLE_REJECTED ? WRPO__MIN(m, y->ref) : WRPO__MAX(m, y->ref);
+        const double w = d->fusion == WRPO_FUSION_CONFIDENCE ? exp(1 / (1e-8 - m / n) - surest) : 1;
+        sum += w * clipped;
+        weights += w;
+        if (margin > widest) fused = clipped;
+        widest = WRPO__MAX(widest, margin);
+    }
+    const bool mean = d->fusion == WRPO_FUSION_MEAN || d->fusion == WRPO_FUSION_CONFIDENCE;
+    return mean ? sum / weights : fused;
+}
 /* s(y) */
 static double wrpo__score(const wrpo_loss_desc *d, const wrpo_response *y) {
-    const double s = wrpo__rules[d->method].reference ? y->logp - y->ref : y->logp;
+    const wrpo__minus reference = wrpo__rules[d->method].reference;
+    double s = y->logp;
+    if (reference == WRPO__REF) s -= y->ref;
+    if (reference == WRPO__FUSED) s -= wrpo__fused_logp(d, y);
     return wrpo__per_token(d) ? s / (double)y->tokens : s;
 }
 /* Is y the opponent of chosen response x? A pair method compares within a pair. */
 static bool wrpo__against(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *y) {
-    return y->role == WRPO_ROLE_REJECTED && (d->method == WRPO_METHOD_WRPO || x->pair_id == y->pair_id);
+    return y->role == WRPO_ROLE_REJECTED && (wrpo__rules[d->method].inside || x->pair_id == y->pair_id);
 }
 static int wrpo__opponents(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *r, int n) {
     int count = 0;
@@ -2020,9 +2106,20 @@ static double wrpo__rejected_score(const wrpo_loss_desc *d, const wrpo_response 
         if (wrpo__against(d, x, &r[i])) sum += wrpo__score(d, &r[i]);
     return sum / wrpo__opponents(d, x, r, n);
 }
+/* NULL, or what is wrong with the source models' log-probs of y. */
+static const char *wrpo__source_check(const wrpo_response *y) {
+    if (!y->sources || !y->source_logps)
+        return "the method needs \"source_logps\": the responses' log-probs under at least one source model";
+    for (int i = 0; i < y->sources; i++)
+        if (!(y->source_logps[i].logp <= 0 && isfinite(y->source_logps[i].logp) && y->source_logps[i].tokens > 0))
+            return "source_logps: want finite log-probs of at most 0, of at least one token";
+    return NULL;
+}
 /* NULL, or what the record lacks for this method at this alpha. */
 static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, const wrpo_response *r, int n) {
-    const bool sft = d->method == WRPO_METHOD_SFT, reference = wrpo__rules[d->method].reference;
+    const bool sft = d->method == WRPO_METHOD_SFT;
+    const wrpo__minus reference = wrpo__rules[d->method].reference;
+    const char *wrong;
     int count[3] = {0};
     double shares = 0;
     for (int i = 0; i < n; i++) {
@@ -2043,9 +2140,10 @@ static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, con
         if (rejected ? sft : wrpo__share(a, &r[i]) == 0) continue;             /* left out: may be anything */
         if (!rejected && !sft && !wrpo__opponents(d, &r[i], r, n))
             return "a chosen response has no rejected one in its pair";
-        if (wrpo__per_token(d) && r[i].tokens < 1)
+        if ((wrpo__per_token(d) || d->sft_weight > 0) && r[i].tokens < 1)
             return "the method divides by the length of a response that has no tokens";
         if (!isfinite(r[i].logp) || (reference && !isfinite(r[i].ref))) return "a log-probability is not finite";
+        if (reference == WRPO__FUSED && (wrong = wrpo__source_check(&r[i])) != NULL) return wrong;
     }
     return NULL;
 }
@@ -2096,11 +2194,11 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
     const double scale = rule->link == WRPO__SQUARE ? 1 : d.beta;
     double offset = 0;
     if (d.method == WRPO_METHOD_SIMPO) offset = d.gamma_ratio;
-    if (d.method == WRPO_METHOD_IPO) offset = 1 / (2 * d.beta);
+    if (rule->link == WRPO__SQUARE) offset = 1 / (2 * d.beta);
 
     /* 1. The loss, and dL/ds(y) of the chosen responses. A share of 0 is skipped rather than multiplied by, so that
           a response which is left out cannot touch a bit of the result and need not have been computed. */
-    if (d.method == WRPO_METHOD_WRPO) {
+    if (rule->inside) {
         for (int i = 0; i < n; i++)
             if (wrpo__share(a, &r[i]) != 0) chosen += wrpo__share(a, &r[i]) * wrpo__score(&d, &r[i]);
         const double z = scale * (chosen - wrpo__rejected_score(&d, r, r, n) - offset);
@@ -2117,11 +2215,11 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
         }
     }
 
-    /* 2. What pulls the chosen up pushes their rejected down; WRPO's shares sum to 1. */
+    /* 2. What pulls the chosen up pushes their rejected down; inside the link shares sum to 1. */
     for (int k = 0; k < n; k++) {
-        double pull = d.method == WRPO_METHOD_WRPO ? scale * g : 0;
+        double pull = rule->inside ? scale * g : 0;
         if (r[k].role != WRPO_ROLE_REJECTED) continue;
-        for (int i = 0; i < n && d.method != WRPO_METHOD_WRPO; i++)
+        for (int i = 0; i < n && !rule->inside; i++)
             if (r[i].role != WRPO_ROLE_REJECTED && wrpo__against(&d, &r[i], &r[k])) pull += r[i].dlogp;
         r[k].dlogp = -pull / wrpo__opponents(&d, &r[k], r, n);
     }
@@ -2130,6 +2228,15 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
     for (int i = 0; i < n; i++) {
         if (r[i].dlogp == 0) r[i].dlogp = 0;           /* no negative zeros */
         else if (wrpo__per_token(&d)) r[i].dlogp /= (double)r[i].tokens;
+    }
+
+    /* 4. The anchor: it keeps the chosen responses from becoming less likely beside the rejected ones (Pang 2024). */
+    for (int i = 0; i < n && d.sft_weight > 0; i++) {
+        const double share = wrpo__share(a, &r[i]);
+        if (share == 0) continue;
+        const double pull = d.sft_weight * share / (double)r[i].tokens;
+        loss -= pull * r[i].logp;
+        r[i].dlogp -= pull;
     }
     return loss;
 }
@@ -3716,6 +3823,7 @@ WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
     if (d.loss.method == WRPO_METHOD_SFT) rate = 7e-6;
     if (d.loss.method == WRPO_METHOD_SIMPO) rate = 1e-6;
     if (d.loss.method == WRPO_METHOD_DPO_NORM) rate = 8e-7;
+    if (d.loss.method >= WRPO_METHOD_INFIFPO) rate = 1e-7;
     d.loss = wrpo__loss_defaults(d.loss);
 #define WRPO__X(field, otherwise, valid, want, same) if (wrpo__is_default((double)d.field)) d.field = otherwise;
     WRPO__SETTINGS(WRPO__X)
@@ -3767,7 +3875,8 @@ static void wrpo__as_loss(const wrpo_record *record, wrpo_response *r) {
     for (int k = 0; k < record->count; k++) {
         const wrpo_tokens *y = &record->responses[k];
         r[k] = (wrpo_response){.role = y->role, .share = y->share, .pair_id = y->pair_id,
-                               .tokens = y->count - y->first};
+                               .tokens = y->count - y->first, .source_logps = y->source_logps,
+                               .sources = record->sources};
     }
 }
 /* Every record must have the roles that the method needs. */
@@ -3939,7 +4048,7 @@ static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double al
     wrpo_metrics *m = &tally->m;
     m->logits_chosen = tally->chosen / tally->chosen_rows;
     m->logits_rejected = tally->rejected / tally->rejected_rows;
-    m->cur_alpha = t->desc.loss.method == WRPO_METHOD_WRPO ? alpha : NAN;
+    m->cur_alpha = wrpo__rules[t->desc.loss.method].inside ? alpha : NAN;
     m->epoch = (double)t->k / (double)t->steps_per_epoch;
     m->seconds = wrpo__now() - t->start;
     m->tokens_per_second = (double)m->tokens / WRPO__MAX(wrpo__now() - begin, 1e-9);
@@ -9166,6 +9275,7 @@ typedef struct wrpo__reading {  /* a file on its way into data */
     const int32_t *ids;
     int64_t count;
     double weight;
+    int sources;  /* the models of source_logps */
 } wrpo__reading;
 
 /* ---- a line to messages ---- */
@@ -9286,6 +9396,41 @@ static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
                     (long long)weighted, (long long)pairs->count);
     wrpo__share_weights(in, pairs->count, pairs);
     for (int64_t i = 0; i < pairs->count; i++) in->answers[pairs->count + i].share = in->answers[i].share;
+}
+/* {"NAME": [[sum, tokens], ...], ...}: a pair for each answer. The file's first record says which names there are. */
+static void wrpo__read_source_logps(wrpo__reading *in, const wrpo_json *root) {
+    const wrpo_json *all = wrpo__maybe(root, "source_logps", WRPO_JSON_OBJECT);
+    const int64_t K = stbds_arrlen(in->answers);
+    wrpo_data *data = in->data;
+    wrpo__arena *line = wrpo__current;
+    if (all && !data->stats.records)
+        for (const wrpo_json *model = all->child; model; model = model->next) {
+            const char *name = wrpo__strndup(data->arena, model->key, model->key_size);
+            wrpo__current = data->arena;
+            stbds_arrput(data->source_names, name);
+            wrpo__current = line;
+        }
+    in->sources = (int)stbds_arrlen(data->source_names);
+    const int64_t found = all ? all->count : 0;
+    if (found != in->sources)
+        wrpo__wrong(all ? all : root, "source_logps: want %d models, as in the first record, found %lld", in->sources,
+                    (long long)found);
+    for (int64_t k = 0; k < K && in->sources; k++)
+        in->answers[k].source_logps = wrpo__alloc(wrpo__current, (size_t)in->sources, sizeof(wrpo_source_logp));
+    for (int i = 0; i < in->sources; i++) {
+        const wrpo_json *model = wrpo__need(all, data->source_names[i], WRPO_JSON_ARRAY), *pair = model->child;
+        if (model->count != K)
+            wrpo__wrong(model, "want a pair [sum, tokens] for each of %lld responses, found %lld", (long long)K,
+                        (long long)model->count);
+        for (int64_t k = 0; k < K; k++, pair = pair->next) {
+            if (pair->kind != WRPO_JSON_ARRAY || pair->count != 2)
+                wrpo__refuse(pair, model->key, "a pair [sum, tokens]");
+            const double logp = wrpo__real(pair->child, model->key);
+            if (logp > 0) wrpo__refuse(pair->child, model->key, "a log-probability of at most 0");
+            const int64_t tokens = wrpo__integer(pair->child->next, 1, INT64_MAX, model->key);
+            ((wrpo_source_logp *)in->answers[k].source_logps)[i] = (wrpo_source_logp){logp, tokens};
+        }
+    }
 }
 static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {  /* its name; what else the template gets */
     const wrpo_json *id = wrpo__present(root, "prompt_id");
@@ -9556,6 +9701,7 @@ static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n) {
     in->said = NULL;
     in->answers = NULL;
     wrpo__read_record(in, wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
+    wrpo__read_source_logps(in, in->root);
     if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in);
     else wrpo__tokenize_clean(in);
     const int64_t K = stbds_arrlen(in->answers);
@@ -9563,7 +9709,8 @@ static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n) {
     for (int64_t k = 0; k < K; k++)
         if (in->answers[k].count <= in->answers[k].first)
             wrpo__wrong(in->said[k], "response %lld has no token", (long long)k + 1);
-    const wrpo_record record = {in->id, in->line, in->ids, in->count, in->answers, (int)K, in->weight};
+    const wrpo_record record = {in->id, in->line, in->ids, in->count, in->answers, (int)K, in->weight,
+                                in->sources};
     wrpo__data_add(in->data, &record);
 }
 /* One line. An entry of its own: its arena goes with it, and an error learns which record it is about. */
@@ -10674,6 +10821,7 @@ static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
             h = wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids);
             h = wrpo__hash(h, scored, sizeof scored);
             h = wrpo__hash(h, &y->share, sizeof y->share);
+            if (record.sources) h = wrpo__hash(h, y->source_logps, (size_t)record.sources * sizeof *y->source_logps);
         }
     }
     return h;
@@ -10796,6 +10944,8 @@ static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
         {"label_smoothing", wrpo__number_text(d->loss.label_smoothing)},
         {"gamma_ratio", wrpo__number_text(d->loss.gamma_ratio)},
         {"ipo_sum", wrpo__number_text(d->loss.ipo_sum)},
+        {"fusion", wrpo_fusion_name((int)d->loss.fusion)},
+        {"sft_weight", wrpo__number_text(d->loss.sft_weight)},
         {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule)},
         {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule)},
         {"moments", wrpo_moments_name((int)d->moments)},
