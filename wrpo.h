@@ -562,7 +562,9 @@ typedef enum wrpo_form {     /* what a prompt becomes, by reward; of equal rewar
     WRPO_FORM_QUADS,         /* chosen: the best source's answer, the target's best; rejected: its worst */
     WRPO_FORM_SFT,           /* messages: the prompt and the best source's answer */
     WRPO_FORM_PAIR,          /* chosen, rejected: best and worst of the source that has the best (FuseChat-3.0) */
-    WRPO_FORM_PAIRS          /* pairs: best and worst of each source, weight softmax(best's reward / tau) (FuseRL) */
+    WRPO_FORM_PAIRS,         /* pairs: best and worst of each source, weight softmax(best's reward / tau) (FuseRL) */
+    WRPO_FORM_DELTA          /* chosen: the strong model's first answer; rejected: the weak one's (Geng 2025). No
+                                rewards are read */
 } wrpo_form;
 typedef struct wrpo_select_desc {
     const char *const *in; int64_t n_in;
@@ -570,7 +572,11 @@ typedef struct wrpo_select_desc {
     wrpo_form form;          /* 0 = quads */
     int64_t top;             /* quads: that many sources, each one's best, shares softmax(reward / tau); 0 = 1 */
     double tau;              /* 0 = 1 */
-    double min_gap;          /* leave out what is not better than the rejected response by this; 0 = keep all */
+    /* Leave out what is not better than the rejected response by min_gap, or by more than max_gap. 0 = keep all */
+    double min_gap, max_gap;
+    const char *require;     /* a key of every response, true or false, "correct" say: chosen ones must have true,
+                                rejected ones false. NULL: none */
+    const char *strong, *weak;  /* delta: models by name */
     /* EAST: weight = H^entropy_power / entropy_scale. H is the entropy in bits of the target's responses (of the
        sources', if there are none); responses are alike whose "answer", or else text, is the same. */
     double entropy_power;    /* 0 = no weight */
@@ -583,12 +589,27 @@ typedef struct wrpo_select_model {
 } wrpo_select_model;
 typedef struct wrpo_select_stats {
     int64_t prompts, records;
-    int64_t no_source, no_target, equal, gap;  /* prompts left out: no such response, equal texts, too close */
+    int64_t no_source, no_target, equal, gap;  /* prompts left out: no such response, equal texts, the gap */
     int64_t empty;           /* responses left out */
     double reward[3], length[3];  /* means over the selected, by wrpo_role; length in characters; NaN: none */
     wrpo_select_model *models; int64_t n_models;  /* in the order of the files. wrpo_free(models) */
 } wrpo_select_stats;
 WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wrpo_select_stats *out);
+/* The log-probs of records' responses under a source model, by its own tokenizer and template, for InfiFPO. The records
+   of in, as for training, are written to out with `name` added to their source_logps. with: files of the same records
+   (by prompt_id), whose source_logps are added too. model and tok NULL: only these. A record that the model's
+   max_length would cut is refused: its mean log-prob would be another one. */
+typedef struct wrpo_source_logps_desc {
+    const char *in, *out;    /* out gets its name when it is whole */
+    const char *name;        /* of the source model */
+    const char *const *with; int64_t n_with;
+    int64_t max_length;      /* tokens; 0 = the model's max_position_embeddings */
+    int64_t micro_tokens;    /* rows computed at once; 0 = 1024 */
+    bool (*on_step)(int64_t records /* done */, int64_t of, void *user); void *user;  /* false: WRPO_E_STOPPED */
+} wrpo_source_logps_desc;
+WRPO_API wrpo_result wrpo_source_logps(wrpo_ctx *ctx, wrpo_model *model, wrpo_tokenizer *tok,
+        const wrpo_source_logps_desc *desc);
+
 typedef struct wrpo_split_desc {
     const char *in;          /* JSON lines, one for each prompt */
     const char *out[2];      /* round(share N) lines, by chance, for the first; the rest; in their order */
@@ -11307,6 +11328,7 @@ typedef struct wrpo__scored {  /* a response */
     const wrpo_json *content, *number;  /* number: the reward as written */
     const wrpo_json *answer;  /* what entropy looks at: "answer", or content */
     double reward;
+    bool right;  /* what the key that is required says; without one true */
 } wrpo__scored;
 typedef struct wrpo__gathered { char *key; wrpo__lines *value; } wrpo__gathered;
 typedef struct wrpo__model_stats { char *key; wrpo_select_model value; } wrpo__model_stats;
@@ -11317,6 +11339,8 @@ typedef struct wrpo__prompts {  /* the prompts of some files */
     wrpo__gathered *prompts;  /* stb map from ids to lines (stb arrays), in the order of their first lines */
     wrpo__model_stats *models;  /* stb map from names; reward: the sum */
     int64_t empty;  /* responses without text */
+    const char *require;  /* as in wrpo_select_desc */
+    bool unscored;  /* rewards are not read */
     /* of the current prompt: its id, what wrpo__prompt_keys names, the line that says it, responses (stb arrays) */
     const wrpo_json *id, *prompt[3];
     const wrpo__lines *said;
@@ -11348,9 +11372,12 @@ static void wrpo__prompts_open(wrpo__prompts *t, const char *const *paths, int64
         wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
 }
 static void wrpo__add_response(wrpo__prompts *t, const wrpo_json *v, const char *model, int list) {
-    wrpo__scored r = {.content = wrpo__need(v, "content", WRPO_JSON_STRING)};
-    r.number = wrpo__need(v, "reward", WRPO_JSON_NUMBER);
-    r.reward = wrpo__real(r.number, NULL);
+    wrpo__scored r = {.content = wrpo__need(v, "content", WRPO_JSON_STRING), .reward = NAN, .right = true};
+    if (!t->unscored) {
+        r.number = wrpo__need(v, "reward", WRPO_JSON_NUMBER);
+        r.reward = wrpo__real(r.number, NULL);
+    }
+    if (t->require) r.right = wrpo__need(v, t->require, WRPO_JSON_BOOL)->boolean;
     r.answer = wrpo__present(v, "answer");
     if (!r.answer) r.answer = r.content;
     if (wrpo__jskip_space(r.content->text, r.content->size, 0) == r.content->size) {
@@ -11422,19 +11449,38 @@ static int64_t wrpo__characters(const wrpo_json *text) {
 
 /* ---- selection ---- */
 static const char *const wrpo__forms[] = {
-    [WRPO_FORM_QUADS] = "quads", [WRPO_FORM_SFT] = "sft", [WRPO_FORM_PAIR] = "pair", [WRPO_FORM_PAIRS] = "pairs"};
+    [WRPO_FORM_QUADS] = "quads", [WRPO_FORM_SFT] = "sft", [WRPO_FORM_PAIR] = "pair", [WRPO_FORM_PAIRS] = "pairs",
+    [WRPO_FORM_DELTA] = "delta"};
 WRPO__NAMED(wrpo_form_name, wrpo__forms)
 typedef struct wrpo__extremes { const wrpo__scored *best, *worst; double share; } wrpo__extremes;
-/* Best and worst of each model of a list, the models by their best; by_model false: of the list. An stb array. */
-static wrpo__extremes *wrpo__rank(const wrpo__scored *list, bool by_model) {
+/* Best and worst of each model of a list, the models by their best; by_model false: of the list. An stb array. With a
+   key that is required, the best is one that has it, the worst one that has not; NULL: there is none. */
+static wrpo__extremes *wrpo__rank(const wrpo__scored *list, bool by_model, bool required) {
     wrpo__extremes *out = NULL;
-    for (const wrpo__scored *c = list; c < list + stbds_arrlen(list); c++) {
+    const wrpo__scored *const end = list + stbds_arrlen(list);
+    for (const wrpo__scored *c = list; c < end; c++) {
         int64_t k = 0;
-        while (k < stbds_arrlen(out) && by_model && out[k].best->model != c->model) k++;
-        const wrpo__extremes first = {c, c, 0};
-        if (k == stbds_arrlen(out)) stbds_arrput(out, first);
-        else if (c->reward < out[k].worst->reward) out[k].worst = c;
+        while (c->right && k < stbds_arrlen(out) && by_model && out[k].best->model != c->model) k++;
+        const wrpo__extremes first = {c, NULL, 0};
+        if (c->right && k == stbds_arrlen(out)) stbds_arrput(out, first);
     }
+    for (int64_t k = 0; k < stbds_arrlen(out); k++)
+        for (const wrpo__scored *c = list; c < end; c++) {
+            const bool able = (!by_model || c->model == out[k].best->model) && !(required && c->right);
+            if (able && (!out[k].worst || c->reward < out[k].worst->reward)) out[k].worst = c;
+        }
+    return out;
+}
+/* For delta pairs: the first answers of two models, as one source's best and worst. An stb array. */
+static wrpo__extremes *wrpo__rank_models(const wrpo__prompts *t, const char *strong, const char *weak) {
+    wrpo__extremes pair = {NULL, NULL, 1}, *out = NULL;
+    for (int list = 1; list >= 0; list--)
+        for (int64_t i = stbds_arrlen(t->lists[list]) - 1; i >= 0; i--) {
+            const wrpo__scored *c = &t->lists[list][i];
+            if (!strcmp(t->models[c->model].key, strong)) pair.best = c;
+            if (!strcmp(t->models[c->model].key, weak)) pair.worst = c;
+        }
+    if (pair.best) stbds_arrput(out, pair);
     return out;
 }
 /* share = softmax(best's reward / tau); the first is the highest. */
@@ -11465,25 +11511,34 @@ typedef struct wrpo__selection {
     wrpo__extremes *sources, *target;
     const wrpo__scored **put;
 } wrpo__selection;
+static bool wrpo__gap_fits(const wrpo_select_desc *d, const wrpo__scored *better, const wrpo__scored *rejected) {
+    const double gap = better->reward - rejected->reward;
+    return (d->min_gap == 0 || gap >= d->min_gap) && (d->max_gap == 0 || gap <= d->max_gap);
+}
 /* Leaves the sources that the form takes. Returns NULL, or what counts prompts that are left out for this reason. */
 static int64_t *wrpo__choose(wrpo__selection *s) {
     const wrpo_select_desc *d = &s->desc;
     const wrpo__extremes *target = d->form == WRPO_FORM_QUADS ? s->target : NULL;
-    int64_t n = stbds_arrlen(s->sources), kept = 0, equal = 0;
+    int64_t n = stbds_arrlen(s->sources), kept = 0, equal = 0, unpaired = 0;
     if (!n) return &s->stats->no_source;
-    if (d->form == WRPO_FORM_QUADS && !target) return &s->stats->no_target;
+    if (d->form == WRPO_FORM_QUADS && (!target || !target->worst)) return &s->stats->no_target;
     if (target && wrpo__json_same(target->best->content, target->worst->content)) return &s->stats->equal;
     if (d->form != WRPO_FORM_PAIRS) n = WRPO__MIN(n, d->top);
     for (int64_t i = 0; i < n; i++) {
         const wrpo__extremes c = s->sources[i];
         const wrpo__scored *rejected = target ? target->worst : c.worst;
-        const bool same = wrpo__json_same(c.best->content, rejected->content) && d->form != WRPO_FORM_SFT;
-        const bool close = d->min_gap > 0 && c.best->reward - rejected->reward < d->min_gap;
+        const bool sft = d->form == WRPO_FORM_SFT;
+        if (!sft && !rejected) {
+            unpaired++;
+            continue;
+        }
+        const bool same = !sft && wrpo__json_same(c.best->content, rejected->content);
         equal += same;
-        if (!same && !close) s->sources[kept++] = c;
+        if (sft || (!same && wrpo__gap_fits(d, c.best, rejected))) s->sources[kept++] = c;
     }
+    if (unpaired == n) return &s->stats->no_source;
     if (equal == n) return &s->stats->equal;
-    if (!kept || (target && target->best->reward - target->worst->reward < d->min_gap)) return &s->stats->gap;
+    if (!kept || (target && !wrpo__gap_fits(d, target->best, target->worst))) return &s->stats->gap;
     stbds_arrsetlen(s->sources, (size_t)kept);
     return NULL;
 }
@@ -11503,10 +11558,10 @@ static void wrpo__put_number(wrpo_json *to, const char *key, double x) {
 }
 /* The rewards and models of the answers since the last call. */
 static void wrpo__put_scores(wrpo__selection *s, wrpo_json *to) {
-    wrpo_json *rewards = wrpo__json_add(to, "rewards", WRPO_JSON_ARRAY, "");
+    wrpo_json *rewards = s->t.unscored ? NULL : wrpo__json_add(to, "rewards", WRPO_JSON_ARRAY, "");
     wrpo_json *models = wrpo__json_add(to, "models", WRPO_JSON_ARRAY, "");
     for (int64_t i = 0; i < stbds_arrlen(s->put); i++) {
-        wrpo__json_put(rewards, s->put[i]->number, NULL);
+        if (rewards) wrpo__json_put(rewards, s->put[i]->number, NULL);
         wrpo__json_add(models, NULL, WRPO_JSON_STRING, s->t.models[s->put[i]->model].key);
     }
     stbds_arrsetlen(s->put, 0);
@@ -11564,8 +11619,10 @@ static wrpo_json *wrpo__make_record(wrpo__selection *s) {
 static wrpo_json *wrpo__select_prompt(wrpo__selection *s) {
     const wrpo__prompts *t = &s->t;
     s->put = NULL;
-    s->sources = wrpo__rank(t->lists[WRPO__SOURCES], true);
-    s->target = wrpo__rank(t->lists[WRPO__TARGETS], false);
+    const wrpo_select_desc *d = &s->desc;
+    s->target = wrpo__rank(t->lists[WRPO__TARGETS], false, d->require);
+    if (d->form == WRPO_FORM_DELTA) s->sources = wrpo__rank_models(t, d->strong, d->weak);
+    else s->sources = wrpo__rank(t->lists[WRPO__SOURCES], true, d->require);
     int64_t *left_out = wrpo__choose(s);
     if (left_out) {
         ++*left_out;
@@ -11589,6 +11646,14 @@ static void wrpo__select_settings(wrpo_ctx *ctx, wrpo_select_desc *d) {
     WRPO__SETTING(tau, 1, x > 0 && x <= DBL_MAX, "a finite number above 0");
     WRPO__SETTING(min_gap, 0, x >= 0 && x <= DBL_MAX && (x == 0 || !sft),
                   "a finite number of at least 0, and 0 for sft, which rejects nothing");
+    WRPO__SETTING(max_gap, 0, x >= 0 && x <= DBL_MAX && (x == 0 || (x >= d->min_gap && !sft)),
+                  "a finite number of at least min_gap, and 0 for sft");
+    const bool delta = d->form == WRPO_FORM_DELTA;
+    if (delta ? !d->strong || !d->weak || !strcmp(d->strong, d->weak) : d->strong || d->weak)
+        wrpo__fail(ctx, WRPO_E_ARG, "strong, weak: want the names of two models for the form delta, else NULL");
+    if (delta && (d->min_gap != 0 || d->max_gap != 0 || d->require || d->entropy_power != 0))
+        wrpo__fail(ctx, WRPO_E_ARG, "min_gap, max_gap, require, entropy_power: want none for the form delta, which "
+                   "reads models' names alone");
     WRPO__SETTING(entropy_power, 0, x >= 0 && x <= 100, "a number from 0 to 100");
     WRPO__SETTING(entropy_scale, 6.8, x > 0 && x <= DBL_MAX, "a finite number above 0");
 }
@@ -11614,6 +11679,8 @@ static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats)
     if (desc) *d = *desc;
     wrpo__select_settings(arena->ctx, d);
     wrpo__prompts_open(&s.t, d->in, d->n_in, true);
+    s.t.require = d->require;
+    s.t.unscored = d->form == WRPO_FORM_DELTA;
     wrpo__writer *w = d->out ? wrpo__create(arena, d->out) : NULL;
     for (int64_t i = 0; i < stbds_shlen(s.t.prompts); i++) {
         wrpo__prompts_read(&s.t, &s.t.prompts[i], false);
@@ -11640,6 +11707,108 @@ static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats)
 WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wrpo_select_stats *out) {
     *out = (wrpo_select_stats){0};
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__select(desc, out));
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- log-probs under a source model ---- */
+typedef struct wrpo__annotation {  /* a file of records on its way to one with more source_logps */
+    wrpo_source_logps_desc desc;
+    const wrpo_data *data;  /* the records in the source model's tokens; NULL: no model */
+    double *logps;  /* [N, K] */
+    wrpo__prompts with;
+} wrpo__annotation;
+/* Adds the models of more to those of `to`, which has none of them. */
+static void wrpo__add_models(wrpo_json *to, const wrpo_json *more) {
+    for (const wrpo_json *model = more->child; model; model = model->next) {
+        if (wrpo_json_get(to, model->key))
+            wrpo__wrong(model, "source_logps: want each model once, found \"%.80s\" again", model->key);
+        wrpo__json_put(to, model, NULL);
+    }
+}
+/* Record i with all its source_logps. */
+static const wrpo_json *wrpo__annotate(wrpo__annotation *a, const wrpo_json *root, int64_t i) {
+    wrpo_json *record = WRPO__NEW(wrpo__current, wrpo_json), *all = WRPO__NEW(wrpo__current, wrpo_json);
+    const wrpo_json *had = wrpo__maybe(root, "source_logps", WRPO_JSON_OBJECT), *id = wrpo__present(root, "prompt_id");
+    record->kind = all->kind = WRPO_JSON_OBJECT;
+    record->name = all->name = root->name;
+    for (const wrpo_json *v = root->child; v; v = v->next)
+        if (strcmp(v->key, "source_logps")) wrpo__json_put(record, v, NULL);
+    if (had) wrpo__add_models(all, had);
+    if (a->desc.n_with && !id) wrpo__wrong(root, "prompt_id: want one, to find the record in other files; found none");
+    const wrpo__lines *lines = a->desc.n_with ? stbds_shget(a->with.prompts, id->text) : NULL;
+    if (stbds_arrlen(lines) != a->desc.n_with)
+        wrpo__wrong(root, "prompt_id \"%.80s\": want it in %lld other files, found it in %lld", id->text,
+                    (long long)a->desc.n_with, (long long)stbds_arrlen(lines));
+    for (const wrpo__lines *l = lines; l < lines + a->desc.n_with; l++) {
+        const wrpo_json *other = wrpo__json_parse(wrpo__current, l->file->path, l->number, l->text, l->size);
+        wrpo__add_models(all, wrpo__need(other, "source_logps", WRPO_JSON_OBJECT));
+    }
+    if (a->data) {
+        const wrpo_record r = wrpo_data_record(a->data, i);
+        wrpo_json own = {.kind = WRPO_JSON_OBJECT}, *model = wrpo__json_add(&own, a->desc.name, WRPO_JSON_ARRAY, "");
+        for (int k = 0; k < r.count; k++) {
+            wrpo_json *pair = wrpo__json_add(model, NULL, WRPO_JSON_ARRAY, "");
+            wrpo__put_number(pair, NULL, WRPO__MIN(a->logps[i * a->data->most + k], 0));
+            wrpo__put_number(pair, NULL, (double)(r.responses[k].count - r.responses[k].first));
+        }
+        wrpo__add_models(all, &own);
+    }
+    wrpo__json_put(record, all, "source_logps");
+    return record;
+}
+/* The log-probs of all records, in parts, so that the caller hears of them. */
+static void wrpo__source_logps_run(wrpo__annotation *a, wrpo_model *model) {
+    enum { PART = 64 };
+    const int K = a->data->most;
+    const int64_t N = a->data->stats.records;
+    wrpo__arena *temp = wrpo__sub_arena(wrpo__current);
+    a->logps = wrpo__alloc(wrpo__current, wrpo__mul(model->ctx, (size_t)N, (size_t)K), sizeof *a->logps);
+    wrpo__check_data(model->ctx, &model->config, a->data, 0, N);
+    for (int64_t at = 0; at < N; at += PART) {
+        const int64_t count = WRPO__MIN(PART, N - at);
+        wrpo__logprobs(temp, model, a->data, at, count, a->desc.micro_tokens, a->logps + at * K, K, NULL);
+        wrpo__arena_clear(temp);
+        if (a->desc.on_step && !a->desc.on_step(at + count, N, a->desc.user))
+            wrpo__fail(model->ctx, WRPO_E_STOPPED, "stopped after %lld of %lld records", (long long)(at + count),
+                       (long long)N);
+    }
+}
+static void wrpo__source_logps_file(wrpo_ctx *ctx, wrpo_model *model, wrpo_tokenizer *tok,
+                                    const wrpo_source_logps_desc *desc) {
+    wrpo__arena *arena = wrpo__current, *temp = wrpo__sub_arena(arena);
+    wrpo__annotation a = {.desc = desc ? *desc : (wrpo_source_logps_desc){0}};
+    const wrpo_source_logps_desc *d = &a.desc;
+    if (!d->in || !d->out || !model != !tok || (model && !d->name) || (!model && !d->n_with))
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_source_logps_desc: want in and out, and a model, its tokenizer and a name, "
+                   "or files of `with`");
+    WRPO__RANGE(d->max_length >= 0, "max_length", d->max_length, "at least 0");
+    WRPO__RANGE(d->micro_tokens >= 0 && d->micro_tokens <= 1 << 30, "micro_tokens", d->micro_tokens, "0 to 2^30");
+    if (!d->micro_tokens) a.desc.micro_tokens = WRPO__MICRO_TOKENS;
+    if (d->n_with) wrpo__prompts_open(&a.with, d->with, d->n_with, true);
+    if (model) {
+        const int64_t length = d->max_length ? d->max_length : model->config.max_position_embeddings;
+        const wrpo_data_desc data = {.path = d->in, .max_length = length, .max_prompt_length = length - 1};
+        a.data = wrpo__data_load(wrpo__sub_arena(arena), tok, &data);
+        const int64_t cut = a.data->stats.truncated_prompts + a.data->stats.truncated_responses;
+        if (cut)
+            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts with responses of at most %lld tokens, found %lld that "
+                       "are longer: of what is cut the model would give another log-prob", d->in, (long long)length,
+                       (long long)cut);
+        wrpo__source_logps_run(&a, model);
+    }
+    wrpo__writer *w = wrpo__create(arena, d->out);
+    wrpo__lines lines = {.file = wrpo__open_file(arena, d->in)};
+    for (int64_t i = 0; wrpo__next_line(&lines); i++, wrpo__arena_clear(temp)) {
+        wrpo__current = temp;
+        const wrpo_json *root = wrpo__json_parse(temp, d->in, lines.number, lines.text, lines.size);
+        wrpo__write_line(w, wrpo__annotate(&a, wrpo__want(root, WRPO_JSON_OBJECT, "line"), i));
+        wrpo__current = arena;
+    }
+    wrpo__commit(w);
+}
+WRPO_API wrpo_result wrpo_source_logps(wrpo_ctx *ctx, wrpo_model *model, wrpo_tokenizer *tok,
+                                       const wrpo_source_logps_desc *desc) {
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__source_logps_file(ctx, model, tok, desc));
     return wrpo__end(&wrpo__entry);
 }
 

@@ -242,7 +242,14 @@ static void refusals(void) {
                    {{.min_gap = 1, .form = WRPO_FORM_SFT}, "min_gap"},
                    {{.entropy_power = -1}, "entropy"},
                    {{.entropy_scale = -1}, "entropy"},
-                   {{.form = (wrpo_form)9}, "form"}};
+                   {{.form = (wrpo_form)9}, "form"},
+                   {{.max_gap = -1}, "max_gap"},
+                   {{.min_gap = 2, .max_gap = 1}, "max_gap: want a finite number of at least min_gap"},
+                   {{.max_gap = 1, .form = WRPO_FORM_SFT}, "max_gap"},
+                   {{.strong = "a", .weak = "b"}, "strong, weak"},
+                   {{.form = WRPO_FORM_DELTA, .strong = "a"}, "strong, weak"},
+                   {{.form = WRPO_FORM_DELTA, .strong = "a", .weak = "a"}, "strong, weak"},
+                   {{.form = WRPO_FORM_DELTA, .strong = "a", .weak = "b", .min_gap = 1}, "min_gap"}};
     for (int i = 0; i < (int)(sizeof options / sizeof *options); i++)
         CHECK(choose(options[i].d, sources, target, &s) == WRPO_E_ARG &&
                   strstr(wrpo_last_error(ctx)->text, options[i].says),
@@ -251,6 +258,74 @@ static void refusals(void) {
     CHECK(wrpo_select(ctx, &(wrpo_select_desc){.in = &none, .n_in = 1}, &s) == WRPO_E_IO, "a file that is not there");
     CHECK(wrpo_select(ctx, &(wrpo_select_desc){0}, &s) == WRPO_E_FORMAT, "no file");
     CHECK(wrpo_select(ctx, NULL, &s) == WRPO_E_FORMAT, "no desc");
+}
+
+/* max_gap; correctness; a stronger and a weaker model. */
+#define V(model, text, reward, right) \
+    "{\"model\": \"" model "\", \"content\": \"" text "\", \"reward\": " reward ", \"ok\": " right "}"
+static void filters(void) {
+    wrpo_select_stats s;
+    static const char two[] =
+        "{\"prompt_id\": \"p\", \"prompt\": \"q\", \"sources\": [" R("m", "a", "0.5") ", " R("m", "b", "0.25") "]}\n"
+        "{\"prompt_id\": \"r\", \"prompt\": \"q\", \"sources\": [" R("m", "c", "2") ", " R("m", "d", "1") "]}\n";
+    CHECK(choose((wrpo_select_desc){.form = WRPO_FORM_PAIR, .max_gap = 0.25}, two, NULL, &s) == WRPO_OK &&
+              s.records == 1 && s.gap == 1,
+          "max_gap: %s", wrpo_last_error(ctx)->text);
+    holds("out.jsonl",
+          "{\"prompt_id\": \"p\", \"prompt\": \"q\", \"chosen\": [" M("a") "], \"rejected\": [" M(
+              "b") "], \"rewards\": [0.5, 0.25], \"models\": [\"m\", \"m\"]}\n",
+          "max_gap");
+    wrpo_free(ctx, s.models);
+    CHECK(choose((wrpo_select_desc){.form = WRPO_FORM_PAIR, .min_gap = 0.5, .max_gap = 1}, two, NULL, &s) == WRPO_OK &&
+              s.records == 1 && s.gap == 1,
+          "both gaps: %s", wrpo_last_error(ctx)->text);
+    wrpo_free(ctx, s.models);
+
+    /* required: the best right answer, not the best; the worst wrong one, not the worst */
+    static const char checked[] =
+        "{\"prompt_id\": 1, \"prompt\": \"q\", \"sources\": [" V("m", "wrong, liked", "9", "false") ", " V(
+            "m", "right", "5", "true") ", " V("n", "also right", "4", "true") "], \"target\": [" V(
+            "t", "t right", "3", "true") ", " V("t", "t wrong", "2", "false") ", " V("t", "t right, worst", "1", "true") "]}\n"
+        "{\"prompt_id\": 2, \"prompt\": \"q\", \"sources\": [" V("m", "x", "1", "true") "], \"target\": [" V(
+            "t", "y", "1", "true") ", " V("t", "z", "0", "true") "]}\n"
+        "{\"prompt_id\": 3, \"prompt\": \"q\", \"sources\": [" V("m", "x", "1", "false") "], \"target\": [" V(
+            "t", "y", "1", "true") ", " V("t", "z", "0", "false") "]}\n";
+    CHECK(choose((wrpo_select_desc){.require = "ok"}, checked, NULL, &s) == WRPO_OK && s.records == 1 &&
+              s.no_target == 1 && s.no_source == 1,
+          "require: %s", wrpo_last_error(ctx)->text);
+    holds("out.jsonl",
+          "{\"prompt_id\": 1, \"prompt\": \"q\", \"chosen\": [" M("right") ", " M("t right") "], \"rejected\": [" M(
+              "t wrong") "], \"rewards\": [5, 3, 2], \"models\": [\"m\", \"t\", \"t\"]}\n",
+          "require");
+    wrpo_free(ctx, s.models);
+    CHECK(choose((wrpo_select_desc){.require = "ok", .form = WRPO_FORM_PAIR}, checked, NULL, &s) == WRPO_OK &&
+              s.records == 1 && s.no_source == 2,
+          "require, pair: %s", wrpo_last_error(ctx)->text);
+    wrpo_free(ctx, s.models);
+    CHECK(choose((wrpo_select_desc){.require = "ok", .form = WRPO_FORM_SFT}, checked, NULL, &s) == WRPO_OK &&
+              s.records == 2,
+          "require, sft: %s", wrpo_last_error(ctx)->text);
+    wrpo_free(ctx, s.models);
+    CHECK(choose((wrpo_select_desc){.require = "right"}, checked, NULL, &s) == WRPO_E_FORMAT &&
+              strstr(wrpo_last_error(ctx)->text, "a.jsonl:1:") && strstr(wrpo_last_error(ctx)->text, "right"),
+          "a key that is not there: %s", wrpo_last_error(ctx)->text);
+
+    /* delta: no rewards; the first answer of each of two models, in either list */
+    static const char models[] =
+        "{\"prompt_id\": 1, \"prompt\": \"q\", \"sources\": [{\"model\": \"s\", \"content\": \"S1\"}, "
+        "{\"model\": \"s\", \"content\": \"S2\"}], \"target\": [{\"model\": \"w\", \"content\": \"W1\"}, "
+        "{\"model\": \"w\", \"content\": \"W2\"}]}\n"
+        "{\"prompt_id\": 2, \"prompt\": \"q\", \"sources\": [{\"model\": \"s\", \"content\": \"S\"}]}\n"
+        "{\"prompt_id\": 3, \"prompt\": \"q\", \"sources\": [{\"model\": \"s\", \"content\": \"X\"}, "
+        "{\"model\": \"w\", \"content\": \"X\"}]}\n";
+    CHECK(choose((wrpo_select_desc){.form = WRPO_FORM_DELTA, .strong = "s", .weak = "w"}, models, NULL, &s) == WRPO_OK &&
+              s.records == 1 && s.no_source == 1 && s.equal == 1 && isnan(s.reward[0]) && isnan(s.models[0].reward),
+          "delta: %s", wrpo_last_error(ctx)->text);
+    holds("out.jsonl",
+          "{\"prompt_id\": 1, \"prompt\": \"q\", \"chosen\": [" M("S1") "], \"rejected\": [" M(
+              "W1") "], \"models\": [\"s\", \"w\"]}\n",
+          "delta");
+    wrpo_free(ctx, s.models);
 }
 
 /* What select writes, train reads: every form through the data reader. */
@@ -264,8 +339,10 @@ static void round_trip(void) {
     CHECK(wrpo_tokenizer_load(ctx, dir, &tok) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     for (int form = 0; tok && wrpo_form_name(form); form++) {
         wrpo_data *data;
-        CHECK(choose((wrpo_select_desc){.form = (wrpo_form)form, .top = form ? 0 : 2, .entropy_power = 1}, sources,
-                     target, &s) == WRPO_OK,
+        const bool delta = form == WRPO_FORM_DELTA;
+        CHECK(choose((wrpo_select_desc){.form = (wrpo_form)form, .top = form ? 0 : 2, .entropy_power = delta ? 0 : 1,
+                                        .strong = delta ? "m" : NULL, .weak = delta ? "n" : NULL},
+                     sources, target, &s) == WRPO_OK,
               "%s", wrpo_last_error(ctx)->text);
         CHECK(wrpo_data_load(tok, &(wrpo_data_desc){.path = at("out.jsonl")}, &data) == WRPO_OK &&
                   wrpo_data_count(data) == s.records,
@@ -477,7 +554,7 @@ int main(void) {
     char command[100];
     snprintf(command, sizeof command, "mkdir -p %s", dir);
     CHECK(system(command) == 0, "mkdir");
-    records(), template_arguments(), weights_and_gaps(), refusals(), round_trip(), splits(), winrates(), allocations(),
+    records(), template_arguments(), weights_and_gaps(), refusals(), filters(), round_trip(), splits(), winrates(), allocations(),
         real();
     snprintf(command, sizeof command, "rm -rf %s", dir);
     CHECK(system(command) == 0, "rm");
