@@ -40,20 +40,22 @@
 /* ---- options: one table; a command names those it takes ---- */
 typedef struct settings {            /* an option that was not given is 0: the library's default */
     const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts,
-        *questions, *name, *reward_model, *resume, *adapter, *lora_target;
-    const char *more[64];            /* values of --in or operands after the first */
+        *questions, *name, *reward_model, *resume, *adapter, *lora_target,
+        *require, *strong, *weak, *as_source, *with, *preset;
+    const char *more[64];            /* values of --in or --with, or operands, after the first */
     int64_t n_more, top, resamples, seeds, label;
-    double tau, min_gap, entropy_power, entropy_scale, sft;
+    double tau, min_gap, max_gap, entropy_power, entropy_scale, sft;
     int64_t threads, seed, limit, max_length, max_prompt_length, max_shard_size;
     int64_t batch_size, accumulation, micro_tokens, memory_limit, max_steps, eval_steps, log_steps, save_steps,
         recompute;
-    double alpha, alpha_power, beta, label_smoothing, gamma_ratio;
+    double alpha, alpha_power, beta, label_smoothing, gamma_ratio, sft_weight;
     int64_t n, top_k, max_tokens, batch;
     double temperature, top_p;
     double learning_rate, warmup_ratio, weight_decay, max_grad_norm, epochs;
     int64_t lora_r;
     double lora_alpha, lora_dropout;
-    int method, pair, alpha_schedule, lr_schedule, tokenization, device, dtype, save_dtype, moments, form, as, bench;
+    int method, pair, fusion, alpha_schedule, lr_schedule, tokenization, device, dtype, save_dtype, moments, form, as,
+        bench;
     bool ipo_sum, no_shuffle, raw, tensors, keep, quick, rescore, rslora, help, version;
 } settings;
 typedef enum kind { TEXT, LIST, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
@@ -119,12 +121,23 @@ static const option options[] = {
     {"--alpha", REAL, AT(alpha), "A", "[0, 1]", NULL, "weight of the source's reward at the end of the run (0.1)"},
     {"--alpha-schedule", RAMP, AT(alpha_schedule), "NAME", NULL, wrpo_alpha_schedule_name,
      "how alpha rises from 0 (linear)"},
-    {"--beta", REAL, AT(beta), "B", "(0, inf)", NULL, "reward = beta * log-ratio (0.01; 10 for simpo and dpo-norm)"},
+    {"--beta", REAL, AT(beta), "B", "(0, inf)", NULL,
+     "reward = beta * log-ratio (0.01; 10 for simpo and dpo-norm, 2.5 for infifpo)"},
     {"--label-smoothing", REAL, AT(label_smoothing), "EPS", "[0, 0.5)", NULL, "share of labels taken to be wrong (0)"},
     {"--gamma-ratio", REAL, AT(gamma_ratio), "R", "[0, inf)", NULL, "simpo: margin gamma / beta (0.3)"},
     {"--ipo-sum", FLAG, AT(ipo_sum), NULL, NULL, NULL, "ipo: on sums of log-probs in place of means over tokens"},
+    {"--fusion", CHOICE, AT(fusion), "NAME", NULL, wrpo_fusion_name,
+     "infifpo: which source is a response's reference: the farthest from the model, or a mean (margin)"},
+    {"--sft-weight", REAL, AT(sft_weight), "W", "[0, inf)", NULL,
+     "adds W times the mean -log-prob of the chosen response's tokens to the loss (0)"},
+    {"--as-source", TEXT, AT(as_source), "NAME", NULL, NULL,
+     "write the records themselves, with the model's log-probs under this name in their source_logps, for infifpo"},
+    {"--with", LIST, AT(with), "FILE", NULL, NULL,
+     "files of the same records, made by --as-source for other models: their source_logps are added too"},
+    {"--preset", TEXT, AT(preset), "NAME", NULL, NULL,
+     "the settings of a paper; options beside it win: wrpo-paper, simpo-on-policy, fusechat3, infifpo"},
     {"--learning-rate", REAL, AT(learning_rate), "LR", "[0, 1000)", NULL,
-     "peak rate (3e-7; sft 7e-6, simpo 1e-6, dpo-norm 8e-7; adapters want about 1e-4)"},
+     "peak rate (3e-7; sft 7e-6, simpo 1e-6, dpo-norm 8e-7, infifpo 1e-7; adapters want about 1e-4)"},
     {"--lr-scheduler", CHOICE, AT(lr_schedule), "NAME", NULL, wrpo_lr_schedule_name, "after the warm-up (cosine)"},
     {"--warmup-ratio", REAL, AT(warmup_ratio), "R", "[0, 1]", NULL,
      "share of the steps in which the rate rises from 0 (0.1)"},
@@ -160,12 +173,17 @@ static const option options[] = {
     {"--rslora", FLAG, AT(rslora), NULL, NULL, NULL, "scale by A / sqrt(R)"},
     {"--ref", TEXT, AT(ref), "DIR", NULL, NULL, "the reference model (the model itself as it is before step 1)"},
     {"--form", CHOICE, AT(form), "NAME", NULL, wrpo_form_name,
-     "what a prompt becomes: quadruple, SFT record, the best source's pair, all sources' pairs (quads)"},
+     "what a prompt becomes: quadruple, SFT record, the best source's pair, all sources' pairs, two models' (quads)"},
     {"--top", COUNT, AT(top), "K", "[1, 1000]", NULL,
      "quads: the number of sources, weighted by softmax(reward / tau) (1)"},
     {"--tau", REAL, AT(tau), "T", "(0, inf)", NULL, "temperature of those weights, and of pairs' (1)"},
     {"--min-gap", REAL, AT(min_gap), "G", "[0, inf)", NULL,
      "leave out pairs whose rewards differ by less (0)"},
+    {"--max-gap", REAL, AT(max_gap), "G", "(0, inf)", NULL, "leave out pairs whose rewards differ by more (none)"},
+    {"--require", TEXT, AT(require), "KEY", NULL, NULL,
+     "a key of every response, true or false: chosen ones must have true, rejected ones false (none)"},
+    {"--strong", TEXT, AT(strong), "MODEL", NULL, NULL, "delta: the model whose answers are chosen"},
+    {"--weak", TEXT, AT(weak), "MODEL", NULL, NULL, "delta: the model whose answers are rejected"},
     {"--entropy-power", REAL, AT(entropy_power), "A", "[0, 100]", NULL,
      "EAST: weigh a record by H^A / scale, H the entropy of its responses; 0 = off (0)"},
     {"--entropy-scale", REAL, AT(entropy_scale), "C", "(0, inf)", NULL, "EAST: the scale (6.8)"},
@@ -329,7 +347,44 @@ static int set(const command *c, const option *o, const char *text, settings *s)
     }
     return 0;
 }
+/* The settings of papers. Options on the command line win. */
+typedef struct preset { const char *name, *source, *options; } preset;
+static const preset presets[] = {
+    {"wrpo-paper", "Yang et al. 2025, and the authors' training_configs",
+     "--method wrpo --beta 0.01 --alpha 0.1 --alpha-schedule linear --learning-rate 3e-7 --lr-scheduler cosine "
+     "--warmup-ratio 0.1 --batch-size 128 --epochs 1 --weight-decay 0 --max-grad-norm 1 --max-length 2048 "
+     "--max-prompt-length 1800 --tokenization authors"},
+    {"simpo-on-policy", "Meng et al. 2024, Llama-3-Instruct v0.2",
+     "--method simpo --pair target --beta 10 --gamma-ratio 0.3 --learning-rate 1e-6 --lr-scheduler cosine "
+     "--warmup-ratio 0.1 --batch-size 128 --epochs 1 --max-length 2048 --max-prompt-length 1800"},
+    {"fusechat3", "Yang et al. 2025b, the 8B target",
+     "--method dpo-norm --beta 10 --learning-rate 8e-7 --lr-scheduler cosine --warmup-ratio 0.1 --batch-size 128 "
+     "--epochs 1 --max-length 2048 --max-prompt-length 1800"},
+    {"infifpo", "Gu et al. 2025",
+     "--method infifpo --beta 2.5 --fusion margin --learning-rate 1e-7 --lr-scheduler cosine --warmup-ratio 0.1 "
+     "--batch-size 128 --epochs 1 --max-length 4096"},
+};
+static int parse(const command *c, int argc, char **argv, settings *s);
+static int parse_preset(const command *c, const char *name, settings *s) {
+    enum { WORDS = 64 };
+    char text[1024], *argv[WORDS];
+    const preset *p = NULL;
+    int argc = 0;
+    for (size_t i = 0; i < sizeof presets / sizeof *presets; i++)
+        if (!strcmp(presets[i].name, name)) p = &presets[i];
+    if (!p) return misuse(c, "--preset: want wrpo-paper, simpo-on-policy, fusechat3 or infifpo, found \"%s\"", name);
+    snprintf(text, sizeof text, "%s", p->options);
+    for (char *w = strtok(text, " "); w && argc < WORDS; w = strtok(NULL, " ")) argv[argc++] = w;
+    const command free = {c->name, "", "", c->optional, NULL, NULL};       /* nothing is required of a preset alone */
+    return parse(&free, argc, argv, s);
+}
 static int parse(const command *c, int argc, char **argv, settings *s) {
+    for (int i = 0; i < argc; i++) {
+        const char *value = !strncmp(argv[i], "--preset", 8) && listed(c->optional, "--preset") ? argv[i] + 8 : NULL;
+        if (!value || (*value && *value != '=')) continue;
+        const int code = *value || i + 1 < argc ? parse_preset(c, *value ? value + 1 : argv[i + 1], s) : 0;
+        if (code) return code;
+    }
     for (int i = 0; i < argc; i++) {
         const char *arg = argv[i], *value = strchr(arg, '=');
         const size_t n = value ? (size_t)(value - arg) : strlen(arg);
@@ -353,7 +408,8 @@ static int parse(const command *c, int argc, char **argv, settings *s) {
         while (!code && o->kind == LIST && i + 1 < argc && strncmp(argv[i + 1], "--", 2))
             code = set(c, o, argv[++i], s);
         if (code) return code;
-        if (s->n_more && o->kind == LIST && strcmp(c->name, "select")) return misuse(c, "%s takes one value", o->name);
+        const bool several = !strcmp(c->name, "select") || !strcmp(o->name, "--with");
+        if (s->n_more && o->kind == LIST && !several) return misuse(c, "%s takes one value", o->name);
         if (s->help) return 0;
     }
     for (int i = 0; i < N_OPTIONS; i++) {              /* TEXT, LIST, or CHOICE without a default: -1 */
@@ -661,7 +717,9 @@ static wrpo_train_desc train_desc(const settings *s) {
                               .beta = s->beta,
                               .label_smoothing = s->label_smoothing,
                               .gamma_ratio = s->gamma_ratio,
-                              .ipo_sum = s->ipo_sum};
+                              .ipo_sum = s->ipo_sum,
+                              .fusion = (wrpo_fusion)s->fusion,
+                              .sft_weight = s->sft_weight};
     d.learning_rate = s->learning_rate, d.lr_schedule = (wrpo_lr_schedule)s->lr_schedule,
     d.warmup_ratio = s->warmup_ratio;
     d.moments = (wrpo_moments)s->moments, d.weight_decay = s->weight_decay, d.max_grad_norm = s->max_grad_norm;
@@ -670,14 +728,19 @@ static wrpo_train_desc train_desc(const settings *s) {
     d.seed = (uint64_t)s->seed, d.no_shuffle = s->no_shuffle, d.ref_dir = s->ref;
     return d;
 }
+static bool mixes(wrpo_method m) { return m == WRPO_METHOD_WRPO || m == WRPO_METHOD_INFIFPO_WRPO; }   /* has alpha */
+static bool fuses(wrpo_method m) {                      /* reads source_logps */
+    return m == WRPO_METHOD_INFIFPO || m == WRPO_METHOD_INFIFPO_WRPO || m == WRPO_METHOD_INFIFPO_IPO;
+}
 static bool has_reference(const settings *s) { return s->method != WRPO_METHOD_SIMPO && s->method != WRPO_METHOD_SFT; }
 /* Options that say nothing to the method are named, not silently ignored. */
 static void check_method(const settings *s) {
     const wrpo_method m = (wrpo_method)s->method;
-    const bool pair = m != WRPO_METHOD_WRPO && m != WRPO_METHOD_SFT;
+    const bool pair = !mixes(m) && m != WRPO_METHOD_SFT;
     const struct { bool idle; const char *name;
-    } idle[] = {{s->alpha != 0 && m != WRPO_METHOD_WRPO, "--alpha"},
-                {s->alpha_schedule && m != WRPO_METHOD_WRPO, "--alpha-schedule"},
+    } idle[] = {{s->alpha != 0 && !mixes(m), "--alpha"},
+                {s->alpha_schedule && !mixes(m), "--alpha-schedule"},
+                {s->fusion && !fuses(m), "--fusion"},
                 {s->pair && !pair, "--pair"},
                 {s->beta != 0 && m == WRPO_METHOD_SFT, "--beta"},
                 {s->gamma_ratio != 0 && m != WRPO_METHOD_SIMPO, "--gamma-ratio"},
@@ -976,7 +1039,41 @@ static int run_tokenize(const settings *s, session *z) {
 }
 
 /* ---- logprob ---- */
+static bool on_source(int64_t records, int64_t of, void *user) {
+    label piece;
+    session *z = user;
+    snprintf(piece.s, sizeof piece.s, "%lld/%lld records", (long long)records, (long long)of);
+    screen_draw(&z->screen, (double)records / (double)of, &piece, 1);
+    return !interrupted;
+}
+/* Records with what source models think of their responses. */
+static int logprob_source(const settings *s, session *z) {
+    const char *with[1 + sizeof s->more / sizeof *s->more] = {s->with};
+    memcpy(with + 1, s->more, sizeof s->more);
+    const wrpo_source_logps_desc d = {.in = s->data,
+                                      .out = s->out,
+                                      .name = s->as_source,
+                                      .with = with,
+                                      .n_with = s->with ? 1 + s->n_more : 0,
+                                      .max_length = s->max_length,
+                                      .on_step = on_source,
+                                      .user = z};
+    if (!s->out) return complain("--as-source: want --out, the file that the records are written to");
+    if (s->max_prompt_length || s->limit || s->tokenization)
+        return complain("--as-source: want no --max-prompt-length, --limit or --tokenization: the source model reads "
+                        "whole records as it would at inference");
+    catch_signals();
+    if (wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer) || load_model(z, s, true)) return fail(z);
+    const wrpo_result r = wrpo_source_logps(z->ctx, z->model, z->tokenizer, &d);
+    screen_clear(&z->screen);
+    if (r == WRPO_E_STOPPED) return complain("interrupted; nothing is written");
+    if (r != WRPO_OK) return fail(z);
+    printf("%s: records with source_logps of %s\n", s->out, s->as_source);
+    return 0;
+}
 static int run_logprob(const settings *s, session *z) {
+    if (s->with && !s->as_source) return complain("--with: want --as-source too, the name of --model; found none");
+    if (s->as_source) return logprob_source(s, z);
     enum { BATCH = 128 };            /* records between two looks at the clock */
     output out = {0};
     int K = 1;
@@ -1076,19 +1173,24 @@ static void print_adapter(const wrpo_model *model, const char *dir) {
 static void print_settings(const settings *s, session *z, const wrpo_train_desc *desc, const wrpo_bytes *bytes) {
     const wrpo_train_desc d = wrpo_train_defaults(desc);
     const wrpo_method m = d.loss.method;
+    for (size_t i = 0; i < sizeof presets / sizeof *presets && s->preset; i++)
+        if (!strcmp(presets[i].name, s->preset))
+            printf("preset       %s (%s): %s\n", s->preset, presets[i].source, presets[i].options);
     printf("model        %s: %s, %s parameters\n", s->model, wrpo_model_config(z->model)->model_type,
            count_text(wrpo_model_parameters(z->model)).s);
     print_adapter(z->model, s->adapter);
     print_data("data", s->data, z->data);
     if (z->eval_data) print_data("eval data", s->eval_data, z->eval_data);
     printf("method       %s", word(wrpo_method_name((int)m)));
-    if (m == WRPO_METHOD_WRPO && d.alpha_schedule == WRPO_ALPHA_SCHEDULE_CONSTANT) printf(", alpha %g", plain(d.alpha));
-    else if (m == WRPO_METHOD_WRPO)
+    if (mixes(m) && d.alpha_schedule == WRPO_ALPHA_SCHEDULE_CONSTANT) printf(", alpha %g", plain(d.alpha));
+    else if (mixes(m))
         printf(", alpha 0 -> %g %s", plain(d.alpha), word(wrpo_alpha_schedule_name((int)d.alpha_schedule)));
     else if (m != WRPO_METHOD_SFT) printf(", pair %s", word(wrpo_pair_name((int)d.loss.pair)));
-    if (m == WRPO_METHOD_WRPO && d.alpha_schedule == WRPO_ALPHA_SCHEDULE_POWER) printf(" %g", d.alpha_power);
+    if (mixes(m) && d.alpha_schedule == WRPO_ALPHA_SCHEDULE_POWER) printf(" %g", d.alpha_power);
     if (m != WRPO_METHOD_SFT) printf(", beta %g, label smoothing %g", d.loss.beta, plain(d.loss.label_smoothing));
     if (m == WRPO_METHOD_SIMPO) printf(", gamma/beta %g", plain(d.loss.gamma_ratio));
+    if (fuses(m)) printf(", fusion %s", word(wrpo_fusion_name((int)d.loss.fusion)));
+    if (d.loss.sft_weight > 0) printf(", sft weight %g", d.loss.sft_weight);
     if (m != WRPO_METHOD_SFT && m != WRPO_METHOD_SIMPO)
         printf(", reference %s", d.ref_dir ? d.ref_dir : s->adapter ? "the adapter as it is now" : s->lora_r ?
                "the model without adapter" : "the model itself");
@@ -1950,6 +2052,10 @@ static int run_select(const settings *s, session *z) {
                                 .top = s->top,
                                 .tau = s->tau,
                                 .min_gap = plain(s->min_gap),
+                                .max_gap = s->max_gap,
+                                .require = s->require,
+                                .strong = s->strong,
+                                .weak = s->weak,
                                 .entropy_power = plain(s->entropy_power),
                                 .entropy_scale = s->entropy_scale};
     static const char *const roles[] = {"source", "target", "rejected"};
@@ -1958,7 +2064,7 @@ static int run_select(const settings *s, session *z) {
     printf("%s: %s records (%s) of %s prompts\n", s->out, grouped(t.records).s, wrpo_form_name(s->form),
            grouped(t.prompts).s);
     printf("left out     %lld without source response, %lld without target response, %lld with equal texts, %lld with "
-           "rewards too close; %lld empty responses\n",
+           "rewards too close or too far apart; %lld empty responses\n",
            (long long)t.no_source, (long long)t.no_target, (long long)t.equal, (long long)t.gap, (long long)t.empty);
     printf("%-40s %10s %12s\n", "selected", "reward", "characters");
     for (int i = 0; i < 3; i++)
@@ -2813,7 +2919,7 @@ static int run_demo(const settings *s, session *z) {
 }
 
 /* ---- main ---- */
-#define LOSS "--method --pair --alpha --beta --label-smoothing --gamma-ratio --ipo-sum "
+#define LOSS "--preset --method --pair --alpha --beta --label-smoothing --gamma-ratio --ipo-sum --fusion --sft-weight "
 #define DATA "--max-length --max-prompt-length --tokenization --limit "
 #define SAMPLING "--temperature --top-p --top-k --max-tokens --seed --batch --device "
 static const command commands[] = {
@@ -2825,8 +2931,10 @@ static const command commands[] = {
     {"tokenize", "", "--model", "--in --out --threads --help", run_tokenize,
      "JSON lines, one for one: {text, special?} -> {ids}; {messages, add_generation_prompt?, kwargs?} -> {text, ids} "
      "or {error}; {ids, skip_special?} -> {text}."},
-    {"logprob", "", "--model --data", "--out --adapter " DATA "--device --dtype --threads --help", run_logprob,
-     "One line a record: the log-probs of its responses, their scored tokens, and the tokens of the prompt."},
+    {"logprob", "", "--model --data", "--as-source --with --out --adapter " DATA "--device --dtype --threads --help",
+     run_logprob,
+     "One line a record: the log-probs of its responses, their scored tokens, and the tokens of the prompt. With "
+     "--as-source: the records themselves, for infifpo."},
     {"train", "", "--model --data --out",
      LOSS DATA "--micro-tokens --alpha-schedule --learning-rate --lr-scheduler --warmup-ratio --weight-decay "
                "--max-grad-norm --batch-size --accumulation --recompute --memory-limit "
@@ -2856,7 +2964,8 @@ static const command commands[] = {
      run_score,
      "Gives the responses of a file of candidates, or answers, their rewards by a reward model. Rewards that are there "
      "are kept."},
-    {"select", "", "--in --out", "--form --top --tau --min-gap --entropy-power --entropy-scale --threads --help",
+    {"select", "", "--in --out", "--form --top --tau --min-gap --max-gap --require --strong --weak --entropy-power "
+     "--entropy-scale --threads --help",
      run_select,
      "Candidates with rewards -> records to train on. Lines of several files (--in F F ...) with one prompt_id belong "
      "together."},
