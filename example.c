@@ -44,7 +44,7 @@ typedef struct settings {            /* an option that was not given is 0: the l
         *require, *strong, *weak, *as_source, *with, *preset;
     const char *more[64];            /* values of --in or --with, or operands, after the first */
     int64_t n_more, top, resamples, seeds, label;
-    double tau, min_gap, max_gap, entropy_power, entropy_scale, sft;
+    double tau, min_gap, max_gap, entropy_power, entropy_scale, sft, heldout;
     int64_t threads, seed, limit, max_length, max_prompt_length, max_shard_size;
     int64_t batch_size, accumulation, micro_tokens, memory_limit, max_steps, eval_steps, log_steps, save_steps,
         recompute;
@@ -188,6 +188,8 @@ static const option options[] = {
      "EAST: weigh a record by H^A / scale, H the entropy of its responses; 0 = off (0)"},
     {"--entropy-scale", REAL, AT(entropy_scale), "C", "(0, inf)", NULL, "EAST: the scale (6.8)"},
     {"--sft", REAL, AT(sft), "SHARE", "(0, 1)", NULL, "part of the prompts for SFT (1/3)"},
+    {"--heldout", REAL, AT(heldout), "SHARE", "[0, 1)", NULL,
+     "part of all prompts that no training sees, the file heldout.jsonl (0; fuse: 0.1)"},
     {"--a", TEXT, AT(a), "FILE", NULL, NULL, "answers: candidates, or {prompt_id, prompt, content, reward}"},
     {"--b", TEXT, AT(b), "FILE", NULL, NULL, "answers of the opponent"},
     {"--resamples", COUNT, AT(resamples), "N", "[1, 1000000]", NULL, "bootstrap samples of the interval (1000)"},
@@ -2080,14 +2082,19 @@ static int run_select(const settings *s, session *z) {
     return 0;
 }
 static int run_split(const settings *s, session *z) {
-    char out[2][4096];
-    int64_t counts[2];
+    static const char *const names[3] = {"sft.jsonl", "wrpo.jsonl", "heldout.jsonl"};
+    wrpo_split_desc d = {.in = s->in, .share = s->sft, .heldout = s->heldout, .seed = (uint64_t)s->seed};
+    const int parts = s->heldout > 0 ? 3 : 2;
+    char out[3][4096];
+    int64_t counts[3];
     size_t made;
     if (!output_dir(s->out, &made)) return 1;
-    snprintf(out[0], sizeof out[0], "%s/sft.jsonl", s->out), snprintf(out[1], sizeof out[1], "%s/wrpo.jsonl", s->out);
-    const wrpo_split_desc d = {.in = s->in, .out = {out[0], out[1]}, .share = s->sft, .seed = (uint64_t)s->seed};
+    for (int i = 0; i < parts; i++) {
+        snprintf(out[i], sizeof out[i], "%s/%s", s->out, names[i]);
+        d.out[i] = out[i];
+    }
     if (wrpo_split(z->ctx, &d, counts)) return output_dir_drop(s->out, made), fail(z);
-    printf("%s: %s prompts\n%s: %s prompts\n", out[0], grouped(counts[0]).s, out[1], grouped(counts[1]).s);
+    for (int i = 0; i < parts; i++) printf("%s: %s prompts\n", out[i], grouped(counts[i]).s);
     return 0;
 }
 /* The answers of both files with the reward model's rewards where they have none, in a scratch folder: a.jsonl,
@@ -2969,7 +2976,7 @@ static const command commands[] = {
      run_select,
      "Candidates with rewards -> records to train on. Lines of several files (--in F F ...) with one prompt_id belong "
      "together."},
-    {"split", "", "--in --out", "--sft --seed --threads --help", run_split,
+    {"split", "", "--in --out", "--sft --heldout --seed --threads --help", run_split,
      "Prompts -> sft.jsonl and wrpo.jsonl in the directory --out, drawn by the seed."},
     {"winrate", "", "--a --b",
      "--reward-model --rescore --label --micro-tokens --resamples --seed --device --dtype --threads --help",

@@ -612,11 +612,13 @@ WRPO_API wrpo_result wrpo_source_logps(wrpo_ctx *ctx, wrpo_model *model, wrpo_to
 
 typedef struct wrpo_split_desc {
     const char *in;          /* JSON lines, one for each prompt */
-    const char *out[2];      /* round(share N) lines, by chance, for the first; the rest; in their order */
+    const char *out[3];      /* by chance: round(share N) lines of those that are not held out; the rest; the held-out
+                                ones, NULL without. Lines stay in their order */
     double share;            /* 0 = 1/3, the paper's part for SFT */
+    double heldout;          /* share of all prompts for the third; 0 = none */
     uint64_t seed;           /* 0 = 42 */
 } wrpo_split_desc;
-WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]);
+WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[3]);
 
 /* Two files of scored answers, candidates or {"prompt_id", "content", "reward"} lines: how often a's reward is higher.
    A prompt counts 1, 1/2 for equal rewards, or 0; with several answers, the mean over their pairs. Intervals hold 95 %,
@@ -11813,35 +11815,44 @@ WRPO_API wrpo_result wrpo_source_logps(wrpo_ctx *ctx, wrpo_model *model, wrpo_to
 }
 
 /* ---- split ---- */
-static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]) {
+static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[3]) {
     wrpo__arena *arena = wrpo__current;
     wrpo__prompts t;
     wrpo_split_desc *d = &(wrpo_split_desc){0};
     if (desc) *d = *desc;
     if (!d->in || !d->out[0] || !d->out[1])
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and both of out, found NULL");
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and two of out, found NULL");
     WRPO__SETTING(share, 1.0 / 3, x > 0 && x < 1, "a number between 0 and 1");
+    WRPO__SETTING(heldout, 0, x >= 0 && x < 1, "a number from 0 to below 1");
+    if (!d->out[2] != (d->heldout == 0))
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want heldout and a third of out, or neither");
     if (!d->seed) d->seed = 42;
     wrpo__prompts_open(&t, &d->in, 1, false);
-    const int64_t n = stbds_shlen(t.prompts), first = (int64_t)floor(d->share * (double)n + 0.5);
-    if (n < 2 || first < 1 || first >= n)
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts for both parts, found %lld in all", d->in, (long long)n);
-    wrpo__writer *parts[2] = {wrpo__create(arena, d->out[0]), wrpo__create(arena, d->out[1])};
-    for (int64_t i = 0, left = first; i < n; i++) {  /* of the n - i prompts to come, `left` go to the first part */
+    const int64_t n = stbds_shlen(t.prompts), held = (int64_t)floor(d->heldout * (double)n + 0.5);
+    const int64_t first = (int64_t)floor(d->share * (double)(n - held) + 0.5);
+    if (first < 1 || first >= n - held || (d->out[2] && held < 1))
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts for all parts, found %lld in all", d->in, (long long)n);
+    const int64_t sizes[3] = {first, n - held - first, held};
+    int64_t left[3];
+    wrpo__writer *parts[3] = {NULL};
+    memcpy(left, sizes, sizeof left);
+    for (int k = 0; k < 3; k++)
+        if (d->out[k]) parts[k] = wrpo__create(arena, d->out[k]);
+    for (int64_t i = 0; i < n; i++) {  /* of the n - i prompts to come, left[k] go to part k */
         const wrpo__lines *line = t.prompts[i].value;
-        const bool taken = wrpo__random64(d->seed, 0, (uint64_t)i) % (uint64_t)(n - i) < (uint64_t)left;
-        wrpo__writer *w = taken ? parts[0] : parts[1];
-        wrpo__write(w, line->text, line->size);
-        wrpo__write(w, "\n", 1);
-        left -= taken;
+        const int64_t draw = (int64_t)(wrpo__random64(d->seed, 0, (uint64_t)i) % (uint64_t)(n - i));
+        int k = draw < left[0] ? 0 : 1;
+        if (draw >= left[0] + left[1]) k = 2;
+        wrpo__write(parts[k], line->text, line->size);
+        wrpo__write(parts[k], "\n", 1);
+        left[k]--;
     }
-    wrpo__commit(parts[0]);
-    wrpo__commit(parts[1]);
-    counts[0] = first;
-    counts[1] = n - first;
+    for (int k = 0; k < 3; k++)
+        if (parts[k]) wrpo__commit(parts[k]);
+    memcpy(counts, sizes, sizeof sizes);
 }
-WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]) {
-    counts[0] = counts[1] = 0;
+WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[3]) {
+    memset(counts, 0, 3 * sizeof *counts);
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__split_prompts(ctx, desc, counts));
     return wrpo__end(&wrpo__entry);
 }

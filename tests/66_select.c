@@ -359,7 +359,7 @@ static void round_trip(void) {
 
 static void splits(void) {
     char text[6000] = "", seen[100] = "";
-    int64_t counts[2], again[2];
+    int64_t counts[3], again[3];
     size_t n[3];
     for (int i = 0; i < 100; i++)
         snprintf(text + strlen(text), 60, "{\"prompt_id\": \"%02d\", \"prompt\": \"x\"}\n", i);
@@ -392,6 +392,25 @@ static void splits(void) {
     }
     CHECK(common > 5 && common < 30, "another seed: %d of 33 in common", common);
     for (int i = 0; i < 3; i++) free(part[i]);
+    d.share = 0, d.seed = 0, d.heldout = 0.1;
+    CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "heldout and a third of out"),
+          "%s", wrpo_last_error(ctx)->text);
+    d.out[2] = at("held.jsonl");
+    CHECK(wrpo_split(ctx, &d, counts) == WRPO_OK && counts[0] == 30 && counts[1] == 60 && counts[2] == 10,
+          "three parts: %lld %lld %lld", (long long)counts[0], (long long)counts[1], (long long)counts[2]);
+    memset(seen, 0, sizeof seen);
+    for (int k = 0; k < 3; k++) {
+        int last = -1, lines = 0;
+        part[k] = slurp(d.out[k], &n[k]);
+        for (char *p = part[k]; *p; p = strchr(p, '\n') + 1, lines++) {
+            const int id = atoi(p + 15);
+            CHECK(id > last && !seen[id] && !strncmp(p, text + id * 35, 34), "part %d of 3: line of %d", k, id);
+            seen[last = id] = 1;
+        }
+        CHECK(lines == counts[k], "part %d of 3: %d lines", k, lines);
+        free(part[k]);
+    }
+    d.heldout = 0, d.out[2] = NULL;
     d.share = 1;
     CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "share"), "share 1");
     d.share = WRPO_ZERO;
@@ -405,7 +424,7 @@ static void splits(void) {
                      "prompts.jsonl:3:1: prompt_id \"1\": want each once in a file, found it in line 1 too"),
           "%s", wrpo_last_error(ctx)->text);
     tiny_put(dir, "prompts.jsonl", "{\"prompt_id\": 1}\n");
-    CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "both parts"), "%s",
+    CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "all parts"), "%s",
           wrpo_last_error(ctx)->text);
     CHECK(wrpo_split(ctx, &(wrpo_split_desc){0}, counts) == WRPO_E_ARG && wrpo_split(ctx, NULL, counts) == WRPO_E_ARG,
           "no files");
@@ -517,7 +536,7 @@ static void allocations(void) {
     wrpo_ctx *keep = ctx;
     wrpo_select_stats s;
     wrpo_winrate_stats w;
-    int64_t counts[2];
+    int64_t counts[3];
     tiny_put(dir, "a.jsonl", sources), tiny_put(dir, "b.jsonl", target),
         tiny_put(dir, "wb.jsonl", "{\"prompt_id\": 4, \"content\": \"x\", \"reward\": 1}\n");
     const char *in[2] = {at("a.jsonl"), at("b.jsonl")}, *out = at("out.jsonl"), *wa = at("wa.jsonl"),
