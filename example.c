@@ -41,9 +41,9 @@
 typedef struct settings {            /* an option that was not given is 0: the library's default */
     const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts,
         *questions, *name, *reward_model, *resume, *adapter, *lora_target,
-        *require, *strong, *weak, *as_source, *with, *preset;
+        *require, *strong, *weak, *as_source, *with, *preset, *source, *sft_options;
     const char *more[64];            /* values of --in or --with, or operands, after the first */
-    int64_t n_more, top, resamples, seeds, label;
+    int64_t n_more, top, resamples, seeds, label, rounds;
     double tau, min_gap, max_gap, entropy_power, entropy_scale, sft, heldout;
     int64_t threads, seed, limit, max_length, max_prompt_length, max_shard_size;
     int64_t batch_size, accumulation, micro_tokens, memory_limit, max_steps, eval_steps, log_steps, save_steps,
@@ -56,8 +56,9 @@ typedef struct settings {            /* an option that was not given is 0: the l
     double lora_alpha, lora_dropout;
     int method, pair, fusion, alpha_schedule, lr_schedule, tokenization, device, dtype, save_dtype, moments, form, as,
         bench;
-    bool ipo_sum, no_shuffle, raw, tensors, keep, quick, rescore, rslora, help, version;
+    bool ipo_sum, no_shuffle, raw, tensors, keep, quick, rescore, rslora, dry_run, help, version;
 } settings;
+static const settings unset = {.dtype = -1, .save_dtype = -1, .as = -1, .bench = -1};
 typedef enum kind { TEXT, LIST, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
 typedef struct option {
     const char *name;
@@ -98,6 +99,12 @@ static const option options[] = {
     {"--out", TEXT, AT(out), "PATH", NULL, NULL,
      "where the result goes: a directory, or a file (standard output; report and demo: report.html)"},
     {"--prompt", TEXT, AT(prompt), "TEXT", NULL, NULL, "one prompt; the answer is written as it comes"},
+    {"--source", LIST, AT(source), "DIR", NULL, NULL, "source models, DIR or NAME=DIR (the name: DIR's last part)"},
+    {"--rounds", COUNT, AT(rounds), "R", "[1, 99]", NULL,
+     "after each round the model answers anew, and is the next round's reference (1)"},
+    {"--sft-options", TEXT, AT(sft_options), "TEXT", NULL, NULL,
+     "options of train for the stage of SFT, separated by spaces"},
+    {"--dry-run", FLAG, AT(dry_run), NULL, NULL, NULL, "print the plan and write nothing"},
     {"--prompts", TEXT, AT(prompts), "FILE", NULL, NULL,
      "JSON lines: {prompt_id, prompt} with a string, a message or a list of messages, or {messages}"},
     {"--questions", TEXT, AT(questions), "FILE", NULL, NULL, "the benchmark's questions as it publishes them"},
@@ -404,13 +411,14 @@ static int parse(const command *c, int argc, char **argv, settings *s) {
         if (o == options + N_OPTIONS || !(listed(c->required, o->name) || listed(c->optional, o->name)))
             return misuse(c, "unknown option \"%.*s\"", (int)n, arg);
         if (o->kind == FLAG && value) return misuse(c, "%s takes no value", o->name);
-        if (o->kind != FLAG && !value && (i + 1 == argc || !strncmp(argv[i + 1], "--", 2)))
+        const bool next = i + 1 < argc && (strncmp(argv[i + 1], "--", 2) != 0 || strchr(argv[i + 1], ' '));
+        if (o->kind != FLAG && !value && !next)
             return misuse(c, "%s wants a value", o->name);
         int code = set(c, o, o->kind == FLAG ? "" : value ? value + 1 : argv[++i], s);
         while (!code && o->kind == LIST && i + 1 < argc && strncmp(argv[i + 1], "--", 2))
             code = set(c, o, argv[++i], s);
         if (code) return code;
-        const bool several = !strcmp(c->name, "select") || !strcmp(o->name, "--with");
+        const bool several = strcmp(o->name, "--in") != 0 || !strcmp(c->name, "select");
         if (s->n_more && o->kind == LIST && !several) return misuse(c, "%s takes one value", o->name);
         if (s->help) return 0;
     }
@@ -640,6 +648,8 @@ struct session {                     /* everything a command opens; closed in on
     wrpo_model *model;
     wrpo_reward *reward;
     screen screen;
+    int argc;                        /* the command line */
+    char **argv;
 };
 static int fail(session *z) {        /* the library's sentence */
     screen_clear(&z->screen);
@@ -2384,6 +2394,513 @@ static int run_report(const settings *s, session *z) {
     return 0;
 }
 
+static int dispatch(int argc, char **argv);
+static const command *find_command(const char *name);
+/* ---- fuse: the whole recipe. A stage is a command as it could be typed, and leaves its file; OUT/fuse.log has the
+   stages that are done, so that the same command goes on wherever it was stopped. ---- */
+#define SAMPLED "--raw --temperature --top-p --top-k --max-tokens --seed --batch --device --threads "
+#define SCORED "--label --micro-tokens --device --dtype --threads "
+#define SELECTED "--top --tau --min-gap --max-gap --require --entropy-power --entropy-scale --threads "
+#define EITHER "--max-length --max-prompt-length --tokenization --micro-tokens --recompute --memory-limit --seed " \
+               "--log-steps --save-steps --device --dtype --moments --save-dtype --max-shard-size --threads "
+#define PREFERRED "--preset --method --pair --alpha --beta --label-smoothing --gamma-ratio --ipo-sum --fusion " \
+                  "--sft-weight --alpha-schedule --learning-rate --lr-scheduler --warmup-ratio --weight-decay " \
+                  "--max-grad-norm --batch-size --accumulation --epochs --max-steps --no-shuffle "
+#define NEW_ADAPTER "--lora-r --lora-alpha --lora-dropout --lora-target --rslora "
+/* They change no result. */
+#define FUSE_NEUTRAL "--threads --batch --memory-limit --recompute --log-steps --save-steps "
+enum { STAGE_WORDS = 160, MOST_SOURCES = 65, MOST_ROUNDS = 99 };
+typedef struct stage {
+    char *argv[STAGE_WORDS];
+    int argc;
+    const char *line;                /* the command without neutral options: how fuse.log knows it */
+    const char *out;                 /* what it makes; NULL: it prints, or is quick, and is done again each time */
+    bool done, begun;                /* as fuse.log has it */
+    double made, read, bytes;        /* at most: tokens made one by one and tokens read at once, each times the
+                                        parameters of the model; bytes of what it leaves */
+} stage;
+typedef struct recipe {
+    const settings *s;
+    session *z;
+    stage *stages;
+    int count, sources;
+    const char *dir[MOST_SOURCES], *name[MOST_SOURCES];
+    double parameters[MOST_SOURCES], target, reward;   /* of the models */
+    double part[3], prompt_tokens;   /* prompts for SFT, for preferences, held out; tokens of one, a guess */
+    char **texts;                    /* everything that the stages point to */
+    int n_texts;
+    bool failed;
+} recipe;
+static const char *fuse_text(recipe *r, const char *format, ...) { /* lives as long as the recipe */
+    va_list args;
+    va_start(args, format);
+    const int n = vsnprintf(NULL, 0, format, args);
+    va_end(args);
+    char **more = realloc(r->texts, (size_t)(r->n_texts + 1) * sizeof *more), *text = malloc((size_t)n + 1);
+    if (more) r->texts = more;
+    if (!more || !text) { free(text); r->failed = true; return ""; }
+    va_start(args, format);
+    vsnprintf(text, (size_t)n + 1, format, args);
+    va_end(args);
+    return r->texts[r->n_texts++] = text;
+}
+static stage *fuse_stage(recipe *r, const char *name, const char *out) {
+    static stage spare;              /* where there is no memory: the recipe has failed */
+    stage *more = realloc(r->stages, (size_t)(r->count + 1) * sizeof *more);
+    if (!more) { r->failed = true; return &spare; }
+    r->stages = more;
+    stage *t = &more[r->count++];
+    *t = (stage){.out = out};
+    t->argv[t->argc++] = (char *)fuse_text(r, "%s", name);
+    return t;
+}
+static void stage_word(recipe *r, stage *t, const char *word) {
+    if (t->argc == STAGE_WORDS) r->failed = true;
+    else t->argv[t->argc++] = (char *)word;
+}
+#define WORD(...) stage_word(r, t, fuse_text(r, __VA_ARGS__))
+/* Those options of the command line that are in the list, as they were given. */
+static void stage_pass(recipe *r, stage *t, const char *list) {
+    for (int i = 1; i < r->z->argc; i++) {
+        const char *word = r->z->argv[i];
+        char name[64];
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(word, "="), word);
+        if (strncmp(name, "--", 2) || !listed(list, name)) continue;
+        const option *o = options;
+        while (strcmp(o->name, name)) o++;
+        if (o->kind == FLAG || strchr(word, '=')) WORD("%s", word);
+        else if (i + 1 < r->z->argc) WORD("%s=%s", name, r->z->argv[i + 1]);
+    }
+}
+/* The command as a shell would take it; neutral false: without the options that change no result. */
+static const char *stage_line(recipe *r, const stage *t, bool neutral) {
+    static const char plain_characters[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=+./,:@%";
+    size_t size = 1, n = 0;
+    for (int i = 0; i < t->argc; i++) size += 4 * strlen(t->argv[i]) + 3;
+    char *line = malloc(size);
+    if (!line) { r->failed = true; return ""; }
+    for (int i = 0; i < t->argc; i++) {
+        const char *word = t->argv[i];
+        char name[64];
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(word, "="), word);
+        if (!neutral && listed(FUSE_NEUTRAL, name)) continue;
+        const bool quote = word[strspn(word, plain_characters)] != 0 || !*word;
+        if (i) line[n++] = ' ';
+        if (quote) line[n++] = '\'';
+        for (; *word; word++) {
+            if (*word == '\'') memcpy(line + n, "'\\'", 3), n += 3;
+            line[n++] = *word;
+        }
+        if (quote) line[n++] = '\'';
+    }
+    line[n] = 0;
+    const char *text = fuse_text(r, "%s", line);
+    free(line);
+    return text;
+}
+
+/* ---- its stages ---- */
+enum { FOR_SFT, FOR_PREFERENCES, HELD_OUT };            /* the parts of the prompts */
+typedef struct fuse_model { const char *dir, *adapter, *name; double parameters; } fuse_model;
+static double heldout_of(const settings *s) { return plain(or_default(s->heldout, 0.1)); }
+static double fuse_length(const recipe *r) { return (double)(r->s->max_tokens ? r->s->max_tokens : 2048); }
+static bool fuse_has_adapter(const recipe *r) { return r->s->lora_r || r->s->adapter; }
+/* The target as a training left it in dir; NULL: as it was given. */
+static fuse_model fuse_target(const recipe *r, const char *dir) {
+    const settings *s = r->s;
+    if (!dir) return (fuse_model){s->model, s->adapter, "target", r->target};
+    if (fuse_has_adapter(r)) return (fuse_model){s->model, dir, "target", r->target};
+    return (fuse_model){dir, NULL, "target", r->target};
+}
+/* Answers of a model to a part of the prompts, and their rewards, in OUT/file-scored.jsonl. */
+static const char *fuse_answers(recipe *r, fuse_model m, const char *as, int of, const char *file) {
+    static const char *const parts[] = {"sft", "wrpo", "heldout"};
+    const settings *s = r->s;
+    const double count = r->part[of] * (double)(of == HELD_OUT ? 1 : s->n ? s->n : 5);
+    const char *answered = fuse_text(r, "%s/%s.jsonl", s->out, file);
+    const char *scored = fuse_text(r, "%s/%s-scored.jsonl", s->out, file);
+    stage *t = fuse_stage(r, "sample", answered);
+    WORD("--model=%s", m.dir);
+    if (m.adapter) WORD("--adapter=%s", m.adapter);
+    WORD("--prompts=%s/parts/%s.jsonl", s->out, parts[of]);
+    WORD("--as=%s", as);
+    WORD("--name=%s", m.name);
+    if (of == HELD_OUT) WORD("--n=1");
+    stage_pass(r, t, of == HELD_OUT ? SAMPLED : "--n " SAMPLED);
+    WORD("--out=%s", answered);
+    t->made = count * fuse_length(r) * m.parameters;
+    t->read = r->part[of] * r->prompt_tokens * m.parameters;
+    t->bytes = 4 * (r->part[of] * r->prompt_tokens + count * (fuse_length(r) + 10));
+    const double bytes = t->bytes;
+    t = fuse_stage(r, "score", scored);
+    WORD("--reward-model=%s", s->reward_model);
+    WORD("--in=%s", answered);
+    stage_pass(r, t, SCORED);
+    WORD("--out=%s", scored);
+    t->read = count * (r->prompt_tokens + fuse_length(r)) * r->reward;
+    t->bytes = bytes + 30 * count;
+    return scored;
+}
+static const char *fuse_select(recipe *r, bool sft, const char *const *files, int count, const char *out) {
+    stage *t = fuse_stage(r, "select", out);
+    if (sft) WORD("--form=sft");
+    WORD("--in=%s", files[0]);
+    for (int i = 1; i < count; i++) WORD("%s", files[i]);
+    stage_pass(r, t, sft ? "--require --threads " : "--form " SELECTED);
+    WORD("--out=%s", out);
+    t->bytes = 4 * r->part[sft ? FOR_SFT : FOR_PREFERENCES] * (r->prompt_tokens + (sft ? 1 : 3) * fuse_length(r));
+    return out;
+}
+/* Records with what each source thinks of their responses. */
+static const char *fuse_logps(recipe *r, const char *data, int64_t round) {
+    for (int i = 0; i < r->sources; i++) {
+        stage *t = fuse_stage(r, "logprob", fuse_text(r, "%s/round-%lld/quads-%s.jsonl", r->s->out, (long long)round,
+                                                      r->name[i]));
+        WORD("--model=%s", r->dir[i]);
+        WORD("--data=%s", data);
+        WORD("--as-source=%s", r->name[i]);
+        stage_pass(r, t, "--device --dtype --threads ");
+        WORD("--out=%s", t->out);
+        t->read = r->part[FOR_PREFERENCES] * 3 * (r->prompt_tokens + fuse_length(r)) * r->parameters[i];
+        t->bytes = 4 * r->part[FOR_PREFERENCES] * (r->prompt_tokens + 3 * fuse_length(r));
+        data = t->out;
+    }
+    return data;
+}
+/* The target goes on from where a training left it in `from`. */
+static const char *fuse_train(recipe *r, bool sft, const char *from, const char *data, const char *out) {
+    const settings *s = r->s;
+    const fuse_model m = fuse_target(r, from);
+    const double rows = sft ? 1 : 3, forwards = !sft && has_reference(s) ? 4 : 3;      /* backward is 2 */
+    double epochs = s->epochs > 0 ? s->epochs : 1;
+    stage *t = fuse_stage(r, "train", out);
+    WORD("--model=%s", m.dir);
+    if (m.adapter) WORD("--adapter=%s", m.adapter);
+    else if (s->lora_r) stage_pass(r, t, NEW_ADAPTER);
+    WORD("--data=%s", data);
+    stage_pass(r, t, sft ? EITHER : PREFERRED EITHER);
+    if (!s->save_steps) WORD("--save-steps=50");
+    if (sft) {
+        WORD("--method=sft");
+        epochs = 1;
+        for (const char *p = s->sft_options ? s->sft_options : ""; *p;) {
+            const size_t blank = strspn(p, " "), size = strcspn(p + blank, " ");
+            p += blank;
+            if (!strncmp(p, "--epochs", 8)) epochs = strtod(p + 8 + strspn(p + 8, " ="), NULL);
+            if (size) WORD("%.*s", (int)size, p);
+            p += size;
+        }
+    }
+    WORD("--out=%s", out);
+    t->read = epochs * forwards * r->part[sft ? FOR_SFT : FOR_PREFERENCES] * rows *
+              (r->prompt_tokens + fuse_length(r)) * r->target;
+    t->bytes = (fuse_has_adapter(r) ? 0.02 : 1) * 16 * r->target;  /* the model's 4 bytes, and a checkpoint's 12 */
+    return out;
+}
+static void fuse_plan(recipe *r) {
+    const settings *s = r->s;
+    const int64_t rounds = s->rounds ? s->rounds : 1;
+    const char *sft_files[MOST_SOURCES], *files[MOST_SOURCES + 1];
+    const char *trained[1 + MOST_ROUNDS], *held[2 + MOST_ROUNDS];
+    stage *t = fuse_stage(r, "split", fuse_text(r, "%s/parts", s->out));
+    WORD("--in=%s", s->prompts);
+    stage_pass(r, t, "--sft --seed --threads ");
+    if (heldout_of(s) > 0) WORD("--heldout=%.15g", heldout_of(s));
+    WORD("--out=%s", t->out);
+    for (int i = 0; i < r->sources; i++) {
+        const fuse_model m = {r->dir[i], NULL, r->name[i], r->parameters[i]};
+        sft_files[i] = fuse_answers(r, m, "source", FOR_SFT, fuse_text(r, "sources/%s-sft", m.name));
+        files[i] = fuse_answers(r, m, "source", FOR_PREFERENCES, fuse_text(r, "sources/%s-wrpo", m.name));
+    }
+    const char *data = fuse_select(r, true, sft_files, r->sources, fuse_text(r, "%s/sft.jsonl", s->out));
+    trained[0] = fuse_train(r, true, NULL, data, fuse_text(r, "%s/sft", s->out));
+    for (int64_t k = 1; k <= rounds; k++) {
+        const char *at = fuse_text(r, "round-%lld", (long long)k), *dir = fuse_text(r, "%s/%s", s->out, at);
+        files[r->sources] = fuse_answers(r, fuse_target(r, trained[k - 1]), "target", FOR_PREFERENCES,
+                                         fuse_text(r, "%s/target", at));
+        data = fuse_select(r, false, files, r->sources + 1, fuse_text(r, "%s/quads.jsonl", dir));
+        if (fuses((wrpo_method)s->method)) data = fuse_logps(r, data, k);
+        trained[k] = fuse_train(r, false, trained[k - 1], data, fuse_text(r, "%s/model", dir));
+    }
+    for (int64_t k = -1; k <= rounds && heldout_of(s) > 0; k++) {  /* the target as it was, SFT, the rounds */
+        const char *name = k < 0 ? "target" : k == 0 ? "sft" : fuse_text(r, "round-%lld", (long long)k);
+        fuse_model m = fuse_target(r, k < 0 ? NULL : trained[k]);
+        m.name = name;
+        held[k + 1] = fuse_answers(r, m, "target", HELD_OUT, fuse_text(r, "heldout/%s", name));
+    }
+    for (int64_t k = 0; k <= rounds && heldout_of(s) > 0; k++) {
+        t = fuse_stage(r, "winrate", NULL);
+        WORD("--a=%s", held[rounds + 1]);
+        WORD("--b=%s", held[k]);
+        stage_pass(r, t, "--resamples --seed ");
+    }
+    t = fuse_stage(r, "report", NULL);
+    for (int64_t k = 0; k <= rounds; k++) WORD("%s", trained[k]);
+    WORD("--out=%s/report.html", s->out);
+}
+
+/* ---- its plan: checked, and how long it takes at most ---- */
+/* The name and the directory of a source, NAME=DIR or DIR. */
+static bool fuse_source(recipe *r, const char *given) {
+    const char *equal = strchr(given, '=');
+    const bool has_name = equal && !memchr(given, '/', (size_t)(equal - given));
+    const char *dir = has_name ? equal + 1 : given;
+    const settings named = {.model = dir};
+    const char *name = has_name ? fuse_text(r, "%.*s", (int)(equal - given), given)
+                                : fuse_text(r, "%s", model_name(&named));
+    for (int i = 0; i < r->sources; i++)
+        if (!strcmp(r->name[i], name))
+            return complain("--source: two sources are called %s: want NAME=%s for one of them", name, dir), false;
+    if (!*name || strchr(name, '/') || !strcmp(name, ".") || !strcmp(name, ".."))
+        return complain("--source: want NAME=DIR, or a directory with a name, found %s", given), false;
+    r->dir[r->sources] = dir;
+    r->name[r->sources++] = name;
+    return true;
+}
+static bool fuse_size(session *z, const char *dir, bool reward, double *parameters) {
+    wrpo_config c;
+    wrpo_dtype dtype;
+    int64_t n;
+    if (wrpo_model_check(z->ctx, dir, &c, &n, &dtype)) return fail(z), false;
+    if (reward != (c.head != WRPO_HEAD_LM))
+        return complain("%s: want a %s model, found a %s model", dir, reward ? "reward" : "language",
+                        reward ? "language" : "reward"), false;
+    *parameters = (double)n;
+    return true;
+}
+static bool fuse_prompts(recipe *r) {
+    const settings *s = r->s;
+    double n = 0;
+    lines in;
+    wrpo_json *v;
+    int code;
+    if (!lines_open(&in, s->prompts)) return false;
+    while ((code = lines_next(r->z, &in, true, &v)) == 1) {
+        wrpo_json_free(r->z->ctx, v);
+        n++;
+    }
+    r->prompt_tokens = n > 0 ? (double)in.size / n / 4 : 0;        /* about four bytes a token */
+    free(in.data);
+    if (code < 0) return false;
+    const double share = s->sft > 0 ? s->sft : 1.0 / 3;
+    r->part[HELD_OUT] = floor(heldout_of(s) * n + 0.5);
+    r->part[FOR_SFT] = floor(share * (n - r->part[HELD_OUT]) + 0.5);
+    r->part[FOR_PREFERENCES] = n - r->part[HELD_OUT] - r->part[FOR_SFT];
+    return true;
+}
+/* Tokens times parameters a second, as the target makes them in a batch and as it reads them, on this machine now. */
+static bool fuse_pace(recipe *r, double *made, double *read) {
+    enum { READ = 256, MADE = 8 };
+    session *z = r->z;
+    const settings *s = r->s;
+    int32_t ids[READ];
+    int64_t vocab = 0;
+    if (load_model(z, s, true)) return fail(z), false;
+    vocab = wrpo_model_config(z->model)->vocab_size;
+    for (int i = 0; i < READ; i++) ids[i] = (int32_t)(7919 * (int64_t)i % vocab);
+    const int32_t stop = ids[1];
+    const wrpo_prompt prompt = {.ids = ids, .count = 16};
+    wrpo_generate_desc d = {.n = s->batch ? s->batch : 32, .temperature = 1, .stop = &stop, .stop_count = 1};
+    double took[2], best = INFINITY;
+    d.batch = d.n;
+    for (int k = 0; k < 2; k++) {
+        const double begin = seconds();
+        d.max_tokens = k ? 1 + MADE : 1;
+        if (wrpo_generate(z->model, &prompt, 1, &d)) return fail(z), false;
+        took[k] = seconds() - begin;
+    }
+    for (int k = 0; k < 3; k++) {
+        const double begin = seconds();
+        if (wrpo_hidden(z->model, ids, READ, NULL, NULL)) return fail(z), false;
+        best = fmin(best, seconds() - begin);
+    }
+    *made = (double)(MADE * d.n) * r->target / fmax(took[1] - took[0], 1e-9);
+    *read = READ * r->target / fmax(best, 1e-9);
+    wrpo_model_free(z->model);
+    z->model = NULL;
+    return true;
+}
+static void fuse_print(recipe *r, double made, double read) {
+    double time = 0, bytes = 0;
+    printf("plan         at most: answers that end before --max-tokens take less; about four bytes of a prompt are a "
+           "token\n");
+    printf("%4s %12s %10s  %s\n", "", "time", "file", "wrpo");
+    for (int i = 0; i < r->count; i++) {
+        const stage *t = &r->stages[i];
+        const double takes = t->done ? 0 : t->made / made + t->read / read;
+        time += takes;
+        bytes += t->done ? 0 : t->bytes;
+        printf("%4d %12s %10s  %s\n", i + 1, t->done ? "done" : time_text(takes).s, bytes_text(t->bytes).s,
+               stage_line(r, t, true));
+    }
+    printf("%4s %12s %10s  at most, of what is to do\n", "", time_text(time).s, bytes_text(bytes).s);
+    fflush(stdout);
+}
+
+/* ---- its log and its run ---- */
+static const char fuse_head[] = "# wrpo fuse: the stages that are done; the same command goes on from here\n";
+static const char *fuse_log_path(recipe *r) { return fuse_text(r, "%s/fuse.log", r->s->out); }
+static bool fuse_log_write(recipe *r, uint64_t hash) {
+    output o;
+    if (!output_open(&o, fuse_log_path(r))) return false;
+    fprintf(o.f, "%sprompts %016llx\n", fuse_head, (unsigned long long)hash);
+    for (int i = 0; i < r->count; i++)
+        if (r->stages[i].done || r->stages[i].begun)
+            fprintf(o.f, "%s %s\n", r->stages[i].done ? "done" : "begun", r->stages[i].line);
+    return output_close(&o, true);
+}
+/* Marks the stages that the log has. false: it is the log of another run. */
+static bool fuse_log_read(recipe *r, uint64_t hash) {
+    const char *path = fuse_log_path(r), *want = fuse_text(r, "prompts %016llx", (unsigned long long)hash);
+    size_t size;
+    FILE *f = fopen(path, "rb");
+    if (!f) return errno == ENOENT || (complain("%s: cannot be read: %s", path, strerror(errno)), false);
+    char *text = read_all(f, &size);
+    fclose(f);
+    if (!text) return complain("%s: cannot be read", path), false;
+    bool ok = true;
+    int64_t number = 1;
+    for (char *line = text, *end; ok && (end = memchr(line, '\n', size - (size_t)(line - text))); line = end + 1) {
+        *end = 0;
+        if (number == 2 && strcmp(line, want) != 0) {
+            complain("%s: this run began with other prompts than %s has now: want the same, or another --out", path,
+                     r->s->prompts);
+            ok = false;
+        }
+        if (number++ < 3) continue;
+        const bool done = !strncmp(line, "done ", 5);
+        int i = 0;
+        while (i < r->count && (!r->stages[i].out || strcmp(r->stages[i].line, line + (done ? 5 : 6)) != 0)) i++;
+        if (i < r->count) {
+            r->stages[i].done = done;
+            r->stages[i].begun = !done;
+        } else if (ok) {
+            complain("%s:%lld: this run did `wrpo %s`, which these options do not ask for: want the same options, or "
+                     "another --out", path, (long long)number - 1, line + (done ? 5 : 6));
+            ok = false;
+        }
+    }
+    free(text);
+    return ok;
+}
+/* The newest checkpoint that a training left in dir; 0: none. remove: all go. */
+static int64_t fuse_checkpoints(const char *dir, bool remove) {
+    int64_t best = 0;
+#ifndef _WIN32
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        char path[4400], state[4500], *end;
+        struct stat st;
+        if (strncmp(e->d_name, "checkpoint-", 11)) continue;
+        const int64_t step = strtoll(e->d_name + 11, &end, 10);
+        snprintf(path, sizeof path, "%.4000s/%.255s", dir, e->d_name);
+        snprintf(state, sizeof state, "%s/trainer_state.wrpo", path);
+        if (remove && !*end) scratch_remove(path);
+        else if (!*end && step > best && stat(state, &st) == 0) best = step;
+    }
+    if (d) closedir(d);
+#else
+    (void)dir, (void)remove;
+#endif
+    return best;
+}
+static int fuse_run(recipe *r, uint64_t hash) {
+    for (int i = 0; i < r->count; i++) {
+        stage *t = &r->stages[i];
+        struct stat st;
+        const bool there = t->out && stat(t->out, &st) == 0;
+        if (t->done && there) continue;
+        if (t->done) return complain("%s: it was made by this run and is gone: want it back, or another --out", t->out);
+        printf("\n[%d of %d] $ wrpo %s\n", i + 1, r->count, stage_line(r, t, true));
+        fflush(stdout);
+        if (there && !t->begun)
+            return complain("%s: is there, and this run did not make it: want another --out", t->out);
+        /* A file appears when it is whole: then only the log was not written. A directory is worked on again. */
+        const bool whole = there && t->begun && S_ISREG(st.st_mode);
+        if (t->out && !t->begun) {
+            t->begun = true;
+            if (!fuse_log_write(r, hash)) return 1;
+        }
+        char *argv[STAGE_WORDS + 1];
+        int argc = t->argc;
+        memcpy(argv, t->argv, sizeof t->argv);
+        const bool trains = !strcmp(t->argv[0], "train");
+        const int64_t step = trains ? fuse_checkpoints(t->out, false) : 0;
+        if (step) argv[argc++] = (char *)fuse_text(r, "--resume=%s/checkpoint-%lld", t->out, (long long)step);
+        if (r->failed) return complain("out of memory");
+        const int code = whole ? 0 : interrupted ? 1 : dispatch(argc, argv);
+        if (code) {
+            complain("fuse: stage %d of %d has not ended; the same command goes on from there", i + 1, r->count);
+            return code;
+        }
+        if (trains) fuse_checkpoints(t->out, true);     /* its model is there */
+        t->done = t->out != NULL;
+        if (t->out && !fuse_log_write(r, hash)) return 1;
+    }
+    return 0;
+}
+static int fuse(recipe *r) {
+    const settings *s = r->s;
+    session *z = r->z;
+    double made = 1, read = 1, todo = 0;
+    size_t none;
+    lines in;
+    if (!fuse_source(r, s->source)) return 1;
+    for (int64_t i = 0; i < s->n_more; i++)
+        if (!fuse_source(r, s->more[i])) return 1;
+    if (!fuse_size(z, s->model, false, &r->target) || !fuse_size(z, s->reward_model, true, &r->reward)) return 1;
+    for (int i = 0; i < r->sources; i++)
+        if (!fuse_size(z, r->dir[i], false, &r->parameters[i])) return 1;
+    if (!fuse_prompts(r) || !lines_open(&in, s->prompts)) return 1;
+    const uint64_t hash = fnv(FNV, in.data, in.size);
+    free(in.data);
+    fuse_plan(r);
+    for (int i = 0; i < r->count && !r->failed; i++) {
+        stage *t = &r->stages[i];
+        settings check = unset;
+        const command *c = find_command(t->argv[0]);
+        const int code = parse(c, t->argc - 1, t->argv + 1, &check);   /* before anything is done */
+        if (code) return code;
+        t->line = stage_line(r, t, false);
+    }
+    if (r->failed) return complain("out of memory");
+    if (!fuse_log_read(r, hash)) return 1;
+    for (int i = 0; i < r->count; i++) todo += r->stages[i].done ? 0 : r->stages[i].made + r->stages[i].read;
+    if (todo > 0 && !fuse_pace(r, &made, &read)) return 1;
+    printf("target       %s, %s parameters\n", s->model, count_text((int64_t)r->target).s);
+    for (int i = 0; i < r->sources; i++)
+        printf("source       %s, %s parameters: %s\n", r->name[i], count_text((int64_t)r->parameters[i]).s, r->dir[i]);
+    printf("prompts      %s for SFT, %s for preferences, %s held out\n", grouped((int64_t)r->part[FOR_SFT]).s,
+           grouped((int64_t)r->part[FOR_PREFERENCES]).s, grouped((int64_t)r->part[HELD_OUT]).s);
+    if (todo > 0)
+        printf("pace         the target makes %.0f tokens a second and reads %.0f\n", made / r->target,
+               read / r->target);
+    fuse_print(r, made, read);
+    if (s->dry_run) return printf("dry run      nothing is written\n"), 0;
+    static const char *const folders[] = {"", "/sources", "/heldout"};
+    for (int i = 0; i < (heldout_of(s) > 0 ? 3 : 2); i++)
+        if (!output_dir(fuse_text(r, "%s%s", s->out, folders[i]), &none)) return 1;
+    for (int64_t k = 1; k <= (s->rounds ? s->rounds : 1); k++)
+        if (!output_dir(fuse_text(r, "%s/round-%lld", s->out, (long long)k), &none)) return 1;
+    if (fuse_run(r, hash)) return 1;
+    printf("\n%s/round-%lld/model: the fused %s\n", s->out, (long long)(s->rounds ? s->rounds : 1),
+           fuse_has_adapter(r) ? "target's adapter" : "target");
+    return 0;
+}
+static int run_fuse(const settings *s, session *z) {
+    recipe r = {.s = s, .z = z};
+    if (s->method == WRPO_METHOD_SFT)
+        return complain("--method: want a preference method, found sft; the stage of SFT takes --sft-options");
+    if (s->lora_r && s->adapter) return complain("fuse: want either --lora-r, a new adapter, or --adapter");
+    catch_signals();
+    const int code = fuse(&r);
+    for (int i = 0; i < r.n_texts; i++) free(r.texts[i]);
+    free(r.texts);
+    free(r.stages);
+    return code;
+}
+
 /* ---- the demo: the paper in miniature. Everything is made here; the steps are the commands above.
 
    Three sources of different families and tokenizers each work out one kind of problem, digit by digit, and guess at
@@ -2637,7 +3154,6 @@ static int demo_score(session *z, const char *folder, const char *name) {
     printf("the checker scored %s responses: %s-scored.jsonl\n", grouped(count).s, name);
     return 0;
 }
-static int dispatch(int argc, char **argv);
 /* Runs a command line as if it had been typed: words of `line` separated by spaces, "@/" standing for the demo's
    folder. One thread unless told otherwise: the models are too small to gain from more. */
 static int demo_call(const settings *s, const char *folder, const char *format, ...) {
@@ -2983,6 +3499,12 @@ static const command commands[] = {
      run_winrate,
      "How often a's answers have the higher reward, with a bootstrap interval; and the same at equal lengths. "
      "--reward-model scores answers that have no reward."},
+    {"fuse", "", "--model --source --reward-model --prompts --out",
+     "--n --rounds --sft --heldout --sft-options --dry-run --adapter " NEW_ADAPTER
+     SAMPLED SCORED "--form " SELECTED PREFERRED EITHER "--resamples --help",
+     run_fuse,
+     "The whole recipe: sources and target answer, rewards, SFT, records, preference training, held-out win rates. "
+     "Every stage's file stays in --out, and the same command goes on where it was stopped."},
     {"report", "RUN_DIR...", "", "--out --threads --help", run_report,
      "The metrics.jsonl of runs, one over the other, as an HTML file that needs nothing else (report.html)."},
     {"demo", "", "", "--seed --seeds --out --keep --quick --device --threads --help", run_demo,
@@ -2998,22 +3520,26 @@ static int help(void) {
            "after wrong usage.\n");
     return 0;
 }
+static const command *find_command(const char *name) {
+    for (int i = 0; i < N_COMMANDS; i++)
+        if (!strcmp(name, commands[i].name)) return &commands[i];
+    return NULL;
+}
 static int dispatch(int argc, char **argv) {
     static const command program = {"",       "",
                                     "",       "--seed --seeds --out --keep --quick --device --threads --version --help",
                                     run_demo, ""}; /* wrpo without a command */
     const command *c = &program;
-    settings s = {.dtype = -1, .save_dtype = -1, .as = -1, .bench = -1};
-    session z = {0};
+    settings s = unset;
+    session z = {.argc = argc, .argv = argv};
     if (argc == 0 || !strncmp(argv[0], "--", 2)) {
         const int code = parse(c, argc, argv, &s);
         if (code) return code;
         if (s.help) return help();
         if (s.version) return printf("wrpo %s\n", WRPO_VERSION), 0;
     } else {
-        for (int i = 0; i < N_COMMANDS; i++)
-            if (!strcmp(argv[0], commands[i].name)) c = &commands[i];
-        if (c == &program) return misuse(c, "unknown command \"%s\"", argv[0]);
+        c = find_command(argv[0]);
+        if (!c) return misuse(&program, "unknown command \"%s\"", argv[0]);
         const int code = parse(c, argc - 1, argv + 1, &s);
         if (code) return code;
         if (s.help) return help_command(c), 0;
