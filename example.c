@@ -56,7 +56,7 @@ typedef struct settings {            /* an option that was not given is 0: the l
     double lora_alpha, lora_dropout;
     int method, pair, fusion, alpha_schedule, lr_schedule, tokenization, device, dtype, save_dtype, moments, form, as,
         bench;
-    bool ipo_sum, no_shuffle, raw, tensors, keep, quick, rescore, rslora, dry_run, help, version;
+    bool ipo_sum, no_shuffle, raw, tensors, keep, quick, rescore, rslora, dry_run, dedup, help, version;
 } settings;
 static const settings unset = {.dtype = -1, .save_dtype = -1, .as = -1, .bench = -1};
 typedef enum kind { TEXT, LIST, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
@@ -121,6 +121,8 @@ static const option options[] = {
     {"--max-tokens", COUNT, AT(max_tokens), "N", "[1, 2147483647]", NULL,
      "tokens of a sample (2048; answer: mtbench 1024, arenahard 4096)"},
     {"--batch", COUNT, AT(batch), "N", "[1, 1048576]", NULL, "samples computed at once: speed against memory (32)"},
+    {"--dedup", FLAG, AT(dedup), NULL, NULL, NULL,
+     "leave out prompts that were there before: the same text, or the same tokens for the model"},
     {"--raw", FLAG, AT(raw), NULL, NULL, NULL, "no chat template: prompts are strings, encoded as they are"},
     {"--method", CHOICE, AT(method), "NAME", NULL, wrpo_method_name, "objective (wrpo)"},
     {"--pair", CHOICE, AT(pair), "NAME", NULL, wrpo_pair_name,
@@ -1341,6 +1343,38 @@ static int by_id(const void *a, const void *b) {
     const int order = strcmp(prompt_id(sorting, i), prompt_id(sorting, k));
     return order ? order : i < k ? -1 : 1;
 }
+/* Leaves out prompts that the model is given a second time; how many, or -1. */
+static int by_ids(const void *a, const void *b) {
+    const int64_t i = *(const int64_t *)a, k = *(const int64_t *)b;
+    const wrpo_prompt *x = &sorting->list[i], *y = &sorting->list[k];
+    const int order = x->count != y->count ? (x->count < y->count ? -1 : 1)
+                                           : memcmp(x->ids, y->ids, (size_t)x->count * sizeof *x->ids);
+    return order ? order : i < k ? -1 : 1;
+}
+static int64_t prompts_dedup(session *z, prompts *p) {
+    int64_t *order = malloc((size_t)p->count * sizeof *order + 1), kept = 0;
+    const int64_t all = p->count;
+    if (!order) return complain("out of memory"), -1;
+    for (int64_t i = 0; i < all; i++) order[i] = i;
+    sorting = p;
+    qsort(order, (size_t)all, sizeof *order, by_ids);
+    for (int64_t i = 1, first = 0; i < all; i++) {
+        const wrpo_prompt *x = &p->list[order[first]], *y = &p->list[order[i]];
+        const bool same = x->count == y->count && !memcmp(x->ids, y->ids, (size_t)x->count * sizeof *x->ids);
+        if (!same) { first = i; continue; }
+        wrpo_json_free(z->ctx, p->records[order[i]]);
+        p->records[order[i]] = NULL;
+    }
+    free(order);
+    for (int64_t i = 0; i < all; i++) {
+        if (!p->records[i]) { wrpo_free(z->ctx, (void *)(uintptr_t)p->list[i].ids); continue; }
+        p->records[kept] = p->records[i];
+        memmove(p->lines[kept], p->lines[i], sizeof *p->lines);
+        p->list[kept++] = p->list[i];
+    }
+    p->count = kept;
+    return all - kept;
+}
 static bool prompts_differ(const prompts *p, const char *name) {
     int64_t *order = malloc((size_t)p->count * sizeof *order + 1);
     bool ok = order || (complain("out of memory"), false);
@@ -1630,10 +1664,11 @@ static bool sample_settings(const settings *s, session *z, uint64_t file, char *
     }
     snprintf(text, size,
              "--model %.1024s (%016llx) --prompts (%016llx) --as %s --name %.256s --n %lld --temperature %.17g --top-p "
-             "%.17g --top-k %lld --max-tokens %lld --seed %llu --limit %lld%s%s",
+             "%.17g --top-k %lld --max-tokens %lld --seed %llu --limit %lld%s%s%s",
              s->model, (unsigned long long)h, (unsigned long long)file, as_name(s->as), model_name(s), (long long)d.n,
              plain(d.temperature), d.top_p, (long long)d.top_k, (long long)d.max_tokens, (unsigned long long)d.seed,
-             (long long)s->limit, s->raw ? " --raw" : "", s->device ? " --device cuda" : "");
+             (long long)s->limit, s->raw ? " --raw" : "", s->dedup ? " --dedup" : "",
+             s->device ? " --device cuda" : "");
     return true;
 }
 static bool sampled(int64_t i, const wrpo_sample *y, void *user) {
@@ -1659,6 +1694,8 @@ static int sample(const settings *s, session *z, part *t, prompts *p) {
         return free(in.data), 1;
     if (!now) now = (int64_t)time(NULL);
     if (!prompts_load(z, s, &in, now, p)) return 1;
+    const int64_t again = s->dedup ? prompts_dedup(z, p) : 0;
+    if (again < 0) return 1;
     if (load_model(z, s, true)) return fail(z);
     if (!part_open(z, t, want, now, p)) return 1;
     answers a = {.z = z,
@@ -1681,6 +1718,7 @@ static int sample(const settings *s, session *z, part *t, prompts *p) {
     if (t->done) printf("; %s prompts were done before", grouped(t->done).s);
     printf("; %s tokens in %s", grouped(a.tokens).s, time_text(seconds() - a.begin).s);
     if (a.cut) printf("; %s samples were cut off before they ended", grouped(a.cut).s);
+    if (again) printf("; %s prompts were there before and are left out", grouped(again).s);
     printf("\n");
     return 0;
 }
@@ -2398,7 +2436,7 @@ static int dispatch(int argc, char **argv);
 static const command *find_command(const char *name);
 /* ---- fuse: the whole recipe. A stage is a command as it could be typed, and leaves its file; OUT/fuse.log has the
    stages that are done, so that the same command goes on wherever it was stopped. ---- */
-#define SAMPLED "--raw --temperature --top-p --top-k --max-tokens --seed --batch --device --threads "
+#define SAMPLED "--raw --dedup --temperature --top-p --top-k --max-tokens --seed --batch --device --threads "
 #define SCORED "--label --micro-tokens --device --dtype --threads "
 #define SELECTED "--top --tau --min-gap --max-gap --require --entropy-power --entropy-scale --threads "
 #define EITHER "--max-length --max-prompt-length --tokenization --micro-tokens --recompute --memory-limit --seed " \
@@ -3476,8 +3514,8 @@ static const command commands[] = {
      run_generate,
      "An answer to --prompt, as it comes, or one line for each line of --in: {prompt_id, prompt, content, tokens, "
      "logp, stopped}."},
-    {"sample", "", "--model --prompts --as --out", "--adapter --n --name --raw " SAMPLING "--limit --threads --help",
-     run_sample,
+    {"sample", "", "--model --prompts --as --out",
+     "--adapter --n --name --raw --dedup " SAMPLING "--limit --threads --help", run_sample,
      "Several answers to each prompt, as candidates: {prompt_id, prompt, sources|target: [{model, content}]}. The same "
      "command goes on where it was interrupted."},
     {"answer", "", "--model --bench --questions --out", "--adapter --name " SAMPLING "--limit --threads --help",

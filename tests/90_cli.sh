@@ -85,7 +85,7 @@ cp quads.jsonl before.jsonl
 
 # ---- help and wrong usage
 good "--help" --help
-COMMANDS="init inspect tokenize logprob train merge eval generate sample answer score select split winrate report demo"
+COMMANDS="init inspect tokenize logprob train merge eval generate sample answer score select split winrate fuse report demo"
 for c in $COMMANDS; do
     check "--help lists $c" grep -q "^  $c " out.txt
 done
@@ -483,6 +483,12 @@ good "sample" $SAMPLE prompts.jsonl --n 2 --name "my model"
 sampled='{"model": "my model", "content": ".*"}'
 check "sample: a line" \
     grep -q "^{\"prompt_id\": \"line 1\", \"prompt\": \"hi\", \"target\": \[$sampled, $sampled\]}$" new
+printf '%s\n' '{"prompt": "hi"}' '{"prompt": "ho"}' '{"prompt": [{"role": "user", "content": "hi"}]}' \
+    '{"prompt": "hi", "prompt_id": 9}' '{"prompt": "hi!"}' >twice.jsonl
+rm -f new; good "sample --dedup" $SAMPLE twice.jsonl --n 1 --dedup
+check "sample --dedup: says so" grep -q '3 prompts, 1 samples each.*; 2 prompts were there before and are left out' out.txt
+check "sample --dedup: the first of each" \
+    test "$(sed 's/.*"prompt_id": "\([^"]*\)".*/\1/' new | tr '\n' ,)" = "line 1,line 2,line 5,"
 bad "generate: neither" 1 'want either --prompt or --in' generate --model tiny
 bad "generate: both" 1 'want either --prompt or --in' generate --model tiny --prompt x --in prompts.jsonl
 bad "sample without --as" 2 '\-\-as is missing' sample --model tiny --prompts prompts.jsonl --out new
