@@ -40,7 +40,7 @@
 /* ---- options: one table; a command names those it takes ---- */
 typedef struct settings {            /* an option that was not given is 0: the library's default */
     const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts,
-        *questions, *name, *reward_model, *resume, *adapter, *lora_target,
+        *questions, *name, *reward_model, *resume, *adapter, *lora_target, *date, *system_message,
         *require, *strong, *weak, *as_source, *with, *preset, *source, *sft_options;
     const char *more[64];            /* values of --in or --with, or operands, after the first */
     int64_t n_more, top, resamples, seeds, label, rounds;
@@ -55,8 +55,8 @@ typedef struct settings {            /* an option that was not given is 0: the l
     int64_t lora_r;
     double lora_alpha, lora_dropout;
     int method, pair, fusion, alpha_schedule, lr_schedule, tokenization, device, dtype, save_dtype, moments, form, as,
-        bench;
-    bool ipo_sum, no_shuffle, raw, tensors, keep, quick, rescore, rslora, dry_run, dedup, help, version;
+        bench, data_format, sft_on;
+    bool packing, ipo_sum, no_shuffle, raw, tensors, keep, quick, rescore, rslora, dry_run, dedup, help, version;
 } settings;
 static const settings unset = {.dtype = -1, .save_dtype = -1, .as = -1, .bench = -1};
 typedef enum kind { TEXT, LIST, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
@@ -91,7 +91,15 @@ static const option options[] = {
     {"--adapter", TEXT, AT(adapter), "DIR", NULL, NULL,
      "directory of an adapter of the model, as PEFT writes it; train goes on from it (none)"},
     {"--data", TEXT, AT(data), "FILE", NULL, NULL,
-     "JSON lines: {prompt, chosen: [source, target], rejected}, pairs, or {messages}"},
+     "JSON lines, or an array: {prompt, chosen: [source, target], rejected}, pairs, {messages}, other trainers' keys"},
+    {"--data-format", CHOICE, AT(data_format), "NAME", NULL, wrpo_data_format_name,
+     "what its records are, where their keys do not say it (auto)"},
+    {"--sft-on", CHOICE, AT(sft_on), "WHAT", NULL, wrpo_sft_on_name,
+     "sft: score the last answer, every assistant turn, or every token (answers)"},
+    {"--packing", FLAG, AT(packing), NULL, NULL, NULL,
+     "sft: all tokens as one stream, cut into records of --max-length; with --sft-on all, the authors' SFT"},
+    {"--date", TEXT, AT(date), "DAY", NULL, NULL,
+     "the day that a chat template shows, such as 2026-11-29 (today; with --resume that of the run)"},
     {"--config", TEXT, AT(config), "FILE", NULL, NULL, "config.json, or its directory"},
     {"--tokenizer", TEXT, AT(tokenizer), "DIR", NULL, NULL,
      "directory with tokenizer.json and tokenizer_config.json, copied into the new one"},
@@ -144,7 +152,8 @@ static const option options[] = {
     {"--with", LIST, AT(with), "FILE", NULL, NULL,
      "files of the same records, made by --as-source for other models: their source_logps are added too"},
     {"--preset", TEXT, AT(preset), "NAME", NULL, NULL,
-     "the settings of a paper; options beside it win: wrpo-paper, simpo-on-policy, fusechat3, infifpo"},
+     "the settings of a paper; options beside it win: wrpo-paper, sft-paper, simpo-on-policy, fusechat3, infifpo; "
+     "answer: simpo-eval"},
     {"--learning-rate", REAL, AT(learning_rate), "LR", "[0, 1000)", NULL,
      "peak rate (3e-7; sft 7e-6, simpo 1e-6, dpo-norm 8e-7, infifpo 1e-7; adapters want about 1e-4)"},
     {"--lr-scheduler", CHOICE, AT(lr_schedule), "NAME", NULL, wrpo_lr_schedule_name, "after the warm-up (cosine)"},
@@ -168,6 +177,8 @@ static const option options[] = {
     {"--no-shuffle", FLAG, AT(no_shuffle), NULL, NULL, NULL, "keep the order of the records"},
     {"--max-length", COUNT, AT(max_length), "N", "[2, inf)", NULL,
      "tokens of prompt and response; longer ones are cut and counted (2048)"},
+    {"--system-message", TEXT, AT(system_message), "TEXT", NULL, NULL,
+     "turn of the system where a prompt has none; auto: an empty one, where the template knows of such turns (none)"},
     {"--max-prompt-length", COUNT, AT(max_prompt_length), "N", "[1, inf)", NULL,
      "tokens of the prompt (1800 / 2048 of --max-length)"},
     {"--tokenization", CHOICE, AT(tokenization), "NAME", NULL, tokenization_name,
@@ -359,35 +370,54 @@ static int set(const command *c, const option *o, const char *text, settings *s)
     return 0;
 }
 /* The settings of papers. Options on the command line win. */
-typedef struct preset { const char *name, *source, *options; } preset;
+typedef struct preset { const char *name, *command, *source, *options; } preset;
 static const preset presets[] = {
-    {"wrpo-paper", "Yang et al. 2025, and the authors' training_configs",
+    {"wrpo-paper", "train", "Yang et al. 2025, and the authors' training_configs",
      "--method wrpo --beta 0.01 --alpha 0.1 --alpha-schedule linear --learning-rate 3e-7 --lr-scheduler cosine "
      "--warmup-ratio 0.1 --batch-size 128 --epochs 1 --weight-decay 0 --max-grad-norm 1 --max-length 2048 "
-     "--max-prompt-length 1800 --tokenization authors"},
-    {"simpo-on-policy", "Meng et al. 2024, Llama-3-Instruct v0.2",
+     "--max-prompt-length 1800 --tokenization authors --system-message auto"},
+    {"sft-paper", "train", "Yang et al. 2025, and the authors' training_configs",
+     "--method sft --sft-on all --packing --learning-rate 7e-6 --lr-scheduler cosine --warmup-ratio 0.1 "
+     "--batch-size 128 --epochs 1 --weight-decay 0 --max-grad-norm 1 --max-length 2048 --system-message auto"},
+    {"simpo-on-policy", "train", "Meng et al. 2024, Llama-3-Instruct v0.2",
      "--method simpo --pair target --beta 10 --gamma-ratio 0.3 --learning-rate 1e-6 --lr-scheduler cosine "
-     "--warmup-ratio 0.1 --batch-size 128 --epochs 1 --max-length 2048 --max-prompt-length 1800"},
-    {"fusechat3", "Yang et al. 2025b, the 8B target",
+     "--warmup-ratio 0.1 --batch-size 128 --epochs 1 --max-length 2048 --max-prompt-length 1800 "
+     "--system-message auto"},
+    {"fusechat3", "train", "Yang et al. 2025b, the 8B target",
      "--method dpo-norm --beta 10 --learning-rate 8e-7 --lr-scheduler cosine --warmup-ratio 0.1 --batch-size 128 "
      "--epochs 1 --max-length 2048 --max-prompt-length 1800"},
-    {"infifpo", "Gu et al. 2025",
+    {"infifpo", "train", "Gu et al. 2025",
      "--method infifpo --beta 2.5 --fusion margin --learning-rate 1e-7 --lr-scheduler cosine --warmup-ratio 0.1 "
      "--batch-size 128 --epochs 1 --max-length 4096"},
+    {"simpo-eval", "answer", "Meng et al. 2024, AlpacaEval 2",
+     "--bench alpacaeval --temperature 0.9 --top-p 1 --max-tokens 4096"},
 };
 static int parse(const command *c, int argc, char **argv, settings *s);
+/* fuse takes those of its training. */
+static bool preset_serves(const preset *p, const command *c) {
+    return !strcmp(p->command, strcmp(c->name, "fuse") ? c->name : "train") || !strcmp(c->name, "eval");
+}
 static int parse_preset(const command *c, const char *name, settings *s) {
     enum { WORDS = 64 };
-    char text[1024], *argv[WORDS];
+    char text[1024], list[512] = "", *argv[WORDS];
     const preset *p = NULL;
     int argc = 0;
-    for (size_t i = 0; i < sizeof presets / sizeof *presets; i++)
+    for (size_t i = 0; i < sizeof presets / sizeof *presets; i++) {
+        const size_t n = strlen(list);
+        if (!preset_serves(&presets[i], c)) continue;
+        snprintf(list + n, sizeof list - n, "%s%s", n ? ", " : "", presets[i].name);
         if (!strcmp(presets[i].name, name)) p = &presets[i];
-    if (!p) return misuse(c, "--preset: want wrpo-paper, simpo-on-policy, fusechat3 or infifpo, found \"%s\"", name);
+    }
+    if (!p) return misuse(c, "--preset: want one of %s, found \"%s\"", list, name);
     snprintf(text, sizeof text, "%s", p->options);
     for (char *w = strtok(text, " "); w && argc < WORDS; w = strtok(NULL, " ")) argv[argc++] = w;
-    const command free = {c->name, "", "", c->optional, NULL, NULL};       /* nothing is required of a preset alone */
+    const command free = {c->name, "", "", p->options, NULL, NULL};  /* nothing is required of a preset alone */
     return parse(&free, argc, argv, s);
+}
+static void print_preset(const settings *s) {
+    for (size_t i = 0; i < sizeof presets / sizeof *presets && s->preset; i++)
+        if (!strcmp(presets[i].name, s->preset))
+            printf("preset       %s (%s): %s\n", s->preset, presets[i].source, presets[i].options);
 }
 static int parse(const command *c, int argc, char **argv, settings *s) {
     for (int i = 0; i < argc; i++) {
@@ -693,9 +723,8 @@ static bool session_open(session *z, const settings *s) {
         return false;
 #endif
     }
-    if (wrpo_open(&desc, &z->ctx) == WRPO_OK) return true;
-    complain("%s", why.text);
-    return false;
+    if (wrpo_open(&desc, &z->ctx)) return complain("%s", why.text), false;
+    return !s->date || !wrpo_set_date(z->ctx, s->date) || fail(z) == 0;
 }
 static void session_close(session *z) {
     screen_clear(&z->screen);
@@ -705,12 +734,20 @@ static void session_close(session *z) {
     wrpo_reward_free(z->reward);
     wrpo_close(z->ctx);
 }
+static const char *system_message(const settings *s) {             /* as the library takes it */
+    const char *text = s->system_message;
+    return !text || !strcmp(text, "none") ? NULL : strcmp(text, "auto") ? text : "";
+}
 static wrpo_result load_data(session *z, const settings *s, const char *path, wrpo_data **out) {
     const wrpo_data_desc d = {.path = path,
                               .tokenization = (wrpo_tokenization)s->tokenization,
                               .max_length = s->max_length,
                               .max_prompt_length = s->max_prompt_length,
-                              .limit = s->limit};
+                              .system_message = system_message(s),
+                              .limit = s->limit,
+                              .format = (wrpo_data_format)s->data_format,
+                              .sft_on = (wrpo_sft_on)s->sft_on,
+                              .packing = s->packing};
     wrpo_result r = z->tokenizer ? WRPO_OK : wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer);
     if (r == WRPO_OK) r = wrpo_data_load(z->tokenizer, &d, out);
     return r;
@@ -759,7 +796,9 @@ static void check_method(const settings *s) {
                 {s->beta != 0 && m == WRPO_METHOD_SFT, "--beta"},
                 {s->gamma_ratio != 0 && m != WRPO_METHOD_SIMPO, "--gamma-ratio"},
                 {s->ipo_sum && m != WRPO_METHOD_IPO, "--ipo-sum"},
-                {s->ref && !has_reference(s), "--ref"}};
+                {s->ref && !has_reference(s), "--ref"},
+                {s->sft_on && m != WRPO_METHOD_SFT, "--sft-on"},
+                {s->packing && m != WRPO_METHOD_SFT, "--packing"}};
     for (size_t i = 0; i < sizeof idle / sizeof *idle; i++)
         if (idle[i].idle)
             complain("warning: %s says nothing to --method %s", idle[i].name, wrpo_method_name(s->method));
@@ -1070,6 +1109,7 @@ static int logprob_source(const settings *s, session *z) {
                                       .with = with,
                                       .n_with = s->with ? 1 + s->n_more : 0,
                                       .max_length = s->max_length,
+                                      .system_message = system_message(s),
                                       .on_step = on_source,
                                       .user = z};
     if (!s->out) return complain("--as-source: want --out, the file that the records are written to");
@@ -1084,6 +1124,11 @@ static int logprob_source(const settings *s, session *z) {
     if (r != WRPO_OK) return fail(z);
     printf("%s: records with source_logps of %s\n", s->out, s->as_source);
     return 0;
+}
+static int64_t scored_tokens(const wrpo_tokens *y) {
+    int64_t n = 0;
+    for (int64_t j = y->first; j < y->count; j++) n += !y->scored || y->scored[j];
+    return n;
 }
 static int run_logprob(const settings *s, session *z) {
     if (s->with && !s->as_source) return complain("--with: want --as-source too, the name of --model; found none");
@@ -1109,8 +1154,7 @@ static int run_logprob(const settings *s, session *z) {
             if (!print_text(z, out.f, "prompt_id", r.prompt_id, strlen(r.prompt_id))) { fail(z); ok = false; }
             for (int k = 0; k < r.count; k++) fprintf(out.f, "%s%.9g", k ? ", " : ", \"logps\": [", logps[i * K + k]);
             for (int k = 0; k < r.count; k++)
-                fprintf(out.f, "%s%lld", k ? ", " : "], \"tokens\": [",
-                        (long long)(r.responses[k].count - r.responses[k].first));
+                fprintf(out.f, "%s%lld", k ? ", " : "], \"tokens\": [", (long long)scored_tokens(&r.responses[k]));
             fprintf(out.f, "], \"prompt_tokens\": %lld}\n", (long long)r.prompt_count);
         }
         snprintf(piece.s, sizeof piece.s, "%lld/%lld records", (long long)(at + count), (long long)N);
@@ -1166,7 +1210,8 @@ static bool on_step(const wrpo_metrics *m, const wrpo_metrics *eval, void *user)
 }
 static void print_data(const char *name, const char *path, const wrpo_data *data) {
     const wrpo_data_stats t = wrpo_data_get_stats(data);
-    printf("%-12s %s: %s records, %s prompt and %s response tokens, longest %s", name, path, grouped(t.records).s,
+    printf("%-12s %s: %s records (%s), %s prompt and %s response tokens, longest %s", name, path,
+           grouped(t.records).s, wrpo_data_format_name((int)t.format),
            grouped(t.prompt_tokens).s, grouped(t.response_tokens).s, grouped(t.longest).s);
     if (t.truncated_prompts || t.truncated_responses)
         printf("; cut: %s prompts, %s responses", grouped(t.truncated_prompts).s, grouped(t.truncated_responses).s);
@@ -1187,9 +1232,7 @@ static void print_adapter(const wrpo_model *model, const char *dir) {
 static void print_settings(const settings *s, session *z, const wrpo_train_desc *desc, const wrpo_bytes *bytes) {
     const wrpo_train_desc d = wrpo_train_defaults(desc);
     const wrpo_method m = d.loss.method;
-    for (size_t i = 0; i < sizeof presets / sizeof *presets && s->preset; i++)
-        if (!strcmp(presets[i].name, s->preset))
-            printf("preset       %s (%s): %s\n", s->preset, presets[i].source, presets[i].options);
+    print_preset(s);
     printf("model        %s: %s, %s parameters\n", s->model, wrpo_model_config(z->model)->model_type,
            count_text(wrpo_model_parameters(z->model)).s);
     print_adapter(z->model, s->adapter);
@@ -1234,6 +1277,10 @@ static int train(const settings *s, session *z) {
     d.save = (wrpo_save_desc){.dir = s->out, .dtype = dtype_of(s->save_dtype), .max_shard_size = s->max_shard_size};
     if (wrpo_config_load(z->ctx, s->model, &config) || wrpo_train_bytes(z->ctx, &config, NULL, &d, adapter, &bytes))
         return fail(z); /* options first */
+    char *date = NULL;               /* a run that goes on shows the day of its begin */
+    if (s->resume && !s->date && (wrpo_checkpoint_date(z->ctx, s->resume, &date) ||
+                                  (date && wrpo_set_date(z->ctx, date)))) return fail(z);
+    wrpo_free(z->ctx, date);
     if (load_data(z, s, s->data, &z->data) || (s->eval_data && load_data(z, s, s->eval_data, &z->eval_data)) ||
         load_model(z, s, adapter != NULL) || (s->lora_r && wrpo_adapter_new(z->model, adapter)))
         return fail(z);
@@ -1420,15 +1467,15 @@ static bool prompts_add(session *z, prompts *p, wrpo_json *record, const wrpo_to
     p->list[i].ids = ids, p->list[i].stream = fnv(FNV, prompt_id(p, i), strlen(prompt_id(p, i)));
     return true;
 }
-/* The prompts of a file, which is closed in any case; now: for templates that show the date. The caller frees what was
- * read. */
-static bool prompts_load(session *z, const settings *s, lines *in, int64_t now, prompts *p) {
+/* The prompts of a file, which is closed in any case. The caller frees what was read. */
+static bool prompts_load(session *z, const settings *s, lines *in, prompts *p) {
     int more = 0;
     bool ok = wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer) == WRPO_OK || fail(z) == 0;
     for (wrpo_json *v; ok && !(s->limit && p->count == s->limit) && (more = lines_next(z, in, true, &v)) != 0;)
         ok = more > 0 &&
              prompts_add(z, p, v,
-                         &(wrpo_tokenizer_prompt_desc){.name = in->name, .line = in->line, .raw = s->raw, .now = now});
+                         &(wrpo_tokenizer_prompt_desc){.name = in->name, .line = in->line, .raw = s->raw,
+                                                       .system_message = system_message(s)});
     ok = ok && (p->count || (complain("%s: want prompts, found none", in->name), false)) && prompts_differ(p, in->name);
     free(in->data), in->data = NULL;
     return ok;
@@ -1439,9 +1486,9 @@ static bool print_prompt(session *z, FILE *f, const prompts *p, int64_t i) {
     const char *id = prompt_id(p, i);
     fputs("{", f);
     bool ok = print_text(z, f, "prompt_id", id, strlen(id)) && print_member(z, f, ", ", "prompt", v);
-    static const char *const besides[] = {"tools",
-                                          "chat_template_kwargs"}; /* without them it would be another prompt */
-    for (int k = 0; ok && k < 2; k++) {
+    static const char *const besides[] = {"tools", "chat_template_kwargs", "system",
+                                          "system_prompt"}; /* without them it would be another prompt */
+    for (int k = 0; ok && k < 4; k++) {
         v = wrpo_json_get(p->records[i], besides[k]);
         if (v && v->kind != WRPO_JSON_NULL) ok = print_member(z, f, ", ", besides[k], v);
     }
@@ -1527,7 +1574,7 @@ static int run_generate(const settings *s, session *z) {
     output out = {0};
     if (!s->prompt == !s->in) return complain("generate: want either --prompt or --in");
     bool ok;
-    if (s->in) ok = lines_open(&in, s->in) && prompts_load(z, s, &in, 0, &p);
+    if (s->in) ok = lines_open(&in, s->in) && prompts_load(z, s, &in, &p);
     else if (wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer)) ok = fail(z) == 0;
     else {                           /* a record from the command line */
         char *quoted, *text;
@@ -1538,7 +1585,8 @@ static int run_generate(const settings *s, session *z) {
         wrpo_free(z->ctx, quoted);
         if (!text) return complain("out of memory");
         ok = (wrpo_json_parse(z->ctx, "--prompt", text, strlen(text), &record) == WRPO_OK || fail(z) == 0)
-             && prompts_add(z, &p, record, &(wrpo_tokenizer_prompt_desc){.name = "--prompt", .raw = s->raw});
+             && prompts_add(z, &p, record, &(wrpo_tokenizer_prompt_desc){.name = "--prompt", .raw = s->raw,
+                                                                           .system_message = system_message(s)});
         free(text);
     }
     ok = ok && (load_model(z, s, true) == WRPO_OK || fail(z) == 0) && output_open(&out, s->out);
@@ -1577,29 +1625,29 @@ static bool part_cut(FILE *f, size_t size) {
     return fflush(f) == 0 && ftruncate(fileno(f), (off_t)size) == 0 && fseek(f, 0, SEEK_END) == 0;
 #endif
 }
-/* The date that the run in FILE.part was begun with; 0: there is none. false: it was begun with other settings. */
-static bool part_settings(part *t, const char *out, const char *want, int64_t *now) {
-    char found[4096] = "", date[64] = "";
+/* The date that the run in FILE.part was begun with; "": there is none. false: it was begun with other settings. */
+static bool part_settings(part *t, const char *out, const char *want, char date[64]) {
+    char found[4096] = "";
     struct stat st;
     snprintf(t->path, sizeof t->path, "%.4000s.part", out),
         snprintf(t->settings, sizeof t->settings, "%.4000s.settings", out);
-    *now = 0;
+    date[0] = 0;
     if (stat(out, &st) == 0) return complain("%s: is there already; remove it to sample anew", out), false;
     if (stat(t->path, &st) != 0 || st.st_size == 0) return true;
     FILE *f = fopen(t->settings, "rb");
     if (f) {
-        if (!fgets(found, sizeof found, f) || !fgets(date, sizeof date, f)) date[0] = 0;
+        if (!fgets(found, sizeof found, f) || !fgets(date, 64, f)) date[0] = 0;
         fclose(f);
     }
     found[strcspn(found, "\n")] = 0;
-    *now = strtoll(date, NULL, 10);
-    if (*now > 0 && !strcmp(found, want)) return true;
+    date[strcspn(date, "\n")] = 0;
+    if (*date && !strcmp(found, want)) return true;
     complain("%s: want a run begun with %s, found %s; remove it to begin anew", t->path, want,
-             *now > 0 ? found : "one without its settings");
+             *date ? found : "one without its settings");
     return false;
 }
 /* Opens FILE.part after its lines that are whole and in the order of the prompts. */
-static bool part_open(session *z, part *t, const char *want, int64_t now, const prompts *p) {
+static bool part_open(session *z, part *t, const char *want, const prompts *p) {
     size_t size, keep = 0, n;
     t->f = fopen(t->path, "a+b");
     if (!t->f) return complain("%s: cannot be written: %s", t->path, strerror(errno)), false;
@@ -1623,7 +1671,7 @@ static bool part_open(session *z, part *t, const char *want, int64_t now, const 
     if (t->done) return true;
     FILE *notes = fopen(t->settings, "wb"); /* under its name at once: nobody reads it before FILE.part has a line, and
                                                a kill leaves no third file */
-    bool ok = notes && fprintf(notes, "%s\n%lld\n", want, (long long)now) > 0;
+    bool ok = notes && fprintf(notes, "%s\n%s\n", want, wrpo_get_date(z->ctx)) > 0;
     if (notes && fclose(notes) != 0) ok = false;
     return ok || (complain("%s: cannot be written: %s", t->settings, strerror(errno)), false);
 }
@@ -1664,11 +1712,13 @@ static bool sample_settings(const settings *s, session *z, uint64_t file, char *
     }
     snprintf(text, size,
              "--model %.1024s (%016llx) --prompts (%016llx) --as %s --name %.256s --n %lld --temperature %.17g --top-p "
-             "%.17g --top-k %lld --max-tokens %lld --seed %llu --limit %lld%s%s%s",
+             "%.17g --top-k %lld --max-tokens %lld --seed %llu --limit %lld%s%s%s%s%s%s%016llx",
              s->model, (unsigned long long)h, (unsigned long long)file, as_name(s->as), model_name(s), (long long)d.n,
              plain(d.temperature), d.top_p, (long long)d.top_k, (long long)d.max_tokens, (unsigned long long)d.seed,
              (long long)s->limit, s->raw ? " --raw" : "", s->dedup ? " --dedup" : "",
-             s->device ? " --device cuda" : "");
+             s->device ? " --device cuda" : "", s->date ? " --date " : "", s->date ? s->date : "",
+             " --system-message ", (unsigned long long)(system_message(s) ? fnv(FNV, system_message(s),
+                                                                                strlen(system_message(s))) : 0));
     return true;
 }
 static bool sampled(int64_t i, const wrpo_sample *y, void *user) {
@@ -1686,18 +1736,17 @@ static bool sampled(int64_t i, const wrpo_sample *y, void *user) {
     return answers_written(a, ok);
 }
 static int sample(const settings *s, session *z, part *t, prompts *p) {
-    char want[2048];
-    int64_t now;
+    char want[2048], date[64];
     lines in;
     if (!lines_open(&in, s->prompts)) return 1;
-    if (!sample_settings(s, z, fnv(FNV, in.data, in.size), want, sizeof want) || !part_settings(t, s->out, want, &now))
+    if (!sample_settings(s, z, fnv(FNV, in.data, in.size), want, sizeof want) || !part_settings(t, s->out, want, date))
         return free(in.data), 1;
-    if (!now) now = (int64_t)time(NULL);
-    if (!prompts_load(z, s, &in, now, p)) return 1;
+    if (*date && wrpo_set_date(z->ctx, date)) return free(in.data), fail(z);
+    if (!prompts_load(z, s, &in, p)) return 1;
     const int64_t again = s->dedup ? prompts_dedup(z, p) : 0;
     if (again < 0) return 1;
     if (load_model(z, s, true)) return fail(z);
-    if (!part_open(z, t, want, now, p)) return 1;
+    if (!part_open(z, t, want, p)) return 1;
     answers a = {.z = z,
                  .f = t->f,
                  .p = p,
@@ -1739,19 +1788,23 @@ static int run_sample(const settings *s, session *z) {
 }
 
 /* ---- answer: the public benchmarks. Questions as they publish them in, what their judges read out:
-     alpacaeval    [{instruction, dataset?}, ...] or lines      -> [{dataset?, instruction, output, generator}, ...]
-     mtbench       {question_id, category, turns: [text, ...]}  -> {question_id, answer_id, model_id, choices: [{index,
-   turns: [text, ...]}], tstamp} arenahard     {uid, prompt} (Arena-Hard-Auto since 2025)   -> {uid, ans_id, model,
-   messages: [question, {role, content: {answer}}], tstamp, metadata} {question_id, turns: [{content}]} (before)   ->
-   {question_id, answer_id, model_id, choices: [{index, turns: [{content, token_len}]}], tstamp, conv_metadata} A turn
-   sees the turns before it and the answers to them. FastChat's and AlpacaEval's own runs strip white space around an
-   answer: so do we. ---- */
+     alpacaeval    [{instruction, dataset?}, ...] or lines
+                   -> [{dataset?, instruction, output, generator}, ...]
+     mtbench       {question_id, category, turns: [text, ...]}
+                   -> {question_id, answer_id, model_id, choices: [{index, turns: [text, ...]}], tstamp}
+     arenahard     {uid, prompt} (Arena-Hard-Auto since 2025)
+                   -> {uid, ans_id, model, messages: [question, {role, content: {answer}}], tstamp, metadata}
+                   {question_id, turns: [{content}]} (before)
+                   -> {question_id, answer_id, model_id, choices: [{index, turns: [{content}]}], tstamp, conv_metadata}
+                   Their token_len counts tiktoken's tokens, so it is left to the judge
+   A turn sees the turns before it and the answers to them. FastChat's and AlpacaEval's own runs strip white space
+   around an answer: so do we. ---- */
 enum { TURNS = 8 };
 typedef struct ask {                 /* one ask */
     wrpo_json *root;                 /* what is to be freed; NULL: a member of another root */
     const wrpo_json *record, *id, *turns[TURNS];
     int n;
-    char *answers[TURNS]; size_t sizes[TURNS]; int64_t tokens[TURNS];
+    char *answers[TURNS]; size_t sizes[TURNS];
     double temperature;
 } ask;
 typedef struct asks { ask *list; int64_t count; const char *name; int bench; bool old; } asks;
@@ -1896,7 +1949,7 @@ static bool answered(int64_t i, const wrpo_sample *y, void *user) {
     char *copy = malloc(n + 1);
     if (!copy) return w->a.failed = true, complain("out of memory"), false;
     memcpy(copy, text, n), copy[n] = 0;
-    q->answers[w->turn] = copy, q->sizes[w->turn] = n, q->tokens[w->turn] = y->count - y->stopped;
+    q->answers[w->turn] = copy, q->sizes[w->turn] = n;
     w->a.cut += !y->stopped;
     return true;
 }
@@ -1914,7 +1967,8 @@ static bool answer_turn(const settings *s, session *z, asks *q, int turn, int64_
         const double temperature = or_default(s->temperature, of->temperature) + 0.0;
         int32_t *ids;
         if (turn >= of->n) continue;
-        ok = wrpo_tokenizer_prompt(z->tokenizer, &(wrpo_tokenizer_prompt_desc){.name = q->name},
+        ok = wrpo_tokenizer_prompt(z->tokenizer, &(wrpo_tokenizer_prompt_desc){.name = q->name,
+                                                                                .system_message = system_message(s)},
                                    question_record(of, turn, node), &ids, &p.list[p.count].count) == WRPO_OK ||
              fail(z) == 0;
         if (!ok) break;
@@ -1996,7 +2050,7 @@ static void print_id(FILE *f, const char *key,
 static bool print_metadata(FILE *f, const ask *q, const char *key) {
     markdown m;
     if (!count_markdown(q->answers[0], q->sizes[0], &m)) return complain("out of memory"), false;
-    fprintf(f, ", \"%s\": {\"token_len\": %lld, \"header_count\": {", key, (long long)q->tokens[0]);
+    fprintf(f, ", \"%s\": {\"header_count\": {", key);
     for (int i = 0; i < 6; i++) fprintf(f, "%s\"h%d\": %lld", i ? ", " : "", i + 1, (long long)m.header[i]);
     fprintf(
         f, "}, \"list_count\": {\"ordered\": %lld, \"unordered\": %lld}, \"bold_count\": {\"**\": %lld, \"__\": %lld}}",
@@ -2029,8 +2083,7 @@ static bool print_answer(session *z, FILE *f, const asks *all, const ask *q, con
         for (int i = 0; i < q->n && ok; i++) {
             char *quoted;
             if (wrpo_json_quote(z->ctx, q->answers[i], q->sizes[i], &quoted)) return false;
-            if (hard)
-                fprintf(f, "%s{\"content\": %s, \"token_len\": %lld}", i ? ", " : "", quoted, (long long)q->tokens[i]);
+            if (hard) fprintf(f, "%s{\"content\": %s}", i ? ", " : "", quoted);
             else fprintf(f, "%s%s", i ? ", " : "", quoted);
             wrpo_free(z->ctx, quoted);
         }
@@ -2046,6 +2099,9 @@ static int run_answer(const settings *s, session *z) {
     int64_t cut = 0;
     int turns = 0;
     const double begin = seconds();
+    if (s->preset && s->bench != ALPACAEVAL)
+        return complain("--preset %s: want --bench alpacaeval, which it is for", s->preset);
+    print_preset(s);
     catch_signals();
     bool ok =
         questions_load(z, s, &q) &&
@@ -2436,11 +2492,13 @@ static int dispatch(int argc, char **argv);
 static const command *find_command(const char *name);
 /* ---- fuse: the whole recipe. A stage is a command as it could be typed, and leaves its file; OUT/fuse.log has the
    stages that are done, so that the same command goes on wherever it was stopped. ---- */
-#define SAMPLED "--raw --dedup --temperature --top-p --top-k --max-tokens --seed --batch --device --threads "
+#define SAMPLED "--raw --dedup --system-message --date --temperature --top-p " \
+                " --top-k --max-tokens --seed --batch --device --threads "
 #define SCORED "--label --micro-tokens --device --dtype --threads "
 #define SELECTED "--top --tau --min-gap --max-gap --require --entropy-power --entropy-scale --threads "
-#define EITHER "--max-length --max-prompt-length --tokenization --micro-tokens --recompute --memory-limit --seed " \
-               "--log-steps --save-steps --device --dtype --moments --save-dtype --max-shard-size --threads "
+#define EITHER "--max-length --max-prompt-length --tokenization --system-message --date --micro-tokens " \
+               "--recompute --memory-limit --seed --log-steps --save-steps --device --dtype --moments --save-dtype " \
+               "--max-shard-size --threads "
 #define PREFERRED "--preset --method --pair --alpha --beta --label-smoothing --gamma-ratio --ipo-sum --fusion " \
                   "--sft-weight --alpha-schedule --learning-rate --lr-scheduler --warmup-ratio --weight-decay " \
                   "--max-grad-norm --batch-size --accumulation --epochs --max-steps --no-shuffle "
@@ -2598,7 +2656,7 @@ static const char *fuse_logps(recipe *r, const char *data, int64_t round) {
         WORD("--model=%s", r->dir[i]);
         WORD("--data=%s", data);
         WORD("--as-source=%s", r->name[i]);
-        stage_pass(r, t, "--device --dtype --threads ");
+        stage_pass(r, t, "--system-message --date --device --dtype --threads ");
         WORD("--out=%s", t->out);
         t->read = r->part[FOR_PREFERENCES] * 3 * (r->prompt_tokens + fuse_length(r)) * r->parameters[i];
         t->bytes = 4 * r->part[FOR_PREFERENCES] * (r->prompt_tokens + 3 * fuse_length(r));
@@ -3481,8 +3539,9 @@ static int run_demo(const settings *s, session *z) {
 
 /* ---- main ---- */
 #define LOSS "--preset --method --pair --alpha --beta --label-smoothing --gamma-ratio --ipo-sum --fusion --sft-weight "
-#define DATA "--max-length --max-prompt-length --tokenization --limit "
-#define SAMPLING "--temperature --top-p --top-k --max-tokens --seed --batch --device "
+#define DATA "--data-format --system-message --max-length --max-prompt-length " \
+             "--tokenization --sft-on --packing --date --limit "
+#define SAMPLING "--system-message --temperature --top-p --top-k --max-tokens --seed --batch --date --device "
 static const command commands[] = {
     {"init", "", "--config --tokenizer --out", "--seed --save-dtype --max-shard-size --threads --help", run_init,
      "Random weights as a Hugging Face directory: norms 1, biases 0, the others N(0, initializer_range)."},
@@ -3518,10 +3577,11 @@ static const command commands[] = {
      "--adapter --n --name --raw --dedup " SAMPLING "--limit --threads --help", run_sample,
      "Several answers to each prompt, as candidates: {prompt_id, prompt, sources|target: [{model, content}]}. The same "
      "command goes on where it was interrupted."},
-    {"answer", "", "--model --bench --questions --out", "--adapter --name " SAMPLING "--limit --threads --help",
-     run_answer,
+    {"answer", "", "--model --bench --questions --out",
+     "--preset --adapter --name " SAMPLING "--limit --threads --help", run_answer,
      "Answers to the questions of AlpacaEval 2, MT-Bench or Arena-Hard, as their judges read them."},
-    {"score", "", "--reward-model --in --out", "--rescore --label --micro-tokens --device --dtype --threads --help",
+    {"score", "", "--reward-model --in --out",
+     "--rescore --label --micro-tokens --date --device --dtype --threads --help",
      run_score,
      "Gives the responses of a file of candidates, or answers, their rewards by a reward model. Rewards that are there "
      "are kept."},
@@ -3533,7 +3593,7 @@ static const command commands[] = {
     {"split", "", "--in --out", "--sft --heldout --seed --threads --help", run_split,
      "Prompts -> sft.jsonl and wrpo.jsonl in the directory --out, drawn by the seed."},
     {"winrate", "", "--a --b",
-     "--reward-model --rescore --label --micro-tokens --resamples --seed --device --dtype --threads --help",
+     "--reward-model --rescore --label --micro-tokens --resamples --seed --date --device --dtype --threads --help",
      run_winrate,
      "How often a's answers have the higher reward, with a bootstrap interval; and the same at equal lengths. "
      "--reward-model scores answers that have no reward."},
