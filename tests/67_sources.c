@@ -101,6 +101,18 @@ static void numbers(source a, source b) {
                                 .in = at("a.jsonl"), .out = at("merged.jsonl"), .with = &with, .n_with = 1}) == WRPO_OK &&
               same_file("ab.jsonl", "merged.jsonl"),
           "merged: %s", wrpo_last_error(ctx)->text);
+    /* the same records as one array */
+    char array[2000];
+    size_t size = 0;
+    for (const char *p = quads; *p; p++)
+        if (*p != '\r' && !(*p == '\n' && p[1] == '\n'))
+            array[++size] = *p == '\n' ? ',' : *p;
+    array[0] = '[';
+    array[++size] = ']';
+    array[size + 1] = 0;
+    tiny_put(dir, "array.json", array);
+    CHECK(annotate(a, "A", at("array.json"), at("of_array.jsonl")) == WRPO_OK && same_file("a.jsonl", "of_array.jsonl"),
+          "an array: %s", wrpo_last_error(ctx)->text);
 }
 
 /* The model before training as the only source: infifpo is dpo-norm, to the bits of the weights. */
