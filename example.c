@@ -405,7 +405,8 @@ static bool preset_serves(const preset *p, const command *c) {
 }
 static int parse_preset(const command *c, const char *name, settings *s) {
     enum { WORDS = 64 };
-    char text[1024], list[512] = "", *argv[WORDS];
+    static char texts[sizeof presets / sizeof *presets][1024];     /* options point into them */
+    char list[512] = "", *argv[WORDS], *text;
     const preset *p = NULL;
     int argc = 0;
     for (size_t i = 0; i < sizeof presets / sizeof *presets; i++) {
@@ -415,7 +416,8 @@ static int parse_preset(const command *c, const char *name, settings *s) {
         if (!strcmp(presets[i].name, name)) p = &presets[i];
     }
     if (!p) return misuse(c, "--preset: want one of %s, found \"%s\"", list, name);
-    snprintf(text, sizeof text, "%s", p->options);
+    text = texts[p - presets];
+    snprintf(text, sizeof *texts, "%s", p->options);
     for (char *w = strtok(text, " "); w && argc < WORDS; w = strtok(NULL, " ")) argv[argc++] = w;
     const command free = {c->name, "", "", p->options, NULL, NULL};  /* nothing is required of a preset alone */
     return parse(&free, argc, argv, s);
