@@ -305,23 +305,35 @@ static void refusals(void) {
     CHECK(wrpo_data_from_ids(ctx, &empty, 1, &data) == WRPO_E_ARG && !data, "ids without a scored token");
 }
 
+/* JSON in which ' stands for ". */
+static const char *doubled(const char *text) {
+    static char out[2000];
+    size_t n = 0;
+    for (; text[n]; n++) out[n] = text[n] == '\'' ? '"' : text[n];
+    out[n] = 0;
+    return out;
+}
+
 static void allocations(void) {
     wrpo_ctx *keep = ctx;
     CHECK(wrpo_open(&(wrpo_desc){.memory = {counting_alloc, counting_free, NULL}, .threads = 1}, &ctx) == WRPO_OK,
           "open");
-    for (int how = 0; how < 2; how++) {
+    for (int how = 0; how < 4; how++) {                /* clean, authors; every turn; packed, an array */
         const int64_t base = live;
+        const wrpo_data_desc desc = {.path = at("data.jsonl"),
+                                     .tokenization = how == 1 ? WRPO_TOKENIZATION_AUTHORS : WRPO_TOKENIZATION_CLEAN,
+                                     .sft_on = how < 2 ? WRPO_SFT_ON_ANSWERS : WRPO_SFT_ON_ASSISTANT,
+                                     .packing = how == 3};
+        if (how > 1)
+            tiny_put(dir, "data.jsonl",
+                     doubled("[{'system':'s','conversations':[{'from':'human','value':'x'},{'from':'gpt','value':'y'},"
+                             "{'from':'human','value':'z'},{'from':'gpt','value':'w'}]}]"));
         for (fail_at = 0; fail_at < 5000; fail_at++) {
             wrpo_tokenizer *tok;
             wrpo_data *data = NULL;
             calls = 0;
             wrpo_result r = wrpo_tokenizer_load(ctx, dir, &tok);
-            if (r == WRPO_OK)
-                r = wrpo_data_load(
-                    tok,
-                    &(wrpo_data_desc){.path = at("data.jsonl"),
-                                      .tokenization = how ? WRPO_TOKENIZATION_AUTHORS : WRPO_TOKENIZATION_CLEAN},
-                    &data);
+            if (r == WRPO_OK) r = wrpo_data_load(tok, &desc, &data);
             wrpo_data_free(data), wrpo_tokenizer_free(tok);
             if (live != base || (r != WRPO_OK && r != WRPO_E_MEMORY))
                 CHECK(false, "allocation %lld: %d %s, %lld held", (long long)fail_at, r, wrpo_last_error(ctx)->text,
@@ -513,17 +525,10 @@ static void published(void) {
     wrpo_json_free(ctx, (wrpo_json *)(uintptr_t)root);
 }
 
-/* What people bring: a file each, in which ' stands for ". says: the prompt and the responses, or the refusal. */
-static const char *doubled(const char *text) {
-    static char out[2000];
-    size_t n = 0;
-    for (; text[n]; n++) out[n] = text[n] == '\'' ? '"' : text[n];
-    out[n] = 0;
-    return out;
-}
 #define HI "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 #define BRIEF "<|im_start|>system\nBe brief.<|im_end|>\n"
 #define A "<|im_end|>"
+/* What people bring, a file each. says: the prompt and the responses, or the refusal. */
 static void brought(void) {
     static const struct { const char *name, *lines, *format, *says; wrpo_data_format is; } files[] = {
         {"a string as prompt beside conversations with a system turn",
@@ -800,6 +805,21 @@ static void sft(void) {
         is(tok, r.responses[0].ids, r.responses[0].count,
            "user\nabcdefgh<|im_end|>\n<|im_start|>assistant\nx<|im_end|>\n", "all: response");
         CHECK(!r.responses[0].scored, "all are scored");
+    }
+    wrpo_data_free(data);
+    wrpo_tokenizer_free(tok);
+    /* A template whose turns end in no token of their own: of a turn that another follows, its text alone. */
+    tok = tokenizer("\"{% for m in messages %}{{ m.role }}: {{ m.content }}. {% endfor %}{% if add_generation_prompt %}"
+                    "assistant: {% endif %}\"");
+    data = load(tok, doubled("{'messages':[{'role':'user','content':'x'},{'role':'assistant','content':'yes'},{'role':"
+                             "'user','content':'z'},{'role':'assistant','content':'no'}]}"),
+                (wrpo_data_desc){.sft_on = WRPO_SFT_ON_ASSISTANT});
+    CHECK(data, "%s", wrpo_last_error(ctx)->text);
+    if (data) {
+        const wrpo_tokens *y = wrpo_data_record(data, 0).responses;
+        char scored[100] = "";
+        for (int64_t i = 0; i < y->count; i++) scored[i] = y->scored && !y->scored[i] ? '-' : (char)y->ids[i];
+        CHECK(!strcmp(scored, "yes----------------------no. "), "turns without end tokens: \"%s\"", scored);
     }
     wrpo_data_free(data);
     wrpo_tokenizer_free(tok);

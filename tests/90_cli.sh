@@ -636,7 +636,8 @@ check "winrate --label: another model, other rewards" sh -c '! cmp -s same.txt o
 nothing "winrate --label"
 none='reward: want a number, found no such key in this object'
 bad "winrate: no reward, no model" 1 "answers-a.jsonl:1:.*$none; --reward-model DIR scores what has none" $B
-bad "winrate: a reward model that is not there" 1 'absent.*: cannot be opened' $B --reward-model absent
+bad "winrate: a reward model that is not there" 1 'absent: no such directory. Nothing is downloaded' $B \
+    --reward-model absent
 nothing "winrate: a reward model that is not there"
 bad "winrate: not a reward model" 1 'a language model has no reward head' $B --reward-model "$G/checkpoints/llama_f32"
 nothing "winrate: not a reward model"
