@@ -285,7 +285,8 @@ static void filters(void) {
     static const char checked[] =
         "{\"prompt_id\": 1, \"prompt\": \"q\", \"sources\": [" V("m", "wrong, liked", "9", "false") ", " V(
             "m", "right", "5", "true") ", " V("n", "also right", "4", "true") "], \"target\": [" V(
-            "t", "t right", "3", "true") ", " V("t", "t wrong", "2", "false") ", " V("t", "t right, worst", "1", "true") "]}\n"
+            "t", "t right", "3", "true") ", " V("t", "t wrong", "2", "false") ", " V(
+            "t", "t right, worst", "1", "true") "]}\n"
         "{\"prompt_id\": 2, \"prompt\": \"q\", \"sources\": [" V("m", "x", "1", "true") "], \"target\": [" V(
             "t", "y", "1", "true") ", " V("t", "z", "0", "true") "]}\n"
         "{\"prompt_id\": 3, \"prompt\": \"q\", \"sources\": [" V("m", "x", "1", "false") "], \"target\": [" V(
@@ -318,7 +319,8 @@ static void filters(void) {
         "{\"prompt_id\": 2, \"prompt\": \"q\", \"sources\": [{\"model\": \"s\", \"content\": \"S\"}]}\n"
         "{\"prompt_id\": 3, \"prompt\": \"q\", \"sources\": [{\"model\": \"s\", \"content\": \"X\"}, "
         "{\"model\": \"w\", \"content\": \"X\"}]}\n";
-    CHECK(choose((wrpo_select_desc){.form = WRPO_FORM_DELTA, .strong = "s", .weak = "w"}, models, NULL, &s) == WRPO_OK &&
+    const wrpo_select_desc delta = {.form = WRPO_FORM_DELTA, .strong = "s", .weak = "w"};
+    CHECK(choose(delta, models, NULL, &s) == WRPO_OK &&
               s.records == 1 && s.no_source == 1 && s.equal == 1 && isnan(s.reward[0]) && isnan(s.models[0].reward),
           "delta: %s", wrpo_last_error(ctx)->text);
     holds("out.jsonl",
@@ -573,8 +575,8 @@ int main(void) {
     char command[100];
     snprintf(command, sizeof command, "mkdir -p %s", dir);
     CHECK(system(command) == 0, "mkdir");
-    records(), template_arguments(), weights_and_gaps(), refusals(), filters(), round_trip(), splits(), winrates(), allocations(),
-        real();
+    records(), template_arguments(), weights_and_gaps(), refusals(), filters(), round_trip(), splits(), winrates();
+    allocations(), real();
     snprintf(command, sizeof command, "rm -rf %s", dir);
     CHECK(system(command) == 0, "rm");
     CHECK(ctx->bytes == sizeof(wrpo__arena), "%zu bytes still held", ctx->bytes);

@@ -14,19 +14,19 @@ static const char config_text[] = "{\"model_type\":\"llama\",\"architectures\":[
                                   "\"max_position_embeddings\":200,\"rms_norm_eps\":1e-5,\"rope_theta\":10000.0,"
                                   "\"initializer_range\":0.3,\"tie_word_embeddings\":true}";
 static const char chatml[] =
-    "\"{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "\"{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}\"";
 static const char plain[] = "\"{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' .</s>' }}{% endfor %}"
                             "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}\"";
 #define M(text) "{\"role\": \"assistant\", \"content\": \"" text "\"}"
 static const char quads[] =
-    "{\"prompt_id\": \"a\", \"prompt\": \"How?\", \"chosen\": [" M("So and so.") ", " M("Thus.") "], \"rejected\": [" M(
-        "No.") "], \"rewards\": [3.0, 2.50, 1]}\n"
-               "\n{\"prompt_id\": 7, \"prompt\": \"Why is that?\", \"chosen\": [" M("Because.") ", " M(
-                   "It is, \\u00e9.") "], \"rejected\": [" M("Hm") "]}\r\n"
-                                                                    "{\"prompt_id\": \"c\", \"prompt\": \"When\", "
-                                                                    "\"chosen\": [" M("Now, then, today.") ", " M(
-                                                                        "1999") "], \"rejected\": [" M("Never ever") "]}";
+    "{\"prompt_id\": \"a\", \"prompt\": \"How?\", \"chosen\": [" M("So and so.") ", " M("Thus.") "], "
+    "\"rejected\": [" M("No.") "], \"rewards\": [3.0, 2.50, 1]}\n"
+    "\n{\"prompt_id\": 7, \"prompt\": \"Why is that?\", \"chosen\": [" M("Because.") ", " M("It is, \\u00e9.") "], "
+    "\"rejected\": [" M("Hm") "]}\r\n"
+    "{\"prompt_id\": \"c\", \"prompt\": \"When\", \"chosen\": [" M("Now, then, today.") ", " M("1999") "], "
+    "\"rejected\": [" M("Never ever") "]}";
 static wrpo_ctx *ctx;
 typedef struct source { wrpo_model *model; wrpo_tokenizer *tok; } source;
 static source make(const char *template_json, uint64_t seed) {
@@ -90,15 +90,15 @@ static void numbers(source a, source b) {
     size_t n;
     char *text = slurp(at("ab.jsonl"), &n);
     CHECK(text && strstr(text, "{\"prompt_id\": \"a\", \"prompt\": \"How?\"") == text &&
-              strstr(text, "\"rewards\": [3.0, 2.50, 1], \"source_logps\": {\"A\": [[-") && strstr(text, "]], \"B\": [[-"),
+              strstr(text, "\"rewards\": [3.0, 2.50, 1], \"source_logps\": {\"A\": [[-") &&
+              strstr(text, "]], \"B\": [[-"),
           "%s", text);
     free(text);
     /* the same from files that were made side by side */
     const char *with = at("b.jsonl");
     CHECK(annotate(b, "B", at("quads.jsonl"), at("b.jsonl")) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
-    CHECK(wrpo_source_logps(ctx, NULL, NULL,
-                            &(wrpo_source_logps_desc){
-                                .in = at("a.jsonl"), .out = at("merged.jsonl"), .with = &with, .n_with = 1}) == WRPO_OK &&
+    const wrpo_source_logps_desc merge = {.in = at("a.jsonl"), .out = at("merged.jsonl"), .with = &with, .n_with = 1};
+    CHECK(wrpo_source_logps(ctx, NULL, NULL, &merge) == WRPO_OK &&
               same_file("ab.jsonl", "merged.jsonl"),
           "merged: %s", wrpo_last_error(ctx)->text);
     /* the same records as one array */
@@ -135,8 +135,10 @@ static void itself(void) {
     source s = make(chatml, 5);
     CHECK(annotate(s, "itself", at("quads.jsonl"), at("itself.jsonl")) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     drop(s);
-    double *sums[4] = {train(WRPO_METHOD_DPO_NORM, "quads.jsonl", &m[0]), train(WRPO_METHOD_INFIFPO, "itself.jsonl", &m[1]),
-                       train(WRPO_METHOD_INFIFPO, "ab.jsonl", &m[2]), train(WRPO_METHOD_INFIFPO_WRPO, "ab.jsonl", &m[3])};
+    double *sums[4] = {train(WRPO_METHOD_DPO_NORM, "quads.jsonl", &m[0]),
+                       train(WRPO_METHOD_INFIFPO, "itself.jsonl", &m[1]),
+                       train(WRPO_METHOD_INFIFPO, "ab.jsonl", &m[2]),
+                       train(WRPO_METHOD_INFIFPO_WRPO, "ab.jsonl", &m[3])};
     CHECK(!memcmp(sums[0], sums[1], 64 * sizeof(double)) && m[0].loss == m[1].loss,
           "infifpo with the model as its source is not dpo-norm: loss %.17g, %.17g", m[1].loss, m[0].loss);
     CHECK(memcmp(sums[0], sums[2], 64 * sizeof(double)) && memcmp(sums[2], sums[3], 64 * sizeof(double)),
@@ -147,7 +149,8 @@ static void itself(void) {
     wrpo_trainer *t;
     s = make(chatml, 5);
     wrpo_data *data = load(s.tok, "quads.jsonl");
-    CHECK(wrpo_trainer_new(s.model, data, &(wrpo_train_desc){.loss.method = WRPO_METHOD_INFIFPO}, &t) == WRPO_E_FORMAT &&
+    const wrpo_train_desc infifpo = {.loss.method = WRPO_METHOD_INFIFPO};
+    CHECK(wrpo_trainer_new(s.model, data, &infifpo, &t) == WRPO_E_FORMAT &&
               strstr(wrpo_last_error(ctx)->text, "record \"a\" (line 1): the method needs \"source_logps\""),
           "%s", wrpo_last_error(ctx)->text);
     wrpo_data_free(data);

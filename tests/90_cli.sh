@@ -85,7 +85,8 @@ cp quads.jsonl before.jsonl
 
 # ---- help and wrong usage
 good "--help" --help
-COMMANDS="init inspect tokenize logprob train merge eval generate sample answer score select split winrate fuse report demo"
+COMMANDS="init inspect tokenize logprob train merge eval generate sample answer score select split winrate fuse report"
+COMMANDS="$COMMANDS demo"
 for c in $COMMANDS; do
     check "--help lists $c" grep -q "^  $c " out.txt
 done
@@ -119,7 +120,8 @@ for o in --alpha=x --alpha= --beta=1e --batch-size=1.5 --batch-size=999999999999
     --learning-rate=3e-7x; do
     bad "malformed $o" 2 "${o%%=*}: want a" $TRAIN $o
 done
-bad "unknown method" 2 'want one of wrpo, dpo, ipo, hinge, simpo, dpo-norm, sft, infifpo, infifpo-wrpo, infifpo-ipo, found "ppo"' $TRAIN --method ppo
+METHODS="wrpo, dpo, ipo, hinge, simpo, dpo-norm, sft, infifpo, infifpo-wrpo, infifpo-ipo"
+bad "unknown method" 2 "want one of $METHODS, found \"ppo\"" $TRAIN --method ppo
 bad "unknown pair" 2 'want one of target, source, both' $TRAIN --method dpo --pair all
 bad "unknown ramp" 2 'want one of linear, constant, power' $TRAIN --alpha-schedule square
 bad "a power for linear" 2 'linear:2' $TRAIN --alpha-schedule linear:2
@@ -230,14 +232,15 @@ for p in wrpo-paper simpo-on-policy fusechat3; do
     check "preset $p: said in full" grep -q "^preset  *$p (.*): --method " out.txt
     rm -rf run
 done
-printf '{"messages": [{"role": "user", "content": "question %s"}, {"role": "assistant", "content": "good"}]}\n' 1 2 3 4 5 6 \
-    7 8 >talks.jsonl
-good "preset sft-paper" train --model tiny --data talks.jsonl --out run --max-steps 1 --preset sft-paper --max-length 64 \
-    --batch-size 1
+printf '{"messages": [{"role": "user", "content": "question %s"}, {"role": "assistant", "content": "good"}]}\n' \
+    1 2 3 4 5 6 7 8 >talks.jsonl
+good "preset sft-paper" train --model tiny --data talks.jsonl --out run --max-steps 1 --preset sft-paper \
+    --max-length 64 --batch-size 1
 check "preset sft-paper: said in full" grep -q '^preset  *sft-paper (.*): --method sft --sft-on all --packing ' out.txt
 bad "a preset of another command" 2 'want one of simpo-eval, found "infifpo"' answer --model tiny --bench alpacaeval \
     --questions q.json --out new --preset infifpo
-bad "an unknown preset" 2 'preset: want one of wrpo-paper, sft-paper, .*, found "best"' train --model tiny --data quads.jsonl --out new --preset best
+bad "an unknown preset" 2 'preset: want one of wrpo-paper, sft-paper, .*, found "best"' train --model tiny \
+    --data quads.jsonl --out new --preset best
 bad "infifpo without source_logps" 1 'record "r1" (line 1): the method needs "source_logps"' train --model tiny \
     --data quads.jsonl --out new --method infifpo
 bad "as-source twice" 1 'found "tiny" again' logprob --model tiny --data known.jsonl --as-source tiny --out new
@@ -493,7 +496,8 @@ check "sample: a line" \
 printf '%s\n' '{"prompt": "hi"}' '{"prompt": "ho"}' '{"prompt": [{"role": "user", "content": "hi"}]}' \
     '{"prompt": "hi", "prompt_id": 9}' '{"prompt": "hi!"}' >twice.jsonl
 rm -f new; good "sample --dedup" $SAMPLE twice.jsonl --n 1 --dedup
-check "sample --dedup: says so" grep -q '3 prompts, 1 samples each.*; 2 prompts were there before and are left out' out.txt
+check "sample --dedup: says so" \
+    grep -q '3 prompts, 1 samples each.*; 2 prompts were there before and are left out' out.txt
 check "sample --dedup: the first of each" \
     test "$(sed 's/.*"prompt_id": "\([^"]*\)".*/\1/' new | tr '\n' ,)" = "line 1,line 2,line 5,"
 bad "generate: neither" 1 'want either --prompt or --in' generate --model tiny
