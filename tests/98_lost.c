@@ -293,6 +293,9 @@ static void outputs_are_no_inputs(void) {
         "merge --model tiny --adapter adapter --out tiny",
         "merge --model tiny --adapter adapter --out adapter",
         "init --config config.json --tokenizer tiny --out tiny",
+        "fuse --model tiny --source run --reward-model reward --prompts prompts.jsonl --out tiny",
+        "fuse --model tiny --source tiny a=run --reward-model reward --prompts prompts.jsonl --out run",
+        "fuse --model tiny --source run --reward-model reward --prompts prompts.jsonl --out reward",
         "init --config tiny/config.json --tokenizer tok --out tiny",
     };
     for (size_t i = 0; i < sizeof directories / sizeof *directories; i++) refused(directories[i], "--out: want");
@@ -300,6 +303,7 @@ static void outputs_are_no_inputs(void) {
         "logprob --model tiny --data quads.jsonl --out quads.jsonl",
         "logprob --model tiny --data quads.jsonl --out hard.jsonl",
         "logprob --model tiny --data quads.jsonl --out tiny/model.safetensors",
+        "logprob --model tiny --data quads.jsonl --as-source a --with candidates.jsonl --out candidates.jsonl",
         "eval --model tiny --data quads.jsonl --out quads.jsonl",
         "tokenize --model tiny --in lines.jsonl --out lines.jsonl",
         "tokenize --model tiny --in lines.jsonl --out tiny/tokenizer.json",
@@ -315,6 +319,8 @@ static void outputs_are_no_inputs(void) {
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) refused(files[i], "--out: want a file that is not read");
     shell("cd %s && cp prompts.jsonl sft.jsonl && cp prompts.jsonl x.jsonl.part%s", work, "");
     refused("split --in sft.jsonl --out .", "--out: want");
+    shell("cd %s && cp prompts.jsonl heldout.jsonl%s", work, "");
+    refused("split --in heldout.jsonl --heldout 0.2 --out .", "--out: want");
     refused("sample --model tiny --prompts x.jsonl.part --as source --out x.jsonl", "--out: want a file");
     /* Beside its inputs a command may write. */
     CHECK(run("split --in prompts.jsonl --out .", NULL) == 0, "%s", error_text);
@@ -465,8 +471,8 @@ static const job jobs[] = {
     {"score", "score --reward-model ../in/reward --rescore --in ../in/candidates.jsonl --out out/scored.jsonl", NULL,
      NULL, false},
     {"select", "select --in ../in/candidates.jsonl --out out/quads.jsonl", NULL, NULL, false},
-    {"split", "split --in ../in/prompts.jsonl --out out/parts --seed 2",
-     "split --in ../in/prompts.jsonl --out out/parts --seed 3", NULL, false},
+    {"split", "split --in ../in/prompts.jsonl --out out/parts --seed 2 --heldout 0.3",
+     "split --in ../in/prompts.jsonl --out out/parts --seed 3 --heldout 0.4", NULL, false},
     {"report", "report ../in/run --out out/report.html", NULL, NULL, false},
 };
 enum { JOBS = sizeof jobs / sizeof *jobs };
