@@ -1,6 +1,6 @@
 #!/bin/sh
-# The readers of files on the inputs that fuzzing begins with, fuzz/corpus/ among them. Those are what libFuzzer found to
-# reach the most of each reader, a line each; an input that once broke something is a line, too.
+# The readers of files on the inputs that fuzzing begins with, fuzz/corpus/ among them. Those are what libFuzzer found
+# to reach the most of each reader, a line each; an input that once broke something is a line, too.
 # usage, in this folder: sh 88_corpus.sh
 B=${WRPO_PROGRAM%/*}
 T=$(mktemp -d) || exit 1
