@@ -3272,6 +3272,7 @@ static int fuse_run(recipe *r, uint64_t hash) {
             return complain("%s: is there, and this run did not make it: want another --out", t->out);
         /* A file appears when it is whole: then only the log was not written. A directory is worked on again. */
         const bool whole = there && t->begun && S_ISREG(st.st_mode);
+        if (whole) remove(fuse_text(r, "%s.settings", t->out));    /* of sample: a kill left it */
         if (t->out && !t->begun) {
             t->begun = true;
             if (!fuse_log_write(r, hash)) return 1;

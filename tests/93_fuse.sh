@@ -75,6 +75,7 @@ while [ $k -lt "$kills" ]; do
         check "it ended well" test $code -eq 0
         sums killed >killed.sums
         check "kills $k of $kills, seed $seed: the same bytes" cmp whole.sums killed.sums
+        diff whole.sums killed.sums
         rm -rf killed; early=$((early + 1)); continue
     fi
     k=$((k + 1))
