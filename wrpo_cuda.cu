@@ -4,8 +4,15 @@
            In a program of yours: compile this file too, and open a context with .backend = wrpo_backend_cuda().
 
    Activations and matrices are bf16, sums fp32; vectors (norm weights, biases), gradients and log-probs are fp32.
-   No kernel uses atomics. Every sum has one order, which the shapes fix, so results do not change from run to run.
-   The elements of a row (of this file's own products, of attention and norms) depend on that row's inputs only.
+   This file's own kernels use no atomics. Each of their sums has one order, which the shapes fix, so results do not
+   change from run to run. A row of their products, of attention and of norms depends on that row's inputs only.
+   Products by cuBLASLt are in NVIDIA's hands. What this file does for the same promises: it allows no algorithm that
+   splits k, and takes one algorithm for all row counts above LT_FEW (and one for those up to it) of the same n, k and
+   strides. Two passes over the same record, packed with other records, then multiply in the same order, so the first
+   loss of WRPO is ln 2; NVIDIA does not promise that an algorithm keeps its order, and up to LT_FEW rows (decoding) the
+   bits may be others than those of the same rows in a forward pass. Without WRPO_FEATURE_CUBLAS all of it is promised.
+   The device is the one that is current when the context is opened. Each op makes it current and then restores what
+   was, so a context may be used from any thread, one at a time.
 
    Options, defined for this file:
        WRPO_NO_CUBLAS            leaves cuBLASLt out: all products by the kernels below, nothing to link
@@ -165,7 +172,6 @@ inline bool tensor_map_make(void *encoder, tensor_map *map, const void *p, int64
 #ifndef WRPO_CUDA_RUNTIME            /* set by a header that gives another compiler what is used of CUDA (-include) */
 #error "wrpo_cuda.cu: compile this file with nvcc"
 #endif
-#define WRPO_NO_CUBLAS
 #endif
 #include "wrpo.h"
 
@@ -278,18 +284,29 @@ bool on16(const void *p, int64_t ld, size_t size) { return (((uintptr_t)p | (uin
 int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* ---- the device ---- */
-enum { WORK_FLOATS = 1 << 22, LT_BYTES = 32 << 20, LT_KEPT = 512, GRAPHS_KEPT = 32, GRAPH_AFTER = 3 };
+enum { WORK_FLOATS = 1 << 22, GRAPHS_KEPT = 32, GRAPH_AFTER = 3 };
+enum { LT_BYTES = 32 << 20, LT_KEPT = 256, LT_FEW = 16, LT_MANY = 4096 };
+enum { SLOTS = 8, SLOT_BYTES = 1 << 20 };              /* of the ring of pinned memory that put and get go through */
 struct stretch {
     int64_t key[4], used, plain;
     cudaGraphExec_t graph;
 }; /* used: when, 0 = empty; plain: how often its ops were just called */
 struct device {
     wrpo_allocator memory;
+    wrpo_logger log;
+    int index;                                         /* of the device, in CUDA's order */
+    char name[64];
+    size_t shared_most;                                /* bytes of shared memory that a block can have */
     cudaStream_t stream;
-    cudaError_t error;                                 /* the first since the last sync */
-    const char *where;
+    bool wrong;                                        /* something failed since the last sync; why: */
+    char why[256];
+    char launched[48];                                 /* launched last */
     float *work;                                       /* WORK_FLOATS: parts of sums, valid within one op */
+    char *ring;                                        /* [SLOTS][SLOT_BYTES] pinned */
+    cudaEvent_t landed[SLOTS];                         /* what was last copied from or to a slot is there */
+    int slot;
     void *encoder; /* of tensor maps; not NULL: products by wgmma where TMA takes the operands */
+    int64_t products, fallbacks;                       /* meant for cuBLASLt or wgmma; of these by mma.sync */
     bool graphs, recording;
     int64_t clock;
     stretch stretches[GRAPHS_KEPT];
@@ -297,16 +314,53 @@ struct device {
     cublasLtHandle_t lt;
     void *lt_work;
     struct lt_choice *choices;                         /* [LT_KEPT] */
+    int n_choices;
 #endif
 };
-void note(device *dev, cudaError_t e, const char *where) {
-    if (e != cudaSuccess && dev->error == cudaSuccess) dev->error = e, dev->where = where;
+void say(const device *dev, wrpo_level level, const char *text) {
+    if (dev->log.fn) dev->log.fn(level, text, dev->log.user);
 }
-#define LAUNCH(kernel, grid, block, shared, ...) \
+/* The first error since the last sync is kept, as a sentence. */
+void note(device *dev, cudaError_t e, const char *what) {
+    if (e == cudaSuccess || dev->wrong) return;
+    dev->wrong = true;
+    snprintf(dev->why, sizeof dev->why, "cuda: %s: %s", what, cudaGetErrorString(e));
+}
+/* The device of an op. It is current as long as this lives. */
+struct entered {
+    device *dev;
+    int before = -1;                                   /* the one to restore */
+    explicit entered(void *d) : dev((device *)d) {
+        int now = dev->index;
+        note(dev, cudaGetDevice(&now), "cudaGetDevice");
+        if (now == dev->index) return;
+        before = now;
+        note(dev, cudaSetDevice(dev->index), "cudaSetDevice");
+    }
+    ~entered() { if (before >= 0) cudaSetDevice(before); }
+    entered(const entered &) = delete;
+    device *operator->() const { return dev; }
+    operator device *() const { return dev; }
+};
+/* Writes down which kernel comes next. False: the device has not the shared memory for it. */
+bool may_launch(device *dev, const char *kernel, int number, size_t shared) {
+    if (number) snprintf(dev->launched, sizeof dev->launched, "%s<%d>", kernel, number);
+    else snprintf(dev->launched, sizeof dev->launched, "%s", kernel);
+    if (shared <= dev->shared_most) return true;
+    if (!dev->wrong)
+        snprintf(dev->why, sizeof dev->why, "cuda: %s: want %zu bytes of shared memory for a block, found %zu on %s",
+                 dev->launched, shared, dev->shared_most, dev->name);
+    dev->wrong = true;
+    return false;
+}
+/* LAUNCH_AS: of a template; name and number (0: none) are what errors call it. */
+#define LAUNCH_AS(name, number, kernel, grid, block, shared, ...) \
     do { \
+        if (!may_launch(dev, name, number, shared)) break; \
         WRPO_LAUNCH(kernel, grid, block, shared, dev->stream, __VA_ARGS__); \
-        note(dev, cudaGetLastError(), #kernel); \
+        note(dev, cudaGetLastError(), dev->launched); \
     } while (0)
+#define LAUNCH(kernel, grid, block, shared, ...) LAUNCH_AS(#kernel, 0, kernel, grid, block, shared, __VA_ARGS__)
 
 /* ---- embed, gather ----
    card    op: embed, gather. A block a row, eight numbers a thread. Bytes: the rows, read and written once;
@@ -364,7 +418,7 @@ __global__ void scatter_kernel(T *to, const bf16 *dy, const int32_t *index, int6
     store(to + id * D + j, v, D - j, fast);
 }
 void embed(void *d, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D, float scale) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n <= 0) return;
     const bool wide = w_type == WRPO_DTYPE_F32, fast = on16(y, D, 2) && on16(w, D, wide ? 4 : 2);
     LAUNCH(gather_kernel, (unsigned)n, row_threads(D), 0, (bf16 *)y, w, wide, ids, D, scale, fast);
@@ -373,19 +427,19 @@ void gather(void *d, void *y, const void *x, const int32_t *index, int64_t n, in
     embed(d, y, x, WRPO_DTYPE_BF16, index, n, D, 1);
 }
 void embed_bwd(void *d, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n <= 0) return;
-    LAUNCH(scatter_kernel<float>, dim3((unsigned)n, (unsigned)div_up(D, 1024)), 128, 0, dw, (const bf16 *)dy, ids, n, D,
+    LAUNCH_AS("embed_bwd's scatter_kernel", 0, scatter_kernel<float>, dim3((unsigned)n, (unsigned)div_up(D, 1024)), 128, 0, dw, (const bf16 *)dy, ids, n, D,
            scale, on16(dw, D, 4) && on16(dy, D, 2));
 }
 void gather_bwd(void *d, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n <= 0) return;
-    LAUNCH(scatter_kernel<bf16>, dim3((unsigned)n, (unsigned)div_up(D, 1024)), 128, 0, (bf16 *)dx, (const bf16 *)dy,
+    LAUNCH_AS("gather_bwd's scatter_kernel", 0, scatter_kernel<bf16>, dim3((unsigned)n, (unsigned)div_up(D, 1024)), 128, 0, (bf16 *)dx, (const bf16 *)dy,
            index, n, D, 1.0f, on16(dx, D, 2) && on16(dy, D, 2));
 }
 void scatter(void *d, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index, int64_t n, int64_t D) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n <= 0) return;
     LAUNCH(place_kernel, (unsigned)n, row_threads(D), 0, (bf16 *)y, ldy, (const bf16 *)x, ldx, index, D,
            on16(y, ldy, 2) && on16(x, ldx, 2));
@@ -414,12 +468,12 @@ __global__ void add_kernel(bf16 *y, const bf16 *x, int64_t count, bool fast) {
     store(y + j, v, count - j, fast);
 }
 void bias(void *d, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n <= 0) return;
     LAUNCH(bias_kernel, (unsigned)n, row_threads(D), 0, (bf16 *)y, ldy, b, D, on16(y, ldy, 2) && on16(b, 0, 4));
 }
 void add(void *d, void *y, const void *x, int64_t count) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (count <= 0) return;
     LAUNCH(add_kernel, (unsigned)div_up(count, 2048), 256, 0, (bf16 *)y, (const bf16 *)x, count,
            on16(y, 0, 2) && on16(x, 0, 2));
@@ -457,7 +511,7 @@ __global__ void dropout_kernel(bf16 *y, int64_t ldy, const bf16 *x, int64_t ldx,
     }
 }
 void dropout(void *d, void *y, int64_t ldy, const void *x, int64_t ldx, int64_t n, int64_t D, const wrpo_dropout *o) {
-    device *dev = (device *)d;
+    entered dev(d);
     const uint32_t bound = (uint32_t)((double)o->p * 65536 + 0.5);
     if (n <= 0 || D <= 0) return;
     LAUNCH(dropout_kernel, dim3((unsigned)n, (unsigned)div_up(D / 8 + 2, 128)), 128, 0, (bf16 *)y, ldy, (const bf16 *)x,
@@ -508,10 +562,10 @@ void sum_columns(device *dev, float *out, columns c, float keep) {
     LAUNCH(columns_end_kernel, (unsigned)div_up(c.D, 128), 128, 0, out, dev->work, parts, c.D, keep);
 }
 void bias_bwd(void *d, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) {
-    sum_columns((device *)d, db, columns{dy, false, lddy, nullptr, 0, nullptr, n, 1, D, 0}, 1);
+    sum_columns(entered(d), db, columns{dy, false, lddy, nullptr, 0, nullptr, n, 1, D, 0}, 1);
 }
 void colsum(void *d, float *out, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols) {
-    sum_columns((device *)d, out, columns{w, w_type == WRPO_DTYPE_F32, cols, nullptr, 0, nullptr, rows, 1, cols, 0}, 0);
+    sum_columns(entered(d), out, columns{w, w_type == WRPO_DTYPE_F32, cols, nullptr, 0, nullptr, rows, 1, cols, 0}, 0);
 }
 
 /* ---- rmsnorm ----
@@ -568,7 +622,7 @@ dim3 norm_block(int64_t D) { return D <= 1024 ? dim3(32, 8) : dim3(256, 1); }
 unsigned norm_grid(int64_t D, int64_t vectors) { return (unsigned)div_up(vectors, D <= 1024 ? 8 : 1); }
 void rmsnorm(void *d, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w, int64_t n,
              int64_t heads, int64_t D, float eps, float plus) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n * heads <= 0) return;
     const bool fast = on16(x, ldx, 2) && on16(y, ldy, 2) && on16(w, D, 4) && on16(NULL, D, 2);
     LAUNCH(rmsnorm_kernel, norm_grid(D, n * heads), norm_block(D), 0, (bf16 *)y, ldy, rstd, (const bf16 *)x, ldx, w,
@@ -577,7 +631,7 @@ void rmsnorm(void *d, void *y, int64_t ldy, float *rstd, const void *x, int64_t 
 void rmsnorm_bwd(void *d, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres,
                  int64_t lddres, const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n,
                  int64_t heads, int64_t D, float plus) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n * heads <= 0) return;
     if (dw) sum_columns(dev, dw, columns{dy, false, lddy, (const bf16 *)x, ldx, rstd, n * heads, heads, D, 0}, 1);
     const bool fast = on16(x, ldx, 2) && on16(dx, lddx, 2) && on16(dy, lddy, 2) && (!dres || on16(dres, lddres, 2)) &&
@@ -600,7 +654,7 @@ __global__ void rope_kernel(bf16 *x, int64_t ldx, const float *table, int64_t he
     }
 }
 void rope(void *d, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t dim, float sign) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n <= 0) return;
     LAUNCH(rope_kernel, (unsigned)n, row_threads(heads * dim), 0, (bf16 *)x, ldx, table, heads, dim, sign);
 }
@@ -648,13 +702,13 @@ __global__ void glu_bwd_kernel(bf16 *dgu, bf16 *h, const bf16 *dh, const bf16 *g
     }
 }
 void glu(void *d, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n <= 0) return;
     LAUNCH(glu_kernel, (unsigned)n, row_threads(I), 0, (bf16 *)h, (const bf16 *)gu, I, gelu,
            on16(h, I, 2) && on16(gu, 0, 2));
 }
 void glu_bwd(void *d, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n <= 0) return;
     const bool fast = on16(dgu, I, 2) && on16(h, 0, 2) && on16(dh, 0, 2) && on16(gu, 0, 2);
     LAUNCH(glu_bwd_kernel, (unsigned)n, row_threads(I), 0, (bf16 *)dgu, (bf16 *)h, (const bf16 *)dh, (const bf16 *)gu,
@@ -662,20 +716,28 @@ void glu_bwd(void *d, void *dgu, void *h, const void *dh, const void *gu, int64_
 }
 
 /* ---- logprob ----
-   card    op: logprob. A block of 256 threads a row; every thread keeps a running maximum and a sum that is rescaled
-   when the maximum grows, then the block's maximum and sum in the group's order. Logits once: memory-bound (1024 x
-   128256 floats: 122 us). Any V. Not measured. */
+   card    op: logprob. A block of 256 threads a row, eight logits a thread and turn; every thread keeps a running maximum
+   and a sum that is rescaled when the maximum grows, then the block's maximum and sum in the group's order. Logits once:
+   memory-bound (1024 x 128256 floats: floor 122 us). Any V and ldl. */
 __device__ __forceinline__ float capped(float x, float softcap) {
     return softcap > 0 && x >= -3.4e38f ? softcap * tanhf(x / softcap) : x;
 } /* -inf stays */
-__global__ void logprob_kernel(float *logp, float *lse, const float *logits, const int32_t *target, int64_t V,
-                               float softcap) {
-    const float *x = logits + blockIdx.x * V;
+__global__ void logprob_kernel(float *logp, float *lse, const float *logits, int64_t ldl, const int32_t *target,
+                               int64_t V, float softcap, bool fast) {
+    const float *x = logits + blockIdx.x * ldl;
     float most = -INFINITY, sum = 0;
-    for (int64_t j = threadIdx.x; j < V; j += blockDim.x) {
-        const float v = capped(x[j], softcap);
-        if (v > most) sum *= expf(most - v), most = v;
-        if (most > -INFINITY) sum += expf(v - most);
+    for (int64_t j = threadIdx.x * 8; j < V; j += blockDim.x * 8) {
+        eight v = load(x + j, V - j, fast);
+        float top = most;
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            v.x[e] = e < V - j ? capped(v.x[e], softcap) : -INFINITY;
+            top = fmaxf(top, v.x[e]);
+        }
+        if (top == -INFINITY) continue;
+        if (top > most) sum *= expf(most - top), most = top;
+#pragma unroll
+        for (int e = 0; e < 8; e++) sum += expf(v.x[e] - most);
     }
     const float top = group_max(most);
     sum = group_sum(most > -INFINITY ? sum * expf(most - top) : 0);
@@ -683,28 +745,34 @@ __global__ void logprob_kernel(float *logp, float *lse, const float *logits, con
     lse[blockIdx.x] = top + logf(sum);
     logp[blockIdx.x] = capped(x[target[blockIdx.x]], softcap) - top - logf(sum);
 }
-/* card    op: logprob_bwd. A block of 256 threads a row; logits once, dlogits once: memory-bound (1024 x 128256: 183
- * us). No sums. Any V. Not measured. */
-__global__ void logprob_bwd_kernel(bf16 *dlogits, const float *logits, const int32_t *target, const float *lse,
-                                   const float *dlogp, int64_t V, float softcap) {
-    const int64_t at = blockIdx.x * V, hit = target[blockIdx.x];
+/* card    op: logprob_bwd. A block of 256 threads a row, eight logits a thread and turn; logits once, dlogits once:
+ * memory-bound (1024 x 128256: floor 183 us). No sums. Any V and ldl. */
+__global__ void logprob_bwd_kernel(bf16 *dlogits, const float *logits, int64_t ldl, const int32_t *target,
+                                   const float *lse, const float *dlogp, int64_t V, float softcap, bool fast) {
+    const int64_t at = blockIdx.x * ldl, hit = target[blockIdx.x];
     const float top = lse[blockIdx.x], g = dlogp[blockIdx.x];
-    for (int64_t j = threadIdx.x; j < V; j += blockDim.x) {
-        const float v = capped(logits[at + j], softcap), t = softcap > 0 ? fmaxf(v / softcap, -1.0f) : 0;
-        put(dlogits + at + j, g * ((j == hit) - expf(v - top)) * (1 - t * t));
+    for (int64_t j = threadIdx.x * 8; j < V; j += blockDim.x * 8) {
+        eight v = load(logits + at + j, V - j, fast);
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            const float x = capped(v.x[e], softcap), t = softcap > 0 ? fmaxf(x / softcap, -1.0f) : 0;
+            v.x[e] = g * ((j + e == hit) - expf(x - top)) * (1 - t * t);
+        }
+        store(dlogits + at + j, v, V - j, fast);
     }
 }
-void logprob(void *d, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n, int64_t V,
-             float softcap) {
-    device *dev = (device *)d;
+void logprob(void *d, float *logp, float *lse, const float *logits, int64_t ldl, const int32_t *target, int64_t n,
+             int64_t V, float softcap) {
+    entered dev(d);
     if (n <= 0) return;
-    LAUNCH(logprob_kernel, (unsigned)n, 256, 0, logp, lse, logits, target, V, softcap);
+    LAUNCH(logprob_kernel, (unsigned)n, 256, 0, logp, lse, logits, ldl, target, V, softcap, on16(logits, ldl, 4));
 }
-void logprob_bwd(void *d, void *dlogits, const float *logits, const int32_t *target, const float *lse,
+void logprob_bwd(void *d, void *dlogits, const float *logits, int64_t ldl, const int32_t *target, const float *lse,
                  const float *dlogp, int64_t n, int64_t V, float softcap) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n <= 0) return;
-    LAUNCH(logprob_bwd_kernel, (unsigned)n, 256, 0, (bf16 *)dlogits, logits, target, lse, dlogp, V, softcap);
+    LAUNCH(logprob_bwd_kernel, (unsigned)n, 256, 0, (bf16 *)dlogits, logits, ldl, target, lse, dlogp, V, softcap,
+           on16(logits, ldl, 4) && on16(dlogits, ldl, 2));
 }
 
 /* ---- tiles in shared memory ----
@@ -872,8 +940,8 @@ template <int MM, int BM, class C>
 void gemm_own(device *dev, void *c, int64_t ldc, const matrix &a, const matrix &b, int64_t m, int64_t n, int64_t k,
               bool add) {
     auto kernel = gemm_kernel<MM, BM, C>;
-    LAUNCH(kernel, (unsigned)(div_up(m, BM) * div_up(n, gemm_shape<BM>::BN)), 128, gemm_shape<BM>::SHARED, (C *)c, ldc,
-           a, b, m, n, k, add, ((uintptr_t)c | (uintptr_t)ldc * sizeof(C)) % (2 * sizeof(C)) == 0);
+    LAUNCH_AS("gemm_kernel", BM, kernel, (unsigned)(div_up(m, BM) * div_up(n, gemm_shape<BM>::BN)), 128,
+              gemm_shape<BM>::SHARED, (C *)c, ldc, a, b, m, n, k, add, ((uintptr_t)c | (uintptr_t)ldc * sizeof(C)) % (2 * sizeof(C)) == 0);
 }
 
 /* ---- gemm by wgmma and TMA (sm_90a) ----
@@ -983,85 +1051,121 @@ bool gemm_wgmma(device *dev, void *c, int64_t ldc, const matrix &a, const matrix
         !ptx::tensor_map_make(dev->encoder, &mb, b.p, b.ld, b.rows, b.cols,
                               MM == WRPO_MM_NT || MM == WRPO_MM_NT_FLOAT ? WGMMA_N : 64))
         return false;
-    LAUNCH(kernel, (unsigned)(div_up(m, WGMMA_M) * div_up(n, WGMMA_N)), 384, WGMMA_SHARED, (C *)c, ldc, ma, mb, m, n, k,
-           add, ((uintptr_t)c | (uintptr_t)ldc * sizeof(C)) % (2 * sizeof(C)) == 0);
+    LAUNCH_AS("wgmma_kernel", WGMMA_M, kernel, (unsigned)(div_up(m, WGMMA_M) * div_up(n, WGMMA_N)), 384, WGMMA_SHARED,
+              (C *)c, ldc, ma, mb, m, n, k, add, ((uintptr_t)c | (uintptr_t)ldc * sizeof(C)) % (2 * sizeof(C)) == 0);
     return true;
 }
 
 #ifndef WRPO_NO_CUBLAS
-/* cuBLASLt thinks in columns: c' = b' a' with the same memory. What its heuristic chooses for a shape is kept; the
- * whole shape is compared. */
-struct lt_shape { int64_t mm, m, n, k, lda, ldb, ldc, add; };
-struct lt_choice { lt_shape shape; bool known; cublasLtMatmulAlgo_t algo; };
-bool gemm_lt(device *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb,
-             int64_t m, int64_t n, int64_t k, bool add) {
-    const lt_shape shape = {mm, m, n, k, lda, ldb, ldc, add};
-    uint64_t hash = 1469598103934665603u;
-    for (size_t i = 0; i < sizeof shape / 8; i++)
-        hash = (hash ^ (uint64_t)((const int64_t *)&shape)[i]) * 1099511628211u, hash ^= hash >> 29;
-    lt_choice *choice = &dev->choices[hash % LT_KEPT];
-    const bool at = mm == WRPO_MM_TN, bt = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT;
-    const cublasOperation_t flip = CUBLAS_OP_T;
-    const float one = 1, beta = add ? 1 : 0;
-    const uint32_t aligned = 16;
-    const size_t bytes = LT_BYTES;
+/* cuBLASLt thinks in columns: c' = b' a' with the same memory. Its heuristic is asked once for each kind of product. The
+   number of rows (m; k of TN) is not part of the kind: all above LT_FEW have the algorithm for LT_MANY. */
+struct lt_kind { int64_t mm, n, k, lda, ldb, ldc, few; };
+struct lt_choice { lt_kind kind; cublasLtMatmulAlgo_t algo; };
+struct lt_call {                                       /* the descriptors of a product */
     cublasLtMatmulDesc_t op = NULL;
-    cublasLtMatrixLayout_t la = NULL, lb = NULL, lc = NULL;
-    cublasLtMatmulPreference_t want = NULL;
-    bool ok = !cublasLtMatmulDescCreate(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F) &&
-              !cublasLtMatrixLayoutCreate(&lb, CUDA_R_16BF, (uint64_t)(bt ? k : n), (uint64_t)(bt ? n : k), ldb) &&
-              !cublasLtMatrixLayoutCreate(&la, CUDA_R_16BF, (uint64_t)(at ? m : k), (uint64_t)(at ? k : m), lda) &&
-              !cublasLtMatrixLayoutCreate(&lc, mm == WRPO_MM_NT || mm == WRPO_MM_NN ? CUDA_R_16BF : CUDA_R_32F,
-                                          (uint64_t)n, (uint64_t)m, ldc);
-    if (ok && bt) ok = !cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSA, &flip, sizeof flip);
-    if (ok && at) ok = !cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSB, &flip, sizeof flip);
-    if (ok && !(choice->known && memcmp(&choice->shape, &shape, sizeof shape) == 0)) {
-        cublasLtMatmulHeuristicResult_t best;
-        int found = 0;
-        ok = !cublasLtMatmulPreferenceCreate(&want) &&
-             !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes,
-                                                   sizeof bytes) &&
-             !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &aligned,
-                                                   sizeof aligned) &&
-             !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &aligned,
-                                                   sizeof aligned) &&
-             !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &aligned,
-                                                   sizeof aligned) &&
-             !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &aligned,
-                                                   sizeof aligned) &&
-             !cublasLtMatmulAlgoGetHeuristic(dev->lt, op, lb, la, lc, lc, want, 1, &best, &found) && found > 0;
-        if (ok) choice->shape = shape, choice->algo = best.algo, choice->known = true;
-        if (want) cublasLtMatmulPreferenceDestroy(want);
+    cublasLtMatrixLayout_t a = NULL, b = NULL, c = NULL;
+    bool ok;
+    lt_call(const lt_kind &x, int64_t rows) {
+        const bool at = x.mm == WRPO_MM_TN, bt = x.mm == WRPO_MM_NT || x.mm == WRPO_MM_NT_FLOAT;
+        const int64_t m = at ? x.k : rows, n = x.n, k = at ? rows : x.k;
+        const cudaDataType_t to = x.mm == WRPO_MM_NT || x.mm == WRPO_MM_NN ? CUDA_R_16BF : CUDA_R_32F;
+        const cublasOperation_t flip = CUBLAS_OP_T;
+        auto layout = [](cublasLtMatrixLayout_t *l, cudaDataType_t type, int64_t down, int64_t across, int64_t ld) {
+            return !cublasLtMatrixLayoutCreate(l, type, (uint64_t)down, (uint64_t)across, ld);
+        };
+        ok = !cublasLtMatmulDescCreate(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F) &&
+             layout(&b, CUDA_R_16BF, bt ? k : n, bt ? n : k, x.ldb) &&
+             layout(&a, CUDA_R_16BF, at ? m : k, at ? k : m, x.lda) && layout(&c, to, n, m, x.ldc);
+        if (ok && bt) ok = !cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSA, &flip, sizeof flip);
+        if (ok && at) ok = !cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSB, &flip, sizeof flip);
     }
-    ok = ok && !cublasLtMatmul(dev->lt, op, &one, b, lb, a, la, &beta, c, lc, c, lc, &choice->algo, dev->lt_work,
-                               LT_BYTES, dev->stream);
-    if (lc) cublasLtMatrixLayoutDestroy(lc);
-    if (lb) cublasLtMatrixLayoutDestroy(lb);
-    if (la) cublasLtMatrixLayoutDestroy(la);
-    if (op) cublasLtMatmulDescDestroy(op);
+    ~lt_call() {
+        if (c) cublasLtMatrixLayoutDestroy(c);
+        if (b) cublasLtMatrixLayoutDestroy(b);
+        if (a) cublasLtMatrixLayoutDestroy(a);
+        if (op) cublasLtMatmulDescDestroy(op);
+    }
+    lt_call(const lt_call &) = delete;
+};
+bool lt_ask(device *dev, const lt_kind &kind, cublasLtMatmulAlgo_t *algo) {
+    const lt_call call(kind, kind.few ? LT_FEW : LT_MANY);
+    const size_t bytes = LT_BYTES;
+    const uint32_t aligned = 16, no_split = CUBLASLT_REDUCTION_SCHEME_NONE;    /* parts of k may be added in bf16 */
+    const cublasLtMatmulPreferenceAttributes_t ends[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    cublasLtMatmulPreference_t want = NULL;
+    cublasLtMatmulHeuristicResult_t best;
+    int found = 0;
+    bool ok = call.ok && !cublasLtMatmulPreferenceCreate(&want) &&
+              !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes,
+                                                    sizeof bytes) &&
+              !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &no_split,
+                                                    sizeof no_split);
+    for (int i = 0; i < 4 && ok; i++)
+        ok = !cublasLtMatmulPreferenceSetAttribute(want, ends[i], &aligned, sizeof aligned);
+    ok = ok && !cublasLtMatmulAlgoGetHeuristic(dev->lt, call.op, call.b, call.a, call.c, call.c, want, 1, &best,
+                                               &found) && found > 0;
+    if (ok) *algo = best.algo;
+    if (want) cublasLtMatmulPreferenceDestroy(want);
     return ok;
 }
+bool gemm_lt(device *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb,
+             int64_t m, int64_t n, int64_t k, bool add) {
+    const int64_t rows = mm == WRPO_MM_TN ? k : m;
+    const lt_kind kind = {mm, n, mm == WRPO_MM_TN ? m : k, lda, ldb, ldc, rows <= LT_FEW};
+    const float one = 1, beta = add ? 1 : 0;
+    int i = 0;
+    while (i < dev->n_choices && memcmp(&dev->choices[i].kind, &kind, sizeof kind) != 0) i++;
+    if (i == dev->n_choices) {
+        if (i == LT_KEPT) i = dev->n_choices = 0;      /* full: begins again, with the same answers */
+        if (!lt_ask(dev, kind, &dev->choices[i].algo)) return false;
+        dev->choices[i].kind = kind, dev->n_choices++;
+    }
+    const lt_call call(kind, rows);
+    return call.ok && !cublasLtMatmul(dev->lt, call.op, &one, b, call.b, a, call.a, &beta, c, call.c, c, call.c,
+                                      &dev->choices[i].algo, dev->lt_work, LT_BYTES, dev->stream);
+}
 #endif
+/* A product that was meant for cuBLASLt or wgmma and is made by mma.sync: counted; the first is said in the log. */
+void fall_back(device *dev, wrpo_mm mm, int64_t m, int64_t n, int64_t k, const char *why) {
+    static const char *const names[] = {"NT", "NT_FLOAT", "NN", "TN"};
+    char text[256];
+    if (dev->fallbacks++) return;
+    snprintf(text, sizeof text, "cuda: product %s %lld x %lld x %lld: by mma.sync, not %s: %s (said once)", names[mm],
+             (long long)m, (long long)n, (long long)k, dev->encoder ? "wgmma" : "cuBLASLt", why);
+    say(dev, WRPO_LOG_WARN, text);
+}
 /* One contract, three ways: cuBLASLt or wgmma, as the device was opened, where the operands are bf16 on 16 bytes, the
  * kernel of mma.sync for everything. */
 void gemm(void *d, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb,
           wrpo_dtype b_type, int64_t m, int64_t n, int64_t k, float beta) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (m <= 0 || n <= 0) return;
     const bool at = mm == WRPO_MM_TN, bt = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT, add = beta != 0,
                wide = !at && b_type == WRPO_DTYPE_F32;
     const matrix ma = {a, lda, at ? k : m, at ? m : k, on16(a, lda, 2), false},
                  mb = {b, ldb, bt ? n : k, bt ? k : n, !wide && on16(b, ldb, 2), wide};
+    const bool fast = ma.fast && mb.fast && k > 0;     /* float weights are for mma.sync, whatever is linked */
 #ifndef WRPO_NO_CUBLAS
-    if (dev->lt && k > 0 && ma.fast && mb.fast && on16(c, ldc, mm == WRPO_MM_NT || mm == WRPO_MM_NN ? 2 : 4)
-        && gemm_lt(dev, mm, c, ldc, a, lda, b, ldb, m, n, k, add)) return;
+    if (dev->lt && k > 0 && !wide) {
+        const bool all = fast && on16(c, ldc, mm == WRPO_MM_NT || mm == WRPO_MM_NN ? 2 : 4);
+        dev->products++;
+        if (all && gemm_lt(dev, mm, c, ldc, a, lda, b, ldb, m, n, k, add)) return;
+        fall_back(dev, mm, m, n, k, all ? "it refuses this shape" : "an operand is not on 16 bytes");
+    }
 #endif
-    if (dev->encoder && m > 16 && k > 0 && ma.fast && mb.fast && max(max(m, n), k) <= INT32_MAX - WGMMA_N &&
-        (mm == WRPO_MM_NT   ? gemm_wgmma<WRPO_MM_NT, bf16>(dev, c, ldc, ma, mb, m, n, k, add)
-         : mm == WRPO_MM_NN ? gemm_wgmma<WRPO_MM_NN, bf16>(dev, c, ldc, ma, mb, m, n, k, add)
-         : mm == WRPO_MM_TN ? gemm_wgmma<WRPO_MM_TN, float>(dev, c, ldc, ma, mb, m, n, k, add)
-                            : gemm_wgmma<WRPO_MM_NT, float>(dev, c, ldc, ma, mb, m, n, k, add)))
-        return;
+    if (dev->encoder && m > 16 && k > 0 && !wide) {
+        const bool small = max(max(m, n), k) <= INT32_MAX - WGMMA_N;
+        dev->products++;
+        if (fast && small &&
+            (mm == WRPO_MM_NT   ? gemm_wgmma<WRPO_MM_NT, bf16>(dev, c, ldc, ma, mb, m, n, k, add)
+             : mm == WRPO_MM_NN ? gemm_wgmma<WRPO_MM_NN, bf16>(dev, c, ldc, ma, mb, m, n, k, add)
+             : mm == WRPO_MM_TN ? gemm_wgmma<WRPO_MM_TN, float>(dev, c, ldc, ma, mb, m, n, k, add)
+                                : gemm_wgmma<WRPO_MM_NT, float>(dev, c, ldc, ma, mb, m, n, k, add)))
+            return;
+        fall_back(dev, mm, m, n, k, "TMA cannot take an operand");
+    }
     switch (mm) {
     case WRPO_MM_NT:
         m <= 16 ? gemm_own<WRPO_MM_NT, 16, bf16>(dev, c, ldc, ma, mb, m, n, k, add)
@@ -1461,7 +1565,7 @@ template <int HD>
 void attention_of(device *dev, const wrpo_attn &a, bf16 *o, float *lse, const bf16 *q, const bf16 *k, const bf16 *v,
                   attn_fast fast) {
     auto kernel = attention_kernel<HD>;
-    LAUNCH(kernel, dim3((unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), (unsigned)a.G), 128,
+    LAUNCH_AS("attention_kernel", HD, kernel, dim3((unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), (unsigned)a.G), 128,
            3 * attn_shape<HD>::TILE * 2, a, o, lse, q, k, v, fast);
 }
 template <int HD>
@@ -1470,13 +1574,13 @@ void attention_bwd_of(device *dev, const wrpo_attn &a, bf16 *dq, bf16 *dk, bf16 
     enum { COLS = HD == 256 ? 128 : HD };
     auto kernel_q = attention_dq_kernel<HD>;
     auto kernel_kv = attention_dkv_kernel<HD, COLS>;
-    LAUNCH(kernel_q, dim3((unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), (unsigned)a.G), 128,
+    LAUNCH_AS("attention_dq_kernel", HD, kernel_q, dim3((unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), (unsigned)a.G), 128,
            4 * attn_shape<HD>::TILE * 2, a, dq, d_o, lse, delta, q, k, v, fast);
-    LAUNCH(kernel_kv, dim3((unsigned)(div_up(a.n, 64) + a.n_segs), (unsigned)a.G), 128 * HD / COLS,
+    LAUNCH_AS("attention_dkv_kernel", HD, kernel_kv, dim3((unsigned)(div_up(a.n, 64) + a.n_segs), (unsigned)a.G), 128 * HD / COLS,
            4 * attn_shape<HD>::TILE * 2, a, dk, dv, d_o, lse, delta, q, k, v, fast);
 }
 bool attention_legal(device *dev, const wrpo_attn *a) {
-    if (a->d > 256 || a->d % 2) note(dev, cudaErrorInvalidValue, "attention: head_dim has to be even and at most 256");
+    if (a->d > 256 || a->d % 2) note(dev, cudaErrorInvalidValue, "attention: want an even head_dim of at most 256");
     return a->d <= 256 && a->d % 2 == 0 && a->n > 0 && a->n_segs > 0;
 }
 #define BY_HEAD_DIM(d, F, ...) \
@@ -1486,7 +1590,7 @@ bool attention_legal(device *dev, const wrpo_attn *a) {
      : (d) <= 128 ? F<128>(__VA_ARGS__) \
                   : F<256>(__VA_ARGS__))
 void attention(void *d, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k, const void *v) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (!attention_legal(dev, a)) return;
     const attn_fast fast = {a->d % 8 == 0 && on16(q, a->ldq, 2) && on16(k, a->ldkv, 2) && on16(v, 0, 2),
                             ((uintptr_t)o | (uintptr_t)a->ldo * 2) % 4 == 0};
@@ -1497,7 +1601,7 @@ size_t attention_scratch(void *, int64_t n, int64_t H, int64_t, int64_t) {
 } /* delta */
 void attention_bwd(void *d, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o,
                    const float *lse, const void *q, const void *k, const void *v, void *scratch) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (!attention_legal(dev, a)) return;
     const attn_fast fast = {
         a->d % 8 == 0 && on16(q, a->ldq, 2) && on16(k, a->ldkv, 2) && on16(v, 0, 2) && on16(d_o, a->ldo, 2),
@@ -1537,7 +1641,7 @@ __global__ void sumsq_end_kernel(double *out, const double *part, int parts) {
     if (threadIdx.x == 0) *out += s;
 }
 void sumsq(void *d, double *out, const float *x, int64_t count) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (count <= 0) return;
     int64_t each = div_up(count, SUM_BLOCKS);
     if (each < 4096) each = 4096;
@@ -1649,7 +1753,7 @@ __global__ void adamw_kernel(void *w, uint16_t *low, void *m, void *v, const flo
     *(uint4 *)(low + i) = make_uint4(rest[0], rest[1], rest[2], rest[3]);
 }
 void adamw(void *d, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, const wrpo_adamw *step) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (count <= 0) return;
     const update u = {(float)(1 - (double)step->lr * (double)step->weight_decay),
                       (float)((double)step->lr / step->correction1),
@@ -1695,18 +1799,20 @@ bool barred(device *dev, const char *where) { /* no part of a stretch: waits, or
     return dev->recording;
 }
 bool record(device *dev, stretch *s, void (*ops)(void *user), void *user) {
-    const cudaError_t error = dev->error;
-    const char *where = dev->where;
+    const bool wrong = dev->wrong;
+    char why[sizeof dev->why];
     cudaGraph_t graph = NULL;
+    memcpy(why, dev->why, sizeof why);
     cudaError_t e = cudaStreamBeginCapture(dev->stream, cudaStreamCaptureModeThreadLocal);
     if (e == cudaSuccess) {
-        dev->error = cudaSuccess, dev->recording = true;
+        dev->wrong = false, dev->recording = true;
         ops(user);
         dev->recording = false;
         e = cudaStreamEndCapture(dev->stream, &graph);
-        if (e == cudaSuccess) e = dev->error;
-        dev->error = error,
-        dev->where = where; /* what went wrong in the recording goes wrong again, and counts, when the ops are run */
+        if (dev->wrong && e == cudaSuccess) e = cudaErrorUnknown;
+        /* what went wrong in the recording goes wrong again, and counts, when the ops are run */
+        dev->wrong = wrong;
+        memcpy(dev->why, why, sizeof why);
     }
     if (e == cudaSuccess) e = cudaGraphInstantiate(&s->graph, graph, 0);
     if (e != cudaSuccess) s->graph = NULL;
@@ -1715,7 +1821,7 @@ bool record(device *dev, stretch *s, void (*ops)(void *user), void *user) {
     return e == cudaSuccess;
 }
 void replay(void *d, const int64_t key[4], void (*ops)(void *user), void *user) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (!dev->graphs || dev->recording) { ops(user); return; }
     stretch *s = dev->stretches;                       /* the one of this key, or the one not used for longest */
     bool known = false;
@@ -1737,66 +1843,106 @@ void replay(void *d, const int64_t key[4], void (*ops)(void *user), void *user) 
 
 /* ---- memory, opening, the table ---- */
 void *alloc(void *d, size_t n) { /* NULL leaves no error behind: running out of memory is survived */
+    entered dev(d);
     void *p = NULL;
-    if (barred((device *)d, "alloc")) return NULL;
+    if (barred(dev, "alloc")) return NULL;
     if (cudaMalloc(&p, n ? n : 1) == cudaSuccess) return p;
     (void)cudaGetLastError();
     return NULL;
 }
 size_t room(void *d) {                                 /* what is free, except a little that the driver may want */
+    entered dev(d);
     size_t left = 0, total = 0;
-    (void)d;
     if (cudaMemGetInfo(&left, &total) != cudaSuccess) return (void)cudaGetLastError(), 0;
     return left > total / 128 ? left - total / 128 : 0;
 }
 void release(void *d, void *p) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (!p || barred(dev, "release")) return;
     forget_all(dev);                                   /* they may use p, and what is allocated next may lie there */
     note(dev, cudaStreamSynchronize(dev->stream), "release");
     note(dev, cudaFree(p), "release");
 }
-void move(device *dev, void *dst, const void *src, size_t n, cudaMemcpyKind kind, const char *where) {
-    if (n && (kind == cudaMemcpyDeviceToDevice || !barred(dev, where)))
-        note(dev, cudaMemcpyAsync(dst, src, n, kind, dev->stream), where);
-}
+/* Host memory is pageable and may change as soon as put returns, so it goes through a ring of pinned slots. A slot is
+   used again once what was copied from it has landed. */
 void put(void *d, void *dst, const void *host, size_t n) {
-    move((device *)d, dst, host, n, cudaMemcpyHostToDevice, "put");
+    entered dev(d);
+    if (n && barred(dev, "put")) return;
+    for (size_t at = 0; at < n; at += SLOT_BYTES) {
+        const size_t piece = min(n - at, (size_t)SLOT_BYTES);
+        char *slot = dev->ring + (size_t)dev->slot * SLOT_BYTES;
+        note(dev, cudaEventSynchronize(dev->landed[dev->slot]), "put");
+        memcpy(slot, (const char *)host + at, piece);
+        note(dev, cudaMemcpyAsync((char *)dst + at, slot, piece, cudaMemcpyHostToDevice, dev->stream), "put");
+        note(dev, cudaEventRecord(dev->landed[dev->slot], dev->stream), "put");
+        dev->slot = (dev->slot + 1) % SLOTS;
+    }
 }
-void get(void *d, void *host, const void *src, size_t n) {
-    device *dev = (device *)d;
-    move(dev, host, src, n, cudaMemcpyDeviceToHost, "get");
-    if (!barred(dev, "get")) note(dev, cudaStreamSynchronize(dev->stream), "get");
+void get(void *d, void *host, const void *src, size_t n) {     /* up to SLOTS pieces are on their way at a time */
+    entered dev(d);
+    if (barred(dev, "get")) return;
+    const size_t pieces = (n + SLOT_BYTES - 1) / SLOT_BYTES;
+    const int first = dev->slot;
+    size_t asked = 0;
+    for (size_t taken = 0; taken < pieces; taken++) {
+        for (; asked < pieces && asked - taken < SLOTS; asked++) {
+            const size_t at = asked * SLOT_BYTES, piece = min(n - at, (size_t)SLOT_BYTES);
+            const size_t s = (first + asked) % SLOTS;
+            note(dev, cudaMemcpyAsync(dev->ring + s * SLOT_BYTES, (const char *)src + at, piece,
+                                      cudaMemcpyDeviceToHost, dev->stream), "get");
+            note(dev, cudaEventRecord(dev->landed[s], dev->stream), "get");
+        }
+        const size_t at = taken * SLOT_BYTES, piece = min(n - at, (size_t)SLOT_BYTES);
+        const size_t s = (first + taken) % SLOTS;
+        note(dev, cudaEventSynchronize(dev->landed[s]), "get");
+        memcpy((char *)host + at, dev->ring + s * SLOT_BYTES, piece);
+    }
+    dev->slot = (int)((first + pieces) % SLOTS);
 }
 void copy(void *d, void *dst, const void *src, size_t n) {
-    move((device *)d, dst, src, n, cudaMemcpyDeviceToDevice, "copy");
+    entered dev(d);
+    if (n) note(dev, cudaMemcpyAsync(dst, src, n, cudaMemcpyDeviceToDevice, dev->stream), "copy");
 }
 void zero(void *d, void *dst, size_t n) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n) note(dev, cudaMemsetAsync(dst, 0, n, dev->stream), "zero");
 }
 wrpo_result sync(void *d, wrpo_error *why) {
-    device *dev = (device *)d;
+    entered dev(d);
+    char where[80];
     if (barred(dev, "sync")) return WRPO_OK;           /* the ops will be run */
-    note(dev, cudaStreamSynchronize(dev->stream), "sync");
-    if (dev->error == cudaSuccess) return WRPO_OK;
+    snprintf(where, sizeof where, "%s, or a kernel before it", dev->launched);     /* faults are met here, and no earlier */
+    note(dev, cudaStreamSynchronize(dev->stream), where);
+    if (!dev->wrong) return WRPO_OK;
     why->code = WRPO_E_DEVICE;
-    snprintf(why->text, sizeof why->text, "%s: %s", dev->where, cudaGetErrorString(dev->error));
-    dev->error = cudaSuccess;
+    snprintf(why->text, sizeof why->text, "%s", dev->why);
+    dev->wrong = false;
     return WRPO_E_DEVICE;
 }
 void close(void *d) {
-    device *dev = (device *)d;
-    if (!dev) return;
+    if (!d) return;
+    const wrpo_allocator memory = ((device *)d)->memory;
+    {
+        entered dev(d);
+        if (dev->fallbacks) {
+            char text[160];
+            snprintf(text, sizeof text, "cuda: %lld of %lld products were made by mma.sync instead",
+                     (long long)dev->fallbacks, (long long)dev->products);
+            say(dev, WRPO_LOG_WARN, text);
+        }
+        if (dev->stream) cudaStreamSynchronize(dev->stream);
 #ifndef WRPO_NO_CUBLAS
-    if (dev->lt) cublasLtDestroy(dev->lt);
-    if (dev->lt_work) cudaFree(dev->lt_work);
-    if (dev->choices) dev->memory.free(dev->choices, dev->memory.user);
+        if (dev->lt) cublasLtDestroy(dev->lt);
+        if (dev->lt_work) cudaFree(dev->lt_work);
+        if (dev->choices) memory.free(dev->choices, memory.user);
 #endif
-    forget_all(dev);
-    if (dev->work) cudaFree(dev->work);
-    if (dev->stream) cudaStreamDestroy(dev->stream);
-    dev->memory.free(dev, dev->memory.user);
+        forget_all(dev);
+        if (dev->work) cudaFree(dev->work);
+        if (dev->ring) cudaFreeHost(dev->ring);
+        for (int i = 0; i < SLOTS; i++) if (dev->landed[i]) cudaEventDestroy(dev->landed[i]);
+        if (dev->stream) cudaStreamDestroy(dev->stream);
+    }
+    memory.free(d, memory.user);
 }
 wrpo_result refuse(wrpo_error *why, wrpo_result code, const char *text, const char *what) {
     why->code = code, why->line = why->column = 0;
@@ -1868,8 +2014,13 @@ wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
     device *dev = (device *)desc->memory.alloc(sizeof *dev, desc->memory.user);
     if (!dev) return refuse(why, WRPO_E_MEMORY, "out of memory: %s", "the device's state");
     memset(dev, 0, sizeof *dev);
-    dev->memory = desc->memory, dev->graphs = features & WRPO_FEATURE_GRAPHS;
+    dev->memory = desc->memory, dev->log = desc->log, dev->graphs = features & WRPO_FEATURE_GRAPHS;
+    dev->index = which, dev->shared_most = info.sharedMemPerBlockOptin;
+    snprintf(dev->name, sizeof dev->name, "%.60s", info.name);
     e = cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&dev->ring, (size_t)SLOTS * SLOT_BYTES);
+    for (int i = 0; i < SLOTS && e == cudaSuccess; i++)
+        e = cudaEventCreateWithFlags(&dev->landed[i], cudaEventDisableTiming);
     if (e == cudaSuccess) e = cudaMalloc(&dev->work, WORK_FLOATS * sizeof(float));
     if (e == cudaSuccess) e = roomy_all((int)info.sharedMemPerBlockOptin);
     if (e == cudaSuccess && wgmma) {
@@ -1877,7 +2028,7 @@ wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
         e = roomy_wgmma((int)info.sharedMemPerBlockOptin);
         LAUNCH(sm90a_kernel, 1, 1, 0, (int *)dev->work);
         get(dev, &there, dev->work, sizeof there);
-        if (e == cudaSuccess) e = dev->error;
+        if (dev->wrong && e == cudaSuccess) e = cudaErrorUnknown;
         dev->encoder = ptx::tensor_map_encoder();
         if (e == cudaSuccess && (!there || !dev->encoder)) {
             close(dev);
@@ -1920,7 +2071,7 @@ wrpo_backend table() {
     b.rope = rope,
     b.attention = attention, b.attention_bwd = attention_bwd;
     b.features = WRPO_FEATURE_GRAPHS;
-#ifndef WRPO_NO_CUBLAS
+#if defined(__CUDACC__) && !defined(WRPO_NO_CUBLAS)    /* a substitute has it on request */
     b.features |= WRPO_FEATURE_CUBLAS;
 #endif
     b.attention_scratch = attention_scratch, b.glu = glu, b.glu_bwd = glu_bwd, b.logprob = logprob,

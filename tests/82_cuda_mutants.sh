@@ -87,6 +87,9 @@ mutant "no bug" plain "gemm 6" - none
 mutant "no bug" plain "wgmma 2" - none
 mutant "no bug" plain "attention 16" - none
 mutant "no bug" long "graphs" - none
+mutant "no bug" plain "ring" - none
+mutant "no bug" plain "device" - none
+mutant "no bug" plain "lt" - none
 mutant "no bug" memory "gemm 4" - none
 mutant "no bug" memory "rows 3" - none
 mutant "no bug" race "attention 16" - none
@@ -149,6 +152,32 @@ mutant "adamw: the wrong seed" plain "adamw 5" 'bytes differ' \
     "s/(moment\(v, vi, i, left, [a-z]+, true, u.seed_)v/\1m/"
 mutant "graphs: of a key only the first number counts" long "graphs" 'taken for another|other bits' \
     "s/memcmp\(other->key, key, sizeof s->key\) == 0/memcmp(other->key, key, 8) == 0/"
+mutant "ring: a slot is filled while it is still copied from" plain "ring" 'small pieces are not what was put' \
+    "$(line 'void put(void *d' 'cudaEventSynchronize')s/note\(.*/;/"
+mutant "ring: put copies from the caller's memory" plain "ring" 'emu: cudaMemcpyAsync of pageable memory' \
+    "$(line 'void put(void *d' 'cudaMemcpyAsync')s/dst \+ at, slot/dst + at, (const char *)host + at/"
+mutant "ring: get does not wait" plain "ring" 'pieces are not what was put|bytes of a large piece differ' \
+    "$(line 'void get(void *d' 'cudaEventSynchronize')s/note\(.*/;/"
+mutant "ring: get takes the pieces from the wrong slots" plain "ring" 'bytes of a large piece differ' \
+    "$(line 'void get(void *d' '(first + taken) % SLOTS;')s/first \+ taken/first + asked/"
+mutant "device: not made current" plain "device" 'invalid resource handle' \
+    "$(line 'struct entered' 'cudaSetDevice(dev->index)')s/note\(.*/;/"
+mutant "device: not restored" plain "device" 'the current device is 1 afterwards' \
+    "s/~entered\(\) \{ if \(before >= 0\) cudaSetDevice\(before\); \}/~entered() {}/"
+mutant "device: an op that does not enter it" plain "device" 'invalid resource handle' \
+    "$(line 'void rope(void *d' 'entered dev(d);')s/entered dev\(d\);/device *dev = (device *)d;/"
+mutant "device: shared memory is not checked" plain "device" 'more dynamic shared memory than allowed' \
+    "s/if \(shared <= dev->shared_most\) return true;/return true;/"
+mutant "lt: an algorithm for each number of rows" plain "lt" 'rows alone have other bits' \
+    "s/kind.few \? LT_FEW : LT_MANY\)/dev->n_choices + 1 > 0 ? dev->lt_rows : 0)/
+     s/    if \(i == dev->n_choices\) \{/    i = dev->n_choices, dev->lt_rows = rows; {/
+     s/^    int n_choices;/    int n_choices; int64_t lt_rows;/" 3
+mutant "lt: k may be split" plain "lt" 'relative error|off by|differ by' \
+    "s/no_split = CUBLASLT_REDUCTION_SCHEME_NONE;/no_split = 7;/"
+mutant "lt: of a kind only the layout counts" plain "lt" 'heuristic was asked|differ by|off by|exit code 134' \
+    "s/memcmp\(&dev->choices\[i\].kind, &kind, sizeof kind\)/memcmp(\&dev->choices[i].kind, \&kind, 8)/"
+mutant "lt: a fallback is not said" plain "lt" 'said 0 times' \
+    "$(line 'void fall_back' 'say(dev, WRPO_LOG_WARN, text);')s/say\(.*/;/"
 # This one writes to a stale place, which may be outside of the cache.
 mutant "graphs: a place in the cache is an argument of the launch" long "graphs" 'other bits|exit code 139' \
     "s/to = index\[r\] \* ldy/to = (index[r] - index[0]) * ldy/

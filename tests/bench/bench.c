@@ -348,13 +348,13 @@ static void t_glu(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool
 static void t_glu_bwd(void *dev, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu) {
     MEMORY("glu_bwd", (h ? 24 : 20) * n * I, inner->glu_bwd(dev, dgu, h, dh, gu, n, I, gelu));
 }
-static void t_logprob(void *dev, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n,
-                      int64_t V, float softcap) {
-    READING("logprob", 4 * n * V, inner->logprob(dev, logp, lse, logits, target, n, V, softcap));
+static void t_logprob(void *dev, float *logp, float *lse, const float *logits, int64_t ldl,
+                      const int32_t *target, int64_t n, int64_t V, float softcap) {
+    READING("logprob", 4 * n * V, inner->logprob(dev, logp, lse, logits, ldl, target, n, V, softcap));
 }
-static void t_logprob_bwd(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse,
-                          const float *dlogp, int64_t n, int64_t V, float softcap) {
-    MEMORY("logprob_bwd", 8 * n * V, inner->logprob_bwd(dev, dlogits, logits, target, lse, dlogp, n, V, softcap));
+static void t_logprob_bwd(void *dev, void *dlogits, const float *logits, int64_t ldl, const int32_t *target,
+                          const float *lse, const float *dlogp, int64_t n, int64_t V, float softcap) {
+    MEMORY("logprob_bwd", 8 * n * V, inner->logprob_bwd(dev, dlogits, logits, ldl, target, lse, dlogp, n, V, softcap));
 }
 static void t_sumsq(void *dev, double *out, const float *x, int64_t count) {
     READING("sumsq", 4 * count, inner->sumsq(dev, out, x, count));

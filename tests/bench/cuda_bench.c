@@ -167,8 +167,8 @@ static void streams(int64_t n, int64_t D, int64_t I, int64_t heads, int64_t d, i
     const double nV = (double)chunk * (double)V;
     TIME(t, dev, be->gemm(dev, WRPO_MM_NT_FLOAT, logits, V, x, D, e, D, WRPO_DTYPE_BF16, chunk, V, D, 0));
     row("gemm logits", t, 0, 2 * nV * (double)D, "");
-    TIME(t, dev, be->logprob(dev, logp, lse, logits, dids, chunk, V, 0)); row("logprob", t, 4 * nV, 0, "");
-    TIME(t, dev, be->logprob_bwd(dev, dlogits, logits, dids, lse, logp, chunk, V, 0));
+    TIME(t, dev, be->logprob(dev, logp, lse, logits, V, dids, chunk, V, 0)); row("logprob", t, 4 * nV, 0, "");
+    TIME(t, dev, be->logprob_bwd(dev, dlogits, logits, V, dids, lse, logp, chunk, V, 0));
     row("logprob_bwd", t, 6 * nV, 0, "");
     drop(e), drop(logits), drop(lse), drop(logp), drop(dlogits), drop(x), drop(y), drop(w), drop(dw), drop(rstd),
         drop(dids);
