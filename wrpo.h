@@ -3489,8 +3489,8 @@ static void wrpo__logits(const wrpo__run *r, int64_t t, int64_t count) {       /
 static void wrpo__log_probs(const wrpo__run *r, int64_t t, int64_t count) {
     const wrpo_config *c = &r->model->config;
     wrpo__logits(r, t, count);
-    r->be->logprob(r->dev, r->logp + t, r->target_lse + t, wrpo__logits_at(r, t),
-                   wrpo__ldl(r->be, c->vocab_size), r->target_id + t, count, c->vocab_size, (float)c->final_logit_softcapping);
+    r->be->logprob(r->dev, r->logp + t, r->target_lse + t, wrpo__logits_at(r, t), wrpo__ldl(r->be, c->vocab_size),
+                   r->target_id + t, count, c->vocab_size, (float)c->final_logit_softcapping);
 }
 /* For a metric: the mean logit of every row, y (sum_v W_v) / V, is one product with the sum of the head's rows. It is
    NaN where logits are capped: their mean is no such product. The sum is made before each pass over records. */
@@ -10140,7 +10140,8 @@ static void wrpo__hidden(wrpo_model *model, const int32_t *ids, int64_t count, f
         wrpo__logits(r, t, n);
         const int64_t ldl = wrpo__ldl(r->be, V), rows = ldl == V ? n : 1;      /* at once */
         for (int64_t i = 0; i < n; i += rows)
-            r->be->get(r->dev, logits + (t + i) * V, wrpo__logits_at(r, t) + i * ldl, (size_t)(rows * V) * sizeof *logits);
+            r->be->get(r->dev, logits + (t + i) * V, wrpo__logits_at(r, t) + i * ldl,
+                       (size_t)(rows * V) * sizeof *logits);
     }
     wrpo__sync(ctx);
     for (int64_t i = 0; logits && cap > 0 && i < count * V; i++) logits[i] = wrpo__capped(logits[i], cap);

@@ -429,14 +429,14 @@ void gather(void *d, void *y, const void *x, const int32_t *index, int64_t n, in
 void embed_bwd(void *d, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale) {
     entered dev(d);
     if (n <= 0) return;
-    LAUNCH_AS("embed_bwd's scatter_kernel", 0, scatter_kernel<float>, dim3((unsigned)n, (unsigned)div_up(D, 1024)), 128, 0, dw, (const bf16 *)dy, ids, n, D,
-           scale, on16(dw, D, 4) && on16(dy, D, 2));
+    LAUNCH_AS("embed_bwd's scatter_kernel", 0, scatter_kernel<float>, dim3((unsigned)n, (unsigned)div_up(D, 1024)),
+              128, 0, dw, (const bf16 *)dy, ids, n, D, scale, on16(dw, D, 4) && on16(dy, D, 2));
 }
 void gather_bwd(void *d, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
     entered dev(d);
     if (n <= 0) return;
-    LAUNCH_AS("gather_bwd's scatter_kernel", 0, scatter_kernel<bf16>, dim3((unsigned)n, (unsigned)div_up(D, 1024)), 128, 0, (bf16 *)dx, (const bf16 *)dy,
-           index, n, D, 1.0f, on16(dx, D, 2) && on16(dy, D, 2));
+    LAUNCH_AS("gather_bwd's scatter_kernel", 0, scatter_kernel<bf16>, dim3((unsigned)n, (unsigned)div_up(D, 1024)),
+              128, 0, (bf16 *)dx, (const bf16 *)dy, index, n, D, 1.0f, on16(dx, D, 2) && on16(dy, D, 2));
 }
 void scatter(void *d, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index, int64_t n, int64_t D) {
     entered dev(d);
@@ -716,9 +716,9 @@ void glu_bwd(void *d, void *dgu, void *h, const void *dh, const void *gu, int64_
 }
 
 /* ---- logprob ----
-   card    op: logprob. A block of 256 threads a row, eight logits a thread and turn; every thread keeps a running maximum
-   and a sum that is rescaled when the maximum grows, then the block's maximum and sum in the group's order. Logits once:
-   memory-bound (1024 x 128256 floats: floor 122 us). Any V and ldl. */
+   card    op: logprob. A block of 256 threads a row, eight logits a thread and turn; every thread keeps a running
+   maximum and a sum that is rescaled when the maximum grows, then the block's maximum and sum in the group's order.
+   Logits once: memory-bound (1024 x 128256 floats: floor 122 us). Any V and ldl. */
 __device__ __forceinline__ float capped(float x, float softcap) {
     return softcap > 0 && x >= -3.4e38f ? softcap * tanhf(x / softcap) : x;
 } /* -inf stays */
@@ -941,7 +941,8 @@ void gemm_own(device *dev, void *c, int64_t ldc, const matrix &a, const matrix &
               bool add) {
     auto kernel = gemm_kernel<MM, BM, C>;
     LAUNCH_AS("gemm_kernel", BM, kernel, (unsigned)(div_up(m, BM) * div_up(n, gemm_shape<BM>::BN)), 128,
-              gemm_shape<BM>::SHARED, (C *)c, ldc, a, b, m, n, k, add, ((uintptr_t)c | (uintptr_t)ldc * sizeof(C)) % (2 * sizeof(C)) == 0);
+              gemm_shape<BM>::SHARED, (C *)c, ldc, a, b, m, n, k, add,
+              ((uintptr_t)c | (uintptr_t)ldc * sizeof(C)) % (2 * sizeof(C)) == 0);
 }
 
 /* ---- gemm by wgmma and TMA (sm_90a) ----
@@ -1057,8 +1058,8 @@ bool gemm_wgmma(device *dev, void *c, int64_t ldc, const matrix &a, const matrix
 }
 
 #ifndef WRPO_NO_CUBLAS
-/* cuBLASLt thinks in columns: c' = b' a' with the same memory. Its heuristic is asked once for each kind of product. The
-   number of rows (m; k of TN) is not part of the kind: all above LT_FEW have the algorithm for LT_MANY. */
+/* cuBLASLt thinks in columns: c' = b' a' with the same memory. Its heuristic is asked once for each kind of product.
+   The number of rows (m; k of TN) is not part of the kind: all above LT_FEW have the algorithm for LT_MANY. */
 struct lt_kind { int64_t mm, n, k, lda, ldb, ldc, few; };
 struct lt_choice { lt_kind kind; cublasLtMatmulAlgo_t algo; };
 struct lt_call {                                       /* the descriptors of a product */
@@ -1565,8 +1566,8 @@ template <int HD>
 void attention_of(device *dev, const wrpo_attn &a, bf16 *o, float *lse, const bf16 *q, const bf16 *k, const bf16 *v,
                   attn_fast fast) {
     auto kernel = attention_kernel<HD>;
-    LAUNCH_AS("attention_kernel", HD, kernel, dim3((unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), (unsigned)a.G), 128,
-           3 * attn_shape<HD>::TILE * 2, a, o, lse, q, k, v, fast);
+    const dim3 grid((unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), (unsigned)a.G);
+    LAUNCH_AS("attention_kernel", HD, kernel, grid, 128, 3 * attn_shape<HD>::TILE * 2, a, o, lse, q, k, v, fast);
 }
 template <int HD>
 void attention_bwd_of(device *dev, const wrpo_attn &a, bf16 *dq, bf16 *dk, bf16 *dv, const bf16 *d_o, const float *lse,
@@ -1574,10 +1575,12 @@ void attention_bwd_of(device *dev, const wrpo_attn &a, bf16 *dq, bf16 *dk, bf16 
     enum { COLS = HD == 256 ? 128 : HD };
     auto kernel_q = attention_dq_kernel<HD>;
     auto kernel_kv = attention_dkv_kernel<HD, COLS>;
-    LAUNCH_AS("attention_dq_kernel", HD, kernel_q, dim3((unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), (unsigned)a.G), 128,
-           4 * attn_shape<HD>::TILE * 2, a, dq, d_o, lse, delta, q, k, v, fast);
-    LAUNCH_AS("attention_dkv_kernel", HD, kernel_kv, dim3((unsigned)(div_up(a.n, 64) + a.n_segs), (unsigned)a.G), 128 * HD / COLS,
-           4 * attn_shape<HD>::TILE * 2, a, dk, dv, d_o, lse, delta, q, k, v, fast);
+    const dim3 grid_q((unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), (unsigned)a.G);
+    const dim3 grid_kv((unsigned)(div_up(a.n, 64) + a.n_segs), (unsigned)a.G);
+    LAUNCH_AS("attention_dq_kernel", HD, kernel_q, grid_q, 128, 4 * attn_shape<HD>::TILE * 2, a, dq, d_o, lse, delta,
+              q, k, v, fast);
+    LAUNCH_AS("attention_dkv_kernel", HD, kernel_kv, grid_kv, 128 * HD / COLS, 4 * attn_shape<HD>::TILE * 2, a, dk, dv,
+              d_o, lse, delta, q, k, v, fast);
 }
 bool attention_legal(device *dev, const wrpo_attn *a) {
     if (a->d > 256 || a->d % 2) note(dev, cudaErrorInvalidValue, "attention: want an even head_dim of at most 256");
@@ -1911,7 +1914,7 @@ wrpo_result sync(void *d, wrpo_error *why) {
     entered dev(d);
     char where[80];
     if (barred(dev, "sync")) return WRPO_OK;           /* the ops will be run */
-    snprintf(where, sizeof where, "%s, or a kernel before it", dev->launched);     /* faults are met here, and no earlier */
+    snprintf(where, sizeof where, "%s, or a kernel before it", dev->launched);         /* faults are met no earlier */
     note(dev, cudaStreamSynchronize(dev->stream), where);
     if (!dev->wrong) return WRPO_OK;
     why->code = WRPO_E_DEVICE;

@@ -744,7 +744,7 @@ static void test_generation(wrpo_ctx *gpu) {
 }
 /* ---- graphs: a stretch is called three times, then recorded and launched; the results are those of calls, whatever
  * fails ---- */
-#ifdef WRPO_EMULATED   /* recorded and launched so far; alive; calls that reached a device, and the current one; how often
+#ifdef WRPO_EMULATED   /* recorded and launched so far; alive; calls that reached a device, the current one; how often
                           cuBLASLt's heuristic was asked, its products */
 extern int64_t emu_captures, emu_replays, emu_graphs, emu_calls[2], emu_asked, emu_lt_products;
 extern int emu_device;
@@ -895,8 +895,8 @@ static void test_device(wrpo_ctx *cpu) {
     const wrpo_attn a = {3, segs, 1, 1, 1, 128, 128, 128, 128, 0, 1, 0};
     be->attention(little->dev, &a, x, (float *)(void *)x, x, x, x);
     CHECK(be->sync(little->dev, &why) == WRPO_E_DEVICE &&
-              !strcmp(why.text, "cuda: attention_kernel<128>: want 49152 bytes of shared memory for a block, found 40000 "
-                                "on emulated"), "%s", why.text);
+              !strcmp(why.text, "cuda: attention_kernel<128>: want 49152 bytes of shared memory for a block, "
+                                "found 40000 on emulated"), "%s", why.text);
     CHECK(be->sync(little->dev, &why) == WRPO_OK, "an error is said twice");
     be->release(little->dev, segs), be->release(little->dev, x);
     wrpo_close(little);

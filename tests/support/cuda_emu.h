@@ -12,7 +12,8 @@
 //   EMU_MEMORY  bytes of device memory; without it, what the host has
 //   EMU_GRAPH_FAIL=begin, end, instantiate or launch: that call of the graphs' has no memory
 // There are two devices; emu_device is the current one, emu_calls[i] counts the calls that reached device i. A copy
-// between host and device lands as late as it may (EMU_ASYNC=0): before the next work of its stream, or when waited for.
+// between host and device lands as late as it may (EMU_ASYNC=0): before the next work of its stream, or when it is
+// waited for.
 // -fsanitize=address: out-of-bounds shared and global accesses; -fsanitize=thread: data races inside and between blocks
 // Compile with -fno-strict-aliasing, as device code is. Not seen here: the inline PTX itself (only its twin below),
 // weak
@@ -356,8 +357,8 @@ __attribute__((weak)) int emu_device;
 namespace emu {
 // ---- streams, capture ----------------------------------------------------------------------------------------------
 // A stream runs kernels at once; copies between host and device wait for its next work. While it is captured, nothing
-// runs: launches are kept with copies of their arguments, device copies and fills likewise, and what waits, allocates or
-// touches host memory is an error that spoils the capture, as in the runtime's thread-local mode.
+// runs: launches are kept with copies of their arguments, device copies and fills likewise, and what waits, allocates
+// or touches host memory is an error that spoils the capture, as in the runtime's thread-local mode.
 enum { UNSUPPORTED = 900, INVALIDATED = 901, OTHER_DEVICE = 400 };
 struct Graph { std::vector<std::function<void()>> nodes; };
 struct Pending { void* to; const void* from; size_t n; int64_t number; };
@@ -366,7 +367,8 @@ struct Stream {
     std::vector<Pending> pending; int64_t copies = 0;
     void land(int64_t upto) {                                    // the oldest first
         size_t i = 0;
-        for (; i < pending.size() && pending[i].number <= upto; ++i) memcpy(pending[i].to, pending[i].from, pending[i].n);
+        for (; i < pending.size() && pending[i].number <= upto; ++i)
+            memcpy(pending[i].to, pending[i].from, pending[i].n);
         pending.erase(pending.begin(), pending.begin() + (long)i);
     }
 };
@@ -895,7 +897,9 @@ struct EmuLtWish { uint32_t schemes = 7; uint32_t aligned[4] = {1, 1, 1, 1}; };
 typedef EmuLtWish* cublasLtMatmulPreference_t;
 struct cublasLtMatmulAlgo_t { int64_t step, splits; };           // products added at a time; parts of k
 struct cublasLtMatmulHeuristicResult_t { cublasLtMatmulAlgo_t algo; };
-inline int cublasLtCreate(cublasLtHandle_t* h) { ++emu_calls[emu_device]; *h = new cublasLtContext{emu_device}; return 0; }
+inline int cublasLtCreate(cublasLtHandle_t* h) {
+    ++emu_calls[emu_device]; *h = new cublasLtContext{emu_device}; return 0;
+}
 inline int cublasLtDestroy(cublasLtHandle_t h) { delete h; return 0; }
 template <class T> inline int cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* d, T, cudaDataType_t) {
     *d = new EmuLtDesc; return 0;
