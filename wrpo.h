@@ -2804,7 +2804,7 @@ static wrpo_model *wrpo__model_new(wrpo__arena *arena, const wrpo_config *config
     return model;
 }
 /* Elements [first, first + count) of a weight from floats: rounded to its dtype, unless there are masters. */
-enum { WRPO__HALVES = 8192 };        /* elements split at a time */
+enum { WRPO__HALVES = 1 << 15 };     /* elements split at a time */
 static void wrpo__weight_put(wrpo_model *model, const wrpo_weight *w, int64_t first, int64_t count, const float *src) {
     const wrpo_backend *be = model->ctx->desc.backend;
     void *dev = model->ctx->dev;
