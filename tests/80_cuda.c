@@ -1086,8 +1086,8 @@ int main(int argc, char **argv) {
      * what TMA cannot take, as above. */
     wrpo_ctx *wg = NULL;
     if (!EMULATED && !getenv("WRPO_WGMMA")) SKIP(1, "products by wgmma, unless WRPO_WGMMA is set");
-    else if (wrpo_open(&(wrpo_desc){.backend = cuda_with(WRPO_FEATURE_WGMMA, 0), .threads = SANITIZED ? 1 : 0, .why = &why},
-                  &wg) != WRPO_OK) {
+    else if (wrpo_open(&(wrpo_desc){.backend = cuda_with(WRPO_FEATURE_WGMMA, 0), .threads = SANITIZED ? 1 : 0,
+                                    .why = &why}, &wg) != WRPO_OK) {
         CHECK(!EMULATED && why.code == WRPO_E_UNSUPPORTED, "%s", why.text);
         SKIP(1, "products by wgmma: %s", why.text);
     }

@@ -606,8 +606,8 @@ int main(int argc, char **argv) {
     if (ops8) stopwatch = watched(be), stopwatch.replay = NULL, table = &stopwatch;
     rate = 1;                        /* until it is measured */
     if (!(ctx = open_with(table, WRPO_FEATURE_CUBLAS, 0, &why))) {
-        printf("%s: no product by cuBLASLt, no shares of its rate\n", why.text);
         rate = 0, ctx = open_with(table, 0, WRPO_FEATURE_CUBLAS, &why);
+        if (ctx) printf("%s: no product by cuBLASLt, no shares of its rate\n", why.text);
     }
     if (!ctx || !(own = open_with(be, 0, WRPO_FEATURE_CUBLAS, &why))) return printf("cuda_bench: %s\n", why.text), 1;
     if (with_wgmma && !(wg = open_with(be, WRPO_FEATURE_WGMMA, 0, &why))) printf("skip: wgmma: %s\n", why.text);
