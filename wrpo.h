@@ -650,7 +650,8 @@ typedef struct wrpo_train_desc {
                                 records each, as the authors form it (sft: one mean over the batch's tokens). It
                                 saves no memory; 0 = 1 */
     int64_t max_steps;       /* 0 = by epochs */
-    int64_t micro_tokens;    /* rows computed at once, a longer record alone: memory against speed; 0 = 1024 */
+    int64_t micro_tokens;    /* rows computed at once, a longer record alone: memory against speed; 0 = 1024; on a
+                                GPU 8192 saves most of the traffic of gradients */
     int64_t recompute;       /* layers, from the first, whose activations the backward pass computes again: less
                                 memory, more time. -1 = all. 0: wrpo_trainer_open recomputes as few as
                                 memory_limit allows, the logits first; wrpo_trainer_new the logits alone, unless

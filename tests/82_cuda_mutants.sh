@@ -131,9 +131,19 @@ mutant "attention: the same, as a race" race "attention 16" 'ThreadSanitizer: da
 mutant "attention: V is used before it is there" plain "attention 16" 'relative error' \
     "$(line 'attention_kernel(wrpo_attn' 'cp_async_wait<1>' 1)s/ptx::cp_async_wait<1>\(\);/;/"
 mutant "attention: dk and dv, lanes replaced while they are read" race "attention 16" 'ThreadSanitizer: data race' \
-    "$(drop 'attention_dkv_kernel(wrpo_attn' '/* the last lanes are done with */')"
+    "$(drop 'attention_dkv_kernel(wrpo_attn' 'the last ones done with')"
 mutant "attention: keys in front of a prefix count" plain "attention 12" 'relative error' \
-    "s/key >= from && key < to/key < to/"
+    "s/now.position, now.from, now.to/now.position, 0, now.to/"
+mutant "attention: dq, K and V are used before they are there" plain "attention 16" 'relative error' \
+    "$(line 'attention_dq_kernel(wrpo_attn' 'cp_async_wait<0>')s/ptx::cp_async_wait<0>\(\);/;/"
+mutant "attention: dk and dv, the lanes of the step before" plain "attention 16" 'relative error|other bits' \
+    "$(line 'attention_dkv_kernel(wrpo_attn' 'const tile_ tq(memory')s/tq\(memory, 2 \+ t %/tq(memory, 2 + (t + 1) %/"
+mutant "attention: a part of dk and dv is lost" plain "attention 18" 'relative error' \
+    "s/part < parts; part\+\+/part < parts - 1; part++/"
+mutant "attention: parts of dk and dv overlap" plain "attention 18" 'relative error' \
+    "s/end = tiles \* \(part \+ 1\) \/ parts/end = min(tiles, tiles * (part + 1) \/ parts + 1)/"
+mutant "attention: parts of dk and dv, two into one place" race "attention 18" 'ThreadSanitizer: data race' \
+    "s/part_at\(a, part, row0, g, 1\)/part_at(a, part \/ 2, row0, g, 1)/"
 mutant "attention: a cache's own keys are taken for the rows" plain "decoding 1" 'other bits' \
     "s/s.prefix_end - s.prefix \+ \(s.own_end - s.own\) - \(s.end - s.begin\)/s.prefix_end - s.prefix/"
 mutant "rmsnorm: the end of a row is overrun" plain "rmsnorm 1" 'written between rows' \

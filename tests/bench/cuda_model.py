@@ -1,0 +1,106 @@
+"""What the CUDA backend's kernels should take on an H200, before one has been measured.
+
+   python3 cuda_model.py            the attention's blocks list-scheduled on the multiprocessors; a table of the 8B step
+   python3 cuda_model.py check      exits 1 where makespan / ideal is above 1.15, or the step below 65 % of the rate
+
+Everything follows from FLOP, bytes and instructions, and from the figures below: the first three were measured on an
+H200 through PyTorch, the rest are assumptions, and said to be."""
+import heapq, sys
+
+RATE = 790e12              # measured: cuBLAS bf16, 8192^3, FLOP/s
+COPY = 4.3e12              # measured: device copy, bytes read and written /s
+SMS, CLOCK = 132, 1.755e9  # of the H200 SXM; clock: the boost clock's sustained end, an assumption
+SHAPES = 0.96              # assumed: cuBLAS on the layers' shapes beside 8192^3 (DeepGEMM's log on an H100: 0.95-1.02)
+STREAM = 0.85              # assumed: elementwise kernels of 16-byte accesses beside a copy
+HOST = 5e-3                # assumed: seconds of the host per step that the device waits
+TENSOR = 1024              # dense bf16 FMA a cycle and multiprocessor (wgmma); mma.sync reaches 0.62 of it
+MMA_SYNC = 0.62            # measured by others on Hopper (arXiv 2501.12084: 63-65 %)
+
+# ---- dK/dV: which blocks there are, in the order in which they are launched, and how many tiles of lanes each walks
+PART, PARTS = 64, 4        # as in wrpo_cuda.cu
+def keys(P, R, share):
+    """Tiles of 64 keys of [prompt | 3 responses], in order: tiles of 64 lanes that see each."""
+    up = lambda a: -(-a // 64)
+    tiles = []
+    for first in range(0, P, 64):
+        tiles.append(up((P - first) * share) + 3 * up(R * share))
+    for _ in range(3):
+        for first in range(0, R, 64): tiles.append(up((R - first) * share))
+    return tiles
+def jobs(P, R, G, share, split):
+    tiles, out = keys(P, R, share), []
+    if not split:                                    # from the last tile; heads one after another
+        for g in range(G): out += tiles[::-1]
+        return out
+    for t in tiles:                                  # from the first; heads and parts of a tile side by side
+        parts = max(1, min(PARTS, -(-t // PART)))
+        for part in range(parts): out += [t * (part + 1) // parts - t * part // parts] * G
+    return out
+def makespan(lengths, slots, start):
+    """Blocks go to the first free slot in the order of launch; `start`: what a block takes beside its tiles."""
+    free = [0.0] * slots
+    for n in lengths: heapq.heapreplace(free, free[0] + n + start)
+    return max(free), sum(n + start for n in lengths) / slots
+def schedule():
+    worst = 0
+    print("dK/dV of 8B (32 heads, 8 key/value heads), 2 blocks a multiprocessor, in tiles of 64 lanes:")
+    for P, R in ((1024, 1024), (100, 1948)):
+        for split in (False, True):
+            lengths = jobs(P, R, 8, 4, split)
+            most, ideal = makespan(lengths, 2 * SMS, 1.5)
+            print(f"  {P:5} + 3 x {R}  {'parts' if split else 'whole'}  {len(lengths):5} blocks, longest {max(lengths):4}: "
+                  f"makespan {most:6.1f}, ideal {ideal:6.1f}, ratio {most / ideal:.2f}")
+            if split: worst = max(worst, most / ideal)
+    return worst
+
+# ---- the 8B step: a record of 1024 + 3 x 1024 rows, forward and backward, nothing recomputed
+V, D, I, L, H, G, d = 128256, 4096, 14336, 32, 32, 8, 128
+def table(P=1024, R=1024, ratio=1.0):
+    n, targets = P + 3 * R, 3 * R
+    pairs = P * (P + 1) / 2 + 3 * (R * P + R * (R + 1) / 2)
+    matmul = lambda flop: flop / (RATE * SHAPES)
+    stream = lambda size: size / (COPY * STREAM)
+    mma = lambda flop, share: flop / (2 * TENSOR * SMS * CLOCK * MMA_SYNC * share)
+    weights = (H + 2 * G) * d * D + H * d * D + 3 * D * I
+    logits = targets * V
+    rows = []
+    def row(name, seconds, flop=0, size=0): rows.append((name, seconds * 1e3, flop, size))
+    f = 2 * n * L * weights
+    row("layers' products, forward", matmul(f), f)
+    row("layers' products, dx", matmul(f), f)
+    row("layers' products, dW (and 8 bytes a gradient)", matmul(f) + stream(8 * L * weights) * 0.5, f, 8 * L * weights)
+    h = 2 * targets * D * V
+    row("head: logits, dx, dW", matmul(3 * h), 3 * h)
+    row("logprob and its backward (logits kept)", stream(4 * logits) + stream(6 * logits), 0, 10 * logits)
+    a = 4 * pairs * H * d * L
+    row("attention, forward", mma(a, ATTENTION["forward"]), a)
+    row("attention, dq", mma(1.5 * a, ATTENTION["dq"]), 1.5 * a)
+    row("attention, dk and dv", mma(2 * a, ATTENTION["dkv"]) * ratio, 2 * a)
+    row("attention, delta and sums of parts", stream(L * (4 * n * H * d + 3 * 4 * P * 4 * 2 * G * d)), 0)
+    row("rmsnorm, forward and backward, dw", stream(L * 2 * n * D * 2 * (2 + 4 + 2)), 0)
+    row("rope, three times", stream(L * 3 * 2 * n * (H + G) * d * 2), 0)
+    row("glu, forward and backward", stream(L * n * I * 2 * (3 + 6)), 0)
+    row("embed, gather and their backward", stream(n * D * (4 + 10) + targets * D * (4 + 6)), 0)
+    row("the host, in between", HOST)
+    total = sum(r[1] for r in rows)
+    model = 6 * n * L * weights + 3 * h + 3.5 * a
+    print(f"\n8B, one record of {P} + 3 x {R} rows, predicted:")
+    for name, ms, flop, size in rows:
+        print(f"  {name:48} {ms:8.2f} ms {100 * ms / total:5.1f} %" + (f"  {flop / ms * 1e-9:6.0f} TFLOP/s" if flop else ""))
+    share = model / (total * 1e-3) / RATE
+    print(f"  {'sum':48} {total:8.2f} ms         {model / total * 1e-9:6.0f} TFLOP/s: {100 * share:.1f} % of the products' rate")
+    parameters = L * weights + 2 * V * D
+    adamw = 28 * parameters / (COPY * STREAM) + 4 * parameters / (COPY * STREAM)
+    for records in (2, 16, 128):
+        step = records * total * 1e-3 + adamw
+        print(f"  a step of {records:3} records, with the optimizer's {adamw * 1e3:.0f} ms (float moments): {step:6.2f} s, "
+              f"{100 * records * model / step / RATE:.1f} %")
+    return share
+# Of mma.sync's rate, what the inner loops reach: instructions issued beside those that the tensor cores need. A warp's
+# m16n8k16 keeps its quarter of a multiprocessor's tensor cores busy for 2048 FMA / 256 = 8 cycles / MMA_SYNC.
+ATTENTION = {"forward": 0.60, "dq": 0.60, "dkv": 0.60}
+def issue(name, hmma, instructions):
+    busy = hmma * 8 / MMA_SYNC
+    ATTENTION[name] = min(1.0, busy / max(busy, instructions)) * 0.85    # assumed: 15 % lost to waits
+    print(f"  {name:8} {instructions:5} instructions for {hmma:4} HMMA: issue {instructions}, tensor cores {busy:.0f} "
+          f"cycles: {100 * ATTENTION[name]:.0f} % of mma.sync's rate")
