@@ -19,7 +19,7 @@
    At run time, by the features of a copy of the table: wrpo_backend be = *wrpo_backend_cuda(); be.features = ...;
        WRPO_FEATURE_CUBLAS       products by cuBLASLt, the default where it is linked; otherwise by mma.sync
        WRPO_FEATURE_WGMMA        products by wgmma and TMA, for compute capability 9.0 and code for sm_90a
-                                 (nvcc ... -gencode=arch=compute_90a,code=sm_90a); off until it has been measured
+                                 (nvcc ... -gencode=arch=compute_90a,code=sm_90a); off until it has run on a GPU
        WRPO_FEATURE_GRAPHS       repeated decoding steps are recorded and replayed (see graphs); on by default
    What cannot be done as asked is refused when the device is opened.
 
@@ -27,8 +27,9 @@
    do. Everything that needs inline PTX is in the first block, a line or two each, with a twin of the same name there.
 
    Each kernel has a card above it: what it computes (the op of wrpo.h's table that defines it), its threads, the bytes
-   that it moves and what bounds it, the order of its sums, legal sizes, speed. No speed has been measured yet: the
-   cards name lower bounds.                                                                                        */
+   that it moves and what bounds it, the order of its sums, legal sizes. Not measured: no kernel has run on a GPU yet.
+   All times in this file are predictions: bytes at 4.3 TB/s (what a device copy reaches on an H200), or FLOP at the
+   rate that stands beside them.                                                                                  */
 #ifdef __CUDACC__
 #include <cuda.h>
 #include <cuda_bf16.h>
@@ -364,7 +365,7 @@ bool may_launch(device *dev, const char *kernel, int number, size_t shared) {
 
 /* ---- embed, gather ----
    card    op: embed, gather. A block a row, eight numbers a thread. Bytes: the rows, read and written once;
-   memory-bound (6144 x 4096 bf16: 23 us at 4.3 TB/s). No sums. Any n, D. Speed: not measured. */
+   memory-bound (6144 x 4096 bf16: 23 us at 4.3 TB/s). No sums. Any n, D. */
 __global__ void gather_kernel(bf16 *y, const void *w, bool wide, const int32_t *index, int64_t D, float scale,
                               bool fast) {
     const int64_t r = blockIdx.x, from = (int64_t)index[r] * D;
@@ -376,7 +377,7 @@ __global__ void gather_kernel(bf16 *y, const void *w, bool wide, const int32_t *
     }
 }
 /* card    op: scatter. A block a row, eight numbers a thread; memory-bound (64 x 2048 bf16: no more than a launch). No
- * sums. Any sizes. Not measured. */
+ * sums. Any sizes. */
 __global__ void place_kernel(bf16 *y, int64_t ldy, const bf16 *x, int64_t ldx, const int32_t *index, int64_t D,
                              bool fast) {
     const int64_t r = blockIdx.x, to = index[r] * ldy;
@@ -386,7 +387,7 @@ __global__ void place_kernel(bf16 *y, int64_t ldy, const bf16 *x, int64_t ldx, c
 /* card    ops: embed_bwd (T float), gather_bwd (T bf16):  to[index[r]] += scale dy[r]. A block of 128 threads for a row
    r and 1024 columns; it works if no row before r has the same index, and then adds all rows that have it: dy and `to`
    are moved once (23 us as above), the indices are read n times from the cache. Sum: in order of r, in fp32, one
-   rounding at the end. Any n, D. Speed: not measured. */
+   rounding at the end. Any n, D. */
 template <class T>
 __global__ void scatter_kernel(T *to, const bf16 *dy, const int32_t *index, int64_t n, int64_t D, float scale,
                                bool fast) {
@@ -447,7 +448,7 @@ void scatter(void *d, void *y, int64_t ldy, const void *x, int64_t ldx, const in
 
 /* ---- bias, add ----
    card    ops: bias, add. A block a row (add: a block per 2048 numbers), eight numbers a thread; memory-bound. No sums.
-   Any sizes. Not measured. */
+   Any sizes. */
 __global__ void bias_kernel(bf16 *y, int64_t ldy, const float *b, int64_t D, bool fast) {
     bf16 *row = y + blockIdx.x * ldy;
     for (int64_t j = threadIdx.x * 8; j < D; j += blockDim.x * 8) {
@@ -482,7 +483,7 @@ void add(void *d, void *y, const void *x, int64_t count) {
 /* ---- dropout ----
    card    op: dropout. Grid (n, parts of a row). A thread takes the eight elements that share a block of random
    numbers, one by one, as a row may begin within a block. x in, y out; memory-bound without p, with p by Philox's ten
-   rounds a block. No sums; the mask is the CPU's. Any sizes. Not measured. */
+   rounds a block. No sums; the mask is the CPU's. Any sizes. */
 __device__ __forceinline__ uint4 philox(uint64_t seed, uint64_t stream, uint64_t counter) {    /* wrpo__random */
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
     uint4 v = make_uint4((uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)stream, (uint32_t)(stream >> 32));
@@ -586,7 +587,7 @@ void colsum(void *d, float *out, const void *w, wrpo_dtype w_type, int64_t rows,
 /* ---- rmsnorm ----
    card    op: rmsnorm. A warp a vector (D up to 1024, 8 warps a block) or a block of 256 threads a vector; eight
    numbers a thread and turn. Bytes: x twice (the second time from the cache), y once; memory-bound (6144 x 4096: 23
-   us). Sum of squares: eight by eight within a thread, then the group's order. Any n, heads, D. Not measured. */
+   us). Sum of squares: eight by eight within a thread, then the group's order. Any n, heads, D. */
 __global__ void rmsnorm_kernel(bf16 *y, int64_t ldy, float *rstd, const bf16 *x, int64_t ldx, const float *w,
                                int64_t vectors, int64_t heads, int64_t D, float eps, float plus, bool fast) {
     const int64_t i = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
@@ -610,7 +611,7 @@ __global__ void rmsnorm_kernel(bf16 *y, int64_t ldy, float *rstd, const bf16 *x,
 }
 /* card    op: rmsnorm_bwd, dx. Threads and order as above; dy, x and dres in, dx out (47 us). With g = dy (w + plus), c
    = mean(g x) rstd^2: dx = dres + rstd (g - c x). A thread reads what it will overwrite, so dx may be dy or dres. dw:
-   sum_columns, first. Not measured. */
+   sum_columns, first. */
 __global__ void rmsnorm_bwd_kernel(bf16 *dx, int64_t lddx, const bf16 *dy, int64_t lddy, const bf16 *dres,
                                    int64_t lddres, const bf16 *x, int64_t ldx, const float *w, const float *rstd,
                                    int64_t vectors, int64_t heads, int64_t D, float plus, bool fast) {
@@ -685,7 +686,7 @@ void rope(void *d, void *x, int64_t ldx, const float *table, int64_t n, int64_t 
 
 /* ---- glu ----
    card    ops: glu, glu_bwd. A block a row, eight numbers a thread and turn; gate and up in (and dh), h out (dgu, and h
-   if wanted): memory-bound (6144 x 14336: 123 us, backward 205). No sums. Any I. Not measured. */
+   if wanted): memory-bound (6144 x 14336: 123 us, backward 205). No sums. Any I. */
 __device__ __forceinline__ float activation(float g, bool gelu, float *slope) {
     if (!gelu) {
         const float s = 1 / (1 + expf(-g));
@@ -826,7 +827,7 @@ __device__ __forceinline__ void chunk_slow(bf16 *to, const void *p, int64_t i, i
    mma.sync m16n8k16. Bytes: each block reads (BM + BN) k numbers; tiles are numbered in columns of 8 so that neighbours
    share them in L2. Compute-bound; mma.sync reaches about 60 % of the tensor peak on sm_90 and nearly all of it on
    sm_80. Sum: along k in order, 16 at a time, in fp32; the same for both BM, so for every m. Tails of m, n and k are
-           predicated. Any sizes and strides. Not measured. */
+   predicated. Any sizes and strides. */
 struct matrix {
     const void *p;
     int64_t ld, rows, cols;
@@ -979,7 +980,7 @@ void gemm_own(device *dev, void *c, int64_t ldc, const matrix &a, const matrix &
    as zeros; stores are predicated. Bytes: each block reads (128 + 256) k numbers. Compute-bound: floor at the dense
    peak (989 TFLOP/s on H100). Sum: along k in order, 16 at a time, in fp32, the same for every row whatever m is; but
    up to 16 rows go to the kernel above, whose bits within a step the hardware does not promise to be these. Any m, n, k
-   otherwise, up to 2^31 - 257. Not measured, and never run on a GPU: the descriptors, tensor maps and barriers are
+   otherwise, up to 2^31 - 257. The descriptors, tensor maps and barriers are
    those of the PTX manual and the driver's, modelled by the emulator; whether setmaxnreg is granted, the memory order
    of mbarriers and the width of the pipeline are what only the hardware shows. */
 enum {
@@ -1066,7 +1067,7 @@ __global__ void __launch_bounds__(384, 1)
 }
 __global__ void sm90a_kernel(int *there) {
     *there = WRPO_SM90A;
-} /* card: one thread says whether the kernel above is in what runs. Not measured. */
+} /* card: one thread says whether the kernel above is in what runs. */
 template <int MM, class C>
 bool gemm_wgmma(device *dev, void *c, int64_t ldc, const matrix &a, const matrix &b, int64_t m, int64_t n, int64_t k,
                 bool add) {
@@ -1745,7 +1746,7 @@ void attention_bwd(void *d, const wrpo_attn *a, void *dq, void *dk, void *dv, co
 /* ---- sumsq ----
    card    op: sumsq. SUM_BLOCKS blocks take equal parts; a thread adds every 256th number of its block's part in
    double, lanes meet in a butterfly, warps in order; a second kernel, of one warp, adds the parts the same way. x once:
-   memory-bound (8B: 7.5 ms). Any count. Not measured. */
+   memory-bound (8B: 7.5 ms). Any count. */
 enum { SUM_BLOCKS = 1024 };
 __device__ __forceinline__ double warp_sum(double x) {
 #pragma unroll
@@ -1784,7 +1785,7 @@ void sumsq(void *d, double *out, const float *x, int64_t count) {
    card    op: adamw. A warp for a block of 256 numbers, eight a thread: moments and masters are unpacked into
    registers, stepped, packed. Every product, sum and root is rounded as on the CPU (its vector paths), so the bits are
    the CPU's. Weight, low half, gradient and moments in, all but the gradient out: memory-bound (8B: 49 ms with float
-   moments, 31 with bf16, 22 with 8 bits). The largest of a block by a butterfly. Any count. Not measured. */
+   moments, 31 with bf16, 22 with 8 bits). The largest of a block by a butterfly. Any count. */
 struct update { float keep, rate, b1, b2, beta2, correction2, eps, grad_scale; uint32_t seed_m, seed_v; };
 __device__ __forceinline__ uint32_t dice(uint32_t seed, int64_t i) { /* 32 bits: a hash of (seed, i) */
     uint32_t x = seed + (uint32_t)i * 0x9E3779B9u;
@@ -1913,7 +1914,7 @@ void adamw(void *d, void *w, uint16_t *low, void *m, void *v, const float *g, in
    different lengths, so exact shapes hardly come twice; recording each anew in order to update one graph
    (cudaGraphExecUpdate) calls the runtime once per kernel, as launching does, and then compares all nodes. And launches
    do not dominate there: 6144 rows of the 135M model, forward and backward, are about 1000 launches, 3 ms of a host
-   that runs ahead, beside 5 TFLOP, 12 ms at 400 TFLOP/s. None of this is measured. Whatever fails while recording (a
+   that runs ahead, beside 5 TFLOP, 12 ms at 400 TFLOP/s. Whatever fails while recording (a
    call that cannot be recorded, an error of an op, no memory for the graph) drops the record, and the ops are called
    plainly, now and from then on; what was wrong with an op is then noted as ever. Replacing an op of the table: its
    work has to be on this device's stream, else replay has to be NULL. */
