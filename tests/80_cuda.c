@@ -557,8 +557,8 @@ static void test_model_with(wrpo_ctx *cpu, wrpo_ctx *gpu, const char *what, cons
                 if (w->at < 0) continue;
                 const double size = norm_of(a.grads + w->at, NULL, wrpo__size(w)),
                              off = norm_of(b.grads + w->at, a.grads + w->at, wrpo__size(w)) / size;
-                CHECK(size > 0 && off < 0.05, "%s: gradient of %s is off by %.3g of its norm %.3g", what, w->name, off,
-                      size);
+                CHECK(size > 0 && off < (c->num_hidden_layers > 8 ? 0.08 : 0.05),
+                      "%s: gradient of %s is off by %.3g of its norm %.3g", what, w->name, off, size);
                 worst_grad = fmax(worst_grad, off);
             }
             if (first)
@@ -929,6 +929,15 @@ static void test_lt(wrpo_ctx *cpu) {
             CHECK(!memcmp(got, whole + (size_t)begins[i] * N * size, (size_t)counts[i] * N * size),
                   "cuBLASLt: layout %d: %lld rows alone have other bits", mm, (long long)counts[i]);
             free(got);
+        }
+        if (mm == WRPO_MM_NT_FLOAT) {                  /* parts of k that are added in bf16 are off by 2^-9 */
+            double off = 0, scale = 0;
+            for (int i = 0; i < 50 * N; i++) {
+                double sum = 0;
+                for (int q = 0; q < K; q++) sum += (double)a.host[i / N * K + q] * (double)b.host[i % N * K + q];
+                off = fmax(off, fabs((double)((float *)(void *)whole)[i] - sum)), scale = fmax(scale, fabs(sum));
+            }
+            CHECK(off <= 1e-5 * scale, "cuBLASLt: sums are not in fp32: off by %.2g of %.2g", off, scale);
         }
         if (EMULATED) CHECK(emu_asked == asked + 1, "layout %d: the heuristic was asked %lld times", mm,
                             (long long)(emu_asked - asked));

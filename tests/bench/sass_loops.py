@@ -27,8 +27,8 @@ def loops(code, labels):
 
 def main():
     nvdisasm = sys.argv[2] if len(sys.argv) > 2 else "nvdisasm"
-    print(f"{'kernel':34} {'all':>6} {'loop':>6} {'inner':>6} {'HMMA':>5} {'LDSM':>5} {'LDGSTS':>6} {'LDG':>4} {'MUFU':>5} {'FP32':>5} "
-          f"{'integer':>7} {'of HMMA':>8} {'integer of LDGSTS':>18}")
+    print(f"{'kernel':34} {'all':>6} {'loop':>6} {'inner':>6} {'HMMA':>5} {'LDSM':>5} {'LDGSTS':>6} {'LDG':>4} "
+          f"{'MUFU':>5} {'FP32':>5} {'integer':>7} {'of HMMA':>8} {'integer of LDGSTS':>18}")
     for name, code, labels in kernels(sys.argv[1], nvdisasm):
         short = re.search(r"(attention_[a-z_]*kernel)(?:ILi(\d+)E)?", name)
         if not short: continue
@@ -41,7 +41,7 @@ def main():
         fp32 = count({"FADD", "FMUL", "FFMA", "FMNMX", "FSEL", "FSETP", "F2FP", "FMNMX3"}, best)
         ldsm, ldg, mufu = count({"LDSM"}, best), count({"LDG"}, best), count({"MUFU"}, best)
         integer = len(best) - hmma - copies - fp32 - ldsm - ldg - mufu
-        print(f"{short.group(1) + '<' + (short.group(2) or '') + '>':34} {len(code):6} {len(best):6} {len(inner):6} {hmma:5} {ldsm:5} "
-              f"{copies:6} {ldg:4} {mufu:5} {fp32:5} {integer:7} {len(best) / hmma:8.1f} "
+        print(f"{short.group(1) + '<' + (short.group(2) or '') + '>':34} {len(code):6} {len(best):6} {len(inner):6} "
+              f"{hmma:5} {ldsm:5} {copies:6} {ldg:4} {mufu:5} {fp32:5} {integer:7} {len(best) / hmma:8.1f} "
               f"{integer / copies if copies else 0:18.1f}")
 main()
