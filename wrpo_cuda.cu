@@ -325,7 +325,7 @@ void say(const device *dev, wrpo_level level, const char *text) {
 void note(device *dev, cudaError_t e, const char *what) {
     if (e == cudaSuccess || dev->wrong) return;
     dev->wrong = true;
-    snprintf(dev->why, sizeof dev->why, "cuda: %s: %s", what, cudaGetErrorString(e));
+    snprintf(dev->why, sizeof dev->why, "%s: %s", what, cudaGetErrorString(e));
 }
 /* The device of an op. It is current as long as this lives. */
 struct entered {
@@ -349,7 +349,7 @@ bool may_launch(device *dev, const char *kernel, int number, size_t shared) {
     else snprintf(dev->launched, sizeof dev->launched, "%s", kernel);
     if (shared <= dev->shared_most) return true;
     if (!dev->wrong)
-        snprintf(dev->why, sizeof dev->why, "cuda: %s: want %zu bytes of shared memory for a block, found %zu on %s",
+        snprintf(dev->why, sizeof dev->why, "%s: want %zu bytes of shared memory for a block, found %zu on %s",
                  dev->launched, shared, dev->shared_most, dev->name);
     dev->wrong = true;
     return false;
@@ -1572,7 +1572,9 @@ struct crowd {
 /* How many tiles of lanes see the keys of j; how many blocks share these. Both follow from its own record. */
 __device__ int crowds(const wrpo_attn &a, const job &j) {
     int tiles = 0;
-    for (int64_t s = 0; s < a.n_segs; s++) tiles += crowd(a, j, 0, s).n;
+    for (int64_t s = threadIdx.x % 32; s < a.n_segs; s += 32) tiles += crowd(a, j, 0, s).n;
+#pragma unroll
+    for (int i = 16; i; i >>= 1) tiles += __shfl_xor_sync(ALL, tiles, i);
     return tiles;
 }
 __device__ __forceinline__ int parts_of(int tiles) { return max(1, min((int)PARTS, (tiles + PART - 1) / PART)); }
