@@ -943,6 +943,10 @@ static void test_lt(wrpo_ctx *cpu) {
                             (long long)(emu_asked - asked));
         free(whole);
     }
+    const int64_t asked = emu_asked;
+    be->gemm(lt->dev, WRPO_MM_NT, device(&t, ROWS * N * 2), N, a.dev, K, b.dev, K, WRPO_DTYPE_BF16, ROWS, N / 3, K, 0);
+    if (EMULATED) CHECK(emu_asked == asked + 1, "for another n the heuristic was asked %lld times",
+                        (long long)(emu_asked - asked));
     while (t.n_devs) be->release(t.d, t.devs[--t.n_devs]);
     while (t.n_hosts) free(t.hosts[--t.n_hosts]);
     const int64_t products = emu_lt_products;
