@@ -180,7 +180,7 @@ mutant "device: not restored" plain "device" 'the current device is 1 afterwards
     "s/~entered\(\) \{ if \(before >= 0\) cudaSetDevice\(before\); \}/~entered() {}/"
 mutant "device: an op that does not enter it" plain "device" 'invalid resource handle' \
     "$(line 'void rope(void *d' 'entered dev(d);')s/entered dev\(d\);/device *dev = (device *)d;/"
-mutant "device: shared memory is not checked" plain "device" 'more dynamic shared memory than allowed' \
+mutant "device: shared memory is not checked" plain "device" 'attention_kernel<128>: want 49152 bytes' \
     "s/if \(shared <= dev->shared_most\) return true;/return true;/"
 mutant "lt: an algorithm for each number of rows" plain "lt" 'rows alone have other bits' \
     "s/kind.few \? LT_FEW : LT_MANY\)/dev->n_choices + 1 > 0 ? dev->lt_rows : 0)/
