@@ -740,7 +740,8 @@ typedef struct wrpo_train_desc {
                                 records each, as the authors form it (sft: one mean over the batch's tokens). It
                                 saves no memory; 0 = 1 */
     int64_t max_steps;       /* 0 = by epochs */
-    int64_t micro_tokens;    /* rows computed at once, a longer record alone: memory against speed; 0 = 1024 */
+    int64_t micro_tokens;    /* rows computed at once, a longer record alone: memory against speed; 0 = 1024; on a
+                                GPU 8192 saves most of the traffic of gradients */
     int64_t recompute;       /* layers, from the first, whose activations the backward pass computes again: less
                                 memory, more time. -1 = all. 0: wrpo_trainer_open recomputes as few as
                                 memory_limit allows, the logits first; wrpo_trainer_new the logits alone, unless
@@ -817,7 +818,8 @@ WRPO_API const char *wrpo_sft_on_name(int i);
    What every op keeps, a replaced one as well (>>ops defines them):
      y and dx are written, dw (float: gradients) is added to; no op allocates, waits or exits
      an op gives the same bits again, with any number of threads; and a row of a product NT or NN or of attention
-     depends on that row's inputs only: a record has the same bits whatever is computed beside it
+     depends on that row's inputs only: a record has the same bits whatever is computed beside it (products by
+     cuBLASLt: as far as NVIDIA's library keeps to it; wrpo_cuda.cu says how it is asked to)
      pointers are the backend's memory, and overlap only where the op says so
      activations have act_bytes bytes an element (4 = float, 2 = bfloat16); a matrix of weights has its dtype beside it;
      vectors of weights, gradients and float * are float
@@ -919,12 +921,12 @@ struct wrpo_backend {
     /* gu [n, 2I] = gate | up:  h = silu(gate) up  (gelu: gelu_tanh). Backward writes dgu (may be gu); h if not NULL */
     void (*glu)(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu);
     void (*glu_bwd)(void *dev, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu);
-    /* logits float [n, V]:  lse[r] = log sum exp,  logp[r] = logits[r, target[r]] - lse[r]
+    /* logits float [n, ldl], V of a row; dlogits too:  lse[r] = log sum exp,  logp[r] = logits[r, target[r]] - lse[r]
        dlogits[r, v] = dlogp[r] ([v == target[r]] - exp(logits[r, v] - lse[r])); it may be logits if act_bytes is 4 */
-    void (*logprob)(void *dev, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n,
-        int64_t V, float softcap);
-    void (*logprob_bwd)(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse,
-        const float *dlogp, int64_t n, int64_t V, float softcap);
+    void (*logprob)(void *dev, float *logp, float *lse, const float *logits, int64_t ldl, const int32_t *target,
+        int64_t n, int64_t V, float softcap);
+    void (*logprob_bwd)(void *dev, void *dlogits, const float *logits, int64_t ldl, const int32_t *target,
+        const float *lse, const float *dlogp, int64_t n, int64_t V, float softcap);
     void (*sumsq)(void *dev, double *out, const float *x, int64_t count);  /* *out += sum x^2, in double */
     /* One AdamW step (Loshchilov & Hutter 2019) as torch.optim.AdamW computes it; g is read times grad_scale. low NULL:
        w is float. Otherwise w is bfloat16, the masters rounded, and low the rest: master = (w << 16) + (int16_t)low.
@@ -2807,15 +2809,15 @@ static void wrpo__plain_glu_bwd(void *dev, void *dgu, void *h, const void *dh, c
     }
 }
 
-/* ---- logprob: log-softmax of each row of logits[n,V] at its target, with x = softcap(logits) ----
+/* ---- logprob: log-softmax of each row of logits[n,ldl] at its target, with x = softcap(logits) ----
    lse = log sum exp(x)        logp = x[target] - lse
    dlogits[v] = dlogp ([v = target] - exp(x[v] - lse)) slope[v]
    dlogits may be logits. */
-static void wrpo__plain_logprob(void *dev, float *logp, float *lse, const float *logits, const int32_t *target,
-                                int64_t n, int64_t V, float softcap) {
+static void wrpo__plain_logprob(void *dev, float *logp, float *lse, const float *logits, int64_t ldl,
+                                const int32_t *target, int64_t n, int64_t V, float softcap) {
     (void)dev;
     for (int64_t r = 0; r < n; r++) {
-        const float *x = logits + r * V;
+        const float *x = logits + r * ldl;
         double slope, top = -INFINITY, sum = 0;
         for (int64_t v = 0; v < V; v++) top = fmax(top, x[v]);
         top = wrpo__softcap(top, softcap, &slope);
@@ -2825,14 +2827,15 @@ static void wrpo__plain_logprob(void *dev, float *logp, float *lse, const float 
         lse[r] = (float)log_sum;
     }
 }
-static void wrpo__plain_logprob_bwd(void *dev, void *dlogits, const float *logits, const int32_t *target,
-                                    const float *lse, const float *dlogp, int64_t n, int64_t V, float softcap) {
+static void wrpo__plain_logprob_bwd(void *dev, void *dlogits, const float *logits, int64_t ldl,
+                                    const int32_t *target, const float *lse, const float *dlogp, int64_t n, int64_t V,
+                                    float softcap) {
     (void)dev;
     for (int64_t r = 0; r < n; r++)
         for (int64_t v = 0; v < V; v++) {
             double slope;
-            const double p = exp(wrpo__softcap(logits[r * V + v], softcap, &slope) - lse[r]);
-            ((float *)dlogits)[r * V + v] = (float)(dlogp[r] * ((v == target[r]) - p) * slope);
+            const double p = exp(wrpo__softcap(logits[r * ldl + v], softcap, &slope) - lse[r]);
+            ((float *)dlogits)[r * ldl + v] = (float)(dlogp[r] * ((v == target[r]) - p) * slope);
         }
 }
 
@@ -3080,7 +3083,7 @@ static wrpo_model *wrpo__model_new(wrpo__arena *arena, const wrpo_config *config
     return model;
 }
 /* Elements [first, first + count) of a weight from floats: rounded to its dtype, unless there are masters. */
-enum { WRPO__HALVES = 8192 };        /* elements split at a time */
+enum { WRPO__HALVES = 1 << 15 };     /* elements split at a time */
 static void wrpo__weight_put(wrpo_model *model, const wrpo_weight *w, int64_t first, int64_t count, const float *src) {
     const wrpo_backend *be = model->ctx->desc.backend;
     void *dev = model->ctx->dev;
@@ -3229,6 +3232,8 @@ typedef struct wrpo__shape {         /* what there is room for */
     bool train;
     int64_t rank, drop;              /* columns of lora_t; of lora_x */
 } wrpo__shape;
+/* Of a row of logits: on a device rows are 16-byte aligned, also in bfloat16, whatever the vocabulary. */
+static int64_t wrpo__ldl(const wrpo_backend *be, int64_t V) { return be->host ? V : (V + 7) / 8 * 8; }
 static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s->chunk; }
 
 /* The tables of buffers, [n, columns] each. void: activations, of the backend's act_bytes an element. train, qk_norm,
@@ -3288,8 +3293,8 @@ typedef struct wrpo__run {
     wrpo__acts *layer;               /* [L + 1]; the last has only x, which enters the final norm */
     wrpo__acts scratch;              /* of all layers that store only x, and in inference of all */
     void *cache, *attn_scratch;      /* cache [L][shape.cache, 2Gd]: k | v */
-    void *hid, *dhid; float *logits; /* [span, D], [span, D], [span, V]; hid: y at the target rows */
-    void *dlogits;                   /* [chunk, V]; NULL where activations are float: it takes the place of logits */
+    void *hid, *dhid; float *logits; /* [span, D], [span, D], [span, ldl]; hid: y at the target rows */
+    void *dlogits;                   /* [chunk, ldl]; NULL where activations are float: it takes the place of logits */
     float *head_sum;                 /* [D] sum of the head's rows */
     bool logits_kept;                /* logits and target_lse are those of all targets */
     size_t bytes, head_bytes;        /* on the backend: of all, of hid to dlogits */
@@ -3338,9 +3343,9 @@ static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__sh
     r->head_sum = wrpo__take(b, 1, D, size_float);
     r->head_bytes = b->used;
     r->hid = wrpo__take(b, span, D, size_void);
-    r->logits = wrpo__take(b, span, V, size_float);
+    r->logits = wrpo__take(b, span, wrpo__ldl(be, V), size_float);
     r->dhid = wrpo__take(b, span, D * train, size_void);
-    r->dlogits = wrpo__take(b, s->chunk, size_void == size_float ? 0 : V * train, size_void);
+    r->dlogits = wrpo__take(b, s->chunk, size_void == size_float ? 0 : wrpo__ldl(be, V) * train, size_void);
     r->head_bytes = b->used - r->head_bytes;
     r->bytes = b->used;
 }
@@ -3793,7 +3798,7 @@ static int64_t wrpo__targets_at_once(const wrpo__run *r) {
     return any_shape && wrpo__logits_fit(r) ? WRPO__MAX(r->n_targets, 1) : r->shape.chunk;
 }
 static float *wrpo__logits_at(const wrpo__run *r, int64_t t) {         /* of target t and those after it */
-    return r->logits + (wrpo__logits_fit(r) ? t * r->model->config.vocab_size : 0);
+    return r->logits + (wrpo__logits_fit(r) ? t * wrpo__ldl(r->be, r->model->config.vocab_size) : 0);
 }
 /* Dividing its input by logits_scaling divides the logits. */
 static void wrpo__head_input(const wrpo__run *r, int64_t t, int64_t count) {   /* of targets [t, t + count) */
@@ -3805,13 +3810,14 @@ static void wrpo__logits(const wrpo__run *r, int64_t t, int64_t count) {
     const wrpo_weight *w = wrpo__head(r->model);
     const int64_t V = w->rows, D = w->cols;
     wrpo__head_input(r, t, count);
-    r->be->gemm(r->dev, WRPO_MM_NT_FLOAT, wrpo__logits_at(r, t), V, r->hid, D, w->data, D, w->dtype, count, V, D, 0);
+    r->be->gemm(r->dev, WRPO_MM_NT_FLOAT, wrpo__logits_at(r, t), wrpo__ldl(r->be, V), r->hid, D, w->data, D, w->dtype,
+                count, V, D, 0);
 }
 static void wrpo__log_probs(const wrpo__run *r, int64_t t, int64_t count) {
     const wrpo_config *c = &r->model->config;
     wrpo__logits(r, t, count);
-    r->be->logprob(r->dev, r->logp + t, r->target_lse + t, wrpo__logits_at(r, t), r->target_id + t, count,
-                   c->vocab_size, (float)c->final_logit_softcapping);
+    r->be->logprob(r->dev, r->logp + t, r->target_lse + t, wrpo__logits_at(r, t), wrpo__ldl(r->be, c->vocab_size),
+                   r->target_id + t, count, c->vocab_size, (float)c->final_logit_softcapping);
 }
 /* For a metric: the mean logit of every row, y (sum_v W_v) / V, is one product with the sum of the head's rows. It is
    NaN where logits are capped: their mean is no such product. The sum is made before each pass over records. */
@@ -3889,6 +3895,7 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
     const wrpo_config *c = &m->config;
     const wrpo_weight *head = wrpo__head(m), *embed = WRPO__W(m, embed_tokens, 0);
     const int64_t D = c->hidden_size, V = c->vocab_size, L = c->num_hidden_layers, chunk = r->shape.chunk;
+    const int64_t ldl = wrpo__ldl(be, V);
     const float cap = (float)c->final_logit_softcapping;
     float *d_head = wrpo__grad(grads, head), *d_embed = wrpo__grad(grads, embed);
     wrpo__drop_targets(r);
@@ -3900,12 +3907,12 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
         void *dlogits = r->dlogits ? r->dlogits : logits;
         if (r->logits_kept) wrpo__head_input(r, t, count);
         else wrpo__log_probs(r, t, count);
-        be->logprob_bwd(r->dev, dlogits, logits, r->target_id + t, r->target_lse + t, r->coef + t, count, V, cap);
-        be->gemm(r->dev, WRPO_MM_NN, r->dhid, D, dlogits, V, head->data, D, head->dtype, count, D, V, 0);
+        be->logprob_bwd(r->dev, dlogits, logits, ldl, r->target_id + t, r->target_lse + t, r->coef + t, count, V, cap);
+        be->gemm(r->dev, WRPO_MM_NN, r->dhid, D, dlogits, ldl, head->data, D, head->dtype, count, D, V, 0);
         if (c->logits_scaling > 0) wrpo__scale(r, r->dhid, r->dhid, count, 1 / c->logits_scaling);
         for (int64_t s = 0; s < count; s += chunk) {   /* summed chunk by chunk, whatever the step: the same bits */
             const int64_t some = WRPO__MIN(chunk, count - s);
-            if (d_head) be->gemm(r->dev, WRPO_MM_TN, d_head, D, wrpo__at(be, dlogits, s * V), V,
+            if (d_head) be->gemm(r->dev, WRPO_MM_TN, d_head, D, wrpo__at(be, dlogits, s * ldl), ldl,
                                  wrpo__at(be, r->hid, s * D), D, WRPO_DTYPE_F32, V, D, some, 1);
             be->gather_bwd(r->dev, r->dy, wrpo__at(be, r->dhid, s * D), r->target_row + t + s, some, D);
         }
@@ -10822,7 +10829,7 @@ typedef struct wrpo__generation {
     wrpo__draft **draws;  /* [rows] which sample draws from the run's target i */
     wrpo_sample *samples;  /* [n] of the prompt that is delivered */
     wrpo__text *answer;  /* for wrpo_answer: what all samples say; NULL: not wanted */
-    float *logits; wrpo__weighed *weights;  /* [chunk, V] on the host */
+    float *logits; wrpo__weighed *weights;  /* [chunk, ldl] on the host */
 } wrpo__generation;
 
 /* Settings: field, what 0 means, valid if (x is the value), wanted. */
@@ -11110,7 +11117,7 @@ static int32_t wrpo__next_token(const wrpo__generation *g, const wrpo__draft *d,
 static void wrpo__generate_step(wrpo__generation *g) {
     wrpo__run *r = g->run;
     wrpo_ctx *ctx = g->model->ctx;
-    const int64_t V = g->model->config.vocab_size;
+    const int64_t V = g->model->config.vocab_size, ldl = wrpo__ldl(r->be, V);
     wrpo__pack_step(g);
     /* Steps that only decode, one row a segment, have a key that comes back. What differs is in the backend's memory:
        packing has put it there. */
@@ -11120,13 +11127,13 @@ static void wrpo__generate_step(wrpo__generation *g) {
     for (int64_t t = 0; t < r->n_targets; t += r->shape.chunk) {
         const int64_t count = WRPO__MIN(r->shape.chunk, r->n_targets - t);
         if (t) wrpo__logits(r, t, count);
-        r->be->get(r->dev, g->logits, r->logits, (size_t)(count * V) * sizeof *g->logits);
+        r->be->get(r->dev, g->logits, r->logits, (size_t)(count * ldl) * sizeof *g->logits);
         wrpo__sync(ctx);
         WRPO__PARFOR((int)WRPO__MIN(ctx->desc.threads, count))
         for (int64_t i = 0; i < count; i++)
-            r->h_target_id[t + i] = wrpo__next_token(g, g->draws[t + i], g->logits + i * V, g->weights + i * V);
+            r->h_target_id[t + i] = wrpo__next_token(g, g->draws[t + i], g->logits + i * ldl, g->weights + i * V);
         r->be->put(r->dev, r->target_id + t, r->h_target_id + t, (size_t)count * sizeof *r->h_target_id);
-        r->be->logprob(r->dev, r->logp + t, r->target_lse + t, r->logits, r->target_id + t, count, V,
+        r->be->logprob(r->dev, r->logp + t, r->target_lse + t, r->logits, ldl, r->target_id + t, count, V,
                        (float)g->model->config.final_logit_softcapping);
     }
     r->be->get(r->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof *r->h_logp);
@@ -11186,7 +11193,7 @@ static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_
     if (count == 0) return;
     if (count <= d->batch / d->n) d->batch = count * d->n;
     const wrpo__shape shape = wrpo__generation_shape(g);
-    const size_t logits = (size_t)(shape.chunk * model->config.vocab_size);
+    const size_t logits = (size_t)(shape.chunk * wrpo__ldl(model->ctx->desc.backend, model->config.vocab_size));
     g->run = wrpo__run_new(arena, model, &shape);
     for (int64_t i = g->prompt_slots; i-- > 0;) stbds_arrput(g->free_prompts, i);
     for (int64_t i = d->batch; i-- > 0;) stbds_arrput(g->free_samples, i);
@@ -11251,7 +11258,10 @@ static void wrpo__hidden(wrpo_model *model, const int32_t *ids, int64_t count, f
     for (int64_t t = 0, n; t < r->n_targets; t += n) {
         n = WRPO__MIN(shape.chunk, r->n_targets - t);
         wrpo__logits(r, t, n);
-        r->be->get(r->dev, logits + t * V, wrpo__logits_at(r, t), (size_t)(n * V) * sizeof *logits);
+        const int64_t ldl = wrpo__ldl(r->be, V), rows = ldl == V ? n : 1;      /* at once */
+        for (int64_t i = 0; i < n; i += rows)
+            r->be->get(r->dev, logits + (t + i) * V, wrpo__logits_at(r, t) + i * ldl,
+                       (size_t)(rows * V) * sizeof *logits);
     }
     wrpo__sync(ctx);
     for (int64_t i = 0; logits && cap > 0 && i < count * V; i++) logits[i] = wrpo__capped(logits[i], cap);
@@ -14112,24 +14122,25 @@ static void wrpo__cpu_glu_bwd(void *dev, void *dgu, void *h, const void *dh, con
         cpu->kernel.glu_bwd((float *)dgu + r * 2 * I, h ? (float *)h + r * I : NULL, (const float *)dh + r * I,
                             (const float *)gu + r * 2 * I, I, gelu);
 }
-static void wrpo__cpu_logprob(void *dev, float *logp, float *lse, const float *logits, const int32_t *target,
-                              int64_t n, int64_t V, float softcap) {
+static void wrpo__cpu_logprob(void *dev, float *logp, float *lse, const float *logits, int64_t ldl,
+                              const int32_t *target, int64_t n, int64_t V, float softcap) {
     const wrpo__cpu *cpu = dev;
     WRPO__PARROWS(cpu, n, V)
     for (int64_t r = 0; r < n; r++) {
-        const float *x = logits + r * V;
+        const float *x = logits + r * ldl;
         const double log_sum = cpu->kernel.lse(x, V, softcap);
         double slope;
         logp[r] = (float)(wrpo__softcap((double)x[target[r]], (double)softcap, &slope) - log_sum);
         lse[r] = (float)log_sum;
     }
 }
-static void wrpo__cpu_logprob_bwd(void *dev, void *dlogits, const float *logits, const int32_t *target,
-                                  const float *lse, const float *dlogp, int64_t n, int64_t V, float softcap) {
+static void wrpo__cpu_logprob_bwd(void *dev, void *dlogits, const float *logits, int64_t ldl,
+                                  const int32_t *target, const float *lse, const float *dlogp, int64_t n, int64_t V,
+                                  float softcap) {
     const wrpo__cpu *cpu = dev;
     WRPO__PARROWS(cpu, n, V)
     for (int64_t r = 0; r < n; r++)
-        cpu->kernel.logprob_bwd((float *)dlogits + r * V, logits + r * V, target[r], lse[r], dlogp[r], V, softcap);
+        cpu->kernel.logprob_bwd((float *)dlogits + r * ldl, logits + r * ldl, target[r], lse[r], dlogp[r], V, softcap);
 }
 /* In at most 256 parts, whatever the number of threads. */
 static void wrpo__cpu_sumsq(void *dev, double *out, const float *x, int64_t count) {

@@ -4,15 +4,22 @@
            In a program of yours: compile this file too, and open a context with .backend = wrpo_backend_cuda().
 
    Activations and matrices are bf16, sums fp32; vectors (norm weights, biases), gradients and log-probs are fp32.
-   No kernel uses atomics. Every sum has one order, which the shapes fix, so results do not change from run to run.
-   The elements of a row (of this file's own products, of attention and norms) depend on that row's inputs only.
+   This file's own kernels use no atomics. Each of their sums has one order, which the shapes fix, so results do not
+   change from run to run. A row of their products, of attention and of norms depends on that row's inputs only.
+   Products by cuBLASLt are in NVIDIA's hands. What this file does for the same promises: it allows no algorithm that
+   splits k, and takes one algorithm for all row counts above LT_FEW (and one for those up to it) of the same n, k and
+   strides. Two passes over the same record, packed with other records, then multiply in the same order, so the first
+   loss of WRPO is ln 2; NVIDIA does not promise that an algorithm keeps its order, and up to LT_FEW rows (decoding) the
+   bits may be others than those of the same rows in a forward pass. Without WRPO_FEATURE_CUBLAS all of it is promised.
+   The device is the one that is current when the context is opened. Each op makes it current and then restores what
+   was, so a context may be used from any thread, one at a time.
 
    Options, defined for this file:
        WRPO_NO_CUBLAS            leaves cuBLASLt out: all products by the kernels below, nothing to link
    At run time, by the features of a copy of the table: wrpo_backend be = *wrpo_backend_cuda(); be.features = ...;
        WRPO_FEATURE_CUBLAS       products by cuBLASLt, the default where it is linked; otherwise by mma.sync
        WRPO_FEATURE_WGMMA        products by wgmma and TMA, for compute capability 9.0 and code for sm_90a
-                                 (nvcc ... -gencode=arch=compute_90a,code=sm_90a); off until it has been measured
+                                 (nvcc ... -gencode=arch=compute_90a,code=sm_90a); off until it has run on a GPU
        WRPO_FEATURE_GRAPHS       repeated decoding steps are recorded and replayed (see graphs); on by default
    What cannot be done as asked is refused when the device is opened.
 
@@ -20,8 +27,9 @@
    do. Everything that needs inline PTX is in the first block, a line or two each, with a twin of the same name there.
 
    Each kernel has a card above it: what it computes (the op of wrpo.h's table that defines it), its threads, the bytes
-   that it moves and what bounds it, the order of its sums, legal sizes, speed. No speed has been measured yet: the
-   cards name lower bounds.                                                                                        */
+   that it moves and what bounds it, the order of its sums, legal sizes. Not measured: no kernel has run on a GPU yet.
+   All times in this file are predictions: bytes at 4.3 TB/s (what a device copy reaches on an H200), or FLOP at the
+   rate that stands beside them.                                                                                  */
 #ifdef __CUDACC__
 #include <cuda.h>
 #include <cuda_bf16.h>
@@ -165,7 +173,6 @@ inline bool tensor_map_make(void *encoder, tensor_map *map, const void *p, int64
 #ifndef WRPO_CUDA_RUNTIME            /* set by a header that gives another compiler what is used of CUDA (-include) */
 #error "wrpo_cuda.cu: compile this file with nvcc"
 #endif
-#define WRPO_NO_CUBLAS
 #endif
 #include "wrpo.h"
 
@@ -278,18 +285,29 @@ bool on16(const void *p, int64_t ld, size_t size) { return (((uintptr_t)p | (uin
 int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* ---- the device ---- */
-enum { WORK_FLOATS = 1 << 22, LT_BYTES = 32 << 20, LT_KEPT = 512, GRAPHS_KEPT = 32, GRAPH_AFTER = 3 };
+enum { WORK_FLOATS = 1 << 22, GRAPHS_KEPT = 32, GRAPH_AFTER = 3 };
+enum { LT_BYTES = 32 << 20, LT_KEPT = 256, LT_FEW = 16, LT_MANY = 4096 };
+enum { SLOTS = 8, SLOT_BYTES = 1 << 20 };              /* of the ring of pinned memory that put and get go through */
 struct stretch {
     int64_t key[4], used, plain;
     cudaGraphExec_t graph;
 }; /* used: when, 0 = empty; plain: how often its ops were just called */
 struct device {
     wrpo_allocator memory;
+    wrpo_logger log;
+    int index;                                         /* of the device, in CUDA's order */
+    char name[64];
+    size_t shared_most;                                /* bytes of shared memory that a block can have */
     cudaStream_t stream;
-    cudaError_t error;                                 /* the first since the last sync */
-    const char *where;
+    bool wrong;                                        /* something failed since the last sync; why: */
+    char why[256];
+    char launched[48];                                 /* launched last */
     float *work;                                       /* WORK_FLOATS: parts of sums, valid within one op */
+    char *ring;                                        /* [SLOTS][SLOT_BYTES] pinned */
+    cudaEvent_t landed[SLOTS];                         /* what was last copied from or to a slot is there */
+    int slot;
     void *encoder; /* of tensor maps; not NULL: products by wgmma where TMA takes the operands */
+    int64_t products, fallbacks;                       /* meant for cuBLASLt or wgmma; of these by mma.sync */
     bool graphs, recording;
     int64_t clock;
     stretch stretches[GRAPHS_KEPT];
@@ -297,20 +315,57 @@ struct device {
     cublasLtHandle_t lt;
     void *lt_work;
     struct lt_choice *choices;                         /* [LT_KEPT] */
+    int n_choices;
 #endif
 };
-void note(device *dev, cudaError_t e, const char *where) {
-    if (e != cudaSuccess && dev->error == cudaSuccess) dev->error = e, dev->where = where;
+void say(const device *dev, wrpo_level level, const char *text) {
+    if (dev->log.fn) dev->log.fn(level, text, dev->log.user);
 }
-#define LAUNCH(kernel, grid, block, shared, ...) \
+/* The first error since the last sync is kept, as a sentence. */
+void note(device *dev, cudaError_t e, const char *what) {
+    if (e == cudaSuccess || dev->wrong) return;
+    dev->wrong = true;
+    snprintf(dev->why, sizeof dev->why, "%s: %s", what, cudaGetErrorString(e));
+}
+/* The device of an op. It is current as long as this lives. */
+struct entered {
+    device *dev;
+    int before = -1;                                   /* the one to restore */
+    explicit entered(void *d) : dev((device *)d) {
+        int now = dev->index;
+        note(dev, cudaGetDevice(&now), "cudaGetDevice");
+        if (now == dev->index) return;
+        before = now;
+        note(dev, cudaSetDevice(dev->index), "cudaSetDevice");
+    }
+    ~entered() { if (before >= 0) cudaSetDevice(before); }
+    entered(const entered &) = delete;
+    device *operator->() const { return dev; }
+    operator device *() const { return dev; }
+};
+/* Writes down which kernel comes next. False: the device has not the shared memory for it. */
+bool may_launch(device *dev, const char *kernel, int number, size_t shared) {
+    if (number) snprintf(dev->launched, sizeof dev->launched, "%s<%d>", kernel, number);
+    else snprintf(dev->launched, sizeof dev->launched, "%s", kernel);
+    if (shared <= dev->shared_most) return true;
+    if (!dev->wrong)
+        snprintf(dev->why, sizeof dev->why, "%s: want %zu bytes of shared memory for a block, found %zu on %s",
+                 dev->launched, shared, dev->shared_most, dev->name);
+    dev->wrong = true;
+    return false;
+}
+/* LAUNCH_AS: of a template; name and number (0: none) are what errors call it. */
+#define LAUNCH_AS(name, number, kernel, grid, block, shared, ...) \
     do { \
+        if (!may_launch(dev, name, number, shared)) break; \
         WRPO_LAUNCH(kernel, grid, block, shared, dev->stream, __VA_ARGS__); \
-        note(dev, cudaGetLastError(), #kernel); \
+        note(dev, cudaGetLastError(), dev->launched); \
     } while (0)
+#define LAUNCH(kernel, grid, block, shared, ...) LAUNCH_AS(#kernel, 0, kernel, grid, block, shared, __VA_ARGS__)
 
 /* ---- embed, gather ----
    card    op: embed, gather. A block a row, eight numbers a thread. Bytes: the rows, read and written once;
-   memory-bound (6144 x 4096 bf16: 23 us at 4.3 TB/s). No sums. Any n, D. Speed: not measured. */
+   memory-bound (6144 x 4096 bf16: 23 us at 4.3 TB/s). No sums. Any n, D. */
 __global__ void gather_kernel(bf16 *y, const void *w, bool wide, const int32_t *index, int64_t D, float scale,
                               bool fast) {
     const int64_t r = blockIdx.x, from = (int64_t)index[r] * D;
@@ -322,7 +377,7 @@ __global__ void gather_kernel(bf16 *y, const void *w, bool wide, const int32_t *
     }
 }
 /* card    op: scatter. A block a row, eight numbers a thread; memory-bound (64 x 2048 bf16: no more than a launch). No
- * sums. Any sizes. Not measured. */
+ * sums. Any sizes. */
 __global__ void place_kernel(bf16 *y, int64_t ldy, const bf16 *x, int64_t ldx, const int32_t *index, int64_t D,
                              bool fast) {
     const int64_t r = blockIdx.x, to = index[r] * ldy;
@@ -332,7 +387,7 @@ __global__ void place_kernel(bf16 *y, int64_t ldy, const bf16 *x, int64_t ldx, c
 /* card    ops: embed_bwd (T float), gather_bwd (T bf16):  to[index[r]] += scale dy[r]. A block of 128 threads for a row
    r and 1024 columns; it works if no row before r has the same index, and then adds all rows that have it: dy and `to`
    are moved once (23 us as above), the indices are read n times from the cache. Sum: in order of r, in fp32, one
-   rounding at the end. Any n, D. Speed: not measured. */
+   rounding at the end. Any n, D. */
 template <class T>
 __global__ void scatter_kernel(T *to, const bf16 *dy, const int32_t *index, int64_t n, int64_t D, float scale,
                                bool fast) {
@@ -364,7 +419,7 @@ __global__ void scatter_kernel(T *to, const bf16 *dy, const int32_t *index, int6
     store(to + id * D + j, v, D - j, fast);
 }
 void embed(void *d, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D, float scale) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n <= 0) return;
     const bool wide = w_type == WRPO_DTYPE_F32, fast = on16(y, D, 2) && on16(w, D, wide ? 4 : 2);
     LAUNCH(gather_kernel, (unsigned)n, row_threads(D), 0, (bf16 *)y, w, wide, ids, D, scale, fast);
@@ -373,19 +428,19 @@ void gather(void *d, void *y, const void *x, const int32_t *index, int64_t n, in
     embed(d, y, x, WRPO_DTYPE_BF16, index, n, D, 1);
 }
 void embed_bwd(void *d, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n <= 0) return;
-    LAUNCH(scatter_kernel<float>, dim3((unsigned)n, (unsigned)div_up(D, 1024)), 128, 0, dw, (const bf16 *)dy, ids, n, D,
-           scale, on16(dw, D, 4) && on16(dy, D, 2));
+    LAUNCH_AS("embed_bwd's scatter_kernel", 0, scatter_kernel<float>, dim3((unsigned)n, (unsigned)div_up(D, 1024)),
+              128, 0, dw, (const bf16 *)dy, ids, n, D, scale, on16(dw, D, 4) && on16(dy, D, 2));
 }
 void gather_bwd(void *d, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n <= 0) return;
-    LAUNCH(scatter_kernel<bf16>, dim3((unsigned)n, (unsigned)div_up(D, 1024)), 128, 0, (bf16 *)dx, (const bf16 *)dy,
-           index, n, D, 1.0f, on16(dx, D, 2) && on16(dy, D, 2));
+    LAUNCH_AS("gather_bwd's scatter_kernel", 0, scatter_kernel<bf16>, dim3((unsigned)n, (unsigned)div_up(D, 1024)),
+              128, 0, (bf16 *)dx, (const bf16 *)dy, index, n, D, 1.0f, on16(dx, D, 2) && on16(dy, D, 2));
 }
 void scatter(void *d, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index, int64_t n, int64_t D) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n <= 0) return;
     LAUNCH(place_kernel, (unsigned)n, row_threads(D), 0, (bf16 *)y, ldy, (const bf16 *)x, ldx, index, D,
            on16(y, ldy, 2) && on16(x, ldx, 2));
@@ -393,7 +448,7 @@ void scatter(void *d, void *y, int64_t ldy, const void *x, int64_t ldx, const in
 
 /* ---- bias, add ----
    card    ops: bias, add. A block a row (add: a block per 2048 numbers), eight numbers a thread; memory-bound. No sums.
-   Any sizes. Not measured. */
+   Any sizes. */
 __global__ void bias_kernel(bf16 *y, int64_t ldy, const float *b, int64_t D, bool fast) {
     bf16 *row = y + blockIdx.x * ldy;
     for (int64_t j = threadIdx.x * 8; j < D; j += blockDim.x * 8) {
@@ -414,12 +469,12 @@ __global__ void add_kernel(bf16 *y, const bf16 *x, int64_t count, bool fast) {
     store(y + j, v, count - j, fast);
 }
 void bias(void *d, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n <= 0) return;
     LAUNCH(bias_kernel, (unsigned)n, row_threads(D), 0, (bf16 *)y, ldy, b, D, on16(y, ldy, 2) && on16(b, 0, 4));
 }
 void add(void *d, void *y, const void *x, int64_t count) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (count <= 0) return;
     LAUNCH(add_kernel, (unsigned)div_up(count, 2048), 256, 0, (bf16 *)y, (const bf16 *)x, count,
            on16(y, 0, 2) && on16(x, 0, 2));
@@ -428,7 +483,7 @@ void add(void *d, void *y, const void *x, int64_t count) {
 /* ---- dropout ----
    card    op: dropout. Grid (n, parts of a row). A thread takes the eight elements that share a block of random
    numbers, one by one, as a row may begin within a block. x in, y out; memory-bound without p, with p by Philox's ten
-   rounds a block. No sums; the mask is the CPU's. Any sizes. Not measured. */
+   rounds a block. No sums; the mask is the CPU's. Any sizes. */
 __device__ __forceinline__ uint4 philox(uint64_t seed, uint64_t stream, uint64_t counter) {    /* wrpo__random */
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
     uint4 v = make_uint4((uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)stream, (uint32_t)(stream >> 32));
@@ -457,7 +512,7 @@ __global__ void dropout_kernel(bf16 *y, int64_t ldy, const bf16 *x, int64_t ldx,
     }
 }
 void dropout(void *d, void *y, int64_t ldy, const void *x, int64_t ldx, int64_t n, int64_t D, const wrpo_dropout *o) {
-    device *dev = (device *)d;
+    entered dev(d);
     const uint32_t bound = (uint32_t)((double)o->p * 65536 + 0.5);
     if (n <= 0 || D <= 0) return;
     LAUNCH(dropout_kernel, dim3((unsigned)n, (unsigned)div_up(D / 8 + 2, 128)), 128, 0, (bf16 *)y, ldy, (const bf16 *)x,
@@ -466,29 +521,41 @@ void dropout(void *d, void *y, int64_t ldy, const void *x, int64_t ldx, int64_t 
 
 /* ---- sums down the columns: bias_bwd, colsum, the weight's part of rmsnorm_bwd ----
    card    out[j] (= or +=) sum_i a[i][j], or sum_i a[i][j] x[i][j] rstd[i]. `vectors` rows of D numbers, `heads` of
-   them in each row of memory. A block of 32 columns by 8 rows takes `each` rows: thread (c, r) adds rows r, r + 8, ...,
-   then the 8 sums in order; a second kernel adds the blocks' sums in order. Both orders are fixed by the shapes. Bytes:
-   a (and x) once; memory-bound (6144 x 4096: 12 us, 23 with x). Any sizes. Not measured. */
+   them in each row of memory. A block of 256 columns by 8 rows takes `each` rows: thread (c, r) adds rows r, r + 8, ...
+   of eight columns, then the 8 sums in order; a second kernel adds the blocks' sums in order. Both orders are fixed by
+   the shapes. Bytes: a (and x) once; memory-bound (6144 x 4096: 12 us, 23 with x). Any sizes. */
 struct columns {
     const void *a; bool wide; int64_t lda;
     const bf16 *x; int64_t ldx; const float *rstd;     /* x NULL: a alone */
-    int64_t vectors, heads, D, each;
+    int64_t vectors; unsigned heads; int64_t D, each; bool fast;
 };
 __global__ void columns_kernel(float *part, columns c) {
-    WRPO_SHARED(float, sums, 256);
-    const int64_t j = (int64_t)blockIdx.x * 32 + threadIdx.x, first = blockIdx.y * c.each,
-                  end = min(c.vectors, first + c.each);
-    float sum = 0;
-    for (int64_t i = first + threadIdx.y; i < end && j < c.D; i += 8) {
-        const int64_t row = i / c.heads, col = i % c.heads * c.D + j;
-        const float a = weight(c.a, row * c.lda + col, c.wide);
-        sum += c.x ? a * c.rstd[i] * value(c.x[row * c.ldx + col]) : a;
+    WRPO_SHARED(float, sums, 8 * 256);
+    const int64_t j = (int64_t)blockIdx.x * 256 + threadIdx.x * 8, left = c.D - j;
+    const int64_t first = blockIdx.y * c.each, end = min(c.vectors, first + c.each);
+    eight sum = {};
+    for (int64_t i = first + threadIdx.y; i < end && left > 0; i += 8) {
+        const int64_t row = c.heads == 1 ? i : (int64_t)((uint32_t)i / c.heads), col = (i - row * c.heads) * c.D + j;
+        const int64_t at_a = row * c.lda + col;
+        const eight a = c.wide ? load((const float *)c.a + at_a, left, c.fast)
+                               : load((const bf16 *)c.a + at_a, left, c.fast);
+        if (!c.x) {
+#pragma unroll
+            for (int e = 0; e < 8; e++) sum.x[e] += a.x[e];
+            continue;
+        }
+        const eight x = load(c.x + row * c.ldx + col, left, c.fast);
+        const float scale = c.rstd[i];
+#pragma unroll
+        for (int e = 0; e < 8; e++) sum.x[e] += a.x[e] * scale * x.x[e];
     }
-    sums[threadIdx.y * 32 + threadIdx.x] = sum;
+#pragma unroll
+    for (int e = 0; e < 8; e++) sums[threadIdx.y * 256 + threadIdx.x * 8 + e] = sum.x[e];
     __syncthreads();
-    if (threadIdx.y || j >= c.D) return;
-    for (int r = 1; r < 8; r++) sum += sums[r * 32 + threadIdx.x];
-    part[blockIdx.y * c.D + j] = sum;
+    const int mine = threadIdx.y * 32 + threadIdx.x;
+    float all = sums[mine];
+    for (int r = 1; r < 8; r++) all += sums[r * 256 + mine];
+    if ((int64_t)blockIdx.x * 256 + mine < c.D) part[blockIdx.y * c.D + (int64_t)blockIdx.x * 256 + mine] = all;
 }
 __global__ void columns_end_kernel(float *out, const float *part, int64_t parts, int64_t D, float keep) {
     const int64_t j = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -498,26 +565,29 @@ __global__ void columns_end_kernel(float *out, const float *part, int64_t parts,
     out[j] = keep != 0 ? out[j] + sum : sum;
 }
 void sum_columns(device *dev, float *out, columns c, float keep) {
-    const int64_t wide = div_up(c.D, 32);
+    const int64_t wide = div_up(c.D, 256);
     int64_t parts = div_up(1024, wide);                /* about a thousand blocks, of 64 rows at least */
     if (parts > WORK_FLOATS / c.D) parts = WORK_FLOATS / c.D;
     if (parts > div_up(c.vectors, 64)) parts = div_up(c.vectors, 64);
     if (parts < 1) parts = 1;
     c.each = div_up(c.vectors, parts);
+    c.fast = on16(c.a, c.lda, c.wide ? 4 : 2) && on16(NULL, c.D, c.wide ? 4 : 2) &&
+             (!c.x || (on16(c.x, c.ldx, 2) && on16(NULL, c.D, 2)));
     LAUNCH(columns_kernel, dim3((unsigned)wide, (unsigned)parts), dim3(32, 8), 0, dev->work, c);
     LAUNCH(columns_end_kernel, (unsigned)div_up(c.D, 128), 128, 0, out, dev->work, parts, c.D, keep);
 }
 void bias_bwd(void *d, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) {
-    sum_columns((device *)d, db, columns{dy, false, lddy, nullptr, 0, nullptr, n, 1, D, 0}, 1);
+    sum_columns(entered(d), db, columns{dy, false, lddy, nullptr, 0, nullptr, n, 1, D, 0, false}, 1);
 }
 void colsum(void *d, float *out, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols) {
-    sum_columns((device *)d, out, columns{w, w_type == WRPO_DTYPE_F32, cols, nullptr, 0, nullptr, rows, 1, cols, 0}, 0);
+    const columns of_w = {w, w_type == WRPO_DTYPE_F32, cols, nullptr, 0, nullptr, rows, 1, cols, 0, false};
+    sum_columns(entered(d), out, of_w, 0);
 }
 
 /* ---- rmsnorm ----
    card    op: rmsnorm. A warp a vector (D up to 1024, 8 warps a block) or a block of 256 threads a vector; eight
    numbers a thread and turn. Bytes: x twice (the second time from the cache), y once; memory-bound (6144 x 4096: 23
-   us). Sum of squares: eight by eight within a thread, then the group's order. Any n, heads, D. Not measured. */
+   us). Sum of squares: eight by eight within a thread, then the group's order. Any n, heads, D. */
 __global__ void rmsnorm_kernel(bf16 *y, int64_t ldy, float *rstd, const bf16 *x, int64_t ldx, const float *w,
                                int64_t vectors, int64_t heads, int64_t D, float eps, float plus, bool fast) {
     const int64_t i = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
@@ -541,7 +611,7 @@ __global__ void rmsnorm_kernel(bf16 *y, int64_t ldy, float *rstd, const bf16 *x,
 }
 /* card    op: rmsnorm_bwd, dx. Threads and order as above; dy, x and dres in, dx out (47 us). With g = dy (w + plus), c
    = mean(g x) rstd^2: dx = dres + rstd (g - c x). A thread reads what it will overwrite, so dx may be dy or dres. dw:
-   sum_columns, first. Not measured. */
+   sum_columns, first. */
 __global__ void rmsnorm_bwd_kernel(bf16 *dx, int64_t lddx, const bf16 *dy, int64_t lddy, const bf16 *dres,
                                    int64_t lddres, const bf16 *x, int64_t ldx, const float *w, const float *rstd,
                                    int64_t vectors, int64_t heads, int64_t D, float plus, bool fast) {
@@ -568,7 +638,7 @@ dim3 norm_block(int64_t D) { return D <= 1024 ? dim3(32, 8) : dim3(256, 1); }
 unsigned norm_grid(int64_t D, int64_t vectors) { return (unsigned)div_up(vectors, D <= 1024 ? 8 : 1); }
 void rmsnorm(void *d, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w, int64_t n,
              int64_t heads, int64_t D, float eps, float plus) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n * heads <= 0) return;
     const bool fast = on16(x, ldx, 2) && on16(y, ldy, 2) && on16(w, D, 4) && on16(NULL, D, 2);
     LAUNCH(rmsnorm_kernel, norm_grid(D, n * heads), norm_block(D), 0, (bf16 *)y, ldy, rstd, (const bf16 *)x, ldx, w,
@@ -577,9 +647,10 @@ void rmsnorm(void *d, void *y, int64_t ldy, float *rstd, const void *x, int64_t 
 void rmsnorm_bwd(void *d, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres,
                  int64_t lddres, const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n,
                  int64_t heads, int64_t D, float plus) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n * heads <= 0) return;
-    if (dw) sum_columns(dev, dw, columns{dy, false, lddy, (const bf16 *)x, ldx, rstd, n * heads, heads, D, 0}, 1);
+    const columns of_dw = {dy, false, lddy, (const bf16 *)x, ldx, rstd, n * heads, (unsigned)heads, D, 0, false};
+    if (dw) sum_columns(dev, dw, of_dw, 1);
     const bool fast = on16(x, ldx, 2) && on16(dx, lddx, 2) && on16(dy, lddy, 2) && (!dres || on16(dres, lddres, 2)) &&
                       on16(w, D, 4) && on16(NULL, D, 2);
     LAUNCH(rmsnorm_bwd_kernel, norm_grid(D, n * heads), norm_block(D), 0, (bf16 *)dx, lddx, (const bf16 *)dy, lddy,
@@ -587,27 +658,35 @@ void rmsnorm_bwd(void *d, void *dx, int64_t lddx, float *dw, const void *dy, int
 }
 
 /* ---- rope ----
-   card    op: rope, in place. A block a row, a pair of numbers a thread and turn; x in and out, the table once:
-   memory-bound (6144 rows of 40 heads of 128: 29 us). No sums. Any even d. Not measured. */
-__global__ void rope_kernel(bf16 *x, int64_t ldx, const float *table, int64_t heads, int64_t d, float sign) {
-    const int half = (int)d / 2, pairs = (int)heads * half;
-    bf16 *row = x + blockIdx.x * ldx;
-    const float2 *turn = (const float2 *)table + (int64_t)blockIdx.x * half;
-    for (int i = threadIdx.x; i < pairs; i += blockDim.x) {
-        bf16 *p = row + i / half * d + i % half;
-        const float c = turn[i % half].x, s = sign * turn[i % half].y, x1 = value(p[0]), x2 = value(p[half]);
-        put(p, x1 * c - x2 * s), put(p + half, x2 * c + x1 * s);
+   card    op: rope, in place. A block a row, eight pairs of numbers a thread and turn; x in and out, the table once:
+   memory-bound (6144 rows of 40 heads of 128: 29 us). No sums. Any even d. */
+__global__ void rope_kernel(bf16 *x, int64_t ldx, const float *table, int heads, int d, float sign, bool fast) {
+    const int half = d / 2, pieces = (half + 7) / 8;
+    const float *turn = table + (int64_t)blockIdx.x * d;
+    for (int i = threadIdx.x; i < heads * pieces; i += blockDim.x) {
+        const int head = i / pieces, j = (i - head * pieces) * 8, left = half - j;
+        bf16 *p = x + blockIdx.x * ldx + (int64_t)head * d + j;
+        eight a = load(p, left, fast), b = load(p + half, left, fast);
+        const eight low = load(turn + 2 * j, 2 * left, fast), high = load(turn + 2 * j + 8, 2 * left - 8, fast);
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            const float *cs = e < 4 ? low.x + 2 * e : high.x + 2 * e - 8;
+            const float c = cs[0], s = sign * cs[1], x1 = a.x[e], x2 = b.x[e];
+            a.x[e] = x1 * c - x2 * s, b.x[e] = x2 * c + x1 * s;
+        }
+        store(p, a, left, fast), store(p + half, b, left, fast);
     }
 }
 void rope(void *d, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t dim, float sign) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n <= 0) return;
-    LAUNCH(rope_kernel, (unsigned)n, row_threads(heads * dim), 0, (bf16 *)x, ldx, table, heads, dim, sign);
+    LAUNCH(rope_kernel, (unsigned)n, row_threads(heads * dim / 2), 0, (bf16 *)x, ldx, table, (int)heads, (int)dim, sign,
+           dim % 16 == 0 && on16(x, ldx, 2) && on16(table, dim, 4));
 }
 
 /* ---- glu ----
    card    ops: glu, glu_bwd. A block a row, eight numbers a thread and turn; gate and up in (and dh), h out (dgu, and h
-   if wanted): memory-bound (6144 x 14336: 123 us, backward 205). No sums. Any I. Not measured. */
+   if wanted): memory-bound (6144 x 14336: 123 us, backward 205). No sums. Any I. */
 __device__ __forceinline__ float activation(float g, bool gelu, float *slope) {
     if (!gelu) {
         const float s = 1 / (1 + expf(-g));
@@ -648,13 +727,13 @@ __global__ void glu_bwd_kernel(bf16 *dgu, bf16 *h, const bf16 *dh, const bf16 *g
     }
 }
 void glu(void *d, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n <= 0) return;
     LAUNCH(glu_kernel, (unsigned)n, row_threads(I), 0, (bf16 *)h, (const bf16 *)gu, I, gelu,
            on16(h, I, 2) && on16(gu, 0, 2));
 }
 void glu_bwd(void *d, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n <= 0) return;
     const bool fast = on16(dgu, I, 2) && on16(h, 0, 2) && on16(dh, 0, 2) && on16(gu, 0, 2);
     LAUNCH(glu_bwd_kernel, (unsigned)n, row_threads(I), 0, (bf16 *)dgu, (bf16 *)h, (const bf16 *)dh, (const bf16 *)gu,
@@ -662,20 +741,28 @@ void glu_bwd(void *d, void *dgu, void *h, const void *dh, const void *gu, int64_
 }
 
 /* ---- logprob ----
-   card    op: logprob. A block of 256 threads a row; every thread keeps a running maximum and a sum that is rescaled
-   when the maximum grows, then the block's maximum and sum in the group's order. Logits once: memory-bound (1024 x
-   128256 floats: 122 us). Any V. Not measured. */
+   card    op: logprob. A block of 256 threads a row, eight logits a thread and turn; every thread keeps a running
+   maximum and a sum that is rescaled when the maximum grows, then the block's maximum and sum in the group's order.
+   Logits once: memory-bound (1024 x 128256 floats: floor 122 us). Any V and ldl. */
 __device__ __forceinline__ float capped(float x, float softcap) {
     return softcap > 0 && x >= -3.4e38f ? softcap * tanhf(x / softcap) : x;
 } /* -inf stays */
-__global__ void logprob_kernel(float *logp, float *lse, const float *logits, const int32_t *target, int64_t V,
-                               float softcap) {
-    const float *x = logits + blockIdx.x * V;
+__global__ void logprob_kernel(float *logp, float *lse, const float *logits, int64_t ldl, const int32_t *target,
+                               int64_t V, float softcap, bool fast) {
+    const float *x = logits + blockIdx.x * ldl;
     float most = -INFINITY, sum = 0;
-    for (int64_t j = threadIdx.x; j < V; j += blockDim.x) {
-        const float v = capped(x[j], softcap);
-        if (v > most) sum *= expf(most - v), most = v;
-        if (most > -INFINITY) sum += expf(v - most);
+    for (int64_t j = threadIdx.x * 8; j < V; j += blockDim.x * 8) {
+        eight v = load(x + j, V - j, fast);
+        float top = most;
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            v.x[e] = e < V - j ? capped(v.x[e], softcap) : -INFINITY;
+            top = fmaxf(top, v.x[e]);
+        }
+        if (top == -INFINITY) continue;
+        if (top > most) sum *= expf(most - top), most = top;
+#pragma unroll
+        for (int e = 0; e < 8; e++) sum += expf(v.x[e] - most);
     }
     const float top = group_max(most);
     sum = group_sum(most > -INFINITY ? sum * expf(most - top) : 0);
@@ -683,28 +770,34 @@ __global__ void logprob_kernel(float *logp, float *lse, const float *logits, con
     lse[blockIdx.x] = top + logf(sum);
     logp[blockIdx.x] = capped(x[target[blockIdx.x]], softcap) - top - logf(sum);
 }
-/* card    op: logprob_bwd. A block of 256 threads a row; logits once, dlogits once: memory-bound (1024 x 128256: 183
- * us). No sums. Any V. Not measured. */
-__global__ void logprob_bwd_kernel(bf16 *dlogits, const float *logits, const int32_t *target, const float *lse,
-                                   const float *dlogp, int64_t V, float softcap) {
-    const int64_t at = blockIdx.x * V, hit = target[blockIdx.x];
+/* card    op: logprob_bwd. A block of 256 threads a row, eight logits a thread and turn; logits once, dlogits once:
+ * memory-bound (1024 x 128256: floor 183 us). No sums. Any V and ldl. */
+__global__ void logprob_bwd_kernel(bf16 *dlogits, const float *logits, int64_t ldl, const int32_t *target,
+                                   const float *lse, const float *dlogp, int64_t V, float softcap, bool fast) {
+    const int64_t at = blockIdx.x * ldl, hit = target[blockIdx.x];
     const float top = lse[blockIdx.x], g = dlogp[blockIdx.x];
-    for (int64_t j = threadIdx.x; j < V; j += blockDim.x) {
-        const float v = capped(logits[at + j], softcap), t = softcap > 0 ? fmaxf(v / softcap, -1.0f) : 0;
-        put(dlogits + at + j, g * ((j == hit) - expf(v - top)) * (1 - t * t));
+    for (int64_t j = threadIdx.x * 8; j < V; j += blockDim.x * 8) {
+        eight v = load(logits + at + j, V - j, fast);
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            const float x = capped(v.x[e], softcap), t = softcap > 0 ? fmaxf(x / softcap, -1.0f) : 0;
+            v.x[e] = g * ((j + e == hit) - expf(x - top)) * (1 - t * t);
+        }
+        store(dlogits + at + j, v, V - j, fast);
     }
 }
-void logprob(void *d, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n, int64_t V,
-             float softcap) {
-    device *dev = (device *)d;
+void logprob(void *d, float *logp, float *lse, const float *logits, int64_t ldl, const int32_t *target, int64_t n,
+             int64_t V, float softcap) {
+    entered dev(d);
     if (n <= 0) return;
-    LAUNCH(logprob_kernel, (unsigned)n, 256, 0, logp, lse, logits, target, V, softcap);
+    LAUNCH(logprob_kernel, (unsigned)n, 256, 0, logp, lse, logits, ldl, target, V, softcap, on16(logits, ldl, 4));
 }
-void logprob_bwd(void *d, void *dlogits, const float *logits, const int32_t *target, const float *lse,
+void logprob_bwd(void *d, void *dlogits, const float *logits, int64_t ldl, const int32_t *target, const float *lse,
                  const float *dlogp, int64_t n, int64_t V, float softcap) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n <= 0) return;
-    LAUNCH(logprob_bwd_kernel, (unsigned)n, 256, 0, (bf16 *)dlogits, logits, target, lse, dlogp, V, softcap);
+    LAUNCH(logprob_bwd_kernel, (unsigned)n, 256, 0, (bf16 *)dlogits, logits, ldl, target, lse, dlogp, V, softcap,
+           on16(logits, ldl, 4) && on16(dlogits, ldl, 2));
 }
 
 /* ---- tiles in shared memory ----
@@ -734,7 +827,7 @@ __device__ __forceinline__ void chunk_slow(bf16 *to, const void *p, int64_t i, i
    mma.sync m16n8k16. Bytes: each block reads (BM + BN) k numbers; tiles are numbered in columns of 8 so that neighbours
    share them in L2. Compute-bound; mma.sync reaches about 60 % of the tensor peak on sm_90 and nearly all of it on
    sm_80. Sum: along k in order, 16 at a time, in fp32; the same for both BM, so for every m. Tails of m, n and k are
-           predicated. Any sizes and strides. Not measured. */
+   predicated. Any sizes and strides. */
 struct matrix {
     const void *p;
     int64_t ld, rows, cols;
@@ -872,8 +965,9 @@ template <int MM, int BM, class C>
 void gemm_own(device *dev, void *c, int64_t ldc, const matrix &a, const matrix &b, int64_t m, int64_t n, int64_t k,
               bool add) {
     auto kernel = gemm_kernel<MM, BM, C>;
-    LAUNCH(kernel, (unsigned)(div_up(m, BM) * div_up(n, gemm_shape<BM>::BN)), 128, gemm_shape<BM>::SHARED, (C *)c, ldc,
-           a, b, m, n, k, add, ((uintptr_t)c | (uintptr_t)ldc * sizeof(C)) % (2 * sizeof(C)) == 0);
+    LAUNCH_AS("gemm_kernel", BM, kernel, (unsigned)(div_up(m, BM) * div_up(n, gemm_shape<BM>::BN)), 128,
+              gemm_shape<BM>::SHARED, (C *)c, ldc, a, b, m, n, k, add,
+              ((uintptr_t)c | (uintptr_t)ldc * sizeof(C)) % (2 * sizeof(C)) == 0);
 }
 
 /* ---- gemm by wgmma and TMA (sm_90a) ----
@@ -886,7 +980,7 @@ void gemm_own(device *dev, void *c, int64_t ldc, const matrix &a, const matrix &
    as zeros; stores are predicated. Bytes: each block reads (128 + 256) k numbers. Compute-bound: floor at the dense
    peak (989 TFLOP/s on H100). Sum: along k in order, 16 at a time, in fp32, the same for every row whatever m is; but
    up to 16 rows go to the kernel above, whose bits within a step the hardware does not promise to be these. Any m, n, k
-   otherwise, up to 2^31 - 257. Not measured, and never run on a GPU: the descriptors, tensor maps and barriers are
+   otherwise, up to 2^31 - 257. The descriptors, tensor maps and barriers are
    those of the PTX manual and the driver's, modelled by the emulator; whether setmaxnreg is granted, the memory order
    of mbarriers and the width of the pipeline are what only the hardware shows. */
 enum {
@@ -973,7 +1067,7 @@ __global__ void __launch_bounds__(384, 1)
 }
 __global__ void sm90a_kernel(int *there) {
     *there = WRPO_SM90A;
-} /* card: one thread says whether the kernel above is in what runs. Not measured. */
+} /* card: one thread says whether the kernel above is in what runs. */
 template <int MM, class C>
 bool gemm_wgmma(device *dev, void *c, int64_t ldc, const matrix &a, const matrix &b, int64_t m, int64_t n, int64_t k,
                 bool add) {
@@ -983,85 +1077,121 @@ bool gemm_wgmma(device *dev, void *c, int64_t ldc, const matrix &a, const matrix
         !ptx::tensor_map_make(dev->encoder, &mb, b.p, b.ld, b.rows, b.cols,
                               MM == WRPO_MM_NT || MM == WRPO_MM_NT_FLOAT ? WGMMA_N : 64))
         return false;
-    LAUNCH(kernel, (unsigned)(div_up(m, WGMMA_M) * div_up(n, WGMMA_N)), 384, WGMMA_SHARED, (C *)c, ldc, ma, mb, m, n, k,
-           add, ((uintptr_t)c | (uintptr_t)ldc * sizeof(C)) % (2 * sizeof(C)) == 0);
+    LAUNCH_AS("wgmma_kernel", WGMMA_M, kernel, (unsigned)(div_up(m, WGMMA_M) * div_up(n, WGMMA_N)), 384, WGMMA_SHARED,
+              (C *)c, ldc, ma, mb, m, n, k, add, ((uintptr_t)c | (uintptr_t)ldc * sizeof(C)) % (2 * sizeof(C)) == 0);
     return true;
 }
 
 #ifndef WRPO_NO_CUBLAS
-/* cuBLASLt thinks in columns: c' = b' a' with the same memory. What its heuristic chooses for a shape is kept; the
- * whole shape is compared. */
-struct lt_shape { int64_t mm, m, n, k, lda, ldb, ldc, add; };
-struct lt_choice { lt_shape shape; bool known; cublasLtMatmulAlgo_t algo; };
-bool gemm_lt(device *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb,
-             int64_t m, int64_t n, int64_t k, bool add) {
-    const lt_shape shape = {mm, m, n, k, lda, ldb, ldc, add};
-    uint64_t hash = 1469598103934665603u;
-    for (size_t i = 0; i < sizeof shape / 8; i++)
-        hash = (hash ^ (uint64_t)((const int64_t *)&shape)[i]) * 1099511628211u, hash ^= hash >> 29;
-    lt_choice *choice = &dev->choices[hash % LT_KEPT];
-    const bool at = mm == WRPO_MM_TN, bt = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT;
-    const cublasOperation_t flip = CUBLAS_OP_T;
-    const float one = 1, beta = add ? 1 : 0;
-    const uint32_t aligned = 16;
-    const size_t bytes = LT_BYTES;
+/* cuBLASLt thinks in columns: c' = b' a' with the same memory. Its heuristic is asked once for each kind of product.
+   The number of rows (m; k of TN) is not part of the kind: all above LT_FEW have the algorithm for LT_MANY. */
+struct lt_kind { int64_t mm, n, k, lda, ldb, ldc, few; };
+struct lt_choice { lt_kind kind; cublasLtMatmulAlgo_t algo; };
+struct lt_call {                                       /* the descriptors of a product */
     cublasLtMatmulDesc_t op = NULL;
-    cublasLtMatrixLayout_t la = NULL, lb = NULL, lc = NULL;
-    cublasLtMatmulPreference_t want = NULL;
-    bool ok = !cublasLtMatmulDescCreate(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F) &&
-              !cublasLtMatrixLayoutCreate(&lb, CUDA_R_16BF, (uint64_t)(bt ? k : n), (uint64_t)(bt ? n : k), ldb) &&
-              !cublasLtMatrixLayoutCreate(&la, CUDA_R_16BF, (uint64_t)(at ? m : k), (uint64_t)(at ? k : m), lda) &&
-              !cublasLtMatrixLayoutCreate(&lc, mm == WRPO_MM_NT || mm == WRPO_MM_NN ? CUDA_R_16BF : CUDA_R_32F,
-                                          (uint64_t)n, (uint64_t)m, ldc);
-    if (ok && bt) ok = !cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSA, &flip, sizeof flip);
-    if (ok && at) ok = !cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSB, &flip, sizeof flip);
-    if (ok && !(choice->known && memcmp(&choice->shape, &shape, sizeof shape) == 0)) {
-        cublasLtMatmulHeuristicResult_t best;
-        int found = 0;
-        ok = !cublasLtMatmulPreferenceCreate(&want) &&
-             !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes,
-                                                   sizeof bytes) &&
-             !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &aligned,
-                                                   sizeof aligned) &&
-             !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &aligned,
-                                                   sizeof aligned) &&
-             !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &aligned,
-                                                   sizeof aligned) &&
-             !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &aligned,
-                                                   sizeof aligned) &&
-             !cublasLtMatmulAlgoGetHeuristic(dev->lt, op, lb, la, lc, lc, want, 1, &best, &found) && found > 0;
-        if (ok) choice->shape = shape, choice->algo = best.algo, choice->known = true;
-        if (want) cublasLtMatmulPreferenceDestroy(want);
+    cublasLtMatrixLayout_t a = NULL, b = NULL, c = NULL;
+    bool ok;
+    lt_call(const lt_kind &x, int64_t rows) {
+        const bool at = x.mm == WRPO_MM_TN, bt = x.mm == WRPO_MM_NT || x.mm == WRPO_MM_NT_FLOAT;
+        const int64_t m = at ? x.k : rows, n = x.n, k = at ? rows : x.k;
+        const cudaDataType_t to = x.mm == WRPO_MM_NT || x.mm == WRPO_MM_NN ? CUDA_R_16BF : CUDA_R_32F;
+        const cublasOperation_t flip = CUBLAS_OP_T;
+        auto layout = [](cublasLtMatrixLayout_t *l, cudaDataType_t type, int64_t down, int64_t across, int64_t ld) {
+            return !cublasLtMatrixLayoutCreate(l, type, (uint64_t)down, (uint64_t)across, ld);
+        };
+        ok = !cublasLtMatmulDescCreate(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F) &&
+             layout(&b, CUDA_R_16BF, bt ? k : n, bt ? n : k, x.ldb) &&
+             layout(&a, CUDA_R_16BF, at ? m : k, at ? k : m, x.lda) && layout(&c, to, n, m, x.ldc);
+        if (ok && bt) ok = !cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSA, &flip, sizeof flip);
+        if (ok && at) ok = !cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSB, &flip, sizeof flip);
     }
-    ok = ok && !cublasLtMatmul(dev->lt, op, &one, b, lb, a, la, &beta, c, lc, c, lc, &choice->algo, dev->lt_work,
-                               LT_BYTES, dev->stream);
-    if (lc) cublasLtMatrixLayoutDestroy(lc);
-    if (lb) cublasLtMatrixLayoutDestroy(lb);
-    if (la) cublasLtMatrixLayoutDestroy(la);
-    if (op) cublasLtMatmulDescDestroy(op);
+    ~lt_call() {
+        if (c) cublasLtMatrixLayoutDestroy(c);
+        if (b) cublasLtMatrixLayoutDestroy(b);
+        if (a) cublasLtMatrixLayoutDestroy(a);
+        if (op) cublasLtMatmulDescDestroy(op);
+    }
+    lt_call(const lt_call &) = delete;
+};
+bool lt_ask(device *dev, const lt_kind &kind, cublasLtMatmulAlgo_t *algo) {
+    const lt_call call(kind, kind.few ? LT_FEW : LT_MANY);
+    const size_t bytes = LT_BYTES;
+    const uint32_t aligned = 16, no_split = CUBLASLT_REDUCTION_SCHEME_NONE;    /* parts of k may be added in bf16 */
+    const cublasLtMatmulPreferenceAttributes_t ends[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    cublasLtMatmulPreference_t want = NULL;
+    cublasLtMatmulHeuristicResult_t best;
+    int found = 0;
+    bool ok = call.ok && !cublasLtMatmulPreferenceCreate(&want) &&
+              !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes,
+                                                    sizeof bytes) &&
+              !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &no_split,
+                                                    sizeof no_split);
+    for (int i = 0; i < 4 && ok; i++)
+        ok = !cublasLtMatmulPreferenceSetAttribute(want, ends[i], &aligned, sizeof aligned);
+    ok = ok && !cublasLtMatmulAlgoGetHeuristic(dev->lt, call.op, call.b, call.a, call.c, call.c, want, 1, &best,
+                                               &found) && found > 0;
+    if (ok) *algo = best.algo;
+    if (want) cublasLtMatmulPreferenceDestroy(want);
     return ok;
 }
+bool gemm_lt(device *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb,
+             int64_t m, int64_t n, int64_t k, bool add) {
+    const int64_t rows = mm == WRPO_MM_TN ? k : m;
+    const lt_kind kind = {mm, n, mm == WRPO_MM_TN ? m : k, lda, ldb, ldc, rows <= LT_FEW};
+    const float one = 1, beta = add ? 1 : 0;
+    int i = 0;
+    while (i < dev->n_choices && memcmp(&dev->choices[i].kind, &kind, sizeof kind) != 0) i++;
+    if (i == dev->n_choices) {
+        if (i == LT_KEPT) i = dev->n_choices = 0;      /* full: begins again, with the same answers */
+        if (!lt_ask(dev, kind, &dev->choices[i].algo)) return false;
+        dev->choices[i].kind = kind, dev->n_choices++;
+    }
+    const lt_call call(kind, rows);
+    return call.ok && !cublasLtMatmul(dev->lt, call.op, &one, b, call.b, a, call.a, &beta, c, call.c, c, call.c,
+                                      &dev->choices[i].algo, dev->lt_work, LT_BYTES, dev->stream);
+}
 #endif
+/* A product that was meant for cuBLASLt or wgmma and is made by mma.sync: counted; the first is said in the log. */
+void fall_back(device *dev, wrpo_mm mm, int64_t m, int64_t n, int64_t k, const char *why) {
+    static const char *const names[] = {"NT", "NT_FLOAT", "NN", "TN"};
+    char text[256];
+    if (dev->fallbacks++) return;
+    snprintf(text, sizeof text, "cuda: product %s %lld x %lld x %lld: by mma.sync, not %s: %s (said once)", names[mm],
+             (long long)m, (long long)n, (long long)k, dev->encoder ? "wgmma" : "cuBLASLt", why);
+    say(dev, WRPO_LOG_WARN, text);
+}
 /* One contract, three ways: cuBLASLt or wgmma, as the device was opened, where the operands are bf16 on 16 bytes, the
  * kernel of mma.sync for everything. */
 void gemm(void *d, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb,
           wrpo_dtype b_type, int64_t m, int64_t n, int64_t k, float beta) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (m <= 0 || n <= 0) return;
     const bool at = mm == WRPO_MM_TN, bt = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT, add = beta != 0,
                wide = !at && b_type == WRPO_DTYPE_F32;
     const matrix ma = {a, lda, at ? k : m, at ? m : k, on16(a, lda, 2), false},
                  mb = {b, ldb, bt ? n : k, bt ? k : n, !wide && on16(b, ldb, 2), wide};
+    const bool fast = ma.fast && mb.fast && k > 0;     /* float weights are for mma.sync, whatever is linked */
 #ifndef WRPO_NO_CUBLAS
-    if (dev->lt && k > 0 && ma.fast && mb.fast && on16(c, ldc, mm == WRPO_MM_NT || mm == WRPO_MM_NN ? 2 : 4)
-        && gemm_lt(dev, mm, c, ldc, a, lda, b, ldb, m, n, k, add)) return;
+    if (dev->lt && k > 0 && !wide) {
+        const bool all = fast && on16(c, ldc, mm == WRPO_MM_NT || mm == WRPO_MM_NN ? 2 : 4);
+        dev->products++;
+        if (all && gemm_lt(dev, mm, c, ldc, a, lda, b, ldb, m, n, k, add)) return;
+        fall_back(dev, mm, m, n, k, all ? "it refuses this shape" : "an operand is not on 16 bytes");
+    }
 #endif
-    if (dev->encoder && m > 16 && k > 0 && ma.fast && mb.fast && max(max(m, n), k) <= INT32_MAX - WGMMA_N &&
-        (mm == WRPO_MM_NT   ? gemm_wgmma<WRPO_MM_NT, bf16>(dev, c, ldc, ma, mb, m, n, k, add)
-         : mm == WRPO_MM_NN ? gemm_wgmma<WRPO_MM_NN, bf16>(dev, c, ldc, ma, mb, m, n, k, add)
-         : mm == WRPO_MM_TN ? gemm_wgmma<WRPO_MM_TN, float>(dev, c, ldc, ma, mb, m, n, k, add)
-                            : gemm_wgmma<WRPO_MM_NT, float>(dev, c, ldc, ma, mb, m, n, k, add)))
-        return;
+    if (dev->encoder && m > 16 && k > 0 && !wide) {
+        const bool small = max(max(m, n), k) <= INT32_MAX - WGMMA_N;
+        dev->products++;
+        if (fast && small &&
+            (mm == WRPO_MM_NT   ? gemm_wgmma<WRPO_MM_NT, bf16>(dev, c, ldc, ma, mb, m, n, k, add)
+             : mm == WRPO_MM_NN ? gemm_wgmma<WRPO_MM_NN, bf16>(dev, c, ldc, ma, mb, m, n, k, add)
+             : mm == WRPO_MM_TN ? gemm_wgmma<WRPO_MM_TN, float>(dev, c, ldc, ma, mb, m, n, k, add)
+                                : gemm_wgmma<WRPO_MM_NT, float>(dev, c, ldc, ma, mb, m, n, k, add)))
+            return;
+        fall_back(dev, mm, m, n, k, "TMA cannot take an operand");
+    }
     switch (mm) {
     case WRPO_MM_NT:
         m <= 16 ? gemm_own<WRPO_MM_NT, 16, bf16>(dev, c, ldc, ma, mb, m, n, k, add)
@@ -1088,9 +1218,97 @@ void gemm(void *d, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda,
    tanh(s scale / softcap). Softmax as in Dao et al. 2023: running maximum and sum per row, in fp32; p and ds are
    rounded to bf16 for the products. */
 const float LOG2E = 1.44269504f;
+struct attn_fast { bool rows, pairs; };                /* all operands: rows on 16 bytes, on 4 bytes */
+/* A tile of 64 rows in shared memory, for a block of THREADS threads. */
+template <int HD, int THREADS> struct tile {
+    enum { STRIPS = (HD + 63) / 64, NUMBERS = STRIPS * 4096, CHUNKS = HD / 8, AT_ONCE = THREADS / 8 };
+    bf16 *p;
+    __device__ tile(bf16 *first, int number) : p(first + number * NUMBERS) {}
+    /* Row r begins at x + place(r); rows from `count` on and columns from d on become 0. Eight threads copy a row. What
+       they copy is the same distance apart in every row, so they find it once. */
+    template <class F>
+    __device__ __forceinline__ void load(const bf16 *x, int count, int d, bool fast, F place) const {
+        const int first = threadIdx.x / 8, sub = threadIdx.x % 8;
+        if (!fast) {
+#pragma unroll 1
+            for (int i = threadIdx.x; i < 64 * CHUNKS; i += THREADS) {
+                const int r = i / CHUNKS, c = i % CHUNKS, left = r < count ? clamp8(d - c * 8) : 0;
+                chunk_slow(at<64>(p, r, c), x, place(min(r, count - 1)) + c * 8, left, false);
+            }
+            return;
+        }
+        bf16 *to = at<64>(p, first, sub);
+#pragma unroll
+        for (int u = 0; u < 64 / AT_ONCE; u++) {
+            const int r = first + u * AT_ONCE;
+            const bf16 *from = x + place(min(r, count - 1)) + sub * 8;
+#pragma unroll
+            for (int s = 0; s < STRIPS; s++)
+                if (s * 8 + sub < CHUNKS || HD % 64 == 0)
+                    ptx::cp_async16(to + u * AT_ONCE * 64 + s * 4096, from + s * 64,
+                                    r < count && s * 64 + sub * 8 < d ? 16 : 0);
+        }
+    }
+};
+/* s[16, 8 NB] = rows row.. of a times rows row_b.. of b, along HD */
+template <int HD, int NB, int THREADS>
+__device__ __forceinline__ void mma_abt(float (&s)[NB][4], tile<HD, THREADS> a, int row, tile<HD, THREADS> b,
+                                        int row_b) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int j = 0; j < NB; j++) s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0;
+#pragma unroll
+    for (int k = 0; k < HD / 16; k++) {
+        uint32_t fa[4];
+        ptx::ldmatrix_x4(fa, at<64>(a.p, row + lane % 16, k * 2 + lane / 16));
+#pragma unroll
+        for (int j = 0; j < NB / 2; j++) {
+            uint32_t f[4];
+            ptx::ldmatrix_x4(f, at<64>(b.p, row_b + j * 16 + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
+            const uint32_t f0[2] = {f[0], f[1]}, f1[2] = {f[2], f[3]};
+            ptx::mma_m16n8k16(s[2 * j], fa, f0), ptx::mma_m16n8k16(s[2 * j + 1], fa, f1);
+        }
+    }
+}
+/* o[16, 8 NO] += p[16, 8 NB] times rows row_b.. of b, its columns from chunk0 * 8 on; a product's registers are turned
+ * into an operand */
+template <int NB, int NO, int HD, int THREADS>
+__device__ __forceinline__ void mma_pb(float (&o)[NO][4], const float (&p)[NB][4], tile<HD, THREADS> b, int row_b,
+                                       int chunk0) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int k = 0; k < NB / 2; k++) {
+        const uint32_t f[4] = {pair(p[2 * k][0], p[2 * k][1]), pair(p[2 * k][2], p[2 * k][3]),
+                               pair(p[2 * k + 1][0], p[2 * k + 1][1]), pair(p[2 * k + 1][2], p[2 * k + 1][3])};
+#pragma unroll
+        for (int j = 0; j < NO / 2; j++) {
+            uint32_t t[4];
+            ptx::ldmatrix_x4_trans(t, at<64>(b.p, row_b + k * 16 + lane % 16, chunk0 + j * 2 + lane / 16));
+            const uint32_t t0[2] = {t[0], t[1]}, t1[2] = {t[2], t[3]};
+            ptx::mma_m16n8k16(o[2 * j], f, t0), ptx::mma_m16n8k16(o[2 * j + 1], f, t1);
+        }
+    }
+}
+/* A warp's rows of a product, times f0 and f1 (its two rows per thread), to memory: row i to x + place(i). */
+template <int NO, class T, class F>
+__device__ __forceinline__ void store_rows(T *x, const float (&o)[NO][4], int row, int count, int d, float f0, float f1,
+                                           bool fast, F place) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int i = row + h * 8 + threadIdx.x % 32 / 4;
+        if (i >= count) continue;
+        T *p = x + place(i);
+        const float f = h ? f1 : f0;
+#pragma unroll
+        for (int j = 0; j < NO; j++) {
+            const int col = j * 8 + threadIdx.x % 4 * 2;
+            store2(p + col, o[j][2 * h] * f, o[j][2 * h + 1] * f, d - col, false, fast);
+        }
+    }
+}
 struct job { wrpo_seg seg; int64_t index; int first, count; };    /* units [first, first + count) of segment `index` */
-/* Number i of the tiles of 64 units through all segments, `share` units a row, counted from the end, where the long
- * ones are. By each warp for itself. */
+/* Number i of the tiles of 64 units through all segments, `share` units a row, counted from the end. By each warp for
+ * itself. */
 __device__ bool find_job(const wrpo_attn &a, int64_t share, int64_t i, job *j) {
     const int lane = threadIdx.x % 32;
     for (int64_t base = a.n_segs - 1; base >= 0; base -= 32) {
@@ -1113,161 +1331,98 @@ __device__ bool find_job(const wrpo_attn &a, int64_t share, int64_t i, job *j) {
     }
     return false;
 }
-struct lanes { int64_t begin; int head0, share, first, count, position0; };
-__device__ __forceinline__ int64_t lane_row(const lanes &l, int i) { return l.begin + (l.first + i) / l.share; }
-__device__ __forceinline__ int lane_head(const lanes &l, int i) { return l.head0 + (l.first + i) % l.share; }
-__device__ __forceinline__ int lane_position(const lanes &l, int i) { return l.position0 + (l.first + i) / l.share; }
-__device__ __forceinline__ lanes lanes_of(const wrpo_attn &a, const wrpo_seg &s, int g, int first, int count) {
-    const int share = (int)(a.H / a.G),
-              position0 = (int)(s.prefix_end - s.prefix + (s.own_end - s.own) - (s.end - s.begin));
-    return lanes{s.begin, g * share, share, first, count, position0};
+struct lane_place { int64_t row; int head, position; };
+struct lanes {
+    int64_t begin;
+    int head0, share, first, count, position0;
+    __device__ lanes(const wrpo_attn &a, const wrpo_seg &s, int g, int first_, int count_)
+        : begin(s.begin), head0(g * (int)(a.H / a.G)), share((int)(a.H / a.G)), first(first_), count(count_),
+          position0((int)(s.prefix_end - s.prefix + (s.own_end - s.own) - (s.end - s.begin))) {}
+    __device__ __forceinline__ lane_place operator[](int i) const {
+        const int row = (first + i) / share;
+        return lane_place{begin + row, head0 + first + i - row * share, position0 + row};
+    }
+};
+/* The keys [from, to) of a tile that a query sees, given those that exist; position: of the tile's first. */
+struct span { int from, to; };
+__device__ __forceinline__ span keys_seen(int query, int position, int from, int to, int64_t window) {
+    const int before = query - position + 1, most = window > 0 ? (int)min(window, (int64_t)1 << 30) : 1 << 30;
+    return span{max(from, before - most), min(to, before)};
 }
 /* The key tiles that positions [low, high] see: n of them, first those of the prefix. */
-struct key_tiles { int64_t prefix, own; int shared, owned, p0, np, o0, n; };
 struct key_tile { int64_t row; int position, count; };
-__device__ __forceinline__ key_tiles keys_of(const wrpo_seg &s, int low, int high, int64_t window) {
-    key_tiles k;
-    k.prefix = s.prefix, k.own = s.own, k.shared = (int)(s.prefix_end - s.prefix), k.owned = (int)(s.own_end - s.own);
-    const int first =
-        window > 0 && low - window + 1 > 0 ? (int)(low - window + 1) : 0; /* the first key that anyone sees */
-    k.p0 = first / 64, k.np = first < k.shared ? (k.shared + 63) / 64 - k.p0 : 0;
-    k.o0 = first > k.shared ? (first - k.shared) / 64 : 0, k.n = k.np + (high - k.shared) / 64 + 1 - k.o0;
-    return k;
-}
-__device__ __forceinline__ key_tile tile_of(const key_tiles &k, int t) {
-    const bool own = t >= k.np;
-    const int from = (own ? k.o0 + t - k.np : k.p0 + t) * 64;
-    return key_tile{(own ? k.own : k.prefix) + from, (own ? k.shared : 0) + from,
-                    min(64, (own ? k.owned : k.shared) - from)};
-}
-template <int HD> struct attn_shape { enum { TILE = (HD + 63) / 64 * 4096 }; };      /* numbers of a tile */
-template <int HD, int THREADS>
-__device__ __forceinline__ void load_keys(bf16 *to, const bf16 *x, int64_t ld, const key_tile &t, int d, bool fast) {
-#pragma unroll 4
-    for (int i = threadIdx.x; i < 64 * HD / 8; i += THREADS) {
-        const int r = i / (HD / 8), c = i % (HD / 8), left = r < t.count ? clamp8(d - c * 8) : 0;
-        if (fast) chunk_fast(at<64>(to, r, c), x, (t.row + r) * ld + c * 8, left);
-        else chunk_slow(at<64>(to, r, c), x, (t.row + r) * ld + c * 8, left, false);
+struct key_tiles {
+    int64_t prefix, own;
+    int shared, owned, p0, np, o0, n;
+    __device__ key_tiles(const wrpo_seg &s, int low, int high, int64_t window)
+        : prefix(s.prefix), own(s.own), shared((int)(s.prefix_end - s.prefix)), owned((int)(s.own_end - s.own)) {
+        const int first = window > 0 && low - window + 1 > 0 ? (int)(low - window + 1) : 0;     /* that anyone sees */
+        p0 = first / 64, np = first < shared ? (shared + 63) / 64 - p0 : 0;
+        o0 = first > shared ? (first - shared) / 64 : 0, n = np + (high - shared) / 64 + 1 - o0;
     }
-}
-template <int HD, int THREADS>
-__device__ __forceinline__ void load_lanes(bf16 *to, const bf16 *x, int64_t ld, const lanes &l, int d, bool fast) {
-#pragma unroll 4
-    for (int i = threadIdx.x; i < 64 * HD / 8; i += THREADS) {
-        const int r = i / (HD / 8), c = i % (HD / 8), left = r < l.count ? clamp8(d - c * 8) : 0;
-        const int64_t from = left ? lane_row(l, r) * ld + (int64_t)lane_head(l, r) * d + c * 8 : 0;
-        if (fast) chunk_fast(at<64>(to, r, c), x, from, left);
-        else chunk_slow(at<64>(to, r, c), x, from, left, false);
+    __device__ __forceinline__ key_tile operator[](int t) const {
+        const bool of_own = t >= np;
+        const int from = (of_own ? o0 + t - np : p0 + t) * 64;
+        return key_tile{(of_own ? own : prefix) + from, (of_own ? shared : 0) + from,
+                        min(64, (of_own ? owned : shared) - from)};
     }
-}
-/* s[16, 8 NB] = rows row.. of a times rows row_b.. of b, along HD */
-template <int HD, int NB>
-__device__ __forceinline__ void mma_abt(float (&s)[NB][4], bf16 *a, int row, bf16 *b, int row_b) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int j = 0; j < NB; j++) s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0;
-#pragma unroll
-    for (int k = 0; k < HD / 16; k++) {
-        uint32_t fa[4];
-        ptx::ldmatrix_x4(fa, at<64>(a, row + lane % 16, k * 2 + lane / 16));
-#pragma unroll
-        for (int j = 0; j < NB / 2; j++) {
-            uint32_t f[4];
-            ptx::ldmatrix_x4(f, at<64>(b, row_b + j * 16 + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
-            const uint32_t f0[2] = {f[0], f[1]}, f1[2] = {f[2], f[3]};
-            ptx::mma_m16n8k16(s[2 * j], fa, f0), ptx::mma_m16n8k16(s[2 * j + 1], fa, f1);
-        }
-    }
-}
-/* o[16, 8 NO] += p[16, 8 NB] times rows row_b.. of b, its columns from chunk0 * 8 on; a product's registers are turned
- * into an operand */
-template <int NB, int NO>
-__device__ __forceinline__ void mma_pb(float (&o)[NO][4], const float (&p)[NB][4], bf16 *b, int row_b, int chunk0) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int k = 0; k < NB / 2; k++) {
-        const uint32_t f[4] = {pair(p[2 * k][0], p[2 * k][1]), pair(p[2 * k][2], p[2 * k][3]),
-                               pair(p[2 * k + 1][0], p[2 * k + 1][1]), pair(p[2 * k + 1][2], p[2 * k + 1][3])};
-#pragma unroll
-        for (int j = 0; j < NO / 2; j++) {
-            uint32_t t[4];
-            ptx::ldmatrix_x4_trans(t, at<64>(b, row_b + k * 16 + lane % 16, chunk0 + j * 2 + lane / 16));
-            const uint32_t t0[2] = {t[0], t[1]}, t1[2] = {t[2], t[3]};
-            ptx::mma_m16n8k16(o[2 * j], f, t0), ptx::mma_m16n8k16(o[2 * j + 1], f, t1);
-        }
-    }
-}
-/* a warp's rows of a lane tile, times f0 and f1 (its two rows per thread), to memory */
-template <int NO>
-__device__ __forceinline__ void store_lanes(bf16 *x, int64_t ld, const float (&o)[NO][4], const lanes &l, int row,
-                                            int d, const float *f, bool fast) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        const int i = row + h * 8 + threadIdx.x % 32 / 4;
-        if (i >= l.count) continue;
-        bf16 *p = x + lane_row(l, i) * ld + (int64_t)lane_head(l, i) * d;
-#pragma unroll
-        for (int j = 0; j < NO; j++) {
-            const int col = j * 8 + threadIdx.x % 4 * 2;
-            store2(p + col, o[j][2 * h] * f[h], o[j][2 * h + 1] * f[h], d - col, false, fast);
-        }
-    }
-}
-__device__ __forceinline__ bool sees(int query, int key, int64_t window) {
-    return key <= query && (window <= 0 || query - key < window);
-}
-struct attn_fast { bool rows, pairs; };                /* all operands: rows on 16 bytes, on 4 bytes */
+};
 
 /* card    op: attention. A block of 4 warps for 64 lanes of a segment and a key/value head; K and V tiles alternate
    through cp.async, one on its way while the other is used. Compute-bound: 4 d FLOP per lane and visible key (8B, 2048
    rows: 0.34 ms at 300 TFLOP/s); q, o once, k and v once per tile. Sum: keys in tiles of 64 in order, prefix first. Any
-   even d up to 256 (HD 32, 64, 96, 128, 256), any H / G, window, softcap. Not measured. */
+   even d up to 256 (HD 32, 64, 96, 128, 256), any H / G, window, softcap. */
 template <int HD>
 __global__ void __launch_bounds__(128)
     attention_kernel(wrpo_attn a, bf16 *o, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, attn_fast fast) {
-    enum { TILE = attn_shape<HD>::TILE, NO = HD / 8 };
-    WRPO_DYN_SHARED(bf16, sq);
-    bf16 *sk = sq + TILE, *sv = sk + TILE;
+    enum { NO = HD / 8 };
+    WRPO_DYN_SHARED(bf16, memory);
+    const tile<HD, 128> tq(memory, 0), tk(memory, 1), tv(memory, 2);
     job j;
     if (!find_job(a, a.H / a.G, blockIdx.x, &j)) return;
-    const int lane = threadIdx.x % 32, w = threadIdx.x / 32 * 16, d = (int)a.d, g = blockIdx.y;
-    const lanes l = lanes_of(a, j.seg, g, j.first, j.count);
-    const int low = lane_position(l, 0), high = lane_position(l, l.count - 1);
-    const key_tiles keys = keys_of(j.seg, low, high, a.window);
-    k += (int64_t)g * d, v += (int64_t)g * d;
-    key_tile t = tile_of(keys, 0);
-    load_lanes<HD, 128>(sq, q, a.ldq, l, d, fast.rows);
-    load_keys<HD, 128>(sk, k, a.ldkv, t, d, fast.rows);
+    const int in_warp = threadIdx.x % 32, w = threadIdx.x / 32 * 16, d = (int)a.d, g = blockIdx.y;
+    const lanes l(a, j.seg, g, j.first, j.count);
+    const int low = l[0].position, high = l[l.count - 1].position;
+    const key_tiles keys(j.seg, low, high, a.window);
+    key_tile t = keys[0];
+    auto load_keys = [&](const tile<HD, 128> &to, const bf16 *x, const key_tile &from) {
+        to.load(x + from.row * a.ldkv + (int64_t)g * d, from.count, d, fast.rows, [&](int r) { return r * a.ldkv; });
+    };
+    tq.load(q, l.count, d, fast.rows, [&](int r) { return l[r].row * a.ldq + (int64_t)l[r].head * d; });
+    load_keys(tk, k, t);
     ptx::cp_async_commit();
     const float c = (a.softcap > 0 ? a.softcap : a.scale) * LOG2E, inner = a.softcap > 0 ? a.scale / a.softcap : 1;
     float acc[NO][4] = {}, m[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     int position[2];
 #pragma unroll
-    for (int h = 0; h < 2; h++) position[h] = lane_position(l, min(w + lane / 4 + h * 8, l.count - 1));
+    for (int h = 0; h < 2; h++) position[h] = l[min(w + in_warp / 4 + h * 8, l.count - 1)].position;
     for (int i = 0; i < keys.n; i++) {
         const key_tile now = t;
-        load_keys<HD, 128>(sv, v, a.ldkv, now, d, fast.rows);
+        load_keys(tv, v, now);
         ptx::cp_async_commit();
         ptx::cp_async_wait<1>();
         __syncthreads();                               /* K is here */
         float s[8][4];
-        mma_abt<HD, 8>(s, sq, w, sk, 0);
+        mma_abt(s, tq, w, tk, 0);
         __syncthreads();                               /* and may go */
-        if (i + 1 < keys.n) t = tile_of(keys, i + 1), load_keys<HD, 128>(sk, k, a.ldkv, t, d, fast.rows);
+        if (i + 1 < keys.n) t = keys[i + 1], load_keys(tk, k, t);
         ptx::cp_async_commit();
         if (a.softcap > 0)
 #pragma unroll
             for (int n = 0; n < 8; n++)
 #pragma unroll
                 for (int e = 0; e < 4; e++) s[n][e] = tanhf(s[n][e] * inner);
-        if (now.count < 64 || now.position + 63 > low || (a.window > 0 && high - now.position >= a.window))
+        if (now.count < 64 || now.position + 63 > low || (a.window > 0 && high - now.position >= a.window)) {
+            const span seen[2] = {keys_seen(position[0], now.position, 0, now.count, a.window),
+                                  keys_seen(position[1], now.position, 0, now.count, a.window)};
 #pragma unroll
             for (int n = 0; n < 8; n++)
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
-                    const int key = n * 8 + lane % 4 * 2 + e % 2;
-                    if (key >= now.count || !sees(position[e / 2], now.position + key, a.window)) s[n][e] = -INFINITY;
+                    const int key = n * 8 + in_warp % 4 * 2 + e % 2;
+                    if (key < seen[e / 2].from || key >= seen[e / 2].to) s[n][e] = -INFINITY;
                 }
+        }
 #pragma unroll
         for (int h = 0; h < 2; h++) {                  /* a row is in four threads */
             float most = m[h], part = 0;
@@ -1287,32 +1442,37 @@ __global__ void __launch_bounds__(128)
         }
         ptx::cp_async_wait<1>();
         __syncthreads();                               /* V is here */
-        mma_pb<8, NO>(acc, s, sv, 0, 0);
+        mma_pb(acc, s, tv, 0, 0);
         __syncthreads();
     }
-    float f[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         sum[h] += __shfl_xor_sync(ALL, sum[h], 1);
         sum[h] += __shfl_xor_sync(ALL, sum[h], 2);
-        f[h] = 1 / sum[h];
-        const int i = w + lane / 4 + h * 8;
-        if (i < l.count && lane % 4 == 0) lse[lane_row(l, i) * a.H + lane_head(l, i)] = m[h] * c / LOG2E + logf(sum[h]);
+        const int i = w + in_warp / 4 + h * 8;
+        if (i < l.count && in_warp % 4 == 0) lse[l[i].row * a.H + l[i].head] = m[h] * c / LOG2E + logf(sum[h]);
     }
     ptx::cp_async_wait<0>();
-    store_lanes<NO>(o, a.ldo, acc, l, w, d, f, fast.pairs);
+    store_rows(o, acc, w, l.count, d, 1 / sum[0], 1 / sum[1], fast.pairs,
+               [&](int i) { return l[i].row * a.ldo + (int64_t)l[i].head * d; });
 }
-/* card    delta[r][h] = sum_i do o. A warp a row and head; memory-bound (6144 x 4096: 24 us). Sum: 32 apart in a lane,
- * then the butterfly. Not measured. */
-__global__ void delta_kernel(wrpo_attn a, float *delta, const bf16 *d_o, const bf16 *o) {
-    const int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 32, from = i / a.H * a.ldo + i % a.H * a.d;
-    if (i >= a.n * a.H) return;
-    float s = 0;
-    for (int64_t c = threadIdx.x % 32; c < a.d; c += 32) s += value(d_o[from + c]) * value(o[from + c]);
-    s = warp_sum(s);
-    if (threadIdx.x % 32 == 0) delta[i] = s;
+/* card    delta[r][h] = sum_i do o. A block a row, `width` threads a head, eight numbers a thread; memory-bound (6144 x
+ * 4096: 24 us). Sum: eight in a thread, then a butterfly of `width`, a power of two. */
+__global__ void delta_kernel(wrpo_attn a, float *delta, const bf16 *d_o, const bf16 *o, int width, bool fast) {
+    const int c = threadIdx.x % width * 8, d = (int)a.d;
+    for (int h = threadIdx.x / width; h - (int)(threadIdx.x / width) < a.H; h += blockDim.x / width) {
+        const int64_t from = blockIdx.x * a.ldo + (int64_t)h * d + c;
+        float s = 0;
+        if (h < a.H && c < d) {
+            const eight x = load(d_o + from, d - c, fast), y = load(o + from, d - c, fast);
+#pragma unroll
+            for (int e = 0; e < 8; e++) s += x.x[e] * y.x[e];
+        }
+        for (int i = width / 2; i; i >>= 1) s += __shfl_xor_sync(ALL, s, i);
+        if (c == 0 && h < a.H) delta[blockIdx.x * a.H + h] = s;
+    }
 }
-/* p and ds of a tile out of scores s and dp; z: 1 where p = 2^(s c - lse log2(e)) counts. */
+/* p and ds of a tile out of scores s and dp, where p = 2^(s c - lse log2(e)) counts. */
 __device__ __forceinline__ void weigh(float &s, float &dp, bool visible, float c, float inner, float softcap,
                                       float lse2, float delta) {
     float slope = 1;
@@ -1320,163 +1480,235 @@ __device__ __forceinline__ void weigh(float &s, float &dp, bool visible, float c
     s = visible ? exp2f(s * c - lse2) : 0;
     dp = s * (dp - delta) * slope;
 }
+/* Of the backward pass: two tiles stay, two come STAGES deep, so that the next are on their way; COLS columns of dk and
+ * dv a warp; at most PARTS blocks share a tile of keys, if there are PART tiles of lanes for each. */
+template <int HD> struct attn_shape {
+    enum { STAGES = HD == 256 ? 1 : 2, COLS = HD == 256 ? 128 : HD, THREADS = 128 * HD / COLS };
+    enum { SHARED = 3 * tile<HD, 128>::NUMBERS * 2, SHARED_BWD = (2 + 2 * STAGES) * tile<HD, 128>::NUMBERS * 2 };
+};
+enum { PARTS = 4, PART = 64 };
 /* card    op: attention_bwd, dq = scale sum_keys ds k. A block as in the forward pass; scores and dp are made again, 32
-   keys at a time to fit the registers. 6 d FLOP per lane and visible key. Order as there. Sizes as there. Not measured.
- */
+   keys at a time to fit the registers. 6 d FLOP per lane and visible key. Order as there. Sizes as there. */
 template <int HD>
 __global__ void __launch_bounds__(128)
     attention_dq_kernel(wrpo_attn a, bf16 *dq, const bf16 *d_o, const float *lse, const float *delta, const bf16 *q,
                         const bf16 *k, const bf16 *v, attn_fast fast) {
-    enum { TILE = attn_shape<HD>::TILE, NO = HD / 8 };
-    WRPO_DYN_SHARED(bf16, sq);
-    bf16 *sd = sq + TILE, *sk = sd + TILE, *sv = sk + TILE;
+    enum { STAGES = attn_shape<HD>::STAGES };
+    WRPO_DYN_SHARED(bf16, memory);
+    const tile<HD, 128> tq(memory, 0), td(memory, 1);
     job j;
     if (!find_job(a, a.H / a.G, blockIdx.x, &j)) return;
-    const int lane = threadIdx.x % 32, w = threadIdx.x / 32 * 16, d = (int)a.d, g = blockIdx.y;
-    const lanes l = lanes_of(a, j.seg, g, j.first, j.count);
-    const int low = lane_position(l, 0), high = lane_position(l, l.count - 1);
-    const key_tiles keys = keys_of(j.seg, low, high, a.window);
-    k += (int64_t)g * d, v += (int64_t)g * d;
-    load_lanes<HD, 128>(sq, q, a.ldq, l, d, fast.rows);
-    load_lanes<HD, 128>(sd, d_o, a.ldo, l, d, fast.rows);
+    const int in_warp = threadIdx.x % 32, w = threadIdx.x / 32 * 16, d = (int)a.d, g = blockIdx.y;
+    const lanes l(a, j.seg, g, j.first, j.count);
+    const key_tiles keys(j.seg, l[0].position, l[l.count - 1].position, a.window);
+    auto fetch = [&](int i) {
+        if (i < keys.n) {
+            const key_tile t = keys[i];
+            const int64_t from = t.row * a.ldkv + (int64_t)g * d;
+            auto place = [&](int r) { return r * a.ldkv; };
+            tile<HD, 128>(memory, 2 + i % STAGES * 2).load(k + from, t.count, d, fast.rows, place);
+            tile<HD, 128>(memory, 3 + i % STAGES * 2).load(v + from, t.count, d, fast.rows, place);
+        }
+        ptx::cp_async_commit();
+    };
+    tq.load(q, l.count, d, fast.rows, [&](int r) { return l[r].row * a.ldq + (int64_t)l[r].head * d; });
+    td.load(d_o, l.count, d, fast.rows, [&](int r) { return l[r].row * a.ldo + (int64_t)l[r].head * d; });
     const float c = (a.softcap > 0 ? a.softcap : a.scale) * LOG2E, inner = a.softcap > 0 ? a.scale / a.softcap : 1;
-    float acc[NO][4] = {}, lse2[2], dl[2];
+    float acc[HD / 8][4] = {}, lse2[2], dl[2];
     int position[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        const int i = min(w + lane / 4 + h * 8, l.count - 1);
-        const int64_t at = lane_row(l, i) * a.H + lane_head(l, i);
-        position[h] = lane_position(l, i), lse2[h] = lse[at] * LOG2E, dl[h] = delta[at];
+        const lane_place x = l[min(w + in_warp / 4 + h * 8, l.count - 1)];
+        position[h] = x.position, lse2[h] = lse[x.row * a.H + x.head] * LOG2E, dl[h] = delta[x.row * a.H + x.head];
     }
+    if (STAGES == 2) fetch(0);
     for (int i = 0; i < keys.n; i++) {
-        const key_tile t = tile_of(keys, i);
-        __syncthreads();                               /* the last tile is done with */
-        load_keys<HD, 128>(sk, k, a.ldkv, t, d, fast.rows);
-        load_keys<HD, 128>(sv, v, a.ldkv, t, d, fast.rows);
-        ptx::cp_async_commit();
+        if (STAGES == 1) { __syncthreads(); fetch(i); }
         ptx::cp_async_wait<0>();
-        __syncthreads();
+        __syncthreads();                               /* tile i is here, the last one done with */
+        if (STAGES == 2) fetch(i + 1);
+        const tile<HD, 128> tk(memory, 2 + i % STAGES * 2), tv(memory, 3 + i % STAGES * 2);
+        const key_tile t = keys[i];
+        const span seen[2] = {keys_seen(position[0], t.position, 0, t.count, a.window),
+                              keys_seen(position[1], t.position, 0, t.count, a.window)};
 #pragma unroll 1
         for (int c0 = 0; c0 < t.count; c0 += 32) {
             float s[4][4], ds[4][4];
-            mma_abt<HD, 4>(s, sq, w, sk, c0);
-            mma_abt<HD, 4>(ds, sd, w, sv, c0);
+            mma_abt(s, tq, w, tk, c0);
+            mma_abt(ds, td, w, tv, c0);
 #pragma unroll
             for (int n = 0; n < 4; n++)
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
-                    const int key = c0 + n * 8 + lane % 4 * 2 + e % 2;
-                    weigh(s[n][e], ds[n][e], key < t.count && sees(position[e / 2], t.position + key, a.window), c,
-                          inner, a.softcap, lse2[e / 2], dl[e / 2]);
+                    const int key = c0 + n * 8 + in_warp % 4 * 2 + e % 2;
+                    weigh(s[n][e], ds[n][e], key >= seen[e / 2].from && key < seen[e / 2].to, c, inner, a.softcap,
+                          lse2[e / 2], dl[e / 2]);
                 }
-            mma_pb<4, NO>(acc, ds, sk, c0, 0);
+            mma_pb(acc, ds, tk, c0, 0);
         }
     }
-    const float f[2] = {a.scale, a.scale};
-    store_lanes<NO>(dq, a.ldq, acc, l, w, d, f, fast.pairs);
+    store_rows(dq, acc, w, l.count, d, a.scale, a.scale, fast.pairs,
+               [&](int i) { return l[i].row * a.ldq + (int64_t)l[i].head * d; });
+}
+/* The lanes of segment s that see keys of the tile j: of key/value head g, cut into tiles; n of these, which see keys
+ * [from, to). position: of the tile's first key, as they count. */
+struct crowd {
+    lanes l;
+    int from, to, position, end, n;
+    __device__ crowd(const wrpo_attn &a, const job &j, int g, int64_t s) : l(a, a.segs[s], g, 0, 0) {
+        const wrpo_seg seg = a.segs[s];
+        const int64_t row0 = j.seg.begin + j.first;
+        const bool home = s == j.index;
+        from = home ? 0 : (int)(max(seg.prefix, row0) - row0);
+        to = home ? j.count : (int)(min(seg.prefix_end, row0 + j.count) - row0);
+        position = home ? (int)(seg.prefix_end - seg.prefix) + j.first : (int)(row0 - seg.prefix);
+        const int rows = (int)(seg.end - seg.begin), first = max(0, position + from - l.position0);
+        const int64_t last = a.window > 0 ? position + to - 1 + a.window - l.position0 : rows;
+        end = (int)min((int64_t)rows, last) * l.share;
+        l.first = first * l.share;
+        n = from < to && l.first < end ? (end - l.first + 63) / 64 : 0;
+    }
+};
+/* How many tiles of lanes see the keys of j; how many blocks share these. Both follow from its own record. */
+__device__ int crowds(const wrpo_attn &a, const job &j) {
+    int tiles = 0;
+    for (int64_t s = threadIdx.x % 32; s < a.n_segs; s += 32) tiles += crowd(a, j, 0, s).n;
+#pragma unroll
+    for (int i = 16; i; i >>= 1) tiles += __shfl_xor_sync(ALL, tiles, i);
+    return tiles;
+}
+__device__ __forceinline__ int parts_of(int tiles) { return max(1, min((int)PARTS, (tiles + PART - 1) / PART)); }
+__device__ __forceinline__ int64_t part_at(const wrpo_attn &a, int part, int64_t row, int g, int second) {
+    return (((part * a.n + row) * a.G + g) * 2 + second) * a.d;
 }
 /* card    op: attention_bwd, dk = scale sum_lanes ds q and dv = sum_lanes p do. A block of 4 warps (8 for HD 256: half
    of the columns each) owns 64 keys of a segment and a key/value head, and walks the lanes that see them: its own
-   segment's and those of every segment that has the keys as its prefix, in order of segments and lanes; so nothing is
-   added across blocks. 8 d FLOP per lane and visible key. Sizes as there. Not measured. */
-template <int HD, int COLS>
-__global__ void __launch_bounds__(128 * HD / COLS)
-    attention_dkv_kernel(wrpo_attn a, bf16 *dk, bf16 *dv, const bf16 *d_o, const float *lse, const float *delta,
-                         const bf16 *q, const bf16 *k, const bf16 *v, attn_fast fast) {
-    enum { TILE = attn_shape<HD>::TILE, NO = COLS / 8, THREADS = 128 * HD / COLS };
-    WRPO_DYN_SHARED(bf16, sk);
-    WRPO_SHARED(int, at_position, 64);
-    WRPO_SHARED(float, at_lse2, 64);
-    WRPO_SHARED(float, at_delta, 64);
-    bf16 *sv = sk + TILE, *sq = sv + TILE, *sd = sq + TILE;
+   segment's and those of every segment that has the keys as its prefix, in order of segments and lanes. A prompt's keys
+   are seen by all responses; its walk is cut into parts of equal length, whose sums, in fp32, the second kernel adds in
+   order. Blocks with much to do come first. 8 d FLOP per lane and visible key. Sizes as there. */
+template <int HD>
+__global__ void __launch_bounds__(attn_shape<HD>::THREADS)
+    attention_dkv_kernel(wrpo_attn a, bf16 *dk, bf16 *dv, float *sums, const bf16 *d_o, const float *lse,
+                         const float *delta, const bf16 *q, const bf16 *k, const bf16 *v, attn_fast fast) {
+    enum { STAGES = attn_shape<HD>::STAGES, THREADS = attn_shape<HD>::THREADS, NO = attn_shape<HD>::COLS / 8 };
+    typedef tile<HD, THREADS> tile_;
+    WRPO_DYN_SHARED(bf16, memory);
+    WRPO_SHARED(span, at_seen, 64 * STAGES);
+    WRPO_SHARED(float, at_lse2, 64 * STAGES);
+    WRPO_SHARED(float, at_delta, 64 * STAGES);
     job j;
-    if (!find_job(a, 1, blockIdx.x, &j)) return;
-    const int lane = threadIdx.x % 32, w = threadIdx.x / 32 % 4 * 16, chunk0 = threadIdx.x / 128 * NO, d = (int)a.d,
-              g = blockIdx.y;
-    const int64_t row0 = j.seg.begin + j.first;
-    const key_tile own = {row0, 0, j.count};
-    load_keys<HD, THREADS>(sk, k + (int64_t)g * d, a.ldkv, own, d, fast.rows);
-    load_keys<HD, THREADS>(sv, v + (int64_t)g * d, a.ldkv, own, d, fast.rows);
+    if (!find_job(a, 1, gridDim.y - 1 - blockIdx.y, &j)) return;
+    const int g = (int)(blockIdx.x % a.G), part = (int)(blockIdx.x / a.G);
+    const int tiles = crowds(a, j), parts = parts_of(tiles);
+    if (part >= parts) return;
+    const int first = tiles * part / parts, end = tiles * (part + 1) / parts;
+    const int in_warp = threadIdx.x % 32, w = threadIdx.x / 32 % 4 * 16, chunk0 = threadIdx.x / 128 * NO, d = (int)a.d;
+    const int64_t row0 = j.seg.begin + j.first, from = row0 * a.ldkv + (int64_t)g * d;
+    const tile_ tk(memory, 0), tv(memory, 1);
+    tk.load(k + from, j.count, d, fast.rows, [&](int r) { return r * a.ldkv; });
+    tv.load(v + from, j.count, d, fast.rows, [&](int r) { return r * a.ldkv; });
     const float c = (a.softcap > 0 ? a.softcap : a.scale) * LOG2E, inner = a.softcap > 0 ? a.scale / a.softcap : 1;
     float ak[NO][4] = {}, av[NO][4] = {};
-    for (int64_t s = 0; s < a.n_segs; s++) {
-        const wrpo_seg seg = a.segs[s];
-        const bool home = s == j.index;
-        const int from = home ? 0 : (int)(max(seg.prefix, row0) - row0),
-                  to = home ? j.count : (int)(min(seg.prefix_end, row0 + j.count) - row0);
-        if (from >= to) continue;
-        lanes l = lanes_of(a, seg, g, 0, 0);
-        const int position0 =
-            home ? (int)(seg.prefix_end - seg.prefix) + j.first : (int)(row0 - seg.prefix); /* of this tile's key 0 */
-        const int rows = (int)(seg.end - seg.begin), row_from = max(0, position0 + from - l.position0);
-        const int row_to = a.window > 0 ? (int)min((int64_t)rows, position0 + to - 1 + a.window - l.position0) : rows;
-        for (int i = row_from * l.share; i < row_to * l.share; i += 64) {
-            l.first = i, l.count = min(64, row_to * l.share - i);
-            __syncthreads();                           /* the last lanes are done with */
-            load_lanes<HD, THREADS>(sq, q, a.ldq, l, d, fast.rows);
-            load_lanes<HD, THREADS>(sd, d_o, a.ldo, l, d, fast.rows);
-            ptx::cp_async_commit();
+    int64_t s = 0;
+    crowd now(a, j, g, 0);
+    int before = 0;                                    /* tiles of the segments before s */
+    auto fetch = [&](int t) {
+        const int stage = t % STAGES * 64;
+        if (t < end) {
+            while (t >= before + now.n) before += now.n, now = crowd(a, j, g, ++s);
+            lanes l = now.l;
+            l.first += (t - before) * 64, l.count = min(64, now.end - l.first);
+            tile_(memory, 2 + t % STAGES * 2)
+                .load(q, l.count, d, fast.rows, [&](int r) { return l[r].row * a.ldq + (int64_t)l[r].head * d; });
+            tile_(memory, 3 + t % STAGES * 2)
+                .load(d_o, l.count, d, fast.rows, [&](int r) { return l[r].row * a.ldo + (int64_t)l[r].head * d; });
             if (threadIdx.x < 64) {
-                const int u = min((int)threadIdx.x, l.count - 1);
-                const int64_t at = lane_row(l, u) * a.H + lane_head(l, u);
-                const bool exists = (int)threadIdx.x < l.count; /* others have q = do = 0: p = 1, and adds nothing */
-                at_position[threadIdx.x] = lane_position(l, u);
-                at_lse2[threadIdx.x] = exists ? lse[at] * LOG2E : 0, at_delta[threadIdx.x] = exists ? delta[at] : 0;
+                const bool exists = (int)threadIdx.x < l.count;
+                const lane_place x = l[min((int)threadIdx.x, l.count - 1)];
+                at_seen[stage + threadIdx.x] =
+                    exists ? keys_seen(x.position, now.position, now.from, now.to, a.window) : span{0, 0};
+                at_lse2[stage + threadIdx.x] = exists ? lse[x.row * a.H + x.head] * LOG2E : 0;
+                at_delta[stage + threadIdx.x] = exists ? delta[x.row * a.H + x.head] : 0;
             }
-            ptx::cp_async_wait<0>();
-            __syncthreads();
+        }
+        ptx::cp_async_commit();
+    };
+    if (STAGES == 2) fetch(first);
+    for (int t = first; t < end; t++) {
+        if (STAGES == 1) { __syncthreads(); fetch(t); }
+        ptx::cp_async_wait<0>();
+        __syncthreads();                               /* lanes t are here, the last ones done with */
+        if (STAGES == 2) fetch(t + 1);
+        const tile_ tq(memory, 2 + t % STAGES * 2), td(memory, 3 + t % STAGES * 2);
+        const int stage = t % STAGES * 64;
 #pragma unroll 1
-            for (int c0 = 0; c0 < l.count; c0 += 32) {
-                float p[4][4], ds[4][4];
-                mma_abt<HD, 4>(p, sk, w, sq, c0);      /* rows are keys, columns lanes */
-                mma_abt<HD, 4>(ds, sv, w, sd, c0);
+        for (int c0 = 0; c0 < 64; c0 += 32) {
+            float p[4][4], ds[4][4];
+            mma_abt(p, tk, w, tq, c0);                 /* rows are keys, columns lanes */
+            mma_abt(ds, tv, w, td, c0);
 #pragma unroll
-                for (int n = 0; n < 4; n++)
+            for (int n = 0; n < 4; n++)
 #pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        const int col = c0 + n * 8 + lane % 4 * 2 + e % 2, key = w + lane / 4 + e / 2 * 8;
-                        weigh(p[n][e], ds[n][e],
-                              key >= from && key < to && sees(at_position[col], position0 + key, a.window), c, inner,
-                              a.softcap, at_lse2[col], at_delta[col]);
-                    }
-                mma_pb<4, NO>(av, p, sd, c0, chunk0);
-                mma_pb<4, NO>(ak, ds, sq, c0, chunk0);
-            }
+                for (int e = 0; e < 4; e++) {
+                    const int col = stage + c0 + n * 8 + in_warp % 4 * 2 + e % 2, key = w + in_warp / 4 + e / 2 * 8;
+                    const span seen = at_seen[col];
+                    weigh(p[n][e], ds[n][e], key >= seen.from && key < seen.to, c, inner, a.softcap, at_lse2[col],
+                          at_delta[col]);
+                }
+            mma_pb(av, p, td, c0, chunk0);
+            mma_pb(ak, ds, tq, c0, chunk0);
         }
     }
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        const int i = w + h * 8 + lane / 4;
-        if (i >= j.count) continue;
-        const int64_t at = (row0 + i) * a.ldkv + (int64_t)g * d;
-#pragma unroll
-        for (int n = 0; n < NO; n++) {
-            const int col = chunk0 * 8 + n * 8 + lane % 4 * 2;
-            store2(dk + at + col, ak[n][2 * h] * a.scale, ak[n][2 * h + 1] * a.scale, d - col, false, fast.pairs);
-            store2(dv + at + col, av[n][2 * h], av[n][2 * h + 1], d - col, false, fast.pairs);
+    const int column = chunk0 * 8;
+    auto place = [&](int i) { return i * a.ldkv + column; };
+    auto place_sums = [&](int i) { return i * a.G * 2 * d + column; };
+    if (parts == 1) {
+        store_rows(dk + from, ak, w, j.count, d - column, a.scale, a.scale, fast.pairs, place);
+        store_rows(dv + from, av, w, j.count, d - column, 1, 1, fast.pairs, place);
+    } else {
+        store_rows(sums + part_at(a, part, row0, g, 0), ak, w, j.count, d - column, a.scale, a.scale, true, place_sums);
+        store_rows(sums + part_at(a, part, row0, g, 1), av, w, j.count, d - column, 1, 1, true, place_sums);
+    }
+}
+/* card    the end of attention_bwd: dk and dv of keys whose lanes are in parts. A block a tile of keys and key/value
+   head, two numbers a thread and turn; memory-bound (8B, 1024 + 3 x 1024: 16 of 64 tiles, 38 MB, 9 us). Sum: the parts
+   in order. */
+__global__ void attention_dkv_end_kernel(wrpo_attn a, bf16 *dk, bf16 *dv, const float *sums, bool fast) {
+    job j;
+    if (!find_job(a, 1, gridDim.y - 1 - blockIdx.y, &j)) return;
+    const int g = blockIdx.x, parts = parts_of(crowds(a, j)), half = (int)a.d / 2;
+    for (int i = threadIdx.x; i < 2 * j.count * half && parts > 1; i += blockDim.x) {
+        const int r = i / half / 2, second = i / half % 2, col = i % half * 2;
+        const int64_t row = j.seg.begin + j.first + r;
+        float2 sum = make_float2(0, 0);
+        for (int part = 0; part < parts; part++) {
+            const float2 x = *(const float2 *)(sums + part_at(a, part, row, g, second) + col);
+            sum.x += x.x, sum.y += x.y;
         }
+        store2((second ? dv : dk) + row * a.ldkv + (int64_t)g * a.d + col, sum.x, sum.y, 2, false, fast);
     }
 }
 template <int HD>
 void attention_of(device *dev, const wrpo_attn &a, bf16 *o, float *lse, const bf16 *q, const bf16 *k, const bf16 *v,
                   attn_fast fast) {
     auto kernel = attention_kernel<HD>;
-    LAUNCH(kernel, dim3((unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), (unsigned)a.G), 128,
-           3 * attn_shape<HD>::TILE * 2, a, o, lse, q, k, v, fast);
+    const dim3 grid((unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), (unsigned)a.G);
+    LAUNCH_AS("attention_kernel", HD, kernel, grid, 128, attn_shape<HD>::SHARED, a, o, lse, q, k, v, fast);
 }
 template <int HD>
 void attention_bwd_of(device *dev, const wrpo_attn &a, bf16 *dq, bf16 *dk, bf16 *dv, const bf16 *d_o, const float *lse,
-                      const float *delta, const bf16 *q, const bf16 *k, const bf16 *v, attn_fast fast) {
-    enum { COLS = HD == 256 ? 128 : HD };
+                      const float *delta, const bf16 *q, const bf16 *k, const bf16 *v, float *sums, attn_fast fast) {
     auto kernel_q = attention_dq_kernel<HD>;
-    auto kernel_kv = attention_dkv_kernel<HD, COLS>;
-    LAUNCH(kernel_q, dim3((unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), (unsigned)a.G), 128,
-           4 * attn_shape<HD>::TILE * 2, a, dq, d_o, lse, delta, q, k, v, fast);
-    LAUNCH(kernel_kv, dim3((unsigned)(div_up(a.n, 64) + a.n_segs), (unsigned)a.G), 128 * HD / COLS,
-           4 * attn_shape<HD>::TILE * 2, a, dk, dv, d_o, lse, delta, q, k, v, fast);
+    auto kernel_kv = attention_dkv_kernel<HD>;
+    const unsigned tiles = (unsigned)(div_up(a.n, 64) + a.n_segs), G = (unsigned)a.G;
+    LAUNCH_AS("attention_dq_kernel", HD, kernel_q, dim3((unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), G), 128,
+              attn_shape<HD>::SHARED_BWD, a, dq, d_o, lse, delta, q, k, v, fast);
+    LAUNCH_AS("attention_dkv_kernel", HD, kernel_kv, dim3(G * PARTS, tiles), attn_shape<HD>::THREADS,
+              attn_shape<HD>::SHARED_BWD, a, dk, dv, sums, d_o, lse, delta, q, k, v, fast);
+    LAUNCH(attention_dkv_end_kernel, dim3(G, tiles), 256, 0, a, dk, dv, sums, fast.pairs);
 }
 bool attention_legal(device *dev, const wrpo_attn *a) {
-    if (a->d > 256 || a->d % 2) note(dev, cudaErrorInvalidValue, "attention: head_dim has to be even and at most 256");
+    if (a->d > 256 || a->d % 2) note(dev, cudaErrorInvalidValue, "attention: want an even head_dim of at most 256");
     return a->d <= 256 && a->d % 2 == 0 && a->n > 0 && a->n_segs > 0;
 }
 #define BY_HEAD_DIM(d, F, ...) \
@@ -1486,32 +1718,37 @@ bool attention_legal(device *dev, const wrpo_attn *a) {
      : (d) <= 128 ? F<128>(__VA_ARGS__) \
                   : F<256>(__VA_ARGS__))
 void attention(void *d, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k, const void *v) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (!attention_legal(dev, a)) return;
     const attn_fast fast = {a->d % 8 == 0 && on16(q, a->ldq, 2) && on16(k, a->ldkv, 2) && on16(v, 0, 2),
                             ((uintptr_t)o | (uintptr_t)a->ldo * 2) % 4 == 0};
     BY_HEAD_DIM(a->d, attention_of, dev, *a, (bf16 *)o, lse, (const bf16 *)q, (const bf16 *)k, (const bf16 *)v, fast);
 }
-size_t attention_scratch(void *, int64_t n, int64_t H, int64_t, int64_t) {
-    return (size_t)(n * H) * sizeof(float);
-} /* delta */
+size_t deltas(int64_t n, int64_t H) { return (size_t)(n * H + 3) / 4 * 4; }
+size_t attention_scratch(void *, int64_t n, int64_t H, int64_t G, int64_t d) { /* delta, and sums of dk and dv */
+    return (deltas(n, H) + (size_t)(PARTS * n * G * 2 * d)) * sizeof(float);
+}
 void attention_bwd(void *d, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o,
                    const float *lse, const void *q, const void *k, const void *v, void *scratch) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (!attention_legal(dev, a)) return;
+    const bool of_o = a->d % 8 == 0 && on16(d_o, a->ldo, 2);
     const attn_fast fast = {
-        a->d % 8 == 0 && on16(q, a->ldq, 2) && on16(k, a->ldkv, 2) && on16(v, 0, 2) && on16(d_o, a->ldo, 2),
+        of_o && on16(q, a->ldq, 2) && on16(k, a->ldkv, 2) && on16(v, 0, 2),
         ((uintptr_t)dq | (uintptr_t)dk | (uintptr_t)dv | (uintptr_t)a->ldq * 2 | (uintptr_t)a->ldkv * 2) % 4 == 0};
-    LAUNCH(delta_kernel, (unsigned)div_up(a->n * a->H, 8), 256, 0, *a, (float *)scratch, (const bf16 *)d_o,
-           (const bf16 *)o);
-    BY_HEAD_DIM(a->d, attention_bwd_of, dev, *a, (bf16 *)dq, (bf16 *)dk, (bf16 *)dv, (const bf16 *)d_o, lse,
-                (const float *)scratch, (const bf16 *)q, (const bf16 *)k, (const bf16 *)v, fast);
+    float *delta = (float *)scratch;
+    int width = 1;
+    while (width * 8 < a->d) width *= 2;
+    LAUNCH(delta_kernel, (unsigned)a->n, 256, 0, *a, delta, (const bf16 *)d_o, (const bf16 *)o, width,
+           of_o && on16(o, 0, 2));
+    BY_HEAD_DIM(a->d, attention_bwd_of, dev, *a, (bf16 *)dq, (bf16 *)dk, (bf16 *)dv, (const bf16 *)d_o, lse, delta,
+                (const bf16 *)q, (const bf16 *)k, (const bf16 *)v, delta + deltas(a->n, a->H), fast);
 }
 
 /* ---- sumsq ----
    card    op: sumsq. SUM_BLOCKS blocks take equal parts; a thread adds every 256th number of its block's part in
    double, lanes meet in a butterfly, warps in order; a second kernel, of one warp, adds the parts the same way. x once:
-   memory-bound (8B: 7.5 ms). Any count. Not measured. */
+   memory-bound (8B: 7.5 ms). Any count. */
 enum { SUM_BLOCKS = 1024 };
 __device__ __forceinline__ double warp_sum(double x) {
 #pragma unroll
@@ -1537,7 +1774,7 @@ __global__ void sumsq_end_kernel(double *out, const double *part, int parts) {
     if (threadIdx.x == 0) *out += s;
 }
 void sumsq(void *d, double *out, const float *x, int64_t count) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (count <= 0) return;
     int64_t each = div_up(count, SUM_BLOCKS);
     if (each < 4096) each = 4096;
@@ -1550,7 +1787,7 @@ void sumsq(void *d, double *out, const float *x, int64_t count) {
    card    op: adamw. A warp for a block of 256 numbers, eight a thread: moments and masters are unpacked into
    registers, stepped, packed. Every product, sum and root is rounded as on the CPU (its vector paths), so the bits are
    the CPU's. Weight, low half, gradient and moments in, all but the gradient out: memory-bound (8B: 49 ms with float
-   moments, 31 with bf16, 22 with 8 bits). The largest of a block by a butterfly. Any count. Not measured. */
+   moments, 31 with bf16, 22 with 8 bits). The largest of a block by a butterfly. Any count. */
 struct update { float keep, rate, b1, b2, beta2, correction2, eps, grad_scale; uint32_t seed_m, seed_v; };
 __device__ __forceinline__ uint32_t dice(uint32_t seed, int64_t i) { /* 32 bits: a hash of (seed, i) */
     uint32_t x = seed + (uint32_t)i * 0x9E3779B9u;
@@ -1649,7 +1886,7 @@ __global__ void adamw_kernel(void *w, uint16_t *low, void *m, void *v, const flo
     *(uint4 *)(low + i) = make_uint4(rest[0], rest[1], rest[2], rest[3]);
 }
 void adamw(void *d, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, const wrpo_adamw *step) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (count <= 0) return;
     const update u = {(float)(1 - (double)step->lr * (double)step->weight_decay),
                       (float)((double)step->lr / step->correction1),
@@ -1679,7 +1916,7 @@ void adamw(void *d, void *w, uint16_t *low, void *m, void *v, const float *g, in
    different lengths, so exact shapes hardly come twice; recording each anew in order to update one graph
    (cudaGraphExecUpdate) calls the runtime once per kernel, as launching does, and then compares all nodes. And launches
    do not dominate there: 6144 rows of the 135M model, forward and backward, are about 1000 launches, 3 ms of a host
-   that runs ahead, beside 5 TFLOP, 12 ms at 400 TFLOP/s. None of this is measured. Whatever fails while recording (a
+   that runs ahead, beside 5 TFLOP, 12 ms at 400 TFLOP/s. Whatever fails while recording (a
    call that cannot be recorded, an error of an op, no memory for the graph) drops the record, and the ops are called
    plainly, now and from then on; what was wrong with an op is then noted as ever. Replacing an op of the table: its
    work has to be on this device's stream, else replay has to be NULL. */
@@ -1695,18 +1932,20 @@ bool barred(device *dev, const char *where) { /* no part of a stretch: waits, or
     return dev->recording;
 }
 bool record(device *dev, stretch *s, void (*ops)(void *user), void *user) {
-    const cudaError_t error = dev->error;
-    const char *where = dev->where;
+    const bool wrong = dev->wrong;
+    char why[sizeof dev->why];
     cudaGraph_t graph = NULL;
+    memcpy(why, dev->why, sizeof why);
     cudaError_t e = cudaStreamBeginCapture(dev->stream, cudaStreamCaptureModeThreadLocal);
     if (e == cudaSuccess) {
-        dev->error = cudaSuccess, dev->recording = true;
+        dev->wrong = false, dev->recording = true;
         ops(user);
         dev->recording = false;
         e = cudaStreamEndCapture(dev->stream, &graph);
-        if (e == cudaSuccess) e = dev->error;
-        dev->error = error,
-        dev->where = where; /* what went wrong in the recording goes wrong again, and counts, when the ops are run */
+        if (dev->wrong && e == cudaSuccess) e = cudaErrorUnknown;
+        /* what went wrong in the recording goes wrong again, and counts, when the ops are run */
+        dev->wrong = wrong;
+        memcpy(dev->why, why, sizeof why);
     }
     if (e == cudaSuccess) e = cudaGraphInstantiate(&s->graph, graph, 0);
     if (e != cudaSuccess) s->graph = NULL;
@@ -1715,7 +1954,7 @@ bool record(device *dev, stretch *s, void (*ops)(void *user), void *user) {
     return e == cudaSuccess;
 }
 void replay(void *d, const int64_t key[4], void (*ops)(void *user), void *user) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (!dev->graphs || dev->recording) { ops(user); return; }
     stretch *s = dev->stretches;                       /* the one of this key, or the one not used for longest */
     bool known = false;
@@ -1737,66 +1976,106 @@ void replay(void *d, const int64_t key[4], void (*ops)(void *user), void *user) 
 
 /* ---- memory, opening, the table ---- */
 void *alloc(void *d, size_t n) { /* NULL leaves no error behind: running out of memory is survived */
+    entered dev(d);
     void *p = NULL;
-    if (barred((device *)d, "alloc")) return NULL;
+    if (barred(dev, "alloc")) return NULL;
     if (cudaMalloc(&p, n ? n : 1) == cudaSuccess) return p;
     (void)cudaGetLastError();
     return NULL;
 }
 size_t room(void *d) {                                 /* what is free, except a little that the driver may want */
+    entered dev(d);
     size_t left = 0, total = 0;
-    (void)d;
     if (cudaMemGetInfo(&left, &total) != cudaSuccess) return (void)cudaGetLastError(), 0;
     return left > total / 128 ? left - total / 128 : 0;
 }
 void release(void *d, void *p) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (!p || barred(dev, "release")) return;
     forget_all(dev);                                   /* they may use p, and what is allocated next may lie there */
     note(dev, cudaStreamSynchronize(dev->stream), "release");
     note(dev, cudaFree(p), "release");
 }
-void move(device *dev, void *dst, const void *src, size_t n, cudaMemcpyKind kind, const char *where) {
-    if (n && (kind == cudaMemcpyDeviceToDevice || !barred(dev, where)))
-        note(dev, cudaMemcpyAsync(dst, src, n, kind, dev->stream), where);
-}
+/* Host memory is pageable and may change as soon as put returns, so it goes through a ring of pinned slots. A slot is
+   used again once what was copied from it has landed. */
 void put(void *d, void *dst, const void *host, size_t n) {
-    move((device *)d, dst, host, n, cudaMemcpyHostToDevice, "put");
+    entered dev(d);
+    if (n && barred(dev, "put")) return;
+    for (size_t at = 0; at < n; at += SLOT_BYTES) {
+        const size_t piece = min(n - at, (size_t)SLOT_BYTES);
+        char *slot = dev->ring + (size_t)dev->slot * SLOT_BYTES;
+        note(dev, cudaEventSynchronize(dev->landed[dev->slot]), "put");
+        memcpy(slot, (const char *)host + at, piece);
+        note(dev, cudaMemcpyAsync((char *)dst + at, slot, piece, cudaMemcpyHostToDevice, dev->stream), "put");
+        note(dev, cudaEventRecord(dev->landed[dev->slot], dev->stream), "put");
+        dev->slot = (dev->slot + 1) % SLOTS;
+    }
 }
-void get(void *d, void *host, const void *src, size_t n) {
-    device *dev = (device *)d;
-    move(dev, host, src, n, cudaMemcpyDeviceToHost, "get");
-    if (!barred(dev, "get")) note(dev, cudaStreamSynchronize(dev->stream), "get");
+void get(void *d, void *host, const void *src, size_t n) {     /* up to SLOTS pieces are on their way at a time */
+    entered dev(d);
+    if (barred(dev, "get")) return;
+    const size_t pieces = (n + SLOT_BYTES - 1) / SLOT_BYTES;
+    const int first = dev->slot;
+    size_t asked = 0;
+    for (size_t taken = 0; taken < pieces; taken++) {
+        for (; asked < pieces && asked - taken < SLOTS; asked++) {
+            const size_t at = asked * SLOT_BYTES, piece = min(n - at, (size_t)SLOT_BYTES);
+            const size_t s = (first + asked) % SLOTS;
+            note(dev, cudaMemcpyAsync(dev->ring + s * SLOT_BYTES, (const char *)src + at, piece,
+                                      cudaMemcpyDeviceToHost, dev->stream), "get");
+            note(dev, cudaEventRecord(dev->landed[s], dev->stream), "get");
+        }
+        const size_t at = taken * SLOT_BYTES, piece = min(n - at, (size_t)SLOT_BYTES);
+        const size_t s = (first + taken) % SLOTS;
+        note(dev, cudaEventSynchronize(dev->landed[s]), "get");
+        memcpy((char *)host + at, dev->ring + s * SLOT_BYTES, piece);
+    }
+    dev->slot = (int)((first + pieces) % SLOTS);
 }
 void copy(void *d, void *dst, const void *src, size_t n) {
-    move((device *)d, dst, src, n, cudaMemcpyDeviceToDevice, "copy");
+    entered dev(d);
+    if (n) note(dev, cudaMemcpyAsync(dst, src, n, cudaMemcpyDeviceToDevice, dev->stream), "copy");
 }
 void zero(void *d, void *dst, size_t n) {
-    device *dev = (device *)d;
+    entered dev(d);
     if (n) note(dev, cudaMemsetAsync(dst, 0, n, dev->stream), "zero");
 }
 wrpo_result sync(void *d, wrpo_error *why) {
-    device *dev = (device *)d;
+    entered dev(d);
+    char where[80];
     if (barred(dev, "sync")) return WRPO_OK;           /* the ops will be run */
-    note(dev, cudaStreamSynchronize(dev->stream), "sync");
-    if (dev->error == cudaSuccess) return WRPO_OK;
+    snprintf(where, sizeof where, "%s, or a kernel before it", dev->launched);         /* faults are met no earlier */
+    note(dev, cudaStreamSynchronize(dev->stream), where);
+    if (!dev->wrong) return WRPO_OK;
     why->code = WRPO_E_DEVICE;
-    snprintf(why->text, sizeof why->text, "%s: %s", dev->where, cudaGetErrorString(dev->error));
-    dev->error = cudaSuccess;
+    snprintf(why->text, sizeof why->text, "%s", dev->why);
+    dev->wrong = false;
     return WRPO_E_DEVICE;
 }
 void close(void *d) {
-    device *dev = (device *)d;
-    if (!dev) return;
+    if (!d) return;
+    const wrpo_allocator memory = ((device *)d)->memory;
+    {
+        entered dev(d);
+        if (dev->fallbacks) {
+            char text[160];
+            snprintf(text, sizeof text, "cuda: %lld of %lld products were made by mma.sync instead",
+                     (long long)dev->fallbacks, (long long)dev->products);
+            say(dev, WRPO_LOG_WARN, text);
+        }
+        if (dev->stream) cudaStreamSynchronize(dev->stream);
 #ifndef WRPO_NO_CUBLAS
-    if (dev->lt) cublasLtDestroy(dev->lt);
-    if (dev->lt_work) cudaFree(dev->lt_work);
-    if (dev->choices) dev->memory.free(dev->choices, dev->memory.user);
+        if (dev->lt) cublasLtDestroy(dev->lt);
+        if (dev->lt_work) cudaFree(dev->lt_work);
+        if (dev->choices) memory.free(dev->choices, memory.user);
 #endif
-    forget_all(dev);
-    if (dev->work) cudaFree(dev->work);
-    if (dev->stream) cudaStreamDestroy(dev->stream);
-    dev->memory.free(dev, dev->memory.user);
+        forget_all(dev);
+        if (dev->work) cudaFree(dev->work);
+        if (dev->ring) cudaFreeHost(dev->ring);
+        for (int i = 0; i < SLOTS; i++) if (dev->landed[i]) cudaEventDestroy(dev->landed[i]);
+        if (dev->stream) cudaStreamDestroy(dev->stream);
+    }
+    memory.free(d, memory.user);
 }
 wrpo_result refuse(wrpo_error *why, wrpo_result code, const char *text, const char *what) {
     why->code = code, why->line = why->column = 0;
@@ -1813,10 +2092,9 @@ template <int MM, class C> cudaError_t roomy_gemm(int most) {
     return e != cudaSuccess ? e : roomy(gemm_kernel<MM, 128, C>, gemm_shape<128>::SHARED, most);
 }
 template <int HD> cudaError_t roomy_attention(int most) {
-    enum { COLS = HD == 256 ? 128 : HD };
-    cudaError_t e = roomy(attention_kernel<HD>, 3 * attn_shape<HD>::TILE * 2, most);
-    if (e == cudaSuccess) e = roomy(attention_dq_kernel<HD>, 4 * attn_shape<HD>::TILE * 2, most);
-    if (e == cudaSuccess) e = roomy(attention_dkv_kernel<HD, COLS>, 4 * attn_shape<HD>::TILE * 2, most);
+    cudaError_t e = roomy(attention_kernel<HD>, attn_shape<HD>::SHARED, most);
+    if (e == cudaSuccess) e = roomy(attention_dq_kernel<HD>, attn_shape<HD>::SHARED_BWD, most);
+    if (e == cudaSuccess) e = roomy(attention_dkv_kernel<HD>, attn_shape<HD>::SHARED_BWD, most);
     return e;
 }
 cudaError_t roomy_all(int most) {
@@ -1868,8 +2146,13 @@ wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
     device *dev = (device *)desc->memory.alloc(sizeof *dev, desc->memory.user);
     if (!dev) return refuse(why, WRPO_E_MEMORY, "out of memory: %s", "the device's state");
     memset(dev, 0, sizeof *dev);
-    dev->memory = desc->memory, dev->graphs = features & WRPO_FEATURE_GRAPHS;
+    dev->memory = desc->memory, dev->log = desc->log, dev->graphs = features & WRPO_FEATURE_GRAPHS;
+    dev->index = which, dev->shared_most = info.sharedMemPerBlockOptin;
+    snprintf(dev->name, sizeof dev->name, "%.60s", info.name);
     e = cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&dev->ring, (size_t)SLOTS * SLOT_BYTES);
+    for (int i = 0; i < SLOTS && e == cudaSuccess; i++)
+        e = cudaEventCreateWithFlags(&dev->landed[i], cudaEventDisableTiming);
     if (e == cudaSuccess) e = cudaMalloc(&dev->work, WORK_FLOATS * sizeof(float));
     if (e == cudaSuccess) e = roomy_all((int)info.sharedMemPerBlockOptin);
     if (e == cudaSuccess && wgmma) {
@@ -1877,7 +2160,7 @@ wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
         e = roomy_wgmma((int)info.sharedMemPerBlockOptin);
         LAUNCH(sm90a_kernel, 1, 1, 0, (int *)dev->work);
         get(dev, &there, dev->work, sizeof there);
-        if (e == cudaSuccess) e = dev->error;
+        if (dev->wrong && e == cudaSuccess) e = cudaErrorUnknown;
         dev->encoder = ptx::tensor_map_encoder();
         if (e == cudaSuccess && (!there || !dev->encoder)) {
             close(dev);
@@ -1920,7 +2203,7 @@ wrpo_backend table() {
     b.rope = rope,
     b.attention = attention, b.attention_bwd = attention_bwd;
     b.features = WRPO_FEATURE_GRAPHS;
-#ifndef WRPO_NO_CUBLAS
+#if defined(__CUDACC__) && !defined(WRPO_NO_CUBLAS)    /* a substitute has it on request */
     b.features |= WRPO_FEATURE_CUBLAS;
 #endif
     b.attention_scratch = attention_scratch, b.glu = glu, b.glu_bwd = glu_bwd, b.logprob = logprob,

@@ -653,7 +653,7 @@ static void test_glu(run *t, const int64_t *arg) {
 typedef struct lp_env { float *x, *dlogp, *logp, *lse; const int32_t *target; int64_t n, V; float softcap; } lp_env;
 static double lp_loss(run *t, void *p) {
     const lp_env *e = p;
-    t->be->logprob(t->dev, e->logp, e->lse, e->x, e->target, e->n, e->V, e->softcap);
+    t->be->logprob(t->dev, e->logp, e->lse, e->x, e->V, e->target, e->n, e->V, e->softcap);
     return dot(e->logp, e->dlogp, e->n);
 }
 static void test_logprob(run *t, const int64_t *arg) {
@@ -668,15 +668,15 @@ static void test_logprob(run *t, const int64_t *arg) {
     lp_loss(t, &e);
     if (t->be == plain && arg[4] <= 10 && arg[5] == 0) {
         least = 1;
-        t->be->logprob_bwd(t->dev, dx, x, target, e.lse, dlogp, n, V, e.softcap);
+        t->be->logprob_bwd(t->dev, dx, x, V, target, e.lse, dlogp, n, V, e.softcap);
         differences(t, "logprob dlogits", lp_loss, &e, x, n * V, dx, 0.125);
         for (int64_t r = 0; r < n; r++)
             differences(t, "logprob dlogits of the target", lp_loss, &e, x + r * V + target[r], 1,
                         dx + r * V + target[r], 0.125);
         least = 1e-30;
     }
-    plain->logprob(exact->dev, e.logp, e.lse, x, target, n, V, e.softcap);
-    t->be->logprob(t->dev, logp, lse, x, target, n, V, e.softcap);
+    plain->logprob(exact->dev, e.logp, e.lse, x, V, target, n, V, e.softcap);
+    t->be->logprob(t->dev, logp, lse, x, V, target, n, V, e.softcap);
     double worst = 0;
     for (int64_t r = 0; r < n; r++) {    /* absolute; a float of that size cannot say more, and there are two */
         worst = fmax(worst, fabs((double)lse[r] - (double)e.lse[r]) - fabs((double)e.lse[r]) * 1.2e-7);
@@ -687,8 +687,8 @@ static void test_logprob(run *t, const int64_t *arg) {
     result(t, "logprob", "lse", lse, n, 1, 1, e.lse, 1e-6);
     float *out = arg[3] ? x : floats(t, n * V, NAN);
     /* of large logits: from the same lse */
-    plain->logprob_bwd(exact->dev, dx, x, target, arg[4] > 100 ? lse : e.lse, dlogp, n, V, e.softcap);
-    t->be->logprob_bwd(t->dev, out, x, target, lse, dlogp, n, V, e.softcap);
+    plain->logprob_bwd(exact->dev, dx, x, V, target, arg[4] > 100 ? lse : e.lse, dlogp, n, V, e.softcap);
+    t->be->logprob_bwd(t->dev, out, x, V, target, lse, dlogp, n, V, e.softcap);
     result(t, "logprob_bwd", "dlogits", out, n, V, V, dx, 3e-6);
 }
 /* the slopes of the double functions, where differences can be small */
@@ -715,7 +715,7 @@ static void test_exp(run *t, const int64_t *arg) {
     int32_t target = 0;
     (void)arg;
     x[0] = 0, x[1] = -0.0f, x[2] = -INFINITY, x[3] = -88, x[4] = NAN, x[5] = -1e-30f;
-    t->be->logprob_bwd(t->dev, y, x, &target, &lse, &g, 1, n, 0);
+    t->be->logprob_bwd(t->dev, y, x, n, &target, &lse, &g, 1, n, 0);
     double worst = 0;
     for (int64_t i = 6; i < n; i++) worst = fmax(worst, fabs((double)y[i] / exp((double)x[i]) - 1));
     if (t->way == 0) tally("exp", worst, n);
@@ -733,7 +733,7 @@ static void test_not_finite(run *t, const int64_t *arg) {
             float *x = random_floats(t, 2100, -1, 1), logp = 0, lse = 0;
             int32_t target = 7;
             x[at] = bad[i];
-            t->be->logprob(t->dev, &logp, &lse, x, &target, 1, 2100, 0);
+            t->be->logprob(t->dev, &logp, &lse, x, 2100, &target, 1, 2100, 0);
             CHECK(!isfinite(lse), "%s: logit %lld is %g, lse is %g", t->name, (long long)at, (double)bad[i],
                   (double)lse);
             t->be->release(t->dev, t->blocks[--t->n_blocks]);

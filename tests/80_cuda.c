@@ -372,25 +372,27 @@ static void test_glu(run *t, const int64_t *arg) {
     result(t, "glu_bwd", "dgu", dgu, n, 2 * I, 2 * I, 4e-3);
     if (arg[3]) result(t, "glu_bwd", "h", h2, n, I, I, 4e-3);
 }
-/* ---- logprob: args n, V, softcap, reach, -inf before ---- */
+/* ---- logprob: args n, V, softcap, reach, -inf before, ldl - V ---- */
 static void test_logprob(run *t, const int64_t *arg) {
-    const int64_t n = arg[0], V = arg[1];
-    array x = rnd(t, n * V, 4, (double)-arg[3], (double)arg[3]), logp = blank(t, n, 4), lse = blank(t, n, 4),
-          g = rnd(t, n, 4, -1, 1), dx = blank(t, n * V, 2);
+    const int64_t n = arg[0], V = arg[1], ldl = V + arg[5];
+    array x = make(t, n * ldl, 4), logp = blank(t, n, 4), lse = blank(t, n, 4), g = rnd(t, n, 4, -1, 1),
+          dx = blank(t, n * ldl, 2);
     int32_t *target = host(t, (size_t)n * 4);
     for (int64_t r = 0; r < n; r++) {
         target[r] = (int32_t)(uniform(t, 0, 1) * (double)V) % (int32_t)V;
-        for (int64_t j = 0; j < arg[4]; j++) if (j != target[r]) x.host[r * V + j] = -INFINITY;
+        for (int64_t j = 0; j < V; j++)
+            x.host[r * ldl + j] = j < arg[4] && j != target[r] ? -INFINITY
+                                                               : (float)uniform(t, (double)-arg[3], (double)arg[3]);
     }
     up(t, &x);
     const int32_t *dt = ids_of(t, target, n);
-    t->be->logprob(t->d, logp.dev, lse.dev, x.dev, dt, n, V, (float)arg[2]),
-        t->ref->logprob(t->cpu->dev, logp.host, lse.host, x.host, target, n, V, (float)arg[2]);
+    t->be->logprob(t->d, logp.dev, lse.dev, x.dev, ldl, dt, n, V, (float)arg[2]);
+    t->ref->logprob(t->cpu->dev, logp.host, lse.host, x.host, ldl, target, n, V, (float)arg[2]);
     result(t, "logprob", "logp", logp, n, 1, 1, 1e-5);
     result(t, "logprob", "lse", lse, n, 1, 1, 1e-5);
-    t->be->logprob_bwd(t->d, dx.dev, x.dev, dt, lse.dev, g.dev, n, V, (float)arg[2]),
-        t->ref->logprob_bwd(t->cpu->dev, dx.host, x.host, target, lse.host, g.host, n, V, (float)arg[2]);
-    result(t, "logprob_bwd", "dlogits", dx, n, V, V, 4e-3);
+    t->be->logprob_bwd(t->d, dx.dev, x.dev, ldl, dt, lse.dev, g.dev, n, V, (float)arg[2]);
+    t->ref->logprob_bwd(t->cpu->dev, dx.host, x.host, ldl, target, lse.host, g.host, n, V, (float)arg[2]);
+    result(t, "logprob_bwd", "dlogits", dx, n, V, ldl, 4e-3);
 }
 /* ---- adamw: args count, steps, moments, masters. The same bits as the plain op. ---- */
 static void test_adamw(run *t, const int64_t *arg) {
@@ -555,8 +557,8 @@ static void test_model_with(wrpo_ctx *cpu, wrpo_ctx *gpu, const char *what, cons
                 if (w->at < 0) continue;
                 const double size = norm_of(a.grads + w->at, NULL, wrpo__size(w)),
                              off = norm_of(b.grads + w->at, a.grads + w->at, wrpo__size(w)) / size;
-                CHECK(size > 0 && off < 0.05, "%s: gradient of %s is off by %.3g of its norm %.3g", what, w->name, off,
-                      size);
+                CHECK(size > 0 && off < (c->num_hidden_layers > 8 ? 0.08 : 0.05),
+                      "%s: gradient of %s is off by %.3g of its norm %.3g", what, w->name, off, size);
                 worst_grad = fmax(worst_grad, off);
             }
             if (first)
@@ -656,6 +658,35 @@ static void test_memory(wrpo_ctx *gpu) {
     unsetenv("EMU_MEMORY");
 }
 
+/* ---- the ring of pinned memory: what put was given may change at once, and pieces are many and large ---- */
+static void test_ring(wrpo_ctx *gpu) {
+    enum { PIECES = 40, BIG = 20 * 1048576 + 5 };
+    const wrpo_backend *be = wrpo_backend_cuda();
+    uint32_t value, got[PIECES], wrong = 0;
+    char *many = be->alloc(gpu->dev, sizeof got), *large = be->alloc(gpu->dev, BIG), *in = malloc(BIG),
+         *out = malloc(BIG);
+    for (int way = 0; way < 2; way++) {                /* copies land late, and at once */
+        setenv("EMU_ASYNC", way ? "1" : "0", 1);
+        for (uint32_t i = 0; i < PIECES; i++) {
+            value = i * 77 + (uint32_t)way;
+            be->put(gpu->dev, many + i * sizeof value, &value, sizeof value);
+            value = 0;
+        }
+        be->get(gpu->dev, got, many, sizeof got);
+        for (uint32_t i = 0; i < PIECES; i++) wrong += got[i] != i * 77 + (uint32_t)way;
+        CHECK(!wrong, "%u of %d small pieces are not what was put", wrong, PIECES);
+        for (int i = 0; i < BIG; i++) in[i] = (char)((uint32_t)i * 2654435761u >> 24);
+        be->put(gpu->dev, large, in, BIG);
+        memset(in, 0, BIG), memset(out, 1, BIG);
+        be->get(gpu->dev, out, large, BIG);
+        wrong = 0;
+        for (int i = 0; i < BIG; i++) wrong += out[i] != (char)((uint32_t)i * 2654435761u >> 24);
+        CHECK(!wrong && be->sync(gpu->dev, &(wrpo_error){0}) == WRPO_OK, "%u bytes of a large piece differ", wrong);
+    }
+    be->release(gpu->dev, many), be->release(gpu->dev, large);
+    free(in), free(out);
+}
+
 #ifdef WRPO_WITHOUT_CUDA
 WRPO_API const wrpo_backend *wrpo_backend_cuda(void) { return NULL; }
 #endif
@@ -713,10 +744,13 @@ static void test_generation(wrpo_ctx *gpu) {
 }
 /* ---- graphs: a stretch is called three times, then recorded and launched; the results are those of calls, whatever
  * fails ---- */
-#ifdef WRPO_EMULATED
-extern int64_t emu_captures, emu_replays, emu_graphs;  /* recorded and launched so far; alive */
+#ifdef WRPO_EMULATED   /* recorded and launched so far; alive; calls that reached a device, the current one; how often
+                          cuBLASLt's heuristic was asked, its products */
+extern int64_t emu_captures, emu_replays, emu_graphs, emu_calls[2], emu_asked, emu_lt_products;
+extern int emu_device;
 #else
-static int64_t emu_captures, emu_replays, emu_graphs;
+static int64_t emu_captures, emu_replays, emu_graphs, emu_calls[2], emu_asked, emu_lt_products;
+static int emu_device;
 #endif
 enum { GRAPHS_KEPT = 32, GRAPH_AFTER = 3 };            /* as in wrpo_cuda.cu */
 /* y += x, bf16, and on the way what a stretch must not do: 1 reads to the host, 2 is refused by its op */
@@ -819,6 +853,128 @@ static void test_graphs(wrpo_ctx *gpu) {
               strstr(why.text, "want those of CUDA in wrpo_feature, found 64"),
           "%s", why.text);
 }
+/* ---- the device: current in every call and restored; what it cannot launch is an error with the kernel's name ---- */
+static char said_last[256];
+static int said_times;
+static void hear(wrpo_level level, const char *text, void *user) {
+    (void)level, (void)user;
+    snprintf(said_last, sizeof said_last, "%s", text);
+    said_times++;
+}
+static wrpo_ctx *open_with(unsigned on, unsigned off) {
+    wrpo_ctx *ctx = NULL;
+    wrpo_error why = {WRPO_OK, 0, 0, ""};
+    CHECK(wrpo_open(&(wrpo_desc){.backend = cuda_with(on, off), .threads = SANITIZED ? 1 : 0, .why = &why,
+                                 .log = {.fn = hear}}, &ctx) == WRPO_OK, "%s", why.text);
+    return ctx;
+}
+static void test_generation(wrpo_ctx *gpu);
+static void test_device(wrpo_ctx *cpu) {
+    if (!EMULATED) return;
+    wrpo_error why = {WRPO_OK, 0, 0, ""};
+    emu_device = 1;
+    wrpo_ctx *second = open_with(0, 0);
+    emu_device = 0;
+    const int64_t before = emu_calls[0], there = emu_calls[1];
+    test_training(cpu, second, "on the second device",
+                  (wrpo_train_desc){.batch_size = 4, .learning_rate = 2e-3, .epochs = 100, .alpha = 0.5}, 2, 1, 2);
+    test_generation(second);
+    test_ring(second);
+    wrpo_close(second);
+    CHECK(emu_device == 0, "the current device is %d afterwards", emu_device);
+    CHECK(emu_calls[0] == before && emu_calls[1] > there + 1000, "%lld calls reached the other device",
+          (long long)(emu_calls[0] - before));
+    setenv("EMU_SHARED", "40000", 1);
+    wrpo_ctx *little = open_with(0, 0);
+    unsetenv("EMU_SHARED");
+    const wrpo_backend *be = wrpo_backend_cuda();
+    const wrpo_seg seg = SEG(0, 3, 0, 0);
+    wrpo_seg *segs = be->alloc(little->dev, sizeof seg);
+    char *x = be->alloc(little->dev, 1 << 16);
+    be->put(little->dev, segs, &seg, sizeof seg);
+    const wrpo_attn a = {3, segs, 1, 1, 1, 128, 128, 128, 128, 0, 1, 0};
+    be->attention(little->dev, &a, x, (float *)(void *)x, x, x, x);
+    CHECK(be->sync(little->dev, &why) == WRPO_E_DEVICE &&
+              !strcmp(why.text, "attention_kernel<128>: want 49152 bytes of shared memory for a block, "
+                                "found 40000 on emulated"), "%s", why.text);
+    CHECK(be->sync(little->dev, &why) == WRPO_OK, "an error is said twice");
+    be->release(little->dev, segs), be->release(little->dev, x);
+    wrpo_close(little);
+}
+/* ---- cuBLASLt, here its stand-in: one algorithm whatever the number of rows, none that splits k; what is not made by
+   it is counted and said once. Stand-in or library: the first loss is ln 2. ---- */
+static void test_lt(wrpo_ctx *cpu) {
+    enum { ROWS = 1200, N = 24, K = 40 };
+    static const int64_t begins[] = {0, 5, 900}, counts[] = {ROWS, 17, 200};
+    const wrpo_backend *be = wrpo_backend_cuda();
+    const char *way = getenv("WRPO_GEMM");
+    if (!EMULATED && (!(be->features & WRPO_FEATURE_CUBLAS) || (way && !strcmp(way, "mma")))) {
+        SKIP(1, "cuBLASLt is left out");
+        return;
+    }
+    said_times = 0;
+    wrpo_ctx *lt = open_with(WRPO_FEATURE_CUBLAS, 0);
+    run t = {.gpu = lt, .be = be, .d = lt->dev, .seed = 3, .name = "cuBLASLt"};
+    array a = rnd(&t, ROWS * K, 2, -1, 1), b = rnd(&t, N * K, 2, -1, 1);
+    for (int mm = 0; mm < 3; mm++) {                   /* NT, NT_FLOAT, NN: a row is a row, from 17 rows on */
+        const size_t size = mm == WRPO_MM_NT_FLOAT ? 4 : 2;
+        const int64_t asked = emu_asked;
+        char *whole = NULL;
+        for (int i = 0; i < 3; i++) {
+            char *c = device(&t, ROWS * N * size), *got = malloc(ROWS * N * size);
+            be->gemm(lt->dev, (wrpo_mm)mm, c, N, (char *)a.dev + begins[i] * K * 2, K, b.dev, mm == 2 ? N : K,
+                     WRPO_DTYPE_BF16, counts[i], N, K, 0);
+            be->get(lt->dev, got, c, (size_t)counts[i] * N * size);
+            if (!whole) { whole = got; continue; }
+            CHECK(!memcmp(got, whole + (size_t)begins[i] * N * size, (size_t)counts[i] * N * size),
+                  "cuBLASLt: layout %d: %lld rows alone have other bits", mm, (long long)counts[i]);
+            free(got);
+        }
+        if (mm == WRPO_MM_NT_FLOAT) {                  /* parts of k that are added in bf16 are off by 2^-9 */
+            double off = 0, scale = 0;
+            for (int i = 0; i < 50 * N; i++) {
+                double sum = 0;
+                for (int q = 0; q < K; q++) sum += (double)a.host[i / N * K + q] * (double)b.host[i % N * K + q];
+                off = fmax(off, fabs((double)((float *)(void *)whole)[i] - sum)), scale = fmax(scale, fabs(sum));
+            }
+            CHECK(off <= 1e-5 * scale, "cuBLASLt: sums are not in fp32: off by %.2g of %.2g", off, scale);
+        }
+        if (EMULATED) CHECK(emu_asked == asked + 1, "layout %d: the heuristic was asked %lld times", mm,
+                            (long long)(emu_asked - asked));
+        free(whole);
+    }
+    const int64_t asked = emu_asked;
+    be->gemm(lt->dev, WRPO_MM_NT, device(&t, ROWS * N * 2), N, a.dev, K, b.dev, K, WRPO_DTYPE_BF16, ROWS, N / 3, K, 0);
+    if (EMULATED) CHECK(emu_asked == asked + 1, "for another n the heuristic was asked %lld times",
+                        (long long)(emu_asked - asked));
+    while (t.n_devs) be->release(t.d, t.devs[--t.n_devs]);
+    while (t.n_hosts) free(t.hosts[--t.n_hosts]);
+    const int64_t products = emu_lt_products;
+    wrpo_config c = config("llama");
+    c.head_dim = 16, c.num_attention_heads = 4, c.num_key_value_heads = 2, c.hidden_size = 64, c.intermediate_size = 96,
+    c.vocab_size = 129, c.initializer_range = 0.1;
+    test_model(cpu, lt, "products by cuBLASLt, an odd vocabulary", &c);
+    test_training(cpu, lt, "wrpo by cuBLASLt, 2 steps",
+                  (wrpo_train_desc){.batch_size = 4, .learning_rate = 2e-3, .epochs = 100, .alpha = 0.5,
+                                    .loss = {.beta = 0.1}, .micro_tokens = 150}, 2, 1, 2);
+    if (EMULATED) CHECK(emu_lt_products > products + 100, "%lld products by cuBLASLt",
+                        (long long)(emu_lt_products - products));
+    CHECK(said_times == 0, "aligned products were not made by cuBLASLt: %s", said_last);
+    c.intermediate_size = 97;
+    test_model(cpu, lt, "rows of 97 elements", &c);
+    CHECK(said_times == 1 && strstr(said_last, "by mma.sync, not cuBLASLt: an operand is not on 16 bytes (said once)"),
+          "said %d times: %s", said_times, said_last);
+    wrpo_close(lt);
+    CHECK(said_times == 2 && strstr(said_last, "products were made by mma.sync instead"), "%s", said_last);
+    if (!EMULATED) return;
+    c.intermediate_size = 96, said_times = 0;
+    setenv("EMU_LT_FAIL", "1", 1);
+    lt = open_with(WRPO_FEATURE_CUBLAS, 0);
+    test_model(cpu, lt, "cuBLASLt refuses all", &c);
+    unsetenv("EMU_LT_FAIL");
+    CHECK(said_times == 1 && strstr(said_last, "it refuses this shape"), "%s", said_last);
+    wrpo_close(lt);
+}
 /* Generation with and without. How often each key came says how many records and launches there have to be. */
 static struct { int64_t key[4]; int times; } keys_seen[64];
 static int n_keys_seen;
@@ -902,10 +1058,15 @@ int main(int argc, char **argv) {
     setenv("EMU_ORDER", "0", 0), setenv("EMU_ASYNC", "0", 0);
     if (wrpo_open(&(wrpo_desc){.dtype = WRPO_DTYPE_F32, .threads = SANITIZED ? 1 : 0}, &cpu) != WRPO_OK) return 2;
     if (wrpo_open(&(wrpo_desc){.backend = wrpo_backend_plain()}, &plain) != WRPO_OK) return 2;
-    if (wrpo_open(&(wrpo_desc){.backend = cuda_with(0, 0), .threads = SANITIZED ? 1 : 0}, &gpu) != WRPO_OK) {
-        printf("the device cannot be opened\n");
-        return 2;
+    wrpo_error why = {WRPO_OK, 0, 0, ""};
+    wrpo_desc desc = {.backend = cuda_with(0, 0), .threads = SANITIZED ? 1 : 0, .why = &why};
+    if (wrpo_open(&desc, &gpu) != WRPO_OK && strstr(why.text, "cuBLASLt cannot be opened")) {
+        SKIP(1, "products by cuBLASLt: %s", why.text);
+        setenv("WRPO_GEMM", "mma", 1);
+        desc.backend = cuda_with(0, 0);
+        (void)wrpo_open(&desc, &gpu);
     }
+    if (!gpu) return printf("the device cannot be opened: %s\n", why.text), 2;
     uint64_t seed = 1;
 #define WANTED(name) (!*only || strcmp(only, name) == 0)
 #define EACH(name, fn, ...) do { \
@@ -937,9 +1098,9 @@ int main(int argc, char **argv) {
     /* The same by wgmma and TMA: tails of all sizes, the ring of stages several times around, tiles in several columns;
      * what TMA cannot take, as above. */
     wrpo_ctx *wg = NULL;
-    wrpo_error why = {WRPO_OK, 0, 0, ""};
-    if (wrpo_open(&(wrpo_desc){.backend = cuda_with(WRPO_FEATURE_WGMMA, 0), .threads = SANITIZED ? 1 : 0, .why = &why},
-                  &wg) != WRPO_OK) {
+    if (!EMULATED && !getenv("WRPO_WGMMA")) SKIP(1, "products by wgmma, unless WRPO_WGMMA is set");
+    else if (wrpo_open(&(wrpo_desc){.backend = cuda_with(WRPO_FEATURE_WGMMA, 0), .threads = SANITIZED ? 1 : 0,
+                                    .why = &why}, &wg) != WRPO_OK) {
         CHECK(!EMULATED && why.code == WRPO_E_UNSUPPORTED, "%s", why.text);
         SKIP(1, "products by wgmma: %s", why.text);
     }
@@ -953,10 +1114,6 @@ int main(int argc, char **argv) {
         unsetenv("EMU_SM");
         CHECK(wrpo_open(&(wrpo_desc){.backend = cuda_with(WRPO_FEATURE_AMX, 0), .why = &why}, &none) == WRPO_E_ARG &&
                   !none && strstr(why.text, "found 2"),
-              "%s", why.text);
-        CHECK(wrpo_open(&(wrpo_desc){.backend = cuda_with(WRPO_FEATURE_CUBLAS, 0), .why = &why}, &none) ==
-                      WRPO_E_UNSUPPORTED &&
-                  !none && strstr(why.text, "left out"),
               "%s", why.text);
     }
     static const int64_t wgmmas[][4] = {{17, 1, 1, -1},    {129, 257, 72, -1}, {40, 136, 650, -1}, {300, 17, 130, -1},
@@ -1002,7 +1159,8 @@ int main(int argc, char **argv) {
           {4, 2, 40, 130, 0, 8, 5},
           {2, 1, 64, 0, 30, 0, 5},
           {24, 1, 16, 0, 0, 0, 3},
-          {7, 1, 80, 100, 0, 0, 5}});
+          {7, 1, 80, 100, 0, 0, 5},
+          {24, 1, 16, 0, 0, 2, 5}});
     EACH("decoding", test_decoding, {{9, 3, 64, 0}, {4, 4, 18, 30}, {6, 2, 96, 9}});
     EACH("glu", test_glu,
          {{1, 1, 0, 0, 0},
@@ -1012,14 +1170,14 @@ int main(int argc, char **argv) {
           {17, 129, 1, 1, 0},
           {12, 2056, 0, 1, 1}});
     EACH("logprob", test_logprob,
-         {{1, 1, 0, 5, 0},
-          {3, 17, 0, 5, 0},
-          {17, 129, 0, 10, 0},
-          {5, 5003, 0, 10, 0},
-          {7, 1027, 0, 1000, 0},
-          {3, 3000, 0, 5, 1500},
-          {5, 1100, 30, 40, 0},
-          {3, 1030, 30, 40, 6}});
+         {{1, 1, 0, 5, 0, 0},
+          {3, 17, 0, 5, 0, 7},
+          {17, 129, 0, 10, 0, 0},
+          {5, 5003, 0, 10, 0, 5},
+          {7, 1027, 0, 1000, 0, 2},
+          {3, 3000, 0, 5, 1500, 0},
+          {5, 1100, 30, 40, 0, 4},
+          {3, 1030, 30, 40, 6, 2}});
     EACH("adamw", test_adamw,
          {{1, 3, 0, 0},
           {17, 3, 0, 1},
@@ -1045,6 +1203,9 @@ int main(int argc, char **argv) {
     fclose(f);
     setenv("EMU_ORDER", "3", 1), setenv("EMU_ASYNC", "1", 1);
     if (WANTED("memory")) test_memory(gpu);
+    if (WANTED("ring")) test_ring(gpu);
+    if (WANTED("device")) test_device(cpu);
+    if (WANTED("lt")) test_lt(cpu);
     if (WANTED("model")) {
         wrpo_config c = config("llama");
         test_model(cpu, gpu, "llama, nothing on 16 bytes", &c);
@@ -1070,6 +1231,13 @@ int main(int argc, char **argv) {
         c.sliding_rope_theta = 50;
         test_model_with(cpu, gpu, "two bases, norms of 1 + w, an adapter", &c,
                         &(wrpo_adapter_desc){.r = 3, .alpha = 1});
+    }
+    if (!strcmp(only, "135M")) {     /* on request: minutes on the host */
+        wrpo_config c = config("llama");
+        c.vocab_size = 49152, c.hidden_size = 576, c.intermediate_size = 1536, c.num_hidden_layers = one < 0 ? 30 : one;
+        c.num_attention_heads = 9, c.num_key_value_heads = 3, c.head_dim = 64, c.initializer_range = 0.02;
+        c.tie_word_embeddings = true, c.rope.theta = 1e5;
+        test_model(cpu, gpu, "135M", &c);
     }
     if (WANTED("generation")) test_generation(gpu);
     if (WANTED("graphs")) test_graphs(gpu), test_generation_graphs();

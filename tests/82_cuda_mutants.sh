@@ -3,8 +3,10 @@
 # names must fail, in the way that it names. Bugs of different kernels share a copy (compiling is what takes the time),
 # because the test of one does not run the kernels of the others. The graphs' test runs all kernels, so its bugs have
 # copies of their own.
-# usage, in this folder: sh 82_cuda_mutants.sh      (needs a C++ compiler; CXX, CC and EMU as the Makefile sets them)
+# usage, in this folder: sh 82_cuda_mutants.sh [PROGRAM [PATTERN]]      PATTERN: of the names of the bugs to plant
+# (needs a C++ compiler; CXX, CC and EMU as the Makefile sets them)
 passed=0 failed=0 skipped=0
+only=${2:-.}
 CC=${CC:-cc} CXX=${CXX:-g++}
 : "${EMU:=-std=c++17 -fno-strict-aliasing -ffp-contract=off -Wno-unknown-pragmas -I.. -include support/cuda_emu.h}"
 case $1 in */asan/*)
@@ -19,7 +21,7 @@ trap 'rm -rf "$B"' EXIT
 mkdir "$B/run" "$B/bugs"
 flags() {
     case $1 in
-    plain) echo "-O0" ;;
+    plain | apart) echo "-O0" ;;
     long) echo "-O1" ;;
     memory) echo "-O0 -fsanitize=address -fno-omit-frame-pointer" ;;
     race) echo "-O0 -fsanitize=thread" ;;
@@ -27,17 +29,19 @@ flags() {
 }
 ok() { passed=$((passed + 1)); }
 bad() { echo "FAIL mutant: $*"; failed=$((failed + 1)); }
-# name, way to run (plain; long = plain, compiled for a test that takes longer than the compiler; memory =
-# AddressSanitizer; race = ThreadSanitizer), test and case, what its output must say, sed script.
+# name, way to run (plain; long = plain, compiled for a test that takes longer than the compiler; apart = plain, in a
+# copy of its own, as every test would meet the bug; memory = AddressSanitizer; race = ThreadSanitizer), test and case,
+# what its output must say, sed script.
 # A sixth word: how many lines the bug takes, if not one.
 # "none" as the script: no bug, and the test must pass. So a test that always fails is not taken for a good one.
 # A bug goes into the first copy of its way that has none of its kernels yet; copy 0 of a way has no bug.
 mutant() {
+    echo "$1" | grep -qE "$only" || return
     way=$2 script=$5 kernel=${3%% *} copy=0
     case $kernel in decoding) kernel=attention ;; esac
     if [ "$script" != none ]; then
         copy=1
-        while grep -qsx -e "$kernel" -e graphs "$B/bugs/$way-$copy.kernels"; do copy=$((copy + 1)); done
+        while grep -qsx -e "$kernel" -e graphs -e ring "$B/bugs/$way-$copy.kernels"; do copy=$((copy + 1)); done
         echo "$kernel" >>"$B/bugs/$way-$copy.kernels"
     fi
     source=$B/bugs/$way-$copy.cu
@@ -53,7 +57,7 @@ mutant() {
 # Compiles a copy and runs the test of each of its bugs.
 run_copy() {   # way, its number
     way=$1 copy=$2
-    driver=$B/$(echo "$way" | sed 's/long/plain/').o   # 80_cuda.c, for a long test as for a short one
+    driver=$B/$(echo "$way" | sed -E 's/long|apart/plain/').o   # 80_cuda.c
     [ -f "$driver" ] ||
         $CC -std=c11 -w $(flags "$way") -I.. -DWRPO_API=static -DWRPO_EMULATED -c 80_cuda.c -o "$driver" || exit 1
     cp "$B/bugs/$way-$copy.cu" "$B/wrpo_cuda.cu"
@@ -62,7 +66,7 @@ run_copy() {   # way, its number
         bad "$(cut -f 3 "$B/bugs/$way-$copy.list"): does not compile"; tail -3 "$B/log"; return
     fi
     while IFS="$tab" read -r test sign name; do
-        (cd "$B/run" && TSAN_OPTIONS=halt_on_error=1 timeout 120 "$B/test" $test) >"$B/log" 2>&1; code=$?
+        (cd "$B/run" && TSAN_OPTIONS=halt_on_error=1 timeout 600 "$B/test" $test) >"$B/log" 2>&1; code=$?
         echo "exit code $code" >>"$B/log"
         if [ "$copy" -eq 0 ]; then
             if [ $code -eq 0 ]; then ok; else bad "$test fails without a bug ($way)"; tail -3 "$B/log"; fi
@@ -87,6 +91,9 @@ mutant "no bug" plain "gemm 6" - none
 mutant "no bug" plain "wgmma 2" - none
 mutant "no bug" plain "attention 16" - none
 mutant "no bug" long "graphs" - none
+mutant "no bug" apart "ring" - none
+mutant "no bug" plain "device" - none
+mutant "no bug" plain "lt" - none
 mutant "no bug" memory "gemm 4" - none
 mutant "no bug" memory "rows 3" - none
 mutant "no bug" race "attention 16" - none
@@ -124,9 +131,19 @@ mutant "attention: the same, as a race" race "attention 16" 'ThreadSanitizer: da
 mutant "attention: V is used before it is there" plain "attention 16" 'relative error' \
     "$(line 'attention_kernel(wrpo_attn' 'cp_async_wait<1>' 1)s/ptx::cp_async_wait<1>\(\);/;/"
 mutant "attention: dk and dv, lanes replaced while they are read" race "attention 16" 'ThreadSanitizer: data race' \
-    "$(drop 'attention_dkv_kernel(wrpo_attn' '/* the last lanes are done with */')"
+    "$(drop 'attention_dkv_kernel(wrpo_attn' 'the last ones done with')"
 mutant "attention: keys in front of a prefix count" plain "attention 12" 'relative error' \
-    "s/key >= from && key < to/key < to/"
+    "s/now.position, now.from, now.to/now.position, 0, now.to/"
+mutant "attention: dq, K and V are used before they are there" plain "attention 16" 'relative error' \
+    "$(line 'attention_dq_kernel(wrpo_attn' 'cp_async_wait<0>')s/ptx::cp_async_wait<0>\(\);/;/"
+mutant "attention: dk and dv, the lanes of the step before" plain "attention 16" 'relative error|other bits' \
+    "$(line 'attention_dkv_kernel(wrpo_attn' 'const tile_ tq(memory')s/tq\(memory, 2 \+ t %/tq(memory, 2 + (t + 1) %/"
+mutant "attention: a part of dk and dv is lost" plain "attention 18" 'relative error' \
+    "s/part < parts; part\+\+/part < parts - 1; part++/"
+mutant "attention: parts of dk and dv overlap" plain "attention 18" 'relative error' \
+    "s/end = tiles \* \(part \+ 1\) \/ parts/end = min(tiles, tiles * (part + 1) \/ parts + 1)/"
+mutant "attention: parts of dk and dv, two into one place" race "attention 18" 'ThreadSanitizer: data race' \
+    "s/part_at\(a, part, row0, g, 1\)/part_at(a, part \/ 2, row0, g, 1)/"
 mutant "attention: a cache's own keys are taken for the rows" plain "decoding 1" 'other bits' \
     "s/s.prefix_end - s.prefix \+ \(s.own_end - s.own\) - \(s.end - s.begin\)/s.prefix_end - s.prefix/"
 mutant "rmsnorm: the end of a row is overrun" plain "rmsnorm 1" 'written between rows' \
@@ -149,15 +166,43 @@ mutant "adamw: the wrong seed" plain "adamw 5" 'bytes differ' \
     "s/(moment\(v, vi, i, left, [a-z]+, true, u.seed_)v/\1m/"
 mutant "graphs: of a key only the first number counts" long "graphs" 'taken for another|other bits' \
     "s/memcmp\(other->key, key, sizeof s->key\) == 0/memcmp(other->key, key, 8) == 0/"
+mutant "ring: a slot is filled while it is still copied from" apart "ring" 'small pieces are not what was put' \
+    "$(line 'void put(void *d' 'cudaEventSynchronize')s/note\(.*/;/"
+mutant "ring: put copies from the caller's memory" apart "ring" 'emu: cudaMemcpyAsync of pageable memory' \
+    "$(line 'void put(void *d' 'cudaMemcpyAsync')s/dst \+ at, slot/dst + at, (const char *)host + at/"
+mutant "ring: get does not wait" apart "ring" 'pieces are not what was put|bytes of a large piece differ' \
+    "$(line 'void get(void *d' 'cudaEventSynchronize')s/note\(.*/;/"
+mutant "ring: get takes the pieces from the wrong slots" apart "ring" 'bytes of a large piece differ' \
+    "$(line 'void get(void *d' '(first + taken) % SLOTS;')s/first \+ taken/first + asked/"
+mutant "device: not made current" plain "device" 'invalid resource handle|exit code 139' \
+    "$(line 'struct entered' 'cudaSetDevice(dev->index)')s/note\(.*/;/"
+mutant "device: not restored" plain "device" 'the current device is 1 afterwards' \
+    "s/~entered\(\) \{ if \(before >= 0\) cudaSetDevice\(before\); \}/~entered() {}/"
+mutant "device: an op that does not enter it" plain "device" 'invalid resource handle' \
+    "$(line 'void rope(void *d' 'entered dev(d);')s/entered dev\(d\);/device *dev = (device *)d;/"
+mutant "device: shared memory is not checked" plain "device" 'attention_kernel<128>: want 49152 bytes' \
+    "s/if \(shared <= dev->shared_most\) return true;/return true;/"
+mutant "lt: an algorithm for each number of rows" plain "lt" 'rows alone have other bits' \
+    "s/kind.few \? LT_FEW : LT_MANY\)/dev->n_choices + 1 > 0 ? dev->lt_rows : 0)/
+     s/    if \(i == dev->n_choices\) \{/    i = dev->n_choices, dev->lt_rows = rows; {/
+     s/^    int n_choices;/    int n_choices; int64_t lt_rows;/" 3
+mutant "lt: k may be split" plain "lt" 'sums are not in fp32' \
+    "s/no_split = CUBLASLT_REDUCTION_SCHEME_NONE;/no_split = 7;/"
+mutant "lt: of a kind only the layout counts" plain "lt" 'heuristic was asked|differ by|off by|exit code 134' \
+    "s/memcmp\(&dev->choices\[i\].kind, &kind, sizeof kind\)/memcmp(\&dev->choices[i].kind, \&kind, 8)/"
+mutant "lt: a fallback is not said" plain "lt" 'said 0 times' \
+    "$(line 'void fall_back' 'say(dev, WRPO_LOG_WARN, text);')s/say\(.*/;/"
 # This one writes to a stale place, which may be outside of the cache.
 mutant "graphs: a place in the cache is an argument of the launch" long "graphs" 'other bits|exit code 139' \
     "s/to = index\[r\] \* ldy/to = (index[r] - index[0]) * ldy/
      s/(LAUNCH\(place_kernel, .unsigned.n, row_threads.D., 0, .bf16 ..y),/\1 + index[0] * ldy,/" 2
 mutant "graphs: release keeps what points into freed memory" long "graphs" 'release forgets' \
     "s/^    forget_all\(dev\);( +\/\* they may use p)/    \1/"
-for way in plain long memory race; do
-    copy=0
-    while [ -f "$B/bugs/$way-$copy.list" ]; do run_copy $way $copy; copy=$((copy + 1)); done
+for way in plain apart long memory race; do
+    for list in "$B/bugs/$way"-*.list; do
+        copy=$(basename "$list" .list)
+        [ ! -f "$list" ] || run_copy $way "${copy#*-}"
+    done
 done
 echo "cuda_mutants: $passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

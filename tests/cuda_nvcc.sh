@@ -13,12 +13,10 @@ bad() { failed=$((failed + 1)); echo "FAIL cuda_nvcc: $*"; }
 B=$PWD/build/nvcc
 mkdir -p "$B"
 # kernel, architecture, bytes of spill stores that are known
-allowed='attention_kernel<256> sm_80 24
-attention_dkv_kernel<256,128> sm_80 32
-attention_dkv_kernel<64,64> sm_80 40
-attention_dkv_kernel<32,32> sm_80 24
-attention_kernel<256> sm_90a 20
-attention_dkv_kernel<32,32> sm_90a 16'
+allowed='attention_dkv_kernel<64> sm_80 20
+attention_dkv_kernel<64> sm_90a 24
+attention_dkv_kernel<32> sm_90a 20
+attention_dq_kernel<32> sm_90a 8'
 cat >"$B/sass.c" <<'X'
 /* Opcodes in the .text sections of a cubin: 16-byte instructions, the opcode in their low 12 bits. That is not
    documented, hence the comparison with PTX. */
@@ -95,6 +93,7 @@ for arch in 80 90a; do
         if [ "$atomics" -eq 0 ]; then ok; else bad "sm_$arch: $name has $atomics atomic instructions"; fi
         if [ "${may:-0}" -gt 0 ] || [ "$local" -eq 0 ]; then ok; else bad "sm_$arch: $name uses local memory"; fi
         case $name in
+        attention_dkv_end_kernel) ok ;;
         gemm_kernel*|attention*)
             if [ "$mma" -gt 0 ] && [ "$ldmatrix" -gt 0 ] && [ "$copies" -gt 0 ] && [ "$hmma" -ge "$mma" ]; then ok
             else bad "sm_$arch: $name: no tensor cores"; fi ;;

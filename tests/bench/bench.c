@@ -237,155 +237,13 @@ static void others_end(void) {
             share > 0.03 ? ": DO NOT TRUST THESE FIGURES" : "");
 }
 
-/* ---- the backend with a stopwatch around every op ---- */
-typedef struct row { char name[56]; int64_t calls; double seconds, flops, bytes, ideal; } row;
-static row rows[256];
-static int n_rows;
-static bool timing;
-static const wrpo_backend *inner;
-
-static void add_row(const char *name, double seconds, double flops, double bytes, double ideal) {
-    int i = 0;
-    if (!timing) return;
-    while (i < n_rows && strcmp(rows[i].name, name) != 0) i++;
-    if (i == (int)(sizeof rows / sizeof *rows)) die("too many ops");
-    if (i == n_rows) snprintf(rows[n_rows++].name, sizeof rows->name, "%s", name);
-    rows[i].calls++, rows[i].seconds += seconds, rows[i].flops += flops, rows[i].bytes += bytes, rows[i].ideal += ideal;
-}
-static double bytes_ideal(double bytes, bool read_only) {
+/* ---- what is ideal, for the stopwatch of watch.h: the rates that `top` has measured ---- */
+static double peak_of(bool bf16) { return (bf16 ? top.bf16 : top.fma) * 1e9; }
+static double ideal_of_flops(double flops, bool attention) { return flops / peak_of(!attention && opt.bf16); }
+static double ideal_of_bytes(double bytes, bool read_only) {
     return bytes > 0 ? bytes * 1e-9 / memory_rate(read_only ? top.read : top.copy, bytes) : 0;
 }
-#define MEMORY(name, total, call) do { \
-        const double b_ = (double)(total), t_ = now(); \
-        call; \
-        add_row(name, now() - t_, 0, b_, bytes_ideal(b_, false)); \
-    } while (0)
-#define READING(name, total, call) do { \
-        const double b_ = (double)(total), t_ = now(); \
-        call; \
-        add_row(name, now() - t_, 0, b_, bytes_ideal(b_, true)); \
-    } while (0)
-static double peak_of(bool bf16) { return (bf16 ? top.bf16 : top.fma) * 1e9; }
-static const char *mm_name(wrpo_mm mm) {
-    return mm == WRPO_MM_NT ? "NT" : mm == WRPO_MM_NT_FLOAT ? "NT logits" : mm == WRPO_MM_NN ? "NN" : "TN";
-}
-static void t_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb,
-                   wrpo_dtype b_type, int64_t m, int64_t n, int64_t k, float beta) {
-    char name[56];                   /* by the matrix of weights, whatever the number of rows */
-    if (mm == WRPO_MM_TN) snprintf(name, sizeof name, "gemm TN        dW [%lld, %lld]", (long long)m, (long long)n);
-    else
-        snprintf(name, sizeof name, "gemm %-9s  W [%lld, %lld]", mm_name(mm), (long long)(mm == WRPO_MM_NN ? k : n),
-                 (long long)(mm == WRPO_MM_NN ? n : k));
-    const double flops = 2.0 * (double)m * (double)n * (double)k, t = now();
-    inner->gemm(dev, mm, c, ldc, a, lda, b, ldb, b_type, m, n, k, beta);
-    add_row(name, now() - t, flops, 0, flops / peak_of(opt.bf16));
-}
-static void t_embed(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D,
-                    float s) {
-    MEMORY("embed", (w_type == WRPO_DTYPE_F32 ? 8 : 6) * n * D, inner->embed(dev, y, w, w_type, ids, n, D, s));
-}
-static void t_colsum(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t n, int64_t D) {
-    READING("colsum", (w_type == WRPO_DTYPE_F32 ? 4 : 2) * n * D, inner->colsum(dev, y, w, w_type, n, D));
-}
-static void t_embed_bwd(void *dev, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float s) {
-    MEMORY("embed_bwd", 12 * n * D, inner->embed_bwd(dev, dw, dy, ids, n, D, s));
-}
-static void t_gather(void *dev, void *y, const void *x, const int32_t *i, int64_t n, int64_t D) {
-    MEMORY("gather", 8 * n * D, inner->gather(dev, y, x, i, n, D));
-}
-static void t_gather_bwd(void *dev, void *dx, const void *dy, const int32_t *i, int64_t n, int64_t D) {
-    MEMORY("gather_bwd", 12 * n * D, inner->gather_bwd(dev, dx, dy, i, n, D));
-}
-static void t_bias(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
-    MEMORY("bias", 8 * n * D, inner->bias(dev, y, ldy, b, n, D));
-}
-static void t_bias_bwd(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) {
-    READING("bias_bwd", 4 * n * D, inner->bias_bwd(dev, db, dy, lddy, n, D));
-}
-static void t_add(void *dev, void *y, const void *x, int64_t count) {
-    MEMORY("add", 12 * count, inner->add(dev, y, x, count));
-}
-static void t_rmsnorm(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w,
-                      int64_t n, int64_t heads, int64_t D, float eps, float plus) {
-    MEMORY("rmsnorm", 8 * n * heads * D, inner->rmsnorm(dev, y, ldy, rstd, x, ldx, w, n, heads, D, eps, plus));
-}
-static void t_rmsnorm_bwd(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres,
-                          int64_t lddres, const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n,
-                          int64_t heads, int64_t D, float plus) {
-    MEMORY("rmsnorm_bwd", (dres ? 16 : 12) * n * heads * D,
-           inner->rmsnorm_bwd(dev, dx, lddx, dw, dy, lddy, dres, lddres, x, ldx, w, rstd, n, heads, D, plus));
-}
-static void t_rope(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d,
-                   float sign) {
-    MEMORY("rope", 8 * n * heads * d, inner->rope(dev, x, ldx, table, n, heads, d, sign));
-}
-static double visible(const wrpo_attn *a) {            /* pairs of a query and a key it sees */
-    double pairs = 0;
-    for (int64_t s = 0; s < a->n_segs; s++) {
-        const wrpo_seg *g = &a->segs[s];
-        for (int64_t i = g->begin; i < g->end; i++) {
-            const int64_t keys = g->prefix_end - g->prefix + (g->own_end - g->own) - (g->end - 1 - i);
-            pairs += (double)(a->window ? WRPO__MIN(keys, a->window) : keys);
-        }
-    }
-    return pairs;
-}
-static void t_attention(void *dev, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k,
-                        const void *v) {
-    const double flops = 4 * visible(a) * (double)(a->H * a->d), t = now();      /* q k' and p v */
-    inner->attention(dev, a, o, lse, q, k, v);
-    add_row("attention", now() - t, flops, 0, flops / peak_of(false));
-}
-static void t_attention_bwd(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o,
-                            const float *lse, const void *q, const void *k, const void *v, void *scratch) {
-    const double flops = 10 * visible(a) * (double)(a->H * a->d), t = now();     /* q k', do v', and three gradients */
-    inner->attention_bwd(dev, a, dq, dk, dv, d_o, o, lse, q, k, v, scratch);
-    add_row("attention_bwd", now() - t, flops, 0, flops / peak_of(false));
-}
-static void t_glu(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
-    MEMORY("glu", 12 * n * I, inner->glu(dev, h, gu, n, I, gelu));
-}
-static void t_glu_bwd(void *dev, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu) {
-    MEMORY("glu_bwd", (h ? 24 : 20) * n * I, inner->glu_bwd(dev, dgu, h, dh, gu, n, I, gelu));
-}
-static void t_logprob(void *dev, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n,
-                      int64_t V, float softcap) {
-    READING("logprob", 4 * n * V, inner->logprob(dev, logp, lse, logits, target, n, V, softcap));
-}
-static void t_logprob_bwd(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse,
-                          const float *dlogp, int64_t n, int64_t V, float softcap) {
-    MEMORY("logprob_bwd", 8 * n * V, inner->logprob_bwd(dev, dlogits, logits, target, lse, dlogp, n, V, softcap));
-}
-static void t_sumsq(void *dev, double *out, const float *x, int64_t count) {
-    READING("sumsq", 4 * count, inner->sumsq(dev, out, x, count));
-}
-static void t_adamw(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count,
-                    const wrpo_adamw *step) {
-    /* weights and moments in and out, gradients in */
-    const int64_t moments = step->moments == WRPO_MOMENTS_F32 ? 16 : step->moments == WRPO_MOMENTS_BF16 ? 8 : 4;
-    MEMORY("adamw", (8 + 4 + moments) * count, inner->adamw(dev, w, low, m, v, g, count, step));
-}
-static void t_put(void *dev, void *dst, const void *host, size_t n) {
-    MEMORY("put", 2 * n, inner->put(dev, dst, host, n));
-}
-static void t_get(void *dev, void *host, const void *src, size_t n) {
-    MEMORY("get", 2 * n, inner->get(dev, host, src, n));
-}
-static void t_copy(void *dev, void *dst, const void *src, size_t n) {
-    MEMORY("copy", 2 * n, inner->copy(dev, dst, src, n));
-}
-static void t_zero(void *dev, void *dst, size_t n) { MEMORY("zero", n, inner->zero(dev, dst, n)); }
-static wrpo_backend watched(void) {
-    wrpo_backend be = *(inner = wrpo_backend_cpu());
-    be.put = t_put, be.get = t_get, be.copy = t_copy, be.zero = t_zero;
-    be.gemm = t_gemm, be.embed = t_embed, be.embed_bwd = t_embed_bwd, be.gather = t_gather,
-    be.gather_bwd = t_gather_bwd;
-    be.colsum = t_colsum, be.bias = t_bias, be.bias_bwd = t_bias_bwd, be.add = t_add, be.rmsnorm = t_rmsnorm,
-    be.rmsnorm_bwd = t_rmsnorm_bwd, be.rope = t_rope;
-    be.attention = t_attention, be.attention_bwd = t_attention_bwd, be.glu = t_glu, be.glu_bwd = t_glu_bwd;
-    be.logprob = t_logprob, be.logprob_bwd = t_logprob_bwd, be.sumsq = t_sumsq, be.adamw = t_adamw;
-    return be;
-}
+#include "watch.h"
 
 /* ---- a training run to watch: real files, or a random model and records ---- */
 static const struct shape {
@@ -513,7 +371,7 @@ static int by_seconds(const void *a, const void *b) {
     return x > y ? -1 : x < y;
 }
 static void profile(void) {
-    wrpo_backend be = watched();
+    wrpo_backend be = watched(wrpo_backend_cpu());
     measure_ceilings();
     print_ceilings();
     run_of r = open_run(&be);
@@ -556,7 +414,7 @@ static int64_t peak_kib(void) {
     return (int64_t)u.ru_maxrss;
 }
 static void step(void) {
-    wrpo_backend be = watched();
+    wrpo_backend be = watched(wrpo_backend_cpu());
     const int64_t before = peak_kib();
     run_of r = open_run(&be);
     const outcome o = train(&r, false);

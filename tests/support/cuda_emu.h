@@ -6,9 +6,14 @@
 // depend on it)
 //   EMU_ASYNC=0 asynchronous copies (cp.async, TMA) land as late as their wait allows, wgmma reads its operands at once
 //            | 1 copies land at once, wgmma reads as late as its wait allows
-//   EMU_SM      compute capability of the device, 90 without it
+//   EMU_SM      compute capability of the device, 90 without it; it decides how much shared memory a block may have
+//   EMU_SHARED  bytes of shared memory that a block may have, if it is not what its kind has
+//   EMU_LT_FAIL cuBLASLt refuses every product
 //   EMU_MEMORY  bytes of device memory; without it, what the host has
 //   EMU_GRAPH_FAIL=begin, end, instantiate or launch: that call of the graphs' has no memory
+// There are two devices; emu_device is the current one, emu_calls[i] counts the calls that reached device i. A copy
+// between host and device lands as late as it may (EMU_ASYNC=0): before the next work of its stream, or when it is
+// waited for.
 // -fsanitize=address: out-of-bounds shared and global accesses; -fsanitize=thread: data races inside and between blocks
 // Compile with -fno-strict-aliasing, as device code is. Not seen here: the inline PTX itself (only its twin below),
 // weak
@@ -342,22 +347,45 @@ EMU_RAW void launch(const char* name, const void* kernel, dim3 grid, dim3 block,
     __tsan_acquire(&done_token);
 #endif
 }
-// ---- streams, capture
-// --------------------------------------------------------------------------------------------------
-// A stream runs what it is given at once; while it is captured, nothing runs: launches are kept with copies of their
-// arguments, device copies and fills
-// likewise, and what waits, allocates or touches pageable host memory is an error that spoils the capture, as in the
-// runtime's thread-local mode.
-enum { UNSUPPORTED = 900, INVALIDATED = 901 };
+}  // namespace emu
+// recorded and launched so far; alive now. The current device, what reached each; how often cuBLASLt's heuristic was
+// asked, and its products
+extern "C" {
+__attribute__((weak)) int64_t emu_captures, emu_replays, emu_graphs, emu_calls[2], emu_asked, emu_lt_products;
+__attribute__((weak)) int emu_device;
+}
+namespace emu {
+// ---- streams, capture ----------------------------------------------------------------------------------------------
+// A stream runs kernels at once; copies between host and device wait for its next work. While it is captured, nothing
+// runs: launches are kept with copies of their arguments, device copies and fills likewise, and what waits, allocates
+// or touches host memory is an error that spoils the capture, as in the runtime's thread-local mode.
+enum { UNSUPPORTED = 900, INVALIDATED = 901, OTHER_DEVICE = 400 };
 struct Graph { std::vector<std::function<void()>> nodes; };
-struct Stream { Graph* graph = nullptr; bool spoilt = false; };
+struct Pending { void* to; const void* from; size_t n; int64_t number; };
+struct Stream {
+    Graph* graph = nullptr; bool spoilt = false; int device = emu_device;
+    std::vector<Pending> pending; int64_t copies = 0;
+    void land(int64_t upto) {                                    // the oldest first
+        size_t i = 0;
+        for (; i < pending.size() && pending[i].number <= upto; ++i)
+            memcpy(pending[i].to, pending[i].from, pending[i].n);
+        pending.erase(pending.begin(), pending.begin() + (long)i);
+    }
+};
+struct Event { Stream* stream = nullptr; int64_t copies = 0; };
 inline Stream* captured; inline int last_error;
 inline int failed(int e) { if (e) last_error = e; return e; }
 inline bool asked_to_fail(const char* what) { const char* e = getenv("EMU_GRAPH_FAIL"); return e && !strcmp(e, what); }
 // 0: nothing is captured
-inline int illegal() { if (captured) captured->spoilt = true; return failed(captured ? UNSUPPORTED : 0); }
+inline int illegal() {
+    ++emu_calls[emu_device];
+    if (captured) captured->spoilt = true;
+    return failed(captured ? UNSUPPORTED : 0);
+}
 template <class F> int keep_or_run(Stream* s, F work) {
-    if (!s->graph) { work(); return 0; }
+    ++emu_calls[emu_device];
+    if (s->device != emu_device) return failed(OTHER_DEVICE);
+    if (!s->graph) { s->land(s->copies); work(); return 0; }
     if (s->spoilt) return failed(INVALIDATED);
     s->graph->nodes.push_back(work); return 0;
 }
@@ -368,8 +396,6 @@ void enqueue(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size
                 [=]() { launch(name, (const void*)kernel, grid, block, dyn, [&]() { std::apply(kernel, copies); }); });
 }
 }  // namespace emu
-// recorded and launched so far; alive now
-extern "C" { __attribute__((weak)) int64_t emu_captures, emu_replays, emu_graphs; }
 #define threadIdx (emu::cur->tid)
 #define blockIdx (emu::block_idx)
 #define blockDim (emu::block_dim)
@@ -693,12 +719,14 @@ inline bool tensor_map_make(void*, tensor_map* map, const void* p, int64_t ld, i
 // --------------------------------------------------------------------------------------------------------
 typedef int cudaError_t;
 typedef emu::Stream* cudaStream_t;
-typedef void* cudaEvent_t;
+typedef emu::Event* cudaEvent_t;
 typedef emu::Graph *cudaGraph_t, *cudaGraphExec_t;
 enum {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
+    cudaErrorInvalidResourceHandle = emu::OTHER_DEVICE,
+    cudaErrorUnknown = 999,
     cudaErrorStreamCaptureUnsupported = emu::UNSUPPORTED,
     cudaErrorStreamCaptureInvalidated = emu::INVALIDATED
 };
@@ -713,7 +741,7 @@ enum cudaStreamCaptureMode {
     cudaStreamCaptureModeThreadLocal = 1,
     cudaStreamCaptureModeRelaxed = 2
 };
-enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaStreamNonBlocking = 1 };
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
 struct cudaDeviceProp { char name[256]; int major, minor; size_t sharedMemPerBlockOptin; };
 namespace emu {
 inline size_t memory_used;
@@ -741,9 +769,45 @@ inline cudaError_t cudaMemGetInfo(size_t* free_, size_t* total) {
     *free_ = *total - std::min(*total, emu::memory_used);
     return 0;
 }
+// Pinned memory is counted in no limit. Only it may take part in a copy that does not wait.
+namespace emu { inline std::vector<std::pair<char*, size_t>> pinned; }
+inline cudaError_t cudaMallocHost(void** p, size_t n) {
+    if (int e = emu::illegal()) return e;
+    if (n > emu::memory_total() || posix_memalign(p, 256, n)) return emu::failed(cudaErrorMemoryAllocation);
+    emu::pinned.push_back({(char*)*p, n}); return 0;
+}
+inline cudaError_t cudaFreeHost(void* p) {
+    if (int e = emu::illegal()) return e;
+    for (size_t i = 0; i < emu::pinned.size(); ++i)
+        if (emu::pinned[i].first == p) { emu::pinned.erase(emu::pinned.begin() + (long)i); break; }
+    free(p); return 0;
+}
 inline cudaError_t cudaMemcpyAsync(void* d, const void* s, size_t n, cudaMemcpyKind kind, cudaStream_t st) {
-    if (kind != cudaMemcpyDeviceToDevice && st->graph) return emu::illegal();
-    return emu::keep_or_run(st, [=]() { memcpy(d, s, n); });
+    if (kind == cudaMemcpyDeviceToDevice) return emu::keep_or_run(st, [=]() { memcpy(d, s, n); });
+    if (st->graph) return emu::illegal();
+    ++emu_calls[emu_device];
+    if (st->device != emu_device) return emu::failed(emu::OTHER_DEVICE);
+    const char* e = getenv("EMU_ASYNC"); const char* h = (const char*)(kind == cudaMemcpyHostToDevice ? s : d);
+    bool known = false;
+    for (auto& p : emu::pinned) known = known || (h >= p.first && h + n <= p.first + p.second);
+    if (!known) emu::fail("cudaMemcpyAsync of pageable memory");
+    st->pending.push_back({d, s, n, ++st->copies});
+    if (e && atoi(e)) st->land(st->copies);
+    return 0;
+}
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) {
+    if (int f = emu::illegal()) return f;
+    *e = new emu::Event; return 0;
+}
+inline cudaError_t cudaEventDestroy(cudaEvent_t e) { ++emu_calls[emu_device]; delete e; return 0; }
+inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
+    ++emu_calls[emu_device];
+    if (s->device != emu_device) return emu::failed(emu::OTHER_DEVICE);
+    e->stream = s; e->copies = s->copies; return 0;
+}
+inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+    ++emu_calls[emu_device]; if (e->stream) e->stream->land(e->copies);
+    return 0;
 }
 inline cudaError_t cudaMemsetAsync(void* d, int v, size_t n, cudaStream_t st) {
     return emu::keep_or_run(st, [=]() { memset(d, v, n); });
@@ -755,7 +819,10 @@ inline cudaError_t cudaStreamDestroy(cudaStream_t s) {
     delete s;
     return 0;
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t s) { return s->graph ? emu::illegal() : 0; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+    if (s->graph) return emu::illegal();
+    ++emu_calls[emu_device]; s->land(s->copies); return 0;
+}
 inline cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
     if (s->graph) return emu::failed(cudaErrorInvalidValue);
     if (emu::asked_to_fail("begin")) return emu::failed(cudaErrorMemoryAllocation);
@@ -780,6 +847,7 @@ inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e) { delete e; --emu_gra
 inline cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s) {
     if (emu::asked_to_fail("launch")) return emu::failed(cudaErrorMemoryAllocation);
     if (s->graph) return emu::illegal();                         // a graph within a graph: not modelled
+    ++emu_calls[emu_device]; s->land(s->copies);
     for (auto& node : e->nodes) node();
     ++emu_replays; return 0;
 }
@@ -787,18 +855,113 @@ inline cudaError_t cudaGetLastError() { int e = emu::last_error; emu::last_error
 inline const char* cudaGetErrorString(cudaError_t e) {
     return e == cudaErrorMemoryAllocation ? "out of memory"
         : e >= 900                        ? "operation not permitted when stream is capturing"
+        : e == emu::OTHER_DEVICE          ? "invalid resource handle"
         : e                               ? "invalid argument"
                                           : "no error";
 }
-inline cudaError_t cudaGetDeviceCount(int* n) { *n = 1; return 0; }
-inline cudaError_t cudaGetDevice(int* d) { *d = 0; return 0; }
+inline cudaError_t cudaGetDeviceCount(int* n) { *n = 2; return 0; }
+inline cudaError_t cudaGetDevice(int* d) { *d = emu_device; return 0; }
+inline cudaError_t cudaSetDevice(int d) { emu_device = d; return 0; }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
     const char* e = getenv("EMU_SM");
     const int sm = e ? atoi(e) : 90;
-    *p = {"emulated", sm / 10, sm % 10, emu::DYN_SMEM - 1024};
+    const char* shared = getenv("EMU_SHARED");
+    *p = {"emulated", sm / 10, sm % 10,
+          shared ? size_t(atoll(shared)) : size_t(sm == 80 ? 163 : sm < 90 ? 99 : 227) * 1024};
     return 0;
 }
 template <class F> inline cudaError_t cudaFuncSetAttribute(F f, int, int bytes) {
-    emu::allow((const void*)f, (size_t)bytes);
+    ++emu_calls[emu_device]; emu::allow((const void*)f, (size_t)bytes);
     return 0;
+}
+// ---- cuBLASLt: what gemm_lt calls of it, as bad as the library may be ----------------------------------------------
+// Its heuristic takes another algorithm, which sums in another order, for other numbers of rows; and one that splits k
+// and adds the parts in the type of the result wherever that is not forbidden.
+typedef int cublasStatus_t;
+struct cublasLtContext { int device; }; typedef cublasLtContext* cublasLtHandle_t;
+enum cudaDataType_t { CUDA_R_16BF = 14, CUDA_R_32F = 0 };
+enum cublasOperation_t { CUBLAS_OP_N = 0, CUBLAS_OP_T = 1 };
+enum { CUBLAS_STATUS_SUCCESS = 0, CUBLAS_COMPUTE_32F = 68, CUBLASLT_REDUCTION_SCHEME_NONE = 0 };
+enum { CUBLASLT_MATMUL_DESC_TRANSA = 3, CUBLASLT_MATMUL_DESC_TRANSB = 4 };
+enum cublasLtMatmulPreferenceAttributes_t {
+    CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1,
+    CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK = 3,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES = 5,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES = 6,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES = 7,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES = 8
+};
+struct EmuLtDesc { bool ta = false, tb = false; }; typedef EmuLtDesc* cublasLtMatmulDesc_t;
+struct EmuLtLayout { cudaDataType_t type; int64_t rows, cols, ld; }; typedef EmuLtLayout* cublasLtMatrixLayout_t;
+struct EmuLtWish { uint32_t schemes = 7; uint32_t aligned[4] = {1, 1, 1, 1}; };
+typedef EmuLtWish* cublasLtMatmulPreference_t;
+struct cublasLtMatmulAlgo_t { int64_t step, splits; };           // products added at a time; parts of k
+struct cublasLtMatmulHeuristicResult_t { cublasLtMatmulAlgo_t algo; };
+inline int cublasLtCreate(cublasLtHandle_t* h) {
+    ++emu_calls[emu_device]; *h = new cublasLtContext{emu_device}; return 0;
+}
+inline int cublasLtDestroy(cublasLtHandle_t h) { delete h; return 0; }
+template <class T> inline int cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* d, T, cudaDataType_t) {
+    *d = new EmuLtDesc; return 0;
+}
+inline int cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) { delete d; return 0; }
+inline int cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, int what, const void* x, size_t) {
+    (what == CUBLASLT_MATMUL_DESC_TRANSA ? d->ta : d->tb) = *(const int*)x == CUBLAS_OP_T; return 0;
+}
+inline int cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* l, cudaDataType_t type, uint64_t rows, uint64_t cols,
+                                      int64_t ld) {
+    if (ld < (int64_t)rows) return 7;
+    *l = new EmuLtLayout{type, (int64_t)rows, (int64_t)cols, ld}; return 0;
+}
+inline int cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) { delete l; return 0; }
+inline int cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* p) { *p = new EmuLtWish; return 0; }
+inline int cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p) { delete p; return 0; }
+inline int cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p, int what, const void* x, size_t) {
+    if (what == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK) p->schemes = *(const uint32_t*)x;
+    if (what >= 5 && what <= 8) p->aligned[what - 5] = *(const uint32_t*)x;
+    return 0;
+}
+inline int cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a,
+                                          cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t c,
+                                          cublasLtMatmulPreference_t p, int, cublasLtMatmulHeuristicResult_t* best,
+                                          int* found) {
+    const int64_t rows = d->tb ? (d->ta ? a->rows : a->cols) : c->cols; (void)b;
+    ++emu_asked; *found = 1;
+    best->algo = {rows <= 16 ? 4 : rows <= 128 ? 8 : rows <= 1024 ? 16 : 32, p->schemes & 5 ? 2 : 1};
+    for (uint32_t x : p->aligned) if (x < 16) *found = 0;
+    return 0;
+}
+inline int cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t d, const void* alpha, const void* a_,
+                          cublasLtMatrixLayout_t a, const void* b_, cublasLtMatrixLayout_t b, const void* beta,
+                          const void*, cublasLtMatrixLayout_t, void* c_, cublasLtMatrixLayout_t c,
+                          const cublasLtMatmulAlgo_t* algo, void*, size_t, cudaStream_t st) {
+    const EmuLtDesc op = *d; const EmuLtLayout la = *a, lb = *b, lc = *c; const cublasLtMatmulAlgo_t way = *algo;
+    const float factor = *(const float*)alpha, keep = *(const float*)beta;
+    const int64_t k = op.ta ? la.rows : la.cols;
+    if ((((uintptr_t)a_ | (uintptr_t)b_ | (uintptr_t)c_) & 15) || h->device != emu_device ||
+        k != (op.tb ? lb.cols : lb.rows) || way.step < 1 || getenv("EMU_LT_FAIL"))
+        return 7;
+    ++emu_lt_products;
+    return emu::keep_or_run(st, [=]() {
+        const uint16_t *pa = (const uint16_t*)a_, *pb = (const uint16_t*)b_;
+        auto number = [](uint16_t u) { return __uint_as_float((uint32_t)u << 16); };
+        for (int64_t j = 0; j < lc.cols; ++j) for (int64_t i = 0; i < lc.rows; ++i) {
+            float sum = 0, half = 0;
+            for (int64_t at = 0; at < k; at += way.step) {
+                float part = 0;
+                for (int64_t q = at; q < std::min(k, at + way.step); ++q)
+                    part += number(pa[op.ta ? q + i * la.ld : i + q * la.ld]) *
+                        number(pb[op.tb ? j + q * lb.ld : q + j * lb.ld]);
+                (way.splits > 1 && at >= k / 2 ? half : sum) += part;
+            }
+            if (way.splits > 1) sum = (float)__nv_bfloat16(sum) + (float)__nv_bfloat16(half);
+            sum *= factor;
+            if (lc.type == CUDA_R_32F) {
+                float* p = (float*)c_ + i + j * lc.ld; *p = keep != 0 ? *p * keep + sum : sum;
+            } else {
+                __nv_bfloat16* p = (__nv_bfloat16*)c_ + i + j * lc.ld;
+                *p = __nv_bfloat16(keep != 0 ? (float)*p * keep + sum : sum);
+            }
+        }
+    });
 }
