@@ -43,7 +43,7 @@
 /* ---- options: one table; a command names those it takes ---- */
 typedef struct settings {            /* an option that was not given is 0: the library's default */
     const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts,
-        *questions, *name, *reward_model, *resume, *adapter, *lora_target;
+        *questions, *name, *reward_model, *resume, *adapter, *lora_target, *judge_tokenizer;
     const char *more[64];            /* values of --in or operands after the first */
     int64_t n_more, top, resamples, seeds, label;
     double tau, min_gap, entropy_power, entropy_scale, sft;
@@ -58,7 +58,7 @@ typedef struct settings {            /* an option that was not given is 0: the l
     double lora_alpha, lora_dropout;
     int method, pair, alpha_schedule, lr_schedule, tokenization, device, dtype, save_dtype, save_rounding, moments,
         form, as, bench;
-    bool ipo_sum, no_shuffle, raw, tensors, keep, quick, rescore, rslora, help, version;
+    bool ipo_sum, no_shuffle, raw, tensors, keep, quick, rescore, rslora, save_eos, help, version;
 } settings;
 typedef enum kind { TEXT, LIST, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
 typedef struct option {
@@ -105,6 +105,8 @@ static const option options[] = {
      "JSON lines: {prompt_id, prompt} with a string, a message or a list of messages, or {messages}"},
     {"--questions", TEXT, AT(questions), "FILE", NULL, NULL, "the benchmark's questions as it publishes them"},
     {"--bench", CHOICE, AT(bench), "NAME", NULL, bench_name, "whose questions and answers"},
+    {"--judge-tokenizer", TEXT, AT(judge_tokenizer), "DIR", NULL, NULL,
+     "arenahard: counts token_len as the judge does, with tiktoken's o200k_base as tokenizer.json (left out)"},
     {"--as", CHOICE, AT(as), "LIST", NULL, as_name, "the list that the samples are written to"},
     {"--name", TEXT, AT(name), "NAME", NULL, NULL,
      "the model's name in the file (the last part of --adapter or --model)"},
@@ -196,6 +198,8 @@ static const option options[] = {
     {"--moments", CHOICE, AT(moments), "TYPE", NULL, wrpo_moments_name, "of AdamW's moments in memory (f32)"},
     {"--max-shard-size", COUNT, AT(max_shard_size), "BYTES", "[1, inf)", NULL,
      "split the weights into files of at most this size (5000000000)"},
+    {"--save-eos", FLAG, AT(save_eos), NULL, NULL, NULL,
+     "save all tokens that end an answer as eos_token_id in generation_config.json, where vLLM looks for them"},
     {"--reward-model", TEXT, AT(reward_model), "DIR", NULL, NULL,
      "directory of a sequence-classification, InternLM2 or ArmoRM reward model"},
     {"--label", COUNT, AT(label), "N", "[1, inf)", NULL,
@@ -776,6 +780,7 @@ struct session {                     /* everything a command opens; closed in on
     wrpo_data *data, *eval_data;
     wrpo_model *model;
     wrpo_reward *reward;
+    int32_t *eos;                    /* what --save-eos saves */
     screen screen;
     /* the directory that the command writes, its lock, and how much of its path was there before */
     const char *dir; FILE *lock; size_t made;
@@ -829,6 +834,7 @@ static void session_close(session *z) {
     wrpo_model_free(z->model);
     wrpo_data_free(z->data), wrpo_data_free(z->eval_data);
     wrpo_tokenizer_free(z->tokenizer);
+    if (z->ctx) wrpo_free(z->ctx, z->eos);
     wrpo_reward_free(z->reward);
     wrpo_close(z->ctx);
 }
@@ -1466,6 +1472,28 @@ static void print_settings(const settings *s, session *z, const wrpo_train_desc 
     print_memory(bytes, wrpo_model_config(z->model)->num_hidden_layers);
     fflush(stdout);
 }
+/* Of a model that is saved whole: does what ends an answer in the data, and will after training, end it for those who
+   serve the model, too? If not, a warning, or with --save-eos all such tokens are saved. */
+static bool check_eos(const settings *s, session *z, wrpo_save_desc *save) {
+    int32_t *known = NULL;
+    int64_t n = 0, count = 0;
+    char *text = NULL;
+    size_t size;
+    bool ok = !wrpo_stop_tokens(z->model, NULL, &known, &n) &&
+              !wrpo_stop_tokens(z->model, z->tokenizer, &z->eos, &count);
+    for (int64_t i = 0, k; ok && !s->save_eos && i < count; i++) {
+        for (k = 0; k < n && known[k] != z->eos[i];) k++;
+        if (k < n) continue;
+        ok = !wrpo_tokenizer_decode(z->tokenizer, &z->eos[i], 1, false, &text, &size);
+        if (ok)
+            complain("warning: \"%s\" (id %d) ends answers, but is no eos_token_id of %s: where the model is served, "
+                     "answers may go on after it. --save-eos adds it", text, (int)z->eos[i], s->model);
+        wrpo_free(z->ctx, text);
+    }
+    wrpo_free(z->ctx, known);
+    if (s->save_eos) save->eos = z->eos, save->eos_count = count;
+    return ok || fail(z) == 0;
+}
 static int train(const settings *s, session *z) {
     wrpo_train_desc d = train_desc(s);
     wrpo_config config;
@@ -1482,6 +1510,7 @@ static int train(const settings *s, session *z) {
         load_model(z, s, adapter != NULL) || (s->lora_r && wrpo_adapter_new(z->model, adapter)))
         return fail(z);
     if (s->adapter) lora = wrpo_model_adapter(z->model);
+    if (!adapter && !check_eos(s, z, &d.save)) return 1;
     if (!inputs_same()) return 1;
     w.mapped = adapter != NULL;
     if (wrpo_train_bytes(z->ctx, &config, z->data, &d, adapter, &bytes)) return fail(z);
@@ -1519,6 +1548,8 @@ static int run_train(const settings *s, session *z) {
         return complain("train: want either --lora-r, a new adapter, or --adapter, to go on from one");
     if (of_lora && s->adapter)
         return complain("--lora-alpha, --lora-dropout, --lora-target, --rslora: --adapter has its own, in its files");
+    if (s->save_eos && (s->lora_r || s->adapter))
+        return complain("--save-eos: an adapter has no generation_config.json: give it to merge");
     if (of_lora && !s->lora_r) return complain("--lora-alpha, --lora-dropout, --lora-target, --rslora: want --lora-r");
     char path[4200];
     struct stat is;
@@ -1559,7 +1590,10 @@ static int run_eval(const settings *s, session *z) {
 static int run_merge(const settings *s, session *z) {
     wrpo_save_desc d = save_desc(s);
     d.merge = true;
-    if (load_model(z, s, true) || wrpo_model_save(z->model, &d)) return fail(z);
+    if (load_model(z, s, true)) return fail(z);
+    if (s->save_eos && wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer)) return fail(z);
+    if (s->save_eos && !check_eos(s, z, &d)) return 1;
+    if (wrpo_model_save(z->model, &d)) return fail(z);
     if (!inputs_same()) {                              /* without its config.json it is no model */
         char path[4200];
         snprintf(path, sizeof path, "%.4000s/config.json", s->out);
@@ -2100,7 +2134,7 @@ static bool answered(int64_t i, const wrpo_sample *y, void *user) {
     char *copy = malloc(n + 1);
     if (!copy) return w->a.failed = true, complain("out of memory"), false;
     memcpy(copy, text, n), copy[n] = 0;
-    q->answers[w->turn] = copy, q->sizes[w->turn] = n, q->tokens[w->turn] = y->count - y->stopped;
+    q->answers[w->turn] = copy, q->sizes[w->turn] = n;
     w->a.cut += !y->stopped;
     return true;
 }
@@ -2200,7 +2234,9 @@ static void print_id(FILE *f, const char *key,
 static bool print_metadata(FILE *f, const ask *q, const char *key) {
     markdown m;
     if (!count_markdown(q->answers[0], q->sizes[0], &m)) return complain("out of memory"), false;
-    fprintf(f, ", \"%s\": {\"token_len\": %lld, \"header_count\": {", key, (long long)q->tokens[0]);
+    fprintf(f, ", \"%s\": {", key);
+    if (q->tokens[0] >= 0) fprintf(f, "\"token_len\": %lld, ", (long long)q->tokens[0]);
+    fputs("\"header_count\": {", f);
     for (int i = 0; i < 6; i++) fprintf(f, "%s\"h%d\": %lld", i ? ", " : "", i + 1, (long long)m.header[i]);
     fprintf(
         f, "}, \"list_count\": {\"ordered\": %lld, \"unordered\": %lld}, \"bold_count\": {\"**\": %lld, \"__\": %lld}}",
@@ -2233,9 +2269,9 @@ static bool print_answer(session *z, FILE *f, const asks *all, const ask *q, con
         for (int i = 0; i < q->n && ok; i++) {
             char *quoted;
             if (wrpo_json_quote(z->ctx, q->answers[i], q->sizes[i], &quoted)) return false;
-            if (hard)
-                fprintf(f, "%s{\"content\": %s, \"token_len\": %lld}", i ? ", " : "", quoted, (long long)q->tokens[i]);
-            else fprintf(f, "%s%s", i ? ", " : "", quoted);
+            fprintf(f, "%s%s%s", i ? ", " : "", hard ? "{\"content\": " : "", quoted);
+            if (hard && q->tokens[i] >= 0) fprintf(f, ", \"token_len\": %lld", (long long)q->tokens[i]);
+            if (hard) fputs("}", f);
             wrpo_free(z->ctx, quoted);
         }
         fputs("]}]", f);
@@ -2243,6 +2279,22 @@ static bool print_answer(session *z, FILE *f, const asks *all, const ask *q, con
     fprintf(f, ", \"tstamp\": %.6f", seconds());
     if (hard && q->n == 1) ok = ok && print_metadata(f, q, all->old ? "conv_metadata" : "metadata");
     return fputs("}\n", f) >= 0 && ok;
+}
+/* The length of each answer in the tokens that the judge counts; -1: it is left out. */
+static bool count_tokens(const settings *s, session *z, const asks *all) {
+    wrpo_tokenizer *judge = NULL;
+    bool ok = !s->judge_tokenizer || !wrpo_tokenizer_load(z->ctx, s->judge_tokenizer, &judge) || fail(z) == 0;
+    for (int64_t i = 0; ok && i < all->count; i++)
+        for (int t = 0; ok && t < all->list[i].n; t++) {
+            ask *q = &all->list[i];
+            int32_t *ids = NULL;
+            q->tokens[t] = -1;
+            if (!judge) continue;
+            ok = !wrpo_tokenizer_encode(judge, q->answers[t], q->sizes[t], 0, &ids, &q->tokens[t]) || fail(z) == 0;
+            wrpo_free(z->ctx, ids);
+        }
+    wrpo_tokenizer_free(judge);
+    return ok;
 }
 static int run_answer(const settings *s, session *z) {
     asks q = {.name = s->questions, .bench = s->bench};
@@ -2257,6 +2309,7 @@ static int run_answer(const settings *s, session *z) {
         output_open(&out, s->out);
     for (int64_t i = 0; i < q.count; i++) turns = q.list[i].n > turns ? q.list[i].n : turns;
     for (int t = 0; ok && t < turns; t++) ok = answer_turn(s, z, &q, t, &cut);
+    ok = ok && count_tokens(s, z, &q);
     if (ok && q.bench == ALPACAEVAL) fputs("[\n", out.f);
     for (int64_t i = 0; ok && i < q.count; i++) {
         ok = print_answer(z, out.f, &q, &q.list[i], model_name(s), s->seed ? (uint64_t)s->seed : 42) || fail(z) == 0;
@@ -2265,6 +2318,7 @@ static int run_answer(const settings *s, session *z) {
     if (output_close(&out, ok)) {
         printf("%s: answers to %s questions in %s", s->out, grouped(q.count).s, time_text(seconds() - begin).s);
         if (cut) printf("; %s answers were cut off before they ended", grouped(cut).s);
+        if (q.bench == ARENAHARD && !s->judge_tokenizer) printf("; without token_len: --judge-tokenizer counts it");
         printf("\n");
     } else ok = false;
     questions_free(z, &q);
@@ -3186,11 +3240,13 @@ static const command commands[] = {
                "--max-grad-norm --batch-size --accumulation --recompute --memory-limit "
                "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --save-steps "
                "--lora-r --lora-alpha --lora-dropout --lora-target --rslora --adapter "
-               "--resume --device --dtype --moments --save-dtype --save-rounding --max-shard-size --threads --help",
+               "--resume --device --dtype --moments --save-dtype --save-rounding --max-shard-size --save-eos --threads "
+               "--help",
      run_train,
      "Trains a model and saves it, with metrics.jsonl, in the directory --out. Ctrl-C stops cleanly and leaves a "
      "checkpoint, from which --resume goes on to the same bits."},
-    {"merge", "", "--model --adapter --out", "--save-dtype --save-rounding --max-shard-size --threads --help",
+    {"merge", "", "--model --adapter --out",
+     "--save-dtype --save-rounding --max-shard-size --save-eos --threads --help",
      run_merge,
      "A model and its adapter as one model: W + scale B A in place of W, rounded once."},
     {"eval", "", "--model --data",
@@ -3204,7 +3260,8 @@ static const command commands[] = {
      run_sample,
      "Several answers to each prompt, as candidates: {prompt_id, prompt, sources|target: [{model, content}]}. The same "
      "command goes on where it was interrupted."},
-    {"answer", "", "--model --bench --questions --out", "--adapter --name " SAMPLING "--limit --threads --help",
+    {"answer", "", "--model --bench --questions --out",
+     "--adapter --name --judge-tokenizer " SAMPLING "--limit --threads --help",
      run_answer,
      "Answers to the questions of AlpacaEval 2, MT-Bench or Arena-Hard, as their judges read them."},
     {"score", "", "--reward-model --in --out", "--rescore --label --micro-tokens --device --dtype --threads --help",

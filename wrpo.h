@@ -312,6 +312,8 @@ typedef struct wrpo_save_desc {
     bool merge;              /* of a model with an adapter: the whole model, W + scale B A in place of W; see there */
     bool random_rounding;    /* to BF16 up or down by chance, so that the mean is the weight: small updates are kept in
                                 the mean. The same bits every time. false: to the nearest */
+    const int32_t *eos; int64_t eos_count;  /* becomes eos_token_id in generation_config.json, where vLLM looks for what
+                                               ends an answer: see wrpo_stop_tokens. 0 = as it was */
 } wrpo_save_desc;
 typedef struct wrpo_weight {  /* one tensor of the table of weights, in the Llama layout, for every family */
     const char *name;        /* "model.layers.0.self_attn.q_proj.weight" */
@@ -6351,11 +6353,27 @@ static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const c
     wrpo__text_puts(&out, end);
     wrpo__side_file(arena, sides, to, out.data, out.size);
 }
+static void wrpo__save_eos(wrpo__arena *arena, wrpo__writer ***sides, const char *from, const char *to,
+        const wrpo_save_desc *desc) {
+    wrpo__text list = {.arena = arena}, out = {.arena = arena};
+    const wrpo__file *f = from ? wrpo__open_file(arena, from) : NULL;
+    const char *text = f ? wrpo__strndup(arena, (const char *)f->data, f->size) : "{}";
+    const wrpo_json *root = wrpo__json_parse(arena, from ? from : to, 1, text, strlen(text));
+    for (int64_t i = 0; i < desc->eos_count; i++)
+        wrpo__text_puts(&list, wrpo__format(arena, "%s%d", i ? ", " : "[", (int)desc->eos[i]));
+    wrpo__text_puts(&list, "]");
+    const wrpo__json_edit edit = {"eos_token_id", list.data, true};
+    wrpo__json_edited(&out, text, wrpo__want(root, WRPO_JSON_OBJECT, NULL), &edit, 1);
+    wrpo__text_puts(&out, "\n");
+    wrpo__side_file(arena, sides, to, out.data, out.size);
+}
 /* The side files of the tokenizer's directory, then of the model's, where names are not taken yet. */
-static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *model, const char *to, wrpo_dtype dtype) {
+static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc,
+        wrpo_dtype dtype) {
+    static const char generation[] = "generation_config.json";
     wrpo__writer **sides = NULL;
     const bool dir = wrpo__is_dir(model->dir);  /* else it is the path of a config.json */
-    const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL};
+    const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL}, *to = desc->dir, *stops = NULL;
     const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
     wrpo__save_config(arena, &sides, config, wrpo__join(arena, to, "config.json"), &model->config, dtype);
     for (int i = 0; i < 2; i++) {
@@ -6364,10 +6382,15 @@ static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *mod
             const char *name = names[k].text, *path = wrpo__join(arena, from[i], name);
             const bool taken = i && from[0] && wrpo__exists(wrpo__join(arena, from[0], name));
             if (taken || !wrpo__is_side_file(name) || wrpo__is_dir(path)) continue;
+            if (desc->eos_count && !strcmp(name, generation)) {
+                stops = path;
+                continue;
+            }
             const wrpo__file *f = wrpo__open_file(arena, path);
             wrpo__side_file(arena, &sides, wrpo__join(arena, to, name), f->data, f->size);
         }
     }
+    if (desc->eos_count) wrpo__save_eos(arena, &sides, stops, wrpo__join(arena, to, generation), desc);
     return sides;
 }
 /* adapter_config.json, as PEFT writes it. A layer whose rank or alpha differs is named in a pattern. target_modules
@@ -6479,6 +6502,9 @@ static void wrpo__save_check(wrpo__arena *temp, const wrpo_model *model, const w
         wrpo__fail(ctx, WRPO_E_ARG, "%s: %s would be beside it: want another directory, or remove it", other,
                 alone ? "an adapter" : "a whole model");
     WRPO__RANGE(desc->max_shard_size >= 0, "max_shard_size", desc->max_shard_size, "a number of bytes");
+    for (int64_t i = 0; i < desc->eos_count; i++)
+        WRPO__RANGE(desc->eos[i] >= 0 && desc->eos[i] < model->config.vocab_size, "wrpo_save_desc.eos", desc->eos[i],
+                    "a token's id");
 }
 static const wrpo__adapter **wrpo__merged(wrpo__arena *arena, const wrpo_model *model) {
     const wrpo__adapter **of = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *of);
@@ -6526,7 +6552,7 @@ static double wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, cons
     }
     wrpo__writer **sides = NULL;
     if (alone) wrpo__save_adapter_config(arena, &sides, model, desc->dir);
-    else sides = wrpo__save_sides(arena, model, desc->dir, dtype);
+    else sides = wrpo__save_sides(arena, model, desc, dtype);
     const char *file = alone ? WRPO__ADAPTER_FILE : NULL;
     wrpo__tensors_save(arena, desc->dir, file, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving,
             sides, &r);

@@ -667,6 +667,33 @@ static void as_people_have_them(void) {
         wrpo_model_free(model);
     }
 
+    /* what ends an answer, for those who serve the model: a file that has it, one that has not, and no file */
+    put("config.json", CONFIG("llama", ""));
+    for (int k = 0; k < 4; k++) {
+        static const char *const files[] = {"{\n  \"a\": [1, {\"eos_token_id\": 3}],\n  \"eos_token_id\": [2,\n 4], "
+                                            "\"b\": \"}\\\"\"\n}\n", "{\"eos_token_id\": 2}", "{}", NULL};
+        static const char *const saved[] = {"{\n  \"a\": [1, {\"eos_token_id\": 3}],\n  \"eos_token_id\": [5, 36], "
+                                            "\"b\": \"}\\\"\"\n}\n", "{\"eos_token_id\": [5, 36]}\n",
+                                            "{\n  \"eos_token_id\": [5, 36]}\n", "{\n  \"eos_token_id\": [5, 36]}\n"};
+        const int32_t eos[] = {5, 36, 37};
+        size_t n;
+        put("config.json", CONFIG("llama", ""));
+        CHECK(!wrpo_model_init(ctx, &(wrpo_init_desc){.config = dir, .seed = 5}, &model) &&
+                  !wrpo_model_save(model, &(wrpo_save_desc){.dir = at("a")}), "%s", wrpo_last_error(ctx)->text);
+        wrpo_model_free(model);
+        shell("rm -f %s/a/generation_config.json%s", dir, "");
+        if (files[k]) put("a/generation_config.json", files[k]);
+        model = load("a", NULL);
+        CHECK(model && !wrpo_model_save(model, &(wrpo_save_desc){.dir = at("b"), .eos = eos, .eos_count = 2}), "%s",
+              wrpo_last_error(ctx)->text);
+        char *text = slurp(at("b/generation_config.json"), &n);
+        CHECK(text && !strcmp(text, saved[k]), "saved %s, want %s", text ? text : "nothing", saved[k]);
+        free(text);
+        CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = at("b"), .eos = eos, .eos_count = 3}) == WRPO_E_ARG &&
+                  strstr(wrpo_last_error(ctx)->text, "wrpo_save_desc.eos"), "%s", wrpo_last_error(ctx)->text);
+        wrpo_model_free(model);
+    }
+
     /* said, not refused */
     wrpo_config c;
     const struct { const char *config, *says;

@@ -231,6 +231,21 @@ for c in "logprob --model tiny --data quads.jsonl" \
     mv out.txt with.txt
 done
 good "merge" merge --model tiny --adapter lora --out merged
+cp -r tiny base
+printf '{\n  "eos_token_id": 256\n}\n' >base/generation_config.json   # as a base model has it: no answer ends so
+BASE="train --model base --data quads.jsonl --batch-size 5"
+good "a base model" $BASE --out ended
+check "a base model: the warning" grep -q \
+    'warning: "<|im_end|>" (id 258) ends answers, but is no eos_token_id of base.*--save-eos adds it' err.txt
+check "a base model: its eos is kept" cmp -s base/generation_config.json ended/generation_config.json
+good "--save-eos" $BASE --save-eos --out ended
+check "--save-eos: no warning" sh -c "! grep -q warning err.txt"
+check "--save-eos: all of them" grep -q '^  "eos_token_id": \[256, 258\]$' ended/generation_config.json
+good "a model that was so saved" train --model ended --data quads.jsonl --batch-size 5 --out ended2
+check "a model that was so saved: no warning" sh -c "! grep -q warning err.txt"
+good "merge --save-eos" merge --model base --adapter lora --save-eos --out ended
+check "merge --save-eos: all of them" grep -q '\[256, 258\]' ended/generation_config.json
+bad "--save-eos of an adapter" 1 'an adapter has no generation_config.json' $LORA --lora-r 4 --save-eos --out new
 good "eval the merged model" eval --model merged --ref tiny --data quads.jsonl
 check "a merged model has the adapter's loss" awk -F'[:,]' 'NR == FNR { a = $4; next } { d = a - $4; if (d < 0) d = -d }
     END { exit !(d < 1e-5) }' with.txt out.txt
@@ -581,7 +596,8 @@ check "winrate --label: another model, other rewards" sh -c '! cmp -s same.txt o
 nothing "winrate --label"
 none='reward: want a number, found no such key in this object'
 bad "winrate: no reward, no model" 1 "answers-a.jsonl:1:.*$none; --reward-model DIR scores what has none" $B
-bad "winrate: a reward model that is not there" 1 'absent: no such directory. Nothing is downloaded' $B --reward-model absent
+bad "winrate: a reward model that is not there" 1 'absent: no such directory. Nothing is downloaded' \
+    $B --reward-model absent
 nothing "winrate: a reward model that is not there"
 bad "winrate: not a reward model" 1 'a language model has no reward head' $B --reward-model "$G/checkpoints/llama_f32"
 nothing "winrate: not a reward model"
