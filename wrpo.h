@@ -10934,6 +10934,18 @@ static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
     g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", 1, 0).w;
     g->temperature = r->model->config.gating_temperature;
 }
+_Noreturn static void wrpo__label_fail(wrpo__arena *arena, const char *dir, int64_t rows, int64_t label) {
+    const wrpo_json *names = wrpo_json_get(wrpo__json_file(arena, wrpo__join(arena, dir, "config.json")), "id2label");
+    wrpo__text list = {.arena = arena};
+    for (int64_t i = 0; i < WRPO__MIN(rows, 20); i++) {
+        const wrpo_json *v = wrpo_json_get(names, wrpo__format(arena, "%lld", (long long)i));
+        wrpo__text_puts(&list, wrpo__format(arena, "%s%lld%s%.40s", i ? ", " : "", (long long)i + 1, v ? " " : "",
+                                            v && v->kind == WRPO_JSON_STRING ? v->text : ""));
+    }
+    const char *found = label ? wrpo__format(arena, "%lld", (long long)label) : "none";
+    wrpo__fail(arena->ctx, WRPO_E_ARG, "%s: score.weight has %lld rows: want the reward's as label (--label), one of "
+               "%s; found %s", dir, (long long)rows, list.data, found);
+}
 static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo_config c;
@@ -10956,8 +10968,7 @@ static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc
     else {
         r->score = wrpo__head_tensor(r, t, "score.weight", -1, c.hidden_size);
         if (label < 0 || label > r->score.rows || (!label && r->score.rows > 1))
-            wrpo__fail(ctx, WRPO_E_ARG, "label: score.weight has %lld rows: want the number of one, found %lld",
-                       (long long)r->score.rows, (long long)label);
+            wrpo__label_fail(arena, dir, r->score.rows, label);
         r->score.w += WRPO__MAX(label - 1, 0) * c.hidden_size;
         r->score.rows = 1;
     }
