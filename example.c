@@ -1093,6 +1093,7 @@ static void print_tensors(const wrpo_tensors *t) {
     }
     printf("%s tensors, %s\n", grouped(wrpo_tensors_count(t)).s, bytes_text((double)total).s);
 }
+/* t NULL: a config.json alone, of a model that is not here; what a run of it would take. */
 static int inspect_model(const settings *s, session *z, const wrpo_tensors *t) {
     static const char *const dtypes[] = {"?", "F32", "BF16", "F16"};
     wrpo_config c;
@@ -1103,11 +1104,13 @@ static int inspect_model(const settings *s, session *z, const wrpo_tensors *t) {
     const wrpo_train_desc none = {.moments = (wrpo_moments)s->moments},
                           recompute = {.moments = (wrpo_moments)s->moments, .recompute = -1};
     static const char *const heads[] = {"", ", reward: score", ", reward: v_head", ", reward: gated objectives"};
-    if (wrpo_model_check(z->ctx, s->path, &c, &parameters, &dtype)) return fail(z);
+    if (t ? wrpo_model_check(z->ctx, s->path, &c, &parameters, &dtype) : wrpo_config_load(z->ctx, s->path, &c))
+        return fail(z);
     if (wrpo_train_bytes(z->ctx, &c, NULL, &none, NULL, &run) ||
         wrpo_train_bytes(z->ctx, &c, NULL, &recompute, NULL, &all))
         return fail(z);
-    for (int64_t i = 0; i < wrpo_tensors_count(t); i++) total += wrpo_tensors_at(t, i)->bytes;
+    for (int64_t i = 0; t && i < wrpo_tensors_count(t); i++) total += wrpo_tensors_at(t, i)->bytes;
+    if (!t) parameters = run.parameters;
     printf("model        %s\n", s->path);
     printf("type         %s%s%s%s%s%s\n", c.model_type, heads[c.head], c.attention_bias ? ", q/k/v biases" : "",
            c.output_bias ? ", o bias" : "", c.qk_norm ? ", q/k norms" : "",
@@ -1122,7 +1125,9 @@ static int inspect_model(const settings *s, session *z, const wrpo_tensors *t) {
            word(wrpo_rope_name((int)c.rope.type)), c.rope.theta);
     if (c.sliding_window) printf("window       %s\n", grouped(c.sliding_window).s);
     printf("parameters   %s (%s)\n", grouped(parameters).s, count_text(parameters).s);
-    printf("tensors      %s, %s, %s\n", grouped(wrpo_tensors_count(t)).s, dtypes[dtype], bytes_text((double)total).s);
+    if (t)
+        printf("tensors      %s, %s, %s\n", grouped(wrpo_tensors_count(t)).s, dtypes[dtype],
+               bytes_text((double)total).s);
     if (c.head == WRPO_HEAD_LM) print_memory(&run, c.num_hidden_layers);
     if (c.head == WRPO_HEAD_LM)
         printf("             %s with --recompute -1 (of a run with --micro-tokens 1024 and no longer record)\n",
@@ -1168,6 +1173,8 @@ static int run_inspect(const settings *s, session *z) {
     snprintf(adapter, sizeof adapter, "%s/adapter_config.json", s->path);
     snprintf(file, sizeof file, "%s/adapter_model.safetensors", s->path);
     if (dir && stat(config, &st) != 0 && stat(adapter, &st) == 0) return inspect_adapter(s, z, adapter, file);
+    const size_t n = strlen(s->path);
+    if (!dir && n >= 11 && !strcmp(s->path + n - 11, "config.json")) return inspect_model(s, z, NULL);
     wrpo_config c;
     if (dir && wrpo_config_load(z->ctx, s->path, &c))
         return fail(z); /* says first what is the matter with config.json */
@@ -3228,8 +3235,8 @@ static const command commands[] = {
     {"init", "", "--config --tokenizer --out", "--seed --save-dtype --max-shard-size --threads --help", run_init,
      "Random weights as a Hugging Face directory: norms 1, biases 0, the others N(0, initializer_range)."},
     {"inspect", "DIR|FILE", "", "--tensors --memory-limit --device --dtype --moments --threads --help", run_inspect,
-     "Architecture, parameters, tensors and the bytes a run would need, or the tensors of a .safetensors file. Exit "
-     "code 1 if it is not valid."},
+     "Architecture, parameters, tensors and the bytes a run would need, of a directory or a config.json alone; or the "
+     "tensors of a .safetensors file. Exit code 1 if it is not valid."},
     {"tokenize", "", "--model", "--in --out --threads --help", run_tokenize,
      "JSON lines, one for one: {text, special?} -> {ids}; {messages, add_generation_prompt?, kwargs?} -> {text, ids} "
      "or {error}; {ids, skip_special?} -> {text}."},

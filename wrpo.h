@@ -697,6 +697,7 @@ typedef struct wrpo_bytes {  /* of a run, before anything is allocated */
     size_t weights, gradients, moments, activations, head, data, total;
     size_t device, room;     /* bytes of total in the backend's memory; bytes that it can give, SIZE_MAX: unknown */
     int64_t recompute;       /* layers that the run recomputes */
+    int64_t parameters;      /* of the model, without the adapter */
     bool logits;             /* a micro-batch's logits are kept until its backward pass */
 } wrpo_bytes;
 typedef struct wrpo_trainer wrpo_trainer;
@@ -5328,7 +5329,9 @@ static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
      "torchscript return_dict return_dict_in_generate output_hidden_states output_attentions output_scores id2label "
      "label2id task_specific_params problem_type finetuning_task chunk_size_feed_forward tf_legacy_loss auto_map "
      "max_sequence_length model_max_length head_dim_original attn_implementation name_or_path transformers_version "
-     "unsloth_fixed unsloth_version top_k top_p temperature typical_p repetition_penalty length_penalty "
+     "unsloth_fixed unsloth_version use_flash_attn use_flash_attention_2 neftune_noise_alpha gradient_checkpointing "
+     "trust_remote_code tokenizer_model_max_length seq_length loss_type "
+     "top_k top_p temperature typical_p repetition_penalty length_penalty "
      "exponential_decay_length_penalty diversity_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size "
      "bad_words_ids suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id max_length "
      "min_length remove_invalid_values do_sample early_stopping num_beams num_beam_groups num_return_sequences"},
@@ -11238,6 +11241,7 @@ static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t
     if (b.overflow)
         wrpo__fail(model->ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address "
                    "space", (long long)rows);
+    out->parameters = wrpo_model_parameters(model);
     out->gradients = (size_t)model->count * sizeof(float);
     out->moments = 2 * wrpo_moments_bytes(moments, model->count);
     out->head = run.head_bytes;

@@ -265,7 +265,8 @@ static void published(void) {
                   sliding == models[i].sliding && unrotated == models[i].unrotated,
               "%s: %lld parameters, %lld layers with a window, %lld without rope", c.model_type, (long long)parameters,
               (long long)sliding, (long long)unrotated);
-        CHECK(wrpo_train_bytes(ctx, &c, NULL, NULL, NULL, &run) == WRPO_OK && run.total > (size_t)parameters * 8,
+        CHECK(wrpo_train_bytes(ctx, &c, NULL, NULL, NULL, &run) == WRPO_OK && run.total > (size_t)parameters * 8 &&
+                  run.parameters == parameters,
               "%s: %s", c.model_type, wrpo_last_error(ctx)->text);
         printf("%-12s %lld parameters, a run takes %.1f GiB\n", c.model_type, (long long)parameters,
                (double)run.total / 0x1p30);

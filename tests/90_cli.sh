@@ -132,6 +132,9 @@ bad "unknown dtype" 2 'want one of f32, bf16' $TRAIN --save-dtype f8
 good "init" init --config config.json --tokenizer tok --out tiny --seed 3
 for f in config.json model.safetensors tokenizer.json tokenizer_config.json; do check "init: $f" test -s tiny/$f; done
 check "init: the tokenizer is copied unchanged" cmp -s tok/tokenizer.json tiny/tokenizer.json
+good "inspect a config.json alone" inspect config.json
+check "a config.json alone: parameters" grep -q '^parameters   12,608 ' out.txt
+check "a config.json alone: memory" grep -q '^memory ' out.txt
 good "init again" init --config=config.json --tokenizer=tok --out=tiny2 --seed=3
 check "init: the same seed, the same bytes" cmp -s tiny/model.safetensors tiny2/model.safetensors
 good "init with another seed" init --config config.json --tokenizer tok --out tiny2 --seed 4
