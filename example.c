@@ -43,7 +43,7 @@
 /* ---- options: one table; a command names those it takes ---- */
 typedef struct settings {            /* an option that was not given is 0: the library's default */
     const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts,
-        *questions, *name, *reward_model, *resume, *adapter, *lora_target, *judge_tokenizer;
+        *questions, *name, *reward_model, *resume, *adapter, *lora_target, *date;
     const char *more[64];            /* values of --in or operands after the first */
     int64_t n_more, top, resamples, seeds, label;
     double tau, min_gap, entropy_power, entropy_scale, sft;
@@ -57,8 +57,8 @@ typedef struct settings {            /* an option that was not given is 0: the l
     int64_t lora_r;
     double lora_alpha, lora_dropout;
     int method, pair, alpha_schedule, lr_schedule, tokenization, device, dtype, save_dtype, save_rounding, moments,
-        form, as, bench;
-    bool ipo_sum, no_shuffle, raw, tensors, keep, quick, rescore, rslora, save_eos, help, version;
+        form, as, bench, data_format, sft_on;
+    bool packing, ipo_sum, no_shuffle, raw, tensors, keep, quick, rescore, rslora, save_eos, help, version;
 } settings;
 typedef enum kind { TEXT, LIST, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
 typedef struct option {
@@ -93,7 +93,15 @@ static const option options[] = {
     {"--adapter", TEXT, AT(adapter), "DIR", NULL, NULL,
      "directory of an adapter of the model, as PEFT writes it; train goes on from it (none)"},
     {"--data", TEXT, AT(data), "FILE", NULL, NULL,
-     "JSON lines: {prompt, chosen: [source, target], rejected}, pairs, or {messages}"},
+     "JSON lines, or an array: {prompt, chosen: [source, target], rejected}, pairs, {messages}, other trainers' keys"},
+    {"--data-format", CHOICE, AT(data_format), "NAME", NULL, wrpo_data_format_name,
+     "what its records are, where their keys do not say it (auto)"},
+    {"--sft-on", CHOICE, AT(sft_on), "WHAT", NULL, wrpo_sft_on_name,
+     "sft: score the last answer, every assistant turn, or every token (answers)"},
+    {"--packing", FLAG, AT(packing), NULL, NULL, NULL,
+     "sft: all tokens as one stream, cut into records of --max-length; with --sft-on all, the authors' SFT"},
+    {"--date", TEXT, AT(date), "DAY", NULL, NULL,
+     "the day that a chat template shows, such as 2026-11-29 (today; with --resume that of the run)"},
     {"--config", TEXT, AT(config), "FILE", NULL, NULL, "config.json, or its directory"},
     {"--tokenizer", TEXT, AT(tokenizer), "DIR", NULL, NULL,
      "directory with tokenizer.json and tokenizer_config.json, copied into the new one"},
@@ -105,8 +113,6 @@ static const option options[] = {
      "JSON lines: {prompt_id, prompt} with a string, a message or a list of messages, or {messages}"},
     {"--questions", TEXT, AT(questions), "FILE", NULL, NULL, "the benchmark's questions as it publishes them"},
     {"--bench", CHOICE, AT(bench), "NAME", NULL, bench_name, "whose questions and answers"},
-    {"--judge-tokenizer", TEXT, AT(judge_tokenizer), "DIR", NULL, NULL,
-     "arenahard: counts token_len as the judge does, with tiktoken's o200k_base as tokenizer.json (left out)"},
     {"--as", CHOICE, AT(as), "LIST", NULL, as_name, "the list that the samples are written to"},
     {"--name", TEXT, AT(name), "NAME", NULL, NULL,
      "the model's name in the file (the last part of --adapter or --model)"},
@@ -825,9 +831,8 @@ static bool session_open(session *z, const settings *s) {
         return false;
 #endif
     }
-    if (wrpo_open(&desc, &z->ctx) == WRPO_OK) return true;
-    complain("%s", why.text);
-    return false;
+    if (wrpo_open(&desc, &z->ctx)) return complain("%s", why.text), false;
+    return !s->date || !wrpo_set_date(z->ctx, s->date) || fail(z) == 0;
 }
 static void session_close(session *z) {
     screen_clear(&z->screen);
@@ -976,7 +981,10 @@ static wrpo_result load_data(session *z, const settings *s, const char *path, wr
                               .tokenization = (wrpo_tokenization)s->tokenization,
                               .max_length = s->max_length,
                               .max_prompt_length = s->max_prompt_length,
-                              .limit = s->limit};
+                              .limit = s->limit,
+                              .format = (wrpo_data_format)s->data_format,
+                              .sft_on = (wrpo_sft_on)s->sft_on,
+                              .packing = s->packing};
     wrpo_result r = z->tokenizer ? WRPO_OK : wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer);
     if (r == WRPO_OK) r = wrpo_data_load(z->tokenizer, &d, out);
     return r;
@@ -1018,7 +1026,9 @@ static void check_method(const settings *s) {
                 {s->beta != 0 && m == WRPO_METHOD_SFT, "--beta"},
                 {s->gamma_ratio != 0 && m != WRPO_METHOD_SIMPO, "--gamma-ratio"},
                 {s->ipo_sum && m != WRPO_METHOD_IPO, "--ipo-sum"},
-                {s->ref && !has_reference(s), "--ref"}};
+                {s->ref && !has_reference(s), "--ref"},
+                {s->sft_on && m != WRPO_METHOD_SFT, "--sft-on"},
+                {s->packing && m != WRPO_METHOD_SFT, "--packing"}};
     for (size_t i = 0; i < sizeof idle / sizeof *idle; i++)
         if (idle[i].idle)
             complain("warning: %s says nothing to --method %s", idle[i].name, wrpo_method_name(s->method));
@@ -1316,6 +1326,11 @@ static int run_tokenize(const settings *s, session *z) {
 }
 
 /* ---- logprob ---- */
+static int64_t scored_tokens(const wrpo_tokens *y) {
+    int64_t n = 0;
+    for (int64_t j = y->first; j < y->count; j++) n += !y->scored || y->scored[j];
+    return n;
+}
 static int run_logprob(const settings *s, session *z) {
     enum { BATCH = 128 };            /* records between two looks at the clock */
     output out = {0};
@@ -1338,8 +1353,7 @@ static int run_logprob(const settings *s, session *z) {
             if (!print_text(z, out.f, "prompt_id", r.prompt_id, strlen(r.prompt_id))) { fail(z); ok = false; }
             for (int k = 0; k < r.count; k++) fprintf(out.f, "%s%.9g", k ? ", " : ", \"logps\": [", logps[i * K + k]);
             for (int k = 0; k < r.count; k++)
-                fprintf(out.f, "%s%lld", k ? ", " : "], \"tokens\": [",
-                        (long long)(r.responses[k].count - r.responses[k].first));
+                fprintf(out.f, "%s%lld", k ? ", " : "], \"tokens\": [", (long long)scored_tokens(&r.responses[k]));
             fprintf(out.f, "], \"prompt_tokens\": %lld}\n", (long long)r.prompt_count);
         }
         snprintf(piece.s, sizeof piece.s, "%lld/%lld records", (long long)(at + count), (long long)N);
@@ -1397,7 +1411,8 @@ static bool on_step(const wrpo_metrics *m, const wrpo_metrics *eval, void *user)
 }
 static void print_data(const char *name, const char *path, const wrpo_data *data) {
     const wrpo_data_stats t = wrpo_data_get_stats(data);
-    printf("%-12s %s: %s records, %s prompt and %s response tokens, longest %s", name, path, grouped(t.records).s,
+    printf("%-12s %s: %s records (%s), %s prompt and %s response tokens, longest %s", name, path,
+           grouped(t.records).s, wrpo_data_format_name((int)t.format),
            grouped(t.prompt_tokens).s, grouped(t.response_tokens).s, grouped(t.longest).s);
     if (t.truncated_prompts || t.truncated_responses)
         printf("; cut: %s prompts, %s responses", grouped(t.truncated_prompts).s, grouped(t.truncated_responses).s);
@@ -1513,6 +1528,10 @@ static int train(const settings *s, session *z) {
     d.save = save_desc(s);
     if (wrpo_config_load(z->ctx, s->model, &config) || wrpo_train_bytes(z->ctx, &config, NULL, &d, adapter, &bytes))
         return fail(z); /* options first */
+    char *date = NULL;               /* a run that goes on shows the day of its begin */
+    if (s->resume && !s->date && (wrpo_checkpoint_date(z->ctx, s->resume, &date) ||
+                                  (date && wrpo_set_date(z->ctx, date)))) return fail(z);
+    wrpo_free(z->ctx, date);
     if (load_data(z, s, s->data, &z->data) || (s->eval_data && load_data(z, s, s->eval_data, &z->eval_data)) ||
         load_model(z, s, adapter != NULL) || (s->lora_r && wrpo_adapter_new(z->model, adapter)))
         return fail(z);
@@ -1672,15 +1691,14 @@ static bool prompts_add(session *z, prompts *p, wrpo_json *record, const wrpo_to
     p->list[i].ids = ids, p->list[i].stream = fnv(FNV, prompt_id(p, i), strlen(prompt_id(p, i)));
     return true;
 }
-/* The prompts of a file, which is closed in any case; now: for templates that show the date. The caller frees what was
- * read. */
-static bool prompts_load(session *z, const settings *s, lines *in, int64_t now, prompts *p) {
+/* The prompts of a file, which is closed in any case. The caller frees what was read. */
+static bool prompts_load(session *z, const settings *s, lines *in, prompts *p) {
     int more = 0;
     bool ok = wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer) == WRPO_OK || fail(z) == 0;
     for (wrpo_json *v; ok && !(s->limit && p->count == s->limit) && (more = lines_next(z, in, true, &v)) != 0;)
         ok = more > 0 &&
              prompts_add(z, p, v,
-                         &(wrpo_tokenizer_prompt_desc){.name = in->name, .line = in->line, .raw = s->raw, .now = now});
+                         &(wrpo_tokenizer_prompt_desc){.name = in->name, .line = in->line, .raw = s->raw});
     ok = ok && (p->count || (complain("%s: want prompts, found none", in->name), false)) && prompts_differ(p, in->name);
     free(in->data), in->data = NULL;
     return ok;
@@ -1691,9 +1709,9 @@ static bool print_prompt(session *z, FILE *f, const prompts *p, int64_t i) {
     const char *id = prompt_id(p, i);
     fputs("{", f);
     bool ok = print_text(z, f, "prompt_id", id, strlen(id)) && print_member(z, f, ", ", "prompt", v);
-    static const char *const besides[] = {"tools",
-                                          "chat_template_kwargs"}; /* without them it would be another prompt */
-    for (int k = 0; ok && k < 2; k++) {
+    static const char *const besides[] = {"tools", "chat_template_kwargs", "system",
+                                          "system_prompt"}; /* without them it would be another prompt */
+    for (int k = 0; ok && k < 4; k++) {
         v = wrpo_json_get(p->records[i], besides[k]);
         if (v && v->kind != WRPO_JSON_NULL) ok = print_member(z, f, ", ", besides[k], v);
     }
@@ -1779,7 +1797,7 @@ static int run_generate(const settings *s, session *z) {
     output out = {0};
     if (!s->prompt == !s->in) return complain("generate: want either --prompt or --in");
     bool ok;
-    if (s->in) ok = lines_open(&in, s->in) && prompts_load(z, s, &in, 0, &p);
+    if (s->in) ok = lines_open(&in, s->in) && prompts_load(z, s, &in, &p);
     else if (wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer)) ok = fail(z) == 0;
     else {                           /* a record from the command line */
         char *quoted, *text;
@@ -1820,13 +1838,13 @@ static bool part_cut(FILE *f, size_t size) {
     return fflush(f) == 0 && ftruncate(fileno(f), (off_t)size) == 0 && fseek(f, 0, SEEK_END) == 0;
 #endif
 }
-/* The date that the run in FILE.part was begun with; 0: there is none. false: it was begun with other settings. */
-static bool part_settings(part *t, const char *out, const char *want, int64_t *now) {
-    char found[4096] = "", date[64] = "";
+/* The date that the run in FILE.part was begun with; "": there is none. false: it was begun with other settings. */
+static bool part_settings(part *t, const char *out, const char *want, char date[64]) {
+    char found[4096] = "";
     struct stat st;
     snprintf(t->path, sizeof t->path, "%.4000s.part", out),
         snprintf(t->settings, sizeof t->settings, "%.4000s.settings", out);
-    *now = 0;
+    date[0] = 0;
     if (stat(out, &st) == 0) {
         if (stat(t->path, &st) != 0) remove(t->settings);              /* a kill left it beside the whole file */
         return complain("%s: is there already; remove it to sample anew", out), false;
@@ -1834,18 +1852,18 @@ static bool part_settings(part *t, const char *out, const char *want, int64_t *n
     if (stat(t->path, &st) != 0 || st.st_size == 0) return true;
     FILE *f = fopen(t->settings, "rb");
     if (f) {
-        if (!fgets(found, sizeof found, f) || !fgets(date, sizeof date, f)) date[0] = 0;
+        if (!fgets(found, sizeof found, f) || !fgets(date, 64, f)) date[0] = 0;
         fclose(f);
     }
     found[strcspn(found, "\n")] = 0;
-    *now = strtoll(date, NULL, 10);
-    if (*now > 0 && !strcmp(found, want)) return true;
+    date[strcspn(date, "\n")] = 0;
+    if (*date && !strcmp(found, want)) return true;
     complain("%s: want a run begun with %s, found %s; remove it to begin anew", t->path, want,
-             *now > 0 ? found : "one without its settings");
+             *date ? found : "one without its settings");
     return false;
 }
 /* Opens FILE.part after its lines that are whole and in the order of the prompts. */
-static bool part_open(session *z, part *t, const char *want, int64_t now, const prompts *p) {
+static bool part_open(session *z, part *t, const char *want, const prompts *p) {
     size_t size, keep = 0, n;
     t->f = fopen(t->path, "a+b");
     if (!t->f) return complain("%s: cannot be written: %s", t->path, strerror(errno)), false;
@@ -1869,7 +1887,7 @@ static bool part_open(session *z, part *t, const char *want, int64_t now, const 
     if (t->done) return true;
     FILE *notes = fopen(t->settings, "wb"); /* under its name at once: nobody reads it before FILE.part has a line, and
                                                a kill leaves no third file */
-    bool ok = notes && fprintf(notes, "%s\n%lld\n", want, (long long)now) > 0 && synced(notes);
+    bool ok = notes && fprintf(notes, "%s\n%s\n", want, wrpo_get_date(z->ctx)) > 0 && synced(notes);
     if (notes && fclose(notes) != 0) ok = false;
     sync_parent(t->settings);        /* no power cut leaves lines without it */
     return ok || (complain("%s: cannot be written: %s", t->settings, strerror(errno)), false);
@@ -1912,10 +1930,11 @@ static bool sample_settings(const settings *s, session *z, uint64_t file, char *
     }
     snprintf(text, size,
              "--model %.1024s (%016llx) --prompts (%016llx) --as %s --name %.256s --n %lld --temperature %.17g --top-p "
-             "%.17g --top-k %lld --max-tokens %lld --seed %llu --limit %lld%s%s",
+             "%.17g --top-k %lld --max-tokens %lld --seed %llu --limit %lld%s%s%s%s",
              s->model, (unsigned long long)h, (unsigned long long)file, as_name(s->as), model_name(s), (long long)d.n,
              plain(d.temperature), d.top_p, (long long)d.top_k, (long long)d.max_tokens, (unsigned long long)d.seed,
-             (long long)s->limit, s->raw ? " --raw" : "", s->device ? " --device cuda" : "");
+             (long long)s->limit, s->raw ? " --raw" : "", s->device ? " --device cuda" : "",
+             s->date ? " --date " : "", s->date ? s->date : "");
     return true;
 }
 static bool sampled(int64_t i, const wrpo_sample *y, void *user) {
@@ -1934,16 +1953,15 @@ static bool sampled(int64_t i, const wrpo_sample *y, void *user) {
     return answers_written(a, ok);
 }
 static int sample(const settings *s, session *z, part *t, prompts *p) {
-    char want[2048];
-    int64_t now;
+    char want[2048], date[64];
     lines in;
     if (!lines_open(&in, s->prompts)) return 1;
-    if (!sample_settings(s, z, fnv(FNV, in.data, in.size), want, sizeof want) || !part_settings(t, s->out, want, &now))
+    if (!sample_settings(s, z, fnv(FNV, in.data, in.size), want, sizeof want) || !part_settings(t, s->out, want, date))
         return free(in.data), 1;
-    if (!now) now = (int64_t)time(NULL);
-    if (!prompts_load(z, s, &in, now, p)) return 1;
+    if (*date && wrpo_set_date(z->ctx, date)) return free(in.data), fail(z);
+    if (!prompts_load(z, s, &in, p)) return 1;
     if (load_model(z, s, true)) return fail(z);
-    if (!part_open(z, t, want, now, p)) return 1;
+    if (!part_open(z, t, want, p)) return 1;
     answers a = {.z = z,
                  .f = t->f,
                  .p = p,
@@ -1984,19 +2002,23 @@ static int run_sample(const settings *s, session *z) {
 }
 
 /* ---- answer: the public benchmarks. Questions as they publish them in, what their judges read out:
-     alpacaeval    [{instruction, dataset?}, ...] or lines      -> [{dataset?, instruction, output, generator}, ...]
-     mtbench       {question_id, category, turns: [text, ...]}  -> {question_id, answer_id, model_id, choices: [{index,
-   turns: [text, ...]}], tstamp} arenahard     {uid, prompt} (Arena-Hard-Auto since 2025)   -> {uid, ans_id, model,
-   messages: [question, {role, content: {answer}}], tstamp, metadata} {question_id, turns: [{content}]} (before)   ->
-   {question_id, answer_id, model_id, choices: [{index, turns: [{content, token_len}]}], tstamp, conv_metadata} A turn
-   sees the turns before it and the answers to them. FastChat's and AlpacaEval's own runs strip white space around an
-   answer: so do we. ---- */
+     alpacaeval    [{instruction, dataset?}, ...] or lines
+                   -> [{dataset?, instruction, output, generator}, ...]
+     mtbench       {question_id, category, turns: [text, ...]}
+                   -> {question_id, answer_id, model_id, choices: [{index, turns: [text, ...]}], tstamp}
+     arenahard     {uid, prompt} (Arena-Hard-Auto since 2025)
+                   -> {uid, ans_id, model, messages: [question, {role, content: {answer}}], tstamp, metadata}
+                   {question_id, turns: [{content}]} (before)
+                   -> {question_id, answer_id, model_id, choices: [{index, turns: [{content}]}], tstamp, conv_metadata}
+                   Their token_len counts tiktoken's tokens, so it is left to the judge
+   A turn sees the turns before it and the answers to them. FastChat's and AlpacaEval's own runs strip white space
+   around an answer: so do we. ---- */
 enum { TURNS = 8 };
 typedef struct ask {                 /* one ask */
     wrpo_json *root;                 /* what is to be freed; NULL: a member of another root */
     const wrpo_json *record, *id, *turns[TURNS];
     int n;
-    char *answers[TURNS]; size_t sizes[TURNS]; int64_t tokens[TURNS];
+    char *answers[TURNS]; size_t sizes[TURNS];
     double temperature;
 } ask;
 typedef struct asks { ask *list; int64_t count; const char *name; int bench; bool old; } asks;
@@ -2241,9 +2263,7 @@ static void print_id(FILE *f, const char *key,
 static bool print_metadata(FILE *f, const ask *q, const char *key) {
     markdown m;
     if (!count_markdown(q->answers[0], q->sizes[0], &m)) return complain("out of memory"), false;
-    fprintf(f, ", \"%s\": {", key);
-    if (q->tokens[0] >= 0) fprintf(f, "\"token_len\": %lld, ", (long long)q->tokens[0]);
-    fputs("\"header_count\": {", f);
+    fprintf(f, ", \"%s\": {\"header_count\": {", key);
     for (int i = 0; i < 6; i++) fprintf(f, "%s\"h%d\": %lld", i ? ", " : "", i + 1, (long long)m.header[i]);
     fprintf(
         f, "}, \"list_count\": {\"ordered\": %lld, \"unordered\": %lld}, \"bold_count\": {\"**\": %lld, \"__\": %lld}}",
@@ -2276,9 +2296,8 @@ static bool print_answer(session *z, FILE *f, const asks *all, const ask *q, con
         for (int i = 0; i < q->n && ok; i++) {
             char *quoted;
             if (wrpo_json_quote(z->ctx, q->answers[i], q->sizes[i], &quoted)) return false;
-            fprintf(f, "%s%s%s", i ? ", " : "", hard ? "{\"content\": " : "", quoted);
-            if (hard && q->tokens[i] >= 0) fprintf(f, ", \"token_len\": %lld", (long long)q->tokens[i]);
-            if (hard) fputs("}", f);
+            if (hard) fprintf(f, "%s{\"content\": %s}", i ? ", " : "", quoted);
+            else fprintf(f, "%s%s", i ? ", " : "", quoted);
             wrpo_free(z->ctx, quoted);
         }
         fputs("]}]", f);
@@ -2286,22 +2305,6 @@ static bool print_answer(session *z, FILE *f, const asks *all, const ask *q, con
     fprintf(f, ", \"tstamp\": %.6f", seconds());
     if (hard && q->n == 1) ok = ok && print_metadata(f, q, all->old ? "conv_metadata" : "metadata");
     return fputs("}\n", f) >= 0 && ok;
-}
-/* The length of each answer in the tokens that the judge counts; -1: it is left out. */
-static bool count_tokens(const settings *s, session *z, const asks *all) {
-    wrpo_tokenizer *judge = NULL;
-    bool ok = !s->judge_tokenizer || !wrpo_tokenizer_load(z->ctx, s->judge_tokenizer, &judge) || fail(z) == 0;
-    for (int64_t i = 0; ok && i < all->count; i++)
-        for (int t = 0; ok && t < all->list[i].n; t++) {
-            ask *q = &all->list[i];
-            int32_t *ids = NULL;
-            q->tokens[t] = -1;
-            if (!judge) continue;
-            ok = !wrpo_tokenizer_encode(judge, q->answers[t], q->sizes[t], 0, &ids, &q->tokens[t]) || fail(z) == 0;
-            wrpo_free(z->ctx, ids);
-        }
-    wrpo_tokenizer_free(judge);
-    return ok;
 }
 static int run_answer(const settings *s, session *z) {
     asks q = {.name = s->questions, .bench = s->bench};
@@ -2316,7 +2319,6 @@ static int run_answer(const settings *s, session *z) {
         output_open(&out, s->out);
     for (int64_t i = 0; i < q.count; i++) turns = q.list[i].n > turns ? q.list[i].n : turns;
     for (int t = 0; ok && t < turns; t++) ok = answer_turn(s, z, &q, t, &cut);
-    ok = ok && count_tokens(s, z, &q);
     if (ok && q.bench == ALPACAEVAL) fputs("[\n", out.f);
     for (int64_t i = 0; ok && i < q.count; i++) {
         ok = print_answer(z, out.f, &q, &q.list[i], model_name(s), s->seed ? (uint64_t)s->seed : 42) || fail(z) == 0;
@@ -2325,7 +2327,6 @@ static int run_answer(const settings *s, session *z) {
     if (output_close(&out, ok)) {
         printf("%s: answers to %s questions in %s", s->out, grouped(q.count).s, time_text(seconds() - begin).s);
         if (cut) printf("; %s answers were cut off before they ended", grouped(cut).s);
-        if (q.bench == ARENAHARD && !s->judge_tokenizer) printf("; without token_len: --judge-tokenizer counts it");
         printf("\n");
     } else ok = false;
     questions_free(z, &q);
@@ -3229,8 +3230,8 @@ static int run_demo(const settings *s, session *z) {
 
 /* ---- main ---- */
 #define LOSS "--method --pair --alpha --beta --label-smoothing --gamma-ratio --ipo-sum "
-#define DATA "--max-length --max-prompt-length --tokenization --limit "
-#define SAMPLING "--temperature --top-p --top-k --max-tokens --seed --batch --device "
+#define DATA "--data-format --max-length --max-prompt-length --tokenization --sft-on --packing --date --limit "
+#define SAMPLING "--temperature --top-p --top-k --max-tokens --seed --batch --date --device "
 static const command commands[] = {
     {"init", "", "--config --tokenizer --out", "--seed --save-dtype --max-shard-size --threads --help", run_init,
      "Random weights as a Hugging Face directory: norms 1, biases 0, the others N(0, initializer_range)."},
@@ -3268,10 +3269,11 @@ static const command commands[] = {
      "Several answers to each prompt, as candidates: {prompt_id, prompt, sources|target: [{model, content}]}. The same "
      "command goes on where it was interrupted."},
     {"answer", "", "--model --bench --questions --out",
-     "--adapter --name --judge-tokenizer " SAMPLING "--limit --threads --help",
+     "--adapter --name " SAMPLING "--limit --threads --help",
      run_answer,
      "Answers to the questions of AlpacaEval 2, MT-Bench or Arena-Hard, as their judges read them."},
-    {"score", "", "--reward-model --in --out", "--rescore --label --micro-tokens --device --dtype --threads --help",
+    {"score", "", "--reward-model --in --out",
+     "--rescore --label --micro-tokens --date --device --dtype --threads --help",
      run_score,
      "Gives the responses of a file of candidates, or answers, their rewards by a reward model. Rewards that are there "
      "are kept."},
@@ -3282,7 +3284,7 @@ static const command commands[] = {
     {"split", "", "--in --out", "--sft --seed --threads --help", run_split,
      "Prompts -> sft.jsonl and wrpo.jsonl in the directory --out, drawn by the seed."},
     {"winrate", "", "--a --b",
-     "--reward-model --rescore --label --micro-tokens --resamples --seed --device --dtype --threads --help",
+     "--reward-model --rescore --label --micro-tokens --resamples --seed --date --device --dtype --threads --help",
      run_winrate,
      "How often a's answers have the higher reward, with a bootstrap interval; and the same at equal lengths. "
      "--reward-model scores answers that have no reward."},

@@ -192,15 +192,10 @@ static void mtbench(void) {
 }
 static void arenahard(void) {
     size_t size;
-    static const char two[] = "{\"uid\": \"0af1\", \"category\": \"hard_prompt\", \"subcategory\": \"coding\", "
-        "\"prompt\": \"Write it\"}\n{\"uid\": \"0af2\", \"prompt\": \"Explain\"}\n";
-    char *text = answer("arenahard", two, "--max-tokens 25 --name m", &size);
-    keys(get(line_of(text, 0), "metadata", WRPO_JSON_OBJECT), "header_count, list_count, bold_count",
-         "metadata without the judge's tokenizer");
-    free(text);
-    char more[400];                                    /* here the judge counts as the model does */
-    snprintf(more, sizeof more, "--max-tokens 25 --name m --judge-tokenizer %s", at("model"));
-    text = answer("arenahard", two, more, &size);
+    char *text = answer("arenahard",
+                        "{\"uid\": \"0af1\", \"category\": \"hard_prompt\", \"subcategory\": \"coding\", \"prompt\": "
+                        "\"Write it\"}\n{\"uid\": \"0af2\", \"prompt\": \"Explain\"}\n",
+                        "--max-tokens 25 --name m", &size);
     for (int i = 0; i < 2; i++) {
         wrpo_json *v = line_of(text, i);
         keys(v, "uid, ans_id, model, messages, tstamp, metadata", "arena-hard-auto");
@@ -221,36 +216,24 @@ static void arenahard(void) {
             snprintf(request, sizeof request, "{\"prompt\": \"%s\"}", i ? "Explain" : "Write it");
             CHECK(strstr(text_of(said, "answer"), greedy(request, 25)), "greedy");
         }
-        keys(data, "token_len, header_count, list_count, bold_count", "metadata");
+        keys(data, "header_count, list_count, bold_count", "metadata");  /* token_len is tiktoken's: not ours to fill */
         keys(get(data, "header_count", WRPO_JSON_OBJECT), "h1, h2, h3, h4, h5, h6", "headers");
         keys(get(data, "list_count", WRPO_JSON_OBJECT), "ordered, unordered", "lists");
         keys(get(data, "bold_count", WRPO_JSON_OBJECT), "**, __", "bold");
-        const char *content = text_of(get(m->child->next, "content", WRPO_JSON_OBJECT), "answer");
-        int32_t *ids = NULL;
-        int64_t tokens = -1;
-        wrpo_tokenizer *tok = NULL;
-        CHECK(wrpo_tokenizer_load(ctx, at("model"), &tok) == WRPO_OK &&
-                  wrpo_tokenizer_encode(tok, content, strlen(content), 0, &ids, &tokens) == WRPO_OK &&
-                  get(data, "token_len", WRPO_JSON_NUMBER)->integer == tokens && tokens > 0,
-              "%lld tokens", (long long)tokens);
-        wrpo_free(ctx, ids), wrpo_tokenizer_free(tok);
         wrpo_json_free(ctx, v);
     }
     free(text);
     text = answer("arenahard",
                   "{\"question_id\": \"328c\", \"category\": \"arena-hard-v0.1\", \"cluster\": \"c\", \"turns\": "
                   "[{\"content\": \"Write it\"}]}\n",
-                  more, &size);
+                  "--max-tokens 25", &size);
     wrpo_json *v = line_of(text, 0);
     keys(v, "question_id, answer_id, model_id, choices, tstamp, conv_metadata", "arena-hard of 2024");
     const wrpo_json *choices = get(v, "choices", WRPO_JSON_ARRAY),
                     *turns = choices ? get(choices->child, "turns", WRPO_JSON_ARRAY) : NULL;
     CHECK(turns && turns->count == 1 && !strcmp(text_of(v, "question_id"), "328c"), "a turn");
-    if (turns) keys(turns->child, "content, token_len", "turn");
-    CHECK(turns &&
-              get(turns->child, "token_len", WRPO_JSON_NUMBER)->integer ==
-                  get(get(v, "conv_metadata", WRPO_JSON_OBJECT), "token_len", WRPO_JSON_NUMBER)->integer,
-          "its tokens");
+    if (turns) keys(turns->child, "content", "turn");
+    keys(get(v, "conv_metadata", WRPO_JSON_OBJECT), "header_count, list_count, bold_count", "conv_metadata");
     wrpo_json_free(ctx, v);
     free(text);
 }
