@@ -1176,7 +1176,10 @@ static int inspect_adapter(const settings *s, session *z, const char *config, co
 static int run_inspect(const settings *s, session *z) {
     struct stat st;
     wrpo_tensors *t;
-    if (stat(s->path, &st) != 0) return complain("%s: cannot be opened: %s", s->path, strerror(errno));
+    wrpo_config c;
+    if (stat(s->path, &st) != 0)                       /* of a directory, or a name of the hub, the library says more */
+        return strstr(s->path, ".safetensors") || !wrpo_config_load(z->ctx, s->path, &c)
+                   ? complain("%s: cannot be opened: %s", s->path, strerror(errno)) : fail(z);
     const bool dir = S_ISDIR(st.st_mode);
     char config[4200], adapter[4200], file[4200];
     snprintf(config, sizeof config, "%s/config.json", s->path);
@@ -1185,7 +1188,6 @@ static int run_inspect(const settings *s, session *z) {
     if (dir && stat(config, &st) != 0 && stat(adapter, &st) == 0) return inspect_adapter(s, z, adapter, file);
     const size_t n = strlen(s->path);
     if (!dir && n >= 11 && !strcmp(s->path + n - 11, "config.json")) return inspect_model(s, z, NULL);
-    wrpo_config c;
     if (dir && wrpo_config_load(z->ctx, s->path, &c))
         return fail(z); /* says first what is the matter with config.json */
     if (wrpo_tensors_open(z->ctx, s->path, &t)) return fail(z);

@@ -7500,32 +7500,24 @@ static void wrpo__rx_range(wrpo__regex *x, int32_t first, int32_t last) {
 /* Adds an escape that is more than general categories, or what is none of it, to a set: a script, or \w, which has its
    ranges only outside of brackets (many): so the library has it. */
 static bool wrpo__rx_script(wrpo__rx_parser *p, wrpo__regex *x, bool many) {
-    static const struct { const char *name; uint32_t classes; wrpo__range ranges[48]; } scripts[] = {
-        {"p{Han}", 0, {{0x2E80, 0x2E99}, {0x2E9B, 0x2EF3}, {0x2F00, 0x2FD5}, {0x3005, 0x3005}, {0x3007, 0x3007},
-                       {0x3021, 0x3029}, {0x3038, 0x303B}, {0x3400, 0x4DBF}, {0x4E00, 0x9FFF}, {0xF900, 0xFA6D},
-                       {0xFA70, 0xFAD9}, {0x16FE2, 0x16FE3}, {0x16FF0, 0x16FF1}, {0x20000, 0x2A6DF},
-                       {0x2A700, 0x2B739}, {0x2B740, 0x2B81D}, {0x2B820, 0x2CEA1}, {0x2CEB0, 0x2EBE0},
-                       {0x2EBF0, 0x2EE5D}, {0x2F800, 0x2FA1D}, {0x30000, 0x3134A}, {0x31350, 0x323AF}}},
-        {"p{Hiragana}", 0, {{0x3041, 0x3096}, {0x309D, 0x309F}, {0x1B001, 0x1B11F}, {0x1B132, 0x1B132},
-                            {0x1B150, 0x1B152}, {0x1F200, 0x1F200}}},
-        {"p{Katakana}", 0, {{0x30A1, 0x30FA}, {0x30FD, 0x30FF}, {0x31F0, 0x31FF}, {0x32D0, 0x32FE}, {0x3300, 0x3357},
-                            {0xFF66, 0xFF6F}, {0xFF71, 0xFF9D}, {0x1AFF0, 0x1AFF3}, {0x1AFF5, 0x1AFFB},
-                            {0x1AFFD, 0x1AFFE}, {0x1B000, 0x1B000}, {0x1B120, 0x1B122}, {0x1B155, 0x1B155},
-                            {0x1B164, 0x1B167}}},
-        {"p{Hangul}", 0, {{0x1100, 0x11FF}, {0x302E, 0x302F}, {0x3131, 0x318E}, {0x3200, 0x321E}, {0x3260, 0x327E},
-                          {0xA960, 0xA97C}, {0xAC00, 0xD7A3}, {0xD7B0, 0xD7C6}, {0xD7CB, 0xD7FB}, {0xFFA0, 0xFFBE},
-                          {0xFFC2, 0xFFC7}, {0xFFCA, 0xFFCF}, {0xFFD2, 0xFFD7}, {0xFFDA, 0xFFDC}}},
-        {"w", WRPO__WORD & ~(1u << WRPO__CW), {{0xB2, 0xB3}, {0xB9, 0xB9}, {0xBC, 0xBE}}},
-        {"p{P since Unicode 9}", 0, {{0x61D, 0x61D}, {0x9FD, 0x9FD}, {0xA76, 0xA76}, {0xC77, 0xC77}, {0xC84, 0xC84},
-                                     {0x1B4E, 0x1B4F}, {0x1B7D, 0x1B7F}, {0x2E43, 0x2E4F}, {0x2E52, 0x2E5D},
-                                     {0x10D6E, 0x10D6E}, {0x10EAD, 0x10EAD}, {0x10F55, 0x10F59}, {0x10F86, 0x10F89},
-                                     {0x113D4, 0x113D5}, {0x113D7, 0x113D8}, {0x1144B, 0x1144F}, {0x1145A, 0x1145B},
-                                     {0x1145D, 0x1145D}, {0x11660, 0x1166C}, {0x116B9, 0x116B9}, {0x1183B, 0x1183B},
-                                     {0x11944, 0x11946}, {0x119E2, 0x119E2}, {0x11A3F, 0x11A46}, {0x11A9A, 0x11A9C},
-                                     {0x11A9E, 0x11AA2}, {0x11B00, 0x11B09}, {0x11BE1, 0x11BE1}, {0x11C41, 0x11C45},
-                                     {0x11C70, 0x11C71}, {0x11EF7, 0x11EF8}, {0x11F43, 0x11F4F}, {0x11FFF, 0x11FFF},
-                                     {0x12FF1, 0x12FF2}, {0x16D6D, 0x16D6F}, {0x16E97, 0x16E9A}, {0x16FE2, 0x16FE2},
-                                     {0x1E5FF, 0x1E5FF}, {0x1E95E, 0x1E95F}}}};
+    static const struct { const char *name; uint32_t classes; const char *ranges; } scripts[] = {
+        {"p{Han}", 0,
+         "2E80-2E99 2E9B-2EF3 2F00-2FD5 3005 3007 3021-3029 3038-303B 3400-4DBF 4E00-9FFF F900-FA6D FA70-FAD9 "
+         "16FE2-16FE3 16FF0-16FF1 20000-2A6DF 2A700-2B739 2B740-2B81D 2B820-2CEA1 2CEB0-2EBE0 2EBF0-2EE5D "
+         "2F800-2FA1D 30000-3134A 31350-323AF"},
+        {"p{Hiragana}", 0, "3041-3096 309D-309F 1B001-1B11F 1B132 1B150-1B152 1F200"},
+        {"p{Katakana}", 0,
+         "30A1-30FA 30FD-30FF 31F0-31FF 32D0-32FE 3300-3357 FF66-FF6F FF71-FF9D 1AFF0-1AFF3 1AFF5-1AFFB "
+         "1AFFD-1AFFE 1B000 1B120-1B122 1B155 1B164-1B167"},
+        {"p{Hangul}", 0,
+         "1100-11FF 302E-302F 3131-318E 3200-321E 3260-327E A960-A97C AC00-D7A3 D7B0-D7C6 D7CB-D7FB FFA0-FFBE "
+         "FFC2-FFC7 FFCA-FFCF FFD2-FFD7 FFDA-FFDC"},
+        {"w", WRPO__WORD & ~(1u << WRPO__CW), "B2-B3 B9 BC-BE"},
+        {"p{P since Unicode 9}", 0,
+         "61D 9FD A76 C77 C84 1B4E-1B4F 1B7D-1B7F 2E43-2E4F 2E52-2E5D 10D6E 10EAD 10F55-10F59 10F86-10F89 "
+         "113D4-113D5 113D7-113D8 1144B-1144F 1145A-1145B 1145D 11660-1166C 116B9 1183B 11944-11946 119E2 "
+         "11A3F-11A46 11A9A-11A9C 11A9E-11AA2 11B00-11B09 11BE1 11C41-11C45 11C70-11C71 11EF7-11EF8 "
+         "11F43-11F4F 11FFF 12FF1-12FF2 16D6D-16D6F 16E97-16E9A 16FE2 1E5FF 1E95E-1E95F"}};
     const size_t at = p->i;
     if (!wrpo__rx_take(p, "\\")) return false;
     for (int k = 0; k < WRPO__COUNT(scripts); k++) {
@@ -7538,8 +7530,13 @@ static bool wrpo__rx_script(wrpo__rx_parser *p, wrpo__regex *x, bool many) {
         wrpo__regex *set = wrpo__rx_new(p, WRPO__RX_SET);
         set->negate = other;
         set->classes = scripts[k].classes;
-        for (const wrpo__range *r = scripts[k].ranges; r->last && !(many && set->classes); r++)
-            wrpo__rx_range(set, r->first, r->last);
+        const char *r = many && set->classes ? "" : scripts[k].ranges;
+        while (*r) {
+            char *end;
+            const int32_t first = (int32_t)strtol(r, &end, 16);
+            wrpo__rx_range(set, first, *end == '-' ? (int32_t)strtol(end + 1, &end, 16) : first);
+            r = end;
+        }
         set->next = x->items;
         x->items = set;
         return true;

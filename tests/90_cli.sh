@@ -315,7 +315,10 @@ bad "no data" 1 'nope.jsonl' train --model tiny --data nope.jsonl --out new
 bad "no reference" 1 'nope' train --model tiny --data quads.jsonl --out new --ref nope
 bad "no config" 1 'nope.json' init --config nope.json --tokenizer tok --out new
 bad "no tokenizer" 1 'nope' init --config config.json --tokenizer nope --out new
-bad "inspect: nothing there" 1 'nope: cannot be opened' inspect nope
+bad "inspect: nothing there" 1 'nope: no such directory. Nothing is downloaded' inspect nope
+bad "inspect: no such file" 1 'nope.safetensors: cannot be opened' inspect nope.safetensors
+bad "inspect: a name of the hub" 1 'get a model of the hub with "hf download nobody/nothing --local-dir DIR"' \
+    inspect nobody/nothing
 bad "tokenize: no input" 1 'nope: cannot be opened' tokenize --model tok --in nope --out new
 bad "logprob: no data" 1 'nope' logprob --model tiny --data nope --out new
 bad "eval: no model" 1 'nope' eval --model nope --data quads.jsonl
