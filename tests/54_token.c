@@ -869,6 +869,7 @@ static char *rich_file(size_t *n) {                    /* every section of the l
         "{\"type\":\"Digits\",\"individual_digits\":true},"
         "{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"always\"},"
         SPLIT("(?i:'s|k)?[^\\\\s\\\\p{L}a-c]{1,2}|\\\\s+(?!\\\\S)") ","
+        SPLIT("[\\\\p{Han}d[e-g]&&[^f]]+|^\\\\w") ",{\"type\":\"Punctuation\"},"
         "{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"use_regex\":true}]},\n"
         "\"post_processor\":{\"type\":\"TemplateProcessing\","
         "\"single\":[{\"SpecialToken\":{\"id\":\"<s>\"}},{\"Sequence\":{\"id\":\"A\"}}],"

@@ -520,7 +520,8 @@ static void allocations(void) {
         calls = 0;
         wrpo_result r = wrpo_model_load(own, &(wrpo_model_desc){.dir = in}, &m);
         if (r == WRPO_OK) {
-            r = wrpo_model_save(m, &(wrpo_save_desc){.dir = out, .max_shard_size = 4000});
+            r = wrpo_model_save(m, &(wrpo_save_desc){.dir = out, .max_shard_size = 4000, .eos = &(int32_t){5},
+                                                     .eos_count = 1});
             wrpo_model_free(m);
         }
         if (live != base || (r != WRPO_OK && r != WRPO_E_MEMORY))
