@@ -59,7 +59,8 @@ typedef struct settings {            /* an option that was not given is 0: the l
     double lora_alpha, lora_dropout;
     int method, pair, fusion, alpha_schedule, lr_schedule, tokenization, device, dtype, save_dtype, save_rounding,
         moments, form, as, bench, data_format, sft_on;
-    bool packing, ipo_sum, no_shuffle, raw, tensors, keep, quick, rescore, rslora, dry_run, dedup, help, version;
+    bool packing, ipo_sum, no_shuffle, raw, tensors, keep, quick, rescore, rslora, dry_run, dedup, save_eos, help,
+        version;
 } settings;
 static const settings unset = {.dtype = -1, .save_dtype = -1, .as = -1, .bench = -1};
 typedef enum kind { TEXT, LIST, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
@@ -235,6 +236,8 @@ static const option options[] = {
     {"--moments", CHOICE, AT(moments), "TYPE", NULL, wrpo_moments_name, "of AdamW's moments in memory (f32)"},
     {"--max-shard-size", COUNT, AT(max_shard_size), "BYTES", "[1, inf)", NULL,
      "split the weights into files of at most this size (5000000000)"},
+    {"--save-eos", FLAG, AT(save_eos), NULL, NULL, NULL,
+     "save all tokens that end an answer as eos_token_id in generation_config.json, where vLLM looks for them"},
     {"--reward-model", TEXT, AT(reward_model), "DIR", NULL, NULL,
      "directory of a sequence-classification, InternLM2 or ArmoRM reward model"},
     {"--label", COUNT, AT(label), "N", "[1, inf)", NULL,
@@ -875,6 +878,7 @@ struct session {                     /* everything a command opens; closed in on
     wrpo_data *data, *eval_data;
     wrpo_model *model;
     wrpo_reward *reward;
+    int32_t *eos;                    /* what --save-eos saves */
     screen screen;
     int argc;                        /* the command line */
     char **argv;
@@ -929,6 +933,7 @@ static void session_close(session *z) {
     wrpo_model_free(z->model);
     wrpo_data_free(z->data), wrpo_data_free(z->eval_data);
     wrpo_tokenizer_free(z->tokenizer);
+    if (z->ctx) wrpo_free(z->ctx, z->eos);
     wrpo_reward_free(z->reward);
     wrpo_close(z->ctx);
 }
@@ -1214,6 +1219,7 @@ static void print_tensors(const wrpo_tensors *t) {
     }
     printf("%s tensors, %s\n", grouped(wrpo_tensors_count(t)).s, bytes_text((double)total).s);
 }
+/* t NULL: a config.json alone, of a model that is not here; what a run of it would take. */
 static int inspect_model(const settings *s, session *z, const wrpo_tensors *t) {
     static const char *const dtypes[] = {"?", "F32", "BF16", "F16"};
     wrpo_config c;
@@ -1224,11 +1230,13 @@ static int inspect_model(const settings *s, session *z, const wrpo_tensors *t) {
     const wrpo_train_desc none = {.moments = (wrpo_moments)s->moments},
                           recompute = {.moments = (wrpo_moments)s->moments, .recompute = -1};
     static const char *const heads[] = {"", ", reward: score", ", reward: v_head", ", reward: gated objectives"};
-    if (wrpo_model_check(z->ctx, s->path, &c, &parameters, &dtype)) return fail(z);
+    if (t ? wrpo_model_check(z->ctx, s->path, &c, &parameters, &dtype) : wrpo_config_load(z->ctx, s->path, &c))
+        return fail(z);
     if (wrpo_train_bytes(z->ctx, &c, NULL, &none, NULL, &run) ||
         wrpo_train_bytes(z->ctx, &c, NULL, &recompute, NULL, &all))
         return fail(z);
-    for (int64_t i = 0; i < wrpo_tensors_count(t); i++) total += wrpo_tensors_at(t, i)->bytes;
+    for (int64_t i = 0; t && i < wrpo_tensors_count(t); i++) total += wrpo_tensors_at(t, i)->bytes;
+    if (!t) parameters = run.parameters;
     printf("model        %s\n", s->path);
     printf("type         %s%s%s%s%s%s\n", c.model_type, heads[c.head], c.attention_bias ? ", q/k/v biases" : "",
            c.output_bias ? ", o bias" : "", c.qk_norm ? ", q/k norms" : "",
@@ -1243,7 +1251,9 @@ static int inspect_model(const settings *s, session *z, const wrpo_tensors *t) {
            word(wrpo_rope_name((int)c.rope.type)), c.rope.theta);
     if (c.sliding_window) printf("window       %s\n", grouped(c.sliding_window).s);
     printf("parameters   %s (%s)\n", grouped(parameters).s, count_text(parameters).s);
-    printf("tensors      %s, %s, %s\n", grouped(wrpo_tensors_count(t)).s, dtypes[dtype], bytes_text((double)total).s);
+    if (t)
+        printf("tensors      %s, %s, %s\n", grouped(wrpo_tensors_count(t)).s, dtypes[dtype],
+               bytes_text((double)total).s);
     if (c.head == WRPO_HEAD_LM) print_memory(&run, c.num_hidden_layers);
     if (c.head == WRPO_HEAD_LM)
         printf("             %s with --recompute -1 (of a run with --micro-tokens 1024 and no longer record)\n",
@@ -1282,14 +1292,18 @@ static int inspect_adapter(const settings *s, session *z, const char *config, co
 static int run_inspect(const settings *s, session *z) {
     struct stat st;
     wrpo_tensors *t;
-    if (stat(s->path, &st) != 0) return complain("%s: cannot be opened: %s", s->path, strerror(errno));
+    wrpo_config c;
+    if (stat(s->path, &st) != 0)                       /* of a directory, or a name of the hub, the library says more */
+        return strstr(s->path, ".safetensors") || !wrpo_config_load(z->ctx, s->path, &c)
+                   ? complain("%s: cannot be opened: %s", s->path, strerror(errno)) : fail(z);
     const bool dir = S_ISDIR(st.st_mode);
     char config[4200], adapter[4200], file[4200];
     snprintf(config, sizeof config, "%s/config.json", s->path);
     snprintf(adapter, sizeof adapter, "%s/adapter_config.json", s->path);
     snprintf(file, sizeof file, "%s/adapter_model.safetensors", s->path);
     if (dir && stat(config, &st) != 0 && stat(adapter, &st) == 0) return inspect_adapter(s, z, adapter, file);
-    wrpo_config c;
+    const size_t n = strlen(s->path);
+    if (!dir && n >= 11 && !strcmp(s->path + n - 11, "config.json")) return inspect_model(s, z, NULL);
     if (dir && wrpo_config_load(z->ctx, s->path, &c))
         return fail(z); /* says first what is the matter with config.json */
     if (wrpo_tensors_open(z->ctx, s->path, &t)) return fail(z);
@@ -1636,6 +1650,28 @@ static void print_settings(const settings *s, session *z, const wrpo_train_desc 
     print_memory(bytes, wrpo_model_config(z->model)->num_hidden_layers);
     fflush(stdout);
 }
+/* Of a model that is saved whole: does what ends an answer in the data, and will after training, end it for those who
+   serve the model, too? If not, a warning, or with --save-eos all such tokens are saved. */
+static bool check_eos(const settings *s, session *z, wrpo_save_desc *save) {
+    int32_t *known = NULL;
+    int64_t n = 0, count = 0;
+    char *text = NULL;
+    size_t size;
+    bool ok = !wrpo_stop_tokens(z->model, NULL, &known, &n) &&
+              !wrpo_stop_tokens(z->model, z->tokenizer, &z->eos, &count);
+    for (int64_t i = 0, k; ok && !s->save_eos && i < count; i++) {
+        for (k = 0; k < n && known[k] != z->eos[i];) k++;
+        if (k < n) continue;
+        ok = !wrpo_tokenizer_decode(z->tokenizer, &z->eos[i], 1, false, &text, &size);
+        if (ok)
+            complain("warning: \"%s\" (id %d) ends answers, but is no eos_token_id of %s: where the model is served, "
+                     "answers may go on after it. --save-eos adds it", text, (int)z->eos[i], s->model);
+        wrpo_free(z->ctx, text);
+    }
+    wrpo_free(z->ctx, known);
+    if (s->save_eos) save->eos = z->eos, save->eos_count = count;
+    return ok || fail(z) == 0;
+}
 static int train(const settings *s, session *z) {
     wrpo_train_desc d = train_desc(s);
     wrpo_config config;
@@ -1656,6 +1692,7 @@ static int train(const settings *s, session *z) {
         load_model(z, s, adapter != NULL) || (s->lora_r && wrpo_adapter_new(z->model, adapter)))
         return fail(z);
     if (s->adapter) lora = wrpo_model_adapter(z->model);
+    if (!adapter && !check_eos(s, z, &d.save)) return 1;
     if (!inputs_same()) return 1;
     w.mapped = adapter != NULL;
     if (wrpo_train_bytes(z->ctx, &config, z->data, &d, adapter, &bytes)) return fail(z);
@@ -1693,6 +1730,8 @@ static int run_train(const settings *s, session *z) {
         return complain("train: want either --lora-r, a new adapter, or --adapter, to go on from one");
     if (of_lora && s->adapter)
         return complain("--lora-alpha, --lora-dropout, --lora-target, --rslora: --adapter has its own, in its files");
+    if (s->save_eos && (s->lora_r || s->adapter))
+        return complain("--save-eos: an adapter has no generation_config.json: give it to merge");
     if (of_lora && !s->lora_r) return complain("--lora-alpha, --lora-dropout, --lora-target, --rslora: want --lora-r");
     char path[4200];
     struct stat is;
@@ -1733,7 +1772,10 @@ static int run_eval(const settings *s, session *z) {
 static int run_merge(const settings *s, session *z) {
     wrpo_save_desc d = save_desc(s);
     d.merge = true;
-    if (load_model(z, s, true) || wrpo_model_save(z->model, &d)) return fail(z);
+    if (load_model(z, s, true)) return fail(z);
+    if (s->save_eos && wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer)) return fail(z);
+    if (s->save_eos && !check_eos(s, z, &d)) return 1;
+    if (wrpo_model_save(z->model, &d)) return fail(z);
     if (!inputs_same()) {                              /* without its config.json it is no model */
         char path[4200];
         snprintf(path, sizeof path, "%.4000s/config.json", s->out);
@@ -3906,8 +3948,8 @@ static const command commands[] = {
     {"init", "", "--config --tokenizer --out", "--seed --save-dtype --max-shard-size --threads --help", run_init,
      "Random weights as a Hugging Face directory: norms 1, biases 0, the others N(0, initializer_range)."},
     {"inspect", "DIR|FILE", "", "--tensors --memory-limit --device --dtype --moments --threads --help", run_inspect,
-     "Architecture, parameters, tensors and the bytes a run would need, or the tensors of a .safetensors file. Exit "
-     "code 1 if it is not valid."},
+     "Architecture, parameters, tensors and the bytes a run would need, of a directory or a config.json alone; or the "
+     "tensors of a .safetensors file. Exit code 1 if it is not valid."},
     {"tokenize", "", "--model", "--in --out --threads --help", run_tokenize,
      "JSON lines, one for one: {text, special?} -> {ids}; {messages, add_generation_prompt?, kwargs?} -> {text, ids} "
      "or {error}; {ids, skip_special?} -> {text}."},
@@ -3920,11 +3962,13 @@ static const command commands[] = {
                "--max-grad-norm --batch-size --accumulation --recompute --memory-limit "
                "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --save-steps "
                "--lora-r --lora-alpha --lora-dropout --lora-target --rslora --adapter "
-               "--resume --device --dtype --moments --save-dtype --save-rounding --max-shard-size --threads --help",
+               "--resume --device --dtype --moments --save-dtype --save-rounding --max-shard-size --save-eos --threads "
+               "--help",
      run_train,
      "Trains a model and saves it, with metrics.jsonl, in the directory --out. Ctrl-C stops cleanly and leaves a "
      "checkpoint, from which --resume goes on to the same bits."},
-    {"merge", "", "--model --adapter --out", "--save-dtype --save-rounding --max-shard-size --threads --help",
+    {"merge", "", "--model --adapter --out",
+     "--save-dtype --save-rounding --max-shard-size --save-eos --threads --help",
      run_merge,
      "A model and its adapter as one model: W + scale B A in place of W, rounded once."},
     {"eval", "", "--model --data",

@@ -316,6 +316,8 @@ typedef struct wrpo_save_desc {
     bool merge;              /* of a model with an adapter: the whole model, W + scale B A in place of W; see there */
     bool random_rounding;    /* to BF16 up or down by chance, so that the mean is the weight: small updates are kept in
                                 the mean. The same bits every time. false: to the nearest */
+    const int32_t *eos; int64_t eos_count;  /* becomes eos_token_id in generation_config.json, where vLLM looks for what
+                                               ends an answer: see wrpo_stop_tokens. 0 = as it was */
 } wrpo_save_desc;
 typedef struct wrpo_weight {  /* one tensor of the table of weights, in the Llama layout, for every family */
     const char *name;        /* "model.layers.0.self_attn.q_proj.weight" */
@@ -768,6 +770,7 @@ typedef struct wrpo_bytes {  /* of a run, before anything is allocated */
     size_t weights, gradients, moments, activations, head, data, total;
     size_t device, room;     /* bytes of total in the backend's memory; bytes that it can give, SIZE_MAX: unknown */
     int64_t recompute;       /* layers that the run recomputes */
+    int64_t parameters;      /* of the model, without the adapter */
     bool logits;             /* a micro-batch's logits are kept until its backward pass */
 } wrpo_bytes;
 typedef struct wrpo_trainer wrpo_trainer;
@@ -4982,28 +4985,36 @@ static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int6
 }
 
 /* ---- files that are something else: a sentence each ---- */
-/* What a file of weights is by its first bytes, with the way out; NULL: it may be safetensors. */
+static const struct wrpo__foreign {
+    const char *name, *magic; size_t size;  /* part of its name; how it begins. NULL: no matter */
+    bool tokens;                            /* of a tokenizer */
+    const char *says;                       /* what it is, and the way out */
+} wrpo__foreign[] = {
+    {".gguf", "GGUF", 4, false, "a GGUF file: want the safetensors checkpoint that it was made from"},
+    {"pytorch_model", "PK\3\4", 4, false,
+     "a pickle of PyTorch: want safetensors; transformers' save_pretrained converts it"},
+    {NULL, "\x80\2", 2, false, "a pickle of PyTorch: want safetensors; transformers' save_pretrained converts it"},
+    {NULL, "version https://git-lfs", 23, false, "a pointer of Git LFS: want the file itself (git lfs pull)"},
+    {NULL, "\x1F\x8B", 2, false, "compressed by gzip: want the file itself (gunzip)"},
+    {"adapter_config.json", NULL, 0, false,
+     "an adapter: want the directory of its model here, and this one as the adapter"},
+    {"consolidated", NULL, 0, false, "weights with names of their own: want the Hugging Face form, model.safetensors"},
+    {"snapshots", NULL, 0, false, "a cache of the hub: want a directory within its snapshots"},
+#define WRPO__X(name) {name, NULL, 0, true, "from which transformers makes one: AutoTokenizer.from_pretrained(DIR)" \
+                                            ".save_pretrained(DIR)"}
+    WRPO__X("tokenizer.model"), WRPO__X("spiece.model"), WRPO__X("tekken.json"), WRPO__X(".tiktoken"),
+    WRPO__X("merges.txt"), WRPO__X("vocab.")};
+#undef WRPO__X
+/* What a file of weights is by its first bytes; NULL: it may be safetensors. */
 static const char *wrpo__foreign_weights(const void *data, size_t size) {
-    static const struct { const char *magic; size_t size; const char *says; } kinds[] = {
-        {"GGUF", 4, "a GGUF file: want the safetensors checkpoint that it was made from"},
-        {"PK\3\4", 4, "a pickle of PyTorch: want safetensors; transformers' save_pretrained converts it"},
-        {"\x80\2", 2, "a pickle of PyTorch: want safetensors; transformers' save_pretrained converts it"},
-        {"version https://git-lfs", 23, "a pointer of Git LFS: want the file itself (git lfs pull)"},
-        {"\x1F\x8B", 2, "compressed by gzip: want the file itself (gunzip)"}};
-    for (int i = 0; i < WRPO__COUNT(kinds); i++)
-        if (size >= kinds[i].size && !memcmp(data, kinds[i].magic, kinds[i].size)) return kinds[i].says;
+    for (int i = 0; i < WRPO__COUNT(wrpo__foreign); i++) {
+        const struct wrpo__foreign *f = &wrpo__foreign[i];
+        if (f->magic && size >= f->size && !memcmp(data, f->magic, f->size)) return f->says;
+    }
     return NULL;
 }
-/* What is wrong with a path that should be a directory of a checkpoint but has no `want` in it. */
-_Noreturn static void wrpo__no_checkpoint(wrpo__arena *arena, const char *path, const char *want) {
-    static const struct { const char *end, *says; } kinds[] = {
-        {".gguf", "a GGUF file: want the safetensors checkpoint that it was made from"},
-        {"pytorch_model.bin", "a pickle of PyTorch: want safetensors; transformers' save_pretrained converts it"},
-        {"pytorch_model.bin.index.json",
-         "pickles of PyTorch: want safetensors; transformers' save_pretrained converts them"},
-        {"adapter_config.json", "an adapter: want the directory of its model here, and this one as the adapter"},
-        {"consolidated.safetensors", "weights with names of their own: want the Hugging Face form, model.safetensors"},
-        {"snapshots", "a cache of the hub: want a directory within its snapshots"}};
+/* What is wrong with a path that should be the directory of a checkpoint, or tokenizer, but has no `want` in it. */
+_Noreturn static void wrpo__no_checkpoint(wrpo__arena *arena, const char *path, const char *want, bool tokens) {
     const char *slash = strchr(path, '/');
     const bool there = wrpo__files() || wrpo__disk_exists(path);
     const bool hub = slash && slash != path && slash[1] && !strchr(slash + 1, '/') && path[0] != '.' && path[0] != '~';
@@ -5012,12 +5023,14 @@ _Noreturn static void wrpo__no_checkpoint(wrpo__arena *arena, const char *path, 
                 "\"hf download %s --local-dir DIR\", then name DIR", path, path);
     if (!there) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: no such directory. Nothing is downloaded", path);
     const wrpo__name *names = wrpo__list_dir(arena, path);
-    for (int k = 0; k < WRPO__COUNT(kinds); k++)
+    for (int k = 0; k < WRPO__COUNT(wrpo__foreign); k++)
         for (int64_t i = 0; i < stbds_arrlen(names); i++)
-            if (wrpo__ends(names[i].text, kinds[k].end))
+            if (wrpo__foreign[k].name && wrpo__foreign[k].tokens == tokens &&
+                strstr(names[i].text, wrpo__foreign[k].name))
                 wrpo__fail(arena->ctx, WRPO_E_IO, "%s: no %s in this directory, but %s, %s", path, want, names[i].text,
-                        kinds[k].says);
-    wrpo__fail(arena->ctx, WRPO_E_IO, "%s: want a checkpoint's directory, found no %s in it", path, want);
+                        wrpo__foreign[k].says);
+    wrpo__fail(arena->ctx, WRPO_E_IO, "%s: want a %s's directory, found no %s in it", path,
+               tokens ? "tokenizer" : "checkpoint", want);
 }
 
 /* ---- one file ---- */
@@ -5207,7 +5220,7 @@ static wrpo_tensors *wrpo__tensors_new(wrpo__arena *arena, const char *path) {
     if (wrpo__is_dir(path)) {
         file = wrpo__join(arena, path, WRPO__SINGLE_FILE);
         if (!wrpo__exists(file)) file = wrpo__join(arena, path, WRPO__INDEX_FILE);
-        if (!wrpo__exists(file)) wrpo__no_checkpoint(arena, path, WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE);
+        if (!wrpo__exists(file)) wrpo__no_checkpoint(arena, path, WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE, false);
     }
     wrpo_tensors *t = WRPO__NEW(arena, wrpo_tensors);
     *t = wrpo__ends(file, ".json") ? wrpo__index_open(arena, file) : wrpo__file_open(arena, file);
@@ -5479,9 +5492,11 @@ static const wrpo_config wrpo__families[] = {
      .final_logit_softcapping = 30},
     {.model_type = "phi3", .max_position_embeddings = 4096, .rms_norm_eps = 1e-5},
     {.model_type = "internlm2", .max_position_embeddings = 2048, .attention_bias = true},
-    {.model_type = "gemma3_text", .num_key_value_heads = 4, .head_dim = 256, .max_position_embeddings = 131072,
-     .sliding_window = 4096, .rope.theta = 1e6, .sliding_rope_theta = 1e4, .qk_norm = true, .tie_word_embeddings = true,
-     .gelu = true, .norm_plus_one = true, .post_norms = true, .scale_embeddings = true, .query_pre_attn_scalar = 256},
+    {.model_type = "gemma3_text", .vocab_size = 262208, .hidden_size = 2304, .intermediate_size = 9216,
+     .num_hidden_layers = 26, .num_attention_heads = 8, .num_key_value_heads = 4, .head_dim = 256,
+     .max_position_embeddings = 131072, .sliding_window = 4096, .rope.theta = 1e6, .sliding_rope_theta = 1e4,
+     .qk_norm = true, .tie_word_embeddings = true, .gelu = true, .norm_plus_one = true, .post_norms = true,
+     .scale_embeddings = true, .query_pre_attn_scalar = 256},
     {.model_type = "smollm3", .num_key_value_heads = 4, .max_position_embeddings = 32768, .rope.theta = 2e6,
      .tie_word_embeddings = true},
     {.model_type = "olmo2", .max_position_embeddings = 2048, .rms_norm_eps = 1e-5, .qk_norm = true,
@@ -5539,7 +5554,9 @@ static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
      "torchscript return_dict return_dict_in_generate output_hidden_states output_attentions output_scores id2label "
      "label2id task_specific_params problem_type finetuning_task chunk_size_feed_forward tf_legacy_loss auto_map "
      "max_sequence_length model_max_length head_dim_original attn_implementation name_or_path transformers_version "
-     "unsloth_fixed unsloth_version top_k top_p temperature typical_p repetition_penalty length_penalty "
+     "unsloth_fixed unsloth_version use_flash_attn use_flash_attention_2 neftune_noise_alpha gradient_checkpointing "
+     "trust_remote_code tokenizer_model_max_length seq_length loss_type "
+     "top_k top_p temperature typical_p repetition_penalty length_penalty "
      "exponential_decay_length_penalty diversity_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size "
      "bad_words_ids suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id max_length "
      "min_length remove_invalid_values do_sample early_stopping num_beams num_beam_groups num_return_sequences"},
@@ -5604,7 +5621,7 @@ static void wrpo__config_key(const wrpo__reader *in, const struct wrpo__key *k) 
     bool *on = field;
     const wrpo_json *v = wrpo_json_get(in->root, k->key);
     const bool null = v && v->kind == WRPO_JSON_NULL;
-    if (k->kind == WRPO__REQUIRED) wrpo__need(in->root, k->key, WRPO_JSON_NUMBER);
+    if (k->kind == WRPO__REQUIRED && !*integer) wrpo__need(in->root, k->key, WRPO_JSON_NUMBER);
     if (k->kind == WRPO__INTEGER_OR_NONE && null) *integer = 0;
     if (k->kind == WRPO__NUMBER_OR_NONE && null) *number = 0;
     if (k->kind == WRPO__SWITCH) *on = wrpo__switch(in->root, k->key, *on);
@@ -5805,15 +5822,27 @@ static void wrpo__config_granite4(const wrpo_json *root) {
     const wrpo_json *position = wrpo__need(root, "position_embedding_type", WRPO_JSON_STRING);
     if (!wrpo__json_is(position, "rope")) wrpo__refuse(position, NULL, "rope");
 }
-static void wrpo__config_parse(const wrpo_json *root, wrpo_config *c) {
+/* The text model's config in that of a model of several modalities; *class: what transformers calls it. */
+static const wrpo_json *wrpo__config_text(const wrpo_json *root, const char **class) {
+    const wrpo_json *text = wrpo__maybe(root, "text_config", WRPO_JSON_OBJECT);
+    const wrpo_json *type = wrpo__need(root, "model_type", WRPO_JSON_STRING);
+    *class = NULL;
+    if (!text) return root;
+    if (wrpo__json_is(type, "gemma3")) *class = "Gemma3ForCausalLM";
+    else if (wrpo__json_is(type, "mistral3")) *class = "MistralForCausalLM";
+    else
+        wrpo__unsupported(type, "model_type %s: a model of several modalities: want its text model alone, as a "
+                "directory of its own", wrpo__found(type));
+    return text;
+}
+static void wrpo__config_parse(const wrpo_json *whole, wrpo_config *c) {
     static const char *const acts[] = {"silu", "swish", "gelu_pytorch_tanh", NULL};
     const char *names[WRPO__COUNT(wrpo__families) + 1] = {NULL};
+    const char *class;
+    const wrpo_json *root = wrpo__config_text(whole, &class);
     wrpo__reader reader = {.root = root, .c = c}, *in = &reader;
     const wrpo_json *type = wrpo__need(root, "model_type", WRPO_JSON_STRING);
     for (int i = 0; i < WRPO__COUNT(wrpo__families); i++) names[i] = wrpo__families[i].model_type;
-    if (wrpo__present(root, "text_config"))
-        wrpo__unsupported(type, "model_type %s: a model of several modalities: want its text model alone, as a "
-                "directory of its own", wrpo__found(type));
     const int family = wrpo__choice(type, "model_type", names, WRPO__ALL);
     in->is = 1u << family;
     *c = wrpo__families[family];
@@ -5834,6 +5863,7 @@ static void wrpo__config_parse(const wrpo_json *root, wrpo_config *c) {
     }
     for (int i = 0; i < WRPO__COUNT(wrpo__keys); i++)
         if (in->is & wrpo__keys[i].of) wrpo__config_key(in, &wrpo__keys[i]);
+    c->tie_word_embeddings = wrpo__switch(whole, "tie_word_embeddings", c->tie_word_embeddings);
 
     const int64_t H = c->num_attention_heads;
     if (!c->num_key_value_heads) c->num_key_value_heads = H;
@@ -5860,16 +5890,16 @@ static void wrpo__config_parse(const wrpo_json *root, wrpo_config *c) {
     if (c->head == WRPO_HEAD_VALUE)
         c->reward_token_id = wrpo__integer(wrpo__need(root, "reward_token_id", WRPO_JSON_NUMBER), 0, c->vocab_size - 1,
                 NULL);
-    const wrpo_json *dtype = wrpo__present(root, "dtype");
-    if (!dtype) dtype = wrpo__present(root, "torch_dtype");
-    for (int i = WRPO_DTYPE_F32; i <= WRPO_DTYPE_F16; i++)
-        if (wrpo__json_is(dtype, wrpo__dtypes[i].torch)) c->dtype = (wrpo_dtype)i;
+    for (int k = 0; k < 4 && !c->dtype; k++)
+        for (int i = WRPO_DTYPE_F32; i <= WRPO_DTYPE_F16; i++)
+            if (wrpo__json_is(wrpo__present(k < 2 ? root : whole, k % 2 ? "torch_dtype" : "dtype"),
+                              wrpo__dtypes[i].torch)) c->dtype = (wrpo_dtype)i;
 }
 #define WRPO__ADAPTER_FILE "adapter_model.safetensors"
 #define WRPO__ADAPTER_CONFIG "adapter_config.json"
 static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {  /* path: or its directory */
     const char *config = wrpo__is_dir(path) ? wrpo__join(arena, path, "config.json") : path;
-    if (!wrpo__exists(config)) wrpo__no_checkpoint(arena, path, "config.json");
+    if (!wrpo__exists(config)) wrpo__no_checkpoint(arena, path, "config.json", false);
     const wrpo__file *f = wrpo__open_file(arena, config);
     const char *foreign = wrpo__foreign_weights(f->data, f->size);
     if (foreign) wrpo__fail(arena->ctx, WRPO_E_FORMAT, "%s: %s", config, foreign);
@@ -5940,10 +5970,13 @@ static void wrpo__shape_text(char *s, size_t n, int ndim, const int64_t *shape) 
     if (used < n) snprintf(s + used, n - used, "]");
 }
 /* A tensor that a load may leave alone: the output of a tied model, which is equal to its embedding; frequencies of
-   old files; the head of a reward model, which wrpo_reward_load reads, for nothing trains it. */
-static bool wrpo__is_extra(const wrpo_config *c, const char *name) {
+   old files; what is beside a text model; the head of a reward model, which wrpo_reward_load reads, for nothing trains
+   it. form: see wrpo__prefixes. */
+static bool wrpo__is_extra(const wrpo_config *c, const char *name, int form) {
     char head[128];
     wrpo__file_name(c, "lm_head.weight", head);
+    if (form > 1 && (strstr(name, "vision_tower.") || strstr(name, "multi_modal_projector."))) return true;
+    if (form == 2 && !strncmp(name, "language_model.", 15)) name += 15;
     if (wrpo__ends(name, ".rotary_emb.inv_freq") || (c->tie_word_embeddings && !strcmp(name, head))) return true;
     switch (c->head) {
     case WRPO_HEAD_SCORE: return !strcmp(name, "score.weight");
@@ -5953,6 +5986,25 @@ static bool wrpo__is_extra(const wrpo_config *c, const char *name) {
     default: return false;
     }
 }
+/* What the file has in front of a name, instead of "model." or of nothing: of a base model; of a text model beside
+   others, before and since transformers 4.52. */
+static const struct { const char *model, *head; } wrpo__prefixes[] = {
+    {"model.", ""}, {"", ""}, {"language_model.model.", "language_model."}, {"model.language_model.", ""}};
+static const wrpo_tensor_info *wrpo__find_as(const wrpo_tensors *t, int form, const char *name) {
+    char found[160];
+    const bool in_model = !strncmp(name, "model.", 6);
+    snprintf(found, sizeof found, "%s%s", in_model ? wrpo__prefixes[form].model : wrpo__prefixes[form].head,
+             in_model ? name + 6 : name);
+    return wrpo_tensors_find(t, found);
+}
+/* Which of these it is: by the embedding, or, where the tied output may be in its stead, by the last norm. */
+static int wrpo__name_form(const wrpo_tensors *t, const wrpo_config *c) {
+    char name[128];
+    int form = 3;
+    wrpo__file_name(c, "model.norm.weight", name);
+    while (form > 0 && !wrpo__find_as(t, form, name)) form--;
+    return form;
+}
 /* Of a language model's directory. Its config says that the output is the embedding, but the file has both and they
    differ: as in transformers 5 it is not. */
 static void wrpo__untie(const wrpo_tensors *t, wrpo_config *c) {
@@ -5960,22 +6012,21 @@ static void wrpo__untie(const wrpo_tensors *t, wrpo_config *c) {
     if (!c->tie_word_embeddings || c->head != WRPO_HEAD_LM) return;
     wrpo__file_name(c, "model.embed_tokens.weight", name[0]);
     wrpo__file_name(c, "lm_head.weight", name[1]);
-    const wrpo_tensor_info *embed = wrpo_tensors_find(t, name[0]), *head = wrpo_tensors_find(t, name[1]);
-    if (!embed) embed = wrpo_tensors_find(t, name[0] + strlen("model."));
+    const int form = wrpo__name_form(t, c);
+    const wrpo_tensor_info *embed = wrpo__find_as(t, form, name[0]), *head = wrpo__find_as(t, form, name[1]);
     if (!embed || !head || (embed->bytes == head->bytes && !memcmp(embed->data, head->data, head->bytes))) return;
     c->tie_word_embeddings = false;
     wrpo__log(wrpo__current->ctx, WRPO_LOG_WARN, "%s: tie_word_embeddings is true, but %s and %s differ: they are not "
             "tied, and a save has both", head->file, name[0], name[1]);
 }
-/* Where the file has a weight: under its name; without "model." in the file of a base model; a tied embedding as the
-   output. */
+/* Where the file has a weight: under its name; a tied embedding as the output. */
 static const wrpo_tensor_info *wrpo__find_weight(const wrpo_tensors *t, const wrpo_config *c, const char *name,
-        bool base) {
+        int form) {
     char head[128];
-    const wrpo_tensor_info *info = wrpo_tensors_find(t, base && !strncmp(name, "model.", 6) ? name + 6 : name);
+    const wrpo_tensor_info *info = wrpo__find_as(t, form, name);
     wrpo__file_name(c, "lm_head.weight", head);
     const bool embedding = strstr(name, "embed_tokens.") || strstr(name, "tok_embeddings.");
-    return info || !embedding || !c->tie_word_embeddings ? info : wrpo_tensors_find(t, head);
+    return info || !embedding || !c->tie_word_embeddings ? info : wrpo__find_as(t, form, head);
 }
 /* The slice of each weight of the table from number `begin` on: all are there, in their shapes, and no other tensor.
    *dtype: of the first. */
@@ -5984,17 +6035,20 @@ static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, 
     const wrpo_tensor_info *first = NULL, *other = NULL;
     wrpo__slice *slices = wrpo__slices(arena, m);
     bool *seen = wrpo__alloc(arena, (size_t)t->count, sizeof *seen);
-    const bool base = !begin && !wrpo_tensors_find(t, slices->name) && wrpo_tensors_find(t, slices->name + 6);
-    if (base)
+    const int form = begin ? 0 : wrpo__name_form(t, &m->config);
+    if (form == 1)
         wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: a base model's file, whose names lack \"model.\": a save has them", dir);
+    if (form > 1)
+        wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: a model of several modalities: its text model is read and saved, alone",
+                  dir);
     for (int64_t i = begin; i < m->n_weights; i++) {
         const wrpo_weight *w = &m->weights[i];
         wrpo__slice *s = &slices[i];
-        const wrpo_tensor_info *info = s->info = wrpo__find_weight(t, &m->config, s->name, base);
+        const wrpo_tensor_info *info = s->info = wrpo__find_weight(t, &m->config, s->name, form);
         char want[80], found[160];
         if (!info)
             wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing%s", dir, s->name,
-                    base ? ": want a causal language model's checkpoint, found a base model's" : "");
+                    form == 1 ? ": want a causal language model's checkpoint, found a base model's" : "");
         const int64_t shape[2] = {s->rows, w->cols};
         wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
         wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
@@ -6008,7 +6062,7 @@ static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, 
         wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: %s is %s, %s %s: saved again, all are %s unless a type is asked for", dir,
                 first->name, first->dtype, other->name, other->dtype, first->dtype);
     for (int64_t i = 0; i < t->count; i++)
-        if (!seen[i] && !wrpo__is_extra(&m->config, t->info[i].name))
+        if (!seen[i] && !wrpo__is_extra(&m->config, t->info[i].name, form))
             wrpo__wrong_tensor(&t->info[i], "no such tensor in a %s of this config", m->config.model_type);
     *dtype = wrpo__float_dtype(first);
     return slices;
@@ -6463,56 +6517,91 @@ static const char *wrpo__json_place(const char *text, const wrpo_json *v) {
         for (text++; (*text & 0xC0) == 0x80;) text++;  /* to the next code point */
     return text;
 }
+static const char *wrpo__json_end(const char *s) {  /* where the value that begins there ends */
+    int depth = 0;
+    if (!strchr("\"{[", *s)) return s + strcspn(s, ",}] \t\r\n");
+    do {
+        if (*s == '"')
+            for (s++; *s != '"'; s++) s += *s == '\\';
+        depth += (*s == '{' || *s == '[') - (*s == '}' || *s == ']');
+        s++;
+    } while (depth > 0);
+    return s;
+}
+/* Appends the text of an object, unchanged except for some members: value becomes theirs, or, with add, one that it
+   lacks. value NULL: none. */
+typedef struct wrpo__json_edit { const char *key, *value; bool add; } wrpo__json_edit;
+static void wrpo__json_edited(wrpo__text *out, const char *text, const wrpo_json *object, const wrpo__json_edit *edits,
+        int count) {
+    const char *rest = wrpo__json_place(text, object), *end = wrpo__json_end(rest);
+    int64_t members = object->count;
+    wrpo__text_add(out, rest++, 1);
+    for (int i = 0; i < count; i++) {
+        if (!edits[i].value || !edits[i].add || wrpo_json_get(object, edits[i].key)) continue;
+        const char *const parts[] = {"\n  \"", edits[i].key, "\": ", edits[i].value, members++ ? "," : ""};
+        for (int k = 0; k < 5; k++) wrpo__text_puts(out, parts[k]);
+    }
+    for (const wrpo_json *v = object->child; v; v = v->next)
+        for (int i = 0; i < count; i++) {
+            if (!edits[i].value || strcmp(edits[i].key, v->key)) continue;
+            const char *at = wrpo__json_place(text, v);
+            wrpo__text_add(out, rest, (size_t)(at - rest));
+            wrpo__text_puts(out, edits[i].value);
+            rest = wrpo__json_end(at);
+        }
+    wrpo__text_add(out, rest, (size_t)(end - rest));
+}
 /* config.json, unchanged except for what the weights written are: dtype / torch_dtype; not tied where they are not; a
-   language model where a base model's file was read. */
+   language model where a base model's file was read, or the text model of one of several modalities. */
 static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const char *from, const char *to,
         const wrpo_config *c, wrpo_dtype dtype) {
     const wrpo__file *f = wrpo__open_file(arena, from);
-    const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *rest = text;
-    const wrpo_json *root = wrpo__json_parse(arena, from, 1, text, f->size);
-    const wrpo_json *tie = wrpo_json_get(root, "tie_word_embeddings");
-    wrpo__text out = {.arena = arena};
-    const bool stated = tie && tie->kind == WRPO_JSON_BOOL;
-    bool tied = stated && tie->boolean;
-    for (int i = 0; !stated && i < WRPO__COUNT(wrpo__families); i++)
+    const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *class = NULL;
+    const wrpo_json *whole = wrpo__json_parse(arena, from, 1, text, f->size);
+    const wrpo_json *root = wrpo__config_text(whole, &class), *tie = wrpo__present(root, "tie_word_embeddings");
+    const wrpo_json *name = wrpo_json_get(root, "architectures");
+    const char *type = wrpo__format(arena, "\"%s\"", wrpo__dtypes[dtype].torch);
+    bool tied = tie && tie->kind == WRPO_JSON_BOOL && tie->boolean;
+    for (int i = 0; !tie && i < WRPO__COUNT(wrpo__families); i++)
         if (!strcmp(c->model_type, wrpo__families[i].model_type)) tied = wrpo__families[i].tie_word_embeddings;
-    const bool untied = tied && !c->tie_word_embeddings && c->head == WRPO_HEAD_LM;
-    if (untied && !tie) {
-        rest = strchr(text, '{') + 1;
-        wrpo__text_add(&out, text, (size_t)(rest - text));
-        wrpo__text_puts(&out, "\n  \"tie_word_embeddings\": false,");
-    }
-    for (const wrpo_json *v = root->child; v; v = v->next) {
-        const char *at = wrpo__json_place(text, v), *end = NULL, *value = NULL;
-        const bool base = !strcmp(v->key, "architectures") && v->child && c->head == WRPO_HEAD_LM &&
-            wrpo__ends(v->child->text, "Model");
-        if (v->kind == WRPO_JSON_STRING && wrpo__in_words("dtype torch_dtype", v->key)) {
-            end = strchr(at + 1, '"');
-            at++;
-            value = wrpo__dtypes[dtype].torch;
-        }
-        if (v == tie && untied) {
-            end = at + 4;  /* true or null */
-            value = "false";
-        }
-        if (base) {
-            end = strchr(wrpo__json_place(text, v->child) + 1, '"');
-            at = end - strlen("Model");
-            value = "ForCausalLM";
-        }
-        if (!value) continue;
-        wrpo__text_add(&out, rest, (size_t)(at - rest));
-        wrpo__text_puts(&out, value);
-        rest = end;
-    }
-    wrpo__text_puts(&out, rest);
+    if (class) class = wrpo__format(arena, "[\"%s\"]", class);
+    else if (name && name->child && c->head == WRPO_HEAD_LM && wrpo__ends(name->child->text, "Model"))
+        class = wrpo__format(arena, "[\"%.*sForCausalLM\"]", (int)name->child->size - 5, name->child->text);
+    const bool differs = c->head == WRPO_HEAD_LM && tied != c->tie_word_embeddings;
+    const char *const tying = c->tie_word_embeddings ? "true" : "false";
+    const wrpo__json_edit edits[] = {
+        {"torch_dtype", wrpo__present(root, "torch_dtype") ? type : NULL, false},
+        {"dtype", root != whole || wrpo__present(root, "dtype") ? type : NULL, true},
+        {"tie_word_embeddings", differs ? tying : NULL, true},
+        {"architectures", class, true}};
+    wrpo__text out = {.arena = arena};
+    const char *begin = wrpo__json_place(text, whole), *end = wrpo__json_end(begin);
+    wrpo__text_add(&out, text, (size_t)(begin - text));
+    wrpo__json_edited(&out, text, root, edits, WRPO__COUNT(edits));
+    wrpo__text_puts(&out, end);
+    wrpo__side_file(arena, sides, to, out.data, out.size);
+}
+static void wrpo__save_eos(wrpo__arena *arena, wrpo__writer ***sides, const char *from, const char *to,
+        const wrpo_save_desc *desc) {
+    wrpo__text list = {.arena = arena}, out = {.arena = arena};
+    const wrpo__file *f = from ? wrpo__open_file(arena, from) : NULL;
+    const char *text = f ? wrpo__strndup(arena, (const char *)f->data, f->size) : "{}";
+    const wrpo_json *root = wrpo__json_parse(arena, from ? from : to, 1, text, strlen(text));
+    for (int64_t i = 0; i < desc->eos_count; i++)
+        wrpo__text_puts(&list, wrpo__format(arena, "%s%d", i ? ", " : "[", (int)desc->eos[i]));
+    wrpo__text_puts(&list, "]");
+    const wrpo__json_edit edit = {"eos_token_id", list.data, true};
+    wrpo__json_edited(&out, text, wrpo__want(root, WRPO_JSON_OBJECT, NULL), &edit, 1);
+    wrpo__text_puts(&out, "\n");
     wrpo__side_file(arena, sides, to, out.data, out.size);
 }
 /* The side files of the tokenizer's directory, then of the model's, where names are not taken yet. */
-static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *model, const char *to, wrpo_dtype dtype) {
+static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc,
+        wrpo_dtype dtype) {
+    static const char generation[] = "generation_config.json";
     wrpo__writer **sides = NULL;
     const bool dir = wrpo__is_dir(model->dir);  /* else it is the path of a config.json */
-    const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL};
+    const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL}, *to = desc->dir, *stops = NULL;
     const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
     wrpo__save_config(arena, &sides, config, wrpo__join(arena, to, "config.json"), &model->config, dtype);
     for (int i = 0; i < 2; i++) {
@@ -6521,10 +6610,15 @@ static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *mod
             const char *name = names[k].text, *path = wrpo__join(arena, from[i], name);
             const bool taken = i && from[0] && wrpo__exists(wrpo__join(arena, from[0], name));
             if (taken || !wrpo__is_side_file(name) || wrpo__is_dir(path)) continue;
+            if (desc->eos_count && !strcmp(name, generation)) {
+                stops = path;
+                continue;
+            }
             const wrpo__file *f = wrpo__open_file(arena, path);
             wrpo__side_file(arena, &sides, wrpo__join(arena, to, name), f->data, f->size);
         }
     }
+    if (desc->eos_count) wrpo__save_eos(arena, &sides, stops, wrpo__join(arena, to, generation), desc);
     return sides;
 }
 /* adapter_config.json, as PEFT writes it. A layer whose rank or alpha differs is named in a pattern. target_modules
@@ -6636,6 +6730,9 @@ static void wrpo__save_check(wrpo__arena *temp, const wrpo_model *model, const w
         wrpo__fail(ctx, WRPO_E_ARG, "%s: %s would be beside it: want another directory, or remove it", other,
                 alone ? "an adapter" : "a whole model");
     WRPO__RANGE(desc->max_shard_size >= 0, "max_shard_size", desc->max_shard_size, "a number of bytes");
+    for (int64_t i = 0; i < desc->eos_count; i++)
+        WRPO__RANGE(desc->eos[i] >= 0 && desc->eos[i] < model->config.vocab_size, "wrpo_save_desc.eos", desc->eos[i],
+                    "a token's id");
 }
 static const wrpo__adapter **wrpo__merged(wrpo__arena *arena, const wrpo_model *model) {
     const wrpo__adapter **of = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *of);
@@ -6681,7 +6778,7 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
     }
     wrpo__writer **sides = NULL;
     if (alone) wrpo__save_adapter_config(arena, &sides, model, desc->dir);
-    else sides = wrpo__save_sides(arena, model, desc->dir, dtype);
+    else sides = wrpo__save_sides(arena, model, desc, dtype);
     const char *file = alone ? WRPO__ADAPTER_FILE : NULL;
     wrpo__tensors_save(arena, desc->dir, file, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving,
             sides, r);
@@ -6936,13 +7033,18 @@ static void wrpo__nfc(const wrpo__unicode *u, const char *s, size_t n, wrpo__tex
 
 /* ---- regex: the part of oniguruma's syntax that tokenizers use ----
    A pattern is alternatives of items: a literal, an escape or a class in brackets, and ? * + {m,n} ?+ *+ ++ or none; a
-   lookahead for one of these; a group (...), (?:...) or (?i:...), and ? or none. It becomes a tree; matching
-   backtracks no deeper than the pattern is long. */
-typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_GROUP } wrpo__rx_kind;
+   lookahead for one of these; ^ and $, which are the ends of lines; a group (...), (?:...) or (?i:...), and ? or none.
+   A class may have classes in it, and && between its parts. The pattern becomes a tree; matching backtracks no deeper
+   than it is long. */
+typedef enum wrpo__rx_kind {
+    WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_GROUP, WRPO__RX_BEGIN, WRPO__RX_END
+} wrpo__rx_kind;
 typedef struct wrpo__range { int32_t first, last; } wrpo__range;
 typedef struct wrpo__regex {  /* one item */
     wrpo__rx_kind kind;
-    struct wrpo__regex *next, *items, *other;  /* GROUP: of one alternative, and the group of the others */
+    struct wrpo__regex *next;
+    struct wrpo__regex *items, *other;  /* GROUP: of one alternative, and the group of the others; SET: classes that are
+                                           in it, and one that it is only the common part with */
     int64_t min, max;  /* min: of characters in a match; max: SET only */
     bool possessive, negative, optional;  /* SET: never gives back; AHEAD: (?!...); GROUP: (...)? */
     bool ascii[128], negate;  /* ascii[c]: is c < 128 in the set? What follows decides for other code points */
@@ -6960,7 +7062,8 @@ typedef struct wrpo__piece {  /* of the text to tokenize, or of the tokens to de
 static bool wrpo__set_has(const wrpo__regex *x, int32_t c) {
     bool in = x->classes >> (x->unicode[c] & 15) & 1;
     for (int64_t k = 0; k < stbds_arrlen(x->ranges) && !in; k++) in = c >= x->ranges[k].first && c <= x->ranges[k].last;
-    return in != x->negate;
+    for (const wrpo__regex *part = x->items; part && !in; part = part->next) in = wrpo__set_has(part, c);
+    return (in && (!x->other || wrpo__set_has(x->other, c))) != x->negate;
 }
 /* The size of the code point at p->s[i] if the set has it, else 0. */
 static size_t wrpo__set_at(const wrpo__regex *x, const wrpo__piece *p, size_t i) {
@@ -6977,6 +7080,12 @@ static size_t wrpo__rx_match(const wrpo__regex *x, const wrpo__rx_rest *rest, co
         if (!x) return wrpo__rx_match(rest->x, rest->up, p, i);
         const wrpo__rx_rest after = {x->next, rest};
         switch (x->kind) {
+        case WRPO__RX_BEGIN:
+            if (i > 0 && p->s[i - 1] != '\n') return 0;
+            break;
+        case WRPO__RX_END:
+            if (i < p->n && p->s[i] != '\n') return 0;
+            break;
         case WRPO__RX_AHEAD:
             if ((wrpo__set_at(x, p, i) > 0) == x->negative) return 0;
             break;
@@ -7521,16 +7630,69 @@ static uint32_t wrpo__rx_escape(wrpo__rx_parser *p, int32_t *c) {
 static bool wrpo__rx_dash(const wrpo__rx_parser *p) {  /* of a range: a '-' before ']' is a literal */
     return wrpo__rx_sees(p, "-") && !(p->i + 1 < p->n && p->s[p->i + 1] == ']');
 }
+static wrpo__regex *wrpo__rx_new(wrpo__rx_parser *p, wrpo__rx_kind kind) {
+    wrpo__regex *x = WRPO__NEW(p->tok->arena, wrpo__regex);
+    x->kind = kind;
+    x->unicode = p->tok->unicode.kind;
+    return x;
+}
 static void wrpo__rx_range(wrpo__regex *x, int32_t first, int32_t last) {
     stbds_arrput(x->ranges, ((wrpo__range){first, last}));
 }
+/* Adds an escape that is more than general categories, or what is none of it, to a set: a script, or \w, which has its
+   ranges only outside of brackets (many): so the library has it. */
+static bool wrpo__rx_script(wrpo__rx_parser *p, wrpo__regex *x, bool many) {
+    static const struct { const char *name; uint32_t classes; const char *ranges; } scripts[] = {
+        {"p{Han}", 0,
+         "2E80-2E99 2E9B-2EF3 2F00-2FD5 3005 3007 3021-3029 3038-303B 3400-4DBF 4E00-9FFF F900-FA6D FA70-FAD9 "
+         "16FE2-16FE3 16FF0-16FF1 20000-2A6DF 2A700-2B739 2B740-2B81D 2B820-2CEA1 2CEB0-2EBE0 2EBF0-2EE5D "
+         "2F800-2FA1D 30000-3134A 31350-323AF"},
+        {"p{Hiragana}", 0, "3041-3096 309D-309F 1B001-1B11F 1B132 1B150-1B152 1F200"},
+        {"p{Katakana}", 0,
+         "30A1-30FA 30FD-30FF 31F0-31FF 32D0-32FE 3300-3357 FF66-FF6F FF71-FF9D 1AFF0-1AFF3 1AFF5-1AFFB "
+         "1AFFD-1AFFE 1B000 1B120-1B122 1B155 1B164-1B167"},
+        {"p{Hangul}", 0,
+         "1100-11FF 302E-302F 3131-318E 3200-321E 3260-327E A960-A97C AC00-D7A3 D7B0-D7C6 D7CB-D7FB FFA0-FFBE "
+         "FFC2-FFC7 FFCA-FFCF FFD2-FFD7 FFDA-FFDC"},
+        {"w", WRPO__WORD & ~(1u << WRPO__CW), "B2-B3 B9 BC-BE"},
+        {"p{P since Unicode 9}", 0,
+         "61D 9FD A76 C77 C84 1B4E-1B4F 1B7D-1B7F 2E43-2E4F 2E52-2E5D 10D6E 10EAD 10F55-10F59 10F86-10F89 "
+         "113D4-113D5 113D7-113D8 1144B-1144F 1145A-1145B 1145D 11660-1166C 116B9 1183B 11944-11946 119E2 "
+         "11A3F-11A46 11A9A-11A9C 11A9E-11AA2 11B00-11B09 11BE1 11C41-11C45 11C70-11C71 11EF7-11EF8 "
+         "11F43-11F4F 11FFF 12FF1-12FF2 16D6D-16D6F 16E97-16E9A 16FE2 1E5FF 1E95E-1E95F"}};
+    const size_t at = p->i;
+    if (!wrpo__rx_take(p, "\\")) return false;
+    for (int k = 0; k < WRPO__COUNT(scripts); k++) {
+        const bool other = p->i < p->n && p->s[p->i] == (scripts[k].name[0] ^ 32);
+        p->i += other;
+        if (!wrpo__rx_take(p, scripts[k].name + other)) {
+            p->i = at + 1;
+            continue;
+        }
+        wrpo__regex *set = wrpo__rx_new(p, WRPO__RX_SET);
+        set->negate = other;
+        set->classes = scripts[k].classes;
+        const char *r = many && set->classes ? "" : scripts[k].ranges;
+        while (*r) {
+            char *end;
+            const int32_t first = (int32_t)strtol(r, &end, 16);
+            wrpo__rx_range(set, first, *end == '-' ? (int32_t)strtol(end + 1, &end, 16) : first);
+            r = end;
+        }
+        set->next = x->items;
+        x->items = set;
+        return true;
+    }
+    p->i = at;
+    return false;
+}
 /* In (?i:...) a letter is a class of its cases. Only ASCII is folded, where U+017F and U+212A fold too; two letters in
    a row that a ligature folds to are refused. */
-static void wrpo__rx_fold(wrpo__rx_parser *p, wrpo__regex *x, int32_t letter) {
+static void wrpo__rx_fold(wrpo__rx_parser *p, wrpo__regex *x, int32_t letter, bool many) {
     static const char *const ligatures[] = {"ss", "ff", "fi", "fl", "st"};
     const int32_t low = letter | 32;
     if (low < 'a' || low > 'z') return;
-    for (int k = 0; k < 5; k++)
+    for (int k = 0; k < 5 && !many; k++)
         if (low == ligatures[k][0] && p->i < p->n && (p->s[p->i] | 32) == ligatures[k][1])
             wrpo__rx_fail(p, "a pair of letters with a ligature in (?i:...)");
     wrpo__rx_range(x, letter ^ 32, letter ^ 32);
@@ -7539,6 +7701,7 @@ static void wrpo__rx_fold(wrpo__rx_parser *p, wrpo__regex *x, int32_t letter) {
 }
 /* Adds a literal or an escape to a set, in brackets (many) also a range. */
 static void wrpo__rx_element(wrpo__rx_parser *p, wrpo__regex *x, bool many) {
+    if (!p->literal && !p->fold && wrpo__rx_script(p, x, many)) return;
     int32_t first = wrpo__rx_char(p);
     uint32_t classes = first == '\\' && !p->literal ? wrpo__rx_escape(p, &first) : 0;
     int32_t last = first;
@@ -7551,31 +7714,53 @@ static void wrpo__rx_element(wrpo__rx_parser *p, wrpo__regex *x, bool many) {
         if ((last == '\\' && wrpo__rx_escape(p, &last)) || last < first) wrpo__rx_fail(p, "this range");
     }
     wrpo__rx_range(x, first, last);
-    if (p->fold) wrpo__rx_fold(p, x, first);
+    if (p->fold && last >= 128) wrpo__rx_fail(p, "anything but ASCII letters in (?i:...)");
+    for (int32_t c = first; p->fold && c <= last; c++) wrpo__rx_fold(p, x, c, many);
 }
-static wrpo__regex *wrpo__rx_new(wrpo__rx_parser *p, wrpo__rx_kind kind) {
-    wrpo__regex *x = WRPO__NEW(p->tok->arena, wrpo__regex);
-    x->kind = kind;
-    x->unicode = p->tok->unicode.kind;
-    return x;
+static void wrpo__rx_unfoldable(const wrpo__rx_parser *p) {
+    if (p->fold) wrpo__rx_refuse(p, "\\.", "anything but ASCII letters in (?i:...)");
+}
+/* What is in brackets, up to the last one or to the one that ends a class in it. */
+static void wrpo__rx_class(wrpo__rx_parser *p, wrpo__regex *x) {
+    if (++p->depth > 400) wrpo__rx_fail(p, "so deep a nest of classes");
+    for (bool begun = false; !wrpo__rx_sees(p, "]"); begun = true) {
+        if (wrpo__rx_take(p, "&&")) {
+            if (!begun) wrpo__rx_fail(p, "an empty class");
+            x->other = wrpo__rx_new(p, WRPO__RX_SET);
+            wrpo__rx_class(p, x->other);
+            break;
+        }
+        if (begun && wrpo__rx_dash(p)) wrpo__rx_fail(p, "'-' at this place");
+        wrpo__rx_unfoldable(p);
+        if (!wrpo__rx_take(p, "[")) {
+            wrpo__rx_element(p, x, true);
+            continue;
+        }
+        wrpo__rx_refuse(p, ":", "a POSIX class");
+        wrpo__regex *part = wrpo__rx_new(p, WRPO__RX_SET);
+        part->negate = wrpo__rx_take(p, "^");
+        wrpo__rx_refuse(p, "]", "an empty class");
+        wrpo__rx_class(p, part);
+        p->i++;
+        part->next = x->items;
+        x->items = part;
+    }
+    p->depth--;
 }
 static wrpo__regex *wrpo__rx_set(wrpo__rx_parser *p, wrpo__rx_kind kind) {  /* a literal, an escape or a class */
     wrpo__regex *x = wrpo__rx_new(p, kind);
-    wrpo__rx_refuse(p, ".", "'.'");
     wrpo__rx_refuse(p, "^$", "an anchor");
     wrpo__rx_refuse(p, "?*+{", "this repetition");
     wrpo__rx_refuse(p, "]}", "this bracket");
-    if (p->fold && p->i < p->n && (wrpo__rx_sees(p, "[\\") || (unsigned char)p->s[p->i] >= 128))
-        wrpo__rx_fail(p, "anything but ASCII letters in (?i:...)");
+    wrpo__rx_unfoldable(p);
     if (wrpo__rx_take(p, "[")) {
         x->negate = wrpo__rx_take(p, "^");
         wrpo__rx_refuse(p, "]", "an empty class");
-        for (bool begun = false; !wrpo__rx_take(p, "]"); begun = true) {
-            wrpo__rx_refuse(p, "[", "a class within a class");
-            if (wrpo__rx_take(p, "&&")) wrpo__rx_fail(p, "an intersection of classes");
-            if (begun && wrpo__rx_dash(p)) wrpo__rx_fail(p, "'-' at this place");
-            wrpo__rx_element(p, x, true);
-        }
+        wrpo__rx_class(p, x);
+        p->i++;
+    } else if (wrpo__rx_take(p, ".")) {
+        x->negate = true;
+        wrpo__rx_range(x, '\n', '\n');
     } else wrpo__rx_element(p, x, false);
     for (int32_t c = 0; c < 128; c++) x->ascii[c] = wrpo__set_has(x, c);
     return x;
@@ -7605,6 +7790,8 @@ static wrpo__regex *wrpo__rx_item(wrpo__rx_parser *p) {
     if (wrpo__rx_take(p, "(?!")) return wrpo__rx_ahead(p, true);
     if (wrpo__rx_take(p, "(?=")) return wrpo__rx_ahead(p, false);
     if (wrpo__rx_take(p, "(")) return wrpo__rx_group(p);
+    if (wrpo__rx_take(p, "^")) return wrpo__rx_new(p, WRPO__RX_BEGIN);
+    if (wrpo__rx_take(p, "$")) return wrpo__rx_new(p, WRPO__RX_END);
     wrpo__regex *x = wrpo__rx_set(p, WRPO__RX_SET);
     x->min = x->max = 1;
     if (wrpo__rx_take(p, "{")) {
@@ -7612,6 +7799,7 @@ static wrpo__regex *wrpo__rx_item(wrpo__rx_parser *p) {
         x->min = WRPO__MAX(x->max, 0);
         if (wrpo__rx_take(p, ",")) x->max = wrpo__rx_number(p, x->max < 0 ? -1 : INT64_MAX);
         if (x->max < x->min || !wrpo__rx_take(p, "}")) wrpo__rx_fail(p, "this repetition");
+        if (x->min == 1 && wrpo__rx_take(p, "+")) x->max = INT64_MAX;  /* {1,3}+ is (?:...{1,3})+ */
     } else if (wrpo__rx_sees(p, "?*+")) {
         char c = p->s[p->i++];
         x->min = c == '+';
@@ -7658,10 +7846,12 @@ static int wrpo__load_choice(const wrpo_json *v, const char *what, const char *c
     for (int k = 0; k < n; k++) if (wrpo__json_is(v, names[k])) return k;
     wrpo__load_refuse(what, v);
 }
-static void wrpo__read_split(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+static wrpo__behavior wrpo__read_behavior(const wrpo_json *behavior) {
     static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
-    const wrpo_json *behavior = wrpo__need(v, "behavior", WRPO_JSON_STRING);
-    e->behavior = (wrpo__behavior)wrpo__load_choice(behavior, "Split behavior", names, 5);
+    return (wrpo__behavior)wrpo__load_choice(behavior, "Split behavior", names, 5);
+}
+static void wrpo__read_split(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    e->behavior = wrpo__read_behavior(wrpo__need(v, "behavior", WRPO_JSON_STRING));
     e->invert = wrpo__switch(v, "invert", false);
     wrpo__read_pattern(tok, v, e);
 }
@@ -7674,6 +7864,22 @@ static void wrpo__read_digits(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edi
     (void)e;  /* numbers as Rust has them, of Unicode 17: also U+11DE0..11DE9 and U+16FF4..16FF6 */
     wrpo__put_split(tok, v, "[\\p{N}\xF0\x91\xB7\xA0-\xF0\x91\xB7\xA9\xF0\x96\xBF\xB4-\xF0\x96\xBF\xB6]",
                     wrpo__switch(v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS);
+}
+/* The library has these three in Rust's classes: \w has the two joiners too; punctuation is all of ASCII's and Unicode
+   8's. */
+static void wrpo__read_punctuation(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    const wrpo_json *behavior = wrpo__maybe(v, "behavior", WRPO_JSON_STRING);
+    (void)e;
+    wrpo__put_split(tok, v, "[\\p{P}$+<=>\\^`|~\xE1\x99\xAD\xF0\x91\x87\x89&&\\P{P since Unicode 9}]",
+                    behavior ? wrpo__read_behavior(behavior) : WRPO__ISOLATED);
+}
+static void wrpo__read_whitespace(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    static const char regex[] = "[\\w\xE2\x80\x8C\xE2\x80\x8D]+|[^\\s\\w\xE2\x80\x8C\xE2\x80\x8D]+";
+    e->invert = true;  /* what does not match is removed */
+    e->regex = wrpo__load_regex(tok, v, regex, sizeof regex - 1, false);
+}
+static void wrpo__read_whitespace_split(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    e->regex = wrpo__load_regex(tok, v, "\\s+", 3, false);
 }
 static void wrpo__read_byte_level(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
     static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
@@ -7763,6 +7969,9 @@ static const wrpo__component wrpo__components[] = {
     {"normalizer", "Replace", WRPO__EDIT_REPLACE, "content", wrpo__read_pattern},
     {"pre_tokenizer", "Split", WRPO__EDIT_SPLIT, NULL, wrpo__read_split},
     {"pre_tokenizer", "Digits", WRPO__EDIT_NONE, NULL, wrpo__read_digits},
+    {"pre_tokenizer", "Punctuation", WRPO__EDIT_NONE, NULL, wrpo__read_punctuation},
+    {"pre_tokenizer", "Whitespace", WRPO__EDIT_SPLIT, NULL, wrpo__read_whitespace},
+    {"pre_tokenizer", "WhitespaceSplit", WRPO__EDIT_SPLIT, NULL, wrpo__read_whitespace_split},
     {"pre_tokenizer", "ByteLevel", WRPO__EDIT_BYTES, NULL, wrpo__read_byte_level},
     {"pre_tokenizer", "Metaspace", WRPO__EDIT_REPLACE, "replacement", wrpo__read_metaspace},
     {"post_processor", "ByteLevel", WRPO__EDIT_NONE, NULL, NULL},  /* moves offsets only */
@@ -7933,12 +8142,13 @@ static void wrpo__add_token(wrpo_tokenizer *tok, const wrpo_json *v, int32_t id,
     stbds_arrput(tok->added, a);
 }
 /* added_tokens of tokenizer.json, then (again) added_tokens_decoder of tokenizer_config.json, whose keys are the ids:
-   transformers adds what only it has. Where they differ, the library's answer depends on its version: refused. */
+   transformers adds what only it has. Where flags differ, the library's answer depends on its version: refused. */
 static void wrpo__load_added(wrpo_tokenizer *tok, const wrpo_json *list, bool again) {
+    int64_t before = -1, others = 0;
+    const char *other = NULL;
     for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
         const wrpo_json *content = wrpo__need(v, "content", WRPO_JSON_STRING);
-        const wrpo_json *number = again ? v : wrpo__need(v, "id", WRPO_JSON_NUMBER);
-        const char *found = again ? v->key : number->text;
+        const char *found = again ? v->key : wrpo__need(v, "id", WRPO_JSON_NUMBER)->text;
         uint32_t flags = wrpo__load_flags(v, WRPO__TOKEN_ADDED, !again);
         char want[16];
         if (!content->size) continue;
@@ -7949,9 +8159,12 @@ static void wrpo__load_added(wrpo_tokenizer *tok, const wrpo_json *list, bool ag
         wrpo__token *token = &tok->tokens[id];
         snprintf(want, sizeof want, "%d", (int)id);
         const char *shown = wrpo__legible(content->text, content->size);
-        if (strcmp(found, want) != 0)
-            wrpo__wrong(number, "added token \"%s\": want the id %s, %s, found %.40s", shown, want,
-                            known ? "which the vocabulary gives it" : "the next one free", found);
+        if (strcmp(found, want) != 0 && !others++)
+            other = wrpo__format(tok->scratch, "%s:%d: added token \"%s\": its id is %s, %s, and not %.40s", v->name,
+                                 v->line, shown, want, known ? "which the vocabulary gives it" : "the next one free",
+                                 found);
+        if (again && !known && strtoll(found, NULL, 10) <= before) wrpo__refuse(v, NULL, "ids that ascend");
+        before = again ? strtoll(found, NULL, 10) : -1;
         if (!known && token->text)
             wrpo__wrong(v, "added token \"%s\": its id %s is another token's", shown, want);
         if (!known) wrpo__new_token(tok, id, content->text, content->size, 0);
@@ -7961,18 +8174,21 @@ static void wrpo__load_added(wrpo_tokenizer *tok, const wrpo_json *list, bool ag
             wrpo__wrong(v, "added token \"%s\" %s", shown,
                             again ? "has other flags in tokenizer.json" : "stands twice, with different flags");
     }
+    if (others)
+        wrpo__log(tok->ctx, WRPO_LOG_WARN, "%s%s: so the tokenizers library has it", other,
+                  others > 1 ? "; and others" : "");
 }
 
 static const char *const wrpo__special_names[7] = {
-    "bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token",
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
 };
 /* What some tokenizer classes of transformers bring with them: special tokens, Llama and Gemma a post-processor too. */
 typedef struct wrpo__class_defaults { const char *name, *special[7]; bool processor; } wrpo__class_defaults;
 static const wrpo__class_defaults wrpo__tokenizer_classes[] = {
     {"LlamaTokenizer", {"<s>", "</s>", "<unk>"}, true},
-    {"GemmaTokenizer", {"<bos>", "<eos>", "<unk>", "<pad>"}, true},
+    {"GemmaTokenizer", {"<bos>", "<eos>", "<unk>", NULL, "<pad>"}, true},
     {"GPT2Tokenizer", {"<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
-    {"Qwen2Tokenizer", {NULL, "<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
+    {"Qwen2Tokenizer", {NULL, "<|endoftext|>", "<|endoftext|>", NULL, "<|endoftext|>"}, false},
 };
 /* The defaults of the class that tokenizer_config.json names, with or without "Fast"; NULL: none. */
 static const wrpo__class_defaults *wrpo__class_of(const wrpo_json *name) {
@@ -7984,10 +8200,11 @@ static const wrpo__class_defaults *wrpo__class_of(const wrpo_json *name) {
     }
     return NULL;
 }
-/* A special token, a string or an object that holds it, becomes an added token, as in transformers. One that is not in
-   the vocabulary does not: transformers would give it an id for which the model has no row. Returns its id, or -1.
-   keep: where its text goes, which templates use; NULL: nowhere, and what is no token is ignored. */
-static int32_t wrpo__load_special(wrpo_tokenizer *tok, const wrpo_json *v, const char **keep) {
+/* A special token, a string or an object that holds it, becomes an added token, as in transformers; if it is not in the
+   vocabulary, with the next id. Only where it is a class's default (not own) it does not: the model has no row for it.
+   Returns its id, or -1. keep: where its text goes, which templates use; NULL: nowhere, and what is no token is
+   ignored. */
+static int32_t wrpo__load_special(wrpo_tokenizer *tok, const wrpo_json *v, bool own, const char **keep) {
     const wrpo_json *text = v && v->kind == WRPO_JSON_OBJECT ? wrpo_json_get(v, "content") : v;
     uint32_t flags = WRPO__TOKEN_ADDED | WRPO__TOKEN_SPECIAL;
     if (!text || text->kind != WRPO_JSON_STRING) {
@@ -7996,13 +8213,21 @@ static int32_t wrpo__load_special(wrpo_tokenizer *tok, const wrpo_json *v, const
     }
     if (keep) *keep = wrpo__strndup(tok->arena, text->text, text->size);
     if (text != v) flags = wrpo__load_flags(v, flags, false);
-    const int32_t id = wrpo__token_id(tok, text->text, text->size);
+    int32_t id = wrpo__token_id(tok, text->text, text->size);
+    if (id < 0 && own && text->size) {
+        id = (int32_t)tok->next_id++;
+        if (tok->tokens[id].text)
+            wrpo__wrong(v, "%s: its id %d is another token's", wrpo__legible(text->text, text->size), (int)id);
+        wrpo__new_token(tok, id, text->text, text->size, 0);
+        tok->size = WRPO__MAX(tok->size, id + 1);
+    }
     if (id >= 0 && text->size && !(tok->tokens[id].flags & WRPO__TOKEN_ADDED)) wrpo__add_token(tok, v, id, flags);
     return id;
 }
 /* The special tokens of tokenizer_config.json. Those of special_tokens_map.json go first if the config has no
    added_tokens_decoder; if it has one, that file is not read (map NULL). Those of the tokenizer's class are for what is
-   absent. Others have any key that ends in _token, or are the members of two lists. */
+   absent. Others have any key that ends in _token, or are the members of two objects or lists. The order gives ids to
+   those that are not in the vocabulary. */
 static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map) {
     static const char *const adds[] = {"add_bos_token", "add_eos_token"};
     const wrpo_json *const files[2] = {map, tok->config};
@@ -8015,16 +8240,19 @@ static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map) {
         const wrpo_json *v = wrpo_json_get(map, key);
         if (!v) v = wrpo_json_get(tok->config, key);
         if (!v && usual) v = &own;
-        ids[i] = wrpo__load_special(tok, v, &tok->special[i]);
+        ids[i] = wrpo__load_special(tok, v, v != &own, &tok->special[i]);
     }
     tok->bos = ids[0];
     tok->eos = ids[1];
-    for (int f = 0; f < 2; f++) {
-        for (const wrpo_json *v = files[f] ? files[f]->child : NULL; v; v = v->next) {
-            bool list = !strcmp(v->key, "additional_special_tokens") || !strcmp(v->key, "extra_special_tokens");
-            if (f == 1 && wrpo_json_get(map, v->key)) continue;
-            if (wrpo__ends(v->key, "_token")) wrpo__load_special(tok, v, NULL);
-            for (const wrpo_json *k = list ? v->child : NULL; k; k = k->next) wrpo__load_special(tok, k, NULL);
+    for (int k = 0; k < 6; k++) {  /* in both files: such keys, then objects, then lists */
+        const wrpo_json *file = files[k % 2];
+        for (const wrpo_json *v = file ? file->child : NULL; v; v = v->next) {
+            const bool list = v->kind == (k < 4 ? WRPO_JSON_OBJECT : WRPO_JSON_ARRAY) &&
+                wrpo__in_words("additional_special_tokens extra_special_tokens", v->key);
+            if (k % 2 && wrpo_json_get(map, v->key)) continue;
+            if (k < 2 && wrpo__ends(v->key, "_token")) wrpo__load_special(tok, v, true, NULL);
+            for (const wrpo_json *t = list && k > 1 ? v->child : NULL; t; t = t->next)
+                wrpo__load_special(tok, t, true, NULL);
         }
     }
     if (!class || !class->processor) return;
@@ -8112,6 +8340,11 @@ static void wrpo__tokenizer_init(wrpo_tokenizer *tok, wrpo__arena *arena, const 
     }
     stbds_arrput(tok->added, ((wrpo__added){"", 0, -1, 0}));
 }
+static int64_t wrpo__leaves(const wrpo_json *v) {  /* members of an object, and their members */
+    int64_t n = 0;
+    for (v = v ? v->child : NULL; v; v = v->next) n += 1 + v->count;
+    return n;
+}
 static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir) {
     wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
     wrpo__tokenizer_init(tok, arena, dir);
@@ -8122,18 +8355,18 @@ static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir)
     const wrpo_json *again = NULL;
     if (tok->config) again = wrpo__maybe(tok->config, "added_tokens_decoder", WRPO_JSON_OBJECT);
     const wrpo_json *root = wrpo__load_json(tok, tok->scratch, "tokenizer.json");
-    if (!root) wrpo__fail(tok->ctx, WRPO_E_IO, "%s: want a tokenizer.json in this directory, found none", dir);
+    if (!root) wrpo__no_checkpoint(arena, dir, "tokenizer.json", true);
     const wrpo_json *version = wrpo__maybe(root, "version", WRPO_JSON_STRING);
     if (version && !wrpo__json_is(version, "1.0")) wrpo__load_refuse("tokenizer.json version", version);
     /* truncation and padding are for batches of a fixed shape: transformers switches both off for a plain call */
     const wrpo_json *model = wrpo__need(root, "model", WRPO_JSON_OBJECT);
     const wrpo_json *added = wrpo__maybe(root, "added_tokens", WRPO_JSON_ARRAY);
-    wrpo__load_model(tok, model, (added ? added->count : 0) + (again ? again->count : 0));
+    const wrpo_json *map = again ? NULL : wrpo__load_json(tok, tok->scratch, "special_tokens_map.json");
+    wrpo__load_model(tok, model, (added ? added->count : 0) + wrpo__leaves(tok->config) + wrpo__leaves(map));
     wrpo__load_edits(tok, root);
     wrpo__load_added(tok, added, false);
     wrpo__load_component(tok, wrpo__present(root, "post_processor"), "post_processor", "processors");
 
-    const wrpo_json *map = again ? NULL : wrpo__load_json(tok, tok->scratch, "special_tokens_map.json");
     wrpo__load_added(tok, again, true);
     wrpo__load_specials(tok, map);
     wrpo__load_templates(tok, wrpo__present(tok->config, "chat_template"));
@@ -11401,6 +11634,18 @@ static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
     g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", 1, 0).w;
     g->temperature = r->model->config.gating_temperature;
 }
+_Noreturn static void wrpo__label_fail(wrpo__arena *arena, const char *dir, int64_t rows, int64_t label) {
+    const wrpo_json *names = wrpo_json_get(wrpo__json_file(arena, wrpo__join(arena, dir, "config.json")), "id2label");
+    wrpo__text list = {.arena = arena};
+    for (int64_t i = 0; i < WRPO__MIN(rows, 20); i++) {
+        const wrpo_json *v = wrpo_json_get(names, wrpo__format(arena, "%lld", (long long)i));
+        wrpo__text_puts(&list, wrpo__format(arena, "%s%lld%s%.40s", i ? ", " : "", (long long)i + 1, v ? " " : "",
+                                            v && v->kind == WRPO_JSON_STRING ? v->text : ""));
+    }
+    const char *found = label ? wrpo__format(arena, "%lld", (long long)label) : "none";
+    wrpo__fail(arena->ctx, WRPO_E_ARG, "%s: score.weight has %lld rows: want the reward's as label (--label), one of "
+               "%s; found %s", dir, (long long)rows, list.data, found);
+}
 static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo_config c;
@@ -11423,8 +11668,7 @@ static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc
     else {
         r->score = wrpo__head_tensor(r, t, "score.weight", -1, c.hidden_size);
         if (label < 0 || label > r->score.rows || (!label && r->score.rows > 1))
-            wrpo__fail(ctx, WRPO_E_ARG, "label: score.weight has %lld rows: want the number of one, found %lld",
-                       (long long)r->score.rows, (long long)label);
+            wrpo__label_fail(arena, dir, r->score.rows, label);
         r->score.w += WRPO__MAX(label - 1, 0) * c.hidden_size;
         r->score.rows = 1;
     }
@@ -11694,6 +11938,7 @@ static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t
     if (b.overflow)
         wrpo__fail(model->ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address "
                    "space", (long long)rows);
+    out->parameters = wrpo_model_parameters(model);
     out->gradients = (size_t)model->count * sizeof(float);
     out->moments = 2 * wrpo_moments_bytes(moments, model->count);
     out->head = run.head_bytes;

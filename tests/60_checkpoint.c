@@ -265,7 +265,8 @@ static void published(void) {
                   sliding == models[i].sliding && unrotated == models[i].unrotated,
               "%s: %lld parameters, %lld layers with a window, %lld without rope", c.model_type, (long long)parameters,
               (long long)sliding, (long long)unrotated);
-        CHECK(wrpo_train_bytes(ctx, &c, NULL, NULL, NULL, &run) == WRPO_OK && run.total > (size_t)parameters * 8,
+        CHECK(wrpo_train_bytes(ctx, &c, NULL, NULL, NULL, &run) == WRPO_OK && run.total > (size_t)parameters * 8 &&
+                  run.parameters == parameters,
               "%s: %s", c.model_type, wrpo_last_error(ctx)->text);
         printf("%-12s %lld parameters, a run takes %.1f GiB\n", c.model_type, (long long)parameters,
                (double)run.total / 0x1p30);
@@ -519,7 +520,8 @@ static void allocations(void) {
         calls = 0;
         wrpo_result r = wrpo_model_load(own, &(wrpo_model_desc){.dir = in}, &m);
         if (r == WRPO_OK) {
-            r = wrpo_model_save(m, &(wrpo_save_desc){.dir = out, .max_shard_size = 4000});
+            r = wrpo_model_save(m, &(wrpo_save_desc){.dir = out, .max_shard_size = 4000, .eos = &(int32_t){5},
+                                                     .eos_count = 1});
             wrpo_model_free(m);
         }
         if (live != base || (r != WRPO_OK && r != WRPO_E_MEMORY))
@@ -537,8 +539,9 @@ static void listen(wrpo_level level, const char *text, void *user) {
     (void)level, (void)user;
     snprintf(said + strlen(said), sizeof said - strlen(said), "%s\n", text);
 }
-/* dir/to = dir/from with other names: `without` at the front taken off, and without the tensor `drop`. */
-static void rename_tensors(const char *from, const char *to, const char *without, const char *drop) {
+/* dir/to = dir/from with other names: `with` in place of `without` at the front, and without the tensor `drop`. With
+   "language_model." there is one of a vision tower, too. */
+static void rename_tensors(const char *from, const char *to, const char *without, const char *with, const char *drop) {
     wrpo_tensors *t = NULL;
     char header[20000] = "{", *end = header + 1;
     FILE *f = fopen(at(to), "wb");
@@ -547,14 +550,18 @@ static void rename_tensors(const char *from, const char *to, const char *without
     size_t place = 0;
     for (int64_t i = 0; i < wrpo_tensors_count(t); i++) {
         const wrpo_tensor_info *info = wrpo_tensors_at(t, i);
-        const char *name = strncmp(info->name, without, strlen(without)) ? info->name : info->name + strlen(without);
+        const bool other = !strncmp(info->name, without, strlen(without));
         if (!strcmp(info->name, drop)) continue;
-        end += sprintf(end, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%lld", place ? "," : "", name, info->dtype,
-                       (long long)info->shape[0]);
+        end += sprintf(end, "%s\"%s%s\":{\"dtype\":\"%s\",\"shape\":[%lld", place ? "," : "", other ? with : "",
+                       info->name + (other ? strlen(without) : 0), info->dtype, (long long)info->shape[0]);
         if (info->ndim == 2) end += sprintf(end, ",%lld", (long long)info->shape[1]);
         end += sprintf(end, "],\"data_offsets\":[%zu,%zu]}", place, place + info->bytes);
         place += info->bytes;
     }
+    const bool vision = strstr(with, "language_model.");
+    if (vision)
+        end += sprintf(end, ",\"%svision_tower.x\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[%zu,%zu]}",
+                       strncmp(with, "model.", 6) ? "" : "model.", place, place + 4);
     *end++ = '}';
     const uint64_t n = (uint64_t)(end - header);
     fwrite(&n, 8, 1, f), fwrite(header, 1, n, f);
@@ -562,6 +569,7 @@ static void rename_tensors(const char *from, const char *to, const char *without
         const wrpo_tensor_info *info = wrpo_tensors_at(t, i);
         if (strcmp(info->name, drop)) fwrite(info->data, 1, info->bytes, f);
     }
+    if (vision) fwrite("1234", 1, 4, f);
     fclose(f);
     wrpo_tensors_close(t);
 }
@@ -618,12 +626,12 @@ static void as_people_have_them(void) {
     put("a/config.json", CONFIG("llama", ", \"tie_word_embeddings\": true, \"torch_dtype\": \"float32\""));
     tolerated("a", tied, "", "\"tie_word_embeddings\": true");
     /* the output alone: it is the embedding */
-    rename_tensors("a/model.safetensors", "b/model.safetensors", "", "model.embed_tokens.weight");
+    rename_tensors("a/model.safetensors", "b/model.safetensors", "", "", "model.embed_tokens.weight");
     put("b/config.json", CONFIG("llama", ", \"tie_word_embeddings\": true, \"torch_dtype\": \"float32\""));
     tolerated("b", tied, "", "\"tie_word_embeddings\": true");
     /* a base model's names, of a tied and of another model */
     put("b/config.json", CONFIG("llama", ", \"architectures\": [\"LlamaModel\"], \"tie_word_embeddings\": true"));
-    rename_tensors("a/model.safetensors", "b/model.safetensors", "model.", "lm_head.weight");
+    rename_tensors("a/model.safetensors", "b/model.safetensors", "model.", "", "lm_head.weight");
     tolerated("b", tied, "a base model's file, whose names lack \"model.\"", "[\"LlamaForCausalLM\"]");
     put("b/config.json", CONFIG("llama", ", \"architectures\": [\"LlamaModel\"]"));
     load("b", "lm_head.weight is missing: want a causal language model's checkpoint, found a base model's");
@@ -638,6 +646,55 @@ static void as_people_have_them(void) {
     put("a/config.json", CONFIG("smollm3", ", \"tie_word_embeddings\": null, \"torch_dtype\": \"float32\""));
     tolerated("a", model, "are not tied, and a save has both", "\"tie_word_embeddings\": false, \"torch_dtype\"");
     wrpo_model_free(model);
+    /* the text model of one of several modalities, as published and as transformers saves it since 4.52 */
+    for (int k = 0; k < 4; k++) {
+        static const char *const outer[] = {
+            "{\"model_type\": \"gemma3\", \"architectures\": [\"Gemma3ForConditionalGeneration\"],\n"
+            "\"torch_dtype\": \"float32\", \"vision_config\": {\"tie_word_embeddings\": false}, \"text_config\":%s}",
+            "{\"text_config\": %s\n, \"model_type\": \"mistral3\", \"dtype\": \"float32\"}"};
+        char file[2000];
+        const char *inner = k % 2 ? CONFIG("mistral", "") : CONFIG("gemma3_text", ", \"query_pre_attn_scalar\": 8");
+        put("config.json", inner);
+        CHECK(!wrpo_model_init(ctx, &(wrpo_init_desc){.config = dir, .seed = 5}, &model) &&
+                  !wrpo_model_save(model, &(wrpo_save_desc){.dir = at("a")}), "%s", wrpo_last_error(ctx)->text);
+        snprintf(file, sizeof file, outer[k % 2], inner);
+        put("b/config.json", file);
+        rename_tensors("a/model.safetensors", "b/model.safetensors", k < 2 ? "" : "model.",
+                       k < 2 ? "language_model." : "model.language_model.", "");
+        tolerated("b", model, "a model of several modalities: its text model is read and saved, alone",
+                  k % 2 ? "{\n  \"dtype\": \"float32\",\n  \"architectures\": [\"MistralForCausalLM\"],\"model_type\": "
+                          "\"mistral\""
+                        : "{\n  \"dtype\": \"float32\",\n  \"architectures\": [\"Gemma3ForCausalLM\"],\"model_type\": "
+                          "\"gemma3_text\"");
+        wrpo_model_free(model);
+    }
+
+    /* what ends an answer, for those who serve the model: a file that has it, one that has not, and no file */
+    put("config.json", CONFIG("llama", ""));
+    for (int k = 0; k < 4; k++) {
+        static const char *const files[] = {"{\n  \"a\": [1, {\"eos_token_id\": 3}],\n  \"eos_token_id\": [2,\n 4], "
+                                            "\"b\": \"}\\\"\"\n}\n", "{\"eos_token_id\": 2}", "{}", NULL};
+        static const char *const saved[] = {"{\n  \"a\": [1, {\"eos_token_id\": 3}],\n  \"eos_token_id\": [5, 36], "
+                                            "\"b\": \"}\\\"\"\n}\n", "{\"eos_token_id\": [5, 36]}\n",
+                                            "{\n  \"eos_token_id\": [5, 36]}\n", "{\n  \"eos_token_id\": [5, 36]}\n"};
+        const int32_t eos[] = {5, 36, 37};
+        size_t n;
+        put("config.json", CONFIG("llama", ""));
+        CHECK(!wrpo_model_init(ctx, &(wrpo_init_desc){.config = dir, .seed = 5}, &model) &&
+                  !wrpo_model_save(model, &(wrpo_save_desc){.dir = at("a")}), "%s", wrpo_last_error(ctx)->text);
+        wrpo_model_free(model);
+        shell("rm -f %s/a/generation_config.json%s", dir, "");
+        if (files[k]) put("a/generation_config.json", files[k]);
+        model = load("a", NULL);
+        CHECK(model && !wrpo_model_save(model, &(wrpo_save_desc){.dir = at("b"), .eos = eos, .eos_count = 2}), "%s",
+              wrpo_last_error(ctx)->text);
+        char *text = slurp(at("b/generation_config.json"), &n);
+        CHECK(text && !strcmp(text, saved[k]), "saved %s, want %s", text ? text : "nothing", saved[k]);
+        free(text);
+        CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = at("b"), .eos = eos, .eos_count = 3}) == WRPO_E_ARG &&
+                  strstr(wrpo_last_error(ctx)->text, "wrpo_save_desc.eos"), "%s", wrpo_last_error(ctx)->text);
+        wrpo_model_free(model);
+    }
 
     /* said, not refused */
     wrpo_config c;
@@ -668,13 +725,13 @@ static void as_people_have_them(void) {
     CHECK(c.rope.type == WRPO_ROPE_LINEAR && c.rope.theta == 1e6 && c.sliding_rope_theta == 1e4, "gemma3's bases");
 
     /* something else than a checkpoint */
-    put("config.json", "{\"model_type\": \"gemma3\", \"text_config\": {\"model_type\": \"gemma3_text\"}}");
+    put("config.json", "{\"model_type\": \"llava\", \"text_config\": {\"model_type\": \"llama\"}}");
     CHECK(wrpo_config_load(ctx, dir, &c) && strstr(wrpo_last_error(ctx)->text, "a model of several modalities"), "%s",
           wrpo_last_error(ctx)->text);
     const struct { const char *file, *content, *says; } foreign[] = {
         {"x-Q4_K_M.gguf", "GGUF\3", "but x-Q4_K_M.gguf, a GGUF file"},
         {"pytorch_model.bin", "PK\3\4", "but pytorch_model.bin, a pickle of PyTorch: want safetensors"},
-        {"pytorch_model.bin.index.json", "{}", "pickles of PyTorch"},
+        {"pytorch_model.bin.index.json", "{}", "but pytorch_model.bin.index.json, a pickle of PyTorch"},
         {"adapter_config.json", "{}", "but adapter_config.json, an adapter: want the directory of its model here"},
         {"consolidated.safetensors", "", "names of their own"}, {"snapshots", "", "a cache of the hub"},
         {"README.md", "", "found no config.json in it"}};

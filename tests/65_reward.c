@@ -196,8 +196,10 @@ static void refusals(void) {
     int64_t parameters;
     wrpo_dtype dtype;
     refuse("golden/checkpoints/llama_f32", 0, "no reward head");
-    refuse("golden/rewards/gemma2_bf16", 0, "3 rows");
-    refuse("golden/rewards/gemma2_bf16", 4, "3 rows");
+    refuse("golden/rewards/gemma2_bf16", 0,
+           "score.weight has 3 rows: want the reward's as label (--label), one of 1 LABEL_0, 2 LABEL_1, 3 LABEL_2; "
+           "found none");
+    refuse("golden/rewards/gemma2_bf16", 4, "3 LABEL_2; found 4");
     refuse("golden/rewards/internlm2_f32", 1, "one reward only");
     refuse("golden/rewards/none", 0, "none");
     wrpo_reward *r;

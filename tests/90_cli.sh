@@ -134,6 +134,9 @@ bad "unknown dtype" 2 'want one of f32, bf16' $TRAIN --save-dtype f8
 good "init" init --config config.json --tokenizer tok --out tiny --seed 3
 for f in config.json model.safetensors tokenizer.json tokenizer_config.json; do check "init: $f" test -s tiny/$f; done
 check "init: the tokenizer is copied unchanged" cmp -s tok/tokenizer.json tiny/tokenizer.json
+good "inspect a config.json alone" inspect config.json
+check "a config.json alone: parameters" grep -q '^parameters   12,208 ' out.txt
+check "a config.json alone: memory" grep -q '^memory ' out.txt
 good "init again" init --config=config.json --tokenizer=tok --out=tiny2 --seed=3
 check "init: the same seed, the same bytes" cmp -s tiny/model.safetensors tiny2/model.safetensors
 good "init with another seed" init --config config.json --tokenizer tok --out tiny2 --seed 4
@@ -279,6 +282,21 @@ for c in "logprob --model tiny --data quads.jsonl" \
     mv out.txt with.txt
 done
 good "merge" merge --model tiny --adapter lora --out merged
+cp -r tiny base
+printf '{\n  "eos_token_id": 256\n}\n' >base/generation_config.json   # as a base model has it: no answer ends so
+BASE="train --model base --data quads.jsonl --batch-size 5"
+good "a base model" $BASE --out ended
+check "a base model: the warning" grep -q \
+    'warning: "<|im_end|>" (id 258) ends answers, but is no eos_token_id of base.*--save-eos adds it' err.txt
+check "a base model: its eos is kept" cmp -s base/generation_config.json ended/generation_config.json
+good "--save-eos" $BASE --save-eos --out ended
+check "--save-eos: no warning" sh -c "! grep -q warning err.txt"
+check "--save-eos: all of them" grep -q '^  "eos_token_id": \[256, 258\]$' ended/generation_config.json
+good "a model that was so saved" train --model ended --data quads.jsonl --batch-size 5 --out ended2
+check "a model that was so saved: no warning" sh -c "! grep -q warning err.txt"
+good "merge --save-eos" merge --model base --adapter lora --save-eos --out ended
+check "merge --save-eos: all of them" grep -q '\[256, 258\]' ended/generation_config.json
+bad "--save-eos of an adapter" 1 'an adapter has no generation_config.json' $LORA --lora-r 4 --save-eos --out new
 good "eval the merged model" eval --model merged --ref tiny --data quads.jsonl
 check "a merged model has the adapter's loss" awk -F'[:,]' 'NR == FNR { a = $4; next } { d = a - $4; if (d < 0) d = -d }
     END { exit !(d < 1e-5) }' with.txt out.txt
@@ -345,7 +363,10 @@ bad "no data" 1 'nope.jsonl' train --model tiny --data nope.jsonl --out new
 bad "no reference" 1 'nope' train --model tiny --data quads.jsonl --out new --ref nope
 bad "no config" 1 'nope.json' init --config nope.json --tokenizer tok --out new
 bad "no tokenizer" 1 'nope' init --config config.json --tokenizer nope --out new
-bad "inspect: nothing there" 1 'nope: cannot be opened' inspect nope
+bad "inspect: nothing there" 1 'nope: no such directory. Nothing is downloaded' inspect nope
+bad "inspect: no such file" 1 'nope.safetensors: cannot be opened' inspect nope.safetensors
+bad "inspect: a name of the hub" 1 'get a model of the hub with "hf download nobody/nothing --local-dir DIR"' \
+    inspect nobody/nothing
 bad "tokenize: no input" 1 'nope: cannot be opened' tokenize --model tok --in nope --out new
 bad "logprob: no data" 1 'nope' logprob --model tiny --data nope --out new
 bad "eval: no model" 1 'nope' eval --model nope --data quads.jsonl

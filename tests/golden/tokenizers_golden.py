@@ -90,6 +90,9 @@ A = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{
 T = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 D3 = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
 CL = r"'(?:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+TK = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+CASED = "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]", "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+KIMI = "[\\p{Han}]+|[^\\r\\n\\p{L}\\p{N}]?%s*%s+%s|[^\\r\\n\\p{L}\\p{N}]?%s+%s*%s|" % (CASED * 2) + T.split("*|", 1)[1]
 O2 = T.replace("|[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}", 1)
 
 
@@ -177,6 +180,15 @@ CASES = {   # name: model, normalizer, pre_tokenizer, post_processor, decoder, a
     "small": ("small", None, None, None, None, []),
     "fused": ("fused", None, None, None, dec(FALLBACK), []),
     "drops": ("drops", None, None, None, {"type": "Strip", "content": "a", "start": 2, "stop": 0}, []),
+    "anchors": ("bytes", None, pre(split(r"\s+$|^the|\p{N}{1,3}+|a.b"), BL), None, BL, []),
+    "tiktoken": ("bytes", None, pre(split(TK), BL), None, BL, END),
+    "han": ("bytes", None, pre(split(KIMI), BL), None, BL, END),
+    "scripts": ("bytes", None, pre(split(r"\p{Hiragana}+|\p{Katakana}|\p{Hangul}+|[^\P{Han}一]|[\w&&[^a-m]&&[^\p{Lu}]]+"), BL), None, BL, []),
+    "within": ("bytes", None, pre(split(r" ?[^(\s|[.,!?…。，、।۔،])]+"), BL), None, BL, []),
+    "punctuation": ("bytes", None, pre({"type": "Punctuation"}, {"type": "Punctuation", "behavior": "Contiguous"}, BL), None, BL, END),
+    "whitespace": ("fused", None, {"type": "Whitespace"}, None, None, []),
+    "whitespace_bytes": ("bytes", None, pre({"type": "Whitespace"}, BL), None, BL, []),
+    "whitespace_split": ("bytes", None, pre({"type": "WhitespaceSplit"}, BL), None, BL, []),
 }
 TEXTS = [
     "", " ", "Hello world", "  The quick brown fox's 12345 dogs don't  care.\n\n  They'LL say: I'M 3.14159!", "a\tb\r\nc \n d  \n",
