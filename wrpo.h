@@ -9749,8 +9749,8 @@ static bool wrpo__is_assistant(const wrpo_json *message) {
     return wrpo__json_is(wrpo_json_get(message, "role"), "assistant");
 }
 static void wrpo__add_answer(wrpo__reading *in, const wrpo_json *message, wrpo_tokens answer) {
-    const wrpo_json *content = wrpo__message_get(message, "content");
-    if (wrpo__jskip_space(content->text, content->size, 0) == content->size)
+    const wrpo_json *content = in->desc.sft_on ? NULL : wrpo__message_get(message, "content");
+    if (content && wrpo__jskip_space(content->text, content->size, 0) == content->size)
         wrpo__wrong(message, "%s: want a response, found an empty one", message->key);
     stbds_arrput(in->answers, answer);
     stbds_arrput(in->said, message);
@@ -9760,7 +9760,7 @@ static const wrpo_json *wrpo__take_answer(wrpo__reading *in, wrpo_json *list) {
     wrpo_json **last = &list->child;
     while ((*last)->next) last = &(*last)->next;
     const wrpo_json *answer = *last;
-    if (!wrpo__is_assistant(answer))
+    if (!wrpo__is_assistant(answer) && !in->desc.sft_on)
         wrpo__refuse(wrpo_json_get(answer, "role"), answer->key, "\"assistant\" as the last role");
     *last = NULL;
     list->count--;
@@ -9841,20 +9841,16 @@ static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {  /* its 
     const wrpo_json *kwargs = wrpo__maybe(root, "chat_template_kwargs", WRPO_JSON_OBJECT);
     const wrpo_json *tools = wrpo__present(root, "tools");
     in->kwargs = NULL;
-    if (tools && tools->kind == WRPO_JSON_STRING) {  /* as JSON in a string: so data sets keep them */
-        wrpo_json *parsed = wrpo__json_parse(wrpo__current, "tools", 1, tools->text, tools->size);
-        parsed->key = "tools";
-        parsed->key_size = 5;
-        tools = parsed;
-    }
-    if (tools) wrpo__want(tools, WRPO_JSON_ARRAY, NULL);
+    if (tools && tools->kind == WRPO_JSON_STRING)  /* as JSON in a string: so data sets keep them */
+        tools = wrpo__json_parse(wrpo__current, "tools", 1, tools->text, tools->size);
+    if (tools) wrpo__want(tools, WRPO_JSON_ARRAY, "tools");
     if (!kwargs && !tools) return;
     if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS)
         wrpo__wrong(tools ? tools : kwargs,
                     "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
     wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
     all->kind = WRPO_JSON_OBJECT;
-    if (tools) wrpo__json_put(all, tools, NULL);
+    if (tools) wrpo__json_put(all, tools, "tools");
     for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_put(all, k, NULL);
     in->kwargs = all;
 }
@@ -9889,7 +9885,7 @@ static void wrpo__put_system(wrpo__reading *in) {
 static void wrpo__end_prompt(const wrpo__reading *in) {
     const wrpo_json *last = in->prompt->child;
     while (last->next) last = last->next;
-    if (wrpo__is_assistant(last))
+    if (wrpo__is_assistant(last) && !in->desc.sft_on)
         wrpo__refuse(wrpo_json_get(last, "role"), "prompt", "another last role than the assistant's");
 }
 
@@ -9901,7 +9897,7 @@ static const wrpo__format_keys wrpo__formats[] = {  /* the keys of each wrpo_dat
     {"preference", "prompt", "", "chosen and rejected"},
     {"pairs", "prompt", "pairs", "pairs"},
     {"messages", "messages", "messages", "messages"},
-    {"sharegpt", "conversations", "conversations", "conversations"},
+    {"sharegpt", "conversations conversation", "conversations conversation", "conversations"},
     {"prompt-completion", "prompt", WRPO__ANSWER, "prompt and completion"},
     {"alpaca", "instruction", WRPO__ANSWER, "instruction and output"},
     {"orca", "question query input", WRPO__ANSWER, "question and response"}};
