@@ -9850,19 +9850,15 @@ static const wrpo_json *wrpo__message_get(const wrpo_json *message, const char *
 }
 /* ShareGPT's names: from and value, human and gpt. */
 static const wrpo_json *wrpo__named_message(const wrpo_json *m) {
-    static const char *const roles[][2] = {{"human", "user"}, {"gpt", "assistant"}, {"user", "user"},
-                                           {"assistant", "assistant"}, {"system", "system"}, {"tool", "tool"}};
     const wrpo_json *from = wrpo__present(m, "from");
-    int i = 0;
     if (!from || wrpo__present(m, "role")) return m;
-    while (i < 6 && !wrpo__json_is(from, roles[i][0])) i++;
-    if (i == 6) wrpo__refuse(from, NULL, "human, gpt, system, user, assistant or tool");
     wrpo_json role = *from, *out = WRPO__NEW(wrpo__current, wrpo_json);
-    role.text = roles[i][1];
+    if (wrpo__json_is(from, "human")) role.text = "user";
+    if (wrpo__json_is(from, "gpt")) role.text = "assistant";
+    if (from->kind != WRPO_JSON_STRING || !wrpo__listed("system user assistant tool", role.text))
+        wrpo__refuse(from, NULL, "human, gpt, system, user, assistant or tool");
     role.size = strlen(role.text);
-    *out = *m;
-    out->child = NULL;
-    out->count = 0;
+    *out = (wrpo_json){.kind = WRPO_JSON_OBJECT, .name = m->name, .line = m->line, .column = m->column};
     for (const wrpo_json *v = m->child; v; v = v->next)
         if (v == from) wrpo__json_put(out, &role, "role");
         else wrpo__json_put(out, v, strcmp(v->key, "value") ? NULL : "content");
@@ -10058,9 +10054,7 @@ static void wrpo__put_system(wrpo__reading *in) {
         system = text;
     }
     if (!system) return;
-    wrpo_json *list = WRPO__NEW(wrpo__current, wrpo_json);
-    list->kind = WRPO_JSON_ARRAY;
-    wrpo__json_put(list, wrpo__message_of("system", system), "system");
+    wrpo_json *list = wrpo__messages(system, "system");
     for (const wrpo_json *m = first; m; m = m->next) wrpo__json_put(list, m, NULL);
     in->prompt = list;
 }
