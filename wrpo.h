@@ -10088,19 +10088,15 @@ static const wrpo_json *wrpo__message_get(const wrpo_json *message, const char *
 }
 /* ShareGPT's names: from and value, human and gpt. */
 static const wrpo_json *wrpo__named_message(const wrpo_json *m) {
-    static const char *const roles[][2] = {{"human", "user"}, {"gpt", "assistant"}, {"user", "user"},
-                                           {"assistant", "assistant"}, {"system", "system"}, {"tool", "tool"}};
     const wrpo_json *from = wrpo__present(m, "from");
-    int i = 0;
     if (!from || wrpo__present(m, "role")) return m;
-    while (i < 6 && !wrpo__json_is(from, roles[i][0])) i++;
-    if (i == 6) wrpo__refuse(from, NULL, "human, gpt, system, user, assistant or tool");
     wrpo_json role = *from, *out = WRPO__NEW(wrpo__current, wrpo_json);
-    role.text = roles[i][1];
+    if (wrpo__json_is(from, "human")) role.text = "user";
+    if (wrpo__json_is(from, "gpt")) role.text = "assistant";
+    if (from->kind != WRPO_JSON_STRING || !wrpo__listed("system user assistant tool", role.text))
+        wrpo__refuse(from, NULL, "human, gpt, system, user, assistant or tool");
     role.size = strlen(role.text);
-    *out = *m;
-    out->child = NULL;
-    out->count = 0;
+    *out = (wrpo_json){.kind = WRPO_JSON_OBJECT, .name = m->name, .line = m->line, .column = m->column};
     for (const wrpo_json *v = m->child; v; v = v->next)
         if (v == from) wrpo__json_put(out, &role, "role");
         else wrpo__json_put(out, v, strcmp(v->key, "value") ? NULL : "content");
@@ -10125,8 +10121,8 @@ static bool wrpo__is_assistant(const wrpo_json *message) {
     return wrpo__json_is(wrpo_json_get(message, "role"), "assistant");
 }
 static void wrpo__add_answer(wrpo__reading *in, const wrpo_json *message, wrpo_tokens answer) {
-    const wrpo_json *content = wrpo__message_get(message, "content");
-    if (wrpo__jskip_space(content->text, content->size, 0) == content->size)
+    const wrpo_json *content = in->desc.sft_on ? NULL : wrpo__message_get(message, "content");
+    if (content && wrpo__jskip_space(content->text, content->size, 0) == content->size)
         wrpo__wrong(message, "%s: want a response, found an empty one", message->key);
     stbds_arrput(in->answers, answer);
     stbds_arrput(in->said, message);
@@ -10136,7 +10132,7 @@ static const wrpo_json *wrpo__take_answer(wrpo__reading *in, wrpo_json *list) {
     wrpo_json **last = &list->child;
     while ((*last)->next) last = &(*last)->next;
     const wrpo_json *answer = *last;
-    if (!wrpo__is_assistant(answer))
+    if (!wrpo__is_assistant(answer) && !in->desc.sft_on)
         wrpo__refuse(wrpo_json_get(answer, "role"), answer->key, "\"assistant\" as the last role");
     *last = NULL;
     list->count--;
@@ -10252,20 +10248,16 @@ static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {  /* its 
     const wrpo_json *kwargs = wrpo__maybe(root, "chat_template_kwargs", WRPO_JSON_OBJECT);
     const wrpo_json *tools = wrpo__present(root, "tools");
     in->kwargs = NULL;
-    if (tools && tools->kind == WRPO_JSON_STRING) {  /* as JSON in a string: so data sets keep them */
-        wrpo_json *parsed = wrpo__json_parse(wrpo__current, "tools", 1, tools->text, tools->size);
-        parsed->key = "tools";
-        parsed->key_size = 5;
-        tools = parsed;
-    }
-    if (tools) wrpo__want(tools, WRPO_JSON_ARRAY, NULL);
+    if (tools && tools->kind == WRPO_JSON_STRING)  /* as JSON in a string: so data sets keep them */
+        tools = wrpo__json_parse(wrpo__current, "tools", 1, tools->text, tools->size);
+    if (tools) wrpo__want(tools, WRPO_JSON_ARRAY, "tools");
     if (!kwargs && !tools) return;
     if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS)
         wrpo__wrong(tools ? tools : kwargs,
                     "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
     wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
     all->kind = WRPO_JSON_OBJECT;
-    if (tools) wrpo__json_put(all, tools, NULL);
+    if (tools) wrpo__json_put(all, tools, "tools");
     for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_put(all, k, NULL);
     in->kwargs = all;
 }
@@ -10300,16 +10292,14 @@ static void wrpo__put_system(wrpo__reading *in) {
         system = text;
     }
     if (!system) return;
-    wrpo_json *list = WRPO__NEW(wrpo__current, wrpo_json);
-    list->kind = WRPO_JSON_ARRAY;
-    wrpo__json_put(list, wrpo__message_of("system", system), "system");
+    wrpo_json *list = wrpo__messages(system, "system");
     for (const wrpo_json *m = first; m; m = m->next) wrpo__json_put(list, m, NULL);
     in->prompt = list;
 }
 static void wrpo__end_prompt(const wrpo__reading *in) {
     const wrpo_json *last = in->prompt->child;
     while (last->next) last = last->next;
-    if (wrpo__is_assistant(last))
+    if (wrpo__is_assistant(last) && !in->desc.sft_on)
         wrpo__refuse(wrpo_json_get(last, "role"), "prompt", "another last role than the assistant's");
 }
 
@@ -10321,7 +10311,7 @@ static const wrpo__format_keys wrpo__formats[] = {  /* the keys of each wrpo_dat
     {"preference", "prompt", "", "chosen and rejected"},
     {"pairs", "prompt", "pairs", "pairs"},
     {"messages", "messages", "messages", "messages"},
-    {"sharegpt", "conversations", "conversations", "conversations"},
+    {"sharegpt", "conversations conversation", "conversations conversation", "conversations"},
     {"prompt-completion", "prompt", WRPO__ANSWER, "prompt and completion"},
     {"alpaca", "instruction", WRPO__ANSWER, "instruction and output"},
     {"orca", "question query input", WRPO__ANSWER, "question and response"}};

@@ -807,6 +807,29 @@ static void sft(void) {
         CHECK(!r.responses[0].scored, "all are scored");
     }
     wrpo_data_free(data);
+    /* Every turn: the last may be a user's, and a call of a tool has no text. */
+    wrpo_tokenizer_free(tok);
+    tok = tokenizer("\"{% for m in messages %}{{ m.role }}:{% generation %}{{ m.content }}{% for t in m.tool_calls or "
+                    "[] %}{{ t.name }}{% endfor %};{% endgeneration %}{% endfor %}\"");
+    data = load(tok, doubled("{'conversation':[{'role':'user','content':'x'},{'role':'assistant','content':null,"
+                             "'tool_calls':[{'name':'f'}]},{'role':'tool','content':'1'}]}"),
+                (wrpo_data_desc){.sft_on = WRPO_SFT_ON_ALL});
+    CHECK(data && wrpo_data_get_stats(data).format == WRPO_DATA_FORMAT_SHAREGPT, "%s", wrpo_last_error(ctx)->text);
+    if (data) {
+        const wrpo_record r = wrpo_data_record(data, 0);
+        is(tok, r.responses[0].ids, r.responses[0].count, "ser:x;assistant:f;tool:1;", "a call of a tool");
+    }
+    wrpo_data_free(data);
+    wrpo_tokenizer_free(tok);
+    tok = tokenizer(chatml);
+    data = load(tok, doubled("{'messages':[{'role':'user','content':'x'},{'role':'assistant','content':'y'},{'role':"
+                             "'user','content':'z'}]}"), (wrpo_data_desc){.sft_on = WRPO_SFT_ON_ASSISTANT});
+    CHECK(data, "%s", wrpo_last_error(ctx)->text);
+    if (data) {
+        const wrpo_record r = wrpo_data_record(data, 0);
+        is(tok, r.responses[0].ids, r.responses[0].count, "y<|im_end|>", "a user has the last word");
+    }
+    wrpo_data_free(data);
     wrpo_tokenizer_free(tok);
     /* A template whose turns end in no token of their own: of a turn that another follows, its text alone. */
     tok = tokenizer("\"{% for m in messages %}{{ m.role }}: {{ m.content }}. {% endfor %}{% if add_generation_prompt %}"
