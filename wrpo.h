@@ -11868,7 +11868,7 @@ static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error 
 #define WRPO__H WRPO__(h)
 #if WRPO__LANES == 16
 #define WRPO__LEVEL avx512
-#define WRPO__TARGET __attribute__((target("avx512f,avx512dq,avx2,fma")))
+#define WRPO__TARGET __attribute__((target("avx512f,avx512dq,avx2,fma,f16c")))
 #define WRPO__MM(op) _mm512_##op##_ps
 #define WRPO__LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define WRPO__HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
@@ -11887,7 +11887,7 @@ static inline WRPO__TARGET __attribute__((always_inline)) __m512 wrpo__pair_of(_
 }
 #elif WRPO__LANES == 8
 #define WRPO__LEVEL avx2
-#define WRPO__TARGET __attribute__((target("avx2,fma")))
+#define WRPO__TARGET __attribute__((target("avx2,fma,f16c")))
 #define WRPO__MM(op) _mm256_##op##_ps
 #define WRPO__LOW 0, 8, 1, 9, 2, 10, 3, 11
 #define WRPO__HIGH 4, 12, 5, 13, 6, 14, 7, 15
@@ -11916,8 +11916,7 @@ typedef WRPO__V WRPO__(v_at) __attribute__((aligned(4), may_alias));  /* anywher
 typedef WRPO__H WRPO__(h_at) __attribute__((aligned(2), may_alias));
 #define WRPO__LOAD(p) ((WRPO__V)*(const WRPO__(v_at) *)(const void *)(p))
 #define WRPO__STORE(p, x) (*(WRPO__(v_at) *)(void *)(p) = (x))
-#define WRPO__LOAD_BF16(p) \
-    WRPO__FLOATS(__builtin_convertvector(*(const WRPO__(h_at) *)(const void *)(p), WRPO__U) << 16)
+#define WRPO__LOAD_BF16(p) WRPO__FLOATS(WRPO__LOAD_HALVES(p) << 16)
 #define WRPO__BITS(x) ((WRPO__U)(x))
 #define WRPO__FLOATS(x) ((WRPO__V)(x))
 #define WRPO__TRUNCATE(x) __builtin_convertvector(__builtin_convertvector(x, WRPO__I), WRPO__V)
@@ -11930,6 +11929,13 @@ typedef WRPO__H WRPO__(h_at) __attribute__((aligned(2), may_alias));
    instruction where it may be a pair, because arithmetic would change it. */
 #define WRPO__VECTOR(x) ((x) - (WRPO__V){0})
 #ifdef WRPO__MM
+#if WRPO__LANES == 16
+#define WRPO__LOAD_HALVES(p) ((WRPO__U)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(p))))
+#define WRPO__LOAD_F16(p) WRPO__MM(cvtph)(_mm256_loadu_si256((const void *)(p)))
+#else
+#define WRPO__LOAD_HALVES(p) ((WRPO__U)_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(p))))
+#define WRPO__LOAD_F16(p) WRPO__MM(cvtph)(_mm_loadu_si128((const void *)(p)))
+#endif
 #define WRPO__BROADCAST(word) ((WRPO__V)WRPO__MM(set1)(word))
 #define WRPO__FMA(a, b, c) WRPO__MM(fmadd)(WRPO__VECTOR(a), WRPO__VECTOR(b), WRPO__VECTOR(c))
 #elif defined(__aarch64__)
@@ -11965,14 +11971,17 @@ WRPO__INLINE WRPO__V WRPO__(sqrt)(WRPO__V x) {
     return x;
 #endif
 }
+#ifndef WRPO__LOAD_HALVES
+#define WRPO__LOAD_HALVES(p) __builtin_convertvector(*(const WRPO__(h_at) *)(const void *)(p), WRPO__U)
+#define WRPO__LOAD_F16(p) WRPO__(load_f16)(p)
 /* wrpo__f16_to_bits of a vector: the exponent, whose bias is 15, becomes 127's by a product that also makes denormals
    normal; infinity and NaN get all its bits. */
 WRPO__INLINE WRPO__V WRPO__(load_f16)(const uint16_t *p) {
-    const WRPO__U h = __builtin_convertvector(*(const WRPO__(h_at) *)(const void *)p, WRPO__U);
-    const WRPO__U size = (h & 0x7FFF) << 13, special = (WRPO__U)(size >= 0x7C00u << 13);
+    const WRPO__U h = WRPO__LOAD_HALVES(p), size = (h & 0x7FFF) << 13, special = (WRPO__U)(size >= 0x7C00u << 13);
     const WRPO__U bits = WRPO__BITS(WRPO__FLOATS(size) * 0x1p112f) | (special & 0x7F800000u);
     return WRPO__FLOATS(bits | (h & 0x8000) << 16);
 }
+#endif
 /* The elements of x from i on; where fewer than a vector are left, missing ones read as `fill`, and are not written. */
 WRPO__COLD WRPO__V WRPO__(read_end)(const void *x, wrpo_dtype type, int64_t i, int64_t left, float fill) {
     float t[WRPO__LANES];
@@ -11981,7 +11990,7 @@ WRPO__COLD WRPO__V WRPO__(read_end)(const void *x, wrpo_dtype type, int64_t i, i
 }
 WRPO__INLINE WRPO__V WRPO__(read)(const void *x, wrpo_dtype type, int64_t i, int64_t left, float fill) {
     if (left < WRPO__LANES) return WRPO__(read_end)(x, type, i, left, fill);
-    if (type == WRPO_DTYPE_F16) return WRPO__(load_f16)((const uint16_t *)x + i);
+    if (type == WRPO_DTYPE_F16) return WRPO__LOAD_F16((const uint16_t *)x + i);
     return type == WRPO_DTYPE_BF16 ? WRPO__LOAD_BF16((const uint16_t *)x + i) : WRPO__LOAD((const float *)x + i);
 }
 WRPO__INLINE void WRPO__(write)(float *y, int64_t left, WRPO__V x) {
@@ -12380,6 +12389,17 @@ WRPO__INLINE void WRPO__(tile_write)(const float *tile, wrpo__target t) {
         for (int64_t i = 0; i < n; i += WRPO__LANES)
             WRPO__PUT(t.c, t.add ? WRPO__GET(t.c) + WRPO__LOAD(tile + i) : WRPO__LOAD(tile + i));
 }
+WRPO__INLINE void WRPO__(tile_step)(const int rows, const bool pairs, const float *a, const float *b,
+                                    WRPO__V (*x)[WRPO__(NV)]) {
+    WRPO__V bk[WRPO__(NV)];
+    WRPO__UNROLL
+    for (int j = 0; j < WRPO__(NV); j++) bk[j] = WRPO__LOAD(b + j * WRPO__LANES);
+    WRPO__UNROLL
+    for (int i = 0; i < rows; i++) {
+        WRPO__UNROLL
+        for (int j = 0; j < WRPO__(NV); j++) x[i][j] = WRPO__STEP(pairs, WRPO__BROADCAST(a[i]), bk[j], x[i][j]);
+    }
+}
 WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t words, const float *a, const float *b,
                                   int64_t ldb, wrpo__target t) {
     enum { NV = WRPO__(NV), LANES = WRPO__LANES };
@@ -12392,17 +12412,14 @@ WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t word
             WRPO__PREFETCH(t.c + (t.m == rows ? i : 0) * t.ldc + j * LANES, 1);
         }
     }
-    for (int64_t word = 0; word < words; word++, a += WRPO__(MR_ROOM), b += ldb) {
-        WRPO__V bk[NV];
+    int64_t word = 0;
+    for (; word + 4 <= words; word += 4, a += 4 * WRPO__(MR_ROOM), b += 4 * ldb) {
         WRPO__UNROLL
-        for (int j = 0; j < NV; j++) bk[j] = WRPO__LOAD(b + j * LANES);
-        WRPO__PREFETCH(a + 8 * WRPO__(MR_ROOM), 0);
+        for (int i = 0; i < 4 * WRPO__(MR_ROOM); i += 16) WRPO__PREFETCH(a + 8 * WRPO__(MR_ROOM) + i, 0);
         WRPO__UNROLL
-        for (int i = 0; i < rows; i++) {
-            WRPO__UNROLL
-            for (int j = 0; j < NV; j++) x[i][j] = WRPO__STEP(pairs, WRPO__BROADCAST(a[i]), bk[j], x[i][j]);
-        }
+        for (int i = 0; i < 4; i++) WRPO__(tile_step)(rows, pairs, a + i * WRPO__(MR_ROOM), b + i * ldb, x);
     }
+    for (; word < words; word++, a += WRPO__(MR_ROOM), b += ldb) WRPO__(tile_step)(rows, pairs, a, b, x);
     if (t.m < rows || t.n < WRPO__(NR)) {
         float part[WRPO__(MR) * WRPO__(NR)];
         memcpy(part, x, sizeof part);
@@ -12452,22 +12469,38 @@ WRPO__KERNEL void WRPO__(tile)(wrpo__factors factors, int64_t words, const float
     else WRPO__(tile_of)(4, false, words, a, b, ldb, t);
 }
 /* The same for few rows: one panel of A and at most LANES columns of b, whose steps are side by side in memory. They
-   are turned in registers and not packed, because each is used for m rows only. */
+   are turned in registers and not packed, because each is used for m rows only. bfloat16 is turned two steps a word. */
+WRPO__INLINE void WRPO__(thin_step)(const int rows, const bool pairs, const float *a, WRPO__V x, WRPO__V *sum) {
+    WRPO__UNROLL
+    for (int r = 0; r < rows; r++) sum[r] = WRPO__STEP(pairs, WRPO__BROADCAST(a[r]), x, sum[r]);
+}
 WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, int64_t kc, const float *a, wrpo__operand b,
                                   int64_t ahead, wrpo__target t) {
-    const int step = pairs ? 2 : 1;
-    WRPO__V sum[WRPO__(MR)], x[WRPO__LANES];
+    enum { ROOM = WRPO__(MR_ROOM), LANES = WRPO__LANES };
+    const bool split = b.type == WRPO_DTYPE_BF16 && !pairs, two = pairs || split;
+    const int whole = two ? 2 * LANES : LANES;
+    WRPO__V sum[WRPO__(MR)], x[LANES];
+    int64_t k = 0;
     WRPO__UNROLL
     for (int r = 0; r < rows; r++) sum[r] = (WRPO__V){0};
-    for (int64_t k = 0; k < kc; k += step * WRPO__LANES) {
-        WRPO__(square)(x, false, pairs, b, k, t.n, 0, kc - k, ahead);
+    for (; k + whole <= kc && t.n == LANES; k += whole, a += (pairs ? LANES : whole) * ROOM) {
+        WRPO__(square)(x, false, two, b, k, LANES, 0, whole, ahead);
         WRPO__(turn)(x);
         WRPO__UNROLL
-        for (int i = 0; i < WRPO__LANES; i++, a += WRPO__(MR_ROOM)) {
-            if (k + i * step >= kc) continue;
-            WRPO__UNROLL
-            for (int r = 0; r < rows; r++) sum[r] = WRPO__STEP(pairs, WRPO__BROADCAST(a[r]), x[i], sum[r]);
+        for (int i = 0; i < LANES; i++) {
+            if (!split) WRPO__(thin_step)(rows, pairs, a + i * ROOM, x[i], sum);
+            else {
+                WRPO__(thin_step)(rows, false, a + 2 * i * ROOM, WRPO__FLOATS(WRPO__BITS(x[i]) << 16), sum);
+                WRPO__(thin_step)(rows, false, a + 2 * i * ROOM + ROOM, WRPO__FLOATS(WRPO__BITS(x[i]) & 0xFFFF0000u),
+                                  sum);
+            }
         }
+    }
+    for (; k < kc; k += pairs ? 2 * LANES : LANES) {  /* what is no whole square */
+        WRPO__(square_end)(x, false, pairs, b, k, t.n, 0, kc - k);
+        WRPO__(turn)(x);
+        for (int64_t i = 0; i < LANES && k + (pairs ? 2 * i : i) < kc; i++, a += ROOM)
+            WRPO__(thin_step)(rows, pairs, a, x[i], sum);
     }
     const int64_t i = 0, n = t.n;
     WRPO__UNROLL
@@ -12476,9 +12509,9 @@ WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, int64_t kc, 
 }
 WRPO__INLINE void WRPO__(thin_rows)(const bool pairs, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
                                     wrpo__target t) {
-    if (t.m > 4) WRPO__(thin_of)(WRPO__(MR), pairs, kc, a, b, ahead, t);
-    else if (t.m > 1) WRPO__(thin_of)(4, pairs, kc, a, b, ahead, t);
-    else WRPO__(thin_of)(1, pairs, kc, a, b, ahead, t);
+    if (t.m > 8) WRPO__(thin_of)(WRPO__(MR), pairs, kc, a, b, ahead, t);
+    else if (t.m > 4) WRPO__(thin_of)(WRPO__MIN(8, WRPO__(MR)), pairs, kc, a, b, ahead, t);
+    else WRPO__(thin_of)(4, pairs, kc, a, b, ahead, t);
 }
 WRPO__KERNEL void WRPO__(thin)(wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
                                wrpo__target t) {
@@ -12581,6 +12614,8 @@ static wrpo_result WRPO__(open)(void **dev, const wrpo_desc *desc, wrpo_error *w
 #undef WRPO__LOW
 #undef WRPO__HIGH
 #undef WRPO__BROADCAST
+#undef WRPO__LOAD_HALVES
+#undef WRPO__LOAD_F16
 #undef WRPO__FMA
 #undef WRPO__STEP
 #undef WRPO__PAIR_OF
@@ -13325,7 +13360,9 @@ WRPO_API const wrpo_backend *wrpo_backend_find(const char *name) {
 #ifdef WRPO__HAVE_AVX
     static const wrpo_backend avx2 = WRPO__CPU_TABLE(avx2, 0), avx512 = WRPO__CPU_TABLE(avx512, WRPO_FEATURE_BF16);
     static const wrpo_backend amx = WRPO__CPU_TABLE(avx512, WRPO_FEATURE_BF16 | WRPO_FEATURE_AMX);
-    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    unsigned a, b, c = 0, d;  /* 29: F16C */
+    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
     const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
     if (strcmp(name, "avx2") == 0 && has_avx2) return &avx2;
     if (strcmp(name, "avx512") == 0 && has_avx512) return &avx512;

@@ -38,11 +38,14 @@ static void omp_set_num_threads(int n) { (void)n; }
 #endif
 
 static struct options {
-    const char *model, *data, *shape, *torch, *only;
-    int64_t threads, reps, max_length, layers, vocab, records, prompt, response, responses, recompute, micro_tokens,
+    const char *model, *data, *shape, *torch, *only, *backend, *weights;
+    int64_t batch, tokens, threads, reps, max_length, layers, vocab, records, prompt, response, responses, recompute, micro_tokens,
         steps;
     bool bf16, equal;
 } opt = {.shape = "smollm2",
+         .weights = "f32",
+         .batch = 1,
+         .tokens = 100,
          .threads = 2,
          .reps = 5,
          .max_length = 1024,
@@ -55,9 +58,15 @@ static struct options {
 
 static wrpo_dtype dtype_of(void) { return opt.bf16 ? WRPO_DTYPE_BF16 : WRPO_DTYPE_F32; }
 static void die(const char *what) { fprintf(stderr, "bench: %s\n", what); exit(1); }
+static const wrpo_backend *backend(void) {
+    const wrpo_backend *be = opt.backend ? wrpo_backend_find(opt.backend) : wrpo_backend_cpu();
+    if (!be) die("--backend: this machine does not have it");
+    return be;
+}
+/* Of one thread: its CPU time, which leaves out the time that other processes take from it. */
 static double now(void) {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(opt.threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 static void *get(size_t n) {         /* touched, so that no page fault is timed */
@@ -164,6 +173,13 @@ READ_PART(read_16, , 16)
 READ_PART(read_32, AT("avx2"), 32)
 READ_PART(read_64, AT("avx512f"), 64)
 #endif
+static void (*best_read(void))(const char *, size_t) {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f")) return read_64;
+    if (__builtin_cpu_supports("avx2")) return read_32;
+#endif
+    return read_16;
+}
 static void measure_ceilings(void) {
 #if defined(__x86_64__)
     top.fma = __builtin_cpu_supports("avx512f") ? rate_of(fma_512, CHAINS * 32)
@@ -176,10 +192,7 @@ static void measure_ceilings(void) {
     if (top.bf16 < top.fma) top.bf16 = top.fma, top.bf16_by = "the same";
     const size_t most = (size_t)1 << (18 + SIZES - 1);
     char *a = get(most), *b = get(most);
-    void (*read_part)(const char *, size_t) = read_16;
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2")) read_part = __builtin_cpu_supports("avx512f") ? read_64 : read_32;
-#endif
+    void (*read_part)(const char *, size_t) = best_read();
     for (int i = 0; i < SIZES; i++) {
         const size_t n = (size_t)1 << (18 + i), part = n / 2 / (size_t)opt.threads / 64 * 64;
         const int64_t times = WRPO__MAX(2, (int64_t)(((size_t)3 << 28) / n));
@@ -296,6 +309,10 @@ static void t_gather(void *dev, void *y, const void *x, const int32_t *i, int64_
 static void t_gather_bwd(void *dev, void *dx, const void *dy, const int32_t *i, int64_t n, int64_t D) {
     MEMORY("gather_bwd", 12 * n * D, inner->gather_bwd(dev, dx, dy, i, n, D));
 }
+static void t_scatter(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *i, int64_t n,
+                      int64_t D) {
+    MEMORY("scatter", 8 * n * D, inner->scatter(dev, y, ldy, x, ldx, i, n, D));
+}
 static void t_bias(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
     MEMORY("bias", 8 * n * D, inner->bias(dev, y, ldy, b, n, D));
 }
@@ -376,10 +393,10 @@ static void t_copy(void *dev, void *dst, const void *src, size_t n) {
 }
 static void t_zero(void *dev, void *dst, size_t n) { MEMORY("zero", n, inner->zero(dev, dst, n)); }
 static wrpo_backend watched(void) {
-    wrpo_backend be = *(inner = wrpo_backend_cpu());
+    wrpo_backend be = *(inner = backend());
     be.put = t_put, be.get = t_get, be.copy = t_copy, be.zero = t_zero;
     be.gemm = t_gemm, be.embed = t_embed, be.embed_bwd = t_embed_bwd, be.gather = t_gather,
-    be.gather_bwd = t_gather_bwd;
+    be.gather_bwd = t_gather_bwd, be.scatter = t_scatter;
     be.colsum = t_colsum, be.bias = t_bias, be.bias_bwd = t_bias_bwd, be.add = t_add, be.rmsnorm = t_rmsnorm,
     be.rmsnorm_bwd = t_rmsnorm_bwd, be.rope = t_rope;
     be.attention = t_attention, be.attention_bwd = t_attention_bwd, be.glu = t_glu, be.glu_bwd = t_glu_bwd;
@@ -399,22 +416,11 @@ static const struct shape {
                "\"high_freq_factor\":4.0,\"original_max_position_embeddings\":8192}"}};
 typedef struct run_of { wrpo_ctx *ctx; wrpo_model *model; wrpo_tokenizer *tok; wrpo_data *data; } run_of;
 static void need(wrpo_ctx *ctx, wrpo_result r) { if (r != WRPO_OK) die(wrpo_last_error(ctx)->text); }
-static run_of open_run(const wrpo_backend *be) {
-    run_of r = {0};
-    const wrpo_desc desc = {.backend = be, .threads = (int)opt.threads, .dtype = dtype_of()};
-    if (wrpo_open(&desc, &r.ctx) != WRPO_OK) die("out of memory");
-    if (!opt.model != !opt.data) die("want --model and --data together");
-    if (opt.model) {
-        need(r.ctx, wrpo_model_load(r.ctx, &(wrpo_model_desc){.dir = opt.model}, &r.model));
-        need(r.ctx, wrpo_tokenizer_load(r.ctx, opt.model, &r.tok));
-        const wrpo_data_desc d = {.path = opt.data, .max_length = opt.max_length, .limit = opt.records};
-        need(r.ctx, wrpo_data_load(r.tok, &d, &r.data));
-        return r;
-    }
+static const struct shape *random_model(run_of *r) {
     const struct shape *s = NULL;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) if (!strcmp(opt.shape, shapes[i].name)) s = &shapes[i];
     if (!s) die("--shape: want smollm2 or llama1b");
-    const int64_t V = opt.vocab ? opt.vocab : s->V, L = opt.layers ? opt.layers : s->L, K = opt.responses;
+    const int64_t V = opt.vocab ? opt.vocab : s->V, L = opt.layers ? opt.layers : s->L;
     char path[64] = "/tmp/wrpo_bench_XXXXXX";
     const int fd = mkstemp(path);
     if (fd < 0) die("no temporary file");
@@ -429,9 +435,25 @@ static run_of open_run(const wrpo_backend *be) {
             (long long)V, (long long)s->D, (long long)s->I, (long long)L, (long long)s->H, (long long)s->G,
             (long long)s->d, s->theta, s->rope);
     fclose(f);
-    const wrpo_result made = wrpo_model_init(r.ctx, &(wrpo_init_desc){.config = path, .seed = 1}, &r.model);
+    const wrpo_result made = wrpo_model_init(r->ctx, &(wrpo_init_desc){.config = path, .seed = 1}, &r->model);
     remove(path);
-    need(r.ctx, made);
+    need(r->ctx, made);
+    return s;
+}
+static run_of open_run(const wrpo_backend *be) {
+    run_of r = {0};
+    const wrpo_desc desc = {.backend = be, .threads = (int)opt.threads, .dtype = dtype_of()};
+    if (wrpo_open(&desc, &r.ctx) != WRPO_OK) die("out of memory");
+    if (!opt.model != !opt.data) die("want --model and --data together");
+    if (opt.model) {
+        need(r.ctx, wrpo_model_load(r.ctx, &(wrpo_model_desc){.dir = opt.model}, &r.model));
+        need(r.ctx, wrpo_tokenizer_load(r.ctx, opt.model, &r.tok));
+        const wrpo_data_desc d = {.path = opt.data, .max_length = opt.max_length, .limit = opt.records};
+        need(r.ctx, wrpo_data_load(r.tok, &d, &r.data));
+        return r;
+    }
+    const struct shape *s = random_model(&r);
+    const int64_t V = opt.vocab ? opt.vocab : s->V, K = opt.responses;
     if (K < 1 || opt.records < 1 || opt.prompt < 1 || opt.response < 2)
         die("want at least one record, response and token");
     wrpo_record *records = get((size_t)opt.records * sizeof *records);
@@ -572,6 +594,97 @@ static void step(void) {
            flops / (double)opt.steps * 1e-9, bytes / (double)opt.steps * 1e-9, (double)peak / 1024,
            (double)o.bytes.total / 1048576, (double)before / 1024, attention / (double)opt.steps);
     close_run(&r);
+}
+
+/* ---- decoding: steps of one row for each of --batch samples, beside the speed at which memory is read ---- */
+static struct { int64_t steps; double last, *seconds, *read; char *buffer; } walk;
+enum { WALK_BYTES = 1 << 28, WALK_FIRST = 8, WALK_EVERY = 16 };
+static double read_rate(const char *p, size_t bytes) {   /* GB/s of all threads, once over the bytes */
+    const size_t part = bytes / (size_t)opt.threads / 4096 * 4096;
+    const double begin = now();
+#pragma omp parallel num_threads((int)opt.threads)
+    best_read()(p + (size_t)omp_get_thread_num() * part, part);
+    return (double)part * (double)opt.threads / (now() - begin) * 1e-9;
+}
+static bool walk_step(int64_t prompts, int64_t tokens, void *user) {
+    (void)prompts, (void)tokens, (void)user;
+    const double t = now();
+    if (timing) walk.seconds[walk.steps - WALK_FIRST] = t - walk.last;
+    if (walk.steps % WALK_EVERY == 0)
+        walk.read[walk.steps / WALK_EVERY] = read_rate(walk.buffer, WALK_BYTES);
+    timing = ++walk.steps >= WALK_FIRST;
+    walk.last = now();
+    return true;
+}
+static void decode(void) {
+    wrpo_backend be = watched();
+    wrpo_model *model;
+    char dir[64] = "/tmp/wrpo_bench_XXXXXX", path[128];
+    const wrpo_dtype type = !strcmp(opt.weights, "f32") ? WRPO_DTYPE_F32
+        : !strcmp(opt.weights, "bf16")                  ? WRPO_DTYPE_BF16
+                                                        : WRPO_DTYPE_F16;
+    if (type == WRPO_DTYPE_F16 && strcmp(opt.weights, "f16") != 0) die("--weights: want f32, bf16 or f16");
+    if (opt.tokens < 2 * WALK_FIRST || opt.batch < 1) die("want at least 16 tokens and one sample");
+    measure_ceilings();
+    run_of r = {0};
+    const wrpo_desc desc = {.backend = &be, .threads = (int)opt.threads, .dtype = dtype_of()};
+    if (wrpo_open(&desc, &r.ctx) != WRPO_OK) die("out of memory");
+    if (!mkdtemp(dir)) die("no temporary directory");
+    if (opt.model) need(r.ctx, wrpo_model_load(r.ctx, &(wrpo_model_desc){.dir = opt.model, .frozen = true}, &r.model));
+    else random_model(&r);
+    need(r.ctx, wrpo_model_save(r.model, &(wrpo_save_desc){.dir = dir, .dtype = type, .max_shard_size = INT64_MAX}));
+    wrpo_model_free(r.model);
+    need(r.ctx, wrpo_model_load(r.ctx, &(wrpo_model_desc){.dir = dir, .frozen = true}, &model));
+    const wrpo_weight *w;
+    const int64_t count = wrpo_model_weights(model, &w), most = wrpo_model_config(model)->max_position_embeddings;
+    const bool tied = wrpo_model_config(model)->tie_word_embeddings;
+    double bytes = 0, elements = 0;
+    for (int64_t i = 0; i < count; i++)
+        if (!w[i].vector && (tied || !strstr(w[i].name, "embed_tokens"))) {
+            const double n = (double)(w[i].rows * w[i].cols);
+            elements += n, bytes += n * (w[i].dtype == WRPO_DTYPE_F32 ? 4 : 2);
+        }
+    wrpo_prompt *prompts = get((size_t)opt.batch * sizeof *prompts);
+    int32_t *ids = get((size_t)opt.batch * 16 * sizeof *ids);
+    for (int64_t i = 0; i < opt.batch * 16; i++) ids[i] = (int32_t)(wrpo__random64(4, 0, (uint64_t)i) % 1000);
+    for (int64_t i = 0; i < opt.batch; i++) prompts[i] = (wrpo_prompt){.ids = ids + i * 16, .count = 16};
+    const int64_t tokens = WRPO__MIN(opt.tokens, most - 16);
+    const int32_t never = -1;
+    walk.seconds = get((size_t)(tokens + 1) * sizeof(double)), walk.read = get((size_t)(tokens + 16) * sizeof(double));
+    walk.buffer = get(WALK_BYTES);
+    walk.last = now();
+    need(r.ctx, wrpo_generate(model, prompts, opt.batch,
+                              &(wrpo_generate_desc){.max_tokens = tokens, .batch = opt.batch, .stop = &never,
+                                                    .on_step = walk_step}));
+    const int64_t n = walk.steps - WALK_FIRST, reads = (walk.steps - 1) / WALK_EVERY + 1;
+    double *sorted = get((size_t)n * sizeof *sorted), inside = 0, all = 0, most_read = 0;
+    memcpy(sorted, walk.seconds, (size_t)n * sizeof *sorted);
+    for (int64_t i = 0; i < n; i++) all += walk.seconds[i];
+    for (int64_t i = 0; i < reads; i++) most_read = fmax(most_read, walk.read[i]);
+    const double middle = median(sorted, n), least = sorted[n / 10], read = median(walk.read, reads);
+    const double flops = 2 * elements * (double)opt.batch;
+    printf("%s, weights %s, context %s, %d threads, %lld samples at once: %.1f tokens/s (median step), %.1f (best "
+           "tenth); weights read at %.1f, %.1f GB/s; memory reads %.1f (median), %.1f (best) GB/s: %.0f %%, %.0f %%; "
+           "%.1f, %.1f GFLOP/s\n", inner->name, opt.weights, opt.bf16 ? "bf16" : "f32", (int)opt.threads,
+           (long long)opt.batch, (double)opt.batch / middle, (double)opt.batch / least, bytes / middle * 1e-9,
+           bytes / least * 1e-9, read, most_read, 100 * bytes / middle * 1e-9 / read,
+           100 * bytes / least * 1e-9 / most_read, flops / middle * 1e-9, flops / least * 1e-9);
+    qsort(rows, (size_t)n_rows, sizeof *rows, by_seconds);
+    printf("| op | calls a step | us a step | share | rate |\n|---|---|---|---|---|\n");
+    for (int i = 0; i < n_rows; i++) {
+        const row *o = &rows[i];
+        inside += o->seconds;
+        printf("| %-30s | %5lld | %8.1f | %5.2f %% | %6.1f %s |\n", o->name, (long long)(o->calls / n),
+               o->seconds / (double)n * 1e6, 100 * o->seconds / all,
+               (o->flops > 0 ? o->flops : o->bytes) / o->seconds * 1e-9, o->flops > 0 ? "GFLOP/s" : "GB/s");
+    }
+    printf("| %-30s |       | %8.1f | %5.2f %% | |\n", "outside of all ops (host)", (all - inside) / (double)n * 1e6,
+           100 * (all - inside) / all);
+    wrpo_model_free(model), wrpo_close(r.ctx);
+    snprintf(path, sizeof path, "%s/model.safetensors", dir), remove(path);
+    snprintf(path, sizeof path, "%s/config.json", dir), remove(path);
+    snprintf(path, sizeof path, "%s/generation_config.json", dir), remove(path);
+    remove(dir);
 }
 
 /* ---- kernels, beside the libraries ---- */
@@ -780,9 +893,9 @@ static void kernels(void) {
 #endif
     printf("PyTorch: %s\n", torch_in ? torch_what : "not asked for (--torch)");
     for (int bf16 = 0; bf16 < 2; bf16++) {
-        const wrpo_backend *be = inner = wrpo_backend_cpu();
+        const wrpo_backend *be = inner = backend();
         wrpo_ctx *ctx;
-        if (wrpo_open(&(wrpo_desc){.threads = (int)opt.threads, .dtype = bf16 ? WRPO_DTYPE_BF16 : WRPO_DTYPE_F32},
+        if (wrpo_open(&(wrpo_desc){.backend = be, .threads = (int)opt.threads, .dtype = bf16 ? WRPO_DTYPE_BF16 : WRPO_DTYPE_F32},
                       &ctx) != WRPO_OK)
             die("out of memory");
         double logs[ENGINES] = {0}, least[ENGINES] = {0, 1e9, 1e9, 1e9};
@@ -845,6 +958,10 @@ int main(int argc, char **argv) {
                  {"--shape", 0, &opt.shape, 0},
                  {"--torch", 0, &opt.torch, 0},
                  {"--only", 0, &opt.only, 0},
+                 {"--backend", 0, &opt.backend, 0},
+                 {"--weights", 0, &opt.weights, 0},
+                 {"--batch", &opt.batch, 0, 0},
+                 {"--tokens", &opt.tokens, 0, 0},
                  {"--equal", 0, 0, &opt.equal}};
     for (int i = 2; i < argc; i++) {
         size_t k = 0;
@@ -869,6 +986,7 @@ int main(int argc, char **argv) {
     if (!strcmp(argv[1], "profile")) profile();
     else if (!strcmp(argv[1], "kernels")) kernels();
     else if (!strcmp(argv[1], "step")) step();
+    else if (!strcmp(argv[1], "decode")) decode();
     else if (!strcmp(argv[1], "ceilings")) measure_ceilings(), print_ceilings();
     else usage();
     others_end();
