@@ -11728,6 +11728,8 @@ static const char *wrpo__address(const void *x, wrpo_dtype type, int64_t i) {  /
     X(void, thin, (wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, int64_t ahead, wrpo__target t)) \
     X(void, pair_rows, (float *x, int64_t rows, int64_t width)) \
     X(void, softmax, (float *s, int64_t keys, wrpo__mask mask, float *top, float *sum, float *out, int64_t d)) \
+    X(void, softmax_row, (float *s, int64_t first, int64_t n, float softcap, float *top, float *sum, float *out, \
+                          int64_t d)) \
     X(void, softmax_bwd, (float *s, float *dp, int64_t keys, wrpo__mask mask, const float *lse, const float *delta)) \
     X(void, transpose, (float *rows, const float *columns, int64_t n))
 typedef struct wrpo__kernels {
@@ -12517,10 +12519,13 @@ WRPO__KERNEL void WRPO__(thin)(wrpo__factors factors, int64_t kc, const float *a
                                wrpo__target t) {
     const wrpo__operand bf16 = {b.data, WRPO_DTYPE_BF16, b.lane, b.step};
     const wrpo__operand f16 = {b.data, WRPO_DTYPE_F16, b.lane, b.step};
-    if (WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS) WRPO__(thin_rows)(true, kc, a, bf16, ahead, t);
+    const wrpo__operand f32 = {b.data, WRPO_DTYPE_F32, b.lane, b.step};
+    const bool pairs = WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS;
+    if (pairs && b.type == WRPO_DTYPE_BF16) WRPO__(thin_rows)(true, kc, a, bf16, ahead, t);
+    else if (pairs) WRPO__(thin_rows)(true, kc, a, f32, ahead, t);
     else if (b.type == WRPO_DTYPE_BF16) WRPO__(thin_rows)(false, kc, a, bf16, ahead, t);
     else if (b.type == WRPO_DTYPE_F16) WRPO__(thin_rows)(false, kc, a, f16, ahead, t);
-    else WRPO__(thin_rows)(false, kc, a, b, ahead, t);
+    else WRPO__(thin_rows)(false, kc, a, f32, ahead, t);
 }
 
 /* ---- attention: a tile of scores is s[key][NR], a column for each lane ---- */
@@ -12585,6 +12590,25 @@ WRPO__KERNEL void WRPO__(softmax)(float *s, int64_t keys, wrpo__mask mask, float
     }
     for (int64_t i = 0; i < d; i++, out += NR)
         for (int j = 0; j < NV; j++) WRPO__STORE(out + j * LANES, WRPO__LOAD(out + j * LANES) * factor[j]);
+}
+/* The same for one lane, whose n scores and d outputs are side by side. It does not see keys before `first`. */
+WRPO__KERNEL void WRPO__(softmax_row)(float *s, int64_t first, int64_t n, float softcap, float *top, float *sum,
+                                      float *out, int64_t d) {
+    WRPO__V most = WRPO__VECTOR(*top);
+    float part = 0;
+    for (int64_t i = 0; i < first; i++) s[i] = -INFINITY;
+    for (int64_t i = 0; i < n; i += WRPO__LANES) {
+        const WRPO__V x = WRPO__(softcap)(WRPO__(read)(s, WRPO_DTYPE_F32, i, n - i, -INFINITY), softcap);
+        if (softcap > 0) WRPO__PUT(s, x);
+        most = WRPO__(max)(most, x);
+    }
+    const float high = WRPO__(largest)(most);
+    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__PUT(s, WRPO__(exp)(WRPO__GET(s) - high));
+    for (int64_t i = 0; i < n; i++) part += s[i];
+    const WRPO__V factor = WRPO__(exp)(WRPO__VECTOR(*top - high));
+    *sum = ((WRPO__V)WRPO__FMA(*sum, factor, part))[0];
+    *top = high;
+    WRPO__(scale)(out, factor[0], out, WRPO_DTYPE_F32, d);
 }
 /* Scores become e^(s - lse), and dp becomes ds. */
 WRPO__KERNEL void WRPO__(softmax_bwd)(float *s, float *dp, int64_t keys, wrpo__mask mask, const float *lse,
@@ -12992,9 +13016,12 @@ static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const vo
    added across tasks.
 
    The prefix and the own keys of a segment are two ranges, cut into tiles from the start of each. A tile or a key that
-   a lane does not see changes none of its bits, because its weight is 0. Segments of one row with the same prefix
-   (samples of a prompt, in decoding) are siblings: their lanes go through the prefix together. */
-enum { WRPO__PASS_O = 1, WRPO__PASS_DQ = 2, WRPO__PASS_DKV = 4 };
+   a lane does not see changes none of its bits, because its weight is 0.
+
+   In decoding a segment has one row, and its keys are for few lanes. The pass for such rows makes the same sums by the
+   products of few rows: scores are [lane][key], and keys and values are read where they are. Segments of one row with
+   the same prefix (samples of a prompt) are siblings: their lanes go through the prefix together. */
+enum { WRPO__PASS_O = 1, WRPO__PASS_DQ = 2, WRPO__PASS_DKV = 4, WRPO__PASS_ROW = 8 };
 typedef struct wrpo__attention {  /* the arguments of both ops; do, lse and delta are NULL in the forward */
     const wrpo__cpu *cpu; const wrpo__kernels *kernel; const wrpo_attn *a;
     wrpo__factors factors;
@@ -13010,18 +13037,19 @@ typedef struct wrpo__lanes {  /* lanes [first, first + count), for head g of k a
    the tile's keys in panels of A. */
 #define WRPO__BUFFERS(X) \
     X(at, 1, NR, 7)                  /* positions of queries, from the tile's first key on */ \
-    X(numbers, 3, lanes, 7)          /* [group][3][NR]: position; running maximum and sum, or lse and delta */ \
-    X(p, tile, NR, 7)                /* the weights of a tile, [key][lane] */ \
-    X(ds, tile, NR, 6) \
+    X(numbers, 3, lanes, 15)         /* [group][3][NR]: position; running maximum and sum, or lse and delta */ \
+    X(p, tile, NR, 15)               /* the weights of a tile, [key][lane] */ \
+    X(ds, tile, NR, 14)              /* for rows: those weights as a panel of A */ \
     X(keys, slots, d, 7)             /* panels of A: its lanes are keys, its steps are d */ \
     X(values, slots, d, 6) \
     X(across, d_mr / MR * ROOM, tile, 3)               /* panels of X': its lanes are d, its steps are keys */ \
-    X(queries, lanes, d, 7)          /* panels of B: [group][d][NR] */ \
+    X(queries, lanes, d, 15)         /* panels of B: [group][d][NR] */ \
     X(d_outs, lanes, d, 6) \
-    X(out, lanes, d_mr, 3)           /* [group][d_mr][NR] */ \
+    X(out, lanes, d_mr, 11)          /* [group][d_mr][NR] */ \
+    X(columns, d_nr, tile, 8)        /* values as panels of B */ \
     X(dk, tile + MR, d_nr, 4)        /* [key][d] */ \
     X(dv, tile + MR, d_nr, 4) \
-    X(q_rows, lanes, d_nr, 4)        /* queries and do again, [lane][d] */ \
+    X(q_rows, lanes, d_nr, 12)       /* queries and do again, [lane][d] */ \
     X(do_rows, lanes, d_nr, 4) \
     X(p_panels, slots, lanes, 4)     /* panels of A: the weights of all groups, its steps are lanes */ \
     X(ds_panels, slots, lanes, 4)
@@ -13072,12 +13100,7 @@ static int64_t wrpo__lane_at(const wrpo__lanes *b, int64_t i, int64_t ld) {
 static bool wrpo__visible(const wrpo__lanes *b, int64_t i, int64_t n, int64_t key0, int64_t keys, int64_t *seen,
                           bool *masked) {
     const int64_t window = b->x->a->window;
-    int64_t low = wrpo__lane_position(b, i), high = wrpo__lane_position(b, i + n - 1);
-    for (int64_t j = i; b->segs > 1 && j < i + n; j++) {
-        const int64_t position = wrpo__lane_position(b, j);
-        low = WRPO__MIN(low, position);
-        high = WRPO__MAX(high, position);
-    }
+    const int64_t low = wrpo__lane_position(b, i), high = wrpo__lane_position(b, i + n - 1);
     *seen = WRPO__MIN(keys, high - key0 + 1);
     *masked = low < key0 + *seen - 1 || (window > 0 && high - key0 >= window);
     return *seen > 0 && (window <= 0 || low - (key0 + keys - 1) < window);
@@ -13128,18 +13151,14 @@ static void wrpo__multiply(const wrpo__attention *x, int64_t m, int64_t n, int64
             x->kernel->tile(x->factors, words, a + i / MR * next, b + j, ldb,
                             (wrpo__target){c + i * ldc + j, ldc, MR, NR, add});
 }
-/* w->p and, in the backward, w->ds: the weights of lanes [from, to), of one group, for the tile's keys [0, seen) */
-static void wrpo__attention_weights(const wrpo__attention *x, const wrpo__buffers *w, int64_t from, int64_t to,
-                                    int64_t key0, int64_t seen, bool masked) {
+/* w->p and, in the backward, w->ds: the weights of the group from lane0 on, for the tile's keys [0, seen) */
+static void wrpo__attention_weights(const wrpo__attention *x, const wrpo__buffers *w, int64_t lane0, int64_t key0,
+                                    int64_t seen, bool masked) {
     const wrpo_attn *a = x->a;
     const int64_t NR = x->kernel->NR, words = wrpo__attention_words(x, a->d), next = x->kernel->MR_ROOM * words;
-    const int64_t lane0 = from / NR * NR;  /* of the group */
     const wrpo__mask mask = {w->at, a->window > 0 ? (float)a->window : INFINITY, a->softcap, masked};
     float *position = w->numbers + 3 * lane0, *top = position + NR, *sum = top + NR;
-    for (int64_t j = 0; j < NR; j++) {
-        const bool other = lane0 + j < from || lane0 + j >= to;  /* sees nothing */
-        w->at[j] = other ? -1 : position[j] - (float)key0;
-    }
+    for (int64_t j = 0; j < NR; j++) w->at[j] = position[j] - (float)key0;
     wrpo__multiply(x, seen, NR, a->d, w->keys, next, w->queries + lane0 * words, NR, w->p, NR, false);
     if (!x->d_o) {
         float *out = w->out + lane0 * wrpo__round_up(a->d, x->kernel->MR);
@@ -13162,29 +13181,25 @@ static void wrpo__attention_lanes(const wrpo__lanes *b) {
     if (bwd) wrpo__lane_vectors(b, x->d_o, a->ldo, 1, w.out, d, w.d_outs);
     wrpo__lane_numbers(b, w.numbers);
     memset(w.out, 0, (size_t)(groups * NR * d_mr) * sizeof *w.out);
-    for (int64_t range = 0; range <= b->segs; range++) {  /* the prefix; the own keys of each segment, for its lanes */
-        const bool own = range > 0, sibling = own && b->segs > 1;
-        const wrpo_seg *seg = b->seg + (own ? range - 1 : 0);
+    for (int own = 0; own < 2; own++) {  /* the prefix, then the own keys */
+        const wrpo_seg *seg = b->seg;
         const int64_t begin = own ? seg->own : seg->prefix, end = own ? seg->own_end : seg->prefix_end;
-        const int64_t from = sibling ? WRPO__MAX((range - 1) * x->share - b->first, 0) : 0;
-        const int64_t to = sibling ? WRPO__MIN(range * x->share - b->first, b->count) : b->count;
-        for (int64_t row = begin; row < end && from < to; row += x->tile) {
+        for (int64_t row = begin; row < end; row += x->tile) {
             const int64_t n = WRPO__MIN(x->tile, end - row), key0 = wrpo__key_position(seg, row);
             const float *keys = x->k + row * a->ldkv + b->g * d, *values = x->v + row * a->ldkv + b->g * d;
             int64_t seen;
             bool masked;
-            if (!wrpo__visible(b, from, to - from, key0, n, &seen, &masked)) continue;
+            if (!wrpo__visible(b, 0, b->count, key0, n, &seen, &masked)) continue;
             wrpo__pack_keys(x, w.keys, keys, n, false);
             if (bwd) wrpo__pack_keys(x, w.values, values, n, false);
             wrpo__pack_keys(x, w.across, bwd ? keys : values, n, true);
-            for (int64_t i = from, next; i < to; i = next) {
+            for (int64_t i = 0; i < b->count; i += NR) {
                 float *weights = bwd ? w.ds : w.p;
-                next = WRPO__MIN((i / NR + 1) * NR, to);
-                if (!wrpo__visible(b, i, next - i, key0, n, &seen, &masked)) continue;
-                wrpo__attention_weights(x, &w, i, next, key0, seen, masked || sibling);
+                if (!wrpo__visible(b, i, WRPO__MIN(NR, b->count - i), key0, n, &seen, &masked)) continue;
+                wrpo__attention_weights(x, &w, i, key0, seen, masked);
                 wrpo__to_words(x, weights, seen, NR);
                 wrpo__multiply(x, d, NR, seen, w.across, x->kernel->MR_ROOM * wrpo__attention_words(x, n), weights, NR,
-                               w.out + i / NR * NR * d_mr, NR, true);
+                               w.out + i * d_mr, NR, true);
             }
         }
     }
@@ -13197,6 +13212,75 @@ static void wrpo__attention_lanes(const wrpo__lanes *b) {
         else {
             x->new_lse[wrpo__lane_row(b, i) * a->H + wrpo__lane_head(b, i)] = number[NR] + logf(number[2 * NR]);
             x->kernel->scale(x->o + wrpo__lane_at(b, i, a->ldo), 1 / number[2 * NR], rows, WRPO_DTYPE_F32, d);
+        }
+    }
+}
+/* The pass for o where segments have one row: lanes [from, to) of those from `first` on, one panel of A, and the keys
+   of rows [row, end), less than a tile; the first one is at position key0. */
+static void wrpo__attention_row_tile(const wrpo__lanes *b, const wrpo__buffers *w, int64_t first, int64_t from,
+                                     int64_t to, int64_t row, int64_t n, int64_t key0) {
+    const wrpo__attention *x = b->x;
+    const wrpo_attn *a = x->a;
+    const int64_t NR = x->kernel->NR, LANES = x->kernel->LANES, d = a->d, d_nr = wrpo__round_up(d, NR), m = to - from;
+    const int64_t words = wrpo__attention_words(x, n);
+    const float *keys = x->k + row * a->ldkv + b->g * d, *values = x->v + row * a->ldkv + b->g * d;
+    const bool packed = x->factors != WRPO__FLOATS || d_nr != d;
+    int64_t hidden[64], least = n;  /* keys that a lane does not see, from the first one on */
+    for (int64_t i = from; i < to; i++) {
+        const int64_t past = wrpo__lane_position(b, first + i) + 1 - a->window - key0;
+        hidden[i] = a->window > 0 ? WRPO__MAX(0, WRPO__MIN(n, past)) : 0;
+        least = WRPO__MIN(least, hidden[i]);
+    }
+    if (least == n) return;
+    for (int64_t j = 0; j < n; j += LANES) {
+        const wrpo__operand k = {keys + j * a->ldkv, WRPO_DTYPE_F32, a->ldkv, 1};
+        x->kernel->thin(x->factors, d, w->queries + from, k, 4 * LANES * a->ldkv,
+                        (wrpo__target){w->p + from * x->tile + j, x->tile, m, WRPO__MIN(LANES, n - j), false});
+    }
+    for (int64_t i = from; i < to; i++)
+        x->kernel->softmax_row(w->p + i * x->tile, hidden[i], n, a->softcap, w->numbers + i, w->numbers + NR + i,
+                               w->out + i * d_nr, d);
+    x->kernel->pack(x->factors, false, (wrpo__packing){{w->p + from * x->tile, WRPO_DTYPE_F32, x->tile, 1}, m, n,
+                                                       w->ds, 0, words});
+    if (packed) x->kernel->pack(x->factors, true, (wrpo__packing){{values, WRPO_DTYPE_F32, 1, a->ldkv}, d, n,
+                                                                  w->columns, NR * words, words});
+    for (int64_t j = 0; j < d; j += NR)
+        x->kernel->tile(x->factors, words, w->ds, packed ? w->columns + j * words : values + j, packed ? NR : a->ldkv,
+                        (wrpo__target){w->out + from * d_nr + j, d_nr, m, NR, true});
+}
+static void wrpo__attention_row(const wrpo__lanes *b) {
+    const wrpo__attention *x = b->x;
+    const wrpo_attn *a = x->a;
+    const int64_t NR = x->kernel->NR, d = a->d, d_nr = wrpo__round_up(d, NR), share = x->share;
+    wrpo__buffers w;
+    wrpo__attention_layout(x, WRPO__PASS_ROW, 1, wrpo__cpu_scratch(x->cpu), &w);
+    for (int64_t first = 0, count; first < b->count; first += count) {
+        count = WRPO__MIN(x->kernel->MR, b->count - first);
+        for (int64_t i = 0; i < count; i++) {
+            const float *q = x->q + wrpo__lane_at(b, first + i, a->ldq);
+            x->kernel->scale(w.q_rows + i * d, a->scale, q, WRPO_DTYPE_F32, d);
+            w.numbers[i] = -FLT_MAX;
+            w.numbers[NR + i] = 0;
+        }
+        x->kernel->pack(x->factors, false, (wrpo__packing){{w.q_rows, WRPO_DTYPE_F32, d, 1}, count, d, w.queries, 0,
+                                                           wrpo__attention_words(x, d)});
+        memset(w.out, 0, (size_t)(count * d_nr) * sizeof *w.out);
+        for (int64_t range = 0; range <= b->segs; range++) {  /* the prefix; own keys of each segment, for its lanes */
+            const wrpo_seg *seg = b->seg + WRPO__MAX(range - 1, 0);
+            const int64_t begin = range ? seg->own : seg->prefix, end = range ? seg->own_end : seg->prefix_end;
+            const int64_t lane = b->first + first;
+            const int64_t from = range ? WRPO__MAX((range - 1) * share - lane, 0) : 0;
+            const int64_t to = range ? WRPO__MIN(range * share - lane, count) : count;
+            for (int64_t row = begin; row < end && from < to; row += x->tile)
+                wrpo__attention_row_tile(b, &w, first, from, to, row, WRPO__MIN(x->tile, end - row),
+                                         wrpo__key_position(seg, row));
+        }
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t lane = first + i;
+            x->new_lse[wrpo__lane_row(b, lane) * a->H + wrpo__lane_head(b, lane)] =
+                w.numbers[i] + logf(w.numbers[NR + i]);
+            x->kernel->scale(x->o + wrpo__lane_at(b, lane, a->ldo), 1 / w.numbers[NR + i], w.out + i * d_nr,
+                             WRPO_DTYPE_F32, d);
         }
     }
 }
@@ -13238,7 +13322,7 @@ static void wrpo__attention_rows(const wrpo__attention *x, const wrpo_seg *home,
                 const int64_t to = WRPO__MIN(i + NR, b.count), panel = i / NR * group_words * ROOM;
                 const wrpo__operand p = {w.p, WRPO_DTYPE_F32, NR, 1}, ds = {w.ds, WRPO_DTYPE_F32, NR, 1};
                 wrpo__visible(&b, i, to - i, key0, keys, &seen, &masked);
-                wrpo__attention_weights(x, &w, i, to, key0, seen, masked);
+                wrpo__attention_weights(x, &w, i, key0, seen, masked);
                 memset(w.p + seen * NR, 0, (size_t)((keys - seen) * NR) * sizeof *w.p);
                 memset(w.ds + seen * NR, 0, (size_t)((keys - seen) * NR) * sizeof *w.ds);
                 x->kernel->pack(x->factors, false,
@@ -13296,11 +13380,15 @@ static void wrpo__attention_pass(const wrpo__attention *x, int pass) {
     const int64_t step = rows ? x->tile : wrpo__attention_groups(x, pass) * x->kernel->NR;
     wrpo__lanes all;
     const int64_t tasks = wrpo__attention_task(x, pass, per_row, step, INT64_MAX, &all) * a->G;
-    WRPO__PARFOR(wrpo__cpu_team(x->cpu, a->n * a->H * a->d))
+    int64_t work = 0;
+    for (const wrpo_seg *s = a->segs; s < a->segs + a->n_segs; s++)
+        work += (s->end - s->begin) * (s->prefix_end - s->prefix + s->own_end - s->own) * a->H * a->d / 32;
+    WRPO__PARFOR(wrpo__cpu_team(x->cpu, work))
     for (int64_t i = 0; i < tasks; i++) {
         wrpo__lanes b = {.x = x, .g = i % a->G};
         wrpo__attention_task(x, pass, per_row, step, i / a->G, &b);
         if (rows) wrpo__attention_rows(x, b.seg, b.seg->begin + b.first, b.count, b.g);
+        else if (pass == WRPO__PASS_O && b.seg->end - b.seg->begin == 1) wrpo__attention_row(&b);
         else wrpo__attention_lanes(&b);
     }
 }
