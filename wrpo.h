@@ -3885,6 +3885,7 @@ struct wrpo_trainer {
     float *grads;                    /* mirrors the weights; NULL in an evaluation */
     char *exp_avg, *exp_avg_sq;      /* AdamW's moments, mirror the weights */
     double *sumsq;                   /* one element in the backend's memory */
+    bool own_reference;              /* an evaluation of a model against itself computes log-probs once */
     double start;                    /* when the run began, in seconds */
     const char *out_dir; FILE *metrics; wrpo__writer *part;        /* used by >>run alone. part: of the metrics */
     void (*log)(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix);   /* called with every line of metrics */
@@ -4100,6 +4101,7 @@ static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *lis
             for (int k = 0; k < record->count; k++) {
                 y[k].logp = wrpo__sum_logps(r, &record->responses[k], &packed[k]);
                 y[k].ref = set->ref ? set->ref[index * set->K + k] : 0;
+                if (t->own_reference) y[k].ref = y[k].logp;
             }
             const double loss = wrpo_loss(d, alpha, y, record->count, scored, &why);        /* WRPO is here: >>loss */
             if (!isfinite(loss))
@@ -11507,7 +11509,8 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     if (resume) state = wrpo__state_open(t);
     wrpo__current = temp;
     if (train) plan = wrpo__fitted(t);
-    wrpo__reference(t);  /* before the memory of training is taken */
+    t->own_reference = !train && !out_dir && !t->desc.ref_dir && !policy->lora;
+    if (!t->own_reference) wrpo__reference(t);  /* before the memory of training is taken */
     wrpo__arena_clear(temp);
     wrpo__trainer_memory(t, train, plan.recompute, plan.logits);
     if (resume) wrpo__state_restore(t, &state);
@@ -12187,7 +12190,12 @@ typedef struct wrpo__operand {
 } wrpo__operand;
 /* n lanes by kc steps of `from` become panels, `next` floats apart, of `words` words. */
 typedef struct wrpo__packing { wrpo__operand from; int64_t n, kc; float *panels; int64_t next, words; } wrpo__packing;
-typedef struct wrpo__target { float *c; int64_t ldc, m, n; bool add; } wrpo__target;  /* c[m,n] = or += */
+/* What is packed next, for a tile to fetch while it multiplies: lanes, and as many words of each as it has itself. */
+typedef struct wrpo__ahead { const char *at; int64_t lanes, lane_bytes, word_bytes; } wrpo__ahead;
+typedef struct wrpo__target {  /* c[m,n] = or += */
+    float *c; int64_t ldc, m, n; bool add;
+    wrpo__ahead ahead;
+} wrpo__target;
 /* What lanes see of a tile of keys. Positions count from its first key. */
 typedef struct wrpo__mask { const float *positions; float window, softcap; bool masked; } wrpo__mask;
 static const char *wrpo__address(const void *x, wrpo_dtype type, int64_t i) {  /* of element i */
@@ -12488,10 +12496,14 @@ WRPO__INLINE void WRPO__(write)(float *y, int64_t left, WRPO__V x) {
 /* The same in the loops of kernels over a row of n elements: the vector at i. */
 #define WRPO__GET(x) WRPO__(read)(x, WRPO_DTYPE_F32, i, n - i, 0)
 #define WRPO__PUT(y, x) WRPO__(write)((y) + i, n - i, x)
-WRPO__INLINE float WRPO__(sum)(WRPO__V x) {
-    for (int w = WRPO__LANES / 2; w > 0; w /= 2)
-        for (int i = 0; i < w; i++) x[i] += x[i + w];
-    return x[0];
+WRPO__INLINE float WRPO__(sum)(WRPO__V x) {  /* each round adds the upper half to the lower one */
+#if WRPO__LANES == 16
+    x += WRPO__SHUFFLE(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15);
+    x += WRPO__SHUFFLE(x, x, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7);
+#elif WRPO__LANES == 8
+    x += WRPO__SHUFFLE(x, x, 4, 5, 6, 7, 4, 5, 6, 7);
+#endif
+    return (x[0] + x[2]) + (x[1] + x[3]);
 }
 WRPO__INLINE float WRPO__(largest)(WRPO__V x) {
     for (int i = 1; i < WRPO__LANES; i++) x[0] = x[0] < x[i] ? x[i] : x[0];
@@ -12902,6 +12914,8 @@ WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t word
     }
     int64_t word = 0;
     for (; word + 4 <= words; word += 4, a += 4 * WRPO__(MR_ROOM), b += 4 * ldb) {
+        for (int64_t i = word / 4 % 4; i < t.ahead.lanes; i += 4)
+            __builtin_prefetch(t.ahead.at + i * t.ahead.lane_bytes + word * t.ahead.word_bytes, 0, 2);
         WRPO__UNROLL
         for (int i = 0; i < 4 * WRPO__(MR_ROOM); i += 16) WRPO__PREFETCH(a + 8 * WRPO__(MR_ROOM) + i, 0);
         WRPO__UNROLL
@@ -13404,9 +13418,23 @@ static void wrpo__gemm_thin(const wrpo__product *p, int64_t begin, int64_t end) 
     for (int64_t j = begin; j < end; j += columns)
         for (int64_t k = p->k0, kc; k < p->k1; k += kc) {
             kc = wrpo__gemm_block(p, k);
-            const wrpo__target c = {p->c + j, p->ldc, p->lanes[0], WRPO__MIN(columns, end - j), p->add || k > 0};
+            const wrpo__target c = {.c = p->c + j, .ldc = p->ldc, .m = p->lanes[0], .n = WRPO__MIN(columns, end - j),
+                                    .add = p->add || k > 0};
             p->cpu->kernel.thin(p->factors, kc, wrpo__gemm_panel(p, 0, k), wrpo__gemm_from(p, 1, j, k), ahead, c);
         }
+}
+/* What a task most likely packs after the block of k: part i of `parts`. Only lanes with their steps side by side are
+   worth it; of the others the machine foresees the next. */
+static wrpo__ahead wrpo__gemm_ahead(const wrpo__product *p, int64_t begin, int64_t end, int64_t k, int64_t parts,
+                                    int64_t i) {
+    const wrpo__operand *from = &p->operand[p->own];
+    const int64_t next = k + wrpo__gemm_block(p, k), size = (int64_t)wrpo__dtype_size(from->type);
+    const int64_t each = wrpo__div_up(end - begin, parts), last = next < p->k1 ? 0 : p->cpu->threads;
+    const int64_t lane = begin + i * each + last * (end - begin), most = WRPO__MIN(end - begin - i * each, each);
+    const int64_t lanes = from->step == 1 ? WRPO__MIN(most, p->lanes[p->own] - lane) : 0;
+    if (lanes <= 0) return (wrpo__ahead){0};
+    return (wrpo__ahead){wrpo__gemm_from(p, p->own, lane, last ? p->k0 : next).data, lanes, from->lane * size,
+                         p->factors == WRPO__FLOATS ? size : 2 * size};
 }
 /* Lanes [begin, end) of A and of B, all steps of the piece. */
 static void wrpo__gemm_task(const wrpo__product *p, const int64_t begin[2], const int64_t end[2]) {
@@ -13422,14 +13450,17 @@ static void wrpo__gemm_task(const wrpo__product *p, const int64_t begin[2], cons
         panels[p->shared] = wrpo__gemm_panel(p, begin[p->shared], k);
         panels[p->own] = wrpo__cpu_scratch(p->cpu);
         wrpo__gemm_pack(p, p->own, panels[p->own], begin[p->own], end[p->own] - begin[p->own], k, kc);
+        const int64_t tiles = wrpo__div_up(rows, MR) * wrpo__div_up(end[1] - begin[1], NR);
+        int64_t done = 0;
         for (int64_t top = begin[0]; top < end[0]; top += block)
             for (int64_t j = begin[1]; j < end[1]; j += NR)
                 for (int64_t i = top; i < WRPO__MIN(end[0], top + block); i += MR) {
                     const float *a = panels[0] + (i - begin[0]) / MR * words * p->room[0];
                     const float *b = panels[1] + (j - begin[1]) / NR * words * p->room[1];
                     const int64_t m = WRPO__MIN(MR, end[0] - i), n = WRPO__MIN(NR, end[1] - j);
+                    const wrpo__ahead ahead = wrpo__gemm_ahead(p, begin[p->own], end[p->own], k, tiles, done++);
                     p->cpu->kernel.tile(p->factors, words, a, b, p->room[1],
-                                        (wrpo__target){p->c + i * p->ldc + j, p->ldc, m, n, p->add || k > 0});
+                                        (wrpo__target){p->c + i * p->ldc + j, p->ldc, m, n, p->add || k > 0, ahead});
                 }
     }
     if (p->factors == WRPO__TILES) WRPO__TILE_RELEASE();
@@ -13635,7 +13666,7 @@ static void wrpo__multiply(const wrpo__attention *x, int64_t m, int64_t n, int64
     for (int64_t j = 0; j < n; j += NR)
         for (int64_t i = 0; i < m; i += MR)
             x->kernel->tile(x->factors, words, a + i / MR * next, b + j, ldb,
-                            (wrpo__target){c + i * ldc + j, ldc, MR, NR, add});
+                            (wrpo__target){.c = c + i * ldc + j, .ldc = ldc, .m = MR, .n = NR, .add = add});
 }
 /* w->p and, in the backward, w->ds: the weights of the group from lane0 on, for the tile's keys [0, seen) */
 static void wrpo__attention_weights(const wrpo__attention *x, const wrpo__buffers *w, int64_t lane0, int64_t key0,
@@ -13721,7 +13752,8 @@ static void wrpo__attention_row_tile(const wrpo__lanes *b, const wrpo__buffers *
     for (int64_t j = 0; j < n; j += LANES) {
         const wrpo__operand k = {keys + j * a->ldkv, WRPO_DTYPE_F32, a->ldkv, 1};
         x->kernel->thin(x->factors, d, w->queries + from, k, 4 * LANES * a->ldkv,
-                        (wrpo__target){w->p + from * x->tile + j, x->tile, m, WRPO__MIN(LANES, n - j), false});
+                        (wrpo__target){.c = w->p + from * x->tile + j, .ldc = x->tile, .m = m,
+                                       .n = WRPO__MIN(LANES, n - j)});
     }
     for (int64_t i = from; i < to; i++)
         x->kernel->softmax_row(w->p + i * x->tile, hidden[i], n, a->softcap, w->numbers + i, w->numbers + NR + i,
@@ -13732,7 +13764,7 @@ static void wrpo__attention_row_tile(const wrpo__lanes *b, const wrpo__buffers *
                                                                   w->columns, NR * words, words});
     for (int64_t j = 0; j < d; j += NR)
         x->kernel->tile(x->factors, words, w->ds, packed ? w->columns + j * words : values + j, packed ? NR : a->ldkv,
-                        (wrpo__target){w->out + from * d_nr + j, d_nr, m, NR, true});
+                        (wrpo__target){.c = w->out + from * d_nr + j, .ldc = d_nr, .m = m, .n = NR, .add = true});
 }
 static void wrpo__attention_row(const wrpo__lanes *b) {
     const wrpo__attention *x = b->x;
@@ -13911,10 +13943,24 @@ static void wrpo__cpu_attention_bwd(void *dev, const wrpo_attn *a, void *dq, voi
     wrpo__attention_pass(&x, WRPO__PASS_DQ);
     wrpo__attention_pass(&x, WRPO__PASS_DKV);
 }
+/* One thread does not fill the memory's lines. */
+static void wrpo__cpu_copy(void *dev, void *dst, const void *src, size_t n) {
+    const wrpo__cpu *cpu = dev;
+    const int64_t bytes = (int64_t)n, part = 4 * WRPO__GRAIN;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, bytes / 4))
+    for (int64_t i = 0; i < bytes; i += part)
+        memcpy((char *)dst + i, (const char *)src + i, (size_t)WRPO__MIN(part, bytes - i));
+}
+static void wrpo__cpu_zero(void *dev, void *dst, size_t n) {
+    const wrpo__cpu *cpu = dev;
+    const int64_t bytes = (int64_t)n, part = 4 * WRPO__GRAIN;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, bytes / 4))
+    for (int64_t i = 0; i < bytes; i += part) memset((char *)dst + i, 0, (size_t)WRPO__MIN(part, bytes - i));
+}
 #define WRPO__CPU_TABLE(level, allowed) { \
     .name = "cpu-" #level, .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true, .features = allowed, \
     .open = wrpo__open_##level, .close = wrpo__cpu_close, .alloc = wrpo__host_alloc, .release = wrpo__host_release, \
-    .put = wrpo__host_copy, .get = wrpo__host_copy, .copy = wrpo__host_copy, .zero = wrpo__host_zero, \
+    .put = wrpo__host_copy, .get = wrpo__host_copy, .copy = wrpo__cpu_copy, .zero = wrpo__cpu_zero, \
     .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = wrpo__cpu_gemm, \
     .embed = wrpo__cpu_embed, .embed_bwd = wrpo__cpu_embed_bwd, .gather = wrpo__cpu_gather, \
     .gather_bwd = wrpo__cpu_gather_bwd, .scatter = wrpo__cpu_scatter, .bias = wrpo__cpu_bias, \
