@@ -12884,7 +12884,11 @@ static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error 
 #define WRPO__INLINE static inline WRPO__TARGET __attribute__((always_inline))
 #define WRPO__KERNEL static WRPO__TARGET __attribute__((noinline))
 #define WRPO__COLD __attribute__((cold)) WRPO__KERNEL
+#ifdef __clang__
+#define WRPO__UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define WRPO__UNROLL _Pragma("GCC unroll 16")
+#endif
 #define WRPO__PREFETCH(p, write) __builtin_prefetch(p, write)
 /* V is a vector of floats, U one of their bits, I one of integers; H is one of bfloat16, the high halves of floats. */
 #define WRPO__V WRPO__(v)
@@ -12969,6 +12973,16 @@ typedef WRPO__H WRPO__(h_at) __attribute__((aligned(2), may_alias));
 #else
 #define WRPO__BROADCAST(word) WRPO__VECTOR(word)
 #define WRPO__FMA(a, b, c) ((a) * (b) + (c))
+#endif
+#ifdef WRPO__MM
+/* c + a b, in the register of c: left to itself, the compiler moves the sums of a tile from register to register. */
+WRPO__INLINE WRPO__V WRPO__(add_product)(WRPO__V a, WRPO__V b, WRPO__V c) {
+    __asm__("vfmadd231ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+    return c;
+}
+#define WRPO__ADD_PRODUCT(a, b, c) WRPO__(add_product)(a, b, c)
+#else
+#define WRPO__ADD_PRODUCT(a, b, c) WRPO__FMA(a, b, c)
 #endif
 #ifndef WRPO__STEP
 /* pairs is false: only AVX-512 has them */
@@ -13426,7 +13440,10 @@ WRPO__INLINE void WRPO__(tile_step)(const int rows, const bool pairs, const floa
     WRPO__UNROLL
     for (int i = 0; i < rows; i++) {
         WRPO__UNROLL
-        for (int j = 0; j < WRPO__(NV); j++) x[i][j] = WRPO__STEP(pairs, WRPO__BROADCAST(a[i]), bk[j], x[i][j]);
+        for (int j = 0; j < WRPO__(NV); j++) {
+            const WRPO__V row = WRPO__BROADCAST(a[i]);
+            x[i][j] = pairs ? (WRPO__V)WRPO__STEP(true, row, bk[j], x[i][j]) : WRPO__ADD_PRODUCT(row, bk[j], x[i][j]);
+        }
     }
 }
 WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t words, const float *a, const float *b,
@@ -13442,13 +13459,19 @@ WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t word
         }
     }
     int64_t word = 0;
-    for (; word + 4 <= words; word += 4, a += 4 * WRPO__(MR_ROOM), b += 4 * ldb) {
-        for (int64_t i = word / 4 % 4; i < t.ahead.lanes; i += 4)
+    for (int64_t end; word + 4 <= words;) {
+        end = WRPO__MIN(word + 16, words / 4 * 4);
+        for (int64_t i = 0; i < t.ahead.lanes; i++)
             __builtin_prefetch(t.ahead.at + i * t.ahead.lane_bytes + word * t.ahead.word_bytes, 0, 2);
-        WRPO__UNROLL
-        for (int i = 0; i < 4 * WRPO__(MR_ROOM); i += 16) WRPO__PREFETCH(a + 8 * WRPO__(MR_ROOM) + i, 0);
-        WRPO__UNROLL
-        for (int i = 0; i < 4; i++) WRPO__(tile_step)(rows, pairs, a + i * WRPO__(MR_ROOM), b + i * ldb, x);
+        for (; word < end; word += 4, a += 4 * WRPO__(MR_ROOM), b += 4 * ldb) {
+            WRPO__UNROLL
+            for (int i = 0; i < 4 * WRPO__(MR_ROOM); i += 16) WRPO__PREFETCH(a + 8 * WRPO__(MR_ROOM) + i, 0);
+            WRPO__UNROLL
+            for (int i = 0; i < 4; i++) {
+                WRPO__(tile_step)(rows, pairs, a + i * WRPO__(MR_ROOM), b + i * ldb, x);
+                __asm__ volatile("" ::: "memory");  /* loads that move up would need more registers than there are */
+            }
+        }
     }
     for (; word < words; word++, a += WRPO__(MR_ROOM), b += ldb) WRPO__(tile_step)(rows, pairs, a, b, x);
     if (t.m < rows || t.n < WRPO__(NR)) {
@@ -13670,6 +13693,7 @@ static wrpo_result WRPO__(open)(void **dev, const wrpo_desc *desc, wrpo_error *w
 #undef WRPO__LOAD_HALVES
 #undef WRPO__LOAD_F16
 #undef WRPO__FMA
+#undef WRPO__ADD_PRODUCT
 #undef WRPO__STEP
 #undef WRPO__PAIR_OF
 #endif /* WRPO__LANES */
