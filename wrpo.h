@@ -4098,6 +4098,7 @@ struct wrpo_trainer {
     float *grads;                    /* mirrors the weights; NULL in an evaluation */
     char *exp_avg, *exp_avg_sq;      /* AdamW's moments, mirror the weights */
     double *sumsq;                   /* one element in the backend's memory */
+    bool own_reference;              /* an evaluation of a model against itself computes log-probs once */
     double start;                    /* when the run began, in seconds */
     const char *out_dir; FILE *metrics; wrpo__writer *part;        /* used by >>run alone. part: of the metrics */
     void (*log)(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix);   /* called with every line of metrics */
@@ -4315,6 +4316,7 @@ static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *lis
             for (int k = 0; k < record->count; k++) {
                 y[k].logp = wrpo__sum_logps(r, &record->responses[k], &packed[k]);
                 y[k].ref = set->ref ? set->ref[index * set->K + k] : 0;
+                if (t->own_reference) y[k].ref = y[k].logp;
             }
             const double loss = wrpo_loss(d, alpha, y, record->count, scored, &why);        /* WRPO is here: >>loss */
             if (!isfinite(loss))
@@ -12476,7 +12478,8 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     if (resume) state = wrpo__state_open(t);
     wrpo__current = temp;
     if (train) plan = wrpo__fitted(t);
-    wrpo__reference(t);  /* before the memory of training is taken */
+    t->own_reference = !train && !out_dir && !t->desc.ref_dir && !policy->lora;
+    if (!t->own_reference) wrpo__reference(t);  /* before the memory of training is taken */
     wrpo__arena_clear(temp);
     wrpo__trainer_memory(t, train, plan.recompute, plan.logits);
     if (resume) wrpo__state_restore(t, &state);
@@ -13322,7 +13325,12 @@ typedef struct wrpo__operand {
 } wrpo__operand;
 /* n lanes by kc steps of `from` become panels, `next` floats apart, of `words` words. */
 typedef struct wrpo__packing { wrpo__operand from; int64_t n, kc; float *panels; int64_t next, words; } wrpo__packing;
-typedef struct wrpo__target { float *c; int64_t ldc, m, n; bool add; } wrpo__target;  /* c[m,n] = or += */
+/* What is packed next, for a tile to fetch while it multiplies: lanes, and as many words of each as it has itself. */
+typedef struct wrpo__ahead { const char *at; int64_t lanes, lane_bytes, word_bytes; } wrpo__ahead;
+typedef struct wrpo__target {  /* c[m,n] = or += */
+    float *c; int64_t ldc, m, n; bool add;
+    wrpo__ahead ahead;
+} wrpo__target;
 /* What lanes see of a tile of keys. Positions count from its first key. */
 typedef struct wrpo__mask { const float *positions; float window, softcap; bool masked; } wrpo__mask;
 static const char *wrpo__address(const void *x, wrpo_dtype type, int64_t i) {  /* of element i */
@@ -13349,6 +13357,8 @@ static const char *wrpo__address(const void *x, wrpo_dtype type, int64_t i) {  /
     X(void, thin, (wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, int64_t ahead, wrpo__target t)) \
     X(void, pair_rows, (float *x, int64_t rows, int64_t width)) \
     X(void, softmax, (float *s, int64_t keys, wrpo__mask mask, float *top, float *sum, float *out, int64_t d)) \
+    X(void, softmax_row, (float *s, int64_t first, int64_t n, float softcap, float *top, float *sum, float *out, \
+                          int64_t d)) \
     X(void, softmax_bwd, (float *s, float *dp, int64_t keys, wrpo__mask mask, const float *lse, const float *delta)) \
     X(void, transpose, (float *rows, const float *columns, int64_t n))
 typedef struct wrpo__kernels {
@@ -13480,7 +13490,11 @@ static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error 
 #define WRPO__INLINE static inline WRPO__TARGET __attribute__((always_inline))
 #define WRPO__KERNEL static WRPO__TARGET __attribute__((noinline))
 #define WRPO__COLD __attribute__((cold)) WRPO__KERNEL
+#ifdef __clang__
+#define WRPO__UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define WRPO__UNROLL _Pragma("GCC unroll 16")
+#endif
 #define WRPO__PREFETCH(p, write) __builtin_prefetch(p, write)
 /* V is a vector of floats, U one of their bits, I one of integers; H is one of bfloat16, the high halves of floats. */
 #define WRPO__V WRPO__(v)
@@ -13489,7 +13503,7 @@ static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error 
 #define WRPO__H WRPO__(h)
 #if WRPO__LANES == 16
 #define WRPO__LEVEL avx512
-#define WRPO__TARGET __attribute__((target("avx512f,avx512dq,avx2,fma")))
+#define WRPO__TARGET __attribute__((target("avx512f,avx512dq,avx2,fma,f16c")))
 #define WRPO__MM(op) _mm512_##op##_ps
 #define WRPO__LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define WRPO__HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
@@ -13508,7 +13522,7 @@ static inline WRPO__TARGET __attribute__((always_inline)) __m512 wrpo__pair_of(_
 }
 #elif WRPO__LANES == 8
 #define WRPO__LEVEL avx2
-#define WRPO__TARGET __attribute__((target("avx2,fma")))
+#define WRPO__TARGET __attribute__((target("avx2,fma,f16c")))
 #define WRPO__MM(op) _mm256_##op##_ps
 #define WRPO__LOW 0, 8, 1, 9, 2, 10, 3, 11
 #define WRPO__HIGH 4, 12, 5, 13, 6, 14, 7, 15
@@ -13537,8 +13551,7 @@ typedef WRPO__V WRPO__(v_at) __attribute__((aligned(4), may_alias));  /* anywher
 typedef WRPO__H WRPO__(h_at) __attribute__((aligned(2), may_alias));
 #define WRPO__LOAD(p) ((WRPO__V)*(const WRPO__(v_at) *)(const void *)(p))
 #define WRPO__STORE(p, x) (*(WRPO__(v_at) *)(void *)(p) = (x))
-#define WRPO__LOAD_BF16(p) \
-    WRPO__FLOATS(__builtin_convertvector(*(const WRPO__(h_at) *)(const void *)(p), WRPO__U) << 16)
+#define WRPO__LOAD_BF16(p) WRPO__FLOATS(WRPO__LOAD_HALVES(p) << 16)
 #define WRPO__BITS(x) ((WRPO__U)(x))
 #define WRPO__FLOATS(x) ((WRPO__V)(x))
 #define WRPO__TRUNCATE(x) __builtin_convertvector(__builtin_convertvector(x, WRPO__I), WRPO__V)
@@ -13551,6 +13564,13 @@ typedef WRPO__H WRPO__(h_at) __attribute__((aligned(2), may_alias));
    instruction where it may be a pair, because arithmetic would change it. */
 #define WRPO__VECTOR(x) ((x) - (WRPO__V){0})
 #ifdef WRPO__MM
+#if WRPO__LANES == 16
+#define WRPO__LOAD_HALVES(p) ((WRPO__U)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(p))))
+#define WRPO__LOAD_F16(p) WRPO__MM(cvtph)(_mm256_loadu_si256((const void *)(p)))
+#else
+#define WRPO__LOAD_HALVES(p) ((WRPO__U)_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(p))))
+#define WRPO__LOAD_F16(p) WRPO__MM(cvtph)(_mm_loadu_si128((const void *)(p)))
+#endif
 #define WRPO__BROADCAST(word) ((WRPO__V)WRPO__MM(set1)(word))
 #define WRPO__FMA(a, b, c) WRPO__MM(fmadd)(WRPO__VECTOR(a), WRPO__VECTOR(b), WRPO__VECTOR(c))
 #elif defined(__aarch64__)
@@ -13559,6 +13579,16 @@ typedef WRPO__H WRPO__(h_at) __attribute__((aligned(2), may_alias));
 #else
 #define WRPO__BROADCAST(word) WRPO__VECTOR(word)
 #define WRPO__FMA(a, b, c) ((a) * (b) + (c))
+#endif
+#ifdef WRPO__MM
+/* c + a b, in the register of c: left to itself, the compiler moves the sums of a tile from register to register. */
+WRPO__INLINE WRPO__V WRPO__(add_product)(WRPO__V a, WRPO__V b, WRPO__V c) {
+    __asm__("vfmadd231ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+    return c;
+}
+#define WRPO__ADD_PRODUCT(a, b, c) WRPO__(add_product)(a, b, c)
+#else
+#define WRPO__ADD_PRODUCT(a, b, c) WRPO__FMA(a, b, c)
 #endif
 #ifndef WRPO__STEP
 /* pairs is false: only AVX-512 has them */
@@ -13586,14 +13616,17 @@ WRPO__INLINE WRPO__V WRPO__(sqrt)(WRPO__V x) {
     return x;
 #endif
 }
+#ifndef WRPO__LOAD_HALVES
+#define WRPO__LOAD_HALVES(p) __builtin_convertvector(*(const WRPO__(h_at) *)(const void *)(p), WRPO__U)
+#define WRPO__LOAD_F16(p) WRPO__(load_f16)(p)
 /* wrpo__f16_to_bits of a vector: the exponent, whose bias is 15, becomes 127's by a product that also makes denormals
    normal; infinity and NaN get all its bits. */
 WRPO__INLINE WRPO__V WRPO__(load_f16)(const uint16_t *p) {
-    const WRPO__U h = __builtin_convertvector(*(const WRPO__(h_at) *)(const void *)p, WRPO__U);
-    const WRPO__U size = (h & 0x7FFF) << 13, special = (WRPO__U)(size >= 0x7C00u << 13);
+    const WRPO__U h = WRPO__LOAD_HALVES(p), size = (h & 0x7FFF) << 13, special = (WRPO__U)(size >= 0x7C00u << 13);
     const WRPO__U bits = WRPO__BITS(WRPO__FLOATS(size) * 0x1p112f) | (special & 0x7F800000u);
     return WRPO__FLOATS(bits | (h & 0x8000) << 16);
 }
+#endif
 /* The elements of x from i on; where fewer than a vector are left, missing ones read as `fill`, and are not written. */
 WRPO__COLD WRPO__V WRPO__(read_end)(const void *x, wrpo_dtype type, int64_t i, int64_t left, float fill) {
     float t[WRPO__LANES];
@@ -13602,7 +13635,7 @@ WRPO__COLD WRPO__V WRPO__(read_end)(const void *x, wrpo_dtype type, int64_t i, i
 }
 WRPO__INLINE WRPO__V WRPO__(read)(const void *x, wrpo_dtype type, int64_t i, int64_t left, float fill) {
     if (left < WRPO__LANES) return WRPO__(read_end)(x, type, i, left, fill);
-    if (type == WRPO_DTYPE_F16) return WRPO__(load_f16)((const uint16_t *)x + i);
+    if (type == WRPO_DTYPE_F16) return WRPO__LOAD_F16((const uint16_t *)x + i);
     return type == WRPO_DTYPE_BF16 ? WRPO__LOAD_BF16((const uint16_t *)x + i) : WRPO__LOAD((const float *)x + i);
 }
 WRPO__INLINE void WRPO__(write)(float *y, int64_t left, WRPO__V x) {
@@ -13612,10 +13645,14 @@ WRPO__INLINE void WRPO__(write)(float *y, int64_t left, WRPO__V x) {
 /* The same in the loops of kernels over a row of n elements: the vector at i. */
 #define WRPO__GET(x) WRPO__(read)(x, WRPO_DTYPE_F32, i, n - i, 0)
 #define WRPO__PUT(y, x) WRPO__(write)((y) + i, n - i, x)
-WRPO__INLINE float WRPO__(sum)(WRPO__V x) {
-    for (int w = WRPO__LANES / 2; w > 0; w /= 2)
-        for (int i = 0; i < w; i++) x[i] += x[i + w];
-    return x[0];
+WRPO__INLINE float WRPO__(sum)(WRPO__V x) {  /* each round adds the upper half to the lower one */
+#if WRPO__LANES == 16
+    x += WRPO__SHUFFLE(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15);
+    x += WRPO__SHUFFLE(x, x, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7);
+#elif WRPO__LANES == 8
+    x += WRPO__SHUFFLE(x, x, 4, 5, 6, 7, 4, 5, 6, 7);
+#endif
+    return (x[0] + x[2]) + (x[1] + x[3]);
 }
 WRPO__INLINE float WRPO__(largest)(WRPO__V x) {
     for (int i = 1; i < WRPO__LANES; i++) x[0] = x[0] < x[i] ? x[i] : x[0];
@@ -14001,6 +14038,20 @@ WRPO__INLINE void WRPO__(tile_write)(const float *tile, wrpo__target t) {
         for (int64_t i = 0; i < n; i += WRPO__LANES)
             WRPO__PUT(t.c, t.add ? WRPO__GET(t.c) + WRPO__LOAD(tile + i) : WRPO__LOAD(tile + i));
 }
+WRPO__INLINE void WRPO__(tile_step)(const int rows, const bool pairs, const float *a, const float *b,
+                                    WRPO__V (*x)[WRPO__(NV)]) {
+    WRPO__V bk[WRPO__(NV)];
+    WRPO__UNROLL
+    for (int j = 0; j < WRPO__(NV); j++) bk[j] = WRPO__LOAD(b + j * WRPO__LANES);
+    WRPO__UNROLL
+    for (int i = 0; i < rows; i++) {
+        WRPO__UNROLL
+        for (int j = 0; j < WRPO__(NV); j++) {
+            const WRPO__V row = WRPO__BROADCAST(a[i]);
+            x[i][j] = pairs ? (WRPO__V)WRPO__STEP(true, row, bk[j], x[i][j]) : WRPO__ADD_PRODUCT(row, bk[j], x[i][j]);
+        }
+    }
+}
 WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t words, const float *a, const float *b,
                                   int64_t ldb, wrpo__target t) {
     enum { NV = WRPO__(NV), LANES = WRPO__LANES };
@@ -14013,17 +14064,22 @@ WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t word
             WRPO__PREFETCH(t.c + (t.m == rows ? i : 0) * t.ldc + j * LANES, 1);
         }
     }
-    for (int64_t word = 0; word < words; word++, a += WRPO__(MR_ROOM), b += ldb) {
-        WRPO__V bk[NV];
-        WRPO__UNROLL
-        for (int j = 0; j < NV; j++) bk[j] = WRPO__LOAD(b + j * LANES);
-        WRPO__PREFETCH(a + 8 * WRPO__(MR_ROOM), 0);
-        WRPO__UNROLL
-        for (int i = 0; i < rows; i++) {
+    int64_t word = 0;
+    for (int64_t end; word + 4 <= words;) {
+        end = WRPO__MIN(word + 16, words / 4 * 4);
+        for (int64_t i = 0; i < t.ahead.lanes; i++)
+            __builtin_prefetch(t.ahead.at + i * t.ahead.lane_bytes + word * t.ahead.word_bytes, 0, 2);
+        for (; word < end; word += 4, a += 4 * WRPO__(MR_ROOM), b += 4 * ldb) {
             WRPO__UNROLL
-            for (int j = 0; j < NV; j++) x[i][j] = WRPO__STEP(pairs, WRPO__BROADCAST(a[i]), bk[j], x[i][j]);
+            for (int i = 0; i < 4 * WRPO__(MR_ROOM); i += 16) WRPO__PREFETCH(a + 8 * WRPO__(MR_ROOM) + i, 0);
+            WRPO__UNROLL
+            for (int i = 0; i < 4; i++) {
+                WRPO__(tile_step)(rows, pairs, a + i * WRPO__(MR_ROOM), b + i * ldb, x);
+                __asm__ volatile("" ::: "memory");  /* loads that move up would need more registers than there are */
+            }
         }
     }
+    for (; word < words; word++, a += WRPO__(MR_ROOM), b += ldb) WRPO__(tile_step)(rows, pairs, a, b, x);
     if (t.m < rows || t.n < WRPO__(NR)) {
         float part[WRPO__(MR) * WRPO__(NR)];
         memcpy(part, x, sizeof part);
@@ -14073,22 +14129,38 @@ WRPO__KERNEL void WRPO__(tile)(wrpo__factors factors, int64_t words, const float
     else WRPO__(tile_of)(4, false, words, a, b, ldb, t);
 }
 /* The same for few rows: one panel of A and at most LANES columns of b, whose steps are side by side in memory. They
-   are turned in registers and not packed, because each is used for m rows only. */
+   are turned in registers and not packed, because each is used for m rows only. bfloat16 is turned two steps a word. */
+WRPO__INLINE void WRPO__(thin_step)(const int rows, const bool pairs, const float *a, WRPO__V x, WRPO__V *sum) {
+    WRPO__UNROLL
+    for (int r = 0; r < rows; r++) sum[r] = WRPO__STEP(pairs, WRPO__BROADCAST(a[r]), x, sum[r]);
+}
 WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, int64_t kc, const float *a, wrpo__operand b,
                                   int64_t ahead, wrpo__target t) {
-    const int step = pairs ? 2 : 1;
-    WRPO__V sum[WRPO__(MR)], x[WRPO__LANES];
+    enum { ROOM = WRPO__(MR_ROOM), LANES = WRPO__LANES };
+    const bool split = b.type == WRPO_DTYPE_BF16 && !pairs, two = pairs || split;
+    const int whole = two ? 2 * LANES : LANES;
+    WRPO__V sum[WRPO__(MR)], x[LANES];
+    int64_t k = 0;
     WRPO__UNROLL
     for (int r = 0; r < rows; r++) sum[r] = (WRPO__V){0};
-    for (int64_t k = 0; k < kc; k += step * WRPO__LANES) {
-        WRPO__(square)(x, false, pairs, b, k, t.n, 0, kc - k, ahead);
+    for (; k + whole <= kc && t.n == LANES; k += whole, a += (pairs ? LANES : whole) * ROOM) {
+        WRPO__(square)(x, false, two, b, k, LANES, 0, whole, ahead);
         WRPO__(turn)(x);
         WRPO__UNROLL
-        for (int i = 0; i < WRPO__LANES; i++, a += WRPO__(MR_ROOM)) {
-            if (k + i * step >= kc) continue;
-            WRPO__UNROLL
-            for (int r = 0; r < rows; r++) sum[r] = WRPO__STEP(pairs, WRPO__BROADCAST(a[r]), x[i], sum[r]);
+        for (int i = 0; i < LANES; i++) {
+            if (!split) WRPO__(thin_step)(rows, pairs, a + i * ROOM, x[i], sum);
+            else {
+                WRPO__(thin_step)(rows, false, a + 2 * i * ROOM, WRPO__FLOATS(WRPO__BITS(x[i]) << 16), sum);
+                WRPO__(thin_step)(rows, false, a + 2 * i * ROOM + ROOM, WRPO__FLOATS(WRPO__BITS(x[i]) & 0xFFFF0000u),
+                                  sum);
+            }
         }
+    }
+    for (; k < kc; k += pairs ? 2 * LANES : LANES) {  /* what is no whole square */
+        WRPO__(square_end)(x, false, pairs, b, k, t.n, 0, kc - k);
+        WRPO__(turn)(x);
+        for (int64_t i = 0; i < LANES && k + (pairs ? 2 * i : i) < kc; i++, a += ROOM)
+            WRPO__(thin_step)(rows, pairs, a, x[i], sum);
     }
     const int64_t i = 0, n = t.n;
     WRPO__UNROLL
@@ -14097,18 +14169,21 @@ WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, int64_t kc, 
 }
 WRPO__INLINE void WRPO__(thin_rows)(const bool pairs, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
                                     wrpo__target t) {
-    if (t.m > 4) WRPO__(thin_of)(WRPO__(MR), pairs, kc, a, b, ahead, t);
-    else if (t.m > 1) WRPO__(thin_of)(4, pairs, kc, a, b, ahead, t);
-    else WRPO__(thin_of)(1, pairs, kc, a, b, ahead, t);
+    if (t.m > 8) WRPO__(thin_of)(WRPO__(MR), pairs, kc, a, b, ahead, t);
+    else if (t.m > 4) WRPO__(thin_of)(WRPO__MIN(8, WRPO__(MR)), pairs, kc, a, b, ahead, t);
+    else WRPO__(thin_of)(4, pairs, kc, a, b, ahead, t);
 }
 WRPO__KERNEL void WRPO__(thin)(wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
                                wrpo__target t) {
     const wrpo__operand bf16 = {b.data, WRPO_DTYPE_BF16, b.lane, b.step};
     const wrpo__operand f16 = {b.data, WRPO_DTYPE_F16, b.lane, b.step};
-    if (WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS) WRPO__(thin_rows)(true, kc, a, bf16, ahead, t);
+    const wrpo__operand f32 = {b.data, WRPO_DTYPE_F32, b.lane, b.step};
+    const bool pairs = WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS;
+    if (pairs && b.type == WRPO_DTYPE_BF16) WRPO__(thin_rows)(true, kc, a, bf16, ahead, t);
+    else if (pairs) WRPO__(thin_rows)(true, kc, a, f32, ahead, t);
     else if (b.type == WRPO_DTYPE_BF16) WRPO__(thin_rows)(false, kc, a, bf16, ahead, t);
     else if (b.type == WRPO_DTYPE_F16) WRPO__(thin_rows)(false, kc, a, f16, ahead, t);
-    else WRPO__(thin_rows)(false, kc, a, b, ahead, t);
+    else WRPO__(thin_rows)(false, kc, a, f32, ahead, t);
 }
 
 /* ---- attention: a tile of scores is s[key][NR], a column for each lane ---- */
@@ -14174,6 +14249,25 @@ WRPO__KERNEL void WRPO__(softmax)(float *s, int64_t keys, wrpo__mask mask, float
     for (int64_t i = 0; i < d; i++, out += NR)
         for (int j = 0; j < NV; j++) WRPO__STORE(out + j * LANES, WRPO__LOAD(out + j * LANES) * factor[j]);
 }
+/* The same for one lane, whose n scores and d outputs are side by side. It does not see keys before `first`. */
+WRPO__KERNEL void WRPO__(softmax_row)(float *s, int64_t first, int64_t n, float softcap, float *top, float *sum,
+                                      float *out, int64_t d) {
+    WRPO__V most = WRPO__VECTOR(*top);
+    float part = 0;
+    for (int64_t i = 0; i < first; i++) s[i] = -INFINITY;
+    for (int64_t i = 0; i < n; i += WRPO__LANES) {
+        const WRPO__V x = WRPO__(softcap)(WRPO__(read)(s, WRPO_DTYPE_F32, i, n - i, -INFINITY), softcap);
+        if (softcap > 0) WRPO__PUT(s, x);
+        most = WRPO__(max)(most, x);
+    }
+    const float high = WRPO__(largest)(most);
+    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__PUT(s, WRPO__(exp)(WRPO__GET(s) - high));
+    for (int64_t i = 0; i < n; i++) part += s[i];
+    const WRPO__V factor = WRPO__(exp)(WRPO__VECTOR(*top - high));
+    *sum = ((WRPO__V)WRPO__FMA(*sum, factor, part))[0];
+    *top = high;
+    WRPO__(scale)(out, factor[0], out, WRPO_DTYPE_F32, d);
+}
 /* Scores become e^(s - lse), and dp becomes ds. */
 WRPO__KERNEL void WRPO__(softmax_bwd)(float *s, float *dp, int64_t keys, wrpo__mask mask, const float *lse,
                                       const float *delta) {
@@ -14202,7 +14296,10 @@ static wrpo_result WRPO__(open)(void **dev, const wrpo_desc *desc, wrpo_error *w
 #undef WRPO__LOW
 #undef WRPO__HIGH
 #undef WRPO__BROADCAST
+#undef WRPO__LOAD_HALVES
+#undef WRPO__LOAD_F16
 #undef WRPO__FMA
+#undef WRPO__ADD_PRODUCT
 #undef WRPO__STEP
 #undef WRPO__PAIR_OF
 #endif /* WRPO__LANES */
@@ -14481,9 +14578,23 @@ static void wrpo__gemm_thin(const wrpo__product *p, int64_t begin, int64_t end) 
     for (int64_t j = begin; j < end; j += columns)
         for (int64_t k = p->k0, kc; k < p->k1; k += kc) {
             kc = wrpo__gemm_block(p, k);
-            const wrpo__target c = {p->c + j, p->ldc, p->lanes[0], WRPO__MIN(columns, end - j), p->add || k > 0};
+            const wrpo__target c = {.c = p->c + j, .ldc = p->ldc, .m = p->lanes[0], .n = WRPO__MIN(columns, end - j),
+                                    .add = p->add || k > 0};
             p->cpu->kernel.thin(p->factors, kc, wrpo__gemm_panel(p, 0, k), wrpo__gemm_from(p, 1, j, k), ahead, c);
         }
+}
+/* What a task most likely packs after the block of k: part i of `parts`. Only lanes with their steps side by side are
+   worth it; of the others the machine foresees the next. */
+static wrpo__ahead wrpo__gemm_ahead(const wrpo__product *p, int64_t begin, int64_t end, int64_t k, int64_t parts,
+                                    int64_t i) {
+    const wrpo__operand *from = &p->operand[p->own];
+    const int64_t next = k + wrpo__gemm_block(p, k), size = (int64_t)wrpo__dtype_size(from->type);
+    const int64_t each = wrpo__div_up(end - begin, parts), last = next < p->k1 ? 0 : p->cpu->threads;
+    const int64_t lane = begin + i * each + last * (end - begin), most = WRPO__MIN(end - begin - i * each, each);
+    const int64_t lanes = from->step == 1 ? WRPO__MIN(most, p->lanes[p->own] - lane) : 0;
+    if (lanes <= 0) return (wrpo__ahead){0};
+    return (wrpo__ahead){wrpo__gemm_from(p, p->own, lane, last ? p->k0 : next).data, lanes, from->lane * size,
+                         p->factors == WRPO__FLOATS ? size : 2 * size};
 }
 /* Lanes [begin, end) of A and of B, all steps of the piece. */
 static void wrpo__gemm_task(const wrpo__product *p, const int64_t begin[2], const int64_t end[2]) {
@@ -14499,14 +14610,17 @@ static void wrpo__gemm_task(const wrpo__product *p, const int64_t begin[2], cons
         panels[p->shared] = wrpo__gemm_panel(p, begin[p->shared], k);
         panels[p->own] = wrpo__cpu_scratch(p->cpu);
         wrpo__gemm_pack(p, p->own, panels[p->own], begin[p->own], end[p->own] - begin[p->own], k, kc);
+        const int64_t tiles = wrpo__div_up(rows, MR) * wrpo__div_up(end[1] - begin[1], NR);
+        int64_t done = 0;
         for (int64_t top = begin[0]; top < end[0]; top += block)
             for (int64_t j = begin[1]; j < end[1]; j += NR)
                 for (int64_t i = top; i < WRPO__MIN(end[0], top + block); i += MR) {
                     const float *a = panels[0] + (i - begin[0]) / MR * words * p->room[0];
                     const float *b = panels[1] + (j - begin[1]) / NR * words * p->room[1];
                     const int64_t m = WRPO__MIN(MR, end[0] - i), n = WRPO__MIN(NR, end[1] - j);
+                    const wrpo__ahead ahead = wrpo__gemm_ahead(p, begin[p->own], end[p->own], k, tiles, done++);
                     p->cpu->kernel.tile(p->factors, words, a, b, p->room[1],
-                                        (wrpo__target){p->c + i * p->ldc + j, p->ldc, m, n, p->add || k > 0});
+                                        (wrpo__target){p->c + i * p->ldc + j, p->ldc, m, n, p->add || k > 0, ahead});
                 }
     }
     if (p->factors == WRPO__TILES) WRPO__TILE_RELEASE();
@@ -14579,9 +14693,12 @@ static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const vo
    added across tasks.
 
    The prefix and the own keys of a segment are two ranges, cut into tiles from the start of each. A tile or a key that
-   a lane does not see changes none of its bits, because its weight is 0. Segments of one row with the same prefix
-   (samples of a prompt, in decoding) are siblings: their lanes go through the prefix together. */
-enum { WRPO__PASS_O = 1, WRPO__PASS_DQ = 2, WRPO__PASS_DKV = 4 };
+   a lane does not see changes none of its bits, because its weight is 0.
+
+   In decoding a segment has one row, and its keys are for few lanes. The pass for such rows makes the same sums by the
+   products of few rows: scores are [lane][key], and keys and values are read where they are. Segments of one row with
+   the same prefix (samples of a prompt) are siblings: their lanes go through the prefix together. */
+enum { WRPO__PASS_O = 1, WRPO__PASS_DQ = 2, WRPO__PASS_DKV = 4, WRPO__PASS_ROW = 8 };
 typedef struct wrpo__attention {  /* the arguments of both ops; do, lse and delta are NULL in the forward */
     const wrpo__cpu *cpu; const wrpo__kernels *kernel; const wrpo_attn *a;
     wrpo__factors factors;
@@ -14597,18 +14714,19 @@ typedef struct wrpo__lanes {  /* lanes [first, first + count), for head g of k a
    the tile's keys in panels of A. */
 #define WRPO__BUFFERS(X) \
     X(at, 1, NR, 7)                  /* positions of queries, from the tile's first key on */ \
-    X(numbers, 3, lanes, 7)          /* [group][3][NR]: position; running maximum and sum, or lse and delta */ \
-    X(p, tile, NR, 7)                /* the weights of a tile, [key][lane] */ \
-    X(ds, tile, NR, 6) \
+    X(numbers, 3, lanes, 15)         /* [group][3][NR]: position; running maximum and sum, or lse and delta */ \
+    X(p, tile, NR, 15)               /* the weights of a tile, [key][lane] */ \
+    X(ds, tile, NR, 14)              /* for rows: those weights as a panel of A */ \
     X(keys, slots, d, 7)             /* panels of A: its lanes are keys, its steps are d */ \
     X(values, slots, d, 6) \
     X(across, d_mr / MR * ROOM, tile, 3)               /* panels of X': its lanes are d, its steps are keys */ \
-    X(queries, lanes, d, 7)          /* panels of B: [group][d][NR] */ \
+    X(queries, lanes, d, 15)         /* panels of B: [group][d][NR] */ \
     X(d_outs, lanes, d, 6) \
-    X(out, lanes, d_mr, 3)           /* [group][d_mr][NR] */ \
+    X(out, lanes, d_mr, 11)          /* [group][d_mr][NR] */ \
+    X(columns, d_nr, tile, 8)        /* values as panels of B */ \
     X(dk, tile + MR, d_nr, 4)        /* [key][d] */ \
     X(dv, tile + MR, d_nr, 4) \
-    X(q_rows, lanes, d_nr, 4)        /* queries and do again, [lane][d] */ \
+    X(q_rows, lanes, d_nr, 12)       /* queries and do again, [lane][d] */ \
     X(do_rows, lanes, d_nr, 4) \
     X(p_panels, slots, lanes, 4)     /* panels of A: the weights of all groups, its steps are lanes */ \
     X(ds_panels, slots, lanes, 4)
@@ -14659,12 +14777,7 @@ static int64_t wrpo__lane_at(const wrpo__lanes *b, int64_t i, int64_t ld) {
 static bool wrpo__visible(const wrpo__lanes *b, int64_t i, int64_t n, int64_t key0, int64_t keys, int64_t *seen,
                           bool *masked) {
     const int64_t window = b->x->a->window;
-    int64_t low = wrpo__lane_position(b, i), high = wrpo__lane_position(b, i + n - 1);
-    for (int64_t j = i; b->segs > 1 && j < i + n; j++) {
-        const int64_t position = wrpo__lane_position(b, j);
-        low = WRPO__MIN(low, position);
-        high = WRPO__MAX(high, position);
-    }
+    const int64_t low = wrpo__lane_position(b, i), high = wrpo__lane_position(b, i + n - 1);
     *seen = WRPO__MIN(keys, high - key0 + 1);
     *masked = low < key0 + *seen - 1 || (window > 0 && high - key0 >= window);
     return *seen > 0 && (window <= 0 || low - (key0 + keys - 1) < window);
@@ -14713,20 +14826,16 @@ static void wrpo__multiply(const wrpo__attention *x, int64_t m, int64_t n, int64
     for (int64_t j = 0; j < n; j += NR)
         for (int64_t i = 0; i < m; i += MR)
             x->kernel->tile(x->factors, words, a + i / MR * next, b + j, ldb,
-                            (wrpo__target){c + i * ldc + j, ldc, MR, NR, add});
+                            (wrpo__target){.c = c + i * ldc + j, .ldc = ldc, .m = MR, .n = NR, .add = add});
 }
-/* w->p and, in the backward, w->ds: the weights of lanes [from, to), of one group, for the tile's keys [0, seen) */
-static void wrpo__attention_weights(const wrpo__attention *x, const wrpo__buffers *w, int64_t from, int64_t to,
-                                    int64_t key0, int64_t seen, bool masked) {
+/* w->p and, in the backward, w->ds: the weights of the group from lane0 on, for the tile's keys [0, seen) */
+static void wrpo__attention_weights(const wrpo__attention *x, const wrpo__buffers *w, int64_t lane0, int64_t key0,
+                                    int64_t seen, bool masked) {
     const wrpo_attn *a = x->a;
     const int64_t NR = x->kernel->NR, words = wrpo__attention_words(x, a->d), next = x->kernel->MR_ROOM * words;
-    const int64_t lane0 = from / NR * NR;  /* of the group */
     const wrpo__mask mask = {w->at, a->window > 0 ? (float)a->window : INFINITY, a->softcap, masked};
     float *position = w->numbers + 3 * lane0, *top = position + NR, *sum = top + NR;
-    for (int64_t j = 0; j < NR; j++) {
-        const bool other = lane0 + j < from || lane0 + j >= to;  /* sees nothing */
-        w->at[j] = other ? -1 : position[j] - (float)key0;
-    }
+    for (int64_t j = 0; j < NR; j++) w->at[j] = position[j] - (float)key0;
     wrpo__multiply(x, seen, NR, a->d, w->keys, next, w->queries + lane0 * words, NR, w->p, NR, false);
     if (!x->d_o) {
         float *out = w->out + lane0 * wrpo__round_up(a->d, x->kernel->MR);
@@ -14749,29 +14858,25 @@ static void wrpo__attention_lanes(const wrpo__lanes *b) {
     if (bwd) wrpo__lane_vectors(b, x->d_o, a->ldo, 1, w.out, d, w.d_outs);
     wrpo__lane_numbers(b, w.numbers);
     memset(w.out, 0, (size_t)(groups * NR * d_mr) * sizeof *w.out);
-    for (int64_t range = 0; range <= b->segs; range++) {  /* the prefix; the own keys of each segment, for its lanes */
-        const bool own = range > 0, sibling = own && b->segs > 1;
-        const wrpo_seg *seg = b->seg + (own ? range - 1 : 0);
+    for (int own = 0; own < 2; own++) {  /* the prefix, then the own keys */
+        const wrpo_seg *seg = b->seg;
         const int64_t begin = own ? seg->own : seg->prefix, end = own ? seg->own_end : seg->prefix_end;
-        const int64_t from = sibling ? WRPO__MAX((range - 1) * x->share - b->first, 0) : 0;
-        const int64_t to = sibling ? WRPO__MIN(range * x->share - b->first, b->count) : b->count;
-        for (int64_t row = begin; row < end && from < to; row += x->tile) {
+        for (int64_t row = begin; row < end; row += x->tile) {
             const int64_t n = WRPO__MIN(x->tile, end - row), key0 = wrpo__key_position(seg, row);
             const float *keys = x->k + row * a->ldkv + b->g * d, *values = x->v + row * a->ldkv + b->g * d;
             int64_t seen;
             bool masked;
-            if (!wrpo__visible(b, from, to - from, key0, n, &seen, &masked)) continue;
+            if (!wrpo__visible(b, 0, b->count, key0, n, &seen, &masked)) continue;
             wrpo__pack_keys(x, w.keys, keys, n, false);
             if (bwd) wrpo__pack_keys(x, w.values, values, n, false);
             wrpo__pack_keys(x, w.across, bwd ? keys : values, n, true);
-            for (int64_t i = from, next; i < to; i = next) {
+            for (int64_t i = 0; i < b->count; i += NR) {
                 float *weights = bwd ? w.ds : w.p;
-                next = WRPO__MIN((i / NR + 1) * NR, to);
-                if (!wrpo__visible(b, i, next - i, key0, n, &seen, &masked)) continue;
-                wrpo__attention_weights(x, &w, i, next, key0, seen, masked || sibling);
+                if (!wrpo__visible(b, i, WRPO__MIN(NR, b->count - i), key0, n, &seen, &masked)) continue;
+                wrpo__attention_weights(x, &w, i, key0, seen, masked);
                 wrpo__to_words(x, weights, seen, NR);
                 wrpo__multiply(x, d, NR, seen, w.across, x->kernel->MR_ROOM * wrpo__attention_words(x, n), weights, NR,
-                               w.out + i / NR * NR * d_mr, NR, true);
+                               w.out + i * d_mr, NR, true);
             }
         }
     }
@@ -14784,6 +14889,76 @@ static void wrpo__attention_lanes(const wrpo__lanes *b) {
         else {
             x->new_lse[wrpo__lane_row(b, i) * a->H + wrpo__lane_head(b, i)] = number[NR] + logf(number[2 * NR]);
             x->kernel->scale(x->o + wrpo__lane_at(b, i, a->ldo), 1 / number[2 * NR], rows, WRPO_DTYPE_F32, d);
+        }
+    }
+}
+/* The pass for o where segments have one row: lanes [from, to) of those from `first` on, one panel of A, and the keys
+   of rows [row, end), less than a tile; the first one is at position key0. */
+static void wrpo__attention_row_tile(const wrpo__lanes *b, const wrpo__buffers *w, int64_t first, int64_t from,
+                                     int64_t to, int64_t row, int64_t n, int64_t key0) {
+    const wrpo__attention *x = b->x;
+    const wrpo_attn *a = x->a;
+    const int64_t NR = x->kernel->NR, LANES = x->kernel->LANES, d = a->d, d_nr = wrpo__round_up(d, NR), m = to - from;
+    const int64_t words = wrpo__attention_words(x, n);
+    const float *keys = x->k + row * a->ldkv + b->g * d, *values = x->v + row * a->ldkv + b->g * d;
+    const bool packed = x->factors != WRPO__FLOATS || d_nr != d;
+    int64_t hidden[64], least = n;  /* keys that a lane does not see, from the first one on */
+    for (int64_t i = from; i < to; i++) {
+        const int64_t past = wrpo__lane_position(b, first + i) + 1 - a->window - key0;
+        hidden[i] = a->window > 0 ? WRPO__MAX(0, WRPO__MIN(n, past)) : 0;
+        least = WRPO__MIN(least, hidden[i]);
+    }
+    if (least == n) return;
+    for (int64_t j = 0; j < n; j += LANES) {
+        const wrpo__operand k = {keys + j * a->ldkv, WRPO_DTYPE_F32, a->ldkv, 1};
+        x->kernel->thin(x->factors, d, w->queries + from, k, 4 * LANES * a->ldkv,
+                        (wrpo__target){.c = w->p + from * x->tile + j, .ldc = x->tile, .m = m,
+                                       .n = WRPO__MIN(LANES, n - j)});
+    }
+    for (int64_t i = from; i < to; i++)
+        x->kernel->softmax_row(w->p + i * x->tile, hidden[i], n, a->softcap, w->numbers + i, w->numbers + NR + i,
+                               w->out + i * d_nr, d);
+    x->kernel->pack(x->factors, false, (wrpo__packing){{w->p + from * x->tile, WRPO_DTYPE_F32, x->tile, 1}, m, n,
+                                                       w->ds, 0, words});
+    if (packed) x->kernel->pack(x->factors, true, (wrpo__packing){{values, WRPO_DTYPE_F32, 1, a->ldkv}, d, n,
+                                                                  w->columns, NR * words, words});
+    for (int64_t j = 0; j < d; j += NR)
+        x->kernel->tile(x->factors, words, w->ds, packed ? w->columns + j * words : values + j, packed ? NR : a->ldkv,
+                        (wrpo__target){.c = w->out + from * d_nr + j, .ldc = d_nr, .m = m, .n = NR, .add = true});
+}
+static void wrpo__attention_row(const wrpo__lanes *b) {
+    const wrpo__attention *x = b->x;
+    const wrpo_attn *a = x->a;
+    const int64_t NR = x->kernel->NR, d = a->d, d_nr = wrpo__round_up(d, NR), share = x->share;
+    wrpo__buffers w;
+    wrpo__attention_layout(x, WRPO__PASS_ROW, 1, wrpo__cpu_scratch(x->cpu), &w);
+    for (int64_t first = 0, count; first < b->count; first += count) {
+        count = WRPO__MIN(x->kernel->MR, b->count - first);
+        for (int64_t i = 0; i < count; i++) {
+            const float *q = x->q + wrpo__lane_at(b, first + i, a->ldq);
+            x->kernel->scale(w.q_rows + i * d, a->scale, q, WRPO_DTYPE_F32, d);
+            w.numbers[i] = -FLT_MAX;
+            w.numbers[NR + i] = 0;
+        }
+        x->kernel->pack(x->factors, false, (wrpo__packing){{w.q_rows, WRPO_DTYPE_F32, d, 1}, count, d, w.queries, 0,
+                                                           wrpo__attention_words(x, d)});
+        memset(w.out, 0, (size_t)(count * d_nr) * sizeof *w.out);
+        for (int64_t range = 0; range <= b->segs; range++) {  /* the prefix; own keys of each segment, for its lanes */
+            const wrpo_seg *seg = b->seg + WRPO__MAX(range - 1, 0);
+            const int64_t begin = range ? seg->own : seg->prefix, end = range ? seg->own_end : seg->prefix_end;
+            const int64_t lane = b->first + first;
+            const int64_t from = range ? WRPO__MAX((range - 1) * share - lane, 0) : 0;
+            const int64_t to = range ? WRPO__MIN(range * share - lane, count) : count;
+            for (int64_t row = begin; row < end && from < to; row += x->tile)
+                wrpo__attention_row_tile(b, &w, first, from, to, row, WRPO__MIN(x->tile, end - row),
+                                         wrpo__key_position(seg, row));
+        }
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t lane = first + i;
+            x->new_lse[wrpo__lane_row(b, lane) * a->H + wrpo__lane_head(b, lane)] =
+                w.numbers[i] + logf(w.numbers[NR + i]);
+            x->kernel->scale(x->o + wrpo__lane_at(b, lane, a->ldo), 1 / w.numbers[NR + i], w.out + i * d_nr,
+                             WRPO_DTYPE_F32, d);
         }
     }
 }
@@ -14825,7 +15000,7 @@ static void wrpo__attention_rows(const wrpo__attention *x, const wrpo_seg *home,
                 const int64_t to = WRPO__MIN(i + NR, b.count), panel = i / NR * group_words * ROOM;
                 const wrpo__operand p = {w.p, WRPO_DTYPE_F32, NR, 1}, ds = {w.ds, WRPO_DTYPE_F32, NR, 1};
                 wrpo__visible(&b, i, to - i, key0, keys, &seen, &masked);
-                wrpo__attention_weights(x, &w, i, to, key0, seen, masked);
+                wrpo__attention_weights(x, &w, i, key0, seen, masked);
                 memset(w.p + seen * NR, 0, (size_t)((keys - seen) * NR) * sizeof *w.p);
                 memset(w.ds + seen * NR, 0, (size_t)((keys - seen) * NR) * sizeof *w.ds);
                 x->kernel->pack(x->factors, false,
@@ -14883,11 +15058,15 @@ static void wrpo__attention_pass(const wrpo__attention *x, int pass) {
     const int64_t step = rows ? x->tile : wrpo__attention_groups(x, pass) * x->kernel->NR;
     wrpo__lanes all;
     const int64_t tasks = wrpo__attention_task(x, pass, per_row, step, INT64_MAX, &all) * a->G;
-    WRPO__PARFOR(wrpo__cpu_team(x->cpu, a->n * a->H * a->d))
+    int64_t work = 0;
+    for (const wrpo_seg *s = a->segs; s < a->segs + a->n_segs; s++)
+        work += (s->end - s->begin) * (s->prefix_end - s->prefix + s->own_end - s->own) * a->H * a->d / 32;
+    WRPO__PARFOR(wrpo__cpu_team(x->cpu, work))
     for (int64_t i = 0; i < tasks; i++) {
         wrpo__lanes b = {.x = x, .g = i % a->G};
         wrpo__attention_task(x, pass, per_row, step, i / a->G, &b);
         if (rows) wrpo__attention_rows(x, b.seg, b.seg->begin + b.first, b.count, b.g);
+        else if (pass == WRPO__PASS_O && b.seg->end - b.seg->begin == 1) wrpo__attention_row(&b);
         else wrpo__attention_lanes(&b);
     }
 }
@@ -14924,10 +15103,24 @@ static void wrpo__cpu_attention_bwd(void *dev, const wrpo_attn *a, void *dq, voi
     wrpo__attention_pass(&x, WRPO__PASS_DQ);
     wrpo__attention_pass(&x, WRPO__PASS_DKV);
 }
+/* One thread does not fill the memory's lines. */
+static void wrpo__cpu_copy(void *dev, void *dst, const void *src, size_t n) {
+    const wrpo__cpu *cpu = dev;
+    const int64_t bytes = (int64_t)n, part = 4 * WRPO__GRAIN;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, bytes / 4))
+    for (int64_t i = 0; i < bytes; i += part)
+        memcpy((char *)dst + i, (const char *)src + i, (size_t)WRPO__MIN(part, bytes - i));
+}
+static void wrpo__cpu_zero(void *dev, void *dst, size_t n) {
+    const wrpo__cpu *cpu = dev;
+    const int64_t bytes = (int64_t)n, part = 4 * WRPO__GRAIN;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, bytes / 4))
+    for (int64_t i = 0; i < bytes; i += part) memset((char *)dst + i, 0, (size_t)WRPO__MIN(part, bytes - i));
+}
 #define WRPO__CPU_TABLE(level, allowed) { \
     .name = "cpu-" #level, .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true, .features = allowed, \
     .open = wrpo__open_##level, .close = wrpo__cpu_close, .alloc = wrpo__host_alloc, .release = wrpo__host_release, \
-    .put = wrpo__host_copy, .get = wrpo__host_copy, .copy = wrpo__host_copy, .zero = wrpo__host_zero, \
+    .put = wrpo__host_copy, .get = wrpo__host_copy, .copy = wrpo__cpu_copy, .zero = wrpo__cpu_zero, \
     .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = wrpo__cpu_gemm, \
     .embed = wrpo__cpu_embed, .embed_bwd = wrpo__cpu_embed_bwd, .gather = wrpo__cpu_gather, \
     .gather_bwd = wrpo__cpu_gather_bwd, .scatter = wrpo__cpu_scatter, .bias = wrpo__cpu_bias, \
@@ -14947,7 +15140,9 @@ WRPO_API const wrpo_backend *wrpo_backend_find(const char *name) {
 #ifdef WRPO__HAVE_AVX
     static const wrpo_backend avx2 = WRPO__CPU_TABLE(avx2, 0), avx512 = WRPO__CPU_TABLE(avx512, WRPO_FEATURE_BF16);
     static const wrpo_backend amx = WRPO__CPU_TABLE(avx512, WRPO_FEATURE_BF16 | WRPO_FEATURE_AMX);
-    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    unsigned a, b, c = 0, d;  /* 29: F16C */
+    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
     const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
     if (strcmp(name, "avx2") == 0 && has_avx2) return &avx2;
     if (strcmp(name, "avx512") == 0 && has_avx512) return &avx512;

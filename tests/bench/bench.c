@@ -3,10 +3,14 @@
      make -C tests build/bench                     CFLAGS="-O3 -march=native" or others, as for the tests
      build/bench kernels [OPTIONS]                 products and the other ops, beside OpenBLAS, oneDNN and PyTorch
      build/bench profile [OPTIONS]                 where a training step spends its time, op by op
+     build/bench decode [OPTIONS]                  tokens a second of decoding, beside the speed at which memory reads
      build/bench step [OPTIONS] one line: time, arithmetic and memory of a training step (bench_growth.sh)
      build/bench ceilings
 
-   Options (defaults):  --threads N (2)   --dtype f32|bf16 (f32)   --reps N (5)
+   Options (defaults):  --threads N (2)   --dtype f32|bf16 (f32)   --reps N (5)   --backend NAME (the fastest)
+     With one thread, times are its CPU time: other processes then disturb a figure less.
+     decode: --model DIR or --shape, as below; --weights f32|bf16|f16 (f32), a file of which is mapped; --batch N (1)
+     samples at once; --tokens N (100) of each
      kernels: --torch PYTHON an interpreter with torch, which then runs beside; --only TEXT ops with TEXT in their line
      profile and step: --model DIR --data FILE --max-length N real records, or else a random model and records of this
      shape:
@@ -38,11 +42,14 @@ static void omp_set_num_threads(int n) { (void)n; }
 #endif
 
 static struct options {
-    const char *model, *data, *shape, *torch, *only;
-    int64_t threads, reps, max_length, layers, vocab, records, prompt, response, responses, recompute, micro_tokens,
-        steps;
+    const char *model, *data, *shape, *torch, *only, *backend, *weights;
+    int64_t batch, tokens, threads, reps, max_length, layers, vocab, records, prompt, response, responses, recompute,
+        micro_tokens, steps;
     bool bf16, equal;
 } opt = {.shape = "smollm2",
+         .weights = "f32",
+         .batch = 1,
+         .tokens = 100,
          .threads = 2,
          .reps = 5,
          .max_length = 1024,
@@ -55,9 +62,15 @@ static struct options {
 
 static wrpo_dtype dtype_of(void) { return opt.bf16 ? WRPO_DTYPE_BF16 : WRPO_DTYPE_F32; }
 static void die(const char *what) { fprintf(stderr, "bench: %s\n", what); exit(1); }
+static const wrpo_backend *backend(void) {
+    const wrpo_backend *be = opt.backend ? wrpo_backend_find(opt.backend) : wrpo_backend_cpu();
+    if (!be) die("--backend: this machine does not have it");
+    return be;
+}
+/* Of one thread: its CPU time, which leaves out the time that other processes take from it. */
 static double now(void) {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(opt.threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 static void *get(size_t n) {         /* touched, so that no page fault is timed */
@@ -74,29 +87,35 @@ static double median(double *x, int64_t n) {
 }
 
 /* ---- ceilings: what the machine does when nothing is in the way ---- */
-/* bytes 2^18 .. 2^27; independent sums, more than latency x ports of any core here */
-enum { SIZES = 10, CHAINS = 24 };
-static struct { double fma, bf16, copy[SIZES], read[SIZES]; const char *bf16_by; } top;
+enum { COPIED, READ, CHANGED, FILLED, USES };  /* what an op does with memory: written elsewhere, only read, ... */
+/* Working sets of 2^18 .. 2^27 bytes. Independent sums: at least latency x ports of any core here (10), and with their
+   two factors no more than there are registers, or else the loop measures the stack: 16 in AVX2, 32 in AVX-512. */
+enum { SIZES = 10, CHAINS_16 = 12, CHAINS_32 = 24 };
+static struct {
+    double fma, bf16, half;  /* half: multiply-adds in vectors of half the width, 0: there are none */
+    double bytes[USES][SIZES];  /* GB/s, read and written */
+    const char *bf16_by;
+} top;
 
-/* seconds of `rounds` rounds of CHAINS multiply-adds; in: the registers' letter */
-#define CHAIN_LOOP(name, at, in, vector, set, step) \
+/* seconds of `rounds` rounds of `chains` multiply-adds; in: the registers' letter */
+#define CHAIN_LOOP(name, at, in, chains, vector, set, step) \
     static at double name(int64_t rounds) { \
-        vector s[CHAINS]; \
+        vector s[chains]; \
         const double begin = now(); \
-        _Pragma("GCC unroll 32") for (int i = 0; i < CHAINS; i++) s[i] = set; \
+        _Pragma("GCC unroll 32") for (int i = 0; i < chains; i++) s[i] = set; \
         for (int64_t r = 0; r < rounds; r++) { \
-            _Pragma("GCC unroll 32") for (int i = 0; i < CHAINS; i++) { step; __asm__ volatile("" : in(s[i])); } \
+            _Pragma("GCC unroll 32") for (int i = 0; i < chains; i++) { step; __asm__ volatile("" : in(s[i])); } \
         } \
         const double end = now(); \
         return end - begin; \
     }
 #if defined(__x86_64__)
 #define AT(features) __attribute__((target(features), noinline))
-CHAIN_LOOP(fma_512, AT("avx512f"), "+v", __m512, _mm512_set1_ps((float)i),
+CHAIN_LOOP(fma_512, AT("avx512f"), "+v", CHAINS_32, __m512, _mm512_set1_ps((float)i),
            s[i] = _mm512_fmadd_ps(s[i], _mm512_set1_ps(0.999f), _mm512_set1_ps(0.001f)))
-CHAIN_LOOP(fma_256, AT("avx2,fma"), "+x", __m256, _mm256_set1_ps((float)i),
+CHAIN_LOOP(fma_256, AT("avx2,fma"), "+x", CHAINS_16, __m256, _mm256_set1_ps((float)i),
            s[i] = _mm256_fmadd_ps(s[i], _mm256_set1_ps(0.999f), _mm256_set1_ps(0.001f)))
-CHAIN_LOOP(dot_bf16, AT("avx512f,avx512bf16"), "+v", __m512, _mm512_set1_ps((float)i),
+CHAIN_LOOP(dot_bf16, AT("avx512f,avx512bf16"), "+v", CHAINS_32, __m512, _mm512_set1_ps((float)i),
            s[i] = _mm512_dpbf16_ps(s[i], (__m512bh)_mm512_set1_epi32(0x3C003C00),
                                    (__m512bh)_mm512_set1_epi32(0x3C003C00)))
 static AT("avx2") double amx_bf16(int64_t rounds) {    /* two tiles of sums, as many multiply-adds as 4 of them allow */
@@ -134,7 +153,8 @@ typedef float lane4 __attribute__((vector_size(16)));
 #else
 #define ANY "+x"
 #endif
-CHAIN_LOOP(fma_128, __attribute__((noinline)), ANY, lane4, ((lane4){(float)i, 1, 2, 3}), s[i] = s[i] * 0.999f + 0.001f)
+CHAIN_LOOP(fma_128, __attribute__((noinline)), ANY, CHAINS_16, lane4, ((lane4){(float)i, 1, 2, 3}),
+           s[i] = s[i] * 0.999f + 0.001f)
 
 /* flops of one round -> GFLOP/s of all threads; the best of several short runs */
 static double rate_of(double (*loop)(int64_t), double flops) {
@@ -164,53 +184,123 @@ READ_PART(read_16, , 16)
 READ_PART(read_32, AT("avx2"), 32)
 READ_PART(read_64, AT("avx512f"), 64)
 #endif
-static void measure_ceilings(void) {
+static void (*best_read(void))(const char *, size_t) {
 #if defined(__x86_64__)
-    top.fma = __builtin_cpu_supports("avx512f") ? rate_of(fma_512, CHAINS * 32)
-        : __builtin_cpu_supports("fma")         ? rate_of(fma_256, CHAINS * 16)
-                                                : 0;
-    if (has_amx()) top.bf16 = rate_of(amx_bf16, 4 * 16 * 16 * 32 * 2), top.bf16_by = "tdpbf16ps (AMX)";
-    else if (has_bf16()) top.bf16 = rate_of(dot_bf16, CHAINS * 64), top.bf16_by = "vdpbf16ps";
+    if (__builtin_cpu_supports("avx512f")) return read_64;
+    if (__builtin_cpu_supports("avx2")) return read_32;
 #endif
-    if (top.fma == 0) top.fma = rate_of(fma_128, CHAINS * 8);
+    return read_16;
+}
+static void fill_part(char *p, size_t n) { memset(p, 1, n); __asm__ volatile("" ::: "memory"); }
+static void change_part(char *p, size_t n) {
+    wrpo__v_generic *x = (void *)p;
+    for (size_t i = 0; i < n / sizeof *x; i++) x[i] = x[i] * 0.5f;
+    __asm__ volatile("" ::: "memory");
+}
+static void use_part(int use, char *a, char *b, size_t n) {  /* moves n bytes */
+    if (use == COPIED) copy_part(a, b, n / 2);
+    else if (use == READ) best_read()(a, n);
+    else if (use == CHANGED) change_part(a, n / 2);
+    else fill_part(a, n);
+}
+static void measure_fma(void) {  /* the best so far stays, as a ceiling that was disturbed is too low */
+#if defined(__x86_64__)
+    const bool wide = strstr(backend()->name, "avx512") != NULL;  /* the vectors of the backend */
+    const bool fma = wide || strstr(backend()->name, "avx2") != NULL;
+    if (wide) top.fma = fmax(top.fma, rate_of(fma_512, CHAINS_32 * 32));
+    if (fma) top.half = fmax(top.half, rate_of(fma_256, CHAINS_16 * 16));
+    if (!wide) top.fma = top.half, top.half = 0;
+    const bool amx = wide && has_amx(), pairs = wide && !amx && has_bf16();
+    if (amx) top.bf16 = fmax(top.bf16, rate_of(amx_bf16, 4 * 16 * 16 * 32 * 2)), top.bf16_by = "tdpbf16ps (AMX)";
+    if (pairs) top.bf16 = fmax(top.bf16, rate_of(dot_bf16, CHAINS_32 * 64)), top.bf16_by = "vdpbf16ps";
+#endif
+    if (top.fma == 0) top.fma = fmax(top.fma, rate_of(fma_128, CHAINS_16 * 8));
     if (top.bf16 < top.fma) top.bf16 = top.fma, top.bf16_by = "the same";
+}
+static void measure_ceilings(void) {
+    measure_fma();
     const size_t most = (size_t)1 << (18 + SIZES - 1);
     char *a = get(most), *b = get(most);
-    void (*read_part)(const char *, size_t) = read_16;
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2")) read_part = __builtin_cpu_supports("avx512f") ? read_64 : read_32;
-#endif
-    for (int i = 0; i < SIZES; i++) {
-        const size_t n = (size_t)1 << (18 + i), part = n / 2 / (size_t)opt.threads / 64 * 64;
-        const int64_t times = WRPO__MAX(2, (int64_t)(((size_t)3 << 28) / n));
-        for (int rep = 0; rep < 4; rep++) {
-            double begin = now();
+    for (int use = 0; use < USES; use++)
+        for (int i = 0; i < SIZES; i++) {
+            const size_t part = ((size_t)1 << (18 + i)) / (size_t)opt.threads / 128 * 128;
+            const int64_t times = WRPO__MAX(2, (int64_t)(((size_t)1 << 28) / ((size_t)1 << (18 + i))));
+            for (int rep = 0; rep < 6; rep++) {
+                const double begin = now();
 #pragma omp parallel num_threads((int)opt.threads)
-            for (int64_t t = 0; t < times; t++)
-                copy_part(a + (size_t)omp_get_thread_num() * part, b + (size_t)omp_get_thread_num() * part, part);
-            top.copy[i] =
-                fmax(top.copy[i], (double)(2 * part * (size_t)opt.threads) * (double)times / (now() - begin) * 1e-9);
-            begin = now();
-#pragma omp parallel num_threads((int)opt.threads)
-            for (int64_t t = 0; t < times; t++) read_part(a + (size_t)omp_get_thread_num() * 2 * part, 2 * part);
-            top.read[i] =
-                fmax(top.read[i], (double)(2 * part * (size_t)opt.threads) * (double)times / (now() - begin) * 1e-9);
+                for (int64_t t = 0; t < times; t++) {
+                    const size_t at = (size_t)omp_get_thread_num() * part;
+                    use_part(use, a + at, b + at, part);
+                }
+                const double rate = (double)(part * (size_t)opt.threads) * (double)times / (now() - begin) * 1e-9;
+                top.bytes[use][i] = fmax(top.bytes[use][i], rate);
+            }
         }
-    }
+    for (int use = 0; use < USES; use++)  /* a smaller set is not slower: it was only disturbed */
+        for (int i = SIZES - 1; i-- > 0;) top.bytes[use][i] = fmax(top.bytes[use][i], top.bytes[use][i + 1]);
     free(a), free(b);
 }
-static double memory_rate(const double *by_bytes, double bytes) {      /* GB/s at a working set of this size */
+static double memory_rate(int use, double bytes) {  /* GB/s at a working set of this size */
     int i = 0;
     while (i + 1 < SIZES && (double)((size_t)1 << (18 + i)) < bytes) i++;
-    return by_bytes[i];
+    return top.bytes[use][i];
+}
+/* The CPU, its vectors, and whether the widest are native: in halves they are no faster than half as wide ones. */
+static void print_machine(void) {
+    char line[256] = "", name[200] = "?";
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "model name : %199[^\n]", name) == 1) break;
+    if (f) fclose(f);
+#if defined(__x86_64__)
+    unsigned eax = 0, b, c, d;
+    __get_cpuid(1, &eax, &b, &c, &d);
+    const unsigned family = (eax >> 8 & 15) + (eax >> 20 & 255), model = (eax >> 4 & 15) | (eax >> 12 & 0xF0);
+    printf("CPU: %s, family %u model %u; ", name, family, model);
+#else
+    printf("CPU: %s; ", name);
+#endif
+    if (top.half > 0) printf("AVX-512 %s (%.2fx of AVX2); ", top.fma > 1.4 * top.half ? "native" : "in halves",
+                             top.fma / top.half);
+    printf("dispatch: %s of %s\n", backend()->name, wrpo_backend_cpu()->name);
 }
 static void print_ceilings(void) {
+    print_machine();
     printf("ceilings, %d threads: fp32 multiply-adds %.0f GFLOP/s; bf16 %.0f GFLOP/s (%s)\n", (int)opt.threads, top.fma,
            top.bf16, top.bf16_by);
-    printf("GB/s by working set, memcpy (read + written) | read: ");
+    printf("GB/s by working set, copy | read | changed in place | filled: ");
     for (int i = 0; i < SIZES; i += 3)
-        printf("%s%zu KiB %.0f | %.0f", i ? ", " : "", (size_t)256 << i, top.copy[i], top.read[i]);
+        printf("%s%zu KiB %.0f | %.0f | %.0f | %.0f", i ? ", " : "", (size_t)256 << i, top.bytes[COPIED][i],
+               top.bytes[READ][i], top.bytes[CHANGED][i], top.bytes[FILLED][i]);
     printf("\n");
+}
+/* ---- was this figure disturbed? The same chain of additions on every thread, before and after it: what a neighbour on
+   the core, or another process, takes makes it slower than its best ---- */
+static double spin_best = 1e9;
+static double spin(void) {
+    double slowest = 0;
+#pragma omp parallel num_threads((int)opt.threads) reduction(max : slowest)
+    {
+        const double begin = now();
+        uint64_t x = 1;
+        for (int i = 0; i < 200000; i++) {
+            x += x << 1 ^ (uint64_t)i;
+            __asm__ volatile("" : "+r"(x));
+        }
+        slowest = now() - begin;
+    }
+    spin_best = fmin(spin_best, slowest);
+    return slowest;
+}
+static const char *disturbed(double before) {
+    return fmax(before, spin()) > 1.1 * spin_best ? " (disturbed)" : "";
+}
+/* A share above this says that the ceiling is not one: of bytes, caches held them. */
+static int above;
+static const char *checked(double share) {
+    if (share <= 102) return "";
+    above++;
+    return " ABOVE ITS CEILING";
 }
 
 /* ---- was the machine ours? The share of all processors that others used since the start, from Linux's /proc/stat ----
@@ -240,8 +330,8 @@ static void others_end(void) {
 /* ---- what is ideal, for the stopwatch of watch.h: the rates that `top` has measured ---- */
 static double peak_of(bool bf16) { return (bf16 ? top.bf16 : top.fma) * 1e9; }
 static double ideal_of_flops(double flops, bool attention) { return flops / peak_of(!attention && opt.bf16); }
-static double ideal_of_bytes(double bytes, bool read_only) {
-    return bytes > 0 ? bytes * 1e-9 / memory_rate(read_only ? top.read : top.copy, bytes) : 0;
+static double ideal_of_bytes(double bytes, int use) {
+    return bytes > 0 ? bytes * 1e-9 / memory_rate(use, bytes) : 0;
 }
 #include "watch.h"
 
@@ -257,22 +347,11 @@ static const struct shape {
                "\"high_freq_factor\":4.0,\"original_max_position_embeddings\":8192}"}};
 typedef struct run_of { wrpo_ctx *ctx; wrpo_model *model; wrpo_tokenizer *tok; wrpo_data *data; } run_of;
 static void need(wrpo_ctx *ctx, wrpo_result r) { if (r != WRPO_OK) die(wrpo_last_error(ctx)->text); }
-static run_of open_run(const wrpo_backend *be) {
-    run_of r = {0};
-    const wrpo_desc desc = {.backend = be, .threads = (int)opt.threads, .dtype = dtype_of()};
-    if (wrpo_open(&desc, &r.ctx) != WRPO_OK) die("out of memory");
-    if (!opt.model != !opt.data) die("want --model and --data together");
-    if (opt.model) {
-        need(r.ctx, wrpo_model_load(r.ctx, &(wrpo_model_desc){.dir = opt.model}, &r.model));
-        need(r.ctx, wrpo_tokenizer_load(r.ctx, opt.model, &r.tok));
-        const wrpo_data_desc d = {.path = opt.data, .max_length = opt.max_length, .limit = opt.records};
-        need(r.ctx, wrpo_data_load(r.tok, &d, &r.data));
-        return r;
-    }
+static const struct shape *random_model(run_of *r) {
     const struct shape *s = NULL;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) if (!strcmp(opt.shape, shapes[i].name)) s = &shapes[i];
     if (!s) die("--shape: want smollm2 or llama1b");
-    const int64_t V = opt.vocab ? opt.vocab : s->V, L = opt.layers ? opt.layers : s->L, K = opt.responses;
+    const int64_t V = opt.vocab ? opt.vocab : s->V, L = opt.layers ? opt.layers : s->L;
     char path[64] = "/tmp/wrpo_bench_XXXXXX";
     const int fd = mkstemp(path);
     if (fd < 0) die("no temporary file");
@@ -287,9 +366,25 @@ static run_of open_run(const wrpo_backend *be) {
             (long long)V, (long long)s->D, (long long)s->I, (long long)L, (long long)s->H, (long long)s->G,
             (long long)s->d, s->theta, s->rope);
     fclose(f);
-    const wrpo_result made = wrpo_model_init(r.ctx, &(wrpo_init_desc){.config = path, .seed = 1}, &r.model);
+    const wrpo_result made = wrpo_model_init(r->ctx, &(wrpo_init_desc){.config = path, .seed = 1}, &r->model);
     remove(path);
-    need(r.ctx, made);
+    need(r->ctx, made);
+    return s;
+}
+static run_of open_run(const wrpo_backend *be) {
+    run_of r = {0};
+    const wrpo_desc desc = {.backend = be, .threads = (int)opt.threads, .dtype = dtype_of()};
+    if (wrpo_open(&desc, &r.ctx) != WRPO_OK) die("out of memory");
+    if (!opt.model != !opt.data) die("want --model and --data together");
+    if (opt.model) {
+        need(r.ctx, wrpo_model_load(r.ctx, &(wrpo_model_desc){.dir = opt.model}, &r.model));
+        need(r.ctx, wrpo_tokenizer_load(r.ctx, opt.model, &r.tok));
+        const wrpo_data_desc d = {.path = opt.data, .max_length = opt.max_length, .limit = opt.records};
+        need(r.ctx, wrpo_data_load(r.tok, &d, &r.data));
+        return r;
+    }
+    const struct shape *s = random_model(&r);
+    const int64_t V = opt.vocab ? opt.vocab : s->V, K = opt.responses;
     if (K < 1 || opt.records < 1 || opt.prompt < 1 || opt.response < 2)
         die("want at least one record, response and token");
     wrpo_record *records = get((size_t)opt.records * sizeof *records);
@@ -371,12 +466,15 @@ static int by_seconds(const void *a, const void *b) {
     return x > y ? -1 : x < y;
 }
 static void profile(void) {
-    wrpo_backend be = watched(wrpo_backend_cpu());
+    wrpo_backend be = watched(backend());
     measure_ceilings();
     print_ceilings();
     run_of r = open_run(&be);
+    const double before = spin();
     const outcome o = train(&r, false);
+    const char *noise = disturbed(before);
     const int64_t n = opt.steps;
+    measure_fma();
     double inside = 0, ideal = 0, flops = 0;
     printf("%s, %s: %lld parameters; a step of %lld records, %lld rows (prompts once): %.2f s, %.0f rows/s; reference "
            "pass and set-up before: %.2f s\n",
@@ -388,15 +486,16 @@ static void profile(void) {
     for (int i = 0; i < n_rows; i++) {
         const row *w = &rows[i];
         inside += w->seconds, ideal += w->ideal, flops += w->flops;
-        printf("| %-30s | %5lld | %8.2f | %5.2f %% | %6.1f %s | %5.1f %% |\n", w->name, (long long)(w->calls / n),
+        const double share = 100 * w->ideal / w->seconds;
+        printf("| %-30s | %5lld | %8.2f | %5.2f %% | %6.1f %s | %5.1f %%%s |\n", w->name, (long long)(w->calls / n),
                w->seconds / (double)n * 1e3, 100 * w->seconds / o.seconds,
-               (w->flops > 0 ? w->flops : w->bytes) / w->seconds * 1e-9, w->flops > 0 ? "GFLOP/s" : "GB/s",
-               100 * w->ideal / w->seconds);
+               (w->flops > 0 ? w->flops : w->bytes) / w->seconds * 1e-9, w->flops > 0 ? "GFLOP/s" : "GB/s", share,
+               w->seconds > 1e-2 * o.seconds ? checked(share) : "");
     }
     printf("| %-30s |       | %8.2f | %5.2f %% | | |\n", "outside of all ops (host)",
            (o.seconds - inside) / (double)n * 1e3, 100 * (o.seconds - inside) / o.seconds);
-    printf("| %-30s |       | %8.2f | 100 %% | %6.1f GFLOP/s | %5.1f %% |\n", "a step", o.seconds / (double)n * 1e3,
-           flops / o.seconds * 1e-9, 100 * ideal / o.seconds);
+    printf("| %-30s |       | %8.2f | 100 %% | %6.1f GFLOP/s | %5.1f %%%s |\n", "a step", o.seconds / (double)n * 1e3,
+           flops / o.seconds * 1e-9, 100 * ideal / o.seconds, noise);
     close_run(&r);
 }
 /* The records' sequences as a trainer without shared prompts computes them: every response with its prompt. */
@@ -414,7 +513,7 @@ static int64_t peak_kib(void) {
     return (int64_t)u.ru_maxrss;
 }
 static void step(void) {
-    wrpo_backend be = watched(wrpo_backend_cpu());
+    wrpo_backend be = watched(backend());
     const int64_t before = peak_kib();
     run_of r = open_run(&be);
     const outcome o = train(&r, false);
@@ -430,6 +529,97 @@ static void step(void) {
            flops / (double)opt.steps * 1e-9, bytes / (double)opt.steps * 1e-9, (double)peak / 1024,
            (double)o.bytes.total / 1048576, (double)before / 1024, attention / (double)opt.steps);
     close_run(&r);
+}
+
+/* ---- decoding: steps of one row for each of --batch samples, beside the speed at which memory is read ---- */
+static struct { int64_t steps; double last, *seconds, *read; char *buffer; } walk;
+enum { WALK_BYTES = 1 << 28, WALK_FIRST = 8, WALK_EVERY = 16 };
+static double read_rate(const char *p, size_t bytes) {   /* GB/s of all threads, once over the bytes */
+    const size_t part = bytes / (size_t)opt.threads / 4096 * 4096;
+    const double begin = now();
+#pragma omp parallel num_threads((int)opt.threads)
+    best_read()(p + (size_t)omp_get_thread_num() * part, part);
+    return (double)part * (double)opt.threads / (now() - begin) * 1e-9;
+}
+static bool walk_step(int64_t prompts, int64_t tokens, void *user) {
+    (void)prompts, (void)tokens, (void)user;
+    const double t = now();
+    if (timing) walk.seconds[walk.steps - WALK_FIRST] = t - walk.last;
+    if (walk.steps % WALK_EVERY == 0)
+        walk.read[walk.steps / WALK_EVERY] = read_rate(walk.buffer, WALK_BYTES);
+    timing = ++walk.steps >= WALK_FIRST;
+    walk.last = now();
+    return true;
+}
+static void decode(void) {
+    wrpo_backend be = watched(backend());
+    wrpo_model *model;
+    char dir[64] = "/tmp/wrpo_bench_XXXXXX", path[128];
+    const wrpo_dtype type = !strcmp(opt.weights, "f32") ? WRPO_DTYPE_F32
+        : !strcmp(opt.weights, "bf16")                  ? WRPO_DTYPE_BF16
+                                                        : WRPO_DTYPE_F16;
+    if (type == WRPO_DTYPE_F16 && strcmp(opt.weights, "f16") != 0) die("--weights: want f32, bf16 or f16");
+    if (opt.tokens < 2 * WALK_FIRST || opt.batch < 1) die("want at least 16 tokens and one sample");
+    measure_ceilings();
+    run_of r = {0};
+    const wrpo_desc desc = {.backend = &be, .threads = (int)opt.threads, .dtype = dtype_of()};
+    if (wrpo_open(&desc, &r.ctx) != WRPO_OK) die("out of memory");
+    if (!mkdtemp(dir)) die("no temporary directory");
+    if (opt.model) need(r.ctx, wrpo_model_load(r.ctx, &(wrpo_model_desc){.dir = opt.model, .frozen = true}, &r.model));
+    else random_model(&r);
+    need(r.ctx, wrpo_model_save(r.model, &(wrpo_save_desc){.dir = dir, .dtype = type, .max_shard_size = INT64_MAX}));
+    wrpo_model_free(r.model);
+    need(r.ctx, wrpo_model_load(r.ctx, &(wrpo_model_desc){.dir = dir, .frozen = true}, &model));
+    const wrpo_weight *w;
+    const int64_t count = wrpo_model_weights(model, &w), most = wrpo_model_config(model)->max_position_embeddings;
+    const bool tied = wrpo_model_config(model)->tie_word_embeddings;
+    double bytes = 0, elements = 0;
+    for (int64_t i = 0; i < count; i++)
+        if (!w[i].vector && (tied || !strstr(w[i].name, "embed_tokens"))) {
+            const double n = (double)(w[i].rows * w[i].cols);
+            elements += n, bytes += n * (w[i].dtype == WRPO_DTYPE_F32 ? 4 : 2);
+        }
+    wrpo_prompt *prompts = get((size_t)opt.batch * sizeof *prompts);
+    int32_t *ids = get((size_t)opt.batch * 16 * sizeof *ids);
+    for (int64_t i = 0; i < opt.batch * 16; i++) ids[i] = (int32_t)(wrpo__random64(4, 0, (uint64_t)i) % 1000);
+    for (int64_t i = 0; i < opt.batch; i++) prompts[i] = (wrpo_prompt){.ids = ids + i * 16, .count = 16};
+    const int64_t tokens = WRPO__MIN(opt.tokens, most - 16);
+    const int32_t never = -1;
+    walk.seconds = get((size_t)(tokens + 1) * sizeof(double)), walk.read = get((size_t)(tokens + 16) * sizeof(double));
+    walk.buffer = get(WALK_BYTES);
+    walk.last = now();
+    need(r.ctx, wrpo_generate(model, prompts, opt.batch,
+                              &(wrpo_generate_desc){.max_tokens = tokens, .batch = opt.batch, .stop = &never,
+                                                    .on_step = walk_step}));
+    const int64_t n = walk.steps - WALK_FIRST, reads = (walk.steps - 1) / WALK_EVERY + 1;
+    double *sorted = get((size_t)n * sizeof *sorted), inside = 0, all = 0, most_read = 0;
+    memcpy(sorted, walk.seconds, (size_t)n * sizeof *sorted);
+    for (int64_t i = 0; i < n; i++) all += walk.seconds[i];
+    for (int64_t i = 0; i < reads; i++) most_read = fmax(most_read, walk.read[i]);
+    const double middle = median(sorted, n), least = sorted[n / 10], read = median(walk.read, reads);
+    const double flops = 2 * elements * (double)opt.batch;
+    printf("%s, weights %s, context %s, %d threads, %lld samples at once: %.1f tokens/s (median step), %.1f (best "
+           "tenth); weights read at %.1f, %.1f GB/s; memory reads %.1f (median), %.1f (best) GB/s: %.0f %%, %.0f %%; "
+           "%.1f, %.1f GFLOP/s\n", inner->name, opt.weights, opt.bf16 ? "bf16" : "f32", (int)opt.threads,
+           (long long)opt.batch, (double)opt.batch / middle, (double)opt.batch / least, bytes / middle * 1e-9,
+           bytes / least * 1e-9, read, most_read, 100 * bytes / middle * 1e-9 / read,
+           100 * bytes / least * 1e-9 / most_read, flops / middle * 1e-9, flops / least * 1e-9);
+    qsort(rows, (size_t)n_rows, sizeof *rows, by_seconds);
+    printf("| op | calls a step | us a step | share | rate |\n|---|---|---|---|---|\n");
+    for (int i = 0; i < n_rows; i++) {
+        const row *o = &rows[i];
+        inside += o->seconds;
+        printf("| %-30s | %5lld | %8.1f | %5.2f %% | %6.1f %s |\n", o->name, (long long)(o->calls / n),
+               o->seconds / (double)n * 1e6, 100 * o->seconds / all,
+               (o->flops > 0 ? o->flops : o->bytes) / o->seconds * 1e-9, o->flops > 0 ? "GFLOP/s" : "GB/s");
+    }
+    printf("| %-30s |       | %8.1f | %5.2f %% | |\n", "outside of all ops (host)", (all - inside) / (double)n * 1e6,
+           100 * (all - inside) / all);
+    wrpo_model_free(model), wrpo_close(r.ctx);
+    snprintf(path, sizeof path, "%s/model.safetensors", dir), remove(path);
+    snprintf(path, sizeof path, "%s/config.json", dir), remove(path);
+    snprintf(path, sizeof path, "%s/generation_config.json", dir), remove(path);
+    remove(dir);
 }
 
 /* ---- kernels, beside the libraries ---- */
@@ -461,9 +651,10 @@ static void run_blas(const product *p, const operands *x) {
 }
 #ifdef BENCH_DNNL
 typedef struct dnnl { dnnl_engine_t engine; dnnl_stream_t stream; dnnl_primitive_t p; dnnl_memory_t a, b, c; } dnnl;
-static void ok(dnnl_status_t s) { if (s != dnnl_success) die("oneDNN refuses a product"); }
+static bool refused;                 /* oneDNN does not have a product on this CPU: its column stays empty */
+static void ok(dnnl_status_t s) { if (s != dnnl_success) refused = true; }
 static dnnl dnnl_make(const product *p, const operands *x, bool bf16) {
-    dnnl d;
+    dnnl d = {0};
     const bool ta = p->mm == WRPO_MM_TN, tb = p->mm == WRPO_MM_NT;
     const dnnl_data_type_t type = bf16 ? dnnl_bf16 : dnnl_f32;
     const dnnl_dims_t da = {p->m, p->k}, db = {p->k, p->n}, dc = {p->m, p->n};
@@ -588,24 +779,30 @@ static void kernel_row(const char *what, const product *p, const wrpo_backend *b
     const int64_t lda = p->mm == WRPO_MM_TN ? p->m : p->k, ldb = p->mm == WRPO_MM_NT ? p->k : p->n;
     const void *b = bf16 && p->mm != WRPO_MM_TN ? (const void *)x->b16 : x->b;
 #ifdef BENCH_DNNL
+    refused = false;
     dnnl d = dnnl_make(p, x, bf16);
+    const bool has_dnnl = !refused;
 #endif
     char line[200];
     snprintf(line, sizeof line, "| %s | %s | %s | %lld x %lld x %lld |", what, bf16 ? "bf16" : "fp32", names[p->mm],
              (long long)p->m, (long long)p->n, (long long)p->k);
     if (!opt.only || strstr(line, opt.only)) {
+        const double before = spin();
+        measure_fma();
         for (int64_t r = 0; r < opt.reps; r++) {
             SECONDS(t[OURS][r],
                     be->gemm(dev, p->mm, x->c_ours, p->n, x->a, lda, b, ldb, bf16 ? WRPO_DTYPE_BF16 : WRPO_DTYPE_F32,
                              p->m, p->n, p->k, p->beta));
             if (blas.sgemm && !bf16) SECONDS(t[OPENBLAS][r], run_blas(p, x));
 #ifdef BENCH_DNNL
-            SECONDS(t[ONEDNN][r], dnnl_run(&d));
+            if (has_dnnl) SECONDS(t[ONEDNN][r], dnnl_run(&d));
 #endif
             if (torch_in) { silence(); t[TORCH][r] = torch_seconds(p, bf16); }
         }
         const double flops = 2.0 * (double)p->m * (double)p->n * (double)p->k, ours = median(t[OURS], opt.reps);
-        printf("%s %.0f | %.0f %% |", line, flops / ours * 1e-9, 100 * flops / ours / peak_of(bf16));
+        measure_fma();
+        const double share = 100 * flops / ours / peak_of(bf16);
+        printf("%s %.0f%s | %.0f %%%s |", line, flops / ours * 1e-9, disturbed(before), share, checked(share));
         for (int e = 1; e < ENGINES; e++) {
             const double other = median(t[e], opt.reps), ratio = other / ours;
             if (other == 0) { printf(" | |"); continue; }
@@ -616,7 +813,7 @@ static void kernel_row(const char *what, const product *p, const wrpo_backend *b
         fflush(stdout);
     }
 #ifdef BENCH_DNNL
-    dnnl_drop(&d);
+    if (has_dnnl) dnnl_drop(&d);
 #endif
 }
 /* rows x outputs x inputs of a layer, in its three products */
@@ -638,10 +835,11 @@ static void kernels(void) {
 #endif
     printf("PyTorch: %s\n", torch_in ? torch_what : "not asked for (--torch)");
     for (int bf16 = 0; bf16 < 2; bf16++) {
-        const wrpo_backend *be = inner = wrpo_backend_cpu();
+        const wrpo_backend *be = inner = backend();
         wrpo_ctx *ctx;
-        if (wrpo_open(&(wrpo_desc){.threads = (int)opt.threads, .dtype = bf16 ? WRPO_DTYPE_BF16 : WRPO_DTYPE_F32},
-                      &ctx) != WRPO_OK)
+        const wrpo_desc desc = {.backend = be, .threads = (int)opt.threads,
+                                .dtype = bf16 ? WRPO_DTYPE_BF16 : WRPO_DTYPE_F32};
+        if (wrpo_open(&desc, &ctx) != WRPO_OK)
             die("out of memory");
         double logs[ENGINES] = {0}, least[ENGINES] = {0, 1e9, 1e9, 1e9};
         int counts[ENGINES] = {0};
@@ -703,6 +901,10 @@ int main(int argc, char **argv) {
                  {"--shape", 0, &opt.shape, 0},
                  {"--torch", 0, &opt.torch, 0},
                  {"--only", 0, &opt.only, 0},
+                 {"--backend", 0, &opt.backend, 0},
+                 {"--weights", 0, &opt.weights, 0},
+                 {"--batch", &opt.batch, 0, 0},
+                 {"--tokens", &opt.tokens, 0, 0},
                  {"--equal", 0, 0, &opt.equal}};
     for (int i = 2; i < argc; i++) {
         size_t k = 0;
@@ -727,8 +929,12 @@ int main(int argc, char **argv) {
     if (!strcmp(argv[1], "profile")) profile();
     else if (!strcmp(argv[1], "kernels")) kernels();
     else if (!strcmp(argv[1], "step")) step();
+    else if (!strcmp(argv[1], "decode")) decode();
     else if (!strcmp(argv[1], "ceilings")) measure_ceilings(), print_ceilings();
     else usage();
     others_end();
-    return 0;
+    if (above)
+        fprintf(stderr, "bench: %d figures are above 102 %% of their ceiling: of products, the ceiling was disturbed "
+                "more than they were; of bytes, a cache held some, and the bound of a smaller set applies\n", above);
+    return above > 0;
 }

@@ -13,7 +13,7 @@ common="--dtype ${DTYPE:-f32} --threads ${THREADS:-2} --records 1 --equal --step
 ceilings=$(OMP_WAIT_POLICY=passive ./build/bench ceilings --threads "${THREADS:-2}" 2>/dev/null) || exit 1
 fma=$(echo "$ceilings" | sed -n 's/.*multiply-adds \([0-9]*\) GFLOP.*/\1/p')
 if [ "${DTYPE:-f32}" = bf16 ]; then fma=$(echo "$ceilings" | sed -n 's/.*bf16 \([0-9]*\) GFLOP.*/\1/p'); fi
-memory=$(echo "$ceilings" | sed -n 's/.* \([0-9]*\) | [0-9]*$/\1/p')
+memory=$(echo "$ceilings" | sed -n 's/.* \([0-9]*\) | [0-9]* | [0-9]* | [0-9]*$/\1/p')
 echo "ceilings: $fma GFLOP/s, $memory GB/s"
 bad=0
 point() {   # value, options of bench step; twice if need be, until the machine was ours

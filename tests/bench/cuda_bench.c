@@ -38,10 +38,11 @@ static void check(bool ok, const char *what) {
         seconds = (wrpo__now() - begin_) / times_; \
     } while (0)
 static double ideal_of_flops(double flops, bool attention) { return (void)attention, rate > 0 ? flops / rate : 0; }
-static double ideal_of_bytes(double bytes, bool read_only) { return (void)read_only, bytes / bandwidth; }
+enum { COPIED, READ, CHANGED, FILLED };                /* what an op does with memory: here all cost the same */
+static double ideal_of_bytes(double bytes, int use) { return (void)use, bytes / bandwidth; }
 #include "watch.h"
 static void line(const char *name, double seconds, double bytes, double flop, const char *note) {
-    const double floor_ = WRPO__MAX(ideal_of_bytes(bytes, false), ideal_of_flops(flop, false));
+    const double floor_ = WRPO__MAX(ideal_of_bytes(bytes, COPIED), ideal_of_flops(flop, false));
     printf("%-44s %10.3f ms", name, seconds * 1e3);
     if (floor_ > 0) printf("  floor %9.3f  %5.1f %%", floor_ * 1e3, 100 * floor_ / seconds);
     if (flop > 0) printf("  %7.1f TFLOP/s", flop / seconds * 1e-12);

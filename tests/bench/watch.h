@@ -1,6 +1,7 @@
 /* A backend with a stopwatch around every op: times, FLOP and bytes by op, and what would be ideal. bench.c and
-   cuda_bench.c include it; each says first how long an ideal device takes, in seconds:
-       double ideal_of_flops(double flops, bool attention), ideal_of_bytes(double bytes, bool read_only) */
+   cuda_bench.c include it; each says first how long an ideal device takes, in seconds, and what an op does with memory:
+       enum { COPIED, READ, CHANGED, FILLED }: writes elsewhere, only reads, in place, only writes
+       double ideal_of_flops(double flops, bool attention), ideal_of_bytes(double bytes, int use) */
 #ifndef WRPO_BENCH_WATCH_H
 #define WRPO_BENCH_WATCH_H
 typedef struct row { char name[56]; int64_t calls; double seconds, flops, bytes, ideal; } row;
@@ -31,8 +32,10 @@ static void settle(void *dev) {
         settle(dev); \
         add_row(name, wrpo__now() - t_, f_, b_, ideal); \
     } while (0)
-#define MEMORY(name, total, call) WATCH(name, 0, total, ideal_of_bytes(b_, false), call)
-#define READING(name, total, call) WATCH(name, 0, total, ideal_of_bytes(b_, true), call)
+#define MEMORY(name, total, call) WATCH(name, 0, total, ideal_of_bytes(b_, COPIED), call)
+#define READING(name, total, call) WATCH(name, 0, total, ideal_of_bytes(b_, READ), call)
+#define CHANGING(name, total, call) WATCH(name, 0, total, ideal_of_bytes(b_, CHANGED), call)
+#define FILLING(name, total, call) WATCH(name, 0, total, ideal_of_bytes(b_, FILLED), call)
 static const char *mm_name(wrpo_mm mm) {
     return mm == WRPO_MM_NT ? "NT" : mm == WRPO_MM_NT_FLOAT ? "NT logits" : mm == WRPO_MM_NN ? "NN" : "TN";
 }
@@ -55,22 +58,26 @@ static void t_colsum(void *dev, float *y, const void *w, wrpo_dtype w_type, int6
     READING("colsum", (w_type == WRPO_DTYPE_F32 ? 4 : 2) * n * D, inner->colsum(dev, y, w, w_type, n, D));
 }
 static void t_embed_bwd(void *dev, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float s) {
-    MEMORY("embed_bwd", (ACT + 8) * (double)(n * D), inner->embed_bwd(dev, dw, dy, ids, n, D, s));
+    CHANGING("embed_bwd", (ACT + 8) * (double)(n * D), inner->embed_bwd(dev, dw, dy, ids, n, D, s));
 }
 static void t_gather(void *dev, void *y, const void *x, const int32_t *i, int64_t n, int64_t D) {
     MEMORY("gather", 2 * ACT * (double)(n * D), inner->gather(dev, y, x, i, n, D));
 }
 static void t_gather_bwd(void *dev, void *dx, const void *dy, const int32_t *i, int64_t n, int64_t D) {
-    MEMORY("gather_bwd", 3 * ACT * (double)(n * D), inner->gather_bwd(dev, dx, dy, i, n, D));
+    CHANGING("gather_bwd", 3 * ACT * (double)(n * D), inner->gather_bwd(dev, dx, dy, i, n, D));
+}
+static void t_scatter(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *i, int64_t n,
+                      int64_t D) {
+    MEMORY("scatter", 2 * ACT * (double)(n * D), inner->scatter(dev, y, ldy, x, ldx, i, n, D));
 }
 static void t_bias(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
-    MEMORY("bias", 2 * ACT * (double)(n * D), inner->bias(dev, y, ldy, b, n, D));
+    CHANGING("bias", 2 * ACT * (double)(n * D), inner->bias(dev, y, ldy, b, n, D));
 }
 static void t_bias_bwd(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) {
     READING("bias_bwd", ACT * (double)(n * D), inner->bias_bwd(dev, db, dy, lddy, n, D));
 }
 static void t_add(void *dev, void *y, const void *x, int64_t count) {
-    MEMORY("add", 3 * ACT * (double)(count), inner->add(dev, y, x, count));
+    CHANGING("add", 3 * ACT * (double)(count), inner->add(dev, y, x, count));
 }
 static void t_rmsnorm(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w,
                       int64_t n, int64_t heads, int64_t D, float eps, float plus) {
@@ -80,12 +87,12 @@ static void t_rmsnorm(void *dev, void *y, int64_t ldy, float *rstd, const void *
 static void t_rmsnorm_bwd(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres,
                           int64_t lddres, const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n,
                           int64_t heads, int64_t D, float plus) {
-    MEMORY("rmsnorm_bwd", (dres ? 4 : 3) * ACT * (double)(n * heads * D),
+    CHANGING("rmsnorm_bwd", (dres ? 4 : 3) * ACT * (double)(n * heads * D),
            inner->rmsnorm_bwd(dev, dx, lddx, dw, dy, lddy, dres, lddres, x, ldx, w, rstd, n, heads, D, plus));
 }
 static void t_rope(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d,
                    float sign) {
-    MEMORY("rope", 2 * ACT * (double)(n * heads * d), inner->rope(dev, x, ldx, table, n, heads, d, sign));
+    CHANGING("rope", 2 * ACT * (double)(n * heads * d), inner->rope(dev, x, ldx, table, n, heads, d, sign));
 }
 static double visible(void *dev, const wrpo_attn *a) { /* pairs of a query and a key it sees */
     double pairs = 0;
@@ -122,7 +129,7 @@ static void t_logprob(void *dev, float *logp, float *lse, const float *logits, i
 }
 static void t_logprob_bwd(void *dev, void *dlogits, const float *logits, int64_t ldl, const int32_t *target,
                           const float *lse, const float *dlogp, int64_t n, int64_t V, float softcap) {
-    MEMORY("logprob_bwd", (4 + ACT) * (double)(n * V),
+    CHANGING("logprob_bwd", (4 + ACT) * (double)(n * V),
            inner->logprob_bwd(dev, dlogits, logits, ldl, target, lse, dlogp, n, V, softcap));
 }
 static void t_sumsq(void *dev, double *out, const float *x, int64_t count) {
@@ -132,7 +139,7 @@ static void t_adamw(void *dev, void *w, uint16_t *low, void *m, void *v, const f
                     const wrpo_adamw *step) {
     /* weights and moments in and out, gradients in */
     const int64_t moments = step->moments == WRPO_MOMENTS_F32 ? 16 : step->moments == WRPO_MOMENTS_BF16 ? 8 : 4;
-    MEMORY("adamw", (8 + 4 + moments) * count, inner->adamw(dev, w, low, m, v, g, count, step));
+    CHANGING("adamw", (8 + 4 + moments) * count, inner->adamw(dev, w, low, m, v, g, count, step));
 }
 static void t_dropout(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, int64_t n, int64_t D,
                       const wrpo_dropout *d) {
@@ -147,12 +154,13 @@ static void t_get(void *dev, void *host, const void *src, size_t n) {
 static void t_copy(void *dev, void *dst, const void *src, size_t n) {
     MEMORY("copy", 2 * n, inner->copy(dev, dst, src, n));
 }
-static void t_zero(void *dev, void *dst, size_t n) { MEMORY("zero", n, inner->zero(dev, dst, n)); }
+static void t_zero(void *dev, void *dst, size_t n) { FILLING("zero", n, inner->zero(dev, dst, n)); }
 static wrpo_backend watched(const wrpo_backend *of) {
     wrpo_backend table = *(inner = of);
     table.put = t_put, table.get = t_get, table.copy = t_copy, table.zero = t_zero;
     table.gemm = t_gemm, table.embed = t_embed, table.embed_bwd = t_embed_bwd;
-    table.gather = t_gather, table.gather_bwd = t_gather_bwd, table.colsum = t_colsum;
+    table.gather = t_gather, table.gather_bwd = t_gather_bwd, table.scatter = t_scatter;
+    table.colsum = t_colsum;
     table.bias = t_bias, table.bias_bwd = t_bias_bwd, table.add = t_add, table.dropout = t_dropout;
     table.rmsnorm = t_rmsnorm, table.rmsnorm_bwd = t_rmsnorm_bwd, table.rope = t_rope;
     table.attention = t_attention, table.attention_bwd = t_attention_bwd;
