@@ -51,6 +51,7 @@
        WRPO_API                  linkage of the public functions (extern); static makes the library private
        WRPO_NO_SIMD              leaves out the fast ops: the plain ones of >>ops serve on every machine
        WRPO_STB_DS_H             stb_ds.h, as #include takes it: <stb/stb_ds.h>, or "stb_ds.h" where that is not found
+       WRPO_MPI                  ranks over MPI, compiled by mpicc (wrpo_mpi_open)
        WRPO_FILE                 this file, likewise, if you renamed it and your GCC is older than 12
 
    Does NOT: train in float16, read GGUF or pickled weights, quantize, run mixture-of-experts or encoder models, or
@@ -156,6 +157,42 @@ typedef struct wrpo_files {
 } wrpo_files;
 typedef enum wrpo_level { WRPO_LOG_INFO, WRPO_LOG_WARN } wrpo_level;
 typedef struct wrpo_logger { void (*fn)(wrpo_level level, const char *text, void *user); void *user; } wrpo_logger;
+/* ---- ranks: one run on several processes, machines or devices ----
+   A rank is a process (a thread will do) with a context of its own. All ranks run the same program, and make the calls
+   marked [all] in the same order with equal arguments; each gets the same results. A step's micro-batches, the
+   reference, log-probs, prompts and lines to score are dealt to the ranks. Every rank holds the weights and gradients;
+   AdamW's moments and the low halves of float masters are split over them (ZeRO-1, Rajbhandari et al. 2020). Rank 0
+   alone writes files; every rank reads. If a rank fails in a call [all], the call fails on all of them with its
+   sentence, and none waits forever: before anything is moved the ranks agree that none has failed. What differs
+   between ranks is refused by name before the first step.
+   A group moves bytes and adds nothing: sums are formed in an order that no network, library or rank changes.
+   Functions return when their result is there; after an error of its own, in *why, a group is not used again. */
+typedef struct wrpo_group {
+    int rank, ranks;         /* this one, from 0; how many there are */
+    int local, locals;       /* the same among the ranks of this machine, which share its memory and processors */
+    bool device;             /* exchange and gather take the backend's memory; false: the host's */
+    void *self;              /* what the functions are given */
+    /* *x = the largest of all ranks' */
+    wrpo_result (*most)(void *self, int64_t *x, wrpo_error *why);
+    /* all[ranks][n] bytes: every rank's mine[n]. On the host */
+    wrpo_result (*share)(void *self, void *all, const void *mine, size_t n, wrpo_error *why);
+    /* p[n] bytes: those of rank `from`. On the host */
+    wrpo_result (*broadcast)(void *self, void *p, size_t n, int from, wrpo_error *why);
+    /* parts[ranks][n]: of every rank its x[rank * stride, + n), with the rank of the one that receives */
+    wrpo_result (*exchange)(void *self, void *dev, float *parts, const float *x, int64_t stride, int64_t n,
+        wrpo_error *why);
+    /* x[ranks][n] bytes: every rank has filled x[rank]; then all are filled */
+    wrpo_result (*gather)(void *self, void *dev, void *x, size_t n, wrpo_error *why);
+} wrpo_group;
+/* MPI's ranks, all of MPI_COMM_WORLD: compile the implementation with -DWRPO_MPI and mpicc. MPI is started if it was
+   not, and ended by close if open started it. The library calls it from the thread that calls the library. */
+WRPO_API wrpo_result wrpo_mpi_open(wrpo_group *out, wrpo_error *why);
+WRPO_API void wrpo_mpi_close(wrpo_group *group);
+/* The same ranks, but exchange and gather go from device to device over NCCL: wrpo_cuda.cu with -DWRPO_NCCL. Open the
+   context with the result; host lives until close, which comes after wrpo_close. */
+WRPO_API wrpo_result wrpo_nccl_open(const wrpo_group *host, wrpo_group *out, wrpo_error *why);
+WRPO_API void wrpo_nccl_close(wrpo_group *group);
+
 typedef struct wrpo_desc {
     const wrpo_backend *backend;  /* 0 = wrpo_backend_cpu() */
     int threads;             /* 0 = all that OpenMP offers; 1 without OpenMP */
@@ -169,11 +206,19 @@ typedef struct wrpo_desc {
     wrpo_files files;
     wrpo_logger log;         /* 0 = silent; wrpo_log_stderr is one */
     wrpo_error *why;         /* filled if wrpo_open fails, as there is no context to ask; may be NULL */
+    const wrpo_group *group; /* the ranks; lives until wrpo_close. 0 = one rank */
+    /* A step's gradient is a sum over that many lanes, which are added in pairs: ((0 + 1) + (2 + 3)) + ... Lane j takes
+       micro-batches j, j + lanes, ... Bits depend on the lanes, not on how many ranks they are dealt to. A rank takes
+       lanes / ranks of them, a power of two, and holds a gradient for each of its levels. 0 = the number of ranks */
+    int64_t lanes;
 } wrpo_desc;
-WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out);
+WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out);  /* [all] */
 WRPO_API void wrpo_close(wrpo_ctx *ctx);
 WRPO_API const wrpo_error *wrpo_last_error(const wrpo_ctx *ctx);  /* until the next one; NULL ctx: "out of memory" */
 WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p);
+/* [all] Did a rank fail in what the caller did since the last call [all]? Then its code, on all of them, and its sentence
+   in wrpo_last_error. r: how it went here; sentence: of a failure that is not the library's, otherwise NULL. */
+WRPO_API wrpo_result wrpo_agree(wrpo_ctx *ctx, wrpo_result r, const char *sentence);
 /* The most bytes held at once, a device's included; without the CPU backend's own 4 MiB + 2 MiB a thread. */
 WRPO_API size_t wrpo_memory_peak(const wrpo_ctx *ctx);
 WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user);
@@ -312,7 +357,7 @@ WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc,
    adapter of it can. */
 WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out);
 WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out);
-/* Weights, config.json and side files; of a model with an adapter, see there. A save that is cut short leaves the old
+/* [all] Weights, config.json and side files; of a model with an adapter, see there. A save that is cut short leaves the old
    checkpoint, the new one, or a directory that does not open. */
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc);
 WRPO_API void wrpo_model_free(wrpo_model *model);
@@ -324,7 +369,7 @@ WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight *
 /* Of the model without its adapter; a tied weight counts once. */
 WRPO_API int64_t wrpo_model_parameters(const wrpo_model *model);
 /* Elements [first, first + count) of weight i of the table, as floats, from or to any backend's memory. Where there
-   are float masters, these; otherwise put rounds to the weight's dtype. put refuses frozen weights. */
+   are float masters, these; otherwise put rounds to the weight's dtype. put refuses frozen weights. get is [all]. */
 WRPO_API wrpo_result wrpo_weight_get(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *out);
 WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first, int64_t count, const float *values);
 
@@ -436,7 +481,7 @@ WRPO_API double wrpo_alpha(wrpo_alpha_schedule schedule, double power, double en
 WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_t k, int64_t T);
 
 /* ---- log-probs, hidden states ---- */
-/* For records [first, first + count): logps [count, K] (K: the most responses of a record in data; NaN where a record
+/* [all] For records [first, first + count): logps [count, K] (K: the most responses of a record in data; NaN where a record
    has fewer) and, if per_token is not NULL, a new array of every scored token's log-prob in order (wrpo_free). Its
    length is the sum of count - first over the responses. */
 WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
@@ -477,6 +522,7 @@ typedef struct wrpo_generate_desc {
     void *user;
 } wrpo_generate_desc;
 WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc);  /* zeros resolved: log this */
+/* [all] Callbacks are made on every rank; on_text by the rank that computes the prompt, on_step for its own prompts. */
 WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
         const wrpo_generate_desc *desc);
 /* eos_token_id of generation_config.json, or of config.json where that has none; the tokenizer's EOS; the token that
@@ -518,7 +564,7 @@ WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *pro
 /* rewards[n] of n conversations of token ids, as the template makes them: ids[i][counts[i]]. */
 WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts,
         int64_t n, double *rewards);
-/* A file of candidates (see selection), or of {"prompt", "content"} lines, with their rewards; all else stays. */
+/* [all] A file of candidates (see selection), or of {"prompt", "content"} lines, with their rewards; all else stays. */
 typedef struct wrpo_reward_file_desc {
     const char *in, *out;    /* out gets its name when it is whole */
     bool rescore;            /* replace rewards that are there; false: keep them */
@@ -595,7 +641,7 @@ typedef struct wrpo_winrate_stats {
 } wrpo_winrate_stats;
 WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out);
 
-/* ---- training: wrpo_train is open, step until done, save where asked, free ----
+/* ---- training: wrpo_train is open, step until done, save where asked, free. All but free and bytes are [all] ----
    Metrics: field, name in metrics.jsonl; means over the batch's records. A reward is beta times the method's score. */
 #define WRPO_METRICS(X) \
     X(loss, "loss")          /* NaN is never logged: the run stops with an error */ \
@@ -671,7 +717,7 @@ typedef struct wrpo_train_desc {
     bool (*on_step)(const wrpo_metrics *m, const wrpo_metrics *eval /* or NULL */, void *user);  /* 0 = none */
     void *user;              /* on_step returning false stops cleanly: WRPO_E_STOPPED */
 } wrpo_train_desc;
-typedef struct wrpo_bytes {  /* of a run, before anything is allocated */
+typedef struct wrpo_bytes {  /* of a rank's run, before anything is allocated */
     size_t weights, gradients, moments, activations, head, data, total;
     size_t device, room;     /* bytes of total in the backend's memory; bytes that it can give, SIZE_MAX: unknown */
     int64_t recompute;       /* layers that the run recomputes */
@@ -826,6 +872,8 @@ struct wrpo_backend {
         int64_t V, float softcap);
     void (*logprob_bwd)(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse,
         const float *dlogp, int64_t n, int64_t V, float softcap);
+    /* y += x, in float: gradients of lanes and ranks (NULL: there is one lane, or they are refused) */
+    void (*sum)(void *dev, float *y, const float *x, int64_t count);
     void (*sumsq)(void *dev, double *out, const float *x, int64_t count);  /* *out += sum x^2, in double */
     /* One AdamW step (Loshchilov & Hutter 2019) as torch.optim.AdamW computes it; g is read times grad_scale. low NULL:
        w is float. Otherwise w is bfloat16, the masters rounded, and low the rest: master = (w << 16) + (int16_t)low.
@@ -934,6 +982,7 @@ typedef struct wrpo__frame {         /* one public entry in progress */
     wrpo_ctx *ctx; struct wrpo__frame *up;
     wrpo__arena *arena, *outer;      /* outer: the arena that was current before */
     bool temporary, failed;
+    bool together;                   /* an entry of all ranks: WRPO__CALL_ALL */
 } wrpo__frame;
 struct wrpo_ctx {
     wrpo_desc desc;                  /* resolved */
@@ -942,6 +991,7 @@ struct wrpo_ctx {
     void *dev;                       /* the backend's */
     size_t bytes, peak, device_bytes;                  /* held; the most ever held; held of the backend's memory */
     wrpo__arena *handouts;           /* text and arrays given to the caller */
+    bool agreed, alone;              /* all ranks know of the error; the group failed, so nothing can be agreed on */
 };
 static WRPO__THREAD wrpo__arena *wrpo__current;        /* the innermost entry's arena, where stb_ds allocates */
 
@@ -1080,11 +1130,73 @@ static wrpo__arena *wrpo__sub_arena(wrpo__arena *arena) {
     if (!sub) wrpo__fail(arena->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes held", arena->ctx->bytes);
     return sub;
 }
+/* ---- ranks: they agree that none has failed ---- */
+static int wrpo__me(const wrpo_ctx *ctx) { return ctx->desc.group ? ctx->desc.group->rank : 0; }
+static int wrpo__ranks(const wrpo_ctx *ctx) { return ctx->desc.group ? ctx->desc.group->ranks : 1; }
+static void wrpo__group_error(const wrpo_group *g, wrpo_error *error, const wrpo_error *why, bool *alone) {
+    *error = (wrpo_error){.code = WRPO_E_DEVICE};
+    snprintf(error->text, sizeof error->text, "rank %d: the group failed: %.400s", g->rank, why->text);
+    *alone = true;
+}
+/* Has a rank failed? Then *error is that of the first such rank on all of them, and names it, unless all failed.
+   Nothing is allocated: it may be memory that failed. */
+static bool wrpo__any_failed(const wrpo_group *g, bool failed, wrpo_error *error, bool *alone) {
+    int64_t first = failed ? g->ranks - g->rank : 0, sound = !failed;
+    wrpo_error why = {0};
+    wrpo_result r = g->most(g->self, &first, &why);
+    const int who = g->ranks - (int)first;
+    if (r == WRPO_OK && first > 0) r = g->most(g->self, &sound, &why);
+    if (r == WRPO_OK && first > 0) {
+        wrpo_error said = *error;
+        if (sound && who == g->rank)
+            snprintf(error->text, sizeof error->text, "rank %d: %.490s", who, said.text);
+        r = g->broadcast(g->self, error, sizeof *error, who, &why);
+    }
+    if (r != WRPO_OK && !failed) wrpo__group_error(g, error, &why, alone);
+    if (r != WRPO_OK) *alone = true;
+    return first > 0 || r != WRPO_OK;
+}
+/* Before anything is moved between ranks: if one has failed, all fail with its sentence. */
+static void wrpo__agree(wrpo_ctx *ctx) {
+    if (!ctx->desc.group) return;
+    if (!ctx->alone && !wrpo__any_failed(ctx->desc.group, false, &ctx->error, &ctx->alone)) return;
+    ctx->agreed = true;
+    longjmp(ctx->frame->jump, 1);
+}
+static void wrpo__moved(wrpo_ctx *ctx, wrpo_result r, const wrpo_error *why) { /* what a function of the group says */
+    if (r == WRPO_OK) return;
+    wrpo__group_error(ctx->desc.group, &ctx->error, why, &ctx->alone);
+    longjmp(ctx->frame->jump, 1);
+}
+/* p[n] of rank `from`. The ranks have agreed. */
+static void wrpo__broadcast(wrpo_ctx *ctx, void *p, size_t n, int from) {
+    const wrpo_group *g = ctx->desc.group;
+    wrpo_error why = {0};
+    if (g) wrpo__moved(ctx, g->broadcast(g->self, p, n, from, &why), &why);
+}
+static int64_t wrpo__most(wrpo_ctx *ctx, int64_t x) {  /* the largest of all ranks' */
+    const wrpo_group *g = ctx->desc.group;
+    wrpo_error why = {0};
+    if (g) wrpo__moved(ctx, g->most(g->self, &x, &why), &why);
+    return x;
+}
+/* What the ranks were given, by its hash, must be the same. */
+static void wrpo__same(wrpo_ctx *ctx, const char *what, uint64_t hash) {
+    const int R = wrpo__ranks(ctx);
+    uint64_t want = hash;
+    if (R == 1) return;
+    wrpo__agree(ctx);
+    wrpo__broadcast(ctx, &want, sizeof want, 0);
+    const int64_t other = wrpo__most(ctx, want == hash ? 0 : R - wrpo__me(ctx));
+    if (other)
+        wrpo__fail(ctx, WRPO_E_ARG, "rank %d: %s: want that of rank 0, found another", R - (int)other, what);
+}
 /* A public entry:    WRPO__CALL(ctx, arena, temporary, call);      call: one call of a private function
                       return wrpo__end(&wrpo__entry);
    temporary false: the arena belongs to the object that is made, and is freed only on failure. An arena of NULL, for
-   want of memory, is a failure as well. Entries nest. */
+   want of memory, is a failure as well. Entries nest. WRPO__CALL_ALL is an entry that all ranks make together. */
 static bool wrpo__begin(wrpo__frame *f, wrpo_ctx *ctx, wrpo__arena *arena, bool temporary) {
+    if (!ctx->frame) ctx->agreed = false;
     *f = (wrpo__frame){.ctx = ctx, .up = ctx->frame, .arena = arena, .outer = wrpo__current,
                        .temporary = temporary, .failed = true};
     ctx->frame = f;
@@ -1098,7 +1210,15 @@ static bool wrpo__begin(wrpo__frame *f, wrpo_ctx *ctx, wrpo__arena *arena, bool 
         call; \
         wrpo__entry.failed = false; \
     }
+#define WRPO__CALL_ALL(context, new_arena, is_temporary, call) \
+    WRPO__CALL(context, new_arena, is_temporary, call; wrpo__agree(context)) \
+    wrpo__entry.together = true
 static wrpo_result wrpo__end(wrpo__frame *f) {
+    wrpo_ctx *ctx = f->ctx;
+    if (f->failed && f->together && ctx->desc.group && !ctx->agreed && !ctx->alone) {
+        wrpo__any_failed(ctx->desc.group, true, &ctx->error, &ctx->alone);
+        ctx->agreed = true;
+    }
     f->ctx->frame = f->up;
     wrpo__current = f->outer;
     if (f->failed || f->temporary) wrpo__arena_free(f->arena);
@@ -1186,6 +1306,22 @@ WRPO__PRINTF(2, 3) static char *wrpo__format(wrpo__arena *arena, const char *for
     vsnprintf(p, n, format, args);
     va_end(args);
     return p;
+}
+/* Every rank's text, on all of them: NUL-terminated, at an 8-byte boundary, until the current arena is freed. */
+static const char **wrpo__share_texts(wrpo_ctx *ctx, const wrpo__text *mine) {
+    const wrpo_group *g = ctx->desc.group;
+    const int R = wrpo__ranks(ctx);
+    const char **all = wrpo__alloc(wrpo__current, (size_t)R, sizeof *all);
+    wrpo_error why = {0};
+    wrpo__agree(ctx);
+    const size_t room = ((size_t)wrpo__most(ctx, (int64_t)mine->size) + 8) / 8 * 8;
+    char *own = wrpo__raw(wrpo__current, room, 1), *to = R > 1 ? wrpo__raw(wrpo__current, (size_t)R, room) : own;
+    memset(own, 0, room);
+    if (mine->size) memcpy(own, mine->data, mine->size);
+    wrpo__agree(ctx);
+    if (R > 1) wrpo__moved(ctx, g->share(g->self, to, own, room, &why), &why);
+    for (int i = 0; i < R; i++) all[i] = to + (size_t)i * room;
+    return all;
 }
 /* For the caller: a copy that outlives the entry, until wrpo_free. */
 static void *wrpo__handout(wrpo_ctx *ctx, const void *p, size_t n) {
@@ -1368,8 +1504,10 @@ static wrpo__name *wrpo__list_dir(wrpo__arena *arena, const char *dir) {
     }
     return names;
 }
+/* Rank 0 alone writes. On the others these do nothing, so that all ranks go the same way. */
 static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {  /* and its parents; one that exists is fine */
     char part[4096];
+    if (wrpo__me(ctx)) return;
     const size_t n = strlen(path);
     if (n == 0 || n >= sizeof part) wrpo__fail(ctx, WRPO_E_IO, "\"%.200s\": not a usable path for a directory", path);
     for (size_t i = 1; i <= n; i++) {
@@ -1401,15 +1539,17 @@ static wrpo__writer *wrpo__create(wrpo__arena *arena, const char *path) {
     w->path = wrpo__strndup(arena, path, strlen(path));
     w->part = wrpo__format(arena, "%s.%lu.part", path, (unsigned long)wrpo__process());
     wrpo__on_free(arena, wrpo__writer_drop, w);
+    if (wrpo__me(w->ctx)) return w;
     w->f = fopen(w->part, "wb");
     if (!w->f) wrpo__writer_fail(w, errno);
     return w;
 }
 static void wrpo__write(wrpo__writer *w, const void *p, size_t n) {
-    if (n && fwrite(p, 1, n, w->f) != n) wrpo__writer_fail(w, errno);
+    if (n && w->f && fwrite(p, 1, n, w->f) != n) wrpo__writer_fail(w, errno);
 }
 /* The file is whole and waits for its name. It is closed, so many can wait without a descriptor each. */
 static void wrpo__finish(wrpo__writer *w) {
+    if (!w->f) return;
     int e = fflush(w->f) == 0 ? 0 : errno;
 #ifndef _WIN32
     if (!e && fsync(fileno(w->f)) != 0 && errno != EINVAL && errno != ENOTSUP) e = errno;
@@ -1420,6 +1560,7 @@ static void wrpo__finish(wrpo__writer *w) {
     if (e) wrpo__writer_fail(w, e);
 }
 static void wrpo__publish(wrpo__writer *w) {
+    if (!w->waits) return;
     errno = EIO;                     /* for Windows, which does not set it */
     if (wrpo__rename(w->part, w->path) != 0) wrpo__writer_fail(w, errno);
     w->waits = false;
@@ -1534,9 +1675,10 @@ WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count) {
    Codes come in blocks of WRPO_BLOCK, and then their scale, the block's largest magnitude. The magnitude of code q is
    scale (q / top)^4: top is 127, and there is a sign, for the first moment; top is 255 for the second.
    bfloat16 and codes are rounded up or down at random, so that the mean is right. Element i draws a hash of (seed, i).
-   Every backend draws the same numbers, so the arithmetic is float, here and in adamw, operation by operation. */
+   Every backend draws the same numbers (so that the step of the seed is a part of the contract), so the arithmetic is float, here and in adamw, operation by operation. */
+#define WRPO__DICE_STEP 0x9E3779B9u
 static uint32_t wrpo__dice(uint32_t seed, int64_t i) {
-    uint32_t x = seed + (uint32_t)i * 0x9E3779B9u;
+    uint32_t x = seed + (uint32_t)i * WRPO__DICE_STEP;
     x = (x ^ x >> 16) * 0x7FEB352Du;
     x = (x ^ x >> 15) * 0x846CA68Bu;
     return x ^ x >> 16;
@@ -1620,18 +1762,32 @@ static wrpo_result wrpo__open_fails(const wrpo_desc *d, wrpo_result r, const cha
     snprintf(d->why->text, sizeof d->why->text, "%s", text);
     return r;
 }
-WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
-    wrpo_desc d = desc ? *desc : (wrpo_desc){0};
-    *out = NULL;
+static int wrpo__default_threads(const wrpo_desc *d) { /* ranks that are bound to no processors share them */
+#ifdef _OPENMP
+    int threads = omp_get_max_threads();
+#ifdef _SC_NPROCESSORS_ONLN
+    const bool bound = omp_get_num_procs() < sysconf(_SC_NPROCESSORS_ONLN);
+    if (d->group && !bound) threads = WRPO__MAX(threads / d->group->locals, 1);
+#endif
+    return threads;
+#else
+    (void)d;
+    return 1;
+#endif
+}
+static wrpo_result wrpo__open(wrpo_desc d, wrpo_ctx **out) {
     if (!d.memory.alloc != !d.memory.free)
         return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: memory: want both functions or none");
     if (d.threads < 0) return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: threads: want at least 0");
     if (!d.memory.alloc) d.memory = (wrpo_allocator){wrpo__malloc, wrpo__mfree, NULL};
-#ifdef _OPENMP
-    if (!d.threads) d.threads = omp_get_max_threads();
-#else
+    const int64_t ranks = d.group ? d.group->ranks : 1, levels = (d.lanes ? d.lanes : ranks) / ranks;
+    if (d.lanes < 0 || d.lanes > 1 << 20 || (d.lanes && levels * ranks != d.lanes) || (levels & (levels - 1)))
+        return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: lanes: want the number of ranks times a power of two");
+    d.lanes = levels * ranks;
+#ifndef _OPENMP
     d.threads = 1;
 #endif
+    if (!d.threads) d.threads = wrpo__default_threads(&d);
     if (!d.backend) d.backend = wrpo_backend_cpu();
     if (!d.dtype) d.dtype = d.backend->dtype;
     if (d.dtype != WRPO_DTYPE_F32 && d.dtype != WRPO_DTYPE_BF16)
@@ -1639,6 +1795,7 @@ WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
     wrpo_ctx *ctx = d.memory.alloc(sizeof *ctx, d.memory.user);
     if (!ctx) return wrpo__open_fails(&d, WRPO_E_MEMORY, "out of memory");
     *ctx = (wrpo_ctx){.desc = d, .error = {.text = "out of memory"}};
+    ctx->desc.why = NULL;
     ctx->handouts = wrpo__arena_new(ctx);
     const wrpo_result r = ctx->handouts ? d.backend->open(&ctx->dev, &ctx->desc, &ctx->error) : WRPO_E_MEMORY;
     if (r == WRPO_OK) {
@@ -1650,6 +1807,30 @@ WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
     wrpo__arena_free(ctx->handouts);
     d.memory.free(ctx, d.memory.user);
     return r;
+}
+WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
+    wrpo_desc d = {0};
+    wrpo_error error = {0};
+    bool alone;
+    if (desc) d = *desc;
+    *out = NULL;
+    wrpo_error *why = d.why ? d.why : &error;
+    d.why = why;
+    wrpo_result r = wrpo__open(d, out);
+    if (!d.group || !wrpo__any_failed(d.group, r != WRPO_OK, why, &alone)) return r;
+    wrpo_close(*out);
+    *out = NULL;
+    return why->code;
+}
+WRPO_API wrpo_result wrpo_agree(wrpo_ctx *ctx, wrpo_result r, const char *sentence) {
+    if (r != WRPO_OK && sentence) {
+        ctx->error = (wrpo_error){.code = r};
+        snprintf(ctx->error.text, sizeof ctx->error.text, "%s", sentence);
+    }
+    if (!ctx->desc.group || ctx->alone || (r != WRPO_OK && ctx->agreed)) return r;
+    if (!wrpo__any_failed(ctx->desc.group, r != WRPO_OK, &ctx->error, &ctx->alone)) return WRPO_OK;
+    ctx->agreed = true;
+    return ctx->error.code;
 }
 WRPO_API void wrpo_close(wrpo_ctx *ctx) {
     if (!ctx) return;
@@ -1712,6 +1893,21 @@ static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
         wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
 }
 
+static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
+    const wrpo_rope *p = &c->rope;
+    const double numbers[] = {
+        c->rms_norm_eps, p->theta, (double)p->type, p->factor, p->low_freq_factor, p->high_freq_factor, p->beta_fast,
+        p->beta_slow, p->attention_factor, (double)p->original_max_position_embeddings, (double)c->sliding_window,
+        (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads, (double)ctx->desc.dtype,
+        (double)p->dims, (double)p->yarn_truncate, (double)c->max_position_embeddings, c->query_pre_attn_scalar,
+        c->attn_logit_softcapping, c->final_logit_softcapping, c->gelu, c->norm_plus_one, c->post_norms,
+        c->scale_embeddings};
+    uint64_t h = wrpo__hash(0, numbers, sizeof numbers);
+    h = wrpo__hash(h, c->sliding_layers, sizeof c->sliding_layers);
+    h = wrpo__hash(h, p->short_factor, sizeof p->short_factor);
+    return wrpo__hash(h, p->long_factor, sizeof p->long_factor);
+}
+
 /* ---- memory of the backend, owned by an arena ---- */
 typedef struct wrpo__device_block { wrpo_ctx *ctx; void *p; size_t n; } wrpo__device_block;
 static void wrpo__device_release(void *p) {
@@ -1742,6 +1938,41 @@ static void wrpo__sync(wrpo_ctx *ctx) {
     wrpo_error why = {WRPO_E_DEVICE, 0, 0, ""};
     if (ctx->desc.backend->sync(ctx->dev, &why) != WRPO_OK)
         wrpo__fail(ctx, why.code, "%s: %s", ctx->desc.backend->name, why.text);
+}
+
+/* ---- what is split over the ranks: an array of elements that are trained, in shards of whole blocks, one a rank ----
+   A shard is one unit for each of the rank's lanes, so that sums over units do not depend on the ranks. */
+static int64_t wrpo__unit(const wrpo_ctx *ctx, int64_t count) {
+    return wrpo__div_up(wrpo__div_up(count, WRPO_BLOCK), ctx->desc.lanes) * WRPO_BLOCK;
+}
+static int64_t wrpo__shard(const wrpo_ctx *ctx, int64_t count) {
+    return wrpo__unit(ctx, count) * (ctx->desc.lanes / wrpo__ranks(ctx));
+}
+/* What [from, from + n) of the whole array and the shard of `rank`, shards of `size`, have in common: *first, *count. */
+static void wrpo__common(int rank, int64_t size, int64_t from, int64_t n, int64_t *first, int64_t *count) {
+    const int64_t begin = WRPO__MAX(from, rank * size), end = WRPO__MIN(from + n, (rank + 1) * size);
+    *first = begin;
+    *count = WRPO__MAX(end - begin, 0);
+}
+/* Bytes [from, from + n) of the whole array, on every rank, out of the shards of `size` bytes; mine: this rank's. */
+static void wrpo__split_get(wrpo_ctx *ctx, void *out, const void *mine, int64_t size, int64_t from, int64_t n) {
+    if (wrpo__ranks(ctx) > 1) wrpo__agree(ctx);
+    for (int rank = (int)(from / size); rank < wrpo__ranks(ctx) && rank * size < from + n; rank++) {
+        int64_t first, count;
+        wrpo__common(rank, size, from, n, &first, &count);
+        char *to = (char *)out + (first - from);
+        if (rank == wrpo__me(ctx))
+            ctx->desc.backend->get(ctx->dev, to, (const char *)mine + (first - rank * size), (size_t)count);
+        if (wrpo__ranks(ctx) > 1) wrpo__broadcast(ctx, to, (size_t)count, rank);
+    }
+}
+/* The inverse: this rank keeps what belongs to its shard. */
+static void wrpo__split_put(wrpo_ctx *ctx, void *mine, int64_t size, int64_t from, int64_t n, const void *in) {
+    int64_t first, count;
+    wrpo__common(wrpo__me(ctx), size, from, n, &first, &count);
+    if (count > 0)
+        ctx->desc.backend->put(ctx->dev, (char *)mine + (first - wrpo__me(ctx) * size),
+                               (const char *)in + (first - from), (size_t)count);
 }
 
 /* ---- data: records of token ids ---- */
@@ -1839,6 +2070,22 @@ static void wrpo__check_data(wrpo_ctx *ctx, const wrpo_config *c, const wrpo_dat
         wrpo__log(ctx, WRPO_LOG_WARN,
                   "a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
                   (long long)longest, (long long)c->max_position_embeddings);
+}
+
+static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
+    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
+        const wrpo_record record = wrpo_data_record(data, i);
+        h = wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt);
+        h = wrpo__hash(h, &record.weight, sizeof record.weight);
+        for (int k = 0; k < record.count; k++) {
+            const wrpo_tokens *y = &record.responses[k];
+            const int64_t scored[3] = {y->first, (int64_t)y->role, y->pair_id};
+            h = wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids);
+            h = wrpo__hash(h, scored, sizeof scored);
+            h = wrpo__hash(h, &y->share, sizeof y->share);
+        }
+    }
+    return h;
 }
 
 /* ---- rotary embedding (Su et al. 2021): inverse frequencies, in the float arithmetic of transformers ----
@@ -2564,6 +2811,12 @@ static void wrpo__plain_logprob_bwd(void *dev, void *dlogits, const float *logit
         }
 }
 
+/* ---- sum: y += x, gradients of lanes and ranks ---- */
+static void wrpo__plain_sum(void *dev, float *y, const float *x, int64_t count) {
+    (void)dev;
+    for (int64_t i = 0; i < count; i++) y[i] += x[i];
+}
+
 /* ---- sumsq: *out += the sum of x^2, for the norm of all gradients ---- */
 static void wrpo__plain_sumsq(void *dev, double *out, const float *x, int64_t count) {
     (void)dev;
@@ -2616,7 +2869,7 @@ WRPO_API const wrpo_backend *wrpo_backend_plain(void) {
         .attention = wrpo__plain_attention, .attention_bwd = wrpo__plain_attention_bwd,
         .attention_scratch = wrpo__plain_attention_scratch, .glu = wrpo__plain_glu, .glu_bwd = wrpo__plain_glu_bwd,
         .logprob = wrpo__plain_logprob, .logprob_bwd = wrpo__plain_logprob_bwd,
-        .sumsq = wrpo__plain_sumsq, .adamw = wrpo__plain_adamw
+        .sum = wrpo__plain_sum, .sumsq = wrpo__plain_sumsq, .adamw = wrpo__plain_adamw
     };
     return &backend;
 }
@@ -2668,7 +2921,8 @@ struct wrpo_model {
     wrpo_weight *weights; int64_t n_weights;
     int64_t *index;                  /* [L][KINDS] into weights; -1 where the model has no such weight */
     int64_t count;                   /* elements of an array that mirrors the weights, gaps included (they stay 0) */
-    uint16_t *low;                   /* [count] low halves of float masters, the weights being the high ones; or NULL */
+    uint16_t *low;                   /* this rank's shard of [count] low halves of float masters, the weights being the
+                                        high ones; or NULL */
     bool frozen;                     /* is not trained, except for its adapter */
     struct wrpo__lora *lora;         /* its adapter; NULL: none */
     int trainers;                    /* alive: they count on its weights */
@@ -2786,7 +3040,8 @@ static void wrpo__model_memory(wrpo_model *model) {
     wrpo_ctx *ctx = model->ctx;
     wrpo__bump b = {0};
     wrpo__place_weights(model, &b);
-    const size_t bytes = b.used, low = wrpo__mul(ctx, (size_t)model->count, sizeof *model->low);
+    const size_t shard = (size_t)wrpo__shard(ctx, model->count);
+    const size_t bytes = b.used, low = wrpo__mul(ctx, shard, sizeof *model->low);
     if (b.overflow) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: the weights do not fit into the address space");
     b = (wrpo__bump){.base = wrpo__device_alloc(model->arena, bytes, "weights")};
     ctx->desc.backend->zero(ctx->dev, b.base, bytes);
@@ -2819,10 +3074,13 @@ static void wrpo__weight_put(wrpo_model *model, const wrpo_weight *w, int64_t fi
             else high[k] = wrpo__float_to_bf16(src[i + k]);
         }
         be->put(dev, (uint16_t *)w->data + first + i, high, (size_t)n * sizeof *high);
-        if (master) be->put(dev, model->low + w->at + first + i, low, (size_t)n * sizeof *low);
+        if (master)
+            wrpo__split_put(model->ctx, model->low, 2 * wrpo__shard(model->ctx, model->count),
+                            2 * (w->at + first + i), 2 * n, low);
     }
 }
-/* The inverse of wrpo__weight_put: elements [first, first + count) as floats, the masters where there are any. */
+/* The inverse of wrpo__weight_put: elements [first, first + count) as floats, the masters where there are any. These
+   are split, so all ranks call it. */
 static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int64_t first, int64_t count, float *dst) {
     const wrpo_backend *be = model->ctx->desc.backend;
     void *dev = model->ctx->dev;
@@ -2834,7 +3092,9 @@ static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int6
     for (int64_t i = 0; i < count; i += WRPO__HALVES) {
         const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
         be->get(dev, high, (const uint16_t *)w->data + first + i, (size_t)n * sizeof *high);
-        if (model->low && w->at >= 0) be->get(dev, low, model->low + w->at + first + i, (size_t)n * sizeof *low);
+        if (model->low && w->at >= 0)
+            wrpo__split_get(model->ctx, low, model->low, 2 * wrpo__shard(model->ctx, model->count),
+                            2 * (w->at + first + i), 2 * n);
         for (int64_t k = 0; k < n; k++)
             dst[i + k] = w->dtype == WRPO_DTYPE_F16 ? wrpo__element(high, w->dtype, k) : wrpo__master(high[k], low[k]);
     }
@@ -3601,6 +3861,8 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
         every record on the host (wrpo_loss: WRPO is there), backward to gradients
      3. the norm of all gradients, and the factor that clips it
      4. AdamW on all weights, or on an adapter's; only matrices decay
+   Several ranks deal the micro-batches to each other in 2. Before 3 each gets the sum of all gradients for its shard of
+   what is trained, which it updates in 4; then all get all weights. Without a wrpo_group the shard is everything.
    The reference is the policy as it is before step 1, or another model. Its log-probs of all responses are computed
    once, when the trainer is made; nothing else of it is needed.
 
@@ -3628,18 +3890,29 @@ static int64_t wrpo__run_rows(const wrpo_config *c, const wrpo_data *data, int64
     }
     return WRPO__MAX(all, longest);
 }
-/* Packs as many records list[first..count) as fit, at least one; returns where it stopped. list NULL: i itself. */
-static int64_t wrpo__pack_some(wrpo__run *r, const wrpo_data *data, const int64_t *list, int64_t first, int64_t count,
-                               int64_t micro_tokens) {
-    int64_t i = first;
-    wrpo__pack_begin(r);
-    for (; i < count; i++) {
-        const wrpo_record *record = &data->records[list ? list[i] : i];
-        if (r->n && r->n + wrpo__record_rows(&r->model->config, record) > micro_tokens) break;
-        wrpo__pack_record(r, record);
+/* Records list[first..count) (list NULL: i itself) as micro-batches: as many as fit, at least one. The rows before, and
+   who computes it: micro-batch b is in lane b modulo lanes, and the lanes are dealt to the ranks in order. */
+typedef struct wrpo__micro { int64_t begin, end, row; int lane; } wrpo__micro;
+static wrpo__micro *wrpo__micros(const wrpo_ctx *ctx, const wrpo_config *c, const wrpo_data *data, const int64_t *list,
+                                 int64_t first, int64_t count, int64_t micro_tokens) {   /* an stb array */
+    wrpo__micro *all = NULL;
+    int64_t row = 0, n = 0;
+    for (int64_t i = first; i < count; i++, row += n) {
+        const int64_t b = stbds_arrlen(all);
+        n = wrpo__record_rows(c, &data->records[list ? list[i] : i]);
+        const wrpo__micro next = {i, i + 1, row, (int)(b % ctx->desc.lanes)};
+        if (b && row + n - all[b - 1].row <= micro_tokens) all[b - 1].end++;
+        else stbds_arrput(all, next);
     }
+    return all;
+}
+static int wrpo__owner(const wrpo_ctx *ctx, const wrpo__micro *micro) {        /* its rank */
+    return (int)(micro->lane / (ctx->desc.lanes / wrpo__ranks(ctx)));
+}
+static void wrpo__pack_micro(wrpo__run *r, const wrpo_data *data, const int64_t *list, const wrpo__micro *micro) {
+    wrpo__pack_begin(r);
+    for (int64_t i = micro->begin; i < micro->end; i++) wrpo__pack_record(r, &data->records[list ? list[i] : i]);
     wrpo__pack_end(r);
-    return i;
 }
 /* The sum of log-probs, in double, of a response's scored tokens. */
 static double wrpo__sum_logps(const wrpo__run *r, const wrpo_tokens *y, const wrpo__location *packed) {
@@ -3671,20 +3944,45 @@ static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data
     shape.chunk = wrpo__head_chunk(model->ctx, &model->config, shape.rows);
     wrpo__run *r = wrpo__run_new(temp, model, &shape);
     r->no_adapter = wrpo__adds_nothing(model);
-    for (int64_t i = first, next; i < first + count; ) {
-        next = wrpo__pack_some(r, data, NULL, i, first + count, micro_tokens);
+    const wrpo_ctx *ctx = model->ctx;
+    const wrpo__micro *all = wrpo__micros(ctx, &model->config, data, NULL, first, first + count, micro_tokens), *micro;
+    const wrpo__micro *const end = all + stbds_arrlen(all);
+    wrpo__text own = {.arena = wrpo__current};         /* what this rank computes, then what all do */
+    for (micro = all; micro < end; micro++) {
+        if (wrpo__owner(ctx, micro) != wrpo__me(ctx)) continue;
+        wrpo__pack_micro(r, data, NULL, micro);
         wrpo__forward(r, false);
-        for (const wrpo__location *packed = r->packed; i < next; i++, logps += K) {
+        const wrpo__location *packed = r->packed;
+        for (int64_t i = micro->begin; i < micro->end; i++) {
             const wrpo_record *record = &data->records[i];
-            for (int k = 0; k < K; k++) {
-                logps[k] = k < record->count ? wrpo__sum_logps(r, &record->responses[k], packed++) : NAN;
-                if (k < record->count && !isfinite(logps[k]))
+            for (int k = 0; k < record->count; k++) {
+                const double logp = wrpo__sum_logps(r, &record->responses[k], packed++);
+                if (!isfinite(logp))
                     wrpo__fail(model->ctx, WRPO_E_NOT_FINITE,
                                "record \"%s\" (line %lld): the log-prob of response %d is not a finite number",
                                record->prompt_id, (long long)record->line, k + 1);
+                wrpo__text_add(&own, (const char *)&logp, sizeof logp);
             }
         }
-        for (int64_t t = 0; tokens && t < r->n_targets; t++) stbds_arrput(*tokens, r->h_logp[t]);
+        if (tokens) wrpo__text_add(&own, (const char *)r->h_logp, (size_t)r->n_targets * sizeof *r->h_logp);
+    }
+    const char **from = wrpo__share_texts(model->ctx, &own);
+    for (micro = all; micro < end; micro++) {
+        const char **next = &from[wrpo__owner(ctx, micro)];
+        int64_t scored = 0;
+        for (int64_t i = micro->begin; i < micro->end; i++)
+            for (int k = 0; k < K; k++) {
+                double *logp = &logps[(i - first) * K + k];
+                *logp = NAN;
+                if (k >= data->records[i].count) continue;
+                memcpy(logp, *next, sizeof *logp);
+                *next += sizeof *logp;
+                scored += data->records[i].responses[k].count - data->records[i].responses[k].first;
+            }
+        for (float x; tokens && scored > 0; scored--, *next += sizeof x) {
+            memcpy(&x, *next, sizeof x);
+            stbds_arrput(*tokens, x);
+        }
     }
 }
 
@@ -3755,9 +4053,12 @@ struct wrpo_trainer {
     int64_t *order, order_epoch;     /* [N] the records in this epoch's order */
     double *weight;                  /* [batch_size] of each record in a step's loss */
     wrpo__run *run;
-    float *grads;                    /* mirrors the weights; NULL in an evaluation */
-    char *exp_avg, *exp_avg_sq;      /* AdamW's moments, mirror the weights */
+    float *grads;                    /* mirrors the weights, once for each level of the lanes; NULL in an evaluation */
+    int64_t padded, shard;           /* elements of one of them, shards of all ranks; of a shard */
+    char *exp_avg, *exp_avg_sq;      /* AdamW's moments of this rank's shard */
     double *sumsq;                   /* one element in the backend's memory */
+    float *moving; int64_t piece;    /* [ranks][piece] what is moved between ranks at a time; NULL: one rank */
+    float *staged;                   /* likewise on the host, for a group that moves nothing else; NULL: not needed */
     double start;                    /* when the run began, in seconds */
     const char *out_dir; FILE *metrics;                /* used by >>run alone */
     void (*log)(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix);   /* called with every line of metrics */
@@ -3815,6 +4116,39 @@ static void wrpo__set_begin(wrpo_trainer *t, wrpo__set *set, const wrpo_data *da
     if (wrpo__rules[t->desc.loss.method].reference)
         set->ref = wrpo__alloc(t->arena, (size_t)set->N * (size_t)set->K, sizeof *set->ref);
 }
+/* The ranks must be given the same. */
+static uint64_t wrpo__weights_hash(const wrpo_model *model) {      /* of what this rank has: of masters the high halves */
+    const size_t most = (size_t)1 << 22;
+    char *piece = wrpo__raw(wrpo__current, most, 1);
+    uint64_t h = 0;
+    for (const wrpo_weight *w = model->weights; w < model->weights + model->n_weights; w++)
+        for (size_t at = 0, n, size = (size_t)wrpo__size(w) * wrpo__dtype_size(w->dtype); at < size; at += n) {
+            n = WRPO__MIN(size - at, most);
+            model->ctx->desc.backend->get(model->ctx->dev, piece, (const char *)w->data + at, n);
+            h = wrpo__hash(h, piece, n);
+        }
+    wrpo__block_free(piece);
+    return h;
+}
+static void wrpo__same_inputs(const wrpo_trainer *t, bool train) {
+    wrpo_ctx *ctx = t->ctx;
+    const wrpo_train_desc *d = &t->desc;
+    if (wrpo__ranks(ctx) == 1) return;
+    const double choices[] = {(double)d->loss.method, (double)d->loss.pair, d->loss.beta, d->loss.label_smoothing,
+                              d->loss.gamma_ratio, d->loss.ipo_sum, (double)d->alpha_schedule, (double)d->lr_schedule,
+                              (double)d->seed, d->no_shuffle, d->resume != NULL, d->ref_dir != NULL,
+                              d->out_dir != NULL, train, d->save.dir != NULL};
+    wrpo__same(ctx, "the config of the model", wrpo__config_hash(ctx, &t->model->config));
+    wrpo__same(ctx, "lanes", (uint64_t)ctx->desc.lanes);
+    wrpo__same(ctx, "the backend", wrpo__hash(0, ctx->desc.backend->name, strlen(ctx->desc.backend->name)));
+#define WRPO__X(field, otherwise, valid, want, same) wrpo__same(ctx, #field, wrpo__hash(0, &d->field, sizeof d->field));
+    WRPO__SETTINGS(WRPO__X)
+#undef WRPO__X
+    wrpo__same(ctx, "the settings of training", wrpo__hash(d->moments, choices, sizeof choices));
+    wrpo__same(ctx, "the data", wrpo__data_hash((uint64_t)t->train.N, t->train.data));
+    wrpo__same(ctx, "the eval data", t->eval.data ? wrpo__data_hash((uint64_t)t->eval.N, t->eval.data) : 0);
+    wrpo__same(ctx, "the model's weights", wrpo__weights_hash(t->model));
+}
 static void wrpo__trainer_gone(void *policy) { ((wrpo_model *)policy)->trainers--; }
 /* 1. Settings and data checked; nothing large is allocated yet. */
 static wrpo_trainer *wrpo__trainer_begin(wrpo__arena *arena, wrpo_model *policy, const wrpo_data *data,
@@ -3830,6 +4164,7 @@ static wrpo_trainer *wrpo__trainer_begin(wrpo__arena *arena, wrpo_model *policy,
     wrpo__train_check(t->ctx, d);
     wrpo__set_begin(t, &t->train, data);
     wrpo__set_begin(t, &t->eval, d->eval_data);
+    wrpo__same_inputs(t, train);
     const int64_t N = t->train.N;
     t->micro = d->batch_size / d->accumulation;
     t->steps_per_epoch = WRPO__MAX(wrpo__div_up(N, t->micro) / d->accumulation, 1);
@@ -3851,6 +4186,22 @@ static wrpo__shape wrpo__train_shape(const wrpo_ctx *ctx, const wrpo_config *c, 
     return (wrpo__shape){.rows = rows, .chunk = wrpo__head_chunk(ctx, c, rows), .logits = logits, .train = true,
                          .recompute = recompute < 0 ? L : WRPO__MIN(recompute, L)};
 }
+/* How gradients and moments of `count` elements are split; bytes of each array. */
+typedef struct wrpo__shards { int64_t padded, shard, piece; size_t gradients, moments, moving, staged; } wrpo__shards;
+enum { WRPO__MOVING = 1 << 22 };     /* floats that are moved between ranks at a time, in all */
+static wrpo__shards wrpo__shards_of(wrpo_ctx *ctx, int64_t count, wrpo_moments moments) {
+    const int64_t ranks = wrpo__ranks(ctx);
+    wrpo__shards s = {.shard = wrpo__shard(ctx, count)};
+    size_t levels = 1;
+    for (int64_t own = ctx->desc.lanes / ranks; own > 1; own /= 2) levels++;
+    s.padded = s.shard * ranks;
+    s.piece = WRPO__MIN(s.shard, WRPO__MAX(WRPO__MOVING / WRPO_BLOCK / ranks, 1) * WRPO_BLOCK);
+    s.gradients = wrpo__mul(ctx, wrpo__mul(ctx, (size_t)s.padded, levels), sizeof(float));
+    s.moments = wrpo_moments_bytes(moments, s.shard);
+    if (ranks > 1) s.moving = (size_t)(s.piece * ranks) * sizeof(float);
+    if (ranks > 1 && !ctx->desc.backend->host && !ctx->desc.group->device) s.staged = 2 * s.moving;
+    return s;
+}
 static void wrpo__trainer_memory(wrpo_trainer *t, bool train, int64_t recompute, bool logits) {
     const wrpo_backend *be = t->ctx->desc.backend;
     wrpo__shape shape = wrpo__train_shape(t->ctx, &t->model->config, recompute, logits, t->rows);
@@ -3858,13 +4209,18 @@ static void wrpo__trainer_memory(wrpo_trainer *t, bool train, int64_t recompute,
     t->run = wrpo__run_new(t->arena, t->model, &shape);
     t->start = wrpo__now();
     if (!train) return;
-    const size_t count = (size_t)t->model->count, bytes = wrpo_moments_bytes(t->desc.moments, t->model->count);
-    t->grads = wrpo__device_alloc(t->arena, wrpo__mul(t->ctx, count, sizeof *t->grads), "gradients");
-    t->exp_avg = wrpo__device_alloc(t->arena, bytes, "first moments");
-    t->exp_avg_sq = wrpo__device_alloc(t->arena, bytes, "second moments");
+    const wrpo__shards split = wrpo__shards_of(t->ctx, t->model->count, t->desc.moments);
+    t->padded = split.padded;
+    t->shard = split.shard;
+    t->piece = split.piece;
+    t->grads = wrpo__device_alloc(t->arena, split.gradients, "gradients");
+    t->exp_avg = wrpo__device_alloc(t->arena, split.moments, "first moments");
+    t->exp_avg_sq = wrpo__device_alloc(t->arena, split.moments, "second moments");
+    if (split.moving) t->moving = wrpo__device_alloc(t->arena, split.moving, "what moves between ranks");
+    if (split.staged) t->staged = wrpo__raw(t->arena, split.staged, 1);
     t->sumsq = wrpo__device_alloc(t->arena, sizeof *t->sumsq, "gradient norm");
-    be->zero(t->ctx->dev, t->exp_avg, bytes);
-    be->zero(t->ctx->dev, t->exp_avg_sq, bytes);
+    be->zero(t->ctx->dev, t->exp_avg, split.moments);
+    be->zero(t->ctx->dev, t->exp_avg_sq, split.moments);
 }
 static wrpo_trainer *wrpo__trainer_new(wrpo__arena *arena, wrpo_model *policy, const wrpo_data *data,
                                        const wrpo_train_desc *desc) {
@@ -3883,9 +4239,11 @@ static wrpo_trainer *wrpo__trainer_new(wrpo__arena *arena, wrpo_model *policy, c
 WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                       wrpo_trainer **out) {
     *out = NULL;
-    WRPO__CALL(policy->ctx, wrpo__arena_new(policy->ctx), false,
-               *out = wrpo__trainer_new(wrpo__current, policy, data, desc));
-    return wrpo__end(&wrpo__entry);
+    WRPO__CALL_ALL(policy->ctx, wrpo__arena_new(policy->ctx), false,
+                   *out = wrpo__trainer_new(wrpo__current, policy, data, desc));
+    const wrpo_result r = wrpo__end(&wrpo__entry);
+    if (r != WRPO_OK) *out = NULL;
+    return r;
 }
 WRPO_API void wrpo_trainer_free(wrpo_trainer *t) {
     if (t) wrpo__arena_free(t->arena);
@@ -3935,6 +4293,15 @@ static void wrpo__tally_add(wrpo__tally *t, const wrpo__run *run, const wrpo_los
     m->rewards_source_accuracies += wrpo__wins(source, w);
     m->rewards_target_accuracies += wrpo__wins(target, w);
 }
+static void wrpo__tally_sum(wrpo__tally *t, const wrpo__tally *record) {
+#define WRPO__X(field, name) t->m.field += record->m.field;
+    WRPO_METRICS(WRPO__X)
+#undef WRPO__X
+    t->chosen += record->chosen;
+    t->chosen_rows += record->chosen_rows;
+    t->rejected += record->rejected;
+    t->rejected_rows += record->rejected_rows;
+}
 static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double alpha, double begin) {
     wrpo_metrics *m = &tally->m;
     m->logits_chosen = tally->chosen / tally->chosen_rows;
@@ -3947,6 +4314,42 @@ static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double al
 
 /* ---- one pass over records: log-probs, losses, metrics and, in training, gradients ----
    list[i]: a record of the set (NULL: i itself); weight[i]: its share of the loss (NULL: 1 / count). */
+/* A micro-batch; own[i]: the metrics of each of its records. scored: tokens of an SFT batch. grads NULL: an evaluation. */
+static void wrpo__pass_micro(wrpo_trainer *t, const wrpo__set *set, const int64_t *list, const double *weight,
+                             int64_t count, double alpha, const wrpo__micro *micro, double scored, float *grads,
+                             wrpo__tally *own) {
+    wrpo__run *r = t->run;
+    const wrpo_loss_desc *d = &t->desc.loss;
+    const bool sft = d->method == WRPO_METHOD_SFT;
+    wrpo_response *y = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *y);
+    r->dropout.row = micro->row;
+    wrpo__pack_micro(r, set->data, list, micro);
+    wrpo__forward(r, true);                                                    /* log pi of every scored token */
+    const wrpo__location *packed = r->packed;
+    for (int64_t i = micro->begin; i < micro->end; i++) {
+        const int64_t index = list ? list[i] : i;
+        const wrpo_record *record = &set->data->records[index];
+        const char *why = NULL;
+        wrpo__as_loss(record, y);
+        for (int k = 0; k < record->count; k++) {
+            y[k].logp = wrpo__sum_logps(r, &record->responses[k], &packed[k]);
+            y[k].ref = set->ref ? set->ref[index * set->K + k] : 0;
+        }
+        const double loss = wrpo_loss(d, alpha, y, record->count, scored, &why);            /* WRPO is here: >>loss */
+        if (!isfinite(loss))
+            wrpo__fail(t->ctx, WRPO_E_NOT_FINITE, "step %lld: record \"%s\" (line %lld): %s",
+                       (long long)t->k + (grads != NULL), record->prompt_id, (long long)record->line,
+                       why ? why : "the loss is not a finite number");
+        const double share = weight ? weight[i] : 1 / (double)count;           /* of the batch's mean */
+        const double w = record->weight * (sft ? 1 : share);                   /* dL/dloss; sft's loss is a share */
+        for (int k = 0; grads && k < record->count; k++)                       /* dL/dlogp of each of its tokens */
+            for (int64_t j = 0; j < y[k].tokens; j++) r->h_coef[packed[k].target + j] = (float)(w * y[k].dlogp);
+        own[i] = (wrpo__tally){.m.loss = w * loss};
+        wrpo__tally_add(&own[i], r, d, alpha, record, y, packed, share);
+        packed += record->count;
+    }
+    if (grads) wrpo__backward(r, grads);
+}
 static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *list, const double *weight, int64_t count,
                        double alpha, bool train, wrpo__tally *tally) {
     wrpo__run *r = t->run;
@@ -3962,34 +4365,35 @@ static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *lis
         wrpo__as_loss(record, y);
         scored += wrpo__sft_tokens(y, record->count);
     }
-    for (int64_t i = 0, next; i < count;) {            /* micro-batches */
-        next = wrpo__pack_some(r, set->data, list, i, count, t->desc.micro_tokens);
-        wrpo__forward(r, true);                                                /* log pi of every scored token */
-        for (const wrpo__location *packed = r->packed; i < next; i++) {
-            const int64_t index = list ? list[i] : i;
-            const wrpo_record *record = &set->data->records[index];
-            const char *why = NULL;
-            wrpo__as_loss(record, y);
-            for (int k = 0; k < record->count; k++) {
-                y[k].logp = wrpo__sum_logps(r, &record->responses[k], &packed[k]);
-                y[k].ref = set->ref ? set->ref[index * set->K + k] : 0;
-            }
-            const double loss = wrpo_loss(d, alpha, y, record->count, scored, &why);        /* WRPO is here: >>loss */
-            if (!isfinite(loss))
-                wrpo__fail(t->ctx, WRPO_E_NOT_FINITE, "step %lld: record \"%s\" (line %lld): %s",
-                           (long long)t->k + train, record->prompt_id, (long long)record->line,
-                           why ? why : "the loss is not a finite number");
-            const double share = weight ? weight[i] : 1 / (double)count;       /* of the batch's mean */
-            const double w = record->weight * (sft ? 1 : share);               /* dL/dloss; sft's loss is a share */
-            for (int k = 0; train && k < record->count; k++)                   /* dL/dlogp of each of its tokens */
-                for (int64_t j = 0; j < y[k].tokens; j++) r->h_coef[packed[k].target + j] = (float)(w * y[k].dlogp);
-            tally->m.loss += w * loss;
-            wrpo__tally_add(tally, r, d, alpha, record, y, packed, share);
-            packed += record->count;
+    const wrpo__micro *all = wrpo__micros(t->ctx, &t->model->config, set->data, list, 0, count, t->desc.micro_tokens);
+    const wrpo__micro *const end = all + stbds_arrlen(all);
+    wrpo__tally *own = wrpo__raw(wrpo__current, (size_t)count, sizeof *own);           /* of each record */
+    const int lanes = (int)(t->ctx->desc.lanes / wrpo__ranks(t->ctx)), first = wrpo__me(t->ctx) * lanes;
+    int64_t level = 0;
+    for (int lane = 0; lane < lanes; lane++, level++) {
+        float *grads = train ? t->grads + level * t->padded : NULL;
+        if (train) r->be->zero(r->dev, grads, (size_t)t->padded * sizeof *grads);
+        for (const wrpo__micro *micro = all; micro < end; micro++)
+            if (micro->lane == first + lane)
+                wrpo__pass_micro(t, set, list, weight, count, alpha, micro, scored, grads, own);
+        for (int odd = lane; train && odd & 1; odd >>= 1, level--)     /* lanes in pairs, and pairs of pairs */
+            r->be->sum(r->dev, t->grads + (level - 1) * t->padded, t->grads + level * t->padded, t->padded);
+    }
+    /* The records' metrics, of all ranks, in the order of the records: the sums do not depend on the ranks. */
+    wrpo__text mine = {.arena = wrpo__current};
+    for (const wrpo__micro *micro = all; micro < end; micro++)
+        if (wrpo__owner(t->ctx, micro) == wrpo__me(t->ctx))
+            wrpo__text_add(&mine, (const char *)&own[micro->begin],
+                           (size_t)(micro->end - micro->begin) * sizeof *own);
+    const char **from = wrpo__share_texts(t->ctx, &mine);
+    for (const wrpo__micro *micro = all; micro < end; micro++) {
+        const char **next = &from[wrpo__owner(t->ctx, micro)];
+        for (int64_t i = micro->begin; i < micro->end; i++, *next += sizeof *own) {
+            wrpo__tally record;
+            memcpy(&record, *next, sizeof record);
+            wrpo__tally_sum(tally, &record);
+            tally->m.tokens += wrpo__record_rows(&t->model->config, &set->data->records[list ? list[i] : i]);
         }
-        tally->m.tokens += r->n;
-        if (train) wrpo__backward(r, t->grads);
-        r->dropout.row += r->n;
     }
     tally->m.records = count;
 }
@@ -4017,32 +4421,130 @@ static int64_t wrpo__next_batch(wrpo_trainer *t, const int64_t **list) {
     *list = t->order + first;
     return count;
 }
-/* AdamW on every run of weights that are contiguous and decay alike: matrices decay, norms and biases do not. */
+/* ---- between ranks: the sum of all gradients for each one's shard; then the weights of all shards, for all ---- */
+/* The sum over ranks, in pairs as over lanes, where this rank's shard is in t->grads. In pieces of every shard. */
+static void wrpo__reduce(wrpo_trainer *t) {
+    wrpo_ctx *ctx = t->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    const wrpo_group *g = ctx->desc.group;
+    const int ranks = wrpo__ranks(ctx);
+    float *mine = t->grads + wrpo__me(ctx) * t->shard;
+    wrpo_error why = {0};
+    if (ranks == 1) return;
+    wrpo__agree(ctx);
+    for (int64_t at = 0, n; at < t->shard; at += n) {
+        n = WRPO__MIN(t->shard - at, t->piece);
+        if (t->staged) {
+            float *from = t->staged, *to = t->staged + n * ranks;
+            for (int i = 0; i < ranks; i++)
+                be->get(ctx->dev, from + i * n, t->grads + i * t->shard + at, (size_t)n * sizeof *from);
+            wrpo__moved(ctx, g->exchange(g->self, NULL, to, from, n, n, &why), &why);
+            be->put(ctx->dev, t->moving, to, (size_t)(n * ranks) * sizeof *to);
+        } else
+            wrpo__moved(ctx, g->exchange(g->self, ctx->dev, t->moving, t->grads + at, t->shard, n, &why), &why);
+        for (int apart = 1; apart < ranks; apart *= 2)
+            for (int i = 0; i + apart < ranks; i += 2 * apart)
+                be->sum(ctx->dev, t->moving + i * n, t->moving + (i + apart) * n, n);
+        be->copy(ctx->dev, mine + at, t->moving, (size_t)n * sizeof *mine);
+    }
+}
+/* The norm of the gradient: sums over units, added in order. */
+static double wrpo__grad_norm(wrpo_trainer *t) {
+    wrpo_ctx *ctx = t->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    const wrpo_group *g = ctx->desc.group;
+    const int64_t count = t->model->count, unit = wrpo__unit(ctx, count), lanes = ctx->desc.lanes;
+    const int64_t own = lanes / wrpo__ranks(ctx), first = own * wrpo__me(ctx);
+    double *sums = wrpo__alloc(wrpo__current, (size_t)(own + lanes), sizeof *sums), *all = sums + own, total = 0;
+    wrpo_error why = {0};
+    for (int64_t i = 0; i < own; i++) {
+        const int64_t begin = (first + i) * unit, n = WRPO__MIN(count - begin, unit);
+        be->zero(ctx->dev, t->sumsq, sizeof *t->sumsq);
+        if (n > 0) be->sumsq(ctx->dev, t->sumsq, t->grads + begin, n);
+        be->get(ctx->dev, &sums[i], t->sumsq, sizeof *sums);
+    }
+    wrpo__sync(ctx);
+    wrpo__agree(ctx);
+    if (g) wrpo__moved(ctx, g->share(g->self, all, sums, (size_t)own * sizeof *sums, &why), &why);
+    else memcpy(all, sums, (size_t)own * sizeof *sums);
+    for (int64_t i = 0; i < lanes; i++) total += all[i];
+    return sqrt(total);
+}
+/* Weights of the elements [from, from + n) to or from a dense buffer in the backend's memory (NULL: neither); returns
+   their bytes. */
+static size_t wrpo__weights_move(const wrpo_model *model, int64_t from, int64_t n, char *buffer, bool put) {
+    const wrpo_backend *be = model->ctx->desc.backend;
+    size_t used = 0;
+    for (int64_t i = 0, end, size; i < model->n_weights; i = end) {
+        const wrpo_weight *w = &model->weights[i];
+        end = wrpo__weight_run(model, i, &size);
+        const int64_t first = WRPO__MAX(from, w->at), count = WRPO__MIN(from + n, w->at + size) - first;
+        const size_t each = wrpo__dtype_size(w->dtype), bytes = (size_t)WRPO__MAX(count, 0) * each;
+        if (w->at < 0 || count <= 0) continue;
+        char *data = (char *)w->data + (size_t)(first - w->at) * each;
+        if (buffer && put) be->copy(model->ctx->dev, data, buffer + used, bytes);
+        else if (buffer) be->copy(model->ctx->dev, buffer + used, data, bytes);
+        used += bytes;
+    }
+    return used;
+}
+static void wrpo__gather(wrpo_trainer *t) {
+    wrpo_ctx *ctx = t->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    const wrpo_group *g = ctx->desc.group;
+    const int ranks = wrpo__ranks(ctx), rank = wrpo__me(ctx);
+    char *moving = (char *)t->moving;
+    wrpo_error why = {0};
+    if (ranks == 1) return;
+    wrpo__agree(ctx);
+    for (int64_t at = 0, n; at < t->shard; at += n) {
+        size_t most = 0;
+        n = WRPO__MIN(t->shard - at, t->piece);
+        for (int i = 0; i < ranks; i++)
+            most = WRPO__MAX(most, wrpo__weights_move(t->model, i * t->shard + at, n, NULL, false));
+        wrpo__weights_move(t->model, rank * t->shard + at, n, moving + (size_t)rank * most, false);
+        if (t->staged) {
+            char *host = (char *)t->staged;
+            be->get(ctx->dev, host + (size_t)rank * most, moving + (size_t)rank * most, most);
+            wrpo__moved(ctx, g->gather(g->self, NULL, host, most, &why), &why);
+            be->put(ctx->dev, moving, host, (size_t)ranks * most);
+        } else wrpo__moved(ctx, g->gather(g->self, ctx->dev, moving, most, &why), &why);
+        for (int i = 0; i < ranks; i++)
+            if (i != rank) wrpo__weights_move(t->model, i * t->shard + at, n, moving + (size_t)i * most, true);
+    }
+}
+/* AdamW on every run of weights that are contiguous and decay alike, as far as it is in this rank's shard: matrices
+   decay, norms and biases do not. Element i of a run draws a hash of seed + i C (wrpo__dice): so that a part of it draws
+   the same numbers, its seed begins where it does. */
 static void wrpo__update(wrpo_trainer *t, double lr, double grad_scale) {
     const wrpo_train_desc *d = &t->desc;
     const wrpo_backend *be = t->ctx->desc.backend;
+    const int64_t shard = t->shard, begin = wrpo__me(t->ctx) * shard;
     const double steps = (double)(t->k + 1);
     wrpo_adamw step = {.lr = (float)lr, .beta1 = (float)d->beta1, .beta2 = (float)d->beta2, .eps = (float)d->eps,
                        .grad_scale = (float)grad_scale, .moments = d->moments,
                        .correction1 = 1 - pow(d->beta1, steps), .correction2 = sqrt(1 - pow(d->beta2, steps))};
-    for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
+    for (int64_t i = 0, end, size, first, count; i < t->model->n_weights; i = end) {
         const wrpo_weight *w = &t->model->weights[i];
         end = wrpo__weight_run(t->model, i, &size);
         if (w->at < 0) continue;                       /* frozen */
-        const size_t offset = wrpo_moments_bytes(d->moments, w->at);
+        wrpo__common(wrpo__me(t->ctx), shard, w->at, size, &first, &count);
+        if (count == 0) continue;
+        const size_t offset = wrpo_moments_bytes(d->moments, first - begin);
+        const uint64_t seed = wrpo__random64(d->seed, (uint64_t)t->k, (uint64_t)w->at);
+        const uint32_t skip = (uint32_t)(first - w->at) * WRPO__DICE_STEP;
         step.weight_decay = w->decay ? (float)d->weight_decay : 0;
-        step.seed = wrpo__random64(d->seed, (uint64_t)t->k, (uint64_t)w->at);
-        be->adamw(t->ctx->dev, w->data, w->dtype == WRPO_DTYPE_BF16 ? t->model->low + w->at : NULL,
-                  t->exp_avg + offset, t->exp_avg_sq + offset, t->grads + w->at, size, &step);
+        step.seed = (uint64_t)((uint32_t)(seed >> 32) + skip) << 32 | ((uint32_t)seed + skip);
+        be->adamw(t->ctx->dev, (char *)w->data + (size_t)(first - w->at) * wrpo__dtype_size(w->dtype),
+                  w->dtype == WRPO_DTYPE_BF16 ? t->model->low + (first - begin) : NULL, t->exp_avg + offset,
+                  t->exp_avg_sq + offset, t->grads + first, count, &step);
     }
 }
 static wrpo_metrics wrpo__step(wrpo_trainer *t) {
     wrpo_ctx *ctx = t->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
     const wrpo_train_desc *d = &t->desc;
     wrpo__tally tally = {.m = {.step = t->k + 1, .steps = t->T}};
     const int64_t *list;
-    double sumsq = 0;
     const double begin = wrpo__now();
     if (t->k >= t->T) wrpo__fail(ctx, WRPO_E_ARG, "all %lld steps are done", (long long)t->T);
 
@@ -4053,19 +4555,16 @@ static wrpo_metrics wrpo__step(wrpo_trainer *t) {
     const double lr = d->learning_rate * wrpo_lr_factor(d->lr_schedule, warmup, t->k, t->T) + 0.0;      /* no -0 */
     const int64_t count = wrpo__next_batch(t, &list);
     /* 2. Gradients of the batch's loss. */
-    be->zero(ctx->dev, t->grads, (size_t)t->model->count * sizeof *t->grads);
     wrpo__pass(t, &t->train, list, t->weight, count, alpha, true, &tally);
+    wrpo__reduce(t);
     /* 3. Their global norm. Above max_grad_norm they are scaled down to it: a factor in AdamW. */
-    be->zero(ctx->dev, t->sumsq, sizeof *t->sumsq);
-    be->sumsq(ctx->dev, t->sumsq, t->grads, t->model->count);
-    be->get(ctx->dev, &sumsq, t->sumsq, sizeof sumsq);
-    wrpo__sync(ctx);
-    const double norm = sqrt(sumsq), clip = d->max_grad_norm > 0 ? d->max_grad_norm / (norm + 1e-6) : 1;
+    const double norm = wrpo__grad_norm(t), clip = d->max_grad_norm > 0 ? d->max_grad_norm / (norm + 1e-6) : 1;
     if (!isfinite(norm))
         wrpo__fail(ctx, WRPO_E_NOT_FINITE, "step %lld: the gradient is not finite (batch of %lld records, the first is "
                    "\"%s\")", (long long)t->k + 1, (long long)count, t->train.data->records[list[0]].prompt_id);
     /* 4. The update. */
     wrpo__update(t, lr, WRPO__MIN(1, clip));
+    wrpo__gather(t);
     wrpo__sync(ctx);
     t->k++;
 
@@ -4076,7 +4575,7 @@ static wrpo_metrics wrpo__step(wrpo_trainer *t) {
     return tally.m;
 }
 WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m) {
-    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__step(t));
+    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__step(t));
     return wrpo__end(&wrpo__entry);
 }
 static wrpo_metrics wrpo__evaluate(wrpo_trainer *t, const wrpo__set *set, double alpha) {
@@ -4097,7 +4596,7 @@ static wrpo_metrics wrpo__trainer_eval(wrpo_trainer *t, const wrpo_data *data) {
     return m;
 }
 WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, wrpo_metrics *m) {
-    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__trainer_eval(t, data));
+    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__trainer_eval(t, data));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -4851,11 +5350,12 @@ static wrpo__writer *wrpo__write_whole(wrpo__arena *arena, const char *path, con
     return w;
 }
 static void wrpo__remove(wrpo_ctx *ctx, const char *path) {
-    if (remove(path) != 0 && errno != ENOENT)
+    if (!wrpo__me(ctx) && remove(path) != 0 && errno != ENOENT)
         wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be removed: %s", path, strerror(errno));
 }
 /* The paths of the shards in dir that belong to a split into another number of files; an stb_ds array. */
 static char **wrpo__stale_shards(const wrpo__save *save) {
+    if (wrpo__me(save->temp->ctx)) return NULL;
     const wrpo__name *names = wrpo__disk_list(save->temp, save->dir);
     char **stale = NULL;
     for (int64_t i = 0; i < stbds_arrlen(names); i++) {
@@ -5833,7 +6333,7 @@ static void wrpo__weight_move(wrpo_model *model, int64_t i, int64_t first, int64
     wrpo__sync(ctx);
 }
 WRPO_API wrpo_result wrpo_weight_get(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *out) {
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__weight_move(model, i, first, count, out, NULL));
+    WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__weight_move(model, i, first, count, out, NULL));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first, int64_t count, const float *values) {
@@ -6042,7 +6542,7 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
             sides);
 }
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__model_save(wrpo__current, model, desc));
+    WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__model_save(wrpo__current, model, desc));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -10098,9 +10598,13 @@ static void wrpo__logprobs_part(wrpo_model *model, const wrpo_data *data, int64_
 WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
                                    double *logps, float **per_token) {
     if (per_token) *per_token = NULL;
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true,
+    WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true,
                wrpo__logprobs_part(model, data, first, count, logps, per_token));
-    return wrpo__end(&wrpo__entry);
+    const wrpo_result r = wrpo__end(&wrpo__entry);
+    if (r == WRPO_OK || !per_token) return r;
+    wrpo_free(model->ctx, *per_token);
+    *per_token = NULL;
+    return r;
 }
 
 /* ---- hidden states and logits of one sequence of token ids ---- */
@@ -10565,8 +11069,9 @@ static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t
     if (b.overflow)
         wrpo__fail(model->ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address "
                    "space", (long long)rows);
-    out->gradients = (size_t)model->count * sizeof(float);
-    out->moments = 2 * wrpo_moments_bytes(moments, model->count);
+    const wrpo__shards split = wrpo__shards_of(model->ctx, model->count, moments);
+    out->gradients = split.gradients + split.moving + split.staged;
+    out->moments = 2 * split.moments;
     out->head = run.head_bytes;
     out->activations = run.bytes - run.head_bytes + run.host.used;
     out->device = out->gradients + out->moments + run.bytes;
@@ -10600,7 +11105,8 @@ static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wr
         wrpo__adapter_begin(table, adapter);
     }
     wrpo__place_weights(table, &weights);
-    out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)table->count * sizeof *table->low : 0);
+    out->weights = weights.used;
+    if (wrpo__has_masters(ctx, false)) out->weights += (size_t)wrpo__shard(ctx, table->count) * sizeof *table->low;
     const int64_t rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
     const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);  /* held: loaded ones */
     out->room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
@@ -10649,35 +11155,6 @@ static wrpo_bytes wrpo__fitted(const wrpo_trainer *t) {
 }
 
 /* ---- the reference: log-probs [N, K], computed once, kept in a file under a name that tells model and data ---- */
-static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
-    const wrpo_rope *p = &c->rope;
-    const double numbers[] = {
-        c->rms_norm_eps, p->theta, (double)p->type, p->factor, p->low_freq_factor, p->high_freq_factor, p->beta_fast,
-        p->beta_slow, p->attention_factor, (double)p->original_max_position_embeddings, (double)c->sliding_window,
-        (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads, (double)ctx->desc.dtype,
-        (double)p->dims, (double)p->yarn_truncate, (double)c->max_position_embeddings, c->query_pre_attn_scalar,
-        c->attn_logit_softcapping, c->final_logit_softcapping, c->gelu, c->norm_plus_one, c->post_norms,
-        c->scale_embeddings};
-    uint64_t h = wrpo__hash(0, numbers, sizeof numbers);
-    h = wrpo__hash(h, c->sliding_layers, sizeof c->sliding_layers);
-    h = wrpo__hash(h, p->short_factor, sizeof p->short_factor);
-    return wrpo__hash(h, p->long_factor, sizeof p->long_factor);
-}
-static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
-    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
-        const wrpo_record record = wrpo_data_record(data, i);
-        h = wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt);
-        h = wrpo__hash(h, &record.weight, sizeof record.weight);
-        for (int k = 0; k < record.count; k++) {
-            const wrpo_tokens *y = &record.responses[k];
-            const int64_t scored[3] = {y->first, (int64_t)y->role, y->pair_id};
-            h = wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids);
-            h = wrpo__hash(h, scored, sizeof scored);
-            h = wrpo__hash(h, &y->share, sizeof y->share);
-        }
-    }
-    return h;
-}
 static const char *wrpo__adapter_text(const wrpo_model *model) {
     const wrpo__lora *lora = model->lora;
     uint64_t h = 0;
@@ -10737,6 +11214,8 @@ static void wrpo__reference(const wrpo_trainer *t) {
     const wrpo__set *sets[2] = {&t->train, &t->eval};
     const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
     wrpo_model *ref = desc.dir ? wrpo__model_from(wrpo__current, &desc, false) : t->model;
+    if (desc.dir && wrpo__ranks(t->ctx) > 1)
+        wrpo__same(t->ctx, "the reference's weights", wrpo__weights_hash(ref));
     for (int i = 0; i < 2; i++) {
         const wrpo__set *set = sets[i];
         const char *path = NULL;
@@ -10744,7 +11223,11 @@ static void wrpo__reference(const wrpo_trainer *t) {
         if (t->out_dir)
             path = wrpo__format(wrpo__current, "%s/reference_logps-%016llx.json", t->out_dir,
                                 (unsigned long long)wrpo__fingerprint(ref, set->data));
-        if (path && wrpo__reference_read(t->ctx, path, set)) {
+        int64_t there = path && !wrpo__me(t->ctx) && wrpo__reference_read(t->ctx, path, set);
+        wrpo__agree(t->ctx);
+        there = wrpo__most(t->ctx, there);
+        if (there) wrpo__broadcast(t->ctx, set->ref, (size_t)(set->N * set->K) * sizeof *set->ref, 0);
+        if (there) {
             wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
             continue;
         }
@@ -10802,6 +11285,7 @@ static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
 #define WRPO__X(field, otherwise, valid, want, same) {same ? #field : NULL, wrpo__number_text((double)d->field)},
         WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
+        {t->ctx->desc.lanes > 1 ? "lanes" : NULL, wrpo__number_text((double)t->ctx->desc.lanes)},
         {t->model->lora ? "adapter" : NULL, wrpo__adapter_text(t->model)},
         {t->model->lora ? "base" : NULL, wrpo__base_text(t->model)},
         {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed)},
@@ -10859,19 +11343,20 @@ static wrpo__state_part *wrpo__state_parts(const wrpo_trainer *t) {
    says so, into the run. Returns the hash h, continued over their bytes. */
 static uint64_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *parts, wrpo__writer *w, bool put,
                                  uint64_t h) {
-    const wrpo_backend *be = t->ctx->desc.backend;
+    const int64_t shard = (int64_t)wrpo_moments_bytes(t->desc.moments, t->shard);
     float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
     for (const wrpo__state_part *p = parts; p < parts + stbds_arrlen(parts); p++)
         for (size_t from = 0, n; from < p->bytes; from += n) {
             char *moments = p->moment == 1 ? t->exp_avg : t->exp_avg_sq;
+            const int64_t begin = (int64_t)(p->at + from);
             n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
             const int64_t first = (int64_t)(from / sizeof *piece), count = (int64_t)(n / sizeof *piece);
             if (!w) memcpy(piece, p->data + from, n);
-            else if (p->moment) be->get(t->ctx->dev, piece, moments + p->at + from, n);
+            else if (p->moment) wrpo__split_get(t->ctx, piece, moments, shard, begin, (int64_t)n);
             else wrpo__weight_get(t->model, p->w, first, count, piece);
             h = wrpo__hash(h, piece, n);
             if (w) wrpo__write(w, piece, n);
-            else if (put && p->moment) be->put(t->ctx->dev, moments + p->at + from, piece, n);
+            else if (put && p->moment) wrpo__split_put(t->ctx, moments, shard, begin, (int64_t)n, piece);
             else if (put) wrpo__weight_put(t->model, p->w, first, count, piece);
         }
     wrpo__sync(t->ctx);  /* a device that failed moved nothing */
@@ -10884,7 +11369,8 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo__save_check(temp, t->model, desc);
     const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE);
     const char *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
-    const wrpo__file *metrics = log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
+    const bool writes = wrpo__me(ctx) == 0;
+    const wrpo__file *metrics = writes && log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
     const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
     const wrpo__setting *settings = wrpo__state_settings(t);
     const wrpo__state_part *parts = wrpo__state_parts(t), *p = parts;
@@ -10915,7 +11401,7 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo__commit(w);
 }
 WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
-    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__trainer_save(t, desc));
+    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__trainer_save(t, desc));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -10927,6 +11413,7 @@ typedef struct wrpo__state {  /* a file that is read */
     wrpo__state_part *parts;
     const wrpo_tensor_info *log;
     int64_t step, milliseconds;
+    uint64_t sum;  /* of the bytes */
 } wrpo__state;
 static const char *wrpo__state_text(const wrpo__state *s, const char *name) {
     const wrpo_json *v = wrpo_json_get(s->metadata, name);
@@ -10961,6 +11448,7 @@ static wrpo__state wrpo__state_open(wrpo_trainer *t) {
                    "version %.40s wrote the file, when formats had no number", path, WRPO__STATE_FORMAT,
                    wrpo__state_text(&s, "wrpo"));
     if (!t->model->lora && wrpo_json_get(s.metadata, "adapter")) wrpo__state_same(&s, "adapter", "none");
+    if (t->ctx->desc.lanes == 1 && wrpo_json_get(s.metadata, "lanes")) wrpo__state_same(&s, "lanes", "1");
     const wrpo__setting *settings = wrpo__state_settings(t);
     for (int64_t i = 0, n = stbds_arrlen(settings); i < n; i++) {
         const char *found = wrpo__state_text(&s, settings[i].name);
@@ -10983,10 +11471,13 @@ static wrpo__state wrpo__state_open(wrpo_trainer *t) {
     if (h != sum)
         wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written",
                    path, (unsigned long long)sum, (unsigned long long)h);
+    s.sum = sum;
     return s;
 }
 /* Puts the run where the file says. */
 static void wrpo__state_restore(wrpo_trainer *t, const wrpo__state *s) {
+    wrpo__same(t->ctx, "the checkpoint's step", (uint64_t)s->step);
+    wrpo__same(t->ctx, "the checkpoint", s->sum);
     wrpo__state_same(s, "reference", wrpo__reference_text(t));
     if (t->out_dir) {
         const char *log = wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl");
@@ -11057,7 +11548,7 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     wrpo__current = arena;
     wrpo__arena_clear(temp);
     wrpo__arena_clear(file);
-    if (train && out_dir) {
+    if (train && out_dir && !wrpo__me(t->ctx)) {
         const char *path = wrpo__join(arena, out_dir, "metrics.jsonl");
         wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__close_file, NULL);
         owner->p = t->metrics = fopen(path, resume ? "a" : "w");
@@ -11069,8 +11560,11 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
 WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                        wrpo_trainer **out) {
     *out = NULL;
-    WRPO__CALL(policy->ctx, wrpo__arena_new(policy->ctx), false, *out = wrpo__trainer_open(policy, data, desc, true));
-    return wrpo__end(&wrpo__entry);
+    WRPO__CALL_ALL(policy->ctx, wrpo__arena_new(policy->ctx), false,
+                   *out = wrpo__trainer_open(policy, data, desc, true));
+    const wrpo_result r = wrpo__end(&wrpo__entry);
+    if (r != WRPO_OK) *out = NULL;
+    return r;
 }
 
 /* ---- evaluation and the loop ---- */
@@ -11083,7 +11577,7 @@ static void wrpo__eval(wrpo_model *model, const wrpo_data *data, const wrpo_trai
     m->epoch = NAN;
 }
 WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__eval(model, data, desc, m));
+    WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__eval(model, data, desc, m));
     return wrpo__end(&wrpo__entry);
 }
 /* save.dir/checkpoint-K; then the one before it goes, of step *saved (-1: none). */
@@ -11094,7 +11588,7 @@ static void wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
     save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
     wrpo__rethrow(t->ctx, wrpo_trainer_save(t, &save));
     *saved = t->k;
-    if (!old) return;
+    if (!old || wrpo__me(t->ctx)) return;
     const wrpo__name *names = wrpo__disk_list(temp, old);
     for (int64_t i = 0; i < stbds_arrlen(names); i++)
         if (strcmp(names[i].text, ".") && strcmp(names[i].text, ".."))
@@ -11106,7 +11600,7 @@ static void wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
 #endif
 }
 static wrpo_result wrpo__checkpoint_entry(wrpo_trainer *t, int64_t *saved) {
-    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__checkpoint(t, saved));
+    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__checkpoint(t, saved));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
@@ -11131,6 +11625,8 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
         if (r == WRPO_OK && eval) r = wrpo_trainer_eval(t, d->eval_data, &e);
         if (r == WRPO_OK && save) r = wrpo__checkpoint_entry(t, &saved);
         if (r == WRPO_OK && d->on_step) go = d->on_step(&m, eval ? &e : NULL, d->user);
+        if (r == WRPO_OK && ctx->desc.group && t->k < t->T)    /* one that stops stops all */
+            r = wrpo_agree(ctx, go ? WRPO_OK : WRPO_E_STOPPED, "stopped by the callback");
     }
     if (r == WRPO_OK && t->k < t->T) {
         ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"};
@@ -12672,6 +13168,7 @@ static void wrpo__cpu_add(void *dev, void *y, const void *x, int64_t count) {
     for (int64_t i = 0; i < count; i += WRPO__GRAIN)
         cpu->kernel.axpy((float *)y + i, 1, (const float *)x + i, WRPO__MIN(count - i, WRPO__GRAIN));
 }
+static void wrpo__cpu_sum(void *dev, float *y, const float *x, int64_t count) { wrpo__cpu_add(dev, y, x, count); }
 static void wrpo__cpu_dropout(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, int64_t n, int64_t D,
                               const wrpo_dropout *d) {
     const wrpo__cpu *cpu = dev;
@@ -13315,7 +13812,7 @@ static void wrpo__cpu_attention_bwd(void *dev, const wrpo_attn *a, void *dq, voi
     .attention = wrpo__cpu_attention, .attention_bwd = wrpo__cpu_attention_bwd, \
     .attention_scratch = wrpo__cpu_attention_scratch, .glu = wrpo__cpu_glu, .glu_bwd = wrpo__cpu_glu_bwd, \
     .logprob = wrpo__cpu_logprob, .logprob_bwd = wrpo__cpu_logprob_bwd, \
-    .sumsq = wrpo__cpu_sumsq, .adamw = wrpo__cpu_adamw \
+    .sum = wrpo__cpu_sum, .sumsq = wrpo__cpu_sumsq, .adamw = wrpo__cpu_adamw \
 }
 #endif /* WRPO_NO_SIMD */
 WRPO_API const wrpo_backend *wrpo_backend_find(const char *name) {
