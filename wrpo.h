@@ -74,6 +74,7 @@
        >>reward      380  reward models
        >>run         600  memory plan, reference cache, metrics, resume, the loop with files
        >>recipe      510  candidates to records, splits, win rates
+       >>mpi         130  ranks over MPI, with -DWRPO_MPI
        >>cpu        1690  the fast ops: dispatch, SIMD, products, attention
        >>end          23  the licence */
 /* ---------------------------------------------------------------------------------------------- >>api
@@ -1784,6 +1785,11 @@ static wrpo_result wrpo__open(wrpo_desc d, wrpo_ctx **out) {
     if (d.lanes < 0 || d.lanes > 1 << 20 || (d.lanes && levels * ranks != d.lanes) || (levels & (levels - 1)))
         return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: lanes: want the number of ranks times a power of two");
     d.lanes = levels * ranks;
+    if (ranks > 1 && d.backend && !d.backend->host && !d.group->device)
+        return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: group: want one that moves a device's memory: "
+                                "wrpo_nccl_open, in a build with -DWRPO_NCCL");
+    if (d.lanes > 1 && d.backend && !d.backend->sum)
+        return wrpo__open_fails(&d, WRPO_E_UNSUPPORTED, "wrpo_open: lanes: this backend has no sum");
 #ifndef _OPENMP
     d.threads = 1;
 #endif
@@ -4058,7 +4064,6 @@ struct wrpo_trainer {
     char *exp_avg, *exp_avg_sq;      /* AdamW's moments of this rank's shard */
     double *sumsq;                   /* one element in the backend's memory */
     float *moving; int64_t piece;    /* [ranks][piece] what is moved between ranks at a time; NULL: one rank */
-    float *staged;                   /* likewise on the host, for a group that moves nothing else; NULL: not needed */
     double start;                    /* when the run began, in seconds */
     const char *out_dir; FILE *metrics;                /* used by >>run alone */
     void (*log)(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix);   /* called with every line of metrics */
@@ -4187,7 +4192,7 @@ static wrpo__shape wrpo__train_shape(const wrpo_ctx *ctx, const wrpo_config *c, 
                          .recompute = recompute < 0 ? L : WRPO__MIN(recompute, L)};
 }
 /* How gradients and moments of `count` elements are split; bytes of each array. */
-typedef struct wrpo__shards { int64_t padded, shard, piece; size_t gradients, moments, moving, staged; } wrpo__shards;
+typedef struct wrpo__shards { int64_t padded, shard, piece; size_t gradients, moments, moving; } wrpo__shards;
 enum { WRPO__MOVING = 1 << 22 };     /* floats that are moved between ranks at a time, in all */
 static wrpo__shards wrpo__shards_of(wrpo_ctx *ctx, int64_t count, wrpo_moments moments) {
     const int64_t ranks = wrpo__ranks(ctx);
@@ -4199,7 +4204,6 @@ static wrpo__shards wrpo__shards_of(wrpo_ctx *ctx, int64_t count, wrpo_moments m
     s.gradients = wrpo__mul(ctx, wrpo__mul(ctx, (size_t)s.padded, levels), sizeof(float));
     s.moments = wrpo_moments_bytes(moments, s.shard);
     if (ranks > 1) s.moving = (size_t)(s.piece * ranks) * sizeof(float);
-    if (ranks > 1 && !ctx->desc.backend->host && !ctx->desc.group->device) s.staged = 2 * s.moving;
     return s;
 }
 static void wrpo__trainer_memory(wrpo_trainer *t, bool train, int64_t recompute, bool logits) {
@@ -4217,7 +4221,6 @@ static void wrpo__trainer_memory(wrpo_trainer *t, bool train, int64_t recompute,
     t->exp_avg = wrpo__device_alloc(t->arena, split.moments, "first moments");
     t->exp_avg_sq = wrpo__device_alloc(t->arena, split.moments, "second moments");
     if (split.moving) t->moving = wrpo__device_alloc(t->arena, split.moving, "what moves between ranks");
-    if (split.staged) t->staged = wrpo__raw(t->arena, split.staged, 1);
     t->sumsq = wrpo__device_alloc(t->arena, sizeof *t->sumsq, "gradient norm");
     be->zero(t->ctx->dev, t->exp_avg, split.moments);
     be->zero(t->ctx->dev, t->exp_avg_sq, split.moments);
@@ -4434,14 +4437,7 @@ static void wrpo__reduce(wrpo_trainer *t) {
     wrpo__agree(ctx);
     for (int64_t at = 0, n; at < t->shard; at += n) {
         n = WRPO__MIN(t->shard - at, t->piece);
-        if (t->staged) {
-            float *from = t->staged, *to = t->staged + n * ranks;
-            for (int i = 0; i < ranks; i++)
-                be->get(ctx->dev, from + i * n, t->grads + i * t->shard + at, (size_t)n * sizeof *from);
-            wrpo__moved(ctx, g->exchange(g->self, NULL, to, from, n, n, &why), &why);
-            be->put(ctx->dev, t->moving, to, (size_t)(n * ranks) * sizeof *to);
-        } else
-            wrpo__moved(ctx, g->exchange(g->self, ctx->dev, t->moving, t->grads + at, t->shard, n, &why), &why);
+        wrpo__moved(ctx, g->exchange(g->self, ctx->dev, t->moving, t->grads + at, t->shard, n, &why), &why);
         for (int apart = 1; apart < ranks; apart *= 2)
             for (int i = 0; i + apart < ranks; i += 2 * apart)
                 be->sum(ctx->dev, t->moving + i * n, t->moving + (i + apart) * n, n);
@@ -4490,7 +4486,6 @@ static size_t wrpo__weights_move(const wrpo_model *model, int64_t from, int64_t 
 }
 static void wrpo__gather(wrpo_trainer *t) {
     wrpo_ctx *ctx = t->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
     const wrpo_group *g = ctx->desc.group;
     const int ranks = wrpo__ranks(ctx), rank = wrpo__me(ctx);
     char *moving = (char *)t->moving;
@@ -4503,12 +4498,7 @@ static void wrpo__gather(wrpo_trainer *t) {
         for (int i = 0; i < ranks; i++)
             most = WRPO__MAX(most, wrpo__weights_move(t->model, i * t->shard + at, n, NULL, false));
         wrpo__weights_move(t->model, rank * t->shard + at, n, moving + (size_t)rank * most, false);
-        if (t->staged) {
-            char *host = (char *)t->staged;
-            be->get(ctx->dev, host + (size_t)rank * most, moving + (size_t)rank * most, most);
-            wrpo__moved(ctx, g->gather(g->self, NULL, host, most, &why), &why);
-            be->put(ctx->dev, moving, host, (size_t)ranks * most);
-        } else wrpo__moved(ctx, g->gather(g->self, ctx->dev, moving, most, &why), &why);
+        wrpo__moved(ctx, g->gather(g->self, ctx->dev, moving, most, &why), &why);
         for (int i = 0; i < ranks; i++)
             if (i != rank) wrpo__weights_move(t->model, i * t->shard + at, n, moving + (size_t)i * most, true);
     }
@@ -10577,9 +10567,87 @@ static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_
     g->weights = wrpo__raw(arena, logits, sizeof *g->weights);
     while (g->delivered < count) wrpo__generate_step(g);
 }
+/* ---- several ranks: in rounds, each computes its prompts, and all get all samples, in the prompts' order ---- */
+typedef struct wrpo__round { const wrpo_generate_desc *desc; wrpo__text out; int64_t done, tokens; } wrpo__round;
+static void wrpo__put8(wrpo__text *t, const void *p, size_t n) {       /* in whole words, so that all is aligned */
+    wrpo__text_add(t, p, n);
+    wrpo__text_add(t, "\0\0\0\0\0\0\0", (8 - n % 8) % 8);
+}
+static const void *wrpo__take8(const char **p, size_t n) {
+    const char *taken = *p;
+    *p += (n + 7) / 8 * 8;
+    return taken;
+}
+static bool wrpo__round_done(int64_t prompt, const wrpo_sample *samples, void *user) {
+    wrpo__round *r = user;
+    (void)prompt;
+    for (const wrpo_sample *y = samples; y < samples + r->desc->n; y++) {
+        wrpo__put8(&r->out, y, sizeof *y);
+        wrpo__put8(&r->out, y->ids, (size_t)y->count * sizeof *y->ids);
+        wrpo__put8(&r->out, y->logps, (size_t)y->count * sizeof *y->logps);
+        if (y->text) wrpo__put8(&r->out, y->text, y->size + 1);
+    }
+    return true;
+}
+static bool wrpo__round_step(int64_t prompts, int64_t tokens, void *user) {
+    const wrpo__round *r = user;
+    return !r->desc->on_step || r->desc->on_step(r->done + prompts, r->tokens + tokens, r->desc->user);
+}
+static void wrpo__generate_all(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
+                               const wrpo_generate_desc *desc) {
+    wrpo_ctx *ctx = model->ctx;
+    const int R = wrpo__ranks(ctx), rank = wrpo__me(ctx);
+    const wrpo_generate_desc d = wrpo_generate_defaults(desc);
+    wrpo__arena *outer = wrpo__current, *temp = wrpo__sub_arena(outer);
+    const double numbers[] = {(double)d.n, (double)d.max_tokens, d.temperature, d.top_p, (double)d.top_k};
+    wrpo__round r = {.desc = &d};
+    uint64_t h = wrpo__hash(d.seed, numbers, sizeof numbers);
+    if (R == 1) {
+        wrpo__generate(model, prompts, count, desc, NULL);
+        return;
+    }
+    for (int64_t i = 0; i < count; i++)
+        h = wrpo__hash(h ^ prompts[i].stream, prompts[i].ids, (size_t)prompts[i].count * sizeof *prompts[i].ids);
+    wrpo__same(ctx, "the prompts and the settings of sampling", h);
+    wrpo__same(ctx, "the model's weights", wrpo__weights_hash(model));
+    WRPO__RANGE(d.n >= 1 && d.batch >= 1, "n, batch", d.n, "at least 1");
+    const int64_t each = WRPO__MAX(4 * d.batch / d.n, 1);              /* prompts of a rank in a round */
+    for (int64_t first = 0, n; first < count; first += n) {
+        wrpo_generate_desc own = d;
+        wrpo__current = temp;
+        n = WRPO__MIN(count - first, each * R);
+        r.out = (wrpo__text){.arena = temp};
+        r.done = first;
+        wrpo_prompt *list = wrpo__alloc(temp, (size_t)each, sizeof *list);
+        wrpo_sample *y = wrpo__alloc(temp, (size_t)d.n, sizeof *y);
+        int64_t k = 0;
+        for (int64_t i = rank; i < n; i += R) list[k++] = prompts[first + i];
+        own.on_done = wrpo__round_done;
+        own.on_step = wrpo__round_step;
+        own.on_text = NULL;
+        if (d.on_text && k == 1 && count == 1) own.on_text = d.on_text;
+        own.user = &r;
+        wrpo__generate(model, list, k, &own, NULL);
+        const char **from = wrpo__share_texts(ctx, &r.out);
+        for (int64_t i = 0; i < n; i++) {
+            const char **at = &from[i % R];
+            for (k = 0; k < d.n; k++) {
+                y[k] = *(const wrpo_sample *)wrpo__take8(at, sizeof *y);
+                y[k].ids = wrpo__take8(at, (size_t)y[k].count * sizeof *y->ids);
+                y[k].logps = wrpo__take8(at, (size_t)y[k].count * sizeof *y->logps);
+                if (y[k].text) y[k].text = wrpo__take8(at, y[k].size + 1);
+                r.tokens += y[k].count;
+            }
+            wrpo__stop_if(ctx, !d.on_done || d.on_done(first + i, y, d.user));
+        }
+        wrpo__stop_if(ctx, !d.on_step || d.on_step(first + n, r.tokens, d.user));
+        wrpo__current = outer;
+        wrpo__arena_clear(temp);
+    }
+}
 WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
                                    const wrpo_generate_desc *desc) {
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__generate(model, prompts, count, desc, NULL));
+    WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__generate_all(model, prompts, count, desc));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -10974,12 +11042,11 @@ static void wrpo__write_line(wrpo__writer *w, const wrpo_json *line) {
 }
 typedef struct wrpo__scoring {
     wrpo_reward *reward; bool rescore;
-    wrpo__reading in; wrpo__writer *out;
-    wrpo_reward_file_stats *stats;  /* mean: the sum */
+    wrpo__reading in;
+    wrpo__text out;  /* of every line: how many rewards are new and kept, the new ones, its text */
 } wrpo__scoring;
 static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
     const char *path = s->in.desc.path;
-    wrpo_reward_file_stats *stats = s->stats;
     wrpo_json **list = NULL, *texts = NULL;  /* stb arrays: responses, and the texts of list[0..n), which are scored */
     s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
     wrpo_json *root = wrpo__json_parse(wrpo__current, path, s->in.line, line, size);
@@ -11009,16 +11076,13 @@ static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
         wrpo__wrong(root,
                         "prompt: want a string, a message or an array of messages, found none");
     if (n) wrpo__score_answers(s->reward, &s->in, prompt, texts, n, rewards);
-    for (int64_t k = 0; k < n; k++) {
-        wrpo__set_reward(list[k], rewards[k]);
-        stats->mean += rewards[k];
-        stats->least = fmin(stats->least, rewards[k]);
-        stats->most = fmax(stats->most, rewards[k]);
-    }
-    stats->prompts++;
-    stats->scored += n;
-    stats->kept += all - n;
-    wrpo__write_line(s->out, root);
+    for (int64_t k = 0; k < n; k++) wrpo__set_reward(list[k], rewards[k]);
+    wrpo__text text = {.arena = wrpo__current};
+    wrpo__json_write(&text, root);
+    const int64_t head[3] = {n, all - n, (int64_t)text.size};
+    wrpo__put8(&s->out, head, sizeof head);
+    wrpo__put8(&s->out, rewards, (size_t)n * sizeof *rewards);
+    wrpo__put8(&s->out, text.data, text.size);
 }
 static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {  /* an entry, as in >>data */
     WRPO__CALL(s->in.ctx, wrpo__arena_new(s->in.ctx), true, wrpo__score_text(s, text, n));
@@ -11031,26 +11095,56 @@ static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *
     if (!desc || !desc->in || !desc->out)
         wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_file_desc: want in and out, found NULL");
     const wrpo__file *f = wrpo__open_file(wrpo__current, desc->in);
-    wrpo__scoring s = {.reward = reward, .rescore = desc->rescore, .stats = stats,
-                       .out = wrpo__create(wrpo__current, desc->out),
+    wrpo__scoring s = {.reward = reward, .rescore = desc->rescore,
                        .in = {.ctx = ctx, .desc.path = desc->in, .now = time(NULL)}};
+    wrpo__writer *w = wrpo__create(wrpo__current, desc->out);
+    wrpo__arena *outer = wrpo__current, *temp = wrpo__sub_arena(outer);
+    const int64_t R = wrpo__ranks(ctx), round = R == 1 ? 1 : 16 * R;
+    if (R > 1) {
+        wrpo__same(ctx, desc->in, wrpo__hash(desc->rescore, f->data, f->size));
+        wrpo__same(ctx, "the model's weights", wrpo__weights_hash(reward->model));
+        wrpo__broadcast(ctx, &s.in.now, sizeof s.in.now, 0);
+    }
     for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) lines++;
     if (!lines) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want lines of candidates, found none", desc->in);
-    for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) {
-        s.in.line = l.number;
-        wrpo__rethrow(ctx, wrpo__score_line(&s, l.text, l.size));
-        done++;
-        if (desc->on_line && !desc->on_line(done, lines, desc->user))
-            wrpo__fail(ctx, WRPO_E_STOPPED, "%s: stopped after %lld of %lld lines", desc->in, (long long)done,
-                       (long long)lines);
+    for (wrpo__lines l = {.file = f}; done < lines;) {  /* in rounds: the ranks take lines in turn, all get all */
+        const int64_t end = WRPO__MIN(lines, done + round);
+        wrpo__current = temp;
+        s.out = (wrpo__text){.arena = temp};
+        for (int64_t i = done; i < end; i++) {
+            wrpo__next_line(&l);
+            s.in.line = l.number;
+            if (i % R == wrpo__me(ctx)) wrpo__rethrow(ctx, wrpo__score_line(&s, l.text, l.size));
+        }
+        const char **from = wrpo__share_texts(ctx, &s.out);
+        while (done < end) {
+            const char **at = &from[done++ % R];
+            const int64_t *head = wrpo__take8(at, 3 * sizeof *head);
+            const double *rewards = wrpo__take8(at, (size_t)head[0] * sizeof *rewards);
+            for (int64_t k = 0; k < head[0]; k++) {
+                stats->mean += rewards[k];
+                stats->least = fmin(stats->least, rewards[k]);
+                stats->most = fmax(stats->most, rewards[k]);
+            }
+            stats->prompts++;
+            stats->scored += head[0];
+            stats->kept += head[1];
+            wrpo__write(w, wrpo__take8(at, (size_t)head[2]), (size_t)head[2]);
+            wrpo__write(w, "\n", 1);
+            if (desc->on_line && !desc->on_line(done, lines, desc->user))
+                wrpo__fail(ctx, WRPO_E_STOPPED, "%s: stopped after %lld of %lld lines", desc->in, (long long)done,
+                           (long long)lines);
+        }
+        wrpo__current = outer;
+        wrpo__arena_clear(temp);
     }
-    wrpo__commit(s.out);
+    wrpo__commit(w);
     stats->mean /= (double)stats->scored;  /* NaN: none */
 }
 WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc,
                                       wrpo_reward_file_stats *out) {
     *out = (wrpo_reward_file_stats){.least = NAN, .most = NAN};
-    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true, wrpo__reward_file(reward, desc, out));
+    WRPO__CALL_ALL(reward->ctx, wrpo__arena_new(reward->ctx), true, wrpo__reward_file(reward, desc, out));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -11070,7 +11164,7 @@ static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t
         wrpo__fail(model->ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address "
                    "space", (long long)rows);
     const wrpo__shards split = wrpo__shards_of(model->ctx, model->count, moments);
-    out->gradients = split.gradients + split.moving + split.staged;
+    out->gradients = split.gradients + split.moving;
     out->moments = 2 * split.moments;
     out->head = run.head_bytes;
     out->activations = run.bytes - run.head_bytes + run.host.used;
@@ -12149,6 +12243,103 @@ WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, 
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__winrate(ctx, desc, out));
     return wrpo__end(&wrpo__entry);
 }
+
+#ifdef WRPO_MPI
+/* ----------------------------------------------------------------------------------------------- >>mpi
+   A wrpo_group over MPI: bytes from rank to rank, in pieces that fit an int. */
+#include <mpi.h>
+typedef struct wrpo__mpi { MPI_Comm all; int rank, ranks; bool ours; } wrpo__mpi;
+enum { WRPO__MPI_MOST = 1 << 30 };   /* bytes of one message: counts are ints */
+static wrpo_result wrpo__mpi_says(int code, const char *call, wrpo_error *why) {
+    char text[MPI_MAX_ERROR_STRING] = "";
+    int n = 0;
+    if (code == MPI_SUCCESS) return WRPO_OK;
+    MPI_Error_string(code, text, &n);
+    *why = (wrpo_error){.code = WRPO_E_DEVICE};
+    snprintf(why->text, sizeof why->text, "%s: %.300s", call, text);
+    return WRPO_E_DEVICE;
+}
+static wrpo_result wrpo__mpi_most(void *self, int64_t *x, wrpo_error *why) {
+    const wrpo__mpi *m = self;
+    return wrpo__mpi_says(MPI_Allreduce(MPI_IN_PLACE, x, 1, MPI_INT64_T, MPI_MAX, m->all), "MPI_Allreduce", why);
+}
+static wrpo_result wrpo__mpi_broadcast(void *self, void *p, size_t n, int from, wrpo_error *why) {
+    const wrpo__mpi *m = self;
+    int code = MPI_SUCCESS;
+    for (size_t at = 0; at < n && code == MPI_SUCCESS; at += WRPO__MPI_MOST)
+        code = MPI_Bcast((char *)p + at, (int)WRPO__MIN(n - at, WRPO__MPI_MOST), MPI_BYTE, from, m->all);
+    return wrpo__mpi_says(code, "MPI_Bcast", why);
+}
+static wrpo_result wrpo__mpi_gather(void *self, void *dev, void *x, size_t n, wrpo_error *why) {
+    const wrpo__mpi *m = self;
+    wrpo_result r = WRPO_OK;
+    (void)dev;
+    if (n <= WRPO__MPI_MOST)
+        return wrpo__mpi_says(MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, x, (int)n, MPI_BYTE, m->all),
+                              "MPI_Allgather", why);
+    for (int i = 0; i < m->ranks && r == WRPO_OK; i++)
+        r = wrpo__mpi_broadcast(self, (char *)x + (size_t)i * n, n, i, why);
+    return r;
+}
+static wrpo_result wrpo__mpi_share(void *self, void *all, const void *mine, size_t n, wrpo_error *why) {
+    if (n) memcpy((char *)all + (size_t)((const wrpo__mpi *)self)->rank * n, mine, n);
+    return wrpo__mpi_gather(self, NULL, all, n, why);
+}
+/* In round k each rank sends to the one k above and receives from the one k below. */
+static wrpo_result wrpo__mpi_exchange(void *self, void *dev, float *parts, const float *x, int64_t stride, int64_t n,
+                                      wrpo_error *why) {
+    const wrpo__mpi *m = self;
+    const int64_t most = WRPO__MPI_MOST / (int64_t)sizeof *x;
+    int code = MPI_SUCCESS;
+    (void)dev;
+    memcpy(parts + m->rank * n, x + m->rank * stride, (size_t)n * sizeof *x);
+    for (int k = 1; k < m->ranks; k++) {
+        const int to = (m->rank + k) % m->ranks, from = (m->rank + m->ranks - k) % m->ranks;
+        for (int64_t at = 0; at < n && code == MPI_SUCCESS; at += most) {
+            const int count = (int)WRPO__MIN(n - at, most);
+            code = MPI_Sendrecv(x + to * stride + at, count, MPI_FLOAT, to, 0, parts + from * n + at, count, MPI_FLOAT,
+                                from, 0, m->all, MPI_STATUS_IGNORE);
+        }
+    }
+    return wrpo__mpi_says(code, "MPI_Sendrecv", why);
+}
+WRPO_API wrpo_result wrpo_mpi_open(wrpo_group *out, wrpo_error *why) {
+    wrpo__mpi *m = calloc(1, sizeof *m);
+    wrpo_error error;
+    MPI_Comm machine = MPI_COMM_NULL;
+    int there = 0, level = MPI_THREAD_FUNNELED, code = MPI_Initialized(&there);
+    *out = (wrpo_group){.ranks = 1, .locals = 1};
+    if (!why) why = &error;
+    *why = (wrpo_error){.code = WRPO_E_MEMORY, .text = "out of memory"};
+    if (!m) return WRPO_E_MEMORY;
+    if (code == MPI_SUCCESS && !there) code = MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level);
+    m->ours = !there;
+    if (code == MPI_SUCCESS) code = MPI_Comm_dup(MPI_COMM_WORLD, &m->all);
+    if (code == MPI_SUCCESS) code = MPI_Comm_set_errhandler(m->all, MPI_ERRORS_RETURN);
+    if (code == MPI_SUCCESS) code = MPI_Comm_rank(m->all, &m->rank);
+    if (code == MPI_SUCCESS) code = MPI_Comm_size(m->all, &m->ranks);
+    *out = (wrpo_group){.rank = m->rank, .ranks = m->ranks, .self = m, .most = wrpo__mpi_most,
+                        .share = wrpo__mpi_share, .broadcast = wrpo__mpi_broadcast, .exchange = wrpo__mpi_exchange,
+                        .gather = wrpo__mpi_gather};
+    if (code == MPI_SUCCESS)
+        code = MPI_Comm_split_type(m->all, MPI_COMM_TYPE_SHARED, m->rank, MPI_INFO_NULL, &machine);
+    if (code == MPI_SUCCESS) code = MPI_Comm_rank(machine, &out->local);
+    if (code == MPI_SUCCESS) code = MPI_Comm_size(machine, &out->locals);
+    if (code == MPI_SUCCESS) code = MPI_Comm_free(&machine);
+    if (code != MPI_SUCCESS || level >= MPI_THREAD_FUNNELED) return wrpo__mpi_says(code, "MPI cannot start", why);
+    snprintf(why->text, sizeof why->text, "MPI cannot start: want threads (MPI_THREAD_FUNNELED)");
+    return why->code = WRPO_E_DEVICE;
+}
+WRPO_API void wrpo_mpi_close(wrpo_group *group) {
+    wrpo__mpi *m = group->self;
+    if (!m) return;
+    MPI_Barrier(m->all);             /* so that the launcher ends nobody who still has something to say */
+    MPI_Comm_free(&m->all);
+    if (m->ours) MPI_Finalize();
+    free(m);
+    group->self = NULL;
+}
+#endif /* WRPO_MPI */
 
 /* ---------------------------------------------------------------------------------------------- >>cpu
    The fast backend: the ops of >>ops in vectors, on one to many threads. What an op computes is defined there; here is
