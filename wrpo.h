@@ -175,15 +175,13 @@ typedef struct wrpo_group {
     void *self;              /* what the functions are given */
     /* *x = the largest of all ranks' */
     wrpo_result (*most)(void *self, int64_t *x, wrpo_error *why);
-    /* all[ranks][n] bytes: every rank's mine[n]. On the host */
-    wrpo_result (*share)(void *self, void *all, const void *mine, size_t n, wrpo_error *why);
-    /* p[n] bytes: those of rank `from`. On the host */
+    /* p[n] bytes on the host: those of rank `from` */
     wrpo_result (*broadcast)(void *self, void *p, size_t n, int from, wrpo_error *why);
+    /* x[ranks][n] bytes: every rank has filled x[rank]; then all are filled. dev NULL: on the host */
+    wrpo_result (*gather)(void *self, void *dev, void *x, size_t n, wrpo_error *why);
     /* parts[ranks][n]: of every rank its x[rank * stride, + n), with the rank of the one that receives */
     wrpo_result (*exchange)(void *self, void *dev, float *parts, const float *x, int64_t stride, int64_t n,
         wrpo_error *why);
-    /* x[ranks][n] bytes: every rank has filled x[rank]; then all are filled */
-    wrpo_result (*gather)(void *self, void *dev, void *x, size_t n, wrpo_error *why);
 } wrpo_group;
 /* MPI's ranks, all of MPI_COMM_WORLD: compile the implementation with -DWRPO_MPI and mpicc. MPI is started if it was
    not, and ended by close if open started it. The library calls it from the thread that calls the library. */
@@ -992,7 +990,7 @@ struct wrpo_ctx {
     void *dev;                       /* the backend's */
     size_t bytes, peak, device_bytes;                  /* held; the most ever held; held of the backend's memory */
     wrpo__arena *handouts;           /* text and arrays given to the caller */
-    bool agreed, alone;              /* all ranks know of the error; the group failed, so nothing can be agreed on */
+    int peers;                       /* WRPO__SOUND, ... */
 };
 static WRPO__THREAD wrpo__arena *wrpo__current;        /* the innermost entry's arena, where stb_ds allocates */
 
@@ -1134,59 +1132,62 @@ static wrpo__arena *wrpo__sub_arena(wrpo__arena *arena) {
 /* ---- ranks: they agree that none has failed ---- */
 static int wrpo__me(const wrpo_ctx *ctx) { return ctx->desc.group ? ctx->desc.group->rank : 0; }
 static int wrpo__ranks(const wrpo_ctx *ctx) { return ctx->desc.group ? ctx->desc.group->ranks : 1; }
-static void wrpo__group_error(const wrpo_group *g, wrpo_error *error, const wrpo_error *why, bool *alone) {
+enum { WRPO__SOUND, WRPO__AGREED, WRPO__ALONE };       /* all know of an error; the group failed: nobody can be asked */
+static int wrpo__alone(const wrpo_group *g, wrpo_error *error, const wrpo_error why) {
     *error = (wrpo_error){.code = WRPO_E_DEVICE};
-    snprintf(error->text, sizeof error->text, "rank %d: the group failed: %.400s", g->rank, why->text);
-    *alone = true;
+    snprintf(error->text, sizeof error->text, "rank %d: the group failed: %.400s", g->rank, why.text);
+    return WRPO__ALONE;
 }
-/* Has a rank failed? Then *error is that of the first such rank on all of them, and names it, unless all failed.
-   Nothing is allocated: it may be memory that failed. */
-static bool wrpo__any_failed(const wrpo_group *g, bool failed, wrpo_error *error, bool *alone) {
+/* Has a rank failed (here: failed, *error)? Then *error is that of the first such rank on all of them, and names it,
+   unless all failed. Nothing is allocated: it may be memory that failed. */
+static int wrpo__ask(const wrpo_group *g, bool failed, wrpo_error *error) {
     int64_t first = failed ? g->ranks - g->rank : 0, sound = !failed;
-    wrpo_error why = {0};
+    wrpo_error why = {0}, said = *error;
     wrpo_result r = g->most(g->self, &first, &why);
+    if (r == WRPO_OK && first == 0) return WRPO__SOUND;
     const int who = g->ranks - (int)first;
-    if (r == WRPO_OK && first > 0) r = g->most(g->self, &sound, &why);
-    if (r == WRPO_OK && first > 0) {
-        wrpo_error said = *error;
-        if (sound && who == g->rank)
-            snprintf(error->text, sizeof error->text, "rank %d: %.490s", who, said.text);
+    if (r == WRPO_OK) r = g->most(g->self, &sound, &why);
+    if (r == WRPO_OK) {
+        if (sound) snprintf(error->text, sizeof error->text, "rank %d: %.490s", who, said.text);
         r = g->broadcast(g->self, error, sizeof *error, who, &why);
     }
-    if (r != WRPO_OK && !failed) wrpo__group_error(g, error, &why, alone);
-    if (r != WRPO_OK) *alone = true;
-    return first > 0 || r != WRPO_OK;
+    if (r == WRPO_OK) return WRPO__AGREED;
+    if (!failed) return wrpo__alone(g, error, why);
+    *error = said;
+    return WRPO__ALONE;
 }
 /* Before anything is moved between ranks: if one has failed, all fail with its sentence. */
 static void wrpo__agree(wrpo_ctx *ctx) {
-    if (!ctx->desc.group) return;
-    if (!ctx->alone && !wrpo__any_failed(ctx->desc.group, false, &ctx->error, &ctx->alone)) return;
-    ctx->agreed = true;
-    longjmp(ctx->frame->jump, 1);
+    if (ctx->desc.group && ctx->peers != WRPO__ALONE) ctx->peers = wrpo__ask(ctx->desc.group, false, &ctx->error);
+    if (ctx->peers) longjmp(ctx->frame->jump, 1);
 }
-static void wrpo__moved(wrpo_ctx *ctx, wrpo_result r, const wrpo_error *why) { /* what a function of the group says */
+/* What a function of the group says, which was given &ctx->error. */
+static void wrpo__moved(wrpo_ctx *ctx, wrpo_result r) {
     if (r == WRPO_OK) return;
-    wrpo__group_error(ctx->desc.group, &ctx->error, why, &ctx->alone);
+    ctx->peers = wrpo__alone(ctx->desc.group, &ctx->error, ctx->error);
     longjmp(ctx->frame->jump, 1);
 }
-/* p[n] of rank `from`. The ranks have agreed. */
+/* The same on the host, once the ranks agree. */
 static void wrpo__broadcast(wrpo_ctx *ctx, void *p, size_t n, int from) {
     const wrpo_group *g = ctx->desc.group;
-    wrpo_error why = {0};
-    if (g) wrpo__moved(ctx, g->broadcast(g->self, p, n, from, &why), &why);
+    wrpo__agree(ctx);
+    if (g) wrpo__moved(ctx, g->broadcast(g->self, p, n, from, &ctx->error));
 }
-static int64_t wrpo__most(wrpo_ctx *ctx, int64_t x) {  /* the largest of all ranks' */
+static void wrpo__gather(wrpo_ctx *ctx, void *x, size_t n) {
     const wrpo_group *g = ctx->desc.group;
-    wrpo_error why = {0};
-    if (g) wrpo__moved(ctx, g->most(g->self, &x, &why), &why);
+    wrpo__agree(ctx);
+    if (g) wrpo__moved(ctx, g->gather(g->self, NULL, x, n, &ctx->error));
+}
+static int64_t wrpo__most(wrpo_ctx *ctx, int64_t x) {
+    const wrpo_group *g = ctx->desc.group;
+    wrpo__agree(ctx);
+    if (g) wrpo__moved(ctx, g->most(g->self, &x, &ctx->error));
     return x;
 }
 /* What the ranks were given, by its hash, must be the same. */
 static void wrpo__same(wrpo_ctx *ctx, const char *what, uint64_t hash) {
     const int R = wrpo__ranks(ctx);
     uint64_t want = hash;
-    if (R == 1) return;
-    wrpo__agree(ctx);
     wrpo__broadcast(ctx, &want, sizeof want, 0);
     const int64_t other = wrpo__most(ctx, want == hash ? 0 : R - wrpo__me(ctx));
     if (other)
@@ -1197,7 +1198,7 @@ static void wrpo__same(wrpo_ctx *ctx, const char *what, uint64_t hash) {
    temporary false: the arena belongs to the object that is made, and is freed only on failure. An arena of NULL, for
    want of memory, is a failure as well. Entries nest. WRPO__CALL_ALL is an entry that all ranks make together. */
 static bool wrpo__begin(wrpo__frame *f, wrpo_ctx *ctx, wrpo__arena *arena, bool temporary) {
-    if (!ctx->frame) ctx->agreed = false;
+    if (!ctx->frame && ctx->peers == WRPO__AGREED) ctx->peers = WRPO__SOUND;
     *f = (wrpo__frame){.ctx = ctx, .up = ctx->frame, .arena = arena, .outer = wrpo__current,
                        .temporary = temporary, .failed = true};
     ctx->frame = f;
@@ -1212,15 +1213,14 @@ static bool wrpo__begin(wrpo__frame *f, wrpo_ctx *ctx, wrpo__arena *arena, bool 
         wrpo__entry.failed = false; \
     }
 #define WRPO__CALL_ALL(context, new_arena, is_temporary, call) \
-    WRPO__CALL(context, new_arena, is_temporary, call; wrpo__agree(context)) \
+    WRPO__CALL(context, new_arena, is_temporary, call) \
     wrpo__entry.together = true
 static wrpo_result wrpo__end(wrpo__frame *f) {
     wrpo_ctx *ctx = f->ctx;
-    if (f->failed && f->together && ctx->desc.group && !ctx->agreed && !ctx->alone) {
-        wrpo__any_failed(ctx->desc.group, true, &ctx->error, &ctx->alone);
-        ctx->agreed = true;
-    }
-    f->ctx->frame = f->up;
+    if (f->together && ctx->desc.group && !ctx->peers)
+        ctx->peers = wrpo__ask(ctx->desc.group, f->failed, &ctx->error);
+    if (f->together && ctx->peers) f->failed = true;
+    ctx->frame = f->up;
     wrpo__current = f->outer;
     if (f->failed || f->temporary) wrpo__arena_free(f->arena);
     return f->failed ? f->ctx->error.code : WRPO_OK;
@@ -1308,19 +1308,14 @@ WRPO__PRINTF(2, 3) static char *wrpo__format(wrpo__arena *arena, const char *for
     va_end(args);
     return p;
 }
-/* Every rank's text, on all of them: NUL-terminated, at an 8-byte boundary, until the current arena is freed. */
+/* Every rank's text, on all of them, at 8-byte boundaries, until the current arena is freed. */
 static const char **wrpo__share_texts(wrpo_ctx *ctx, const wrpo__text *mine) {
-    const wrpo_group *g = ctx->desc.group;
     const int R = wrpo__ranks(ctx);
+    const size_t room = ((size_t)wrpo__most(ctx, (int64_t)mine->size) + 7) / 8 * 8;
     const char **all = wrpo__alloc(wrpo__current, (size_t)R, sizeof *all);
-    wrpo_error why = {0};
-    wrpo__agree(ctx);
-    const size_t room = ((size_t)wrpo__most(ctx, (int64_t)mine->size) + 8) / 8 * 8;
-    char *own = wrpo__raw(wrpo__current, room, 1), *to = R > 1 ? wrpo__raw(wrpo__current, (size_t)R, room) : own;
-    memset(own, 0, room);
-    if (mine->size) memcpy(own, mine->data, mine->size);
-    wrpo__agree(ctx);
-    if (R > 1) wrpo__moved(ctx, g->share(g->self, to, own, room, &why), &why);
+    char *to = wrpo__alloc(wrpo__current, wrpo__mul(ctx, (size_t)R, room) + 8, 1);
+    if (mine->size) memcpy(to + (size_t)wrpo__me(ctx) * room, mine->data, mine->size);
+    wrpo__gather(ctx, to, room);
     for (int i = 0; i < R; i++) all[i] = to + (size_t)i * room;
     return all;
 }
@@ -1764,17 +1759,17 @@ static wrpo_result wrpo__open_fails(const wrpo_desc *d, wrpo_result r, const cha
     return r;
 }
 static int wrpo__default_threads(const wrpo_desc *d) { /* ranks that are bound to no processors share them */
-#ifdef _OPENMP
-    int threads = omp_get_max_threads();
-#ifdef _SC_NPROCESSORS_ONLN
-    const bool bound = omp_get_num_procs() < sysconf(_SC_NPROCESSORS_ONLN);
-    if (d->group && !bound) threads = WRPO__MAX(threads / d->group->locals, 1);
-#endif
-    return threads;
-#else
+    int64_t threads = 1;
     (void)d;
-    return 1;
+#ifdef _OPENMP
+    threads = omp_get_max_threads();
+#ifdef _SC_NPROCESSORS_ONLN
+    const int64_t all = sysconf(_SC_NPROCESSORS_ONLN);
+    if (d->group && omp_get_num_procs() >= all)
+        threads = WRPO__MIN(threads, WRPO__MAX(all / d->group->locals, 1));
 #endif
+#endif
+    return (int)threads;
 }
 static wrpo_result wrpo__open(wrpo_desc d, wrpo_ctx **out) {
     if (!d.memory.alloc != !d.memory.free)
@@ -1815,15 +1810,12 @@ static wrpo_result wrpo__open(wrpo_desc d, wrpo_ctx **out) {
     return r;
 }
 WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
-    wrpo_desc d = {0};
-    wrpo_error error = {0};
-    bool alone;
-    if (desc) d = *desc;
+    wrpo_desc d = desc ? *desc : (wrpo_desc){0};
+    wrpo_error error = {0}, *why = d.why ? d.why : &error;
     *out = NULL;
-    wrpo_error *why = d.why ? d.why : &error;
     d.why = why;
-    wrpo_result r = wrpo__open(d, out);
-    if (!d.group || !wrpo__any_failed(d.group, r != WRPO_OK, why, &alone)) return r;
+    const wrpo_result r = wrpo__open(d, out);
+    if (!d.group || !wrpo__ask(d.group, r != WRPO_OK, why)) return r;
     wrpo_close(*out);
     *out = NULL;
     return why->code;
@@ -1833,10 +1825,9 @@ WRPO_API wrpo_result wrpo_agree(wrpo_ctx *ctx, wrpo_result r, const char *senten
         ctx->error = (wrpo_error){.code = r};
         snprintf(ctx->error.text, sizeof ctx->error.text, "%s", sentence);
     }
-    if (!ctx->desc.group || ctx->alone || (r != WRPO_OK && ctx->agreed)) return r;
-    if (!wrpo__any_failed(ctx->desc.group, r != WRPO_OK, &ctx->error, &ctx->alone)) return WRPO_OK;
-    ctx->agreed = true;
-    return ctx->error.code;
+    if (!ctx->desc.group || ctx->peers == WRPO__ALONE || (r != WRPO_OK && ctx->peers)) return r;
+    ctx->peers = wrpo__ask(ctx->desc.group, r != WRPO_OK, &ctx->error);
+    return ctx->peers ? ctx->error.code : WRPO_OK;
 }
 WRPO_API void wrpo_close(wrpo_ctx *ctx) {
     if (!ctx) return;
@@ -1954,31 +1945,26 @@ static int64_t wrpo__unit(const wrpo_ctx *ctx, int64_t count) {
 static int64_t wrpo__shard(const wrpo_ctx *ctx, int64_t count) {
     return wrpo__unit(ctx, count) * (ctx->desc.lanes / wrpo__ranks(ctx));
 }
-/* What [from, from + n) of the whole array and the shard of `rank`, shards of `size`, have in common: *first, *count. */
-static void wrpo__common(int rank, int64_t size, int64_t from, int64_t n, int64_t *first, int64_t *count) {
-    const int64_t begin = WRPO__MAX(from, rank * size), end = WRPO__MIN(from + n, (rank + 1) * size);
-    *first = begin;
-    *count = WRPO__MAX(end - begin, 0);
+/* What [a, a + size) and [b, b + n) have in common: *first, *count. */
+static void wrpo__common(int64_t a, int64_t size, int64_t b, int64_t n, int64_t *first, int64_t *count) {
+    *first = WRPO__MAX(a, b);
+    *count = WRPO__MAX(WRPO__MIN(a + size, b + n) - *first, 0);
 }
-/* Bytes [from, from + n) of the whole array, on every rank, out of the shards of `size` bytes; mine: this rank's. */
-static void wrpo__split_get(wrpo_ctx *ctx, void *out, const void *mine, int64_t size, int64_t from, int64_t n) {
-    if (wrpo__ranks(ctx) > 1) wrpo__agree(ctx);
-    for (int rank = (int)(from / size); rank < wrpo__ranks(ctx) && rank * size < from + n; rank++) {
-        int64_t first, count;
-        wrpo__common(rank, size, from, n, &first, &count);
-        char *to = (char *)out + (first - from);
+/* Bytes [from, from + n) of the whole array out of the shards of `size` bytes, on every rank; mine: this rank's. */
+static void wrpo__split_get(wrpo_ctx *ctx, char *out, const void *mine, int64_t size, int64_t from, int64_t n) {
+    for (int64_t rank = from / size, first, count; rank * size < from + n; rank++) {
+        wrpo__common(rank * size, size, from, n, &first, &count);
         if (rank == wrpo__me(ctx))
-            ctx->desc.backend->get(ctx->dev, to, (const char *)mine + (first - rank * size), (size_t)count);
-        if (wrpo__ranks(ctx) > 1) wrpo__broadcast(ctx, to, (size_t)count, rank);
+            ctx->desc.backend->get(ctx->dev, out + (first - from), (const char *)mine + first % size, (size_t)count);
+        wrpo__broadcast(ctx, out + (first - from), (size_t)count, (int)rank);
     }
 }
 /* The inverse: this rank keeps what belongs to its shard. */
-static void wrpo__split_put(wrpo_ctx *ctx, void *mine, int64_t size, int64_t from, int64_t n, const void *in) {
+static void wrpo__split_put(wrpo_ctx *ctx, void *mine, int64_t size, int64_t from, int64_t n, const char *in) {
     int64_t first, count;
-    wrpo__common(wrpo__me(ctx), size, from, n, &first, &count);
-    if (count > 0)
-        ctx->desc.backend->put(ctx->dev, (char *)mine + (first - wrpo__me(ctx) * size),
-                               (const char *)in + (first - from), (size_t)count);
+    wrpo__common(wrpo__me(ctx) * size, size, from, n, &first, &count);
+    if (count)
+        ctx->desc.backend->put(ctx->dev, (char *)mine + first % size, in + (first - from), (size_t)count);
 }
 
 /* ---- data: records of token ids ---- */
@@ -3082,7 +3068,7 @@ static void wrpo__weight_put(wrpo_model *model, const wrpo_weight *w, int64_t fi
         be->put(dev, (uint16_t *)w->data + first + i, high, (size_t)n * sizeof *high);
         if (master)
             wrpo__split_put(model->ctx, model->low, 2 * wrpo__shard(model->ctx, model->count),
-                            2 * (w->at + first + i), 2 * n, low);
+                            2 * (w->at + first + i), 2 * n, (const char *)low);
     }
 }
 /* The inverse of wrpo__weight_put: elements [first, first + count) as floats, the masters where there are any. These
@@ -3099,7 +3085,7 @@ static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int6
         const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
         be->get(dev, high, (const uint16_t *)w->data + first + i, (size_t)n * sizeof *high);
         if (model->low && w->at >= 0)
-            wrpo__split_get(model->ctx, low, model->low, 2 * wrpo__shard(model->ctx, model->count),
+            wrpo__split_get(model->ctx, (char *)low, model->low, 2 * wrpo__shard(model->ctx, model->count),
                             2 * (w->at + first + i), 2 * n);
         for (int64_t k = 0; k < n; k++)
             dst[i + k] = w->dtype == WRPO_DTYPE_F16 ? wrpo__element(high, w->dtype, k) : wrpo__master(high[k], low[k]);
@@ -3920,11 +3906,17 @@ static void wrpo__pack_micro(wrpo__run *r, const wrpo_data *data, const int64_t 
     for (int64_t i = micro->begin; i < micro->end; i++) wrpo__pack_record(r, &data->records[list ? list[i] : i]);
     wrpo__pack_end(r);
 }
-/* The sum of log-probs, in double, of a response's scored tokens. */
-static double wrpo__sum_logps(const wrpo__run *r, const wrpo_tokens *y, const wrpo__location *packed) {
+/* The sum of log-probs, in double, of a response's n scored tokens. */
+static double wrpo__sum_logps(const float *logp, int64_t n) {
     double sum = 0;
-    for (int64_t j = 0; j < y->count - y->first; j++) sum += (double)r->h_logp[packed->target + j];
+    for (int64_t j = 0; j < n; j++) sum += (double)logp[j];
     return sum;
+}
+static int64_t wrpo__scored_tokens(const wrpo_data *data, int64_t begin, int64_t end) {       /* tokens of records */
+    int64_t n = 0;
+    for (const wrpo_record *record = data->records + begin; record < data->records + end; record++)
+        for (int k = 0; k < record->count; k++) n += record->responses[k].count - record->responses[k].first;
+    return n;
 }
 /* Does the model's adapter add nothing? Every B of a new one is 0. */
 static bool wrpo__adds_nothing(const wrpo_model *model) {
@@ -3950,44 +3942,31 @@ static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data
     shape.chunk = wrpo__head_chunk(model->ctx, &model->config, shape.rows);
     wrpo__run *r = wrpo__run_new(temp, model, &shape);
     r->no_adapter = wrpo__adds_nothing(model);
-    const wrpo_ctx *ctx = model->ctx;
+    wrpo_ctx *ctx = model->ctx;
     const wrpo__micro *all = wrpo__micros(ctx, &model->config, data, NULL, first, first + count, micro_tokens), *micro;
     const wrpo__micro *const end = all + stbds_arrlen(all);
-    wrpo__text own = {.arena = wrpo__current};         /* what this rank computes, then what all do */
-    for (micro = all; micro < end; micro++) {
+    float *each = wrpo__raw(temp, (size_t)wrpo__scored_tokens(data, first, first + count) + 1, sizeof *each), *at = each;
+    for (micro = all; micro < end; at += wrpo__scored_tokens(data, micro->begin, micro->end), micro++) {
         if (wrpo__owner(ctx, micro) != wrpo__me(ctx)) continue;
         wrpo__pack_micro(r, data, NULL, micro);
         wrpo__forward(r, false);
-        const wrpo__location *packed = r->packed;
+        memcpy(at, r->h_logp, (size_t)r->n_targets * sizeof *at);
+    }
+    for (micro = all, at = each; micro < end; micro++) {
+        const int64_t n = wrpo__scored_tokens(data, micro->begin, micro->end);
+        wrpo__broadcast(ctx, at, (size_t)n * sizeof *at, wrpo__owner(ctx, micro));
+        for (int64_t i = 0; tokens && i < n; i++) stbds_arrput(*tokens, at[i]);
         for (int64_t i = micro->begin; i < micro->end; i++) {
             const wrpo_record *record = &data->records[i];
-            for (int k = 0; k < record->count; k++) {
-                const double logp = wrpo__sum_logps(r, &record->responses[k], packed++);
-                if (!isfinite(logp))
-                    wrpo__fail(model->ctx, WRPO_E_NOT_FINITE,
+            for (int k = 0; k < K; k++, logps++) {
+                const int64_t scored = k < record->count ? record->responses[k].count - record->responses[k].first : 0;
+                *logps = k < record->count ? wrpo__sum_logps(at, scored) : NAN;
+                at += scored;
+                if (k < record->count && !isfinite(*logps))
+                    wrpo__fail(ctx, WRPO_E_NOT_FINITE,
                                "record \"%s\" (line %lld): the log-prob of response %d is not a finite number",
                                record->prompt_id, (long long)record->line, k + 1);
-                wrpo__text_add(&own, (const char *)&logp, sizeof logp);
             }
-        }
-        if (tokens) wrpo__text_add(&own, (const char *)r->h_logp, (size_t)r->n_targets * sizeof *r->h_logp);
-    }
-    const char **from = wrpo__share_texts(model->ctx, &own);
-    for (micro = all; micro < end; micro++) {
-        const char **next = &from[wrpo__owner(ctx, micro)];
-        int64_t scored = 0;
-        for (int64_t i = micro->begin; i < micro->end; i++)
-            for (int k = 0; k < K; k++) {
-                double *logp = &logps[(i - first) * K + k];
-                *logp = NAN;
-                if (k >= data->records[i].count) continue;
-                memcpy(logp, *next, sizeof *logp);
-                *next += sizeof *logp;
-                scored += data->records[i].responses[k].count - data->records[i].responses[k].first;
-            }
-        for (float x; tokens && scored > 0; scored--, *next += sizeof x) {
-            memcpy(&x, *next, sizeof x);
-            stbds_arrput(*tokens, x);
         }
     }
 }
@@ -4047,6 +4026,21 @@ typedef struct wrpo__set {           /* records, and what the reference says abo
     int64_t N; int K;                /* records; the most responses that one has */
     double *ref;                     /* [N, K] log-probs of the reference; NULL where the method needs none */
 } wrpo__set;
+/* How arrays of `count` elements that are trained are split over the ranks; bytes of what mirrors them. */
+typedef struct wrpo__division {
+    int64_t shard, padded, piece;    /* elements of one rank; of all; of a shard that are moved between ranks at a time */
+    size_t gradients, moments, moving;
+} wrpo__division;
+static wrpo__division wrpo__division_of(wrpo_ctx *ctx, int64_t count, wrpo_moments moments) {
+    const int64_t ranks = wrpo__ranks(ctx), shard = wrpo__shard(ctx, count), blocks = (1 << 22) / WRPO_BLOCK;
+    wrpo__division s = {.shard = shard, .padded = shard * ranks, .moments = wrpo_moments_bytes(moments, shard),
+                     .piece = WRPO__MIN(shard, WRPO__MAX(blocks / ranks, 1) * WRPO_BLOCK)};
+    s.gradients = wrpo__mul(ctx, (size_t)s.padded, sizeof(float));
+    for (int64_t lanes = ctx->desc.lanes / ranks; lanes > 1; lanes /= 2)
+        s.gradients += wrpo__mul(ctx, (size_t)s.padded, sizeof(float));
+    if (ranks > 1) s.moving = (size_t)(s.piece * ranks) * sizeof(float);
+    return s;
+}
 struct wrpo_trainer {
     wrpo_ctx *ctx;
     wrpo__arena *arena;
@@ -4060,10 +4054,10 @@ struct wrpo_trainer {
     double *weight;                  /* [batch_size] of each record in a step's loss */
     wrpo__run *run;
     float *grads;                    /* mirrors the weights, once for each level of the lanes; NULL in an evaluation */
-    int64_t padded, shard;           /* elements of one of them, shards of all ranks; of a shard */
+    wrpo__division split;
     char *exp_avg, *exp_avg_sq;      /* AdamW's moments of this rank's shard */
     double *sumsq;                   /* one element in the backend's memory */
-    float *moving; int64_t piece;    /* [ranks][piece] what is moved between ranks at a time; NULL: one rank */
+    float *moving;                   /* [ranks][split.piece] what is moved between ranks at a time; NULL: one rank */
     double start;                    /* when the run began, in seconds */
     const char *out_dir; FILE *metrics;                /* used by >>run alone */
     void (*log)(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix);   /* called with every line of metrics */
@@ -4191,21 +4185,6 @@ static wrpo__shape wrpo__train_shape(const wrpo_ctx *ctx, const wrpo_config *c, 
     return (wrpo__shape){.rows = rows, .chunk = wrpo__head_chunk(ctx, c, rows), .logits = logits, .train = true,
                          .recompute = recompute < 0 ? L : WRPO__MIN(recompute, L)};
 }
-/* How gradients and moments of `count` elements are split; bytes of each array. */
-typedef struct wrpo__shards { int64_t padded, shard, piece; size_t gradients, moments, moving; } wrpo__shards;
-enum { WRPO__MOVING = 1 << 22 };     /* floats that are moved between ranks at a time, in all */
-static wrpo__shards wrpo__shards_of(wrpo_ctx *ctx, int64_t count, wrpo_moments moments) {
-    const int64_t ranks = wrpo__ranks(ctx);
-    wrpo__shards s = {.shard = wrpo__shard(ctx, count)};
-    size_t levels = 1;
-    for (int64_t own = ctx->desc.lanes / ranks; own > 1; own /= 2) levels++;
-    s.padded = s.shard * ranks;
-    s.piece = WRPO__MIN(s.shard, WRPO__MAX(WRPO__MOVING / WRPO_BLOCK / ranks, 1) * WRPO_BLOCK);
-    s.gradients = wrpo__mul(ctx, wrpo__mul(ctx, (size_t)s.padded, levels), sizeof(float));
-    s.moments = wrpo_moments_bytes(moments, s.shard);
-    if (ranks > 1) s.moving = (size_t)(s.piece * ranks) * sizeof(float);
-    return s;
-}
 static void wrpo__trainer_memory(wrpo_trainer *t, bool train, int64_t recompute, bool logits) {
     const wrpo_backend *be = t->ctx->desc.backend;
     wrpo__shape shape = wrpo__train_shape(t->ctx, &t->model->config, recompute, logits, t->rows);
@@ -4213,10 +4192,7 @@ static void wrpo__trainer_memory(wrpo_trainer *t, bool train, int64_t recompute,
     t->run = wrpo__run_new(t->arena, t->model, &shape);
     t->start = wrpo__now();
     if (!train) return;
-    const wrpo__shards split = wrpo__shards_of(t->ctx, t->model->count, t->desc.moments);
-    t->padded = split.padded;
-    t->shard = split.shard;
-    t->piece = split.piece;
+    const wrpo__division split = t->split = wrpo__division_of(t->ctx, t->model->count, t->desc.moments);
     t->grads = wrpo__device_alloc(t->arena, split.gradients, "gradients");
     t->exp_avg = wrpo__device_alloc(t->arena, split.moments, "first moments");
     t->exp_avg_sq = wrpo__device_alloc(t->arena, split.moments, "second moments");
@@ -4237,6 +4213,7 @@ static wrpo_trainer *wrpo__trainer_new(wrpo__arena *arena, wrpo_model *policy, c
     if (t->eval.ref) wrpo__set_reference(temp, t, &t->eval, policy);
     wrpo__arena_clear(temp);
     wrpo__trainer_memory(t, true, d->recompute, false);
+    wrpo__agree(t->ctx);
     return t;
 }
 WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
@@ -4244,9 +4221,7 @@ WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data,
     *out = NULL;
     WRPO__CALL_ALL(policy->ctx, wrpo__arena_new(policy->ctx), false,
                    *out = wrpo__trainer_new(wrpo__current, policy, data, desc));
-    const wrpo_result r = wrpo__end(&wrpo__entry);
-    if (r != WRPO_OK) *out = NULL;
-    return r;
+    return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_trainer_free(wrpo_trainer *t) {
     if (t) wrpo__arena_free(t->arena);
@@ -4335,7 +4310,7 @@ static void wrpo__pass_micro(wrpo_trainer *t, const wrpo__set *set, const int64_
         const char *why = NULL;
         wrpo__as_loss(record, y);
         for (int k = 0; k < record->count; k++) {
-            y[k].logp = wrpo__sum_logps(r, &record->responses[k], &packed[k]);
+            y[k].logp = wrpo__sum_logps(r->h_logp + packed[k].target, y[k].tokens);
             y[k].ref = set->ref ? set->ref[index * set->K + k] : 0;
         }
         const double loss = wrpo_loss(d, alpha, y, record->count, scored, &why);            /* WRPO is here: >>loss */
@@ -4374,13 +4349,13 @@ static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *lis
     const int lanes = (int)(t->ctx->desc.lanes / wrpo__ranks(t->ctx)), first = wrpo__me(t->ctx) * lanes;
     int64_t level = 0;
     for (int lane = 0; lane < lanes; lane++, level++) {
-        float *grads = train ? t->grads + level * t->padded : NULL;
-        if (train) r->be->zero(r->dev, grads, (size_t)t->padded * sizeof *grads);
+        float *grads = train ? t->grads + level * t->split.padded : NULL;
+        if (train) r->be->zero(r->dev, grads, (size_t)t->split.padded * sizeof *grads);
         for (const wrpo__micro *micro = all; micro < end; micro++)
             if (micro->lane == first + lane)
                 wrpo__pass_micro(t, set, list, weight, count, alpha, micro, scored, grads, own);
         for (int odd = lane; train && odd & 1; odd >>= 1, level--)     /* lanes in pairs, and pairs of pairs */
-            r->be->sum(r->dev, t->grads + (level - 1) * t->padded, t->grads + level * t->padded, t->padded);
+            r->be->sum(r->dev, t->grads + (level - 1) * t->split.padded, t->grads + level * t->split.padded, t->split.padded);
     }
     /* The records' metrics, of all ranks, in the order of the records: the sums do not depend on the ranks. */
     wrpo__text mine = {.arena = wrpo__current};
@@ -4392,9 +4367,7 @@ static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *lis
     for (const wrpo__micro *micro = all; micro < end; micro++) {
         const char **next = &from[wrpo__owner(t->ctx, micro)];
         for (int64_t i = micro->begin; i < micro->end; i++, *next += sizeof *own) {
-            wrpo__tally record;
-            memcpy(&record, *next, sizeof record);
-            wrpo__tally_sum(tally, &record);
+            wrpo__tally_sum(tally, (const wrpo__tally *)*next);
             tally->m.tokens += wrpo__record_rows(&t->model->config, &set->data->records[list ? list[i] : i]);
         }
     }
@@ -4425,82 +4398,72 @@ static int64_t wrpo__next_batch(wrpo_trainer *t, const int64_t **list) {
     return count;
 }
 /* ---- between ranks: the sum of all gradients for each one's shard; then the weights of all shards, for all ---- */
-/* The sum over ranks, in pairs as over lanes, where this rank's shard is in t->grads. In pieces of every shard. */
+/* The sum over ranks, in pairs as over lanes, where this rank's shard is in t->grads. */
 static void wrpo__reduce(wrpo_trainer *t) {
     wrpo_ctx *ctx = t->ctx;
     const wrpo_backend *be = ctx->desc.backend;
     const wrpo_group *g = ctx->desc.group;
-    const int ranks = wrpo__ranks(ctx);
-    float *mine = t->grads + wrpo__me(ctx) * t->shard;
-    wrpo_error why = {0};
-    if (ranks == 1) return;
+    const int64_t shard = t->split.shard;
+    float *mine = t->grads + wrpo__me(ctx) * shard, *part = t->moving;
     wrpo__agree(ctx);
-    for (int64_t at = 0, n; at < t->shard; at += n) {
-        n = WRPO__MIN(t->shard - at, t->piece);
-        wrpo__moved(ctx, g->exchange(g->self, ctx->dev, t->moving, t->grads + at, t->shard, n, &why), &why);
-        for (int apart = 1; apart < ranks; apart *= 2)
-            for (int i = 0; i + apart < ranks; i += 2 * apart)
-                be->sum(ctx->dev, t->moving + i * n, t->moving + (i + apart) * n, n);
-        be->copy(ctx->dev, mine + at, t->moving, (size_t)n * sizeof *mine);
+    for (int64_t at = 0, n; part && at < shard; at += n) {
+        n = WRPO__MIN(shard - at, t->split.piece);
+        wrpo__moved(ctx, g->exchange(g->self, ctx->dev, part, t->grads + at, shard, n, &ctx->error));
+        for (int apart = 1; apart < g->ranks; apart *= 2)
+            for (int i = 0; i + apart < g->ranks; i += 2 * apart)
+                be->sum(ctx->dev, part + i * n, part + (i + apart) * n, n);
+        be->copy(ctx->dev, mine + at, part, (size_t)n * sizeof *mine);
     }
 }
 /* The norm of the gradient: sums over units, added in order. */
 static double wrpo__grad_norm(wrpo_trainer *t) {
     wrpo_ctx *ctx = t->ctx;
     const wrpo_backend *be = ctx->desc.backend;
-    const wrpo_group *g = ctx->desc.group;
     const int64_t count = t->model->count, unit = wrpo__unit(ctx, count), lanes = ctx->desc.lanes;
     const int64_t own = lanes / wrpo__ranks(ctx), first = own * wrpo__me(ctx);
-    double *sums = wrpo__alloc(wrpo__current, (size_t)(own + lanes), sizeof *sums), *all = sums + own, total = 0;
-    wrpo_error why = {0};
-    for (int64_t i = 0; i < own; i++) {
-        const int64_t begin = (first + i) * unit, n = WRPO__MIN(count - begin, unit);
+    double *sums = wrpo__alloc(wrpo__current, (size_t)lanes, sizeof *sums), total = 0;
+    for (int64_t i = first; i < first + own; i++) {
+        const int64_t n = WRPO__MIN(count - i * unit, unit);
         be->zero(ctx->dev, t->sumsq, sizeof *t->sumsq);
-        if (n > 0) be->sumsq(ctx->dev, t->sumsq, t->grads + begin, n);
+        if (n > 0) be->sumsq(ctx->dev, t->sumsq, t->grads + i * unit, n);
         be->get(ctx->dev, &sums[i], t->sumsq, sizeof *sums);
     }
     wrpo__sync(ctx);
-    wrpo__agree(ctx);
-    if (g) wrpo__moved(ctx, g->share(g->self, all, sums, (size_t)own * sizeof *sums, &why), &why);
-    else memcpy(all, sums, (size_t)own * sizeof *sums);
-    for (int64_t i = 0; i < lanes; i++) total += all[i];
+    wrpo__gather(ctx, sums, (size_t)own * sizeof *sums);
+    for (int64_t i = 0; i < lanes; i++) total += sums[i];
     return sqrt(total);
 }
-/* Weights of the elements [from, from + n) to or from a dense buffer in the backend's memory (NULL: neither); returns
-   their bytes. */
+/* Weights of elements [from, from + n), put together: to the buffer, from it (put), or neither (NULL). Their bytes. */
 static size_t wrpo__weights_move(const wrpo_model *model, int64_t from, int64_t n, char *buffer, bool put) {
-    const wrpo_backend *be = model->ctx->desc.backend;
     size_t used = 0;
-    for (int64_t i = 0, end, size; i < model->n_weights; i = end) {
+    for (int64_t i = 0, end, size, first, count; i < model->n_weights; i = end) {
         const wrpo_weight *w = &model->weights[i];
+        const size_t each = wrpo__dtype_size(w->dtype);
         end = wrpo__weight_run(model, i, &size);
-        const int64_t first = WRPO__MAX(from, w->at), count = WRPO__MIN(from + n, w->at + size) - first;
-        const size_t each = wrpo__dtype_size(w->dtype), bytes = (size_t)WRPO__MAX(count, 0) * each;
-        if (w->at < 0 || count <= 0) continue;
-        char *data = (char *)w->data + (size_t)(first - w->at) * each;
-        if (buffer && put) be->copy(model->ctx->dev, data, buffer + used, bytes);
-        else if (buffer) be->copy(model->ctx->dev, buffer + used, data, bytes);
+        if (w->at < 0) continue;
+        wrpo__common(w->at, size, from, n, &first, &count);
+        char *data = (char *)w->data + (size_t)(first - w->at) * each, *other = buffer + used;
+        const size_t bytes = (size_t)count * each;
+        if (buffer && bytes) model->ctx->desc.backend->copy(model->ctx->dev, put ? data : other, put ? other : data, bytes);
         used += bytes;
     }
     return used;
 }
-static void wrpo__gather(wrpo_trainer *t) {
+static void wrpo__spread(wrpo_trainer *t) {
     wrpo_ctx *ctx = t->ctx;
     const wrpo_group *g = ctx->desc.group;
-    const int ranks = wrpo__ranks(ctx), rank = wrpo__me(ctx);
+    const int64_t shard = t->split.shard;
     char *moving = (char *)t->moving;
-    wrpo_error why = {0};
-    if (ranks == 1) return;
     wrpo__agree(ctx);
-    for (int64_t at = 0, n; at < t->shard; at += n) {
+    for (int64_t at = 0, n; moving && at < shard; at += n) {
         size_t most = 0;
-        n = WRPO__MIN(t->shard - at, t->piece);
-        for (int i = 0; i < ranks; i++)
-            most = WRPO__MAX(most, wrpo__weights_move(t->model, i * t->shard + at, n, NULL, false));
-        wrpo__weights_move(t->model, rank * t->shard + at, n, moving + (size_t)rank * most, false);
-        wrpo__moved(ctx, g->gather(g->self, ctx->dev, moving, most, &why), &why);
-        for (int i = 0; i < ranks; i++)
-            if (i != rank) wrpo__weights_move(t->model, i * t->shard + at, n, moving + (size_t)i * most, true);
+        n = WRPO__MIN(shard - at, t->split.piece);
+        for (int i = 0; i < g->ranks; i++)
+            most = WRPO__MAX(most, wrpo__weights_move(t->model, i * shard + at, n, NULL, false));
+        wrpo__weights_move(t->model, g->rank * shard + at, n, moving + (size_t)g->rank * most, false);
+        wrpo__moved(ctx, g->gather(g->self, ctx->dev, moving, most, &ctx->error));
+        for (int i = 0; i < g->ranks; i++)
+            if (i != g->rank) wrpo__weights_move(t->model, i * shard + at, n, moving + (size_t)i * most, true);
     }
 }
 /* AdamW on every run of weights that are contiguous and decay alike, as far as it is in this rank's shard: matrices
@@ -4509,7 +4472,7 @@ static void wrpo__gather(wrpo_trainer *t) {
 static void wrpo__update(wrpo_trainer *t, double lr, double grad_scale) {
     const wrpo_train_desc *d = &t->desc;
     const wrpo_backend *be = t->ctx->desc.backend;
-    const int64_t shard = t->shard, begin = wrpo__me(t->ctx) * shard;
+    const int64_t shard = t->split.shard, begin = wrpo__me(t->ctx) * shard;
     const double steps = (double)(t->k + 1);
     wrpo_adamw step = {.lr = (float)lr, .beta1 = (float)d->beta1, .beta2 = (float)d->beta2, .eps = (float)d->eps,
                        .grad_scale = (float)grad_scale, .moments = d->moments,
@@ -4518,7 +4481,7 @@ static void wrpo__update(wrpo_trainer *t, double lr, double grad_scale) {
         const wrpo_weight *w = &t->model->weights[i];
         end = wrpo__weight_run(t->model, i, &size);
         if (w->at < 0) continue;                       /* frozen */
-        wrpo__common(wrpo__me(t->ctx), shard, w->at, size, &first, &count);
+        wrpo__common(begin, shard, w->at, size, &first, &count);
         if (count == 0) continue;
         const size_t offset = wrpo_moments_bytes(d->moments, first - begin);
         const uint64_t seed = wrpo__random64(d->seed, (uint64_t)t->k, (uint64_t)w->at);
@@ -4554,7 +4517,7 @@ static wrpo_metrics wrpo__step(wrpo_trainer *t) {
                    "\"%s\")", (long long)t->k + 1, (long long)count, t->train.data->records[list[0]].prompt_id);
     /* 4. The update. */
     wrpo__update(t, lr, WRPO__MIN(1, clip));
-    wrpo__gather(t);
+    wrpo__spread(t);
     wrpo__sync(ctx);
     t->k++;
 
@@ -10661,18 +10624,16 @@ static void wrpo__logprobs_part(wrpo_model *model, const wrpo_data *data, int64_
                    (long long)first, (long long)N);
     wrpo__logprobs(wrpo__current, model, data, first, count, WRPO__MICRO_TOKENS, logps, data->most,
                    per_token ? &tokens : NULL);
-    if (per_token) *per_token = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
+    if (per_token) tokens = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
+    wrpo__agree(model->ctx);
+    if (per_token) *per_token = tokens;
 }
 WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
                                    double *logps, float **per_token) {
     if (per_token) *per_token = NULL;
     WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true,
                wrpo__logprobs_part(model, data, first, count, logps, per_token));
-    const wrpo_result r = wrpo__end(&wrpo__entry);
-    if (r == WRPO_OK || !per_token) return r;
-    wrpo_free(model->ctx, *per_token);
-    *per_token = NULL;
-    return r;
+    return wrpo__end(&wrpo__entry);
 }
 
 /* ---- hidden states and logits of one sequence of token ids ---- */
@@ -11163,7 +11124,7 @@ static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t
     if (b.overflow)
         wrpo__fail(model->ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address "
                    "space", (long long)rows);
-    const wrpo__shards split = wrpo__shards_of(model->ctx, model->count, moments);
+    const wrpo__division split = wrpo__division_of(model->ctx, model->count, moments);
     out->gradients = split.gradients + split.moving;
     out->moments = 2 * split.moments;
     out->head = run.head_bytes;
@@ -11437,7 +11398,7 @@ static wrpo__state_part *wrpo__state_parts(const wrpo_trainer *t) {
    says so, into the run. Returns the hash h, continued over their bytes. */
 static uint64_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *parts, wrpo__writer *w, bool put,
                                  uint64_t h) {
-    const int64_t shard = (int64_t)wrpo_moments_bytes(t->desc.moments, t->shard);
+    const int64_t shard = (int64_t)wrpo_moments_bytes(t->desc.moments, t->split.shard);
     float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
     for (const wrpo__state_part *p = parts; p < parts + stbds_arrlen(parts); p++)
         for (size_t from = 0, n; from < p->bytes; from += n) {
@@ -11446,11 +11407,11 @@ static uint64_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *parts,
             n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
             const int64_t first = (int64_t)(from / sizeof *piece), count = (int64_t)(n / sizeof *piece);
             if (!w) memcpy(piece, p->data + from, n);
-            else if (p->moment) wrpo__split_get(t->ctx, piece, moments, shard, begin, (int64_t)n);
+            else if (p->moment) wrpo__split_get(t->ctx, (char *)piece, moments, shard, begin, (int64_t)n);
             else wrpo__weight_get(t->model, p->w, first, count, piece);
             h = wrpo__hash(h, piece, n);
             if (w) wrpo__write(w, piece, n);
-            else if (put && p->moment) wrpo__split_put(t->ctx, moments, shard, begin, (int64_t)n, piece);
+            else if (put && p->moment) wrpo__split_put(t->ctx, moments, shard, begin, (int64_t)n, (char *)piece);
             else if (put) wrpo__weight_put(t->model, p->w, first, count, piece);
         }
     wrpo__sync(t->ctx);  /* a device that failed moved nothing */
@@ -11649,6 +11610,7 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
         if (!t->metrics) wrpo__fail(t->ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
         t->log = wrpo__log_metrics;
     }
+    wrpo__agree(t->ctx);
     return t;
 }
 WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
@@ -11656,9 +11618,7 @@ WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data
     *out = NULL;
     WRPO__CALL_ALL(policy->ctx, wrpo__arena_new(policy->ctx), false,
                    *out = wrpo__trainer_open(policy, data, desc, true));
-    const wrpo_result r = wrpo__end(&wrpo__entry);
-    if (r != WRPO_OK) *out = NULL;
-    return r;
+    return wrpo__end(&wrpo__entry);
 }
 
 /* ---- evaluation and the loop ---- */
@@ -12281,10 +12241,6 @@ static wrpo_result wrpo__mpi_gather(void *self, void *dev, void *x, size_t n, wr
         r = wrpo__mpi_broadcast(self, (char *)x + (size_t)i * n, n, i, why);
     return r;
 }
-static wrpo_result wrpo__mpi_share(void *self, void *all, const void *mine, size_t n, wrpo_error *why) {
-    if (n) memcpy((char *)all + (size_t)((const wrpo__mpi *)self)->rank * n, mine, n);
-    return wrpo__mpi_gather(self, NULL, all, n, why);
-}
 /* In round k each rank sends to the one k above and receives from the one k below. */
 static wrpo_result wrpo__mpi_exchange(void *self, void *dev, float *parts, const float *x, int64_t stride, int64_t n,
                                       wrpo_error *why) {
@@ -12319,7 +12275,7 @@ WRPO_API wrpo_result wrpo_mpi_open(wrpo_group *out, wrpo_error *why) {
     if (code == MPI_SUCCESS) code = MPI_Comm_rank(m->all, &m->rank);
     if (code == MPI_SUCCESS) code = MPI_Comm_size(m->all, &m->ranks);
     *out = (wrpo_group){.rank = m->rank, .ranks = m->ranks, .self = m, .most = wrpo__mpi_most,
-                        .share = wrpo__mpi_share, .broadcast = wrpo__mpi_broadcast, .exchange = wrpo__mpi_exchange,
+                        .broadcast = wrpo__mpi_broadcast, .exchange = wrpo__mpi_exchange,
                         .gather = wrpo__mpi_gather};
     if (code == MPI_SUCCESS)
         code = MPI_Comm_split_type(m->all, MPI_COMM_TYPE_SHARED, m->rank, MPI_INFO_NULL, &machine);

@@ -23,15 +23,6 @@ static inline wrpo_result crew_most(void *self, int64_t *x, wrpo_error *why) {
     pthread_barrier_wait(&m->of->gate);
     return WRPO_OK;
 }
-static inline wrpo_result crew_share(void *self, void *all, const void *mine, size_t n, wrpo_error *why) {
-    mate *m = self;
-    (void)why;
-    m->of->at[m->rank] = mine;
-    pthread_barrier_wait(&m->of->gate);
-    for (int i = 0; i < m->of->ranks; i++) memcpy((char *)all + (size_t)i * n, m->of->at[i], n);
-    pthread_barrier_wait(&m->of->gate);
-    return WRPO_OK;
-}
 static inline wrpo_result crew_broadcast(void *self, void *p, size_t n, int from, wrpo_error *why) {
     mate *m = self;
     (void)why;
@@ -63,13 +54,12 @@ static inline wrpo_result crew_exchange(void *self, void *dev, float *parts, con
 }
 static inline wrpo_result crew_gather(void *self, void *dev, void *x, size_t n, wrpo_error *why) {
     mate *m = self;
-    (void)dev;
-    if (crew_breaks(m, why)) return WRPO_E_DEVICE;
+    if (dev && crew_breaks(m, why)) return WRPO_E_DEVICE;
     m->of->at[m->rank] = x;
     pthread_barrier_wait(&m->of->gate);
     for (int i = 0; i < m->of->ranks; i++)
         if (i != m->rank) memcpy((char *)x + (size_t)i * n, (const char *)m->of->at[i] + (size_t)i * n, n);
-    m->of->moved[m->rank] += (m->of->ranks - 1) * (int64_t)n;
+    if (dev) m->of->moved[m->rank] += (m->of->ranks - 1) * (int64_t)n;
     pthread_barrier_wait(&m->of->gate);
     return WRPO_OK;
 }
@@ -87,7 +77,7 @@ static inline void crew_run(crew *c, int ranks, bool device, void (*work)(mate *
     for (int i = 0; i < ranks; i++) {
         mates[i] = (mate){.of = c, .rank = i, .work = work, .user = user};
         mates[i].group = (wrpo_group){.rank = i, .ranks = ranks, .local = i, .locals = ranks, .device = device,
-                                      .self = &mates[i], .most = crew_most, .share = crew_share,
+                                      .self = &mates[i], .most = crew_most,
                                       .broadcast = crew_broadcast, .exchange = crew_exchange, .gather = crew_gather};
         pthread_create(&threads[i], NULL, crew_thread, &mates[i]);
     }
