@@ -159,15 +159,14 @@ typedef struct wrpo_files {
 typedef enum wrpo_level { WRPO_LOG_INFO, WRPO_LOG_WARN } wrpo_level;
 typedef struct wrpo_logger { void (*fn)(wrpo_level level, const char *text, void *user); void *user; } wrpo_logger;
 /* ---- ranks: one run on several processes, machines or devices ----
-   A rank is a process (a thread will do) with a context of its own. All ranks run the same program, and make the calls
-   marked [all] in the same order with equal arguments; each gets the same results. A step's micro-batches, the
-   reference, log-probs, prompts and lines to score are dealt to the ranks. Every rank holds the weights and gradients;
-   AdamW's moments and the low halves of float masters are split over them (ZeRO-1, Rajbhandari et al. 2020). Rank 0
-   alone writes files; every rank reads. If a rank fails in a call [all], the call fails on all of them with its
-   sentence, and none waits forever: before anything is moved the ranks agree that none has failed. What differs
-   between ranks is refused by name before the first step.
-   A group moves bytes and adds nothing: sums are formed in an order that no network, library or rank changes.
-   Functions return when their result is there; after an error of its own, in *why, a group is not used again. */
+   A rank is a process (or a thread) with a context of its own. All ranks make the calls marked [all] in the same order,
+   with equal arguments, and get the same results. Micro-batches, prompts and lines to score are dealt to the ranks.
+   Each holds all weights and gradients, and a share of AdamW's moments and of the low halves of float masters (ZeRO-1,
+   Rajbhandari et al. 2020). All ranks read files; rank 0 alone writes. A call [all] that fails on one rank fails on all,
+   with its sentence: before anything is moved the ranks agree that none has failed. What they were given must be equal,
+   or the run does not start.
+   A group moves bytes and adds nothing, so the order of a sum does not depend on it. Its functions return when their
+   result is there. If one fails, with *why, the group is not used again. */
 typedef struct wrpo_group {
     int rank, ranks;         /* this one, from 0; how many there are */
     int local, locals;       /* the same among the ranks of this machine, which share its memory and processors */
@@ -3091,9 +3090,26 @@ static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int6
             dst[i + k] = w->dtype == WRPO_DTYPE_F16 ? wrpo__element(high, w->dtype, k) : wrpo__master(high[k], low[k]);
     }
 }
+enum { WRPO__PIECE = 1 << 20, WRPO__DRAWS = 4096 };   /* elements converted at a time; drawn by a thread at a time */
+static uint64_t wrpo__weights_hash(const wrpo_model *model, uint64_t h) {      /* as floats */
+    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
+    for (int64_t i = 0; i < model->n_weights; i++) {
+        const wrpo_weight *w = &model->weights[i];
+        h = wrpo__hash(h, w->name, strlen(w->name));
+        for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
+            n = WRPO__MIN(wrpo__size(w) - at, WRPO__PIECE);
+            wrpo__weight_get(model, w, at, n, piece);
+            h = wrpo__hash(h, piece, (size_t)n * sizeof *piece);
+        }
+    }
+    wrpo__block_free(piece);
+    return h;
+}
+static void wrpo__same_weights(const wrpo_model *model, const char *what) {
+    if (model->ctx->desc.group) wrpo__same(model->ctx, what, wrpo__weights_hash(model, 0));
+}
 /* Random weights: matrices N(0, initializer_range), norms that scale by 1, biases 0. Counter-based: an element depends
    on the seed, the tensor's name and its index. */
-enum { WRPO__PIECE = 1 << 20, WRPO__DRAWS = 4096 };   /* elements converted at a time; drawn by a thread at a time */
 static void wrpo__model_randomize(wrpo_model *model, uint64_t seed) {
     const wrpo_config *c = &model->config;
     const int threads = model->ctx->desc.threads;
@@ -4116,19 +4132,6 @@ static void wrpo__set_begin(wrpo_trainer *t, wrpo__set *set, const wrpo_data *da
         set->ref = wrpo__alloc(t->arena, (size_t)set->N * (size_t)set->K, sizeof *set->ref);
 }
 /* The ranks must be given the same. */
-static uint64_t wrpo__weights_hash(const wrpo_model *model) {      /* of what this rank has: of masters the high halves */
-    const size_t most = (size_t)1 << 22;
-    char *piece = wrpo__raw(wrpo__current, most, 1);
-    uint64_t h = 0;
-    for (const wrpo_weight *w = model->weights; w < model->weights + model->n_weights; w++)
-        for (size_t at = 0, n, size = (size_t)wrpo__size(w) * wrpo__dtype_size(w->dtype); at < size; at += n) {
-            n = WRPO__MIN(size - at, most);
-            model->ctx->desc.backend->get(model->ctx->dev, piece, (const char *)w->data + at, n);
-            h = wrpo__hash(h, piece, n);
-        }
-    wrpo__block_free(piece);
-    return h;
-}
 static void wrpo__same_inputs(const wrpo_trainer *t, bool train) {
     wrpo_ctx *ctx = t->ctx;
     const wrpo_train_desc *d = &t->desc;
@@ -4146,7 +4149,7 @@ static void wrpo__same_inputs(const wrpo_trainer *t, bool train) {
     wrpo__same(ctx, "the settings of training", wrpo__hash(d->moments, choices, sizeof choices));
     wrpo__same(ctx, "the data", wrpo__data_hash((uint64_t)t->train.N, t->train.data));
     wrpo__same(ctx, "the eval data", t->eval.data ? wrpo__data_hash((uint64_t)t->eval.N, t->eval.data) : 0);
-    wrpo__same(ctx, "the model's weights", wrpo__weights_hash(t->model));
+    wrpo__same_weights(t->model, "the model's weights");
 }
 static void wrpo__trainer_gone(void *policy) { ((wrpo_model *)policy)->trainers--; }
 /* 1. Settings and data checked; nothing large is allocated yet. */
@@ -10537,9 +10540,8 @@ static void wrpo__put8(wrpo__text *t, const void *p, size_t n) {       /* in who
     wrpo__text_add(t, "\0\0\0\0\0\0\0", (8 - n % 8) % 8);
 }
 static const void *wrpo__take8(const char **p, size_t n) {
-    const char *taken = *p;
     *p += (n + 7) / 8 * 8;
-    return taken;
+    return *p - (n + 7) / 8 * 8;
 }
 static bool wrpo__round_done(int64_t prompt, const wrpo_sample *samples, void *user) {
     wrpo__round *r = user;
@@ -10560,36 +10562,34 @@ static void wrpo__generate_all(wrpo_model *model, const wrpo_prompt *prompts, in
                                const wrpo_generate_desc *desc) {
     wrpo_ctx *ctx = model->ctx;
     const int R = wrpo__ranks(ctx), rank = wrpo__me(ctx);
-    const wrpo_generate_desc d = wrpo_generate_defaults(desc);
-    wrpo__arena *outer = wrpo__current, *temp = wrpo__sub_arena(outer);
-    const double numbers[] = {(double)d.n, (double)d.max_tokens, d.temperature, d.top_p, (double)d.top_k};
-    wrpo__round r = {.desc = &d};
-    uint64_t h = wrpo__hash(d.seed, numbers, sizeof numbers);
     if (R == 1) {
         wrpo__generate(model, prompts, count, desc, NULL);
         return;
     }
+    const wrpo_generate_desc d = wrpo_generate_defaults(desc);
+    const double numbers[] = {(double)d.n, (double)d.max_tokens, d.temperature, d.top_p, (double)d.top_k};
+    uint64_t h = wrpo__hash(d.seed, numbers, sizeof numbers);
     for (int64_t i = 0; i < count; i++)
         h = wrpo__hash(h ^ prompts[i].stream, prompts[i].ids, (size_t)prompts[i].count * sizeof *prompts[i].ids);
     wrpo__same(ctx, "the prompts and the settings of sampling", h);
-    wrpo__same(ctx, "the model's weights", wrpo__weights_hash(model));
+    wrpo__same_weights(model, "the model's weights");
     WRPO__RANGE(d.n >= 1 && d.batch >= 1, "n, batch", d.n, "at least 1");
-    const int64_t each = WRPO__MAX(4 * d.batch / d.n, 1);              /* prompts of a rank in a round */
-    for (int64_t first = 0, n; first < count; first += n) {
-        wrpo_generate_desc own = d;
+    wrpo__arena *outer = wrpo__current, *temp = wrpo__sub_arena(outer);
+    wrpo__round r = {.desc = &d};
+    wrpo_generate_desc own = d;
+    own.on_done = wrpo__round_done;
+    own.on_step = wrpo__round_step;
+    if (count > 1) own.on_text = NULL;
+    own.user = &r;
+    for (int64_t n; r.done < count; r.done += n) {
+        const int64_t each = WRPO__MAX(4 * d.batch / d.n, 1);          /* prompts of a rank in a round */
         wrpo__current = temp;
-        n = WRPO__MIN(count - first, each * R);
+        n = WRPO__MIN(count - r.done, each * R);
         r.out = (wrpo__text){.arena = temp};
-        r.done = first;
         wrpo_prompt *list = wrpo__alloc(temp, (size_t)each, sizeof *list);
         wrpo_sample *y = wrpo__alloc(temp, (size_t)d.n, sizeof *y);
         int64_t k = 0;
-        for (int64_t i = rank; i < n; i += R) list[k++] = prompts[first + i];
-        own.on_done = wrpo__round_done;
-        own.on_step = wrpo__round_step;
-        own.on_text = NULL;
-        if (d.on_text && k == 1 && count == 1) own.on_text = d.on_text;
-        own.user = &r;
+        for (int64_t i = rank; i < n; i += R) list[k++] = prompts[r.done + i];
         wrpo__generate(model, list, k, &own, NULL);
         const char **from = wrpo__share_texts(ctx, &r.out);
         for (int64_t i = 0; i < n; i++) {
@@ -10601,9 +10601,8 @@ static void wrpo__generate_all(wrpo_model *model, const wrpo_prompt *prompts, in
                 if (y[k].text) y[k].text = wrpo__take8(at, y[k].size + 1);
                 r.tokens += y[k].count;
             }
-            wrpo__stop_if(ctx, !d.on_done || d.on_done(first + i, y, d.user));
+            wrpo__stop_if(ctx, !d.on_done || d.on_done(r.done + i, y, d.user));
         }
-        wrpo__stop_if(ctx, !d.on_step || d.on_step(first + n, r.tokens, d.user));
         wrpo__current = outer;
         wrpo__arena_clear(temp);
     }
@@ -11063,7 +11062,7 @@ static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *
     const int64_t R = wrpo__ranks(ctx), round = R == 1 ? 1 : 16 * R;
     if (R > 1) {
         wrpo__same(ctx, desc->in, wrpo__hash(desc->rescore, f->data, f->size));
-        wrpo__same(ctx, "the model's weights", wrpo__weights_hash(reward->model));
+        wrpo__same_weights(reward->model, "the model's weights");
         wrpo__broadcast(ctx, &s.in.now, sizeof s.in.now, 0);
     }
     for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) lines++;
@@ -11237,18 +11236,7 @@ static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data
     const char *adapter = wrpo__adapter_text(model);   /* its scales */
     uint64_t h = wrpo__config_hash(model->ctx, &model->config);
     if (model->lora) h = wrpo__hash(h, adapter, strlen(adapter));
-    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
-    for (int64_t i = 0; i < model->n_weights; i++) {
-        const wrpo_weight *w = &model->weights[i];
-        h = wrpo__hash(h, w->name, strlen(w->name));
-        for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
-            n = WRPO__MIN(wrpo__size(w) - at, WRPO__PIECE);
-            wrpo__weight_get(model, w, at, n, piece);
-            h = wrpo__hash(h, piece, (size_t)n * sizeof *piece);
-        }
-    }
-    wrpo__block_free(piece);
-    return wrpo__data_hash(h, data);
+    return wrpo__data_hash(wrpo__weights_hash(model, h), data);
 }
 /* A cache that is there and whole fills set->ref; anything else is made anew. */
 static bool wrpo__reference_read(wrpo_ctx *ctx, const char *path, const wrpo__set *set) {
@@ -11269,8 +11257,7 @@ static void wrpo__reference(const wrpo_trainer *t) {
     const wrpo__set *sets[2] = {&t->train, &t->eval};
     const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
     wrpo_model *ref = desc.dir ? wrpo__model_from(wrpo__current, &desc, false) : t->model;
-    if (desc.dir && wrpo__ranks(t->ctx) > 1)
-        wrpo__same(t->ctx, "the reference's weights", wrpo__weights_hash(ref));
+    if (desc.dir) wrpo__same_weights(ref, "the reference's weights");
     for (int i = 0; i < 2; i++) {
         const wrpo__set *set = sets[i];
         const char *path = NULL;
@@ -11278,11 +11265,8 @@ static void wrpo__reference(const wrpo_trainer *t) {
         if (t->out_dir)
             path = wrpo__format(wrpo__current, "%s/reference_logps-%016llx.json", t->out_dir,
                                 (unsigned long long)wrpo__fingerprint(ref, set->data));
-        int64_t there = path && !wrpo__me(t->ctx) && wrpo__reference_read(t->ctx, path, set);
-        wrpo__agree(t->ctx);
-        there = wrpo__most(t->ctx, there);
-        if (there) wrpo__broadcast(t->ctx, set->ref, (size_t)(set->N * set->K) * sizeof *set->ref, 0);
-        if (there) {
+        if (wrpo__most(t->ctx, path && !wrpo__me(t->ctx) && wrpo__reference_read(t->ctx, path, set))) {
+            wrpo__broadcast(t->ctx, set->ref, (size_t)(set->N * set->K) * sizeof *set->ref, 0);
             wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
             continue;
         }
@@ -12206,18 +12190,19 @@ WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, 
 
 #ifdef WRPO_MPI
 /* ----------------------------------------------------------------------------------------------- >>mpi
-   A wrpo_group over MPI: bytes from rank to rank, in pieces that fit an int. */
+   A wrpo_group over MPI. Its counts are ints, so what is larger is moved in pieces. */
 #include <mpi.h>
+#ifndef WRPO__MPI_MOST
+#define WRPO__MPI_MOST (1 << 30)     /* bytes of one message */
+#endif
 typedef struct wrpo__mpi { MPI_Comm all; int rank, ranks; bool ours; } wrpo__mpi;
-enum { WRPO__MPI_MOST = 1 << 30 };   /* bytes of one message: counts are ints */
 static wrpo_result wrpo__mpi_says(int code, const char *call, wrpo_error *why) {
     char text[MPI_MAX_ERROR_STRING] = "";
     int n = 0;
     if (code == MPI_SUCCESS) return WRPO_OK;
     MPI_Error_string(code, text, &n);
-    *why = (wrpo_error){.code = WRPO_E_DEVICE};
     snprintf(why->text, sizeof why->text, "%s: %.300s", call, text);
-    return WRPO_E_DEVICE;
+    return why->code = WRPO_E_DEVICE;
 }
 static wrpo_result wrpo__mpi_most(void *self, int64_t *x, wrpo_error *why) {
     const wrpo__mpi *m = self;
@@ -12235,10 +12220,9 @@ static wrpo_result wrpo__mpi_gather(void *self, void *dev, void *x, size_t n, wr
     wrpo_result r = WRPO_OK;
     (void)dev;
     if (n <= WRPO__MPI_MOST)
-        return wrpo__mpi_says(MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, x, (int)n, MPI_BYTE, m->all),
-                              "MPI_Allgather", why);
-    for (int i = 0; i < m->ranks && r == WRPO_OK; i++)
-        r = wrpo__mpi_broadcast(self, (char *)x + (size_t)i * n, n, i, why);
+        return wrpo__mpi_says(MPI_Allgather(MPI_IN_PLACE, 0, MPI_BYTE, x, (int)n, MPI_BYTE, m->all), "MPI_Allgather",
+                              why);
+    for (int i = 0; i < m->ranks && r == WRPO_OK; i++) r = wrpo__mpi_broadcast(self, (char *)x + (size_t)i * n, n, i, why);
     return r;
 }
 /* In round k each rank sends to the one k above and receives from the one k below. */
@@ -12248,8 +12232,7 @@ static wrpo_result wrpo__mpi_exchange(void *self, void *dev, float *parts, const
     const int64_t most = WRPO__MPI_MOST / (int64_t)sizeof *x;
     int code = MPI_SUCCESS;
     (void)dev;
-    memcpy(parts + m->rank * n, x + m->rank * stride, (size_t)n * sizeof *x);
-    for (int k = 1; k < m->ranks; k++) {
+    for (int k = 0; k < m->ranks; k++) {
         const int to = (m->rank + k) % m->ranks, from = (m->rank + m->ranks - k) % m->ranks;
         for (int64_t at = 0; at < n && code == MPI_SUCCESS; at += most) {
             const int count = (int)WRPO__MIN(n - at, most);
@@ -12261,30 +12244,27 @@ static wrpo_result wrpo__mpi_exchange(void *self, void *dev, float *parts, const
 }
 WRPO_API wrpo_result wrpo_mpi_open(wrpo_group *out, wrpo_error *why) {
     wrpo__mpi *m = calloc(1, sizeof *m);
-    wrpo_error error;
-    MPI_Comm machine = MPI_COMM_NULL;
-    int there = 0, level = MPI_THREAD_FUNNELED, code = MPI_Initialized(&there);
+    MPI_Comm machine;
+    int there, level = MPI_THREAD_FUNNELED;
     *out = (wrpo_group){.ranks = 1, .locals = 1};
-    if (!why) why = &error;
-    *why = (wrpo_error){.code = WRPO_E_MEMORY, .text = "out of memory"};
-    if (!m) return WRPO_E_MEMORY;
-    if (code == MPI_SUCCESS && !there) code = MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level);
+    *why = (wrpo_error){.code = WRPO_E_DEVICE, .text = "MPI cannot start with threads (MPI_THREAD_FUNNELED)"};
+    if (!m || MPI_Initialized(&there) || (!there && MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level)) ||
+        level < MPI_THREAD_FUNNELED || MPI_Comm_dup(MPI_COMM_WORLD, &m->all) ||
+        MPI_Comm_set_errhandler(m->all, MPI_ERRORS_RETURN) ||
+        MPI_Comm_split_type(m->all, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &machine)) {
+        free(m);
+        return why->code;
+    }
     m->ours = !there;
-    if (code == MPI_SUCCESS) code = MPI_Comm_dup(MPI_COMM_WORLD, &m->all);
-    if (code == MPI_SUCCESS) code = MPI_Comm_set_errhandler(m->all, MPI_ERRORS_RETURN);
-    if (code == MPI_SUCCESS) code = MPI_Comm_rank(m->all, &m->rank);
-    if (code == MPI_SUCCESS) code = MPI_Comm_size(m->all, &m->ranks);
+    MPI_Comm_rank(m->all, &m->rank);
+    MPI_Comm_size(m->all, &m->ranks);
     *out = (wrpo_group){.rank = m->rank, .ranks = m->ranks, .self = m, .most = wrpo__mpi_most,
-                        .broadcast = wrpo__mpi_broadcast, .exchange = wrpo__mpi_exchange,
-                        .gather = wrpo__mpi_gather};
-    if (code == MPI_SUCCESS)
-        code = MPI_Comm_split_type(m->all, MPI_COMM_TYPE_SHARED, m->rank, MPI_INFO_NULL, &machine);
-    if (code == MPI_SUCCESS) code = MPI_Comm_rank(machine, &out->local);
-    if (code == MPI_SUCCESS) code = MPI_Comm_size(machine, &out->locals);
-    if (code == MPI_SUCCESS) code = MPI_Comm_free(&machine);
-    if (code != MPI_SUCCESS || level >= MPI_THREAD_FUNNELED) return wrpo__mpi_says(code, "MPI cannot start", why);
-    snprintf(why->text, sizeof why->text, "MPI cannot start: want threads (MPI_THREAD_FUNNELED)");
-    return why->code = WRPO_E_DEVICE;
+                        .broadcast = wrpo__mpi_broadcast, .gather = wrpo__mpi_gather, .exchange = wrpo__mpi_exchange};
+    MPI_Comm_rank(machine, &out->local);
+    MPI_Comm_size(machine, &out->locals);
+    MPI_Comm_free(&machine);
+    *why = (wrpo_error){0};
+    return WRPO_OK;
 }
 WRPO_API void wrpo_mpi_close(wrpo_group *group) {
     wrpo__mpi *m = group->self;
