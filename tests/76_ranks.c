@@ -308,7 +308,12 @@ static void memory(void) {
     CHECK(predicted[4] < predicted[2] && predicted[2] < predicted[1], "the prediction does not shrink");
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    if (argc == 3) {                 /* for 78_mpi.sh: the state in argv[1] and the metrics in argv[2] */
+        const uint64_t h = state_of(argv[1], argv[2]);
+        if (h) printf("%016llx\n", (unsigned long long)h);
+        return !h;
+    }
     alarm(SANITIZED ? 1500 : 400);   /* a rank that waits forever fails the test */
     snprintf(dir, sizeof dir, "tmp_ranks_%ld", (long)getpid());
     wrpo_ctx *ctx;
