@@ -202,7 +202,7 @@ static const option options[] = {
     {"--quick", FLAG, AT(quick), NULL, NULL, NULL,
      "every step of the demo in a few seconds, on too little data for its table to mean anything"},
     {"--lanes", COUNT, AT(lanes), "N", "[1, 1048576]", NULL,
-     "a step's gradient is summed over N lanes: ranks times a power of two; bits depend on it alone, memory grows (ranks)"},
+     "bits depend on the lanes of a step, not on the ranks that take them: ranks times a power of two (ranks)"},
     {"--threads", COUNT, AT(threads), "N", "[1, 4096]", NULL, "threads (all; demo: 1)"},
     {"--version", FLAG, AT(version), NULL, NULL, NULL, "print the version"},
     {"--help", FLAG, AT(help), NULL, NULL, NULL, "this text"},
@@ -1190,7 +1190,7 @@ static int train(const settings *s, session *z) {
         char state[4200];
         struct stat is;
         snprintf(state, sizeof state, "%s/checkpoint-%lld/trainer_state.wrpo", s->out, (long long)last.step);
-        if (ranks.rank || stat(state, &is) != 0) return 1;           /* it could not be written either: that was the sentence */
+        if (ranks.rank || stat(state, &is) != 0) return 1;     /* it could not be written either: the sentence */
         return complain("the model as it was after step %lld of %lld is in %s/checkpoint-%lld: the same command goes "
                         "on from there with --resume and this directory",
                         (long long)last.step, (long long)last.steps, s->out, (long long)last.step);

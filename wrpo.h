@@ -162,9 +162,9 @@ typedef struct wrpo_logger { void (*fn)(wrpo_level level, const char *text, void
    A rank is a process (or a thread) with a context of its own. All ranks make the calls marked [all] in the same order,
    with equal arguments, and get the same results. Micro-batches, prompts and lines to score are dealt to the ranks.
    Each holds all weights and gradients, and a share of AdamW's moments and of the low halves of float masters (ZeRO-1,
-   Rajbhandari et al. 2020). All ranks read files; rank 0 alone writes. A call [all] that fails on one rank fails on all,
-   with its sentence: before anything is moved the ranks agree that none has failed. What they were given must be equal,
-   or the run does not start.
+   Rajbhandari et al. 2020). All ranks read files; rank 0 alone writes. A call [all] that fails on one rank fails on
+   all, with its sentence: before anything is moved the ranks agree that none has failed. What they were given must be
+   equal, or the run does not start.
    A group moves bytes and adds nothing, so the order of a sum does not depend on it. Its functions return when their
    result is there. If one fails, with *why, the group is not used again. */
 typedef struct wrpo_group {
@@ -214,8 +214,8 @@ WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out);  /* [all]
 WRPO_API void wrpo_close(wrpo_ctx *ctx);
 WRPO_API const wrpo_error *wrpo_last_error(const wrpo_ctx *ctx);  /* until the next one; NULL ctx: "out of memory" */
 WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p);
-/* [all] Did a rank fail in what the caller did since the last call [all]? Then its code, on all of them, and its sentence
-   in wrpo_last_error. r: how it went here; sentence: of a failure that is not the library's, otherwise NULL. */
+/* [all] Did a rank fail in what the caller did? Then its code, on all of them, and its sentence in wrpo_last_error.
+   r: how it went here; sentence: of a failure that is not the library's, otherwise NULL. */
 WRPO_API wrpo_result wrpo_agree(wrpo_ctx *ctx, wrpo_result r, const char *sentence);
 /* The most bytes held at once, a device's included; without the CPU backend's own 4 MiB + 2 MiB a thread. */
 WRPO_API size_t wrpo_memory_peak(const wrpo_ctx *ctx);
@@ -355,8 +355,8 @@ WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc,
    adapter of it can. */
 WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out);
 WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out);
-/* [all] Weights, config.json and side files; of a model with an adapter, see there. A save that is cut short leaves the old
-   checkpoint, the new one, or a directory that does not open. */
+/* [all] Weights, config.json and side files; of a model with an adapter, see there. A save that is cut short leaves the
+   old checkpoint, the new one, or a directory that does not open. */
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc);
 WRPO_API void wrpo_model_free(wrpo_model *model);
 /* What a load would say of config and tensors, in milliseconds: no weight is read. */
@@ -479,7 +479,7 @@ WRPO_API double wrpo_alpha(wrpo_alpha_schedule schedule, double power, double en
 WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_t k, int64_t T);
 
 /* ---- log-probs, hidden states ---- */
-/* [all] For records [first, first + count): logps [count, K] (K: the most responses of a record in data; NaN where a record
+/* [all] For records [first, first + count): logps [count, K] (K: the most responses of a record in data; NaN where it
    has fewer) and, if per_token is not NULL, a new array of every scored token's log-prob in order (wrpo_free). Its
    length is the sum of count - first over the responses. */
 WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
@@ -1670,7 +1670,7 @@ WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count) {
    Codes come in blocks of WRPO_BLOCK, and then their scale, the block's largest magnitude. The magnitude of code q is
    scale (q / top)^4: top is 127, and there is a sign, for the first moment; top is 255 for the second.
    bfloat16 and codes are rounded up or down at random, so that the mean is right. Element i draws a hash of (seed, i).
-   Every backend draws the same numbers (so that the step of the seed is a part of the contract), so the arithmetic is float, here and in adamw, operation by operation. */
+   Every backend draws the same numbers, so the arithmetic is float, here and in adamw, operation by operation. */
 #define WRPO__DICE_STEP 0x9E3779B9u
 static uint32_t wrpo__dice(uint32_t seed, int64_t i) {
     uint32_t x = seed + (uint32_t)i * WRPO__DICE_STEP;
@@ -3961,7 +3961,8 @@ static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data
     wrpo_ctx *ctx = model->ctx;
     const wrpo__micro *all = wrpo__micros(ctx, &model->config, data, NULL, first, first + count, micro_tokens), *micro;
     const wrpo__micro *const end = all + stbds_arrlen(all);
-    float *each = wrpo__raw(temp, (size_t)wrpo__scored_tokens(data, first, first + count) + 1, sizeof *each), *at = each;
+    float *each = wrpo__raw(temp, (size_t)wrpo__scored_tokens(data, first, first + count) + 1, sizeof *each);
+    float *at = each;
     for (micro = all; micro < end; at += wrpo__scored_tokens(data, micro->begin, micro->end), micro++) {
         if (wrpo__owner(ctx, micro) != wrpo__me(ctx)) continue;
         wrpo__pack_micro(r, data, NULL, micro);
@@ -4044,7 +4045,7 @@ typedef struct wrpo__set {           /* records, and what the reference says abo
 } wrpo__set;
 /* How arrays of `count` elements that are trained are split over the ranks; bytes of what mirrors them. */
 typedef struct wrpo__division {
-    int64_t shard, padded, piece;    /* elements of one rank; of all; of a shard that are moved between ranks at a time */
+    int64_t shard, padded, piece;    /* elements of one rank; of all; of a shard, moved between ranks at a time */
     size_t gradients, moments, moving;
 } wrpo__division;
 static wrpo__division wrpo__division_of(wrpo_ctx *ctx, int64_t count, wrpo_moments moments) {
@@ -4295,7 +4296,7 @@ static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double al
 
 /* ---- one pass over records: log-probs, losses, metrics and, in training, gradients ----
    list[i]: a record of the set (NULL: i itself); weight[i]: its share of the loss (NULL: 1 / count). */
-/* A micro-batch; own[i]: the metrics of each of its records. scored: tokens of an SFT batch. grads NULL: an evaluation. */
+/* A micro-batch; own[i]: each record's metrics. scored: tokens of an SFT batch. grads NULL: an evaluation. */
 static void wrpo__pass_micro(wrpo_trainer *t, const wrpo__set *set, const int64_t *list, const double *weight,
                              int64_t count, double alpha, const wrpo__micro *micro, double scored, float *grads,
                              wrpo__tally *own) {
@@ -4350,15 +4351,15 @@ static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *lis
     const wrpo__micro *const end = all + stbds_arrlen(all);
     wrpo__tally *own = wrpo__raw(wrpo__current, (size_t)count, sizeof *own);           /* of each record */
     const int lanes = (int)(t->ctx->desc.lanes / wrpo__ranks(t->ctx)), first = wrpo__me(t->ctx) * lanes;
-    int64_t level = 0;
-    for (int lane = 0; lane < lanes; lane++, level++) {
-        float *grads = train ? t->grads + level * t->split.padded : NULL;
-        if (train) r->be->zero(r->dev, grads, (size_t)t->split.padded * sizeof *grads);
+    const int64_t size = t->split.padded;
+    float *grads = t->grads;         /* of a level: those below it are sums of 1, 2, 4, ... lanes */
+    for (int lane = 0; lane < lanes; lane++, grads += size) {
+        if (train) r->be->zero(r->dev, grads, (size_t)size * sizeof *grads);
         for (const wrpo__micro *micro = all; micro < end; micro++)
             if (micro->lane == first + lane)
-                wrpo__pass_micro(t, set, list, weight, count, alpha, micro, scored, grads, own);
-        for (int odd = lane; train && odd & 1; odd >>= 1, level--)     /* lanes in pairs, and pairs of pairs */
-            r->be->sum(r->dev, t->grads + (level - 1) * t->split.padded, t->grads + level * t->split.padded, t->split.padded);
+                wrpo__pass_micro(t, set, list, weight, count, alpha, micro, scored, train ? grads : NULL, own);
+        for (int odd = lane; train && odd & 1; odd >>= 1, grads -= size)       /* lanes in pairs, and pairs of pairs */
+            r->be->sum(r->dev, grads - size, grads, size);
     }
     /* The records' metrics, of all ranks, in the order of the records: the sums do not depend on the ranks. */
     wrpo__text mine = {.arena = wrpo__current};
@@ -4445,10 +4446,10 @@ static size_t wrpo__weights_move(const wrpo_model *model, int64_t from, int64_t 
         end = wrpo__weight_run(model, i, &size);
         if (w->at < 0) continue;
         wrpo__common(w->at, size, from, n, &first, &count);
-        char *data = (char *)w->data + (size_t)(first - w->at) * each, *other = buffer + used;
-        const size_t bytes = (size_t)count * each;
-        if (buffer && bytes) model->ctx->desc.backend->copy(model->ctx->dev, put ? data : other, put ? other : data, bytes);
-        used += bytes;
+        char *data = (char *)w->data + (size_t)(first - w->at) * each, *to = put ? data : buffer + used;
+        if (buffer && count)
+            model->ctx->desc.backend->copy(model->ctx->dev, to, put ? buffer + used : data, (size_t)count * each);
+        used += (size_t)count * each;
     }
     return used;
 }
@@ -4470,8 +4471,7 @@ static void wrpo__spread(wrpo_trainer *t) {
     }
 }
 /* AdamW on every run of weights that are contiguous and decay alike, as far as it is in this rank's shard: matrices
-   decay, norms and biases do not. Element i of a run draws a hash of seed + i C (wrpo__dice): so that a part of it draws
-   the same numbers, its seed begins where it does. */
+   decay, norms and biases do not. A part of a run draws the whole's numbers: its seed is that of its first element. */
 static void wrpo__update(wrpo_trainer *t, double lr, double grad_scale) {
     const wrpo_train_desc *d = &t->desc;
     const wrpo_backend *be = t->ctx->desc.backend;
@@ -12222,7 +12222,8 @@ static wrpo_result wrpo__mpi_gather(void *self, void *dev, void *x, size_t n, wr
     if (n <= WRPO__MPI_MOST)
         return wrpo__mpi_says(MPI_Allgather(MPI_IN_PLACE, 0, MPI_BYTE, x, (int)n, MPI_BYTE, m->all), "MPI_Allgather",
                               why);
-    for (int i = 0; i < m->ranks && r == WRPO_OK; i++) r = wrpo__mpi_broadcast(self, (char *)x + (size_t)i * n, n, i, why);
+    for (int i = 0; i < m->ranks && r == WRPO_OK; i++)
+        r = wrpo__mpi_broadcast(self, (char *)x + (size_t)i * n, n, i, why);
     return r;
 }
 /* In round k each rank sends to the one k above and receives from the one k below. */

@@ -241,7 +241,7 @@ static void default_lanes(void) {
     }
     j.lanes = 6;
     run(2, &j);
-    CHECK(j.result[0] == WRPO_E_ARG && j.result[1] == WRPO_E_ARG && strstr(j.text[0], "lanes: want the number of ranks"),
+    CHECK(j.result[0] == WRPO_E_ARG && j.result[1] == WRPO_E_ARG && strstr(j.text[0], "lanes: want the number of"),
           "%s", j.text[0]);
 }
 

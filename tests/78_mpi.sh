@@ -52,12 +52,12 @@ else
     awk 'function words(n,  s) { while (n-- > 0) s = s " word" int(rand() * 90); return s }
         function say(n) { return "{\"role\": \"assistant\", \"content\": \"" words(n) "\"}" }
         BEGIN { srand(5); for (i = 1; i <= 60; i++)
-            printf "{\"prompt_id\": \"r%d\", \"prompt\": {\"role\": \"user\", \"content\": \"%s\"}, \"chosen\": [%s, %s], " \
-                "\"rejected\": [%s]}\n", i, words(9), say(9 + i % 20), say(5 + i % 13), say(3 + i % 17) }' >quads.jsonl
+            printf "{\"prompt_id\": \"r%d\", \"prompt\": \"%s\", \"chosen\": [%s, %s], \"rejected\": [%s]}\n",
+                i, words(9), say(9 + i % 20), say(5 + i % 13), say(3 + i % 17) }' >quads.jsonl
 fi
 head -n 7 quads.jsonl >held.jsonl
-TRAIN="train --model tiny --data quads.jsonl --max-length 160 --batch-size 12 --micro-tokens 400 --lanes 4 --max-steps 10
-    --learning-rate 1e-3 --beta 0.5 --save-steps 4 --eval-data held.jsonl --eval-steps 5"
+TRAIN="train --model tiny --data quads.jsonl --max-length 160 --batch-size 12 --micro-tokens 400 --lanes 4
+    --max-steps 10 --learning-rate 1e-3 --beta 0.5 --save-steps 4 --eval-data held.jsonl --eval-steps 5"
 i=0
 while [ $i -lt 40 ]; do
     i=$((i + 1)); printf '{"prompt_id": "p%d", "prompt": {"role": "user", "content": "question %d"}}\n' $i $i
@@ -137,9 +137,11 @@ done
 
 # ---- a random rank is killed at a random moment: all end, what is saved is whole, and the run goes on from it with
 # another number of ranks, to the bytes of one that was not killed
-random() { k=$((k + 1)); awk -v s=$((SEED * 1000 + k)) -v n=$1 'BEGIN { srand(s); srand(s + int(rand() * 1e6)); print int(rand() * n) }'; }
+draw=0
+random() { # an integer below $1; draw is counted by the caller, as this is a process of its own
+    awk -v s=$((SEED * 1000 + draw)) -v n="$1" 'BEGIN { srand(s); srand(s + int(rand() * 1e6)); print int(rand() * n) }'
+}
 LONG="$(echo "$TRAIN" | sed 's/--max-steps 10/--max-steps 22/') --dtype bf16 --moments 8bit"
-k=0
 for MPI in $mpis; do
     rm -rf whole
     begin=$(date +%s%N)
@@ -151,12 +153,15 @@ for MPI in $mpis; do
     kills=0 starts=0
     while [ $kills -lt $KILLS ] && [ $starts -lt $((KILLS * 4)) ]; do
         starts=$((starts + 1))
+        draw=$((draw + 3))
         n=$((1 << $(random 3))) resume=
         last=$(ls -d new/checkpoint-*/trainer_state.wrpo 2>/dev/null | sort -t- -k2n | tail -n 1)
         [ -n "$last" ] && resume="--resume ${last%/*}"
         ranks $n $LONG --out new $resume & job=$!
         while [ ! -s pid.$((n - 1)) ] && kill -0 $job 2>/dev/null; do sleep 0.01; done
+        draw=$((draw + 1))
         sleep "$(random $took | awk '{ printf "%.3f", $1 / 1500 }')"
+        draw=$((draw + 1))
         kill -KILL "$(cat pid.$(random $n))" 2>/dev/null
         begin=$(date +%s)
         wait $job; code=$?

@@ -8,11 +8,13 @@
 #include "wrpo.h"
 enum { MOST = 4000 };
 static unsigned char byte_of(int rank, size_t i) { return (unsigned char)((size_t)rank * 37 + i * 11 + i / 251); }
+static float float_of(int from, int to, size_t i) { return (float)(from * 1000 + to) + (float)i / 8192; }
 static int pieces(const wrpo_group *g, size_t n) {
     wrpo_error why = {0};
     int bad = 0;
     unsigned char *x = malloc((size_t)g->ranks * n + 1);
-    float *from = malloc((size_t)g->ranks * (n + 3) * sizeof *from), *to = malloc((size_t)g->ranks * n * sizeof *to + 1);
+    float *from = malloc((size_t)g->ranks * (n + 3) * sizeof *from);
+    float *to = malloc((size_t)g->ranks * n * sizeof *to + 1);
     for (size_t i = 0; i < n; i++) x[i] = byte_of(1, i);
     if (g->rank != 1) memset(x, 0, n);
     bad += g->broadcast(g->self, x, n, 1, &why) != WRPO_OK;
@@ -22,10 +24,10 @@ static int pieces(const wrpo_group *g, size_t n) {
     for (int rank = 0; rank < g->ranks; rank++)
         for (size_t i = 0; i < n; i++) bad += x[(size_t)rank * n + i] != byte_of(rank, i);
     for (int rank = 0; rank < g->ranks; rank++)        /* what this rank has for each */
-        for (size_t i = 0; i < n; i++) from[(size_t)rank * (n + 3) + i] = (float)(g->rank * 1000 + rank) + (float)i / 8192;
+        for (size_t i = 0; i < n; i++) from[(size_t)rank * (n + 3) + i] = float_of(g->rank, rank, i);
     bad += g->exchange(g->self, NULL, to, from, (int64_t)n + 3, (int64_t)n, &why) != WRPO_OK;
     for (int rank = 0; rank < g->ranks; rank++)
-        for (size_t i = 0; i < n; i++) bad += to[(size_t)rank * n + i] != (float)(rank * 1000 + g->rank) + (float)i / 8192;
+        for (size_t i = 0; i < n; i++) bad += to[(size_t)rank * n + i] != float_of(rank, g->rank, i);
     free(x);
     free(from);
     free(to);
