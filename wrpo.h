@@ -221,6 +221,12 @@ WRPO_API wrpo_result wrpo_agree(wrpo_ctx *ctx, wrpo_result r, const char *senten
 WRPO_API size_t wrpo_memory_peak(const wrpo_ctx *ctx);
 WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user);
 
+/* ---- what is written ----
+   A file gets its name when it is whole and on the disk: written as NAME.wrpo-PROCESS.part, synced, renamed; then its
+   directory is synced. Not synced: lines of metrics.jsonl before the end of the run (checkpoints have them).
+   An input that is mapped (safetensors, JSON lines) must not be written to while it is in use: if it becomes shorter,
+   the process gets SIGBUS; else it may read old and new bytes. To replace it, rename a new file over it. */
+
 /* ---- JSON (RFC 8259, strict) ---- */
 typedef enum wrpo_json_kind { WRPO_JSON_NULL, WRPO_JSON_BOOL, WRPO_JSON_NUMBER, WRPO_JSON_STRING,
                               WRPO_JSON_ARRAY, WRPO_JSON_OBJECT } wrpo_json_kind;
@@ -293,7 +299,8 @@ typedef struct wrpo_rope {   /* transformers' rope_parameters; 0 where the type 
 } wrpo_rope;
 typedef enum wrpo_head { WRPO_HEAD_LM, WRPO_HEAD_SCORE, WRPO_HEAD_VALUE, WRPO_HEAD_GATED } wrpo_head;
 typedef struct wrpo_config {  /* config.json, old and new spellings, defaults resolved */
-    char model_type[32];     /* "llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "internlm2" */
+    char model_type[32];     /* "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "internlm2",
+                                "smollm3", "olmo2", "granite", "granitemoehybrid" (without experts) */
     int64_t vocab_size, hidden_size, intermediate_size, num_hidden_layers;
     int64_t num_attention_heads, num_key_value_heads, head_dim;
     int64_t max_position_embeddings;
@@ -301,16 +308,23 @@ typedef struct wrpo_config {  /* config.json, old and new spellings, defaults re
     uint64_t sliding_layers[8];  /* bit l: layer l has the window; the others see all. Up to 512 layers */
     double rms_norm_eps, initializer_range;
     wrpo_rope rope;
+    double sliding_rope_theta;  /* layers with the window rotate by this base, unscaled; 0 = as the others */
+    uint64_t no_rope_layers[8];  /* bit l: layer l does not rotate q and k */
     bool attention_bias;     /* q, k, v */
     bool output_bias;        /* o */
     bool qk_norm;
+    bool qk_norm_rows;       /* these norm all heads of a row together; otherwise each head by itself */
     bool tie_word_embeddings;
     bool gelu;               /* the MLP's gate: gelu_tanh in place of silu */
-    bool norm_plus_one;      /* norms scale by 1 + w (those of q and k do not) */
+    bool norm_plus_one;      /* norms scale by 1 + w */
     bool post_norms;         /* norms on what attention and MLP add to the residual stream */
+    bool no_pre_norms;       /* attention and MLP read the residual stream itself, without a norm */
     bool scale_embeddings;   /* by sqrt(D), rounded to the dtype of the context */
     double query_pre_attn_scalar;  /* scores are scaled by its -0.5th power; 0 = head_dim */
     double attn_logit_softcapping, final_logit_softcapping;  /* x -> cap tanh(x / cap); 0 = none */
+    /* Factors; 0 = 1: of embeddings; of what attention and MLP add to the stream; of scores, in place of
+       query_pre_attn_scalar. Logits are divided by logits_scaling. */
+    double embedding_multiplier, residual_multiplier, attention_multiplier, logits_scaling;
     wrpo_dtype dtype;        /* as the checkpoint states */
     wrpo_head head;          /* by "architectures": LM, or the head of a reward model (see there) */
     int64_t pad_token_id, reward_token_id;  /* of reward models; -1 = none */
@@ -339,6 +353,8 @@ typedef struct wrpo_save_desc {
     wrpo_dtype dtype;        /* 0 = as loaded; of an adapter F32 */
     int64_t max_shard_size;  /* bytes; 0 = 5e9, as transformers */
     bool merge;              /* of a model with an adapter: the whole model, W + scale B A in place of W; see there */
+    bool random_rounding;    /* to BF16 up or down by chance, so that the mean is the weight: small updates are kept in
+                                the mean. The same bits every time. false: to the nearest */
 } wrpo_save_desc;
 typedef struct wrpo_weight {  /* one tensor of the table of weights, in the Llama layout, for every family */
     const char *name;        /* "model.layers.0.self_attn.q_proj.weight" */
@@ -356,7 +372,9 @@ WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc,
 WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out);
 WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out);
 /* [all] Weights, config.json and side files; of a model with an adapter, see there. A save that is cut short leaves the
-   old checkpoint, the new one, or a directory that does not open. */
+   old checkpoint, the new one, or a directory that does not open. Where weights are rounded, the log says how much of
+   the change since the load that leaves (metrics.jsonl: update_kept): sum (round(w) - round(w0)) (w - w0) over
+   sum (w - w0)^2. Less than a half is a warning. */
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc);
 WRPO_API void wrpo_model_free(wrpo_model *model);
 /* What a load would say of config and tensors, in milliseconds: no weight is read. */
@@ -712,6 +730,8 @@ typedef struct wrpo_train_desc {
        error), and every save_steps steps (0 = never). Then all files of the checkpoint that this call wrote before are
        removed. */
     wrpo_save_desc save; int64_t save_steps;
+    bool save_model;         /* wrpo_train saves the model in save.dir when it has done all steps. Where a finished
+                                model is, metrics.jsonl is replaced only then, with it */
     bool (*on_step)(const wrpo_metrics *m, const wrpo_metrics *eval /* or NULL */, void *user);  /* 0 = none */
     void *user;              /* on_step returning false stops cleanly: WRPO_E_STOPPED */
 } wrpo_train_desc;
@@ -844,7 +864,8 @@ struct wrpo_backend {
     void (*colsum)(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols);
     void (*add)(void *dev, void *y, const void *x, int64_t count);  /* y += x */
     /* y = scale x / (1 - p), or 0 with probability p, for each element by itself; p is rounded to a multiple of 2^-16.
-       p 0: y = scale x. y may be x. Only adapters need it (NULL: they are refused) */
+       p 0: y = scale x. y may be x. Only adapters and residual_multiplier or logits_scaling need it (NULL: they are
+       refused) */
     void (*dropout)(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, int64_t n, int64_t D,
         const wrpo_dropout *d);
     /* A row is `heads` vectors of D elements:  y = (w + plus) x rstd,  rstd [n, heads] = 1 / sqrt(mean(x^2) + eps)
@@ -924,16 +945,21 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 /* Not from windows.h, which makes macros of common words. */
 __declspec(dllimport) int __stdcall MoveFileExA(const char *from, const char *to, unsigned long flags);
 #define wrpo__mkdir(path) _mkdir(path)
-#define wrpo__rename(from, to) (MoveFileExA(from, to, 1 /* replace */) ? 0 : -1)
+#define wrpo__rmdir(path) _rmdir(path)
+#define wrpo__rename(from, to) (MoveFileExA(from, to, 1 | 8 /* replace; wait for the disk */) ? 0 : -1)
+#define wrpo__fsync(f) _commit(_fileno(f))
 #define wrpo__process() _getpid()
 #ifndef S_ISDIR
 #define S_ISDIR(mode) (((mode) & _S_IFMT) == _S_IFDIR)
 #endif
 #else
 #include <dirent.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #define wrpo__mkdir(path) mkdir(path, 0777)
+#define wrpo__rmdir(path) rmdir(path)
+#define wrpo__fsync(f) fsync(fileno(f))
 #define wrpo__rename(from, to) rename(from, to)
 #define wrpo__process() getpid()
 #endif
@@ -1499,6 +1525,19 @@ static wrpo__name *wrpo__list_dir(wrpo__arena *arena, const char *dir) {
     }
     return names;
 }
+/* The names in the directory of `path` outlive a power cut once it is synced. Windows' rename waits for that itself. */
+static void wrpo__sync_parent(const char *path) {
+#ifndef _WIN32
+    char dir[4096];
+    const char *slash = strrchr(path, '/');
+    snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
+    const int d = open(dir, O_RDONLY);
+    if (d >= 0) fsync(d);            /* not every file system can */
+    if (d >= 0) close(d);
+#else
+    (void)path;
+#endif
+}
 /* Rank 0 alone writes. On the others these do nothing, so that all ranks go the same way. */
 static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {  /* and its parents; one that exists is fine */
     char part[4096];
@@ -1511,10 +1550,27 @@ static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {  /* and its parent
         part[i] = 0;
         const int r = wrpo__mkdir(part);
         const int e = errno == EEXIST ? ENOTDIR : errno;
-        if (r != 0 && !wrpo__disk_is_dir(part))
+        if (r == 0) wrpo__sync_parent(part);
+        else if (!wrpo__disk_is_dir(part))
             wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be made: %s", part, strerror(e));
     }
 }
+static void wrpo__remove(wrpo_ctx *ctx, const char *path) {
+    if (!wrpo__me(ctx) && remove(path) != 0 && errno != ENOENT)
+        wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be removed: %s", path, strerror(errno));
+}
+/* A checkpoint and its files. The state is the first to go: without it the directory is no checkpoint. */
+#define WRPO__STATE_FILE "trainer_state.wrpo"
+static void wrpo__remove_dir(wrpo__arena *arena, const char *dir) {
+    const wrpo__name *names = wrpo__disk_list(arena, dir);
+    wrpo__remove(arena->ctx, wrpo__join(arena, dir, WRPO__STATE_FILE));
+    for (int64_t i = 0; i < stbds_arrlen(names); i++)
+        if (strcmp(names[i].text, ".") && strcmp(names[i].text, ".."))
+            wrpo__remove(arena->ctx, wrpo__join(arena, dir, names[i].text));
+    wrpo__rmdir(dir);
+}
+
+#define WRPO__PART ".wrpo-%lu.part"
 /* A file that gets its name only when it is whole: written under a part name, synced, renamed. */
 typedef struct wrpo__writer { wrpo_ctx *ctx; char *path, *part; FILE *f; bool waits; } wrpo__writer;
 static void wrpo__writer_drop(void *p) {
@@ -1532,7 +1588,7 @@ static wrpo__writer *wrpo__create(wrpo__arena *arena, const char *path) {
     wrpo__writer *w = WRPO__NEW(arena, wrpo__writer);
     w->ctx = arena->ctx;
     w->path = wrpo__strndup(arena, path, strlen(path));
-    w->part = wrpo__format(arena, "%s.%lu.part", path, (unsigned long)wrpo__process());
+    w->part = wrpo__format(arena, "%s" WRPO__PART, path, (unsigned long)wrpo__process());
     wrpo__on_free(arena, wrpo__writer_drop, w);
     if (wrpo__me(w->ctx)) return w;
     w->f = fopen(w->part, "wb");
@@ -1546,9 +1602,7 @@ static void wrpo__write(wrpo__writer *w, const void *p, size_t n) {
 static void wrpo__finish(wrpo__writer *w) {
     if (!w->f) return;
     int e = fflush(w->f) == 0 ? 0 : errno;
-#ifndef _WIN32
-    if (!e && fsync(fileno(w->f)) != 0 && errno != EINVAL && errno != ENOTSUP) e = errno;
-#endif
+    if (!e && wrpo__fsync(w->f) != 0 && errno != EINVAL && errno != ENOTSUP) e = errno;
     if (fclose(w->f) != 0 && !e) e = errno;
     w->f = NULL;
     w->waits = true;
@@ -1563,6 +1617,7 @@ static void wrpo__publish(wrpo__writer *w) {
 static void wrpo__commit(wrpo__writer *w) {
     wrpo__finish(w);
     wrpo__publish(w);
+    wrpo__sync_parent(w->path);
 }
 
 /* ---- time, threads ---- */
@@ -1869,6 +1924,12 @@ static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
         {"query_pre_attn_scalar", c->query_pre_attn_scalar, 0, most},
         {"attn_logit_softcapping", c->attn_logit_softcapping, 0, most},
         {"final_logit_softcapping", c->final_logit_softcapping, 0, most},
+        {"embedding_multiplier", c->embedding_multiplier, 0, most},
+        {"residual_multiplier", c->residual_multiplier, 0, most},
+        {"attention_multiplier", c->attention_multiplier, 0, most}, {"logits_scaling", c->logits_scaling, 0, most},
+        {"heads times head_dim, with qk_norm_rows", c->qk_norm_rows ? (double)(H * c->head_dim) : 0, 0,
+         WRPO__MAX_HIDDEN},
+        {"sliding_rope_theta", c->sliding_rope_theta, 0, most},
         {"rope.type", (double)p->type, 0, WRPO_ROPE_LONGROPE}, {"rope.theta", p->theta, least, most},
         {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim},
         {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
@@ -1887,8 +1948,11 @@ static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
                        limits[i].low, limits[i].high, limits[i].value);
     if (!memchr(c->model_type, 0, sizeof c->model_type))
         wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
+    if (c->no_pre_norms && !c->post_norms)
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: no_pre_norms: want post_norms with it");
 }
 
+static bool wrpo__layer_bit(const uint64_t bits[8], int64_t l) { return bits[l / 64] >> l % 64 & 1; }
 static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
     const wrpo_rope *p = &c->rope;
     const double numbers[] = {
@@ -1898,7 +1962,13 @@ static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
         (double)p->dims, (double)p->yarn_truncate, (double)c->max_position_embeddings, c->query_pre_attn_scalar,
         c->attn_logit_softcapping, c->final_logit_softcapping, c->gelu, c->norm_plus_one, c->post_norms,
         c->scale_embeddings};
+    const double later[] = {c->sliding_rope_theta, c->qk_norm_rows, c->no_pre_norms, c->embedding_multiplier,
+                            c->residual_multiplier, c->attention_multiplier, c->logits_scaling};
     uint64_t h = wrpo__hash(0, numbers, sizeof numbers);
+    for (int64_t i = 0; i < WRPO__COUNT(later); i++)   /* a model without them keeps its name */
+        if (later[i] != 0) h = wrpo__hash(h ^ (uint64_t)i, &later[i], sizeof later[i]);
+    for (int64_t l = 0; l < c->num_hidden_layers; l++)
+        if (wrpo__layer_bit(c->no_rope_layers, l)) h = wrpo__hash(h, &l, sizeof l);
     h = wrpo__hash(h, c->sliding_layers, sizeof c->sliding_layers);
     h = wrpo__hash(h, p->short_factor, sizeof p->short_factor);
     return wrpo__hash(h, p->long_factor, sizeof p->long_factor);
@@ -2124,6 +2194,13 @@ static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double
             inv[i] = inv[i] / factor * (1 - keep) + inv[i] * keep;
         }
     }
+}
+/* Likewise of the layers that have a base of their own. */
+static void wrpo__inv_freq_sliding(const wrpo_config *c, float *inv) {
+    double scale;
+    wrpo_config own = *c;
+    own.rope = (wrpo_rope){.theta = c->sliding_rope_theta, .dims = c->rope.dims};
+    wrpo__inv_freq(&own, 0, inv, &scale);
 }
 
 /* --------------------------------------------------------------------------------------------- >>loss
@@ -2879,19 +2956,19 @@ WRPO_API const wrpo_backend *wrpo_backend_plain(void) {
 #define WRPO__WEIGHTS(X) \
 /*    field                       scope   name in the checkpoint               rows   cols   exists */ \
     X(embed_tokens,               FIRST,  "model.embed_tokens.weight",         V,     D,     always) \
-    X(input_layernorm,            LAYER,  "input_layernorm.weight",            D,     0,     always) \
+    X(input_layernorm,            LAYER,  "input_layernorm.weight",            D,     0,     pre_norms) \
     X(q_proj,                     LAYER,  "self_attn.q_proj.weight",           H * d, D,     always) \
     X(k_proj,                     JOINED, "self_attn.k_proj.weight",           G * d, D,     always) \
     X(v_proj,                     JOINED, "self_attn.v_proj.weight",           G * d, D,     always) \
     X(q_bias,                     LAYER,  "self_attn.q_proj.bias",             H * d, 0,     qkv_bias) \
     X(k_bias,                     JOINED, "self_attn.k_proj.bias",             G * d, 0,     qkv_bias) \
     X(v_bias,                     JOINED, "self_attn.v_proj.bias",             G * d, 0,     qkv_bias) \
-    X(q_norm,                     LAYER,  "self_attn.q_norm.weight",           d,     0,     qk_norm) \
-    X(k_norm,                     LAYER,  "self_attn.k_norm.weight",           d,     0,     qk_norm) \
+    X(q_norm,                     LAYER,  "self_attn.q_norm.weight",           dq,    0,     qk_norm) \
+    X(k_norm,                     LAYER,  "self_attn.k_norm.weight",           dk,    0,     qk_norm) \
     X(o_proj,                     LAYER,  "self_attn.o_proj.weight",           D,     H * d, always) \
     X(o_bias,                     LAYER,  "self_attn.o_proj.bias",             D,     0,     o_bias) \
     X(post_attention_layernorm,   LAYER,  "post_attention_layernorm.weight",   D,     0,     always) \
-    X(pre_feedforward_layernorm,  LAYER,  "pre_feedforward_layernorm.weight",  D,     0,     post_norms) \
+    X(pre_feedforward_layernorm,  LAYER,  "pre_feedforward_layernorm.weight",  D,     0,     both_norms) \
     X(gate_proj,                  LAYER,  "mlp.gate_proj.weight",              I,     D,     always) \
     X(up_proj,                    JOINED, "mlp.up_proj.weight",                I,     D,     always) \
     X(down_proj,                  LAYER,  "mlp.down_proj.weight",              D,     I,     always) \
@@ -2938,7 +3015,9 @@ static void wrpo__layout_weights(const wrpo_config *c, wrpo_model *model, int64_
     const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, L = c->num_hidden_layers;
     const bool always = true, qkv_bias = c->attention_bias, o_bias = c->output_bias, qk_norm = c->qk_norm;
-    const bool post_norms = c->post_norms, own_head = c->head == WRPO_HEAD_LM && !c->tie_word_embeddings;
+    const int64_t dq = c->qk_norm_rows ? H * d : d, dk = c->qk_norm_rows ? G * d : d;
+    const bool post_norms = c->post_norms, pre_norms = !c->no_pre_norms, both_norms = pre_norms && post_norms;
+    const bool own_head = c->head == WRPO_HEAD_LM && !c->tie_word_embeddings;
     const struct { int scope; const char *name; int64_t rows, cols; bool exists; } table[] = {
 #define WRPO__X(field, scope, name, rows, cols, exists) {scope, name, rows, cols, exists},
         WRPO__WEIGHTS(WRPO__X)
@@ -3029,7 +3108,11 @@ static bool wrpo__has_masters(const wrpo_ctx *ctx, bool frozen) {
 }
 static void wrpo__model_memory(wrpo_model *model) {
     wrpo_ctx *ctx = model->ctx;
+    const wrpo_config *c = &model->config;
     wrpo__bump b = {0};
+    if ((c->residual_multiplier > 0 || c->logits_scaling > 0) && !ctx->desc.backend->dropout)
+        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: the backend has no dropout, which scales what a %.32s adds",
+                   ctx->desc.backend->name, c->model_type);
     wrpo__place_weights(model, &b);
     const size_t shard = (size_t)wrpo__shard(ctx, model->count);
     const size_t bytes = b.used, low = wrpo__mul(ctx, shard, sizeof *model->low);
@@ -3247,6 +3330,7 @@ static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s
 #define WRPO__RUN_BOTH(X) \
     X(int32_t, ids, 1) X(wrpo_seg, segs, 1) \
     X(float, rope, d)                                  /* cosine and sine, [n, dims / 2, 2] */ \
+    X(float, rope_sliding, d * two_ropes)              /* of the layers with a base of their own */ \
     X(int32_t, cache_row, s->cache > 0)                /* where in the cache a row's key and value go */ \
     X(int32_t, target_row, 1) X(int32_t, target_id, 1) \
     X(float, logp, 1) X(float, coef, 1)                /* of each target; coef: dL/dlogp */ \
@@ -3267,6 +3351,7 @@ typedef struct wrpo__run {
     int64_t n, n_segs, n_targets, n_packed;            /* rows and so on that are packed */
     wrpo__location *packed;          /* [n_packed] responses */
     float *inv_freq; double rope_scale;                /* radians per position, [dims / 2]; factor of cosine and sine */
+    float *inv_freq_sliding;                           /* NULL: the layers have one base */
     int64_t rope_key;                /* of the sequences that these two are for */
     WRPO__RUN_ACTS(WRPO__X)
 #undef WRPO__X
@@ -3296,6 +3381,7 @@ static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__sh
     const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, L = c->num_hidden_layers, n = s->rows;
     const int64_t train = s->train, qk_norm = c->qk_norm, post_norms = c->post_norms, span = wrpo__span(s);
+    const int64_t two_ropes = c->sliding_rope_theta > 0;
     for (int64_t l = 0; l <= L + 1; l++) {
         const bool shared = l == L + 1;                /* r->scratch */
         const bool stored = s->train && l >= s->recompute && l < L;
@@ -3319,6 +3405,7 @@ static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__sh
 #undef WRPO__X
     r->packed = wrpo__take(&r->host, n, 1, sizeof *r->packed);
     r->inv_freq = wrpo__take(&r->host, 1, d / 2, sizeof *r->inv_freq);
+    r->inv_freq_sliding = wrpo__take(&r->host, two_ropes, d / 2, sizeof *r->inv_freq);
     r->cache = wrpo__take(b, s->cache, L * 2 * G * d, size_void);
     r->attn_scratch = wrpo__take(b, train, (int64_t)be->attention_scratch(ctx->dev, n, H, G, d), 1);
     r->head_sum = wrpo__take(b, 1, D, size_float);
@@ -3353,6 +3440,7 @@ static wrpo__run *wrpo__run_new(wrpo__arena *arena, wrpo_model *model, const wrp
     r->host = (wrpo__bump){.base = wrpo__raw(arena, r->host.used, 1)};
     wrpo__run_layout(ctx, c, &r->shape, r, &b);
     wrpo__inv_freq(c, 0, r->inv_freq, &r->rope_scale);
+    if (r->inv_freq_sliding) wrpo__inv_freq_sliding(c, r->inv_freq_sliding);
     return r;
 }
 
@@ -3368,6 +3456,14 @@ static void wrpo__pack_rotary(wrpo__run *r, int64_t length) {
     r->rope_key = key;
     wrpo__inv_freq(&r->model->config, key, r->inv_freq, &r->rope_scale);
 }
+/* Cosine and sine of one position, [half, 2]. */
+static void wrpo__angles(float *rope, int64_t half, int64_t position, const float *inv_freq, double scale) {
+    for (int64_t k = 0; k < half; k++) {
+        const float angle = (float)position * inv_freq[k];
+        rope[2 * k] = cosf(angle) * (float)scale;
+        rope[2 * k + 1] = sinf(angle) * (float)scale;
+    }
+}
 /* A segment of `count` rows, the first at `position`. seg gives its prefix and its own keys; the last of these is the
    last row's. The caller has made sure that there is room. */
 static void wrpo__pack_rows(wrpo__run *r, const int32_t *ids, int64_t count, int64_t position, wrpo_seg seg) {
@@ -3376,14 +3472,11 @@ static void wrpo__pack_rows(wrpo__run *r, const int32_t *ids, int64_t count, int
     seg.end = r->n + count;
     for (int64_t i = 0; i < count; i++) {
         const int64_t row = seg.begin + i;
-        float *rope = r->h_rope + row * half * 2;
         r->h_ids[row] = ids[i];
         if (r->h_cache_row) r->h_cache_row[row] = (int32_t)(seg.own_end - count + i);
-        for (int64_t k = 0; k < half; k++) {
-            const float angle = (float)(position + i) * r->inv_freq[k];
-            rope[2 * k] = cosf(angle) * (float)r->rope_scale;
-            rope[2 * k + 1] = sinf(angle) * (float)r->rope_scale;
-        }
+        wrpo__angles(r->h_rope + row * half * 2, half, position + i, r->inv_freq, r->rope_scale);
+        if (r->h_rope_sliding)
+            wrpo__angles(r->h_rope_sliding + row * half * 2, half, position + i, r->inv_freq_sliding, 1);
     }
     r->h_segs[r->n_segs++] = seg;
     r->n = seg.end;
@@ -3430,6 +3523,7 @@ static void wrpo__pack_end(wrpo__run *r) {
     r->be->put(r->dev, r->ids, r->h_ids, n * sizeof *r->ids);
     r->be->put(r->dev, r->segs, r->h_segs, (size_t)r->n_segs * sizeof *r->segs);
     r->be->put(r->dev, r->rope, r->h_rope, angles * sizeof *r->rope);
+    if (r->rope_sliding) r->be->put(r->dev, r->rope_sliding, r->h_rope_sliding, angles * sizeof *r->rope);
     if (r->cache) r->be->put(r->dev, r->cache_row, r->h_cache_row, n * sizeof *r->cache_row);
     r->be->put(r->dev, r->target_row, r->h_target_row, targets * sizeof *r->target_row);
     r->be->put(r->dev, r->target_id, r->h_target_id, targets * sizeof *r->target_id);
@@ -3502,10 +3596,11 @@ static void wrpo__linear_bwd(const wrpo__run *r, int64_t l, const wrpo__linear *
 /* Norms: y = (w + plus) x / rms(x), for each of the `heads` vectors of a row. All norms of the model are these. */
 typedef struct wrpo__norm { const wrpo_weight *w; int64_t heads; float plus; } wrpo__norm;
 static wrpo__norm wrpo__norm_of(const wrpo_model *m, wrpo__kind kind, int64_t l) {
-    const wrpo_weight *w = wrpo__weight(m, kind, l);
-    if (kind == WRPO__W_q_norm) return (wrpo__norm){w, m->config.num_attention_heads, 0};
-    if (kind == WRPO__W_k_norm) return (wrpo__norm){w, m->config.num_key_value_heads, 0};
-    return (wrpo__norm){w, 1, m->config.norm_plus_one};
+    const wrpo_config *c = &m->config;
+    wrpo__norm norm = {wrpo__weight(m, kind, l), 1, c->norm_plus_one};
+    if (kind == WRPO__W_q_norm && !c->qk_norm_rows) norm.heads = c->num_attention_heads;
+    if (kind == WRPO__W_k_norm && !c->qk_norm_rows) norm.heads = c->num_key_value_heads;
+    return norm;
 }
 static void wrpo__norm_fwd(const wrpo__run *r, int64_t l, wrpo__kind kind, void *y, int64_t ldy, float *rstd,
                            const void *x, int64_t ldx) {
@@ -3520,42 +3615,72 @@ static void wrpo__norm_bwd(const wrpo__run *r, int64_t l, wrpo__kind kind, float
     r->be->rmsnorm_bwd(r->dev, dx, lddx, wrpo__grad(grads, norm.w), dy, lddx, dres, lddx, x, ldx, norm.w->data, rstd,
                        r->n, norm.heads, norm.w->rows, norm.plus);
 }
-/* x += a W', or with post_norms x += norm(a W'), and a W' stays in `out`. With post_norms x may be NULL: nothing is
-   added. */
+/* What attention or MLP reads: norm(x), in r->norm; x itself where the model has no norm before it. */
+static const void *wrpo__input_fwd(const wrpo__run *r, int64_t l, wrpo__kind kind, float *rstd, const void *x) {
+    const int64_t D = r->model->config.hidden_size;
+    if (!wrpo__weight(r->model, kind, l)) return x;
+    wrpo__norm_fwd(r, l, kind, r->norm, D, rstd, x, D);
+    return r->norm;
+}
+/* r->dy is dL/d of that; dL/dx is added to r->dx. */
+static void wrpo__input_bwd(const wrpo__run *r, int64_t l, wrpo__kind kind, float *grads, const float *rstd,
+                            const void *x) {
+    const int64_t D = r->model->config.hidden_size;
+    if (!wrpo__weight(r->model, kind, l)) r->be->add(r->dev, r->dx, r->dy, r->n * D);
+    else wrpo__norm_bwd(r, l, kind, grads, r->dx, D, r->dy, r->dx, rstd, x, D);
+}
+/* y = factor x, [rows, D]: the op dropout with p 0. y may be x. */
+static void wrpo__scale(const wrpo__run *r, void *y, const void *x, int64_t rows, double factor) {
+    const int64_t D = r->model->config.hidden_size;
+    r->be->dropout(r->dev, y, D, x, D, rows, D, &(wrpo_dropout){.scale = (float)factor});
+}
+/* x += m a W', or with post_norms x += m norm(a W'), and a W' stays in `out`; m: residual_multiplier. With post_norms x
+   may be NULL: nothing is added. */
 static void wrpo__add_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, wrpo__kind norm, void *out,
                           float *rstd, void *x, const void *a) {
-    const int64_t D = r->model->config.hidden_size;
-    const bool normed = r->model->config.post_norms;
-    wrpo__linear_fwd(r, l, lin, normed ? out : x, D, a, !normed);
+    const wrpo_config *c = &r->model->config;
+    const int64_t D = c->hidden_size;
+    const bool normed = c->post_norms, scaled = c->residual_multiplier > 0;
+    void *y = normed ? out : scaled ? r->norm : x;
+    wrpo__linear_fwd(r, l, lin, y, D, a, y == x);
     if (normed) wrpo__norm_fwd(r, l, norm, r->norm, D, rstd, out, D);
-    if (normed && x) r->be->add(r->dev, x, r->norm, r->n * D);
+    if (scaled) wrpo__scale(r, r->norm, r->norm, r->n, c->residual_multiplier);
+    if (y != x && x) r->be->add(r->dev, x, r->norm, r->n * D);
 }
-/* Returns dL/d(a W'): r->dx itself, or r->dy after the backward of the norm on what is added. */
+/* Returns dL/d(a W'): r->dx itself, or r->dy after the backward of the factor and of the norm on what is added. */
 static const void *wrpo__add_bwd(const wrpo__run *r, int64_t l, wrpo__kind norm, float *grads, const float *rstd,
                                  const void *out) {
-    const int64_t D = r->model->config.hidden_size;
-    if (!r->model->config.post_norms) return r->dx;
-    wrpo__norm_bwd(r, l, norm, grads, r->dy, D, r->dx, NULL, rstd, out, D);
+    const wrpo_config *c = &r->model->config;
+    const int64_t D = c->hidden_size;
+    const void *dy = r->dx;
+    if (c->residual_multiplier > 0) {
+        wrpo__scale(r, r->dy, r->dx, r->n, c->residual_multiplier);
+        dy = r->dy;
+    }
+    if (!c->post_norms) return dy;
+    wrpo__norm_bwd(r, l, norm, grads, r->dy, D, dy, NULL, rstd, out, D);
     return r->dy;
 }
 /* q | k, rotated by position; sign -1 rotates back. If only the first dims of a head are, it is done head by head. */
-static void wrpo__rotate(const wrpo__run *r, void *q, float sign) {
+static void wrpo__rotate(const wrpo__run *r, int64_t l, void *q, float sign) {
     const wrpo_config *c = &r->model->config;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim, ld = (H + 2 * G) * d;
     const int64_t dims = wrpo__rope_dims(c), parts = dims == d ? 1 : H + G;
-    for (int64_t i = 0; i < parts; i++)
-        r->be->rope(r->dev, wrpo__at(r->be, q, i * d), ld, r->rope, r->n, (H + G) / parts, dims, sign);
+    const float *rope = r->rope_sliding && wrpo__layer_bit(c->sliding_layers, l) ? r->rope_sliding : r->rope;
+    for (int64_t i = 0; i < parts && !wrpo__layer_bit(c->no_rope_layers, l); i++)
+        r->be->rope(r->dev, wrpo__at(r->be, q, i * d), ld, rope, r->n, (H + G) / parts, dims, sign);
 }
 static int64_t wrpo__layer_window(const wrpo_config *c, int64_t l) {
-    return c->sliding_layers[l / 64] >> l % 64 & 1 ? c->sliding_window : 0;
+    return wrpo__layer_bit(c->sliding_layers, l) ? c->sliding_window : 0;
 }
 static wrpo_attn wrpo__attn_of(const wrpo__run *r, int64_t l) {
     const wrpo_config *c = &r->model->config;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim;
     const double scalar = c->query_pre_attn_scalar > 0 ? c->query_pre_attn_scalar : (double)d;
+    const double scale = c->attention_multiplier > 0 ? c->attention_multiplier : 1 / sqrt(scalar);
     return (wrpo_attn){.n = r->n, .segs = r->segs, .n_segs = r->n_segs, .H = H, .G = G, .d = d,
                        .ldq = (H + 2 * G) * d, .ldkv = (r->cache ? 2 * G : H + 2 * G) * d, .ldo = H * d,
-                       .window = wrpo__layer_window(c, l), .scale = (float)(1 / sqrt(scalar)),
+                       .window = wrpo__layer_window(c, l), .scale = (float)scale,
                        .softcap = (float)c->attn_logit_softcapping};
 }
 
@@ -3666,16 +3791,17 @@ static void wrpo__layer_fwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     const size_t stream = (size_t)(n * D) * (size_t)be->act_bytes;
     void *q = a->qkv, *k = wrpo__at(be, q, H * d), *v = wrpo__at(be, k, G * d);
     const wrpo_attn attn = wrpo__attn_of(r, l);
+    const void *in;                                    /* of attention, then of the MLP */
 
-    wrpo__norm_fwd(r, l, WRPO__W_input_layernorm, r->norm, D, a->rstd_attn, x, D);   /* 2  a = g_1 x / rms(x) */
-    if (!c->qk_norm) wrpo__linear_fwd(r, l, &wrpo__qkv, q, ld, r->norm, false);      /* 3  q | k | v = a W' + b */
+    in = wrpo__input_fwd(r, l, WRPO__W_input_layernorm, a->rstd_attn, x);            /* 2  a = g_1 x / rms(x) */
+    if (!c->qk_norm) wrpo__linear_fwd(r, l, &wrpo__qkv, q, ld, in, false);           /* 3  q | k | v = a W' + b */
     else {
-        wrpo__linear_fwd(r, l, &wrpo__qk, a->qk0, ld0, r->norm, false);
-        wrpo__linear_fwd(r, l, &wrpo__v, v, ld, r->norm, false);
+        wrpo__linear_fwd(r, l, &wrpo__qk, a->qk0, ld0, in, false);
+        wrpo__linear_fwd(r, l, &wrpo__v, v, ld, in, false);
         wrpo__norm_fwd(r, l, WRPO__W_q_norm, q, ld, a->rstd_q, a->qk0, ld0);         /* 4  q = g_q q / rms(q), k too */
         wrpo__norm_fwd(r, l, WRPO__W_k_norm, k, ld, a->rstd_k, wrpo__at(be, a->qk0, H * d), ld0);
     }
-    wrpo__rotate(r, q, 1);                                                           /* 5  q, k rotated by position */
+    wrpo__rotate(r, l, q, 1);                                                        /* 5  q, k rotated by position */
     if (r->cache) {                                                                  /*    k | v stay in the cache */
         void *kv = wrpo__at(be, r->cache, l * r->shape.cache * attn.ldkv);
         be->scatter(r->dev, kv, attn.ldkv, k, ld, r->cache_row, n, attn.ldkv);
@@ -3685,8 +3811,8 @@ static void wrpo__layer_fwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     be->attention(r->dev, &attn, a->o, a->lse, q, k, v);                             /* 6  o = softmax(qk'/sqrt d) v */
     if (a->mid != x) be->copy(r->dev, a->mid, x, stream);                            /* 7  x' = x + o W' */
     wrpo__add_fwd(r, l, &wrpo__o, WRPO__W_post_attention_layernorm, a->attn_out, a->rstd_attn_out, a->mid, a->o);
-    wrpo__norm_fwd(r, l, wrpo__norm_mlp(c), r->norm, D, a->rstd_mlp, a->mid, D);     /* 8  c = g_2 x' / rms(x') */
-    wrpo__linear_fwd(r, l, &wrpo__gu, a->gu, 2 * I, r->norm, false);                 /* 9  g | u = c W' */
+    in = wrpo__input_fwd(r, l, wrpo__norm_mlp(c), a->rstd_mlp, a->mid);              /* 8  c = g_2 x' / rms(x') */
+    wrpo__linear_fwd(r, l, &wrpo__gu, a->gu, 2 * I, in, false);                      /* 9  g | u = c W' */
     if (!x_out && !c->post_norms) return;
     be->glu(r->dev, r->h, a->gu, n, I, c->gelu);                                     /* 10 h = silu(g) u */
     if (x_out && x_out != a->mid) be->copy(r->dev, x_out, a->mid, stream);           /* 11 x'' = x' + h W' */
@@ -3702,29 +3828,27 @@ static void wrpo__layer_bwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     void *q = a->qkv, *k = wrpo__at(be, q, H * d), *v = wrpo__at(be, k, G * d);
     void *dq = r->dqkv, *dk = wrpo__at(be, dq, H * d), *dv = wrpo__at(be, dk, G * d);
     const wrpo_attn attn = wrpo__attn_of(r, l);
-    const void *dy;
+    const void *dy, *in;
                                                                                      /*    was, in the forward pass: */
     dy = wrpo__add_bwd(r, l, WRPO__W_post_feedforward_layernorm, grads, a->rstd_mlp_out, a->mlp_out);
     wrpo__linear_bwd(r, l, &wrpo__down, r->dh, NULL, dy, D, NULL);                   /* 11 x'' = x' + h W', now dh */
     be->glu_bwd(r->dev, r->dgu, r->h, r->dh, a->gu, n, I, c->gelu);                  /* 10 h = silu(g) u, and h again */
     wrpo__linear_bwd(r, l, &wrpo__down, NULL, grads, dy, D, r->h);                   /* 11 now dW */
-    wrpo__norm_fwd(r, l, wrpo__norm_mlp(c), r->norm, D, a->rstd_mlp, a->mid, D);     /*    c again */
-    wrpo__linear_bwd(r, l, &wrpo__gu, r->dy, grads, r->dgu, 2 * I, r->norm);         /* 9  g | u = c W' */
-    wrpo__norm_bwd(r, l, wrpo__norm_mlp(c), grads, r->dx, D, r->dy, r->dx,           /* 8  c = g_2 x' / rms(x') */
-                   a->rstd_mlp, a->mid, D);
+    in = wrpo__input_fwd(r, l, wrpo__norm_mlp(c), a->rstd_mlp, a->mid);              /*    c again */
+    wrpo__linear_bwd(r, l, &wrpo__gu, r->dy, grads, r->dgu, 2 * I, in);              /* 9  g | u = c W' */
+    wrpo__input_bwd(r, l, wrpo__norm_mlp(c), grads, a->rstd_mlp, a->mid);            /* 8  c = g_2 x' / rms(x') */
     dy = wrpo__add_bwd(r, l, WRPO__W_post_attention_layernorm, grads, a->rstd_attn_out, a->attn_out);
     wrpo__linear_bwd(r, l, &wrpo__o, r->d_o, grads, dy, D, a->o);                    /* 7  x' = x + o W' */
     be->attention_bwd(r->dev, &attn, dq, dk, dv, r->d_o, a->o, a->lse, q, k, v,      /* 6  o = softmax(qk'/sqrt d) v */
                       r->attn_scratch);
-    wrpo__rotate(r, dq, -1);                                                         /* 5  q, k rotated */
+    wrpo__rotate(r, l, dq, -1);                                                      /* 5  q, k rotated */
     if (c->qk_norm) {                                                                /* 4  q = g_q q / rms(q) */
         wrpo__norm_bwd(r, l, WRPO__W_q_norm, grads, dq, ld, dq, NULL, a->rstd_q, a->qk0, ld0);
         wrpo__norm_bwd(r, l, WRPO__W_k_norm, grads, dk, ld, dk, NULL, a->rstd_k, wrpo__at(be, a->qk0, H * d), ld0);
     }
-    wrpo__norm_fwd(r, l, WRPO__W_input_layernorm, r->norm, D, a->rstd_attn, x, D);   /*    a again */
-    wrpo__linear_bwd(r, l, &wrpo__qkv, r->dy, grads, dq, ld, r->norm);               /* 3  q | k | v = a W' + b */
-    wrpo__norm_bwd(r, l, WRPO__W_input_layernorm, grads, r->dx, D, r->dy, r->dx,     /* 2  a = g_1 x / rms(x) */
-                   a->rstd_attn, x, D);
+    in = wrpo__input_fwd(r, l, WRPO__W_input_layernorm, a->rstd_attn, x);            /*    a again */
+    wrpo__linear_bwd(r, l, &wrpo__qkv, r->dy, grads, dq, ld, in);                    /* 3  q | k | v = a W' + b */
+    wrpo__input_bwd(r, l, WRPO__W_input_layernorm, grads, a->rstd_attn, x);          /* 2  a = g_1 x / rms(x) */
 }
 
 /* ---- the head: log-probs of targets ----
@@ -3743,10 +3867,16 @@ static int64_t wrpo__targets_at_once(const wrpo__run *r) {
 static float *wrpo__logits_at(const wrpo__run *r, int64_t t) {         /* of target t and those after it */
     return r->logits + (wrpo__logits_fit(r) ? t * r->model->config.vocab_size : 0);
 }
-static void wrpo__logits(const wrpo__run *r, int64_t t, int64_t count) {       /* of targets [t, t + count) */
+/* Dividing its input by logits_scaling divides the logits. */
+static void wrpo__head_input(const wrpo__run *r, int64_t t, int64_t count) {   /* of targets [t, t + count) */
+    const wrpo_config *c = &r->model->config;
+    r->be->gather(r->dev, r->hid, r->y, r->target_row + t, count, c->hidden_size);
+    if (c->logits_scaling > 0) wrpo__scale(r, r->hid, r->hid, count, 1 / c->logits_scaling);
+}
+static void wrpo__logits(const wrpo__run *r, int64_t t, int64_t count) {
     const wrpo_weight *w = wrpo__head(r->model);
     const int64_t V = w->rows, D = w->cols;
-    r->be->gather(r->dev, r->hid, r->y, r->target_row + t, count, D);
+    wrpo__head_input(r, t, count);
     r->be->gemm(r->dev, WRPO_MM_NT_FLOAT, wrpo__logits_at(r, t), V, r->hid, D, w->data, D, w->dtype, count, V, D, 0);
 }
 static void wrpo__log_probs(const wrpo__run *r, int64_t t, int64_t count) {
@@ -3771,12 +3901,14 @@ static void wrpo__mean_logits(const wrpo__run *r) {
     }
     r->be->gemm(r->dev, WRPO_MM_NT_FLOAT, r->mean, 1, r->y, D, r->head_sum, D, WRPO_DTYPE_F32, r->n, 1, D, 0);
     r->be->get(r->dev, r->h_mean, r->mean, (size_t)r->n * sizeof *r->mean);
-    for (int64_t i = 0; i < r->n; i++) r->h_mean[i] /= (float)c->vocab_size;
+    const float divisor = (float)((double)c->vocab_size * (c->logits_scaling > 0 ? c->logits_scaling : 1));
+    for (int64_t i = 0; i < r->n; i++) r->h_mean[i] /= divisor;
 }
 
 /* ---- the whole model ---- */
-static float wrpo__embed_scale(const wrpo_model *m) {  /* in the context's dtype, whatever the weights' is */
+static float wrpo__embed_scale(const wrpo_model *m) {  /* sqrt(D) in the context's dtype, whatever the weights' is */
     const float scale = m->config.scale_embeddings ? (float)sqrt((double)m->config.hidden_size) : 1;
+    if (m->config.embedding_multiplier > 0) return (float)m->config.embedding_multiplier;
     return m->ctx->desc.dtype == WRPO_DTYPE_BF16 ? wrpo__float_of(wrpo__float_to_bf16(scale)) : scale;
 }
 /* Steps 1 to 12: what is packed, to r->y. */
@@ -3838,10 +3970,11 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
         const int64_t count = WRPO__MIN(step, r->n_targets - t);
         float *logits = wrpo__logits_at(r, t);
         void *dlogits = r->dlogits ? r->dlogits : logits;
-        if (r->logits_kept) be->gather(r->dev, r->hid, r->y, r->target_row + t, count, D);
+        if (r->logits_kept) wrpo__head_input(r, t, count);
         else wrpo__log_probs(r, t, count);
         be->logprob_bwd(r->dev, dlogits, logits, r->target_id + t, r->target_lse + t, r->coef + t, count, V, cap);
         be->gemm(r->dev, WRPO_MM_NN, r->dhid, D, dlogits, V, head->data, D, head->dtype, count, D, V, 0);
+        if (c->logits_scaling > 0) wrpo__scale(r, r->dhid, r->dhid, count, 1 / c->logits_scaling);
         for (int64_t s = 0; s < count; s += chunk) {   /* summed chunk by chunk, whatever the step: the same bits */
             const int64_t some = WRPO__MIN(chunk, count - s);
             if (d_head) be->gemm(r->dev, WRPO_MM_TN, d_head, D, wrpo__at(be, dlogits, s * V), V,
@@ -4076,7 +4209,7 @@ struct wrpo_trainer {
     double *sumsq;                   /* one element in the backend's memory */
     float *moving;                   /* [ranks][split.piece] what is moved between ranks at a time; NULL: one rank */
     double start;                    /* when the run began, in seconds */
-    const char *out_dir; FILE *metrics;                /* used by >>run alone */
+    const char *out_dir; FILE *metrics; wrpo__writer *part;        /* used by >>run alone. part: of the metrics */
     void (*log)(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix);   /* called with every line of metrics */
 };
 /* The record's responses as the loss sees them; log-probs are left 0. */
@@ -5085,6 +5218,45 @@ static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int6
     }
 }
 
+/* ---- files that are something else: a sentence each ---- */
+/* What a file of weights is by its first bytes, with the way out; NULL: it may be safetensors. */
+static const char *wrpo__foreign_weights(const void *data, size_t size) {
+    static const struct { const char *magic; size_t size; const char *says; } kinds[] = {
+        {"GGUF", 4, "a GGUF file: want the safetensors checkpoint that it was made from"},
+        {"PK\3\4", 4, "a pickle of PyTorch: want safetensors; transformers' save_pretrained converts it"},
+        {"\x80\2", 2, "a pickle of PyTorch: want safetensors; transformers' save_pretrained converts it"},
+        {"version https://git-lfs", 23, "a pointer of Git LFS: want the file itself (git lfs pull)"},
+        {"\x1F\x8B", 2, "compressed by gzip: want the file itself (gunzip)"}};
+    for (int i = 0; i < WRPO__COUNT(kinds); i++)
+        if (size >= kinds[i].size && !memcmp(data, kinds[i].magic, kinds[i].size)) return kinds[i].says;
+    return NULL;
+}
+/* What is wrong with a path that should be a directory of a checkpoint but has no `want` in it. */
+_Noreturn static void wrpo__no_checkpoint(wrpo__arena *arena, const char *path, const char *want) {
+    static const struct { const char *end, *says; } kinds[] = {
+        {".gguf", "a GGUF file: want the safetensors checkpoint that it was made from"},
+        {"pytorch_model.bin", "a pickle of PyTorch: want safetensors; transformers' save_pretrained converts it"},
+        {"pytorch_model.bin.index.json",
+         "pickles of PyTorch: want safetensors; transformers' save_pretrained converts them"},
+        {"adapter_config.json", "an adapter: want the directory of its model here, and this one as the adapter"},
+        {"consolidated.safetensors", "weights with names of their own: want the Hugging Face form, model.safetensors"},
+        {"snapshots", "a cache of the hub: want a directory within its snapshots"}};
+    const char *slash = strchr(path, '/');
+    const bool there = wrpo__files() || wrpo__disk_exists(path);
+    const bool hub = slash && slash != path && slash[1] && !strchr(slash + 1, '/') && path[0] != '.' && path[0] != '~';
+    if (!there && hub)
+        wrpo__fail(arena->ctx, WRPO_E_IO, "%s: no such directory. Nothing is downloaded: get a model of the hub with "
+                "\"hf download %s --local-dir DIR\", then name DIR", path, path);
+    if (!there) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: no such directory. Nothing is downloaded", path);
+    const wrpo__name *names = wrpo__list_dir(arena, path);
+    for (int k = 0; k < WRPO__COUNT(kinds); k++)
+        for (int64_t i = 0; i < stbds_arrlen(names); i++)
+            if (wrpo__ends(names[i].text, kinds[k].end))
+                wrpo__fail(arena->ctx, WRPO_E_IO, "%s: no %s in this directory, but %s, %s", path, want, names[i].text,
+                        kinds[k].says);
+    wrpo__fail(arena->ctx, WRPO_E_IO, "%s: want a checkpoint's directory, found no %s in it", path, want);
+}
+
 /* ---- one file ---- */
 struct wrpo_tensors { wrpo__arena *arena; int64_t count; wrpo_tensor_info *info; };  /* info: sorted by name */
 static int wrpo__by_offset(const void *x, const void *y) {  /* where the data begins, then where it ends */
@@ -5155,6 +5327,8 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     if (f->size < 8)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want 8 bytes of header size, found a file of %zu", path, f->size);
     unsigned long long header;
+    const char *foreign = wrpo__foreign_weights(f->data, f->size);
+    if (foreign) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s", path, foreign);
     memcpy(&header, f->data, 8);
     if (header > WRPO__HEADER_MAX)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want a header of at most %d bytes, found %llu", path, WRPO__HEADER_MAX,
@@ -5195,57 +5369,71 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     return part;
 }
 
-/* ---- many files: the index maps every tensor to its file ---- */
+/* ---- many files: the index maps every tensor to its file ----
+   What its files have is read, as transformers does it. Where the index says something else, that is a warning. */
 typedef struct wrpo__part { const char *file; wrpo_tensors tensors; } wrpo__part;
-/* What a file has that the index does not say of it. */
-static void wrpo__unmapped(const wrpo__part *part, const wrpo_json *map, const char *index) {
-    for (int64_t i = 0; i < part->tensors.count; i++) {
-        const wrpo_tensor_info *t = &part->tensors.info[i];
-        const wrpo_json *v = wrpo_json_get(map, t->name);
-        if (!v) wrpo__wrong_tensor(t, "want an entry in the weight_map of %s, found none", index);
-        if (strcmp(v->text, part->file))
-            wrpo__wrong_tensor(t, "want it only in %s, as %s says, found it here as well", v->text, index);
+/* The files that the index names, opened; an stb_ds array. */
+static wrpo__part *wrpo__index_parts(wrpo__arena *arena, wrpo__arena *temp, const char *path, const wrpo_json *map) {
+    const int dir = (int)(wrpo__basename(path) - path);
+    wrpo__part *parts = NULL;
+    for (const wrpo_json *v = map->child; v; v = v->next) {
+        int64_t p = 0;
+        wrpo__want(v, WRPO_JSON_STRING, NULL);
+        if (!v->size || strlen(v->text) != v->size || strpbrk(v->text, "/\\") || strstr(v->text, ".."))
+            wrpo__refuse(v, NULL, "the name of a file beside the index");
+        while (p < stbds_arrlen(parts) && strcmp(parts[p].file, v->text)) p++;
+        if (p < stbds_arrlen(parts)) continue;
+        const wrpo__part part = {v->text, wrpo__file_open(arena, wrpo__format(temp, "%.*s%s", dir, path, v->text))};
+        stbds_arrput(parts, part);
     }
+    return parts;
 }
 static wrpo_tensors wrpo__index_open(wrpo__arena *arena, const char *path) {
     wrpo__arena *temp = wrpo__sub_arena(arena);
     const wrpo_json *root = wrpo__want(wrpo__json_file(temp, path), WRPO_JSON_OBJECT, "the index");
     const wrpo_json *map = wrpo__need(root, "weight_map", WRPO_JSON_OBJECT);
     const wrpo_json *size = wrpo_json_get(wrpo__maybe(root, "metadata", WRPO_JSON_OBJECT), "total_size");
-    const char *name = wrpo__basename(path);
-    wrpo_tensors all = {arena, map->count, wrpo__raw(arena, (size_t)map->count, sizeof *all.info)};
-    wrpo_tensor_info *next = all.info;
-    wrpo__part *parts = NULL;  /* stb array */
-    int64_t total = 0;
+    wrpo__part *parts = wrpo__index_parts(arena, temp, path, map);
+    wrpo_tensors all = {.arena = arena};
     double bytes = 0;
-    for (const wrpo_json *v = map->child; v; v = v->next) {
-        const wrpo_tensor_info wanted = {.file = path, .name = v->key}, *found = NULL;
-        int64_t p = 0;
-        wrpo__want(v, WRPO_JSON_STRING, NULL);
-        if (!v->size || strlen(v->text) != v->size || strpbrk(v->text, "/\\") || strstr(v->text, ".."))
-            wrpo__refuse(v, NULL, "the name of a file beside the index");
-        while (p < stbds_arrlen(parts) && strcmp(parts[p].file, v->text)) p++;
-        if (p == stbds_arrlen(parts)) {
-            const char *file = wrpo__format(temp, "%.*s%s", (int)(name - path), path, v->text);
-            const wrpo__part part = {v->text, wrpo__file_open(arena, file)};
-            stbds_arrput(parts, part);
-            total += part.tensors.count;
-        }
-        if (strlen(v->key) == v->key_size) found = wrpo_tensors_find(&parts[p].tensors, v->key);
-        if (!found) wrpo__wrong_tensor(&wanted, "want it in %s, found no such tensor there", v->text);
-        bytes += (double)found->bytes;
-        *next++ = *found;
-    }
+    for (int64_t p = 0; p < stbds_arrlen(parts); p++) all.count += parts[p].tensors.count;
+    wrpo_tensor_info *next = all.info = wrpo__raw(arena, (size_t)all.count, sizeof *all.info);
     for (int64_t p = 0; p < stbds_arrlen(parts); p++) {
-        if (total > all.count) wrpo__unmapped(&parts[p], map, name);
-        wrpo__block_free(parts[p].tensors.info);
+        const wrpo_tensors *t = &parts[p].tensors;
+        if (t->count) memcpy(next, t->info, (size_t)t->count * sizeof *next);
+        next += t->count;
+        wrpo__block_free(t->info);
     }
+    stbds_arrfree(parts);
+    if (all.count) qsort(all.info, (size_t)all.count, sizeof *all.info, wrpo__by_first_name);
+    bool *named = wrpo__alloc(temp, (size_t)all.count, sizeof *named);
+    const char *nowhere = NULL;
+    int64_t absent = 0, unnamed = all.count, first = 0;
+    for (const wrpo_json *v = map->child; v; v = v->next) {
+        const wrpo_tensor_info *t = strlen(v->key) == v->key_size ? wrpo_tensors_find(&all, v->key) : NULL;
+        const bool there = t && !strcmp(wrpo__basename(t->file), v->text);
+        if (there) {
+            named[t - all.info] = true;
+            unnamed--;
+        } else if (!absent++) nowhere = wrpo__legible(v->key, v->key_size);
+    }
+    for (int64_t i = 0; i < all.count; i++) {
+        const wrpo_tensor_info *t = &all.info[i];
+        bytes += (double)t->bytes;
+        if (i > 0 && !strcmp(t->name, t[-1].name))
+            wrpo__wrong_tensor(t, "want it once, found it in %s too", t[-1].file);
+    }
+    while (first < all.count && named[first]) first++;
+    if (absent)
+        wrpo__log(arena->ctx, WRPO_LOG_WARN, "%s: its files do not have what it says of %lld tensors, such as %s", path,
+                (long long)absent, nowhere);
+    if (unnamed)
+        wrpo__log(arena->ctx, WRPO_LOG_WARN, "%s: %lld tensors of its files are not named there, such as %s: they are "
+                "read as well", path, (long long)unnamed, all.info[first].name);
     if (size && !(size->kind == WRPO_JSON_NUMBER && size->number == bytes))
         wrpo__log(arena->ctx, WRPO_LOG_WARN, "%s:%d: total_size: want %.0f, found %s", path, size->line, bytes,
                 wrpo__found(size));
-    stbds_arrfree(parts);
     wrpo__arena_clear(temp);
-    if (all.count) qsort(all.info, (size_t)all.count, sizeof *all.info, wrpo__by_first_name);
     return all;
 }
 
@@ -5256,9 +5444,7 @@ static wrpo_tensors *wrpo__tensors_new(wrpo__arena *arena, const char *path) {
     if (wrpo__is_dir(path)) {
         file = wrpo__join(arena, path, WRPO__SINGLE_FILE);
         if (!wrpo__exists(file)) file = wrpo__join(arena, path, WRPO__INDEX_FILE);
-        if (!wrpo__exists(file))
-            wrpo__fail(arena->ctx, WRPO_E_IO, "%s: want " WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE
-                    " in this directory, found neither", path);
+        if (!wrpo__exists(file)) wrpo__no_checkpoint(arena, path, WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE);
     }
     wrpo_tensors *t = WRPO__NEW(arena, wrpo_tensors);
     *t = wrpo__ends(file, ".json") ? wrpo__index_open(arena, file) : wrpo__file_open(arena, file);
@@ -5270,6 +5456,7 @@ WRPO_API wrpo_result wrpo_tensors_open(wrpo_ctx *ctx, const char *path, wrpo_ten
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_tensors_close(wrpo_tensors *t) { if (t) wrpo__arena_free(t->arena); }
+static void wrpo__tensors_drop(void *p) { wrpo_tensors_close(p); }
 WRPO_API int64_t wrpo_tensors_count(const wrpo_tensors *t) { return t->count; }
 WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t i) {
     return i >= 0 && i < t->count ? &t->info[i] : NULL;
@@ -5282,6 +5469,15 @@ typedef struct wrpo__save_tensor { const char *name; int ndim; int64_t shape[4];
 /* dst[count] = elements [first, first + count) of tensor */
 typedef void (*wrpo__save_fn)(void *user, int64_t tensor, int64_t first, int64_t count, float *dst);
 typedef struct wrpo__placed { const char *name; const wrpo__save_tensor *t; int64_t bytes, shard; } wrpo__placed;
+/* How a save rounds, and what that leaves of the change since `from`. */
+typedef struct wrpo__rounding {
+    bool random;                     /* BF16: up or down by chance, the weight in the mean */
+    const wrpo_tensors *from;        /* NULL: nothing is measured */
+    float *old;                      /* [CHUNK] */
+    double changed, kept;            /* sums of d^2 and (rounded w - rounded from) d, d = w - from */
+    wrpo__writer *(*done)(void *user, double kept); void *user;    /* may be NULL; see wrpo__model_save */
+} wrpo__rounding;
+static double wrpo__kept(const wrpo__rounding *r) { return r->changed > 0 ? r->kept / r->changed : (double)NAN; }
 typedef struct wrpo__save {  /* one save in progress */
     wrpo__arena *temp;
     const char *dir;
@@ -5291,6 +5487,7 @@ typedef struct wrpo__save {  /* one save in progress */
     wrpo__placed *placed; int64_t n;  /* the tensors, sorted by name */
     int64_t shards;
     wrpo__save_fn fn; void *user;
+    wrpo__rounding *rounding;        /* may be NULL */
     float *chunk;  /* [CHUNK] */
 } wrpo__save;
 
@@ -5304,10 +5501,6 @@ static wrpo__writer *wrpo__write_whole(wrpo__arena *arena, const char *path, con
     wrpo__write(w, data, size);
     wrpo__finish(w);
     return w;
-}
-static void wrpo__remove(wrpo_ctx *ctx, const char *path) {
-    if (!wrpo__me(ctx) && remove(path) != 0 && errno != ENOENT)
-        wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be removed: %s", path, strerror(errno));
 }
 /* The paths of the shards in dir that belong to a split into another number of files; an stb_ds array. */
 static char **wrpo__stale_shards(const wrpo__save *save) {
@@ -5361,6 +5554,45 @@ static void wrpo__header_write(wrpo__writer *w, wrpo__text *header) {
     wrpo__write(w, header->data, header->size);
     wrpo__block_free(header->data);
 }
+static float wrpo__rounded(wrpo_dtype dtype, float x) {
+    if (dtype == WRPO_DTYPE_F32) return x;
+    const uint32_t bits = dtype == WRPO_DTYPE_BF16 ? (uint32_t)wrpo__float_to_bf16(x) << 16
+                                                   : wrpo__f16_to_bits(wrpo__float_to_f16(x));
+    return wrpo__bits_float(bits);
+}
+/* chunk[n] = elements [first, first + n) of a tensor, rounded to the dtype. The dice of an element are its own: a
+   function of the tensor's name and its index. */
+static void wrpo__round(const wrpo__save *save, const char *name, int64_t first, int64_t n) {
+    enum { PIECE = 1 << 14 };
+    wrpo__rounding *r = save->rounding;
+    const wrpo_tensor_info *t = r && r->from ? wrpo_tensors_find(r->from, name) : NULL;
+    const bool measured = t && wrpo__float_dtype(t) && first + n <= t->count, random = r && r->random;
+    const uint64_t stream = wrpo__hash(0, name, strlen(name));
+    double sums[WRPO__CHUNK / PIECE][2] = {{0}};
+    const int threads = save->temp->ctx->desc.threads;
+    if (!random && !measured) return;
+    if (measured) wrpo__to_float(r->old, t, first, n);
+    WRPO__PARFOR(threads)
+    for (int64_t piece = 0; piece < wrpo__div_up(n, PIECE); piece++)
+        for (int64_t i = piece * PIECE; i < WRPO__MIN(n, (piece + 1) * PIECE); i++) {
+            const float w = save->chunk[i];
+            float to = wrpo__rounded(save->dtype, w);
+            if (random && isfinite(to)) {
+                const uint64_t at = (uint64_t)(first + i);
+                const uint32_t dice = wrpo__random(0, stream, at / 8).v[at % 8 / 2] >> at % 2 * 16;
+                to = wrpo__bits_float((wrpo__float_bits(w) + (dice & 0xFFFF)) & 0xFFFF0000u);
+            }
+            save->chunk[i] = to;
+            if (!measured) continue;
+            const double d = (double)w - (double)r->old[i];
+            sums[piece][0] += d * d;
+            sums[piece][1] += ((double)to - (double)wrpo__rounded(save->dtype, r->old[i])) * d;
+        }
+    for (int64_t piece = 0; measured && piece < wrpo__div_up(n, PIECE); piece++) {
+        r->changed += sums[piece][0];
+        r->kept += sums[piece][1];
+    }
+}
 /* A file under its part name. */
 static wrpo__writer *wrpo__shard_write(const wrpo__save *save, int64_t shard) {
     const char *path = wrpo__join(save->temp, save->dir, wrpo__shard_file(save, shard));
@@ -5386,6 +5618,7 @@ static wrpo__writer *wrpo__shard_write(const wrpo__save *save, int64_t shard) {
                     wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path, p->name,
                             (long long)(first + k), (double)x);
             }
+            wrpo__round(save, p->name, first, n);
             wrpo__from_float(save->chunk, save->dtype, save->chunk, n);
             wrpo__write(w, save->chunk, (size_t)(n * size));
         }
@@ -5410,11 +5643,14 @@ static wrpo__writer *wrpo__index_write(const wrpo__save *save, const char *path)
 /* t[n] into the directory, which exists: one file, or shards of at most max_shard_size bytes (0: 5e9) and their index.
    If `file` is not NULL, it is one file of that name, and the files of other models stay. dtype 0 is F32. fn is called
    for each file's tensors in the order of their names. sides: an stb array of whole files that wait for their names.
-   What they replace is removed first, so that no kill leaves it with the new tensors. */
+   What they replace is removed first, so that no kill leaves it with the new tensors. The directory is synced between
+   the two, before what is left of the old is removed, and at the end: nor does a power cut. */
 static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const char *file, const wrpo__save_tensor *t,
-        int64_t n, wrpo_dtype dtype, int64_t max_shard_size, wrpo__save_fn fn, void *user, wrpo__writer **sides) {
+        int64_t n, wrpo_dtype dtype, int64_t max_shard_size, wrpo__save_fn fn, void *user, wrpo__writer **sides,
+        wrpo__rounding *rounding) {
     wrpo_ctx *ctx = temp->ctx;
-    wrpo__save save = {.temp = temp, .dir = dir, .file = file, .t = t, .n = n, .dtype = dtype, .fn = fn, .user = user};
+    wrpo__save save = {.temp = temp, .dir = dir, .file = file, .t = t, .n = n, .dtype = dtype, .fn = fn, .user = user,
+                       .rounding = rounding};
     save.placed = wrpo__raw(temp, (size_t)n, sizeof *save.placed);
     for (int64_t i = 0; i < n; i++) {
         size_t size = wrpo__dtype_size(dtype);
@@ -5437,12 +5673,17 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const char *f
         for (int64_t s = 0; s < files; s++) same_names = same_names || wrpo__disk_exists(ready[s]->path);
         if (same_names) wrpo__remove(ctx, index_path);
     }
+    wrpo__writer *last = rounding && rounding->done ? rounding->done(rounding->user, wrpo__kept(rounding)) : NULL;
+    if (last) stbds_arrput(sides, last);
     for (int64_t i = 0; i < stbds_arrlen(sides); i++) wrpo__remove(ctx, sides[i]->path);
+    wrpo__sync_parent(index_path);
     for (int64_t s = 0; s < files; s++) wrpo__publish(ready[s]);
     if (index) wrpo__publish(index);
+    wrpo__sync_parent(index_path);
     for (int64_t i = stbds_arrlen(sides) - 1; i >= 0; i--) wrpo__publish(sides[i]);  /* config.json last */
     if (!file) wrpo__remove(ctx, index ? wrpo__join(temp, dir, WRPO__SINGLE_FILE) : index_path);
     for (int64_t i = 0; i < stbds_arrlen(stale); i++) wrpo__remove(ctx, stale[i]);
+    wrpo__sync_parent(index_path);
     wrpo__block_free(save.chunk);
 }
 
@@ -5454,9 +5695,12 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const char *f
    and defaults here, the keys that it reads, its names of tensors below. */
 enum {  /* bits: the families, in the order of the table; two heads */
     WRPO__LLAMA = 1, WRPO__MISTRAL = 2, WRPO__QWEN2 = 4, WRPO__QWEN3 = 8, WRPO__GEMMA2 = 16, WRPO__PHI3 = 32,
-    WRPO__INTERNLM2 = 64, WRPO__VALUE = 128 << WRPO_HEAD_VALUE, WRPO__GATED = 128 << WRPO_HEAD_GATED,
-    WRPO__QWEN = WRPO__QWEN2 | WRPO__QWEN3, WRPO__WINDOWED = WRPO__MISTRAL | WRPO__QWEN | WRPO__GEMMA2 | WRPO__PHI3,
-    WRPO__ALL = 0xFFFF
+    WRPO__INTERNLM2 = 64, WRPO__GEMMA3 = 128, WRPO__SMOLLM3 = 256, WRPO__OLMO2 = 512, WRPO__GRANITE3 = 1024,
+    WRPO__GRANITE4 = 2048, WRPO__HEADS = 4096, WRPO__VALUE = WRPO__HEADS << WRPO_HEAD_VALUE,
+    WRPO__GATED = WRPO__HEADS << WRPO_HEAD_GATED, WRPO__ALL = 0xFFFF,
+    WRPO__QWEN = WRPO__QWEN2 | WRPO__QWEN3, WRPO__GEMMA = WRPO__GEMMA2 | WRPO__GEMMA3,
+    WRPO__GRANITE = WRPO__GRANITE3 | WRPO__GRANITE4, WRPO__SWITCHED = WRPO__QWEN | WRPO__SMOLLM3,
+    WRPO__WINDOWED = WRPO__MISTRAL | WRPO__SWITCHED | WRPO__GEMMA | WRPO__PHI3
 };
 /* What transformers takes where a key is absent. 0: a key/value head for each head; hidden_size / heads; no window. */
 static const wrpo_config wrpo__families[] = {
@@ -5470,8 +5714,17 @@ static const wrpo_config wrpo__families[] = {
      .sliding_window = 4096, .tie_word_embeddings = true, .gelu = true, .norm_plus_one = true, .post_norms = true,
      .scale_embeddings = true, .query_pre_attn_scalar = 256, .attn_logit_softcapping = 50,
      .final_logit_softcapping = 30},
-    {.model_type = "phi3", .max_position_embeddings = 4096},
-    {.model_type = "internlm2", .max_position_embeddings = 2048, .attention_bias = true}};
+    {.model_type = "phi3", .max_position_embeddings = 4096, .rms_norm_eps = 1e-5},
+    {.model_type = "internlm2", .max_position_embeddings = 2048, .attention_bias = true},
+    {.model_type = "gemma3_text", .num_key_value_heads = 4, .head_dim = 256, .max_position_embeddings = 131072,
+     .sliding_window = 4096, .rope.theta = 1e6, .sliding_rope_theta = 1e4, .qk_norm = true, .tie_word_embeddings = true,
+     .gelu = true, .norm_plus_one = true, .post_norms = true, .scale_embeddings = true, .query_pre_attn_scalar = 256},
+    {.model_type = "smollm3", .num_key_value_heads = 4, .max_position_embeddings = 32768, .rope.theta = 2e6,
+     .tie_word_embeddings = true},
+    {.model_type = "olmo2", .max_position_embeddings = 2048, .rms_norm_eps = 1e-5, .qk_norm = true,
+     .qk_norm_rows = true, .post_norms = true, .no_pre_norms = true},
+    {.model_type = "granite", .max_position_embeddings = 2048, .attention_multiplier = 1},
+    {.model_type = "granitemoehybrid", .max_position_embeddings = 2048, .attention_multiplier = 1}};
 
 /* The keys that set a field, each for the families or heads that read it: integers in a range, numbers above 0. A key
    that is null is as if absent; of the kinds OR_NONE it is 0. */
@@ -5492,11 +5745,18 @@ wrpo__keys[] = {
     WRPO__KEY(rms_norm_eps, ALL, NUMBER, 0, 0),
     WRPO__KEY(initializer_range, ALL, NUMBER, 0, 0),
     WRPO__KEY(tie_word_embeddings, ALL, SWITCH, 0, 0),
-    WRPO__KEY(attention_bias, LLAMA | WRPO__QWEN3 | WRPO__GEMMA2, SWITCH, 0, 0),
+    WRPO__KEY(attention_bias, LLAMA | WRPO__QWEN3 | WRPO__GEMMA | WRPO__SMOLLM3 | WRPO__OLMO2 | WRPO__GRANITE, SWITCH,
+              0, 0),
     {"bias", WRPO__INTERNLM2, WRPO__SWITCH, offsetof(wrpo_config, attention_bias), 0, 0},
-    WRPO__KEY(query_pre_attn_scalar, GEMMA2, NUMBER, 0, 0),
+    WRPO__KEY(query_pre_attn_scalar, GEMMA, NUMBER, 0, 0),
     WRPO__KEY(attn_logit_softcapping, GEMMA2, NUMBER_OR_NONE, 0, 0),
-    WRPO__KEY(final_logit_softcapping, GEMMA2, NUMBER_OR_NONE, 0, 0),
+    WRPO__KEY(final_logit_softcapping, GEMMA, NUMBER_OR_NONE, 0, 0),
+    {"rope_local_base_freq", WRPO__GEMMA3, WRPO__NUMBER, offsetof(wrpo_config, sliding_rope_theta), 0, 0},
+    WRPO__KEY(embedding_multiplier, GRANITE, NUMBER, 0, 0),
+    WRPO__KEY(residual_multiplier, GRANITE, NUMBER, 0, 0),
+    WRPO__KEY(attention_multiplier, GRANITE, NUMBER, 0, 0),
+    WRPO__KEY(logits_scaling, GRANITE, NUMBER, 0, 0),
+    {"shared_intermediate_size", WRPO__GRANITE4, WRPO__INTEGER, offsetof(wrpo_config, intermediate_size), 1, 1 << 24},
     WRPO__KEY(pad_token_id, ALL, INTEGER, INT64_MIN, INT64_MAX),  /* some files say -1 for none */
     WRPO__KEY(gating_temperature, GATED, NUMBER, 0, 0)};
 #undef WRPO__KEY
@@ -5504,9 +5764,11 @@ static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
     /* read by the functions below */
     {WRPO__ALL, "model_type architectures rope_theta rope_scaling rope_parameters partial_rotary_factor layer_types "
                 "torch_dtype dtype hidden_act"},
-    {WRPO__WINDOWED, "sliding_window"}, {WRPO__QWEN, "use_sliding_window max_window_layers"},
-    {WRPO__GEMMA2, "hidden_activation sliding_window_size"}, {WRPO__PHI3, "original_max_position_embeddings"},
-    {WRPO__VALUE, "reward_token_id"},
+    {WRPO__WINDOWED, "sliding_window"}, {WRPO__SWITCHED, "use_sliding_window max_window_layers"},
+    {WRPO__GEMMA, "hidden_activation"}, {WRPO__GEMMA2, "sliding_window_size"},
+    {WRPO__GEMMA3, "sliding_window_pattern"}, {WRPO__SMOLLM3, "no_rope_layers no_rope_layer_interval"},
+    {WRPO__GRANITE4, "num_local_experts position_embedding_type"},
+    {WRPO__PHI3, "original_max_position_embeddings"}, {WRPO__VALUE, "reward_token_id"},
     /* known not to change a log-prob: ids, caching, generation defaults, provenance */
     {WRPO__ALL,
      "bos_token_id eos_token_id sep_token_id unk_token_id decoder_start_token_id pad_token tokenizer_class prefix "
@@ -5518,7 +5780,10 @@ static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
      "exponential_decay_length_penalty diversity_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size "
      "bad_words_ids suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id max_length "
      "min_length remove_invalid_values do_sample early_stopping num_beams num_beam_groups num_return_sequences"},
-    {WRPO__QWEN2, "attention_bias"}, {WRPO__GEMMA2, "cache_implementation"},
+    {WRPO__QWEN2, "attention_bias"}, {WRPO__GEMMA, "cache_implementation"},
+    {WRPO__GRANITE4,
+     "num_experts_per_tok router_aux_loss_coef init_method normalization_function time_step_limit mamba_n_heads "
+     "mamba_n_groups mamba_d_state mamba_d_head mamba_d_conv mamba_expand mamba_chunk_size mamba_conv_bias"},
     {WRPO__PHI3, "interpolate_factor full_attn_mod"},
     {WRPO__GATED, "num_objectives gating_hidden_dim gating_n_hidden"}};
 
@@ -5539,7 +5804,7 @@ static bool wrpo__is_known(const wrpo__reader *in, const wrpo_json *v) {
     if (v->kind == WRPO_JSON_NULL || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13)) return true;
     if (v->kind == WRPO_JSON_BOOL && v->boolean == !strcmp(v->key, "is_causal")) return true;
     const bool dropout = wrpo__ends(v->key, "_dropout") || wrpo__ends(v->key, "_pdrop");
-    if (v->kind == WRPO_JSON_NUMBER && v->number == 0 && dropout) return true;
+    if (dropout && v->kind == WRPO_JSON_NUMBER && v->number >= 0 && v->number < 1) return true;
     for (int i = 0; i < WRPO__COUNT(wrpo__keys); i++)
         if (in->is & wrpo__keys[i].of && !strcmp(v->key, wrpo__keys[i].key)) return true;
     for (int i = 0; i < WRPO__COUNT(wrpo__known_keys); i++)
@@ -5630,33 +5895,73 @@ static void wrpo__rope_scaling(const wrpo__reader *in, const wrpo_json *r) {
     wrpo__rope_factors(r, "short_factor", p->short_factor, p->dims / 2);
     wrpo__rope_factors(r, "long_factor", p->long_factor, p->dims / 2);
 }
+static const wrpo_json *wrpo__rope_kind(const wrpo_json *r) {
+    const wrpo_json *type = wrpo__present(r, "rope_type");
+    return type ? type : wrpo__present(r, "type");
+}
+/* Where a file has both spellings, transformers reads rope_scaling, and rope_theta outside of it. The other one must
+   say the same. */
+static void wrpo__rope_agrees(const wrpo_json *parameters, const wrpo_json *scaling, double theta) {
+    for (const wrpo_json *from = parameters; from; from = from == parameters ? scaling : NULL)
+        for (const wrpo_json *v = from->child; v; v = v->next) {
+            const wrpo_json *other = wrpo__present(from == parameters ? scaling : parameters, v->key);
+            if (wrpo__in_words("rope_type type", v->key))
+                other = wrpo__rope_kind(from == parameters ? scaling : parameters);
+            const bool number = v->kind == WRPO_JSON_NUMBER && other && other->kind == WRPO_JSON_NUMBER;
+            bool same = number ? v->number == other->number : wrpo__json_same(v, other);
+            if (!strcmp(v->key, "rope_theta")) same = v->number == theta;
+            if (v->kind != WRPO_JSON_NULL && !same)
+                wrpo__wrong(v, "%s: \"%.60s\" is not the same in %s", from->key, v->key,
+                        from == parameters ? scaling->key : parameters->key);
+        }
+}
+/* Gemma 3's rope_parameters are one object for its layers without a window and one for those with it. The first is
+   returned; the second has only a base. */
+static const wrpo_json *wrpo__rope_by_layer(const wrpo__reader *in, const wrpo_json *parameters) {
+    for (const wrpo_json *v = parameters ? parameters->child : NULL; v; v = v->next)
+        if (!wrpo__in_words("full_attention sliding_attention", v->key))
+            wrpo__unsupported(v, "%s: want full_attention and sliding_attention, found \"%.60s\"", parameters->key,
+                    v->key);
+    const wrpo_json *sliding = wrpo__present(parameters, "sliding_attention"), *type = wrpo__rope_kind(sliding);
+    if (type && !wrpo__json_is(type, "default")) wrpo__refuse(type, NULL, "default");
+    in->c->sliding_rope_theta = wrpo__positive(sliding, "rope_theta", in->c->sliding_rope_theta);
+    return wrpo__present(parameters, "full_attention");
+}
 static void wrpo__config_rope(const wrpo__reader *in) {
     static const char part_key[] = "partial_rotary_factor";
     static const char keys[] = "type rope_type rope_theta factor low_freq_factor high_freq_factor beta_fast beta_slow "
-                               "original_max_position_embeddings attention_factor truncate finetuned "
+                               "original_max_position_embeddings attention_factor attn_factor truncate finetuned "
                                "partial_rotary_factor short_factor long_factor";
     wrpo_rope *p = &in->c->rope;
     const int64_t d = in->c->head_dim;
     const bool phi3 = in->is & WRPO__PHI3;
     const wrpo_json *parameters = wrpo__present(in->root, "rope_parameters");
-    const wrpo_json *scaling = wrpo__present(in->root, "rope_scaling"), *r = parameters ? parameters : scaling;
-    wrpo__check(!parameters || !scaling, scaling, "either this or rope_parameters");
-    if (r) wrpo__want(r, WRPO_JSON_OBJECT, NULL);
+    const wrpo_json *scaling = wrpo__present(in->root, "rope_scaling");
+    if (parameters) wrpo__want(parameters, WRPO_JSON_OBJECT, NULL);
+    if (scaling) wrpo__want(scaling, WRPO_JSON_OBJECT, NULL);
+    if (in->is & WRPO__GEMMA3) parameters = wrpo__rope_by_layer(in, parameters);
+    if (scaling && !scaling->count) scaling = NULL;
+    const wrpo_json *r = scaling ? scaling : parameters, *attn;
+    p->theta = wrpo__positive(in->root, "rope_theta", p->theta > 0 ? p->theta : 10000);
+    p->theta = wrpo__positive(r, "rope_theta", p->theta);
+    if (parameters && scaling) wrpo__rope_agrees(parameters, scaling, p->theta);
     for (const wrpo_json *v = r ? r->child : NULL; v; v = v->next)
         if (v->kind != WRPO_JSON_NULL && !wrpo__in_words(keys, v->key))
             wrpo__unsupported(v, "%s: \"%.60s\" is not supported", r->key, v->key);
+    attn = wrpo__present(r, "attn_factor");
+    if (attn && attn->number != 1)
+        wrpo__log(wrpo__current->ctx, WRPO_LOG_WARN, "%s: %s: attn_factor is left out, as transformers does",
+                attn->name, r->key);
 
     unsigned allowed = 63;  /* a bit for each type */
     if (phi3) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LONGROPE;
     if (in->is & WRPO__INTERNLM2) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LINEAR | 1 << WRPO_ROPE_DYNAMIC;
-    const wrpo_json *type = wrpo__present(r, "rope_type");
-    if (!type) type = wrpo__present(r, "type");
+    const wrpo_json *type = wrpo__rope_kind(r);
     wrpo__check(type || !wrpo__present(r, "factor"), r, "a rope_type for its factor");
     if (phi3 && (wrpo__json_is(type, "su") || wrpo__json_is(type, "yarn")))
         p->type = WRPO_ROPE_LONGROPE;  /* what Phi-3 called it first */
     else if (type) p->type = (wrpo_rope_type)wrpo__choice(type, "rope_type", wrpo__rope_names, allowed);
 
-    p->theta = wrpo__positive(r, "rope_theta", wrpo__positive(in->root, "rope_theta", 10000));
     const wrpo_json *part_of = wrpo__present(r, part_key) ? r : in->root;
     const double part = wrpo__positive(part_of, part_key, 1);
     if (part != 1 && !phi3)
@@ -5667,18 +5972,34 @@ static void wrpo__config_rope(const wrpo__reader *in) {
                 (long long)d, (long long)p->dims);
     if (p->type != WRPO_ROPE_DEFAULT) wrpo__rope_scaling(in, r);
 }
-/* Which layers have a window: all; Qwen's from max_window_layers on; Gemma 2's even ones. layer_types overrides. */
+/* SmolLM3's layers that do not rotate: every fourth, or those that a list says. */
+static void wrpo__config_no_rope(const wrpo__reader *in) {
+    const wrpo_json *list = wrpo__present(in->root, "no_rope_layers");
+    const int64_t L = in->c->num_hidden_layers;
+    const int64_t every = wrpo__count(in->root, "no_rope_layer_interval", 4, 1, INT32_MAX);
+    wrpo__check(!list || (list->kind == WRPO_JSON_ARRAY && list->count >= L), list, "0 or 1 for each layer");
+    const wrpo_json *v = list ? list->child : NULL;
+    for (int64_t l = 0; l < L; l++) {
+        const bool rotates = v ? wrpo__integer(v, 0, 1, NULL) : (l + 1) % every != 0;
+        if (!rotates) in->c->no_rope_layers[l / 64] |= (uint64_t)1 << l % 64;
+        if (v) v = v->next;
+    }
+}
+/* Which layers have a window: all; Qwen's from max_window_layers on; Gemma 2's even ones; Gemma 3's, except for every
+   sixth; SmolLM3's that do not rotate. layer_types overrides. */
 static void wrpo__config_windows(const wrpo__reader *in) {
-    static const char *const types[] = {"full_attention", "sliding_attention", NULL};
+    static const char *const types[] = {"full_attention", "sliding_attention", "attention", NULL};
     static const char size_key[] = "sliding_window_size";
     const int64_t most = (int64_t)1 << 40;
     wrpo_config *c = in->c;
     const wrpo_json *window = wrpo_json_get(in->root, "sliding_window");
     const wrpo_json *layers = wrpo__present(in->root, "layer_types");
-    const bool qwen = in->is & WRPO__QWEN, gemma2 = in->is & WRPO__GEMMA2;
-    const bool off = qwen && !wrpo__switch(in->root, "use_sliding_window", false);
+    const bool qwen = in->is & WRPO__QWEN, gemma2 = in->is & WRPO__GEMMA2, gemma3 = in->is & WRPO__GEMMA3;
+    const bool off = in->is & WRPO__SWITCHED && !wrpo__switch(in->root, "use_sliding_window", false);
+    const int64_t pattern = gemma3 ? wrpo__count(in->root, "sliding_window_pattern", 6, 1, most) : 0;
     if (off || (window && window->kind == WRPO_JSON_NULL)) c->sliding_window = 0;
     else c->sliding_window = wrpo__count(in->root, "sliding_window", c->sliding_window, 1, most);
+    wrpo__check(!gemma3 || c->sliding_window, window, "a number: its layers differ by their windows");
     if (gemma2 && wrpo__count(in->root, size_key, c->sliding_window, 0, most) != c->sliding_window)
         wrpo__refuse(wrpo_json_get(in->root, size_key), NULL, "that of sliding_window");
     const int64_t first = qwen && c->sliding_window ? wrpo__count(in->root, "max_window_layers", 28, 0, most) : 0;
@@ -5686,9 +6007,10 @@ static void wrpo__config_windows(const wrpo__reader *in) {
     wrpo__check(fits, layers, "one entry a layer");
     const wrpo_json *v = layers ? layers->child : NULL;
     for (int64_t l = 0; l < c->num_hidden_layers; l++) {
-        bool sliding = c->sliding_window && l >= first && !(gemma2 && l % 2);
+        bool sliding = c->sliding_window && l >= first && !(gemma2 && l % 2) && !(gemma3 && (l + 1) % pattern == 0);
+        if (in->is & WRPO__SMOLLM3) sliding = c->sliding_window && wrpo__layer_bit(c->no_rope_layers, l);
         if (layers) {
-            sliding = wrpo__choice(v, "layer_types", types, 3) == 1;
+            sliding = wrpo__choice(v, "layer_types", types, in->is & WRPO__GRANITE4 ? 5 : 3) == 1;
             wrpo__check(!sliding || c->sliding_window, layers, "full_attention: there is no sliding_window");
             v = v->next;
         }
@@ -5702,13 +6024,23 @@ static void wrpo__config_head(wrpo__reader *in) {
     for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
         int head = v->kind == WRPO_JSON_STRING ? 0 : 4;
         while (head < 4 && !wrpo__ends(v->text, heads[head])) head++;
+        if (head == 4 && v->kind == WRPO_JSON_STRING && wrpo__ends(v->text, "Model")) head = WRPO_HEAD_LM;  /* a base */
         const bool fits = head < 4 && (head != WRPO_HEAD_VALUE || in->is & WRPO__INTERNLM2);
         if (!fits || (v != list->child && head != (int)in->c->head))
             wrpo__unsupported(v, "architectures: want causal language models, sequence classification or the reward "
                     "models of InternLM2 and ArmoRM, found %s", wrpo__found(v));
         in->c->head = (wrpo_head)head;
     }
-    in->is |= 128u << in->c->head;
+    in->is |= (unsigned)WRPO__HEADS << in->c->head;
+}
+/* Of Granite 4's hybrids the dense ones, which have neither experts nor Mamba layers. */
+static void wrpo__config_granite4(const wrpo_json *root) {
+    const wrpo_json *experts = wrpo__need(root, "num_local_experts", WRPO_JSON_NUMBER);
+    if (experts->number != 0) wrpo__refuse(experts, NULL, "0: mixtures of experts are not supported");
+    wrpo__need(root, "layer_types", WRPO_JSON_ARRAY);
+    wrpo__need(root, "shared_intermediate_size", WRPO_JSON_NUMBER);
+    const wrpo_json *position = wrpo__need(root, "position_embedding_type", WRPO_JSON_STRING);
+    if (!wrpo__json_is(position, "rope")) wrpo__refuse(position, NULL, "rope");
 }
 static void wrpo__config_parse(const wrpo_json *root, wrpo_config *c) {
     static const char *const acts[] = {"silu", "swish", "gelu_pytorch_tanh", NULL};
@@ -5716,18 +6048,27 @@ static void wrpo__config_parse(const wrpo_json *root, wrpo_config *c) {
     wrpo__reader reader = {.root = root, .c = c}, *in = &reader;
     const wrpo_json *type = wrpo__need(root, "model_type", WRPO_JSON_STRING);
     for (int i = 0; i < WRPO__COUNT(wrpo__families); i++) names[i] = wrpo__families[i].model_type;
+    if (wrpo__present(root, "text_config"))
+        wrpo__unsupported(type, "model_type %s: a model of several modalities: want its text model alone, as a "
+                "directory of its own", wrpo__found(type));
     const int family = wrpo__choice(type, "model_type", names, WRPO__ALL);
     in->is = 1u << family;
     *c = wrpo__families[family];
     wrpo__config_head(in);
-    c->rms_norm_eps = in->is & WRPO__PHI3 ? 1e-5 : 1e-6;
+    if (c->rms_norm_eps == 0) c->rms_norm_eps = 1e-6;
     c->initializer_range = 0.02;
     c->pad_token_id = c->reward_token_id = -1;
     if (c->head == WRPO_HEAD_GATED) c->gating_temperature = 10;
-    for (const wrpo_json *v = root->child; v; v = v->next)
+    for (const wrpo_json *v = root->child; v; v = v->next) {
+        const bool dropout = v->kind == WRPO_JSON_NUMBER && v->number > 0 &&
+            wrpo__in_words("attention_dropout attn_pdrop resid_pdrop embd_pdrop hidden_dropout", v->key);
         if (!wrpo__is_known(in, v))
             wrpo__unsupported(v, "\"%.80s\": %s is not supported for model_type %s", v->key, wrpo__found(v),
                     c->model_type);
+        if (dropout)
+            wrpo__log(wrpo__current->ctx, WRPO_LOG_WARN, "%s: %s %g: the model is trained without it", v->name, v->key,
+                    v->number);
+    }
     for (int i = 0; i < WRPO__COUNT(wrpo__keys); i++)
         if (in->is & wrpo__keys[i].of) wrpo__config_key(in, &wrpo__keys[i]);
 
@@ -5747,7 +6088,11 @@ static void wrpo__config_parse(const wrpo_json *root, wrpo_config *c) {
     const wrpo_json *act = c->gelu ? wrpo__present(root, "hidden_activation") : NULL;
     if (!act) act = wrpo__present(root, "hidden_act");
     if (act) wrpo__choice(act, act->key, acts, c->gelu ? 4 : 3);
+    if (c->residual_multiplier == 1) c->residual_multiplier = 0;
+    if (c->logits_scaling == 1) c->logits_scaling = 0;
+    if (in->is & WRPO__GRANITE4) wrpo__config_granite4(root);
     wrpo__config_rope(in);
+    if (in->is & WRPO__SMOLLM3) wrpo__config_no_rope(in);
     wrpo__config_windows(in);
     if (c->head == WRPO_HEAD_VALUE)
         c->reward_token_id = wrpo__integer(wrpo__need(root, "reward_token_id", WRPO_JSON_NUMBER), 0, c->vocab_size - 1,
@@ -5760,13 +6105,13 @@ static void wrpo__config_parse(const wrpo_json *root, wrpo_config *c) {
 #define WRPO__ADAPTER_FILE "adapter_model.safetensors"
 #define WRPO__ADAPTER_CONFIG "adapter_config.json"
 static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {  /* path: or its directory */
-    const bool dir = wrpo__is_dir(path), adapter = dir && wrpo__exists(wrpo__join(arena, path, WRPO__ADAPTER_CONFIG));
-    if (dir) path = wrpo__join(arena, path, "config.json");
-    if (adapter && !wrpo__exists(path))
-        wrpo__fail(arena->ctx, WRPO_E_FORMAT, "%s is not there: this is the directory of an adapter, want that of its "
-                "model (and this one as the adapter)", path);
+    const char *config = wrpo__is_dir(path) ? wrpo__join(arena, path, "config.json") : path;
+    if (!wrpo__exists(config)) wrpo__no_checkpoint(arena, path, "config.json");
+    const wrpo__file *f = wrpo__open_file(arena, config);
+    const char *foreign = wrpo__foreign_weights(f->data, f->size);
+    if (foreign) wrpo__fail(arena->ctx, WRPO_E_FORMAT, "%s: %s", config, foreign);
     memset(c, 0, sizeof *c);
-    wrpo__config_parse(wrpo__json_file(arena, path), c);
+    wrpo__config_parse(wrpo__json_parse(arena, config, 1, (const char *)f->data, f->size), c);
 }
 WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_config *out) {
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__config_read(wrpo__current, path, out));
@@ -5780,6 +6125,9 @@ WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_conf
 static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
     {"phi3", "q_proj", "qkv_proj"}, {"phi3", "k_proj", "qkv_proj"}, {"phi3", "v_proj", "qkv_proj"},
     {"phi3", "gate_proj", "gate_up_proj"}, {"phi3", "up_proj", "gate_up_proj"},
+    {"granitemoehybrid", "mlp.gate_proj", "shared_mlp.input_linear"},
+    {"granitemoehybrid", "mlp.up_proj", "shared_mlp.input_linear"},
+    {"granitemoehybrid", "mlp.down_proj", "shared_mlp.output_linear"},
     {"internlm2", "embed_tokens", "tok_embeddings"}, {"internlm2", "lm_head", "output"},
     {"internlm2", "self_attn.q_proj", "attention.wqkv"}, {"internlm2", "self_attn.k_proj", "attention.wqkv"},
     {"internlm2", "self_attn.v_proj", "attention.wqkv"}, {"internlm2", "self_attn.o_proj", "attention.wo"},
@@ -5828,8 +6176,8 @@ static void wrpo__shape_text(char *s, size_t n, int ndim, const int64_t *shape) 
         used += (size_t)snprintf(s + used, n - used, "%s%lld", i ? "," : "", (long long)shape[i]);
     if (used < n) snprintf(s + used, n - used, "]");
 }
-/* A tensor that a load may leave alone: an untied output of a tied model, as transformers does; frequencies of old
-   files; the head of a reward model, which wrpo_reward_load reads, for nothing trains it. */
+/* A tensor that a load may leave alone: the output of a tied model, which is equal to its embedding; frequencies of
+   old files; the head of a reward model, which wrpo_reward_load reads, for nothing trains it. */
 static bool wrpo__is_extra(const wrpo_config *c, const char *name) {
     char head[128];
     wrpo__file_name(c, "lm_head.weight", head);
@@ -5842,6 +6190,30 @@ static bool wrpo__is_extra(const wrpo_config *c, const char *name) {
     default: return false;
     }
 }
+/* Of a language model's directory. Its config says that the output is the embedding, but the file has both and they
+   differ: as in transformers 5 it is not. */
+static void wrpo__untie(const wrpo_tensors *t, wrpo_config *c) {
+    char name[2][128];
+    if (!c->tie_word_embeddings || c->head != WRPO_HEAD_LM) return;
+    wrpo__file_name(c, "model.embed_tokens.weight", name[0]);
+    wrpo__file_name(c, "lm_head.weight", name[1]);
+    const wrpo_tensor_info *embed = wrpo_tensors_find(t, name[0]), *head = wrpo_tensors_find(t, name[1]);
+    if (!embed) embed = wrpo_tensors_find(t, name[0] + strlen("model."));
+    if (!embed || !head || (embed->bytes == head->bytes && !memcmp(embed->data, head->data, head->bytes))) return;
+    c->tie_word_embeddings = false;
+    wrpo__log(wrpo__current->ctx, WRPO_LOG_WARN, "%s: tie_word_embeddings is true, but %s and %s differ: they are not "
+            "tied, and a save has both", head->file, name[0], name[1]);
+}
+/* Where the file has a weight: under its name; without "model." in the file of a base model; a tied embedding as the
+   output. */
+static const wrpo_tensor_info *wrpo__find_weight(const wrpo_tensors *t, const wrpo_config *c, const char *name,
+        bool base) {
+    char head[128];
+    const wrpo_tensor_info *info = wrpo_tensors_find(t, base && !strncmp(name, "model.", 6) ? name + 6 : name);
+    wrpo__file_name(c, "lm_head.weight", head);
+    const bool embedding = strstr(name, "embed_tokens.") || strstr(name, "tok_embeddings.");
+    return info || !embedding || !c->tie_word_embeddings ? info : wrpo_tensors_find(t, head);
+}
 /* The slice of each weight of the table from number `begin` on: all are there, in their shapes, and no other tensor.
    *dtype: of the first. */
 static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, int64_t begin, const char *dir,
@@ -5849,12 +6221,17 @@ static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, 
     const wrpo_tensor_info *first = NULL, *other = NULL;
     wrpo__slice *slices = wrpo__slices(arena, m);
     bool *seen = wrpo__alloc(arena, (size_t)t->count, sizeof *seen);
+    const bool base = !begin && !wrpo_tensors_find(t, slices->name) && wrpo_tensors_find(t, slices->name + 6);
+    if (base)
+        wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: a base model's file, whose names lack \"model.\": a save has them", dir);
     for (int64_t i = begin; i < m->n_weights; i++) {
         const wrpo_weight *w = &m->weights[i];
         wrpo__slice *s = &slices[i];
-        const wrpo_tensor_info *info = s->info = wrpo_tensors_find(t, s->name);
+        const wrpo_tensor_info *info = s->info = wrpo__find_weight(t, &m->config, s->name, base);
         char want[80], found[160];
-        if (!info) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, s->name);
+        if (!info)
+            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing%s", dir, s->name,
+                    base ? ": want a causal language model's checkpoint, found a base model's" : "");
         const int64_t shape[2] = {s->rows, w->cols};
         wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
         wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
@@ -5880,9 +6257,11 @@ static wrpo_tensors *wrpo__tensors_in(wrpo_ctx *ctx, const char *dir) {
 static void wrpo__model_check(const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype) {
     wrpo__arena *temp = wrpo__current;
     wrpo__config_read(temp, dir, config);
+    const wrpo_tensors *t = wrpo__tensors_new(temp, dir);
+    wrpo__untie(t, config);
     const wrpo_model *table = wrpo__model_table(temp, config, WRPO_DTYPE_F32);
     *parameters = wrpo_model_parameters(table);
-    wrpo__find_weights(temp, table, 0, dir, wrpo__tensors_new(temp, dir), dtype);
+    wrpo__find_weights(temp, table, 0, dir, t, dtype);
 }
 WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters,
         wrpo_dtype *dtype) {
@@ -6229,6 +6608,7 @@ static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *d
     if (!reward) wrpo__need_language_model(ctx, desc->dir, &config);
     const bool map = desc->frozen && ctx->desc.backend->host;
     const wrpo_tensors *t = wrpo__tensors_new(map ? arena : temp, desc->dir);  /* mapped: open as long as the model */
+    wrpo__untie(t, &config);
     wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_DTYPE_F32 : ctx->desc.dtype);
     model->dir = model->tokenizer_dir = wrpo__format(arena, "%s", desc->dir);
     model->frozen = desc->frozen;
@@ -6313,21 +6693,54 @@ static void wrpo__side_file(wrpo__arena *arena, wrpo__writer ***sides, const cha
     if (old && old->size == size && !memcmp(old->data, data, size)) return;
     stbds_arrput(*sides, wrpo__write_whole(arena, to, data, size));
 }
-/* config.json, unchanged except for the value of dtype / torch_dtype, which becomes that of the weights written. */
+/* Where a value begins in its text, by line and column. */
+static const char *wrpo__json_place(const char *text, const wrpo_json *v) {
+    for (int32_t i = 1; i < v->line; i++) text = strchr(text, '\n') + 1;
+    for (int32_t i = 1; i < v->column; i++)
+        for (text++; (*text & 0xC0) == 0x80;) text++;  /* to the next code point */
+    return text;
+}
+/* config.json, unchanged except for what the weights written are: dtype / torch_dtype; not tied where they are not; a
+   language model where a base model's file was read. */
 static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const char *from, const char *to,
-        wrpo_dtype dtype) {
+        const wrpo_config *c, wrpo_dtype dtype) {
     const wrpo__file *f = wrpo__open_file(arena, from);
     const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *rest = text;
+    const wrpo_json *root = wrpo__json_parse(arena, from, 1, text, f->size);
+    const wrpo_json *tie = wrpo_json_get(root, "tie_word_embeddings");
     wrpo__text out = {.arena = arena};
-    for (const wrpo_json *v = wrpo__json_parse(arena, from, 1, text, f->size)->child; v; v = v->next) {
-        if (v->kind != WRPO_JSON_STRING || (strcmp(v->key, "dtype") && strcmp(v->key, "torch_dtype"))) continue;
-        const char *quote = text;  /* the opening one, by line and column */
-        for (int32_t i = 1; i < v->line; i++) quote = strchr(quote, '\n') + 1;
-        for (int32_t i = 1; i < v->column; i++)
-            for (quote++; (*quote & 0xC0) == 0x80;) quote++;  /* to the next code point */
-        wrpo__text_add(&out, rest, (size_t)(quote + 1 - rest));
-        wrpo__text_puts(&out, wrpo__dtypes[dtype].torch);
-        rest = strchr(quote + 1, '"');
+    const bool stated = tie && tie->kind == WRPO_JSON_BOOL;
+    bool tied = stated && tie->boolean;
+    for (int i = 0; !stated && i < WRPO__COUNT(wrpo__families); i++)
+        if (!strcmp(c->model_type, wrpo__families[i].model_type)) tied = wrpo__families[i].tie_word_embeddings;
+    const bool untied = tied && !c->tie_word_embeddings && c->head == WRPO_HEAD_LM;
+    if (untied && !tie) {
+        rest = strchr(text, '{') + 1;
+        wrpo__text_add(&out, text, (size_t)(rest - text));
+        wrpo__text_puts(&out, "\n  \"tie_word_embeddings\": false,");
+    }
+    for (const wrpo_json *v = root->child; v; v = v->next) {
+        const char *at = wrpo__json_place(text, v), *end = NULL, *value = NULL;
+        const bool base = !strcmp(v->key, "architectures") && v->child && c->head == WRPO_HEAD_LM &&
+            wrpo__ends(v->child->text, "Model");
+        if (v->kind == WRPO_JSON_STRING && wrpo__in_words("dtype torch_dtype", v->key)) {
+            end = strchr(at + 1, '"');
+            at++;
+            value = wrpo__dtypes[dtype].torch;
+        }
+        if (v == tie && untied) {
+            end = at + 4;  /* true or null */
+            value = "false";
+        }
+        if (base) {
+            end = strchr(wrpo__json_place(text, v->child) + 1, '"');
+            at = end - strlen("Model");
+            value = "ForCausalLM";
+        }
+        if (!value) continue;
+        wrpo__text_add(&out, rest, (size_t)(at - rest));
+        wrpo__text_puts(&out, value);
+        rest = end;
     }
     wrpo__text_puts(&out, rest);
     wrpo__side_file(arena, sides, to, out.data, out.size);
@@ -6338,7 +6751,7 @@ static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *mod
     const bool dir = wrpo__is_dir(model->dir);  /* else it is the path of a config.json */
     const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL};
     const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
-    wrpo__save_config(arena, &sides, config, wrpo__join(arena, to, "config.json"), dtype);
+    wrpo__save_config(arena, &sides, config, wrpo__join(arena, to, "config.json"), &model->config, dtype);
     for (int i = 0; i < 2; i++) {
         const wrpo__name *names = from[i] ? wrpo__list_dir(arena, from[i]) : NULL;
         for (int64_t k = 0; k < stbds_arrlen(names); k++) {
@@ -6470,14 +6883,29 @@ static const wrpo__adapter **wrpo__merged(wrpo__arena *arena, const wrpo_model *
     }
     return of;
 }
-static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc) {
+/* done: called when the weights are written; the file that it returns, if any, gets its name with theirs. Returns the
+   share of the change since the load that the rounding kept; NaN: not known, or nothing changed. */
+static double wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc,
+        wrpo__writer *(*done)(void *user, double kept), void *user) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo__save_check(arena, model, desc);
+    wrpo__make_dir(ctx, desc->dir);
     const wrpo__lora *lora = model->lora;
     const bool alone = lora && !desc->merge;
     const int64_t begin = alone ? lora->first : 0, end = lora && !alone ? lora->first : model->n_weights;
     const wrpo_dtype dtype = desc->dtype ? desc->dtype : alone ? WRPO_DTYPE_F32 : model->dtype;
-    wrpo__make_dir(ctx, desc->dir);
+    const bool loaded = model->dir && model->dir == model->tokenizer_dir;
+    wrpo__rounding r = {.random = desc->random_rounding && dtype == WRPO_DTYPE_BF16, .done = done, .user = user};
+    wrpo_tensors *from = NULL;
+    if (loaded && !alone && dtype != WRPO_DTYPE_F32) {
+        const wrpo_result opened = wrpo_tensors_open(ctx, model->dir, &from);
+        if (opened == WRPO_E_MEMORY) wrpo__rethrow(ctx, opened);       /* other failures: it is gone */
+    }
+    if (from) {
+        wrpo__on_free(arena, wrpo__tensors_drop, from);
+        r.from = from;
+        r.old = wrpo__raw(arena, WRPO__CHUNK, sizeof *r.old);
+    }
     wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
     const wrpo__slice *s = wrpo__slices(arena, model);
     wrpo__saving saving = {.model = model, .slices = s};
@@ -6495,10 +6923,17 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
     else sides = wrpo__save_sides(arena, model, desc->dir, dtype);
     const char *file = alone ? WRPO__ADAPTER_FILE : NULL;
     wrpo__tensors_save(arena, desc->dir, file, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving,
-            sides);
+            sides, &r);
+    const double kept = wrpo__kept(&r);
+    if (r.changed > 0)
+        wrpo__log(ctx, kept < 0.5 ? WRPO_LOG_WARN : WRPO_LOG_INFO, "%s: %.3g %% of the change to the weights is left "
+                "after they were rounded to %s%s", desc->dir, 100 * kept, wrpo__dtype_name(dtype),
+                kept < 0.5 ? ": --save-dtype f32 (wrpo_save_desc.dtype) keeps all of it" : "");
+    return kept;
 }
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
-    WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__model_save(wrpo__current, model, desc));
+    WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true,
+                   wrpo__model_save(wrpo__current, model, desc, NULL, NULL));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -10534,7 +10969,7 @@ static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_
     while (g->delivered < count) wrpo__generate_step(g);
 }
 /* ---- several ranks: in rounds, each computes its prompts, and all get all samples, in the prompts' order ---- */
-typedef struct wrpo__round { const wrpo_generate_desc *desc; wrpo__text out; int64_t done, tokens; } wrpo__round;
+typedef struct wrpo__sharing { const wrpo_generate_desc *desc; wrpo__text out; int64_t done, tokens; } wrpo__sharing;
 static void wrpo__put8(wrpo__text *t, const void *p, size_t n) {       /* in whole words, so that all is aligned */
     wrpo__text_add(t, p, n);
     wrpo__text_add(t, "\0\0\0\0\0\0\0", (8 - n % 8) % 8);
@@ -10544,7 +10979,7 @@ static const void *wrpo__take8(const char **p, size_t n) {
     return *p - (n + 7) / 8 * 8;
 }
 static bool wrpo__round_done(int64_t prompt, const wrpo_sample *samples, void *user) {
-    wrpo__round *r = user;
+    wrpo__sharing *r = user;
     (void)prompt;
     for (const wrpo_sample *y = samples; y < samples + r->desc->n; y++) {
         wrpo__put8(&r->out, y, sizeof *y);
@@ -10555,7 +10990,7 @@ static bool wrpo__round_done(int64_t prompt, const wrpo_sample *samples, void *u
     return true;
 }
 static bool wrpo__round_step(int64_t prompts, int64_t tokens, void *user) {
-    const wrpo__round *r = user;
+    const wrpo__sharing *r = user;
     return !r->desc->on_step || r->desc->on_step(r->done + prompts, r->tokens + tokens, r->desc->user);
 }
 static void wrpo__generate_all(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
@@ -10575,7 +11010,7 @@ static void wrpo__generate_all(wrpo_model *model, const wrpo_prompt *prompts, in
     wrpo__same_weights(model, "the model's weights");
     WRPO__RANGE(d.n >= 1 && d.batch >= 1, "n, batch", d.n, "at least 1");
     wrpo__arena *outer = wrpo__current, *temp = wrpo__sub_arena(outer);
-    wrpo__round r = {.desc = &d};
+    wrpo__sharing r = {.desc = &d};
     wrpo_generate_desc own = d;
     own.on_done = wrpo__round_done;
     own.on_step = wrpo__round_step;
@@ -11286,7 +11721,6 @@ static void wrpo__reference(const wrpo_trainer *t) {
 /* ---- the state of a run on disk: all that the next step depends on, in one file ----
    The weights are in it too, since those beside it may be rounded. The order of records, alpha, the rate and the random
    rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory away from it. */
-#define WRPO__STATE_FILE "trainer_state.wrpo"
 enum { WRPO__STATE_FORMAT = 2 };  /* goes up when earlier states can no longer be read; format 1 had no number */
 enum { WRPO__SAID = 3 };  /* the last settings of the file say where the run is */
 typedef struct wrpo__setting { const char *name, *text; } wrpo__setting;
@@ -11402,18 +11836,25 @@ static uint64_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *parts,
     wrpo__block_free(piece);
     return h;
 }
+static void wrpo__log_kept(wrpo_trainer *t, double kept);
 static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo_ctx *ctx = t->ctx;
     wrpo__arena *temp = wrpo__current;
+    const wrpo_train_desc *d = &t->desc;
     wrpo__save_check(temp, t->model, desc);
     const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE);
-    const char *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
-    const bool writes = wrpo__me(ctx) == 0;
-    const wrpo__file *metrics = writes && log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
-    const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
+    /* 1. The model, without an old state beside it, not even for a moment. */
+    wrpo__remove(ctx, path);
+    const double kept = wrpo__model_save(temp, t->model, desc, NULL, NULL);
+    if (d->save_steps && t->k < t->T && t->k % d->save_steps == 0) wrpo__log_kept(t, kept);    /* a save of the plan */
+    const char *log = !t->out_dir ? NULL : t->part ? t->part->part : wrpo__join(temp, t->out_dir, "metrics.jsonl");
+    const wrpo__file *metrics = !wrpo__me(ctx) && log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
+    const int64_t eight = 8;
+    int64_t log_size = metrics ? (int64_t)metrics->size : 0;
+    while (log_size && metrics->data[log_size - 1] != '\n') log_size--;   /* a line that the disk did not take whole */
     const wrpo__setting *settings = wrpo__state_settings(t);
     const wrpo__state_part *parts = wrpo__state_parts(t), *p = parts;
-    /* 1. The header. The checksum is of the metadata, then of all data. */
+    /* 2. The header. The checksum is of the metadata, then of all data. */
     uint64_t h = 0;
     int64_t at = 0;
     wrpo__text header = {.arena = temp};
@@ -11427,14 +11868,11 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
         wrpo__header_add(&header, p->name, p->dtype, p->ndim, p->shape, at, (int64_t)p->bytes);
     wrpo__header_add(&header, "metrics.jsonl", "U8", 1, &log_size, at, log_size);
     wrpo__header_add(&header, "checksum", "U8", 1, &eight, at + log_size, eight);
-    /* 2. The model, without an old state beside it, not even for a moment. */
-    wrpo__remove(ctx, path);
-    wrpo__rethrow(ctx, wrpo_model_save(t->model, desc));
     /* 3. The state. */
     wrpo__writer *w = wrpo__create(temp, path);
     wrpo__header_write(w, &header);
     h = wrpo__state_move(t, parts, w, false, h);
-    if (metrics) wrpo__write(w, metrics->data, metrics->size);
+    if (metrics) wrpo__write(w, metrics->data, (size_t)log_size);
     h = wrpo__hash(h, metrics ? metrics->data : NULL, (size_t)log_size);
     wrpo__write(w, &h, sizeof h);
     wrpo__commit(w);
@@ -11520,7 +11958,8 @@ static void wrpo__state_restore(wrpo_trainer *t, const wrpo__state *s) {
     wrpo__state_same(s, "reference", wrpo__reference_text(t));
     if (t->out_dir) {
         const char *log = wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl");
-        wrpo__publish(wrpo__write_whole(wrpo__current, log, s->log->data, s->log->bytes));
+        if (t->part) wrpo__write(t->part, s->log->data, s->log->bytes);
+        else wrpo__publish(wrpo__write_whole(wrpo__current, log, s->log->data, s->log->bytes));
     }
     wrpo__state_move(t, s->parts, NULL, true, 0);
     t->k = s->step;
@@ -11555,11 +11994,22 @@ WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, con
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, *text = wrpo__metrics_json(ctx, m, prefix));
     return wrpo__end(&wrpo__entry);
 }
-static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix) {
-    wrpo__text line = wrpo__metrics_text(m, prefix);
+static void wrpo__log_line(wrpo_trainer *t, wrpo__text line) {
     wrpo__text_puts(&line, "\n");
     if (fwrite(line.data, 1, line.size, t->metrics) != line.size || fflush(t->metrics) != 0)
         wrpo__fail(t->ctx, WRPO_E_IO, "%s/metrics.jsonl: cannot be written: %s", t->out_dir, strerror(errno));
+}
+static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix) {
+    wrpo__log_line(t, wrpo__metrics_text(m, prefix));
+}
+/* What a save of the plan kept of the update; other saves leave no line, as a run that never stopped has none. */
+static void wrpo__log_kept(wrpo_trainer *t, double kept) {
+    wrpo__text line = {.arena = wrpo__current};
+    if (!t->metrics || isnan(kept)) return;
+    wrpo__text_printf(&line, "{\"step\": %lld", (long long)t->k);
+    wrpo__put_metric(&line, "", "update_kept", kept);
+    wrpo__text_puts(&line, "}");
+    wrpo__log_line(t, line);
 }
 
 /* ---- open, with files ---- */
@@ -11572,10 +12022,16 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     const bool resume = train && t->desc.resume;
     wrpo__state state = {0};
     wrpo_bytes plan = {0};
+    if (t->desc.save_model && !t->desc.save.dir)
+        wrpo__fail(t->ctx, WRPO_E_ARG, "wrpo_train_desc: save_model: save.dir is missing");
     if (out_dir) {
         t->out_dir = wrpo__strndup(arena, out_dir, strlen(out_dir));
         wrpo__make_dir(t->ctx, out_dir);
     }
+    const char *model = t->desc.save.dir;
+    if (train && out_dir && t->desc.save_model && (wrpo__disk_exists(wrpo__join(temp, model, "config.json")) ||
+                                                   wrpo__disk_exists(wrpo__join(temp, model, WRPO__ADAPTER_CONFIG))))
+        t->part = wrpo__create(arena, wrpo__join(arena, out_dir, "metrics.jsonl"));
     wrpo__current = file;  /* of the state, until the run is where it says */
     if (resume) state = wrpo__state_open(t);
     wrpo__current = temp;
@@ -11590,7 +12046,8 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     if (train && out_dir && !wrpo__me(t->ctx)) {
         const char *path = wrpo__join(arena, out_dir, "metrics.jsonl");
         wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__close_file, NULL);
-        owner->p = t->metrics = fopen(path, resume ? "a" : "w");
+        if (t->part) t->metrics = t->part->f;
+        else owner->p = t->metrics = fopen(path, resume ? "a" : "w");
         if (!t->metrics) wrpo__fail(t->ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
         t->log = wrpo__log_metrics;
     }
@@ -11618,27 +12075,49 @@ WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const w
     WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__eval(model, data, desc, m));
     return wrpo__end(&wrpo__entry);
 }
-/* save.dir/checkpoint-K; then the one before it goes, of step *saved (-1: none). */
+static void wrpo__rename_dir(wrpo_ctx *ctx, const char *from, const char *to) {
+    if (wrpo__me(ctx)) return;
+    if (wrpo__rename(from, to) != 0) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be renamed: %s", from, strerror(errno));
+    wrpo__sync_parent(to);
+}
+/* By another name: half removed, it must not look whole. Process 0 is nobody's. */
+static void wrpo__drop_checkpoint(wrpo__arena *temp, const char *dir) {
+    const char *aside = wrpo__format(temp, "%s" WRPO__PART, dir, 0ul);
+    if (wrpo__me(temp->ctx) || !wrpo__disk_exists(dir)) return;
+    wrpo__rename_dir(temp->ctx, dir, aside);
+    wrpo__remove_dir(temp, aside);
+}
+/* save.dir/checkpoint-K, whole from its first moment; then the one before it goes, of step *saved (-1: none). */
 static void wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
     wrpo__arena *temp = wrpo__current;
+    const char *dir = t->desc.save.dir, *name = wrpo__format(temp, "%s/checkpoint-%lld", dir, (long long)t->k);
+    const char *old = wrpo__format(temp, "%s/checkpoint-%lld", dir, (long long)*saved);
+    const char *part = wrpo__format(temp, "%s" WRPO__PART, name, (unsigned long)wrpo__process());
     wrpo_save_desc save = t->desc.save;
-    const char *old = *saved < 0 ? NULL : wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)*saved);
-    save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
-    wrpo__rethrow(t->ctx, wrpo_trainer_save(t, &save));
+    save.dir = part;
+    wrpo__trainer_save(t, &save);
+    wrpo__drop_checkpoint(temp, name);  /* of another run */
+    wrpo__rename_dir(t->ctx, part, name);
+    const bool other = *saved >= 0 && *saved != t->k;
     *saved = t->k;
-    if (!old || wrpo__me(t->ctx)) return;
-    const wrpo__name *names = wrpo__disk_list(temp, old);
-    for (int64_t i = 0; i < stbds_arrlen(names); i++)
-        if (strcmp(names[i].text, ".") && strcmp(names[i].text, ".."))
-            wrpo__remove(t->ctx, wrpo__join(temp, old, names[i].text));
-#ifdef _WIN32
-    _rmdir(old);
-#else
-    rmdir(old);
-#endif
+    if (other) wrpo__drop_checkpoint(temp, old);
 }
 static wrpo_result wrpo__checkpoint_entry(wrpo_trainer *t, int64_t *saved) {
     WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__checkpoint(t, saved));
+    return wrpo__end(&wrpo__entry);
+}
+/* The metrics are complete. Those that wait get their name with the model. */
+static wrpo__writer *wrpo__metrics_done(void *user, double kept) {
+    wrpo_trainer *t = user;
+    wrpo__log_kept(t, kept);
+    if (t->part) wrpo__finish(t->part);
+    else if (t->metrics) wrpo__fsync(t->metrics);
+    if (t->part) t->metrics = NULL;
+    return t->part;
+}
+static wrpo_result wrpo__save_last(wrpo_trainer *t) {
+    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true,
+                   wrpo__model_save(wrpo__current, t->model, &t->desc.save, wrpo__metrics_done, t));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
@@ -11670,6 +12149,7 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
         ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"};
         r = WRPO_E_STOPPED;
     }
+    if (r == WRPO_OK && d->save_model) r = wrpo__save_last(t);
     if (d->save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && t->k > first && t->k != saved) {  /* it ends early */
         const wrpo_error why = ctx->error;
         if (wrpo__checkpoint_entry(t, &saved) == WRPO_OK) ctx->error = why;
@@ -12050,8 +12530,14 @@ static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int6
         wrpo__write(w, "\n", 1);
         left -= taken;
     }
-    wrpo__commit(parts[0]);
-    wrpo__commit(parts[1]);
+    wrpo__finish(parts[0]);
+    wrpo__finish(parts[1]);
+    wrpo__remove(ctx, d->out[1]);    /* no kill leaves it beside another first part */
+    wrpo__sync_parent(d->out[1]);
+    wrpo__publish(parts[0]);
+    wrpo__sync_parent(d->out[0]);
+    wrpo__publish(parts[1]);
+    wrpo__sync_parent(d->out[1]);
     counts[0] = first;
     counts[1] = n - first;
 }

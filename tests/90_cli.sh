@@ -252,7 +252,7 @@ bad "an adapter into its own directory" 1 'want another directory than --adapter
 bad "an adapter into its model" 1 'want another directory than --model' $LORA --lora-r 2 --out tiny
 bad "merged into its model" 1 'want another directory' merge --model tiny --adapter lora --out tiny
 bad "merged into the adapter" 1 'want another directory' merge --model tiny --adapter lora --out lora
-bad "a checkpoint's directory around the adapter" 1 'around --adapter' $LORA --adapter \
+bad "a checkpoint's directory around the adapter" 1 'which --adapter reads' $LORA --adapter \
     "$(dirname "$(head -1 found.txt)")" --out lora3
 bad "all weights into an adapter's directory" 1 'adapter_config.json is there' $TRAIN_TINY --out lora
 bad "settings of no adapter" 1 'want --lora-r' $LORA --lora-alpha 3 --out new
@@ -581,7 +581,7 @@ check "winrate --label: another model, other rewards" sh -c '! cmp -s same.txt o
 nothing "winrate --label"
 none='reward: want a number, found no such key in this object'
 bad "winrate: no reward, no model" 1 "answers-a.jsonl:1:.*$none; --reward-model DIR scores what has none" $B
-bad "winrate: a reward model that is not there" 1 'absent.*: cannot be opened' $B --reward-model absent
+bad "winrate: a reward model that is not there" 1 'absent: no such directory. Nothing is downloaded' $B --reward-model absent
 nothing "winrate: a reward model that is not there"
 bad "winrate: not a reward model" 1 'a language model has no reward head' $B --reward-model "$G/checkpoints/llama_f32"
 nothing "winrate: not a reward model"
