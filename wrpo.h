@@ -217,6 +217,10 @@ WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p);
 /* [all] Did a rank fail in what the caller did? Then its code, on all of them, and its sentence in wrpo_last_error.
    r: how it went here; sentence: of a failure that is not the library's, otherwise NULL. */
 WRPO_API wrpo_result wrpo_agree(wrpo_ctx *ctx, wrpo_result r, const char *sentence);
+/* The day, "2026-11-29", that chat templates with strftime_now show; its time is noon. NULL: today, as wrpo_open sets
+   it; it does not move on by itself. A run that goes on wants the day of its begin: wrpo_checkpoint_date. */
+WRPO_API wrpo_result wrpo_set_date(wrpo_ctx *ctx, const char *date);
+WRPO_API const char *wrpo_get_date(const wrpo_ctx *ctx);  /* "2026-11-29"; until the next wrpo_set_date */
 /* The most bytes held at once, a device's included; without the CPU backend's own 4 MiB + 2 MiB a thread. */
 WRPO_API size_t wrpo_memory_peak(const wrpo_ctx *ctx);
 WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user);
@@ -412,21 +416,33 @@ WRPO_API wrpo_result wrpo_adapter_load(wrpo_model *model, const char *dir);
 /* The adapter's settings; target is NULL. r 0: the model has no adapter. */
 WRPO_API wrpo_adapter_desc wrpo_model_adapter(const wrpo_model *model);
 
-/* ---- data: JSON lines of {prompt, chosen, rejected} or {messages} ---- */
+/* ---- data: JSON lines, or an array, of {prompt, chosen, rejected}, {messages} and what other trainers read ---- */
 typedef enum wrpo_role { WRPO_ROLE_SOURCE, WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED } wrpo_role;
 typedef enum wrpo_tokenization { WRPO_TOKENIZATION_CLEAN, WRPO_TOKENIZATION_AUTHORS } wrpo_tokenization;  /* >>data */
+typedef enum wrpo_data_format { WRPO_DATA_FORMAT_AUTO, WRPO_DATA_FORMAT_PREFERENCE, WRPO_DATA_FORMAT_PAIRS,
+                                WRPO_DATA_FORMAT_MESSAGES, WRPO_DATA_FORMAT_SHAREGPT,
+                                WRPO_DATA_FORMAT_PROMPT_COMPLETION, WRPO_DATA_FORMAT_ALPACA,
+                                WRPO_DATA_FORMAT_ORCA } wrpo_data_format;
+/* What SFT scores of a conversation: its last answer, every turn of the assistant, or every token. */
+typedef enum wrpo_sft_on { WRPO_SFT_ON_ANSWERS, WRPO_SFT_ON_ASSISTANT, WRPO_SFT_ON_ALL } wrpo_sft_on;
 typedef struct wrpo_data wrpo_data;
 typedef struct wrpo_data_desc {
     const char *path;
     wrpo_tokenization tokenization;  /* 0 = clean */
     int64_t max_length, max_prompt_length;  /* tokens; 0 = 2048, and 1800 / 2048 of max_length */
     int64_t limit;           /* read only that many records; 0 = all */
+    wrpo_data_format format; /* 0 = by the keys of each record; all of a file have one format */
+    wrpo_sft_on sft_on;      /* other than 0: of records of one conversation, which keeps its beginning */
+    bool packing;            /* the tokens of all conversations as one stream, cut into records of max_length: a token
+                                sees what is before it in its row, of other conversations too. These are the rows of
+                                TRL's "wrapped" packing; of its "bfd" a row is computed like records without it */
 } wrpo_data_desc;
 typedef struct wrpo_tokens {  /* one response: ids[0..count), of which ids[first..count) are scored */
     wrpo_role role;
     const int32_t *ids; int64_t count, first;
     double share;            /* of a source among its record's sources: they sum to 1, or all are 0 = equal */
     int pair_id;             /* pair methods compare a response with the rejected ones of the same pair_id */
+    const bool *scored;      /* [count] which of ids[first..count) are scored; NULL: all */
 } wrpo_tokens;
 typedef struct wrpo_record {
     const char *prompt_id;   /* "line 7" where the file has none; 0 = by number */
@@ -438,15 +454,23 @@ typedef struct wrpo_record {
 typedef struct wrpo_data_stats {
     int64_t records, prompt_tokens, response_tokens, longest;  /* longest: prompt + longest response */
     int64_t truncated_prompts, truncated_responses;
+    wrpo_data_format format;
 } wrpo_data_stats;
-/* One line is one record. The keys, each with its forms (>>data):
-     prompt, chosen, rejected     a quadruple (chosen: source, target) or a pair. With K sources chosen has K + 1
-     weights                      K numbers, divided by their sum: the sources' shares (absent: equal)
-     prompt, pairs                FuseRL: [{chosen, rejected, weight}, ...], a source's own best and worst each
-     messages                     SFT
+/* One line, or one element of an array, is one record. Its keys tell its format; their forms are in >>data:
+     preference          prompt, chosen, rejected: a quadruple (chosen: source, target) or a pair. With K sources chosen
+                         has K + 1; "weights", K numbers divided by their sum, are the sources' shares (absent: equal)
+     pairs               prompt, pairs: FuseRL: [{chosen, rejected, weight}, ...], a source's own best and worst each
+     messages            SFT
+     sharegpt            conversations: messages of from and value; beside chosen and rejected, the prompt
+     prompt-completion   prompt, completion
+     alpaca              instruction and, on a line below, input: the prompt. output, or chosen and rejected
+     orca                question (or query, or input): the prompt. response, or chosen and rejected
+   completion, output, response and answer are one. Keys of all formats:
+     system, system_prompt        a turn of the system before the prompt; empty: none
      tools, chat_template_kwargs  an array and an object, for the chat template beside the messages
      weight                       what the record's loss counts for (EAST), at least 0; 1 if absent
-   The tokenizer may be freed afterwards. */
+   Keys of two formats are refused, but chosen and rejected come before messages. The tokenizer may be freed
+   afterwards. */
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out);
 /* Records that are token ids already. All is copied. */
 WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out);
@@ -499,7 +523,7 @@ WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_
 /* ---- log-probs, hidden states ---- */
 /* [all] For records [first, first + count): logps [count, K] (K: the most responses of a record in data; NaN where it
    has fewer) and, if per_token is not NULL, a new array of every scored token's log-prob in order (wrpo_free). Its
-   length is the sum of count - first over the responses. */
+   length is the number of scored tokens of the responses. */
 WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
         double *logps, float **per_token);
 /* Of count token ids as one sequence: hidden [count, D], after the final norm, and logits [count, V], capped where the
@@ -547,7 +571,6 @@ WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, in
 typedef struct wrpo_tokenizer_prompt_desc {
     const char *name; int64_t line;  /* what errors call the record's place; 0 = "prompts", the record's own line */
     bool raw;                /* no template: the prompt is a string, encoded as it is, with BOS and the like */
-    int64_t now;             /* seconds since 1970, for templates that show the date; 0 = now */
 } wrpo_tokenizer_prompt_desc;
 /* The ids that training gives the model for the prompt of a record ({prompt} or {messages}; tools,
    chat_template_kwargs): what the template writes, with the generation prompt. wrpo_free(ids). */
@@ -760,6 +783,9 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
    and NAME.exp_avg_sq, metrics.jsonl, and, as metadata, the step and all that must be the same. */
 WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc);
 WRPO_API void wrpo_trainer_free(wrpo_trainer *t);
+/* The date that the chat template showed in the data of the run that wrote this checkpoint; NULL: it showed none.
+   wrpo_set_date takes it before the data is loaded again. wrpo_free(date). */
+WRPO_API wrpo_result wrpo_checkpoint_date(wrpo_ctx *ctx, const char *dir, char **date);
 /* The metrics of a model on data, without training. Of desc: loss, alpha (taken as it is), micro_tokens, ref_dir and
    out_dir (the reference's cache). Without ref_dir the model is its own reference, and every reward is 0. */
 WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m);
@@ -777,6 +803,8 @@ WRPO_API const char *wrpo_lr_schedule_name(int i);
 WRPO_API const char *wrpo_moments_name(int i);
 WRPO_API const char *wrpo_rope_name(int i);
 WRPO_API const char *wrpo_form_name(int i);
+WRPO_API const char *wrpo_data_format_name(int i);
+WRPO_API const char *wrpo_sft_on_name(int i);
 
 /* ---- backend: memory and about twenty ops; the model is written once, above this table ----
    To replace one op:  wrpo_backend be = *wrpo_backend_cpu(); be.gemm = my_gemm;   dev is what the table's open made.
@@ -1016,6 +1044,8 @@ struct wrpo_ctx {
     size_t bytes, peak, device_bytes;                  /* held; the most ever held; held of the backend's memory */
     wrpo__arena *handouts;           /* text and arrays given to the caller */
     int peers;                       /* WRPO__SOUND, ... */
+    time_t now;                      /* what chat templates show */
+    char date[40];                   /* its day */
 };
 static WRPO__THREAD wrpo__arena *wrpo__current;        /* the innermost entry's arena, where stb_ds allocates */
 
@@ -1812,6 +1842,35 @@ static wrpo_result wrpo__open_fails(const wrpo_desc *d, wrpo_result r, const cha
     snprintf(d->why->text, sizeof d->why->text, "%s", text);
     return r;
 }
+static struct tm wrpo__local_time(time_t t) {
+    struct tm tm = {0};
+#ifdef _WIN32
+    localtime_s(&tm, &t);
+#else
+    localtime_r(&t, &tm);
+#endif
+    return tm;
+}
+static bool wrpo__set_date(wrpo_ctx *ctx, const char *date) {  /* false: no such day */
+    const struct tm now = wrpo__local_time(time(NULL));
+    int year = now.tm_year + 1900, month = now.tm_mon + 1, day = now.tm_mday, end = 0;
+    if (date && (sscanf(date, "%4d-%2d-%2d%n", &year, &month, &day, &end) != 3 || end != 10 || date[end])) return false;
+    struct tm tm = {.tm_year = year - 1900, .tm_mon = month - 1, .tm_mday = day, .tm_hour = 12, .tm_isdst = -1};
+    const time_t noon = mktime(&tm);
+    if (noon == (time_t)-1 || tm.tm_mon != month - 1 || tm.tm_mday != day) return false;
+    ctx->now = noon;
+    snprintf(ctx->date, sizeof ctx->date, "%04d-%02d-%02d", year, month, day);
+    return true;
+}
+static void wrpo__need_date(wrpo_ctx *ctx, const char *date) {
+    if (!wrpo__set_date(ctx, date))
+        wrpo__fail(ctx, WRPO_E_ARG, "date: want a day such as 2026-11-29, found \"%.40s\"", date);
+}
+WRPO_API wrpo_result wrpo_set_date(wrpo_ctx *ctx, const char *date) {
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__need_date(ctx, date));
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API const char *wrpo_get_date(const wrpo_ctx *ctx) { return ctx->date; }
 static int wrpo__default_threads(const wrpo_desc *d) { /* ranks that are bound to no processors share them */
     int64_t threads = 1;
     (void)d;
@@ -1852,6 +1911,7 @@ static wrpo_result wrpo__open(wrpo_desc d, wrpo_ctx **out) {
     *ctx = (wrpo_ctx){.desc = d, .error = {.text = "out of memory"}};
     ctx->desc.why = NULL;
     ctx->handouts = wrpo__arena_new(ctx);
+    wrpo__set_date(ctx, NULL);
     const wrpo_result r = ctx->handouts ? d.backend->open(&ctx->dev, &ctx->desc, &ctx->error) : WRPO_E_MEMORY;
     if (r == WRPO_OK) {
         ctx->error = (wrpo_error){0};
@@ -2015,14 +2075,14 @@ static int64_t wrpo__shard(const wrpo_ctx *ctx, int64_t count) {
     return wrpo__unit(ctx, count) * (ctx->desc.lanes / wrpo__ranks(ctx));
 }
 /* What [a, a + size) and [b, b + n) have in common: *first, *count. */
-static void wrpo__common(int64_t a, int64_t size, int64_t b, int64_t n, int64_t *first, int64_t *count) {
+static void wrpo__overlap(int64_t a, int64_t size, int64_t b, int64_t n, int64_t *first, int64_t *count) {
     *first = WRPO__MAX(a, b);
     *count = WRPO__MAX(WRPO__MIN(a + size, b + n) - *first, 0);
 }
 /* Bytes [from, from + n) of the whole array out of the shards of `size` bytes, on every rank; mine: this rank's. */
 static void wrpo__split_get(wrpo_ctx *ctx, char *out, const void *mine, int64_t size, int64_t from, int64_t n) {
     for (int64_t rank = from / size, first, count; rank * size < from + n; rank++) {
-        wrpo__common(rank * size, size, from, n, &first, &count);
+        wrpo__overlap(rank * size, size, from, n, &first, &count);
         if (rank == wrpo__me(ctx))
             ctx->desc.backend->get(ctx->dev, out + (first - from), (const char *)mine + first % size, (size_t)count);
         wrpo__broadcast(ctx, out + (first - from), (size_t)count, (int)rank);
@@ -2031,7 +2091,7 @@ static void wrpo__split_get(wrpo_ctx *ctx, char *out, const void *mine, int64_t 
 /* The inverse: this rank keeps what belongs to its shard. */
 static void wrpo__split_put(wrpo_ctx *ctx, void *mine, int64_t size, int64_t from, int64_t n, const char *in) {
     int64_t first, count;
-    wrpo__common(wrpo__me(ctx) * size, size, from, n, &first, &count);
+    wrpo__overlap(wrpo__me(ctx) * size, size, from, n, &first, &count);
     if (count)
         ctx->desc.backend->put(ctx->dev, (char *)mine + first % size, in + (first - from), (size_t)count);
 }
@@ -2043,7 +2103,13 @@ struct wrpo_data {
     wrpo_record *records;            /* stb array */
     wrpo_data_stats stats;
     int most;                        /* the most responses that a record has */
+    const char *date;                /* that the chat template showed; NULL: it showed none */
 };
+static int64_t wrpo__scored_count(const wrpo_tokens *y) {
+    int64_t n = y->scored ? 0 : y->count - y->first;
+    for (int64_t j = y->first; y->scored && j < y->count; j++) n += y->scored[j];
+    return n;
+}
 static const int32_t *wrpo__copy_ids(wrpo__arena *arena, const int32_t *ids, int64_t count) {
     return memcpy(wrpo__alloc(arena, (size_t)count, sizeof *ids), ids, (size_t)count * sizeof *ids);
 }
@@ -2066,6 +2132,7 @@ static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
         wrpo_tokens *y = &responses[k];
         *y = record->responses[k];
         y->ids = wrpo__copy_ids(arena, y->ids, y->count);
+        if (y->scored) y->scored = memcpy(wrpo__alloc(arena, (size_t)y->count, 1), y->scored, (size_t)y->count);
         y->share = wrpo__or_default(y->share, y->role == WRPO_ROLE_SOURCE ? equal : 1);
         data->stats.response_tokens += y->count;
         data->stats.longest = WRPO__MAX(data->stats.longest, r.prompt_count + y->count);
@@ -2085,7 +2152,7 @@ static wrpo_data *wrpo__data_from_ids(wrpo__arena *arena, const wrpo_record *rec
         wrpo_record r = records[i];
         bool ok = r.prompt_count >= 1 && r.count >= 1;
         for (int k = 0; ok && k < r.count; k++)
-            ok = r.responses[k].first >= 0 && r.responses[k].count > r.responses[k].first;
+            ok = r.responses[k].first >= 0 && wrpo__scored_count(&r.responses[k]) > 0;
         if (!(r.weight >= 0 && r.weight <= DBL_MAX))
             wrpo__fail(arena->ctx, WRPO_E_ARG, "record %lld: weight: want a finite number of at least 0, found %g",
                        (long long)i, r.weight);
@@ -2144,6 +2211,7 @@ static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
             h = wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids);
             h = wrpo__hash(h, scored, sizeof scored);
             h = wrpo__hash(h, &y->share, sizeof y->share);
+            if (y->scored) h = wrpo__hash(h, y->scored, (size_t)y->count);
         }
     }
     return h;
@@ -3513,7 +3581,7 @@ static void wrpo__pack_record(wrpo__run *r, const wrpo_record *record) {
         }
         r->packed[r->n_packed++] = (wrpo__location){.prompt_row = prompt, .row = r->n, .target = r->n_targets};
         for (int64_t j = y->first; j < y->count; j++)
-            wrpo__pack_target(r, j > 0 ? r->n + j - 1 : prompt + P - 1, y->ids[j]);
+            if (!y->scored || y->scored[j]) wrpo__pack_target(r, j > 0 ? r->n + j - 1 : prompt + P - 1, y->ids[j]);
         wrpo__pack_seg(r, y->ids, y->count, P, prompt, prompt + P);            /* sees the prompt's rows and its own */
     }
 }
@@ -4064,7 +4132,7 @@ static double wrpo__sum_logps(const float *logp, int64_t n) {
 static int64_t wrpo__scored_tokens(const wrpo_data *data, int64_t begin, int64_t end) {       /* tokens of records */
     int64_t n = 0;
     for (const wrpo_record *record = data->records + begin; record < data->records + end; record++)
-        for (int k = 0; k < record->count; k++) n += record->responses[k].count - record->responses[k].first;
+        for (int k = 0; k < record->count; k++) n += wrpo__scored_count(&record->responses[k]);
     return n;
 }
 /* Does the model's adapter add nothing? Every B of a new one is 0. */
@@ -4109,7 +4177,7 @@ static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data
         for (int64_t i = micro->begin; i < micro->end; i++) {
             const wrpo_record *record = &data->records[i];
             for (int k = 0; k < K; k++, logps++) {
-                const int64_t scored = k < record->count ? record->responses[k].count - record->responses[k].first : 0;
+                const int64_t scored = k < record->count ? wrpo__scored_count(&record->responses[k]) : 0;
                 *logps = k < record->count ? wrpo__sum_logps(at, scored) : NAN;
                 at += scored;
                 if (k < record->count && !isfinite(*logps))
@@ -4217,7 +4285,7 @@ static void wrpo__as_loss(const wrpo_record *record, wrpo_response *r) {
     for (int k = 0; k < record->count; k++) {
         const wrpo_tokens *y = &record->responses[k];
         r[k] = (wrpo_response){.role = y->role, .share = y->share, .pair_id = y->pair_id,
-                               .tokens = y->count - y->first};
+                               .tokens = wrpo__scored_count(y)};
     }
 }
 /* Every record must have the roles that the method needs. */
@@ -4240,6 +4308,7 @@ static void wrpo__check_roles(wrpo_ctx *ctx, const wrpo__set *set, const wrpo_tr
    Sources come first in a record. */
 static const wrpo_data *wrpo__only_sources(wrpo__arena *arena, const wrpo_data *data) {
     wrpo_data *view = WRPO__NEW(arena, wrpo_data);
+    view->date = data->date;
     view->stats.records = data->stats.records;
     view->records = wrpo__alloc(arena, (size_t)data->stats.records, sizeof *view->records);
     for (int64_t i = 0; i < data->stats.records; i++) {
@@ -4578,7 +4647,7 @@ static size_t wrpo__weights_move(const wrpo_model *model, int64_t from, int64_t 
         const size_t each = wrpo__dtype_size(w->dtype);
         end = wrpo__weight_run(model, i, &size);
         if (w->at < 0) continue;
-        wrpo__common(w->at, size, from, n, &first, &count);
+        wrpo__overlap(w->at, size, from, n, &first, &count);
         char *data = (char *)w->data + (size_t)(first - w->at) * each, *to = put ? data : buffer + used;
         if (buffer && count)
             model->ctx->desc.backend->copy(model->ctx->dev, to, put ? buffer + used : data, (size_t)count * each);
@@ -4617,7 +4686,7 @@ static void wrpo__update(wrpo_trainer *t, double lr, double grad_scale) {
         const wrpo_weight *w = &t->model->weights[i];
         end = wrpo__weight_run(t->model, i, &size);
         if (w->at < 0) continue;                       /* frozen */
-        wrpo__common(begin, shard, w->at, size, &first, &count);
+        wrpo__overlap(begin, shard, w->at, size, &first, &count);
         if (count == 0) continue;
         const size_t offset = wrpo_moments_bytes(d->moments, first - begin);
         const uint64_t seed = wrpo__random64(d->seed, (uint64_t)t->k, (uint64_t)w->at);
@@ -4979,6 +5048,18 @@ static const wrpo_json *wrpo__present(const wrpo_json *object, const char *key) 
 }
 static bool wrpo__json_is(const wrpo_json *v, const char *text) {  /* this string */
     return v && v->kind == WRPO_JSON_STRING && v->size == strlen(text) && !memcmp(v->text, text, v->size);
+}
+static bool wrpo__listed(const char *names, const char *name) {  /* in a list separated by spaces */
+    const size_t n = strlen(name);
+    for (const char *p = strstr(names, name); n && p; p = strstr(p + 1, name))
+        if ((p == names || p[-1] == ' ') && (p[n] == ' ' || !p[n])) return true;
+    return false;
+}
+static const char *wrpo__keys_text(const wrpo_json *object) {  /* "a", "b": for the end of a sentence */
+    wrpo__text out = {.arena = wrpo__current};
+    for (const wrpo_json *v = object->child; v && out.size < 160; v = v->next)
+        wrpo__text_printf(&out, "%s\"%s\"", v == object->child ? "" : ", ", wrpo__legible(v->key, v->key_size));
+    return out.data ? out.data : "nothing";
 }
 static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
     if (!a || !b || a->kind != b->kind || a->count != b->count) return a == b;
@@ -7311,6 +7392,7 @@ struct wrpo_tokenizer {
     const char *special[7];  /* texts of wrpo__special_names; NULL: none */
     int32_t bos, eos;  /* -1: none */
     wrpo__template chat[2];  /* the second, if there is one: for conversations with tools */
+    bool dated;  /* one of them has asked for the date */
     /* only while it is loaded: */
     struct wrpo__work *work;  /* normalizes the texts of added tokens */
     int64_t next_id;  /* of the next added token that is not in the vocabulary */
@@ -8487,7 +8569,7 @@ typedef struct wrpo__jinja {  /* one compilation or one rendering */
     wrpo__text out;  /* the rendering; its end may be a string in the making: wrpo__jcut */
     char flow;  /* on the way out to the loop: 'b' break, 'c' continue; else 0 */
     int64_t steps; size_t held;  /* steps done; bytes that the context held before */
-    time_t now;
+    size_t **spans;  /* where generation blocks begin and end in out: an stb array of bytes; NULL: not wanted */
     /* A compilation: */
     const char *s; size_t n, next;  /* the template with newlines \n; where its next token begins */
     bool fresh;  /* the text after the last tag begins a line */
@@ -9239,15 +9321,11 @@ WRPO__J_FN(strftime) {
     wrpo__jv format = wrpo__jto_str(J, c->a[0]);
     /* The bar makes 0 from strftime mean that there was no room. */
     const char *text = wrpo__format(wrpo__current, "%.*s|", (int)WRPO__MIN(format->n, 400), format->s);
-    struct tm tm;
+    const struct tm tm = wrpo__local_time(J->ctx->now);
     char out[512];
-#ifdef _WIN32
-    bool ok = localtime_s(&tm, &J->now) == 0;
-#else
-    bool ok = localtime_r(&J->now, &tm) != NULL;
-#endif
-    if (strstr(text, "%z") || strstr(text, "%Z") || strstr(text, "%f")) ok = false;  /* no zone, no microseconds */
+    const bool ok = !strstr(text, "%z") && !strstr(text, "%Z") && !strstr(text, "%f");  /* no zone, no microseconds */
     size_t n = ok ? strftime(out, sizeof out, text, &tm) : 0;
+    J->tok->dated = true;
     if (n == 0) wrpo__jrefuse(J, "strftime_now(\"%.*s\")", WRPO__J_SHOW(format));
     wrpo__jput(J, out, n - 1);
     return NULL;
@@ -9917,8 +9995,12 @@ static void wrpo__jstatement(wrpo__jinja *J) {
         J->loops = 0;  /* break and continue do not reach out of these */
         if (wrpo__jtake(J, "set")) wrpo__jassign(J);
         else if (wrpo__jtake(J, "macro")) wrpo__jmacro(J);
-        else if (wrpo__jtake(J, "generation")) {  /* marks a loss mask; here it is only text */
+        else if (wrpo__jtake(J, "generation")) {  /* marks what is learned from */
+            size_t *span = J->spans && !J->idle ? stbds_arraddnptr(*J->spans, 2) : NULL;
+            const int64_t at = span ? stbds_arrlen(*J->spans) - 2 : 0;
+            if (span) *span = J->out.size;
             wrpo__jbody(J, "endgeneration", wrpo__jscope(J->scope));
+            if (span) (*J->spans)[at + 1] = J->out.size;
             wrpo__jneed(J, "endgeneration");
         } else wrpo__jexpected(J, "a statement");
     }
@@ -9970,22 +10052,26 @@ static wrpo__jv wrpo__jfrom_json(wrpo__jinja *J, const wrpo_json *j) {
     J->depth--;
     return v;
 }
-/* transformers shows a message's reasoning under each name that templates know: reasoning_content, thinking. */
+/* As transformers shows a message: without keys that are null, and its reasoning under each name that templates know:
+   reasoning_content, thinking. */
+static const char *const wrpo__reasoning[] = {"reasoning_content", "thinking", "reasoning"};
 static wrpo__jv wrpo__jmessage(wrpo__jinja *J, const wrpo_json *message) {
-    static const char *const names[] = {"reasoning_content", "thinking", "reasoning"};
-    wrpo__jv v = wrpo__jfrom_json(J, message), reasoning = NULL;
+    wrpo_json given = {.kind = WRPO_JSON_OBJECT};
+    for (const wrpo_json *m = message->child; m; m = m->next)
+        if (m->kind != WRPO_JSON_NULL) wrpo__json_put(&given, m, NULL);
+    wrpo__jv v = wrpo__jfrom_json(J, &given), reasoning = NULL;
     wrpo__jval *d = wrpo__jnew(WRPO__J_DICT);
     for (int i = 0; i < 3 && !wrpo__jgiven(reasoning); i++)
-        reasoning = wrpo__jdict_get(J, v, wrpo__jstring(names[i]));
+        reasoning = wrpo__jdict_get(J, v, wrpo__jstring(wrpo__reasoning[i]));
     if (!wrpo__jgiven(reasoning)) return v;
     wrpo__jdict_put(J, d, wrpo__jstring("thinking"), reasoning);
     for (int64_t i = 0; i < v->count; i++) wrpo__jdict_put(J, d, v->keys[i], v->items[i]);
     wrpo__jdict_put(J, d, wrpo__jstring("reasoning_content"), reasoning);
     return d;
 }
-/* Appends the conversation as text to out. now: for strftime_now. */
+/* Appends the conversation as text to out. spans: as in wrpo__jinja. */
 static void wrpo__chat_at(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
-                          const wrpo_json *kwargs, time_t now, wrpo__text *out) {
+                          const wrpo_json *kwargs, size_t **spans, wrpo__text *out) {
     wrpo_ctx *ctx = tok->ctx;
     const wrpo_json *tools = wrpo__present(kwargs, "tools");
     wrpo__template *t = &tok->chat[tok->chat[1].text && tools];  /* as transformers */
@@ -9995,7 +10081,7 @@ static void wrpo__chat_at(wrpo_tokenizer *tok, const wrpo_json *messages, bool a
     if (messages->kind != WRPO_JSON_ARRAY) wrpo__fail(ctx, WRPO_E_ARG, "chat: want an array of messages");
     if (!t->tokens) wrpo__jcompile(tok, t);
     wrpo__jinja J = {.ctx = ctx, .tok = tok, .at = t->tokens, .line = 1, .out = *out,
-                     .held = ctx->bytes, .now = now};
+                     .held = ctx->bytes, .spans = spans};
     wrpo__jval *list = wrpo__jnew(WRPO__J_LIST);
     J.scope = wrpo__jscope(NULL);
     for (const wrpo_json *m = messages->child; m; m = m->next) {
@@ -10016,7 +10102,7 @@ static void wrpo__chat_at(wrpo_tokenizer *tok, const wrpo_json *messages, bool a
 static void wrpo__chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
                        const wrpo_json *kwargs, char **text, size_t *size) {
     wrpo__text out = {.arena = wrpo__current};
-    wrpo__chat_at(tok, messages, add_generation_prompt, kwargs, time(NULL), &out);
+    wrpo__chat_at(tok, messages, add_generation_prompt, kwargs, NULL, &out);
     *text = wrpo__handout(tok->ctx, out.data, out.size);
     *size = out.size;
 }
@@ -10030,22 +10116,32 @@ WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *m
 }
 
 /* --------------------------------------------------------------------------------------------- >>data
-   JSON lines of records to token ids. wrpo_data_load (>>api) says what the keys are for. Their forms:
+   Records to token ids. wrpo_data_load (>>api) says what the keys are for. Their forms:
      prompt    a string (what a user says), a message, or a list of messages; absent if a conversation has it
      chosen    a string, a message, or a conversation that ends in the answer; or two and more messages of an assistant:
-               candidates, first the sources, then the target
+               candidates, first the sources, then the target. Beside conversations a string as prompt is not read:
+               the prompt is what both begin with, as in TRL
      rejected  a string, a message or a conversation: one answer, as are both of a pair
      messages  a conversation: its last message is the answer
-   A record is tokenized in one of two ways:
+   A message has role and content, or from (human, gpt, ...) and value.
+   A record is tokenized in one of these ways:
      clean     the prompt's ids are what the model is given at inference; an answer's ids are what the template
-               writes after that, up to and including the first token that ends a turn
-     authors   as the reference trainer does it, for parity */
+               writes after that, up to and including the first token that ends a turn. If the template never writes
+               the end of the generation prompt before an answer, the answer begins where the two part, as in TRL
+     authors   as the reference trainer does it, for parity
+     sft_on    assistant or all: the ids of the whole conversation, as TRL has them
+   To add a format: a value of wrpo_data_format and a row of wrpo__formats. */
 typedef struct wrpo__reading {  /* a file on its way into data */
     wrpo_ctx *ctx;
     wrpo_data *data;
     wrpo_tokenizer *tok;
     wrpo_data_desc desc;  /* resolved */
-    time_t now;  /* one date for all templates that show one */
+    wrpo_data_format format;  /* of the file; AUTO: not known yet */
+    int64_t read;  /* records */
+    /* What warnings are about: answers, of them not shown whole; records; one example of what `parted` lost */
+    int64_t said_count, dropped, parted, rewritten, unscored;
+    char lost[64];
+    wrpo__arena *pack; int32_t *stream; bool *marks;  /* packing: tokens, stb arrays in pack; which are scored */
     /* of the current record, in its arena: */
     int64_t line;
     const char *id;
@@ -10077,6 +10173,26 @@ static const wrpo_json *wrpo__message_get(const wrpo_json *message, const char *
         wrpo__wrong(v, "%s: want a string as \"%s\", found %s", message->key, key, wrpo__found(v));
     return v;
 }
+/* ShareGPT's names: from and value, human and gpt. */
+static const wrpo_json *wrpo__named_message(const wrpo_json *m) {
+    static const char *const roles[][2] = {{"human", "user"}, {"gpt", "assistant"}, {"user", "user"},
+                                           {"assistant", "assistant"}, {"system", "system"}, {"tool", "tool"}};
+    const wrpo_json *from = wrpo__present(m, "from");
+    int i = 0;
+    if (!from || wrpo__present(m, "role")) return m;
+    while (i < 6 && !wrpo__json_is(from, roles[i][0])) i++;
+    if (i == 6) wrpo__refuse(from, NULL, "human, gpt, system, user, assistant or tool");
+    wrpo_json role = *from, *out = WRPO__NEW(wrpo__current, wrpo_json);
+    role.text = roles[i][1];
+    role.size = strlen(role.text);
+    *out = *m;
+    out->child = NULL;
+    out->count = 0;
+    for (const wrpo_json *v = m->child; v; v = v->next)
+        if (v == from) wrpo__json_put(out, &role, "role");
+        else wrpo__json_put(out, v, strcmp(v->key, "value") ? NULL : "content");
+    return out;
+}
 /* A string, a message or a list of either, as an array of messages; a string takes the role given. */
 static wrpo_json *wrpo__messages(const wrpo_json *v, const char *role) {
     wrpo_json *list = WRPO__NEW(wrpo__current, wrpo_json);
@@ -10087,7 +10203,7 @@ static wrpo_json *wrpo__messages(const wrpo_json *v, const char *role) {
         const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of(role, m) : m;
         if (message->kind != WRPO_JSON_OBJECT)
             wrpo__refuse(m, what, many ? "messages" : "a string, a message or a list of messages");
-        wrpo__message_get(wrpo__json_put(list, message, what), "role");
+        wrpo__message_get(wrpo__json_put(list, wrpo__named_message(message), what), "role");
     }
     if (!list->count) wrpo__wrong(v, "%s: want at least one message, found none", what);
     return list;
@@ -10136,8 +10252,8 @@ static void wrpo__share_weights(wrpo__reading *in, int64_t sources, const wrpo_j
 /* The answer that v ends in. "chosen" may be a list of candidates, all of them an assistant's: the sources, then the
    target. */
 static void wrpo__read_answer(wrpo__reading *in, const wrpo_json *v, wrpo_tokens answer, const wrpo_json *weights) {
-    const bool sft = answer.role == WRPO_ROLE_SOURCE && !answer.pair_id;  /* of "messages": a bare string is a user's */
-    wrpo_json *list = wrpo__messages(v, sft ? "user" : "assistant");
+    const bool whole = answer.role == WRPO_ROLE_SOURCE && !answer.pair_id && !in->prompt;
+    wrpo_json *list = wrpo__messages(v, whole ? "user" : "assistant");  /* of "messages" a bare string is a user's */
     const wrpo_json *m = list->child, *w = weights ? weights->child : NULL;
     bool candidates = list->count > 1;
     for (; m; m = m->next) candidates = candidates && wrpo__is_assistant(m);
@@ -10186,8 +10302,15 @@ static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {  /* its 
         wrpo__refuse(id, NULL, "a string or a number");
     if (id) in->id = id->text;
     const wrpo_json *kwargs = wrpo__maybe(root, "chat_template_kwargs", WRPO_JSON_OBJECT);
-    const wrpo_json *tools = wrpo__maybe(root, "tools", WRPO_JSON_ARRAY);
+    const wrpo_json *tools = wrpo__present(root, "tools");
     in->kwargs = NULL;
+    if (tools && tools->kind == WRPO_JSON_STRING) {  /* as JSON in a string: so data sets keep them */
+        wrpo_json *parsed = wrpo__json_parse(wrpo__current, "tools", 1, tools->text, tools->size);
+        parsed->key = "tools";
+        parsed->key_size = 5;
+        tools = parsed;
+    }
+    if (tools) wrpo__want(tools, WRPO_JSON_ARRAY, NULL);
     if (!kwargs && !tools) return;
     if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS)
         wrpo__wrong(tools ? tools : kwargs,
@@ -10198,49 +10321,201 @@ static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {  /* its 
     for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_put(all, k, NULL);
     in->kwargs = all;
 }
+/* The value under one of the names, a list separated by spaces; NULL: there is none. */
+static const wrpo_json *wrpo__field(const wrpo_json *root, const char *names) {
+    const wrpo_json *v = NULL;
+    for (const wrpo_json *m = root->child; m; m = m->next) {
+        if (m->kind == WRPO_JSON_NULL || !wrpo__listed(names, m->key)) continue;
+        if (v) wrpo__wrong(m, "want \"%s\" or \"%s\", found both", v->key, m->key);
+        v = m;
+    }
+    return v;
+}
+/* A "system" beside the prompt becomes its first message. */
+static void wrpo__put_system(wrpo__reading *in) {
+    const wrpo_json *system = wrpo__field(in->root, "system system_prompt");
+    if (!system) return;
+    wrpo__want(system, WRPO_JSON_STRING, NULL);
+    const wrpo_json *first = in->prompt->child;
+    if (!system->size) return;
+    if (wrpo__json_is(wrpo_json_get(first, "role"), "system")) {
+        if (wrpo__json_same(wrpo_json_get(first, "content"), system)) return;
+        wrpo__wrong(system, "%s: want the text of the system's turn in the conversation, or none; found another",
+                    system->key);
+    }
+    wrpo_json *list = WRPO__NEW(wrpo__current, wrpo_json);
+    list->kind = WRPO_JSON_ARRAY;
+    wrpo__json_put(list, wrpo__message_of("system", system), "system");
+    for (const wrpo_json *m = first; m; m = m->next) wrpo__json_put(list, m, NULL);
+    in->prompt = list;
+}
 static void wrpo__end_prompt(const wrpo__reading *in) {
     const wrpo_json *last = in->prompt->child;
     while (last->next) last = last->next;
     if (wrpo__is_assistant(last))
         wrpo__refuse(wrpo_json_get(last, "role"), "prompt", "another last role than the assistant's");
 }
+
+/* ---- formats ---- */
+typedef struct wrpo__format_keys { const char *name, *prompt, *answer, *wants; } wrpo__format_keys;
+#define WRPO__ANSWER "completion output response answer"
+static const wrpo__format_keys wrpo__formats[] = {  /* the keys of each wrpo_data_format, beside chosen and rejected */
+    {"auto", "", "", ""},
+    {"preference", "prompt", "", "chosen and rejected"},
+    {"pairs", "prompt", "pairs", "pairs"},
+    {"messages", "messages", "messages", "messages"},
+    {"sharegpt", "conversations", "conversations", "conversations"},
+    {"prompt-completion", "prompt", WRPO__ANSWER, "prompt and completion"},
+    {"alpaca", "instruction", WRPO__ANSWER, "instruction and output"},
+    {"orca", "question query input", WRPO__ANSWER, "question and response"}};
+static const char *const wrpo__sft_ons[] = {"answers", "assistant", "all"};
+WRPO__NAMED(wrpo_sft_on_name, wrpo__sft_ons)
+WRPO_API const char *wrpo_data_format_name(int i) {
+    return i >= 0 && i < WRPO__COUNT(wrpo__formats) ? wrpo__formats[i].name : NULL;
+}
+/* Messages of others than the assistant? Then the prompt is in them. */
+static bool wrpo__is_conversation(const wrpo_json *v) {
+    for (const wrpo_json *m = v && v->kind == WRPO_JSON_ARRAY ? v->child : NULL; m; m = m->next) {
+        const wrpo_json *role = wrpo__present(m, "role"), *from = role ? role : wrpo__present(m, "from");
+        if (from && !wrpo__json_is(from, "assistant") && !wrpo__json_is(from, "gpt")) return true;
+    }
+    return false;
+}
+/* Are chosen and rejected the record's answers? If they have a prompt of their own, they are a preference alone. */
+static bool wrpo__takes_pair(const wrpo_json *root, wrpo_data_format format) {
+    const wrpo_json *chosen = wrpo__present(root, "chosen");
+    return chosen && wrpo__present(root, "rejected") && format != WRPO_DATA_FORMAT_PAIRS &&
+           (format == WRPO_DATA_FORMAT_PREFERENCE ||
+            (!wrpo__present(root, "prompt") && !wrpo__is_conversation(chosen)));
+}
+static bool wrpo__fits(const wrpo_json *root, wrpo_data_format format) {
+    const wrpo__format_keys *keys = &wrpo__formats[format];
+    const bool alpaca = format == WRPO_DATA_FORMAT_ORCA && wrpo__present(root, "instruction");  /* "input" is its */
+    return (format <= WRPO_DATA_FORMAT_PAIRS || wrpo__field(root, alpaca ? "question query" : keys->prompt)) &&
+           (wrpo__takes_pair(root, format) || wrpo__field(root, keys->answer));
+}
+static wrpo_data_format wrpo__format_of(const wrpo__reading *in, const wrpo_json *root) {
+    const bool pair = wrpo__takes_pair(root, WRPO_DATA_FORMAT_PREFERENCE);
+    const bool alone = pair && !wrpo__takes_pair(root, WRPO_DATA_FORMAT_AUTO);
+    const wrpo__format_keys *f = wrpo__formats;
+    wrpo_data_format found = in->desc.format;
+    if (found && !wrpo__fits(root, found))
+        wrpo__wrong(root, "want %s, the keys of format %s, found %s", f[found].wants, f[found].name,
+                    wrpo__keys_text(root));
+    for (wrpo_data_format i = WRPO_DATA_FORMAT_PAIRS; !in->desc.format && !alone && i <= WRPO_DATA_FORMAT_ORCA; i++) {
+        if (!wrpo__fits(root, i)) continue;
+        if (found)
+            wrpo__wrong(root, "want the keys of one format, found those of %s (%s) and of %s (%s): say which with "
+                        "--data-format (wrpo_data_desc.format)", f[found].name, f[found].wants, f[i].name, f[i].wants);
+        found = i;
+    }
+    if (!found && pair) found = WRPO_DATA_FORMAT_PREFERENCE;
+    if (!found && (wrpo__present(root, "chosen") || wrpo__present(root, "rejected")))
+        wrpo__wrong(root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"",
+                    wrpo__present(root, "chosen") ? "rejected" : "chosen");
+    if (!found)
+        wrpo__wrong(root, "want chosen and rejected, messages, conversations, prompt and completion, instruction and "
+                    "output, or question and response; found %s", wrpo__keys_text(root));
+    if (in->format && found != in->format)
+        wrpo__wrong(root, "want format %s (%s), as above, found %s (%s)", f[in->format].name, f[in->format].wants,
+                    f[found].name, f[found].wants);
+    return found;
+}
+/* An instruction or a question and, on a line below, its input. */
+static const wrpo_json *wrpo__with_input(const wrpo_json *root, const wrpo_json *prompt) {
+    const wrpo_json *input = wrpo__field(root, "input context"), *history = wrpo__present(root, "history");
+    wrpo_json *both = WRPO__NEW(wrpo__current, wrpo_json);
+    *both = *wrpo__want(prompt, WRPO_JSON_STRING, NULL);
+    if (history && history->count) wrpo__refuse(history, NULL, "none, or messages");
+    if (!input || input == prompt || !wrpo__want(input, WRPO_JSON_STRING, NULL)->size) return both;
+    wrpo__text text = {.arena = wrpo__current};
+    wrpo__text_add(&text, prompt->text, prompt->size);
+    wrpo__text_puts(&text, "\n");
+    wrpo__text_add(&text, input->text, input->size);
+    both->text = text.data;
+    both->size = text.size;
+    return both;
+}
 static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
     wrpo__read_head(in, root);
-    const wrpo_json *prompt = wrpo__present(root, "prompt"), *messages = wrpo__present(root, "messages");
     const wrpo_json *chosen = wrpo__present(root, "chosen"), *rejected = wrpo__present(root, "rejected");
     const wrpo_json *pairs = wrpo__present(root, "pairs"), *weights = wrpo__present(root, "weights");
-    const bool sft = messages && !chosen && !rejected;
     in->weight = wrpo__read_weight(wrpo__present(root, "weight"));
     if (in->weight == 0) in->weight = WRPO_ZERO;
-    if (pairs && (chosen || rejected || messages))
+    if (pairs && (chosen || rejected || wrpo__present(root, "messages")))
         wrpo__wrong(pairs,
                     "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
     if (weights && !chosen)
         wrpo__wrong(weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
-    if (!pairs && !sft && (!chosen || !rejected))
-        wrpo__wrong(root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"",
-                    chosen ? "rejected" : "chosen");
-    if (prompt && !sft) in->prompt = wrpo__messages(prompt, "user");
-    if (pairs) wrpo__read_pairs(in, pairs);
-    else if (sft) wrpo__read_answer(in, messages, (wrpo_tokens){.role = WRPO_ROLE_SOURCE, .share = 1}, NULL);
-    else {
+    const wrpo_data_format format = in->format = wrpo__format_of(in, root);
+    const bool pair = wrpo__takes_pair(root, format);
+    /* 1. The prompt, if the answers do not have it. */
+    const wrpo_json *prompt = wrpo__field(root, wrpo__formats[format].prompt);
+    const wrpo_json *answer = pair ? chosen : wrpo__field(root, wrpo__formats[format].answer);
+    if (format >= WRPO_DATA_FORMAT_ALPACA) prompt = wrpo__with_input(root, prompt);
+    if (pair && prompt && prompt->kind == WRPO_JSON_STRING && wrpo__is_conversation(chosen) &&
+        wrpo__is_conversation(rejected)) prompt = NULL;
+    if (prompt && prompt != answer) in->prompt = wrpo__messages(prompt, "user");
+    /* 2. The answers. */
+    if (format == WRPO_DATA_FORMAT_PAIRS) wrpo__read_pairs(in, pairs);
+    else if (pair) {
         wrpo__read_answer(in, chosen, (wrpo_tokens){.role = WRPO_ROLE_TARGET, .share = 1}, weights);
         wrpo__read_answer(in, rejected, (wrpo_tokens){.role = WRPO_ROLE_REJECTED, .share = 1}, NULL);
+    } else {
+        const wrpo_json *label = wrpo__present(root, "label");
+        if (label && label->kind == WRPO_JSON_BOOL)
+            wrpo__wrong(label, "label: want none, or pairs: single answers with labels (KTO) are not supported");
+        wrpo__read_answer(in, answer, (wrpo_tokens){.role = WRPO_ROLE_SOURCE, .share = 1}, NULL);
     }
     if (!in->prompt) wrpo__wrong(root, "want a \"prompt\", or a conversation that ends in an answer, found none");
+    wrpo__put_system(in);
     wrpo__end_prompt(in);
+    if ((in->desc.sft_on || in->desc.packing) && (pair || pairs))
+        wrpo__wrong(root, "sft_on, packing: want records of one conversation, found %s", wrpo__formats[format].wants);
 }
 
 /* ---- clean ---- */
-/* messages: an array, or NULL for none; answer: one more, unless NULL. */
+/* messages, NULL for none, and one more, unless it is NULL. */
+static wrpo_json *wrpo__and_message(const wrpo_json *messages, const wrpo_json *more) {
+    wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
+    all->kind = WRPO_JSON_ARRAY;
+    for (const wrpo_json *m = messages ? messages->child : NULL; m; m = m->next) wrpo__json_put(all, m, NULL);
+    if (more) wrpo__json_put(all, more, NULL);
+    return all;
+}
+/* spans: as in wrpo__jinja, or NULL. */
+static wrpo__text wrpo__render_spans(wrpo__reading *in, const wrpo_json *all, bool add_generation_prompt,
+                                     size_t **spans) {
+    wrpo__text out = {.arena = wrpo__current};
+    wrpo__chat_at(in->tok, all, add_generation_prompt, in->kwargs, spans, &out);
+    wrpo__text_add(&out, "", 0);  /* never NULL */
+    return out;
+}
 static wrpo__text wrpo__render(wrpo__reading *in, const wrpo_json *messages, const wrpo_json *answer,
                                bool add_generation_prompt) {
-    wrpo__text out = {.arena = wrpo__current};
-    wrpo_json all = {.kind = WRPO_JSON_ARRAY};
-    for (const wrpo_json *m = messages ? messages->child : NULL; m; m = m->next) wrpo__json_put(&all, m, NULL);
-    if (answer) wrpo__json_put(&all, answer, NULL);
-    wrpo__chat_at(in->tok, &all, add_generation_prompt, in->kwargs, in->now, &out);
-    wrpo__text_add(&out, "", 0);  /* never NULL */
+    return wrpo__render_spans(in, wrpo__and_message(messages, answer), add_generation_prompt, NULL);
+}
+static size_t wrpo__common(const wrpo__text *a, const wrpo__text *b) {  /* bytes that both begin with */
+    const size_t least = WRPO__MIN(a->size, b->size);
+    size_t n = 0;
+    while (n < least && a->data[n] == b->data[n]) n++;
+    while (n > 0 && n < least && ((a->data[n] & 0xC0) == 0x80 || (b->data[n] & 0xC0) == 0x80)) n--;
+    return n;
+}
+static int64_t wrpo__common_ids(const int32_t *a, const int32_t *b) {  /* stb arrays */
+    const int64_t least = WRPO__MIN(stbds_arrlen(a), stbds_arrlen(b));
+    int64_t n = 0;
+    while (n < least && a[n] == b[n]) n++;
+    return n;
+}
+/* A copy of a message with another content. */
+static wrpo_json *wrpo__with_content(const wrpo_json *message, const char *text, size_t size) {
+    const wrpo_json *content = wrpo_json_get(message, "content");
+    wrpo_json *out = WRPO__NEW(wrpo__current, wrpo_json), said = {.kind = WRPO_JSON_STRING, .text = text, .size = size};
+    *out = *message;
+    out->child = NULL;
+    out->count = 0;
+    for (const wrpo_json *v = message->child; v; v = v->next) wrpo__json_put(out, v == content ? &said : v, v->key);
     return out;
 }
 /* Bytes of the special token or EOS that text[n] begins with; 0: none. */
@@ -10256,40 +10531,88 @@ static size_t wrpo__end_at(const wrpo_tokenizer *tok, const char *text, size_t n
     }
     return longest;
 }
-/* Finds the response in `whole`, the conversation with its answer: from the end of `before`, the prompt as the model
-   gets it, through the first end token after the answer's own text (which may contain such tokens as well). A second
-   rendering shows where that text is. Its answer shares no character with the first one's, so what both renderings
-   have in common at their two ends is the template's. false: there is no end token. */
-static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, const wrpo__text *before,
-                                const wrpo__text *whole, size_t *from, size_t *to) {
+/* Finds the text of a message of `all` in their rendering `whole`: [*head, *end). A second rendering shows where it is.
+   Its text shares no character with the first one's, so what both renderings have in common at their two ends is the
+   template's. false: it is not shown. */
+static bool wrpo__find_text(wrpo__reading *in, const wrpo_json *all, const wrpo_json *message, const wrpo__text *whole,
+                            size_t *head, size_t *end) {
     static const char marks[] = "\1\2\3\4\5\6QZX";
     const wrpo_json *content = wrpo_json_get(message, "content");
-    size_t n = whole->size;
-    size_t head = 0, tail = 0, k = 0;
+    size_t n = whole->size, tail = 0, k = 0;
+    wrpo_json other = {.kind = WRPO_JSON_ARRAY};
     while (marks[k + 1] && memchr(content->text, marks[k], content->size)) k++;
-    wrpo_json mark = {.kind = WRPO_JSON_STRING, .text = marks + k, .size = 1}, other = {.kind = WRPO_JSON_OBJECT};
-    for (const wrpo_json *v = message->child; v; v = v->next)
-        wrpo__json_put(&other, v == content ? &mark : v, v->key);
-    const wrpo__text probe = wrpo__render(in, in->prompt, &other, false);
-    size_t least = WRPO__MIN(n, probe.size);
-    while (head < least && whole->data[head] == probe.data[head]) head++;
-    while (tail < least - head && whole->data[n - 1 - tail] == probe.data[probe.size - 1 - tail]) tail++;
-    if (head + tail >= least) wrpo__wrong(message, "the chat template does not show the response");
-    *from = before->size;
-    if (before->size > n - tail || memcmp(whole->data, before->data, before->size) != 0) {
-        /* A template that writes a prompt differently once it is answered: space that the prompt does not end in is
-           the response's. */
-        char last = before->size ? before->data[before->size - 1] : 0;
-        *from = head;
-        while (*from > 0 && last && wrpo__jspace(whole->data[*from - 1]) && whole->data[*from - 1] != last) --*from;
-    }
-    for (size_t i = n - tail; i < n; i++) {
-        size_t size = wrpo__end_at(in->tok, whole->data + i, n - i);
-        *to = i + size;
+    for (const wrpo_json *m = all->child; m; m = m->next)
+        wrpo__json_put(&other, m == message ? wrpo__with_content(m, marks + k, 1) : m, NULL);
+    const wrpo__text probe = wrpo__render_spans(in, &other, false, NULL);
+    const size_t least = WRPO__MIN(n, probe.size);
+    *head = wrpo__common(whole, &probe);
+    while (tail < least - *head && whole->data[n - 1 - tail] == probe.data[probe.size - 1 - tail]) tail++;
+    *end = n - tail;
+    return *head + tail < least;
+}
+/* Where an answer begins in `whole`. before: the prompt as the model gets it, messages with the generation prompt. */
+typedef enum wrpo__start { WRPO__GOES_ON, WRPO__PARTED, WRPO__REWRITTEN } wrpo__start;
+static wrpo__start wrpo__find_start(wrpo__reading *in, const wrpo_json *messages, const wrpo__text *before,
+                                    const wrpo__text *whole, size_t head, size_t *from) {
+    *from = wrpo__common(before, whole);
+    if (*from == before->size) return WRPO__GOES_ON;
+    /* 1. Only the generation prompt's end is missing, "<think>" for one: the answer begins where the two part. */
+    const wrpo__text bare = wrpo__render(in, messages, NULL, false);
+    if (*from >= wrpo__common(&bare, before)) return WRPO__PARTED;
+    /* 2. The template writes the prompt's messages differently once they are answered: the prompt stays as it is at
+          inference. Space that it does not end in is the response's. */
+    const char last = before->size ? before->data[before->size - 1] : 0;
+    *from = head;
+    while (*from > 0 && last && wrpo__jspace(whole->data[*from - 1]) && whole->data[*from - 1] != last) --*from;
+    return WRPO__REWRITTEN;
+}
+/* The end of the first end token in bytes [at, stop). false: there is none, and stop is returned. */
+static bool wrpo__find_end(const wrpo__reading *in, const wrpo__text *whole, size_t at, size_t stop, size_t *to) {
+    for (; at < stop; at++) {
+        const size_t size = wrpo__end_at(in->tok, whole->data + at, whole->size - at);
+        *to = at + size;
         if (size) return true;
     }
-    *to = n;
+    *to = stop;
     return false;
+}
+/* Is all that is said in text[n], white space aside, in the rendering? NULs end both. */
+static bool wrpo__shows(const wrpo__text *whole, const char *text, size_t n) {
+    const char *from[2] = {whole->data, text};
+    const size_t sizes[2] = {whole->size, n};
+    char *to[2];
+    for (int i = 0; i < 2; i++) {
+        size_t kept = 0;
+        to[i] = wrpo__alloc(wrpo__current, sizes[i] + 1, 1);
+        for (size_t k = 0; k < sizes[i]; k++)
+            if (!wrpo__jspace(from[i][k])) to[i][kept++] = from[i][k];
+    }
+    return strstr(to[0], to[1]) != NULL;
+}
+/* Counts an answer of which the template leaves something out: its reasoning, mostly. */
+static void wrpo__check_shown(wrpo__reading *in, const wrpo_json *message, const wrpo__text *whole) {
+    const wrpo_json *content = wrpo__present(message, "content");
+    bool shown = !content || content->kind != WRPO_JSON_STRING || wrpo__shows(whole, content->text, content->size);
+    for (int i = 0; i < 3; i++) {
+        const wrpo_json *v = wrpo__present(message, wrpo__reasoning[i]);
+        if (v && v->kind == WRPO_JSON_STRING) shown = shown && wrpo__shows(whole, v->text, v->size);
+    }
+    in->said_count++;
+    in->dropped += !shown;
+}
+/* An answer that closes a "</think>" which it did not open goes on in the block that the prompt has opened. */
+static const wrpo_json *wrpo__in_open_block(const wrpo_json *message, const wrpo__text *before) {
+    static const char open[] = "<think>";
+    const size_t n = sizeof open - 1;
+    const wrpo_json *content = wrpo_json_get(message, "content");
+    const char *close = strstr(content->text, "</think>"), *opened = strstr(content->text, open);
+    size_t end = before->size;
+    while (end > 0 && wrpo__jspace(before->data[end - 1])) end--;
+    if (!close || (opened && opened < close) || end < n || memcmp(before->data + end - n, open, n)) return message;
+    wrpo__text text = {.arena = wrpo__current};
+    wrpo__text_add(&text, before->data + end - n, before->size - end + n);
+    wrpo__text_add(&text, content->text, content->size);
+    return wrpo__with_content(message, text.data, text.size);
 }
 /* ids: those of the prompt and `rest` as one text, since families that put a space before a text do so after a special
    token as well. Returns how many of them are the prompt's. The prompt stays as it is at inference: where its last
@@ -10311,25 +10634,112 @@ static int64_t wrpo__encode_after(const wrpo__reading *in, const wrpo__text *bef
 }
 static void wrpo__tokenize_clean(wrpo__reading *in) {
     const wrpo__text before = wrpo__render(in, in->prompt, NULL, true);
-    int32_t *prompt = NULL;
+    const int64_t K = stbds_arrlen(in->answers);
+    int32_t *prompt = NULL, **all = wrpo__alloc(wrpo__current, (size_t)K, sizeof *all);
+    int64_t *first = wrpo__alloc(wrpo__current, (size_t)K, sizeof *first);  /* of all[k], what is not the prompt's */
+    bool *parted = wrpo__alloc(wrpo__current, (size_t)K, sizeof *parted), lost = false, rewritten = false;
     wrpo__encode(in->tok, before.data, before.size, 0, &prompt);
-    const int64_t full = stbds_arrlen(prompt), P = WRPO__MIN(full, in->desc.max_prompt_length);
-    for (int64_t k = 0; k < stbds_arrlen(in->answers); k++) {
+    int64_t full = stbds_arrlen(prompt);  /* what all conversations have of it: they share one prompt */
+    for (int64_t k = 0; k < K; k++) {
+        const wrpo_json *said = wrpo__in_open_block(in->said[k], &before), *with = wrpo__and_message(in->prompt, said);
+        const wrpo_json *message = with->child;
+        const wrpo__text whole = wrpo__render_spans(in, with, false, NULL);
+        size_t head, from, to;
+        while (message->next) message = message->next;
+        if (!wrpo__find_text(in, with, message, &whole, &head, &to))
+            wrpo__wrong(message, "the chat template does not show the response");
+        const wrpo__start start = wrpo__find_start(in, in->prompt, &before, &whole, head, &from);
+        const bool ends = wrpo__find_end(in, &whole, to, whole.size, &to);
+        wrpo__check_shown(in, said, &whole);
+        parted[k] = start == WRPO__PARTED;
+        rewritten = rewritten || start == WRPO__REWRITTEN;
+        if (parted[k]) {
+            wrpo__encode(in->tok, whole.data, to, 0, &all[k]);
+            first[k] = wrpo__common_ids(prompt, all[k]);
+            full = WRPO__MIN(full, first[k]);
+            snprintf(in->lost, sizeof in->lost, "%s", wrpo__legible(before.data + from, before.size - from));
+            lost = true;
+        } else first[k] = wrpo__encode_after(in, &before, prompt, whole.data + from, to - from, &all[k]);
+        if (!ends && in->tok->eos >= 0) stbds_arrput(all[k], in->tok->eos);
+    }
+    const int64_t P = WRPO__MIN(full, in->desc.max_prompt_length), N = stbds_arrlen(prompt);
+    for (int64_t k = 0; k < K; k++) {
         wrpo_tokens *a = &in->answers[k];
-        const wrpo__text whole = wrpo__render(in, in->prompt, in->said[k], false);
-        size_t from, to;
         int32_t *ids = NULL;
-        const bool ends = wrpo__response_span(in, in->said[k], &before, &whole, &from, &to);
-        const int64_t first = wrpo__encode_after(in, &before, prompt, whole.data + from, to - from, &ids);
-        if (!ends && in->tok->eos >= 0) stbds_arrput(ids, in->tok->eos);
-        const int64_t n = stbds_arrlen(ids) - first;
-        a->ids = ids + first;
+        for (int64_t i = full; i < N && !parted[k]; i++) stbds_arrput(ids, prompt[i]);  /* the others end earlier */
+        for (int64_t i = parted[k] ? full : first[k]; i < stbds_arrlen(all[k]); i++) stbds_arrput(ids, all[k][i]);
+        const int64_t n = stbds_arrlen(ids);
+        a->ids = ids;
         a->count = WRPO__MIN(n, in->desc.max_length - P);  /* a response keeps its beginning, */
         in->data->stats.truncated_responses += a->count < n;
     }
+    in->parted += lost;
+    in->rewritten += rewritten;
     in->ids = full > P ? prompt + full - P : prompt;  /* the prompt its end */
     in->count = P;
     in->data->stats.truncated_prompts += full > P;
+}
+
+/* ---- sft_on: every assistant turn, or every token, of one conversation, as TRL tokenizes it: in one piece ---- */
+/* Where the assistant's turns are in `whole`, for a template that does not mark them: after the generation prompt,
+   through the first end token after the turn's text and before the next turn's. An stb array of bytes. */
+static size_t *wrpo__assistant_spans(wrpo__reading *in, const wrpo_json *all, const wrpo__text *whole) {
+    size_t *spans = NULL;
+    wrpo_json messages = {.kind = WRPO_JSON_ARRAY};
+    for (const wrpo_json *m = all->child; m; wrpo__json_put(&messages, m, NULL), m = m->next) {
+        size_t head, from, to, end, next_end, stop = whole->size;
+        if (!wrpo__is_assistant(m)) continue;
+        wrpo__message_get(m, "content");
+        const wrpo__text before = wrpo__render_spans(in, &messages, true, NULL);
+        if (!wrpo__find_text(in, all, m, whole, &head, &to))
+            wrpo__wrong(m, "the chat template does not show the response");
+        const wrpo_json *next = m->next ? wrpo__present(m->next, "content") : NULL;
+        if (next && (next->kind != WRPO_JSON_STRING ||
+                     !wrpo__find_text(in, all, m->next, whole, &stop, &next_end))) stop = whole->size;
+        wrpo__find_start(in, &messages, &before, whole, head, &from);
+        if (wrpo__find_end(in, whole, to, stop, &end) || !m->next) to = end;
+        wrpo__check_shown(in, m, whole);
+        stbds_arrput(spans, from);
+        stbds_arrput(spans, to);
+    }
+    return spans;
+}
+/* How many of ids, those of `whole`, are before byte `at`. through: a token that this byte ends in counts too. */
+static int64_t wrpo__ids_before(const wrpo__reading *in, const wrpo__text *whole, size_t at, const int32_t *ids,
+                                bool through) {
+    int32_t *own = NULL;
+    wrpo__encode(in->tok, whole->data, at, 0, &own);
+    const int64_t n = wrpo__common_ids(own, ids);
+    return n + (through && n < stbds_arrlen(own) && n < stbds_arrlen(ids));
+}
+static void wrpo__tokenize_sft(wrpo__reading *in) {
+    const wrpo_json *all = wrpo__and_message(in->prompt, in->said[0]);
+    const bool every = in->desc.sft_on == WRPO_SFT_ON_ALL;
+    size_t *spans = NULL;
+    int32_t *ids = NULL;
+    const wrpo__text whole = wrpo__render_spans(in, all, false, &spans);
+    wrpo__encode(in->tok, whole.data, whole.size, 0, &ids);
+    const int64_t n = stbds_arrlen(ids), most = in->desc.packing ? n : WRPO__MIN(n, in->desc.max_length);
+    int64_t count = in->desc.packing ? n : 0, P = in->desc.packing ? 0 : most;
+    bool *scored = wrpo__alloc(wrpo__current, (size_t)n, sizeof *scored), gaps = false;
+    if (every) wrpo__check_shown(in, in->said[0], &whole);
+    else if (!spans) spans = wrpo__assistant_spans(in, all, &whole);
+    for (int64_t k = 0; k < stbds_arrlen(spans) && !every; k += 2) {
+        const int64_t end = wrpo__ids_before(in, &whole, spans[k + 1], ids, true);
+        for (int64_t i = wrpo__ids_before(in, &whole, spans[k], ids, false); i < end; i++) scored[i] = true;
+    }
+    for (int64_t i = 0; i < most; i++) {  /* from the first that is scored to the last: the response */
+        scored[i] = scored[i] || every;
+        if (scored[i] && i > 0) P = WRPO__MIN(P, i);
+        if (scored[i]) count = WRPO__MAX(count, i + 1);
+    }
+    for (int64_t i = P; i < count; i++) gaps = gaps || !scored[i];
+    in->data->stats.truncated_responses += most < n;
+    in->ids = ids;
+    in->count = P;
+    in->answers->ids = ids + P;
+    in->answers->count = WRPO__MAX(count - P, 0);
+    in->answers->scored = gaps ? scored + P : NULL;
 }
 
 /* ---- authors: tokenize_row of the reference trainer ----
@@ -10437,62 +10847,152 @@ static void wrpo__name_record(const wrpo__reading *in) {
     if (file && was.line && !strncmp(text, file, strlen(file))) colon = strstr(text + strlen(file), ": ");
     if (colon) text = colon + 2;
     else e->column = 0;  /* no value of the record is to blame */
-    e->line = in->line;
-    int n = snprintf(e->text, sizeof e->text, "%.150s:%lld:", in->desc.path, (long long)in->line);
+    if (!colon) e->line = in->line;  /* else the value's own: a record of an array may have several */
+    int n = snprintf(e->text, sizeof e->text, "%.150s:%lld:", in->desc.path, (long long)e->line);
     if (colon) n += snprintf(e->text + n, sizeof e->text - (size_t)n, "%lld:", (long long)was.column);
     snprintf(e->text + n, sizeof e->text - (size_t)n, " record \"%.60s\": %.430s", in->id, text);
 }
-static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n) {
+/* ---- packing: one stream of tokens, cut into rows; after so many records anew, as TRL's map does ---- */
+enum { WRPO__PACK_BLOCK = 1000 };
+static void wrpo__flush_stream(wrpo__reading *in) {  /* the first token of a row cannot be scored */
+    const int64_t n = stbds_arrlen(in->stream);
+    for (int64_t at = 0, next; at < n; at = next) {
+        next = WRPO__MIN(n, at + in->desc.max_length);
+        const wrpo_tokens y = {.role = WRPO_ROLE_SOURCE, .share = 1, .ids = in->stream + at + 1,
+                               .count = next - at - 1, .scored = in->marks + at + 1};
+        const char *id = wrpo__format(wrpo__current, "row %lld", (long long)in->data->stats.records + 1);
+        const wrpo_record row = {.prompt_id = id, .line = in->line, .prompt = in->stream + at, .prompt_count = 1,
+                                 .responses = &y, .count = 1};
+        if (wrpo__scored_count(&y)) wrpo__data_add(in->data, &row);
+        else in->unscored++;
+    }
+    if (n) stbds_arrsetlen(in->stream, 0);
+    if (n) stbds_arrsetlen(in->marks, 0);
+}
+static void wrpo__stream_record(wrpo__reading *in) {
+    wrpo__arena *outer = wrpo__current;
+    const wrpo_tokens *y = in->answers;
+    wrpo__current = in->pack;
+    for (int64_t i = -in->count; i < y->count; i++) {
+        stbds_arrput(in->stream, i < 0 ? in->ids[in->count + i] : y->ids[i]);
+        stbds_arrput(in->marks, i >= 0 && (!y->scored || y->scored[i]));
+    }
+    wrpo__current = outer;
+    if (in->read % WRPO__PACK_BLOCK == 0) wrpo__flush_stream(in);
+}
+
+/* ---- a file ---- */
+/* One record: a line, or root. */
+static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n, const wrpo_json *root) {
     in->root = in->prompt = NULL;
     in->said = NULL;
     in->answers = NULL;
-    wrpo__read_record(in, wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
+    wrpo__read_record(in, root ? root : wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
     if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in);
+    else if (in->desc.sft_on) wrpo__tokenize_sft(in);
     else wrpo__tokenize_clean(in);
     const int64_t K = stbds_arrlen(in->answers);
-    if (in->count == 0) wrpo__wrong(in->root, "the prompt has no token");
+    in->read++;
+    if (in->desc.packing) wrpo__stream_record(in);
+    else if (in->desc.sft_on && !in->answers->count) in->unscored++;
+    else if (in->count == 0) wrpo__wrong(in->root, "the prompt has no token");
+    if (in->desc.packing || (in->desc.sft_on && !in->answers->count)) return;
     for (int64_t k = 0; k < K; k++)
         if (in->answers[k].count <= in->answers[k].first)
             wrpo__wrong(in->said[k], "response %lld has no token", (long long)k + 1);
     const wrpo_record record = {in->id, in->line, in->ids, in->count, in->answers, (int)K, in->weight};
     wrpo__data_add(in->data, &record);
 }
-/* One line. An entry of its own: its arena goes with it, and an error learns which record it is about. */
-static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n) {
-    WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__read_line(in, text, n));
+/* An entry of its own: its arena goes with it, and an error learns which record it is about. */
+static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n, const wrpo_json *root) {
+    WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__read_line(in, text, n, root));
     if (wrpo__entry.failed) wrpo__name_record(in);
     return wrpo__end(&wrpo__entry);
+}
+/* Files in which others keep records, by their first bytes. */
+static void wrpo__check_kind(wrpo_ctx *ctx, const wrpo__file *f, const char *path) {
+    static const struct { const char *magic; size_t size; const char *kind, *way; } kinds[] = {
+        {"PAR1", 4, "parquet", "pandas.read_parquet(FILE).to_json(OUT, orient=\"records\", lines=True)"},
+        {"ARROW1", 6, "Arrow", "datasets.load_from_disk(DIR).to_json(OUT)"},
+        {"\xFF\xFF\xFF\xFF", 4, "Arrow", "datasets.load_from_disk(DIR).to_json(OUT)"},
+        {"\x1F\x8B", 2, "gzip", "gunzip"}, {"\x28\xB5\x2F\xFD", 4, "zstd", "zstd -d"}, {"PK\3\4", 4, "zip", "unzip"}};
+    for (int i = 0; i < WRPO__COUNT(kinds); i++)
+        if (f->size >= kinds[i].size && !memcmp(f->data, kinds[i].magic, kinds[i].size))
+            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want JSON lines, found %s: convert it with %s", path,
+                       kinds[i].kind, kinds[i].way);
+}
+/* Lines, or one array over any number of lines. */
+static void wrpo__read_file(wrpo__reading *in, wrpo__arena *work) {
+    wrpo__lines l = {.file = wrpo__open_file(work, in->desc.path)};
+    wrpo__check_kind(in->ctx, l.file, in->desc.path);
+    const wrpo_json *array = NULL, *v;
+    const int64_t most = in->desc.limit ? in->desc.limit : INT64_MAX;
+    bool more = wrpo__next_line(&l);
+    if (more && l.text[wrpo__jskip_space(l.text, l.size, 0)] == '[')
+        array = wrpo__json_parse(work, in->desc.path, l.number, l.text,
+                                 l.file->size - (size_t)(l.text - (const char *)l.file->data));
+    for (v = array ? array->child : NULL; v && in->read < most; v = v->next) {
+        in->line = v->line;
+        wrpo__rethrow(in->ctx, wrpo__load_line(in, NULL, 0, v));
+    }
+    for (; more && !array && in->read < most; more = wrpo__next_line(&l)) {
+        in->line = l.number;
+        wrpo__rethrow(in->ctx, wrpo__load_line(in, l.text, l.size, NULL));
+    }
+}
+static void wrpo__say(const wrpo__reading *in, int64_t count, int64_t of, const char *what) {
+    if (count)
+        wrpo__log(in->ctx, WRPO_LOG_WARN, "%s: %lld of %lld %s", in->desc.path, (long long)count, (long long)of, what);
+}
+/* What a user may not expect, with counts. */
+static void wrpo__say_counts(const wrpo__reading *in) {
+    const wrpo_data_stats *stats = &in->data->stats;
+    if (stats->truncated_prompts || stats->truncated_responses)
+        wrpo__log(in->ctx, WRPO_LOG_WARN,
+                  "%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt",
+                  in->desc.path, (long long)stats->truncated_prompts, (long long)stats->truncated_responses,
+                  (long long)in->desc.max_length, (long long)in->desc.max_prompt_length);
+    wrpo__say(in, in->dropped, in->said_count, "answers are not shown whole by the chat template, which drops their "
+              "reasoning, most likely: that is not trained on");
+    wrpo__say(in, in->parted, in->read, wrpo__format(wrpo__current, "records lose \"%s\": the chat template writes it "
+              "before an answer only at inference. The answer begins where they part, as in TRL", in->lost));
+    wrpo__say(in, in->rewritten, in->read, "records have a prompt that the chat template writes differently once it is "
+              "answered: the model gets it as at inference");
+    wrpo__say(in, in->unscored, in->read, "records or rows have no scored token within the maximum length: left out");
 }
 static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const wrpo_data_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
     if (!desc || !desc->path) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want a path, found NULL");
     wrpo_data *data = WRPO__NEW(arena, wrpo_data);
-    wrpo__reading in = {.ctx = ctx, .data = data, .tok = tok, .desc = *desc, .now = time(NULL)};
+    wrpo__reading in = {.ctx = ctx, .data = data, .tok = tok, .desc = *desc};
     int64_t *max_length = &in.desc.max_length, *max_prompt = &in.desc.max_prompt_length;
     data->ctx = ctx;
     data->arena = arena;
     WRPO__RANGE(*max_length >= 0, "max_length", *max_length, "at least 0");
     WRPO__RANGE(*max_prompt >= 0, "max_prompt_length", *max_prompt, "at least 0");
     WRPO__RANGE(desc->limit >= 0, "limit", desc->limit, "at least 0");
+    WRPO__RANGE(wrpo_data_format_name((int)desc->format), "format", desc->format, "one of wrpo_data_format");
+    WRPO__RANGE(wrpo_sft_on_name((int)desc->sft_on), "sft_on", desc->sft_on, "one of wrpo_sft_on");
+    if (desc->tokenization == WRPO_TOKENIZATION_AUTHORS && (desc->sft_on || desc->packing))
+        wrpo__fail(ctx, WRPO_E_ARG, "sft_on, packing: want the clean tokenization, found the authors'");
     if (!*max_length) *max_length = 2048;
     if (!*max_prompt) *max_prompt = WRPO__MAX(*max_length / 2048 * 1800 + *max_length % 2048 * 1800 / 2048, 1);
     if (*max_prompt >= *max_length)
         wrpo__fail(ctx, WRPO_E_ARG, "max_prompt_length: want less than max_length, %lld, found %lld",
                    (long long)*max_length, (long long)*max_prompt);
     wrpo__arena *work = wrpo__sub_arena(arena);  /* what goes when the file is read */
-    wrpo__lines lines = {.file = wrpo__open_file(work, desc->path)};
-    wrpo_data_stats *stats = &data->stats;
-    while (!(desc->limit && stats->records >= desc->limit) && wrpo__next_line(&lines)) {
-        in.line = lines.number;
-        wrpo__rethrow(ctx, wrpo__load_line(&in, lines.text, lines.size));
-    }
+    in.pack = wrpo__sub_arena(arena);
+    wrpo__read_file(&in, work);
+    if (!in.read) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
+    wrpo__flush_stream(&in);
+    data->stats.format = in.format;
     wrpo__arena_clear(work);
-    if (!stats->records) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
-    if (stats->truncated_prompts || stats->truncated_responses)
-        wrpo__log(ctx, WRPO_LOG_WARN,
-                  "%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt",
-                  desc->path, (long long)stats->truncated_prompts, (long long)stats->truncated_responses,
-                  (long long)*max_length, (long long)*max_prompt);
+    wrpo__arena_clear(in.pack);
+    if (tok->dated) data->date = wrpo__strndup(arena, ctx->date, strlen(ctx->date));
+    wrpo__say_counts(&in);
+    if (!data->stats.records)
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: no record has a scored token within %lld", desc->path,
+                   (long long)*max_length);
     return data;
 }
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out) {
@@ -10515,6 +11015,7 @@ static void wrpo__tokenize_prompt(wrpo__reading *in, const wrpo_json *record, bo
         wrpo__text_add(&text, v->text, v->size);
     } else {
         in->prompt = wrpo__messages(v, "user");
+        wrpo__put_system(in);
         wrpo__end_prompt(in);
         text = wrpo__render(in, in->prompt, NULL, true);
     }
@@ -10534,8 +11035,7 @@ WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_token
                                            const wrpo_json *record, int32_t **ids, int64_t *count) {
     desc = desc ? desc : &(wrpo_tokenizer_prompt_desc){0};
     wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts",
-                        .line = desc->line ? desc->line : record->line,
-                        .now = desc->now ? (time_t)desc->now : time(NULL)};
+                        .line = desc->line ? desc->line : record->line};
     *ids = NULL;
     *count = 0;
     return wrpo__prompt_ids(&in, record, desc->raw, ids, count);
@@ -10543,7 +11043,7 @@ WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_token
 static void wrpo__find_answer_end(wrpo_tokenizer *tok, int32_t *end) {
     const wrpo_json said = {.kind = WRPO_JSON_STRING, .text = "x", .size = 1};
     wrpo_data none = {0};
-    wrpo__reading in = {.ctx = tok->ctx, .data = &none, .tok = tok, .now = time(NULL),
+    wrpo__reading in = {.ctx = tok->ctx, .data = &none, .tok = tok,
                         .desc = {.max_length = INT64_MAX, .max_prompt_length = INT64_MAX}};
     in.prompt = wrpo__messages(&said, "user");
     wrpo__add_answer(&in, wrpo__message_of("assistant", &said), (wrpo_tokens){0});
@@ -11386,12 +11886,13 @@ static void wrpo__score_answers(wrpo_reward *w, wrpo__reading *in, const wrpo_js
                                 int64_t n, double *rewards) {
     wrpo__arena *temp = wrpo__current;
     if (!w->tok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: tokenizer.json: want it to score texts, found none", w->model->dir);
-    const wrpo_json *list = wrpo__messages(prompt, "user");
+    in->prompt = wrpo__messages(prompt, "user");
+    if (in->root) wrpo__put_system(in);
     int32_t **ids = wrpo__alloc(temp, (size_t)n, sizeof *ids);
     int64_t *counts = wrpo__alloc(temp, (size_t)n, sizeof *counts);
     in->tok = w->tok;
     for (int64_t k = 0; k < n; k++) {
-        const wrpo__text text = wrpo__render(in, list, wrpo__message_of("assistant", &answers[k]), false);
+        const wrpo__text text = wrpo__render(in, in->prompt, wrpo__message_of("assistant", &answers[k]), false);
         wrpo__encode(w->tok, text.data, text.size, 0, &ids[k]);
         counts[k] = stbds_arrlen(ids[k]);
     }
@@ -11399,8 +11900,7 @@ static void wrpo__score_answers(wrpo_reward *w, wrpo__reading *in, const wrpo_js
 }
 static void wrpo__reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers, int64_t n,
                                double *rewards) {
-    wrpo__reading in = {.ctx = reward->ctx, .desc.path = "wrpo_reward_score", .id = "prompt", .line = prompt->line,
-                        .now = time(NULL)};
+    wrpo__reading in = {.ctx = reward->ctx, .desc.path = "wrpo_reward_score", .id = "prompt", .line = prompt->line};
     wrpo_json *texts = wrpo__alloc(wrpo__current, (size_t)n, sizeof *texts);
     for (int64_t k = 0; k < n; k++)
         texts[k] = (wrpo_json){.kind = WRPO_JSON_STRING, .text = answers[k], .size = strlen(answers[k])};
@@ -11491,14 +11991,13 @@ static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *
         wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_file_desc: want in and out, found NULL");
     const wrpo__file *f = wrpo__open_file(wrpo__current, desc->in);
     wrpo__scoring s = {.reward = reward, .rescore = desc->rescore,
-                       .in = {.ctx = ctx, .desc.path = desc->in, .now = time(NULL)}};
+                       .in = {.ctx = ctx, .desc.path = desc->in}};
     wrpo__writer *w = wrpo__create(wrpo__current, desc->out);
     wrpo__arena *outer = wrpo__current, *temp = wrpo__sub_arena(outer);
     const int64_t R = wrpo__ranks(ctx), round = R == 1 ? 1 : 16 * R;
     if (R > 1) {
         wrpo__same(ctx, desc->in, wrpo__hash(desc->rescore, f->data, f->size));
         wrpo__same_weights(reward->model, "the model's weights");
-        wrpo__broadcast(ctx, &s.in.now, sizeof s.in.now, 0);
     }
     for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) lines++;
     if (!lines) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want lines of candidates, found none", desc->in);
@@ -11736,6 +12235,10 @@ static const char *wrpo__set_text(const wrpo__set *set) {
     const unsigned long long h = wrpo__data_hash(0, set->data);
     return wrpo__format(wrpo__current, "%lld records, %016llx", (long long)set->N, h);
 }
+/* The date that the chat template showed in the run's data; NULL: none. */
+static const char *wrpo__run_date(const wrpo_trainer *t) {
+    return t->train.data->date ? t->train.data->date : t->eval.data ? t->eval.data->date : NULL;
+}
 /* What the file says of the run. All but the last ones must be the same in a run that goes on. An stb_ds array. */
 static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
     wrpo__arena *temp = wrpo__current;
@@ -11761,6 +12264,7 @@ static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
         {t->ctx->desc.lanes > 1 ? "lanes" : NULL, wrpo__number_text((double)t->ctx->desc.lanes)},
         {t->model->lora ? "adapter" : NULL, wrpo__adapter_text(t->model)},
         {t->model->lora ? "base" : NULL, wrpo__base_text(t->model)},
+        {wrpo__run_date(t) ? "date" : NULL, wrpo__run_date(t)},
         {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed)},
         {"no_shuffle", wrpo__number_text(d->no_shuffle)},
         {"data", wrpo__set_text(&t->train)},
@@ -11899,8 +12403,9 @@ static const char *wrpo__state_text(const wrpo__state *s, const char *name) {
 static void wrpo__state_same(const wrpo__state *s, const char *name, const char *want) {
     const char *found = wrpo__state_text(s, name);
     if (!strcmp(want, found)) return;
+    const char *hint = strcmp(name, "date") ? "" : ": the chat template shows it (--date, wrpo_set_date)";
     wrpo__fail(s->ctx, wrpo_json_get(s->metadata, name) ? WRPO_E_ARG : WRPO_E_FORMAT,
-               "%s: %s: want %.100s, as this run has it, found %.100s", s->path, name, want, found);
+               "%s: %s: want %.100s, as this run has it, found %.100s%s", s->path, name, want, found, hint);
 }
 static int64_t wrpo__state_count(const wrpo__state *s, const char *name, int64_t most) {
     const char *found = wrpo__state_text(s, name);
@@ -11910,6 +12415,23 @@ static int64_t wrpo__state_count(const wrpo__state *s, const char *name, int64_t
                    (long long)most, found);
     return n;
 }
+static const wrpo_json *wrpo__state_metadata(const char *path, const char *file) {  /* of a valid file */
+    uint64_t size;
+    memcpy(&size, file, sizeof size);
+    return wrpo_json_get(wrpo__json_parse(wrpo__current, path, 1, file + 8, (size_t)size), "__metadata__");
+}
+static void wrpo__checkpoint_date(wrpo_ctx *ctx, const char *dir, char **date) {
+    const char *path = wrpo__join(wrpo__current, dir, WRPO__STATE_FILE);
+    wrpo__tensors_in(ctx, path);
+    const char *file = (const char *)wrpo__open_file(wrpo__current, path)->data;
+    const wrpo_json *v = wrpo_json_get(wrpo__state_metadata(path, file), "date");
+    if (v) *date = wrpo__handout(ctx, v->text, v->size);
+}
+WRPO_API wrpo_result wrpo_checkpoint_date(wrpo_ctx *ctx, const char *dir, char **date) {
+    *date = NULL;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__checkpoint_date(ctx, dir, date));
+    return wrpo__end(&wrpo__entry);
+}
 /* The file is whole and, except for the reference, of this run. The state lives as long as the current arena. */
 static wrpo__state wrpo__state_open(wrpo_trainer *t) {
     const char *path = wrpo__join(wrpo__current, t->desc.resume, WRPO__STATE_FILE);
@@ -11917,9 +12439,8 @@ static wrpo__state wrpo__state_open(wrpo_trainer *t) {
     const wrpo_tensors *tensors = wrpo__tensors_in(t->ctx, path);
     /* 1. The settings, from the header, which is valid. It is read again: tensors have no metadata. */
     const char *file = (const char *)wrpo__open_file(wrpo__current, path)->data;
-    uint64_t size, h = 0, sum;
-    memcpy(&size, file, sizeof size);
-    s.metadata = wrpo_json_get(wrpo__json_parse(wrpo__current, path, 1, file + 8, (size_t)size), "__metadata__");
+    uint64_t h = 0, sum;
+    s.metadata = wrpo__state_metadata(path, file);
     if (wrpo_json_get(s.metadata, "wrpo") && !wrpo_json_get(s.metadata, "state_format"))
         wrpo__fail(t->ctx, WRPO_E_UNSUPPORTED, "%s: state_format: want %d, which this version reads, found none: "
                    "version %.40s wrote the file, when formats had no number", path, WRPO__STATE_FORMAT,
@@ -11929,6 +12450,7 @@ static wrpo__state wrpo__state_open(wrpo_trainer *t) {
     const wrpo__setting *settings = wrpo__state_settings(t);
     for (int64_t i = 0, n = stbds_arrlen(settings); i < n; i++) {
         const char *found = wrpo__state_text(&s, settings[i].name);
+        if (!strcmp(settings[i].name, "date") && !wrpo_json_get(s.metadata, "date")) continue;  /* an older file */
         if (i < n - WRPO__SAID) wrpo__state_same(&s, settings[i].name, settings[i].text);
         h = wrpo__hash(h, found, strlen(found));
     }
@@ -12000,7 +12522,12 @@ static void wrpo__log_line(wrpo_trainer *t, wrpo__text line) {
         wrpo__fail(t->ctx, WRPO_E_IO, "%s/metrics.jsonl: cannot be written: %s", t->out_dir, strerror(errno));
 }
 static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix) {
-    wrpo__log_line(t, wrpo__metrics_text(m, prefix));
+    wrpo__text line = wrpo__metrics_text(m, prefix);
+    if (wrpo__run_date(t)) {
+        line.size--;
+        wrpo__text_printf(&line, ", \"date\": \"%s\"}", wrpo__run_date(t));
+    }
+    wrpo__log_line(t, line);
 }
 /* What a save of the plan kept of the update; other saves leave no line, as a run that never stopped has none. */
 static void wrpo__log_kept(wrpo_trainer *t, double kept) {
@@ -12174,7 +12701,8 @@ typedef struct wrpo__scored {  /* a response */
 } wrpo__scored;
 typedef struct wrpo__gathered { char *key; wrpo__lines *value; } wrpo__gathered;
 typedef struct wrpo__model_stats { char *key; wrpo_select_model value; } wrpo__model_stats;
-static const char *const wrpo__prompt_keys[] = {"prompt", "tools", "chat_template_kwargs"};
+enum { WRPO__PROMPT_KEYS = 5 };
+static const char *const wrpo__prompt_keys[] = {"prompt", "tools", "chat_template_kwargs", "system", "system_prompt"};
 typedef struct wrpo__prompts {  /* the prompts of some files */
     wrpo_ctx *ctx;
     wrpo__arena *arena, *temp;  /* temp: of the current prompt */
@@ -12182,7 +12710,7 @@ typedef struct wrpo__prompts {  /* the prompts of some files */
     wrpo__model_stats *models;  /* stb map from names; reward: the sum */
     int64_t empty;  /* responses without text */
     /* of the current prompt: its id, what wrpo__prompt_keys names, the line that says it, responses (stb arrays) */
-    const wrpo_json *id, *prompt[3];
+    const wrpo_json *id, *prompt[WRPO__PROMPT_KEYS];
     const wrpo__lines *said;
     wrpo__scored *lists[2];  /* the highest reward first; of equal ones the first in the files */
 } wrpo__prompts;
@@ -12236,9 +12764,9 @@ static void wrpo__add_response(wrpo__prompts *t, const wrpo_json *v, const char 
 }
 /* What a line says of the prompt must be what an earlier line said. A line without any of the keys says nothing. */
 static void wrpo__candidates_prompt(wrpo__prompts *t, const wrpo__lines *line, const wrpo_json *root, const char *id) {
-    const wrpo_json *says[3];
+    const wrpo_json *says[WRPO__PROMPT_KEYS];
     bool any = false;
-    for (int k = 0; k < 3; k++) {
+    for (int k = 0; k < WRPO__PROMPT_KEYS; k++) {
         says[k] = wrpo__present(root, wrpo__prompt_keys[k]);
         any = any || says[k];
     }
@@ -12395,7 +12923,7 @@ static wrpo_json *wrpo__make_record(wrpo__selection *s) {
     wrpo_json *record = WRPO__NEW(wrpo__current, wrpo_json), *list;
     record->kind = WRPO_JSON_OBJECT;
     wrpo__json_put(record, t->id, NULL);
-    for (int k = d->form == WRPO_FORM_SFT ? 1 : 0; k < 3; k++)
+    for (int k = d->form == WRPO_FORM_SFT ? 1 : 0; k < WRPO__PROMPT_KEYS; k++)
         if (t->prompt[k]) wrpo__json_put(record, t->prompt[k], NULL);
     if (d->form == WRPO_FORM_SFT) {
         list = wrpo__json_add(record, "messages", WRPO_JSON_ARRAY, "");
