@@ -550,12 +550,12 @@ int main(void) {
         wrpo_metrics m, other;
         wrpo_select_stats selected;
         wrpo_winrate_stats rates;
-        int64_t counts[2];
+        int64_t counts[3];
         SAYS(wrpo_model_load(ctx, NULL, &none), "wrpo_model_desc: dir is missing");
         SAYS(wrpo_model_init(ctx, NULL, &none), "wrpo_init_desc: config is missing");
         SAYS(wrpo_model_save(model, NULL), "wrpo_save_desc: dir is missing");
         SAYS(wrpo_reward_load(ctx, NULL, &reward), "wrpo_reward_desc: dir is missing");
-        SAYS(wrpo_split(ctx, NULL, counts), "wrpo_split_desc: want in and both of out, found NULL");
+        SAYS(wrpo_split(ctx, NULL, counts), "wrpo_split_desc: want in and two of out, found NULL");
         SAYS(wrpo_winrate(ctx, NULL, &rates), "wrpo_winrate_desc: want a and b, found NULL");
         CHECK(wrpo_select(ctx, NULL, &selected) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "want prompts"),
               "%s", wrpo_last_error(ctx)->text);
