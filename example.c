@@ -3,6 +3,8 @@
      gcc -O2 -fopenmp example.c -o wrpo -lm
      nvcc -O2 -arch=native -DWRPO_CUDA -Xcompiler -fopenmp example.c wrpo_cuda.cu -o wrpo -lcublasLt
                              the same with --device cuda
+     mpicc -O2 -fopenmp -DWRPO_MPI example.c -o wrpo -lm && mpirun -np 4 ./wrpo train ...
+                             the same on several processes and machines
      ./wrpo                  a demo: the paper in miniature, with models, prompts and a checker made on the spot
      ./wrpo --help           the commands
      ./wrpo COMMAND --help   a command's options
@@ -48,7 +50,7 @@ typedef struct settings {            /* an option that was not given is 0: the l
     const char *more[64];            /* values of --in or --with, or operands, after the first */
     int64_t n_more, top, resamples, seeds, label, rounds;
     double tau, min_gap, max_gap, entropy_power, entropy_scale, sft, heldout;
-    int64_t threads, seed, limit, max_length, max_prompt_length, max_shard_size;
+    int64_t threads, lanes, seed, limit, max_length, max_prompt_length, max_shard_size;
     int64_t batch_size, accumulation, micro_tokens, memory_limit, max_steps, eval_steps, log_steps, save_steps,
         recompute;
     double alpha, alpha_power, beta, label_smoothing, gamma_ratio, sft_weight;
@@ -248,6 +250,8 @@ static const option options[] = {
     {"--keep", FLAG, AT(keep), NULL, NULL, NULL, "keep the demo's folder"},
     {"--quick", FLAG, AT(quick), NULL, NULL, NULL,
      "every step of the demo in a few seconds, on too little data for its table to mean anything"},
+    {"--lanes", COUNT, AT(lanes), "N", "[1, 1048576]", NULL,
+     "bits depend on the lanes of a step, not on the ranks that take them: ranks times a power of two (ranks)"},
     {"--threads", COUNT, AT(threads), "N", "[1, 4096]", NULL, "threads (all; demo: 1)"},
     {"--version", FLAG, AT(version), NULL, NULL, NULL, "print the version"},
     {"--help", FLAG, AT(help), NULL, NULL, NULL, "this text"},
@@ -261,8 +265,19 @@ typedef struct command {
     const char *help;
 } command;
 
+/* Of several ranks, started by mpirun, the first speaks and writes. The others' output goes to /dev/null, and their
+   sentences to it at the end (dispatch). */
+static wrpo_group ranks = {.ranks = 1, .locals = 1};
+static bool together;                /* all of them run the command in progress; otherwise rank 0 alone */
+static const char of_all_ranks[] = "train eval logprob generate sample answer score";
+static char said[512];               /* the first sentence of a failure here; "": none */
+
 static int complain(const char *format, ...) {         /* one sentence on stderr; the exit code of a failure */
     va_list args;
+    va_start(args, format);
+    if (!*said && strncmp(format, "warning:", 8)) vsnprintf(said, sizeof said, format, args);
+    va_end(args);
+    if (ranks.rank) return 1;
     va_start(args, format);
     fputs("wrpo: ", stderr);
     vfprintf(stderr, format, args);
@@ -270,8 +285,23 @@ static int complain(const char *format, ...) {         /* one sentence on stderr
     va_end(args);
     return 1;
 }
+/* The worst code of all ranks, before there is a context that would agree. */
+static int worst(int code) {
+    int64_t first = code ? ranks.ranks - ranks.rank : 0, most = code;
+    wrpo_error why = {0};
+    if (ranks.ranks == 1) return code;
+    if (ranks.most(ranks.self, &first, &why) || ranks.most(ranks.self, &most, &why)) return complain("%s", why.text);
+    const int who = ranks.ranks - (int)first;
+    if (most && ranks.broadcast(ranks.self, said, sizeof said, who, &why)) return complain("%s", why.text);
+    if (most && !code && !ranks.rank) fprintf(stderr, "wrpo: rank %d: %s\n", who, said);
+    return (int)most;
+}
 static int misuse(const command *c, const char *format, ...) {     /* wrong usage: the sentence, a hint, exit code 2 */
     va_list args;
+    va_start(args, format);
+    vsnprintf(said, sizeof said, format, args);
+    va_end(args);
+    if (ranks.rank) return 2;
     va_start(args, format);
     fputs("wrpo: ", stderr);
     if (*c->name) fprintf(stderr, "%s: ", c->name);
@@ -569,6 +599,7 @@ static void screen_draw(screen *v, double part, const label *pieces, int count) 
     v->drawn = true;
 }
 static void log_line(wrpo_level level, const char *line, void *user) {
+    if (ranks.rank) return;
     screen_clear(user);
     fprintf(stderr, "wrpo: %s%s\n", level == WRPO_LOG_WARN ? "warning: " : "", line);
 }
@@ -757,6 +788,7 @@ static bool output_open(output *o, const char *path) {             /* path NULL:
     struct stat st;
     o->path = path ? path : "standard output", o->part[0] = 0, o->f = stdout;
     if (!path) return true;
+    if (ranks.rank) path = "/dev/null";
     bool regular = stat(path, &st) != 0 || S_ISREG(st.st_mode);    /* a device or a pipe is written as it is */
     if (is_dir(path)) {
         complain("%s: want a file, found a directory", path);
@@ -811,6 +843,7 @@ static bool output_dir(const char *path, size_t *made) {
     size_t n = strlen(path);
     struct stat st;
     *made = n;
+    if (ranks.rank) return true;
     if (n + 32 > sizeof part) return complain("%.100s...: the path is too long", path), false;
     for (size_t i = 1; i <= n; i++) {
         if (i < n && path[i] != '/') continue;
@@ -825,7 +858,7 @@ static bool output_dir(const char *path, size_t *made) {
 }
 static void output_dir_drop(const char *path, size_t made) {       /* rmdir leaves alone what is not empty */
     char part[4096];
-    size_t n = strlen(path);
+    size_t n = ranks.rank ? 0 : strlen(path);
     for (size_t i = n; i > made && i < sizeof part; i--) {
         if (i < n && path[i] != '/') continue;
         memcpy(part, path, i), part[i] = 0;
@@ -889,14 +922,21 @@ static int fail(session *z) {        /* the library's sentence */
     screen_clear(&z->screen);
     return inputs.spoilt ? 1 : complain("%s", wrpo_last_error(z->ctx)->text);
 }
-static bool session_open(session *z, const settings *s) {
+/* All ranks are told how rank 0 has set p[n]. false: one of them has failed. */
+static bool from_first(session *z, void *p, size_t n, bool ok) {
     wrpo_error why = {0};
+    if (ranks.ranks == 1) return ok;
+    if (wrpo_agree(z->ctx, ok ? WRPO_OK : WRPO_E_IO, ok ? NULL : said)) return ok ? fail(z), false : false;
+    return ranks.broadcast(ranks.self, p, n, 0, &why) == WRPO_OK || (complain("%s", why.text), false);
+}
+static bool session_desc(session *z, const settings *s, wrpo_desc *out) {
     wrpo_desc desc = {.threads = (int)s->threads,
                       .dtype = dtype_of(s->dtype),
                       .memory_limit = (size_t)s->memory_limit,
                       .log = {log_line, &z->screen},
-                      .why = &why};
-    z->screen.bar = isatty(fileno(stderr));
+                      .group = together ? &ranks : NULL,
+                      .lanes = s->lanes};
+    z->screen.bar = isatty(fileno(stderr)) && !ranks.rank;
     const char *cpu = getenv("WRPO_CPU"); /* which of the CPU's backends computes; for tests and comparisons */
     if (cpu && *cpu && s->device != 1) {
         desc.backend = wrpo_backend_find(cpu);
@@ -925,6 +965,15 @@ static bool session_open(session *z, const settings *s) {
         return false;
 #endif
     }
+    *out = desc;
+    return true;
+}
+static bool session_open(session *z, const settings *s) {
+    wrpo_error why = {0};
+    wrpo_desc desc;
+    const int code = session_desc(z, s, &desc) ? 0 : 1;
+    if (together ? worst(code) : code) return false;
+    desc.why = &why;
     if (wrpo_open(&desc, &z->ctx)) return complain("%s", why.text), false;
     return !s->date || !wrpo_set_date(z->ctx, s->date) || fail(z) == 0;
 }
@@ -1047,7 +1096,7 @@ static bool session_begin(session *z, const command *c, const settings *s) {
     const char *out = s->out ? s->out : report_file ? "report.html" : NULL;
     char path[4200], dir[4200];
     inputs_find(c, s);
-    if (!out || s->dry_run) return true;
+    if (!out || s->dry_run || ranks.rank) return true;
     if (!writes_directory(c)) {
         static const char *const beside[] = {"", ".part", ".settings"};            /* sample writes all three */
         for (int i = 0; i < (strcmp(c->name, "sample") ? 1 : 3); i++) {
@@ -1485,7 +1534,7 @@ static int64_t scored_tokens(const wrpo_tokens *y) {
 static int run_logprob(const settings *s, session *z) {
     if (s->with && !s->as_source) return complain("--with: want --as-source too, the name of --model; found none");
     if (s->as_source) return logprob_source(s, z);
-    enum { BATCH = 128 };            /* records between two looks at the clock */
+    const int64_t BATCH = 128 * ranks.ranks;           /* records between two looks at the clock */
     output out = {0};
     int K = 1;
     if (!output_open(&out, s->out)) return 1;
@@ -1645,6 +1694,9 @@ static void print_settings(const settings *s, session *z, const wrpo_train_desc 
     printf(", %s", d.no_shuffle ? "in order" : "shuffled");
     if (!d.no_shuffle) printf(" by seed %llu", (unsigned long long)d.seed);
     printf("\n");
+    if (together || s->lanes)
+        printf("ranks        %d on this machine, %d in all, %lld lanes\n", ranks.locals, ranks.ranks,
+               (long long)(s->lanes ? s->lanes : ranks.ranks));
     if (d.resume) printf("resume       %s\n", d.resume);
     print_output(s, z, &d);
     print_memory(bytes, wrpo_model_config(z->model)->num_hidden_layers);
@@ -1714,7 +1766,7 @@ static int train(const settings *s, session *z) {
         char state[4200];
         struct stat is;
         snprintf(state, sizeof state, "%s/checkpoint-%lld/trainer_state.wrpo", s->out, (long long)last.step);
-        if (stat(state, &is) != 0) return 1;           /* it could not be written either: that was the sentence */
+        if (ranks.rank || stat(state, &is) != 0) return 1;     /* it could not be written either: the sentence */
         return complain("the model as it was after step %lld of %lld is in %s/checkpoint-%lld: the same command goes "
                         "on from there with --resume and this directory",
                         (long long)last.step, (long long)last.steps, s->out, (long long)last.step);
@@ -2088,6 +2140,7 @@ static bool part_end(part *t, const char *out) {
     if (fclose(t->f) != 0) ok = false;                 /* it cannot be renamed while it is open */
     t->f = NULL;
 #endif
+    if (ranks.rank) return true;
     if (!ok || rename(t->path, out) != 0) return complain("%s: cannot be written: %s", out, strerror(errno)), false;
     if (t->f) fclose(t->f), t->f = NULL;
     sync_parent(out);
@@ -2145,17 +2198,19 @@ static bool sampled(int64_t i, const wrpo_sample *y, void *user) {
     return answers_written(a, ok);
 }
 static int sample(const settings *s, session *z, part *t, prompts *p) {
-    char want[2048], date[64];
+    char want[2048], date[64] = "";
     lines in;
     if (!lines_open(&in, s->prompts)) return 1;
-    if (!sample_settings(s, z, fnv(FNV, in.data, in.size), want, sizeof want) || !part_settings(t, s->out, want, date))
-        return free(in.data), 1;
+    bool ok = sample_settings(s, z, fnv(FNV, in.data, in.size), want, sizeof want) &&
+              (ranks.rank || part_settings(t, s->out, want, date));
+    if (!from_first(z, date, sizeof date, ok)) return free(in.data), 1;
     if (*date && wrpo_set_date(z->ctx, date)) return free(in.data), fail(z);
     if (!prompts_load(z, s, &in, p)) return 1;
     const int64_t again = s->dedup ? prompts_dedup(z, p) : 0;
     if (again < 0) return 1;
     if (load_model(z, s, true)) return fail(z);
-    if (!part_open(z, t, want, p)) return 1;
+    ok = ranks.rank ? (t->f = fopen("/dev/null", "wb")) != NULL : part_open(z, t, want, p);
+    if (!from_first(z, &t->done, sizeof t->done, ok)) return 1;
     answers a = {.z = z,
                  .f = t->f,
                  .p = p,
@@ -2188,7 +2243,7 @@ static int run_sample(const settings *s, session *z) {
     catch_signals();
     const int code = sample(&of, z, &t, &p);
     if (t.f) fclose(t.f);
-    if (code && t.f) {               /* nothing done, nothing left */
+    if (code && t.f && !ranks.rank) {                  /* nothing done, nothing left */
         struct stat st;
         if (stat(t.path, &st) == 0 && st.st_size == 0) remove(t.path), remove(t.settings);
     }
@@ -3962,7 +4017,8 @@ static const command commands[] = {
                "--max-grad-norm --batch-size --accumulation --recompute --memory-limit "
                "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --save-steps "
                "--lora-r --lora-alpha --lora-dropout --lora-target --rslora --adapter "
-               "--resume --device --dtype --moments --save-dtype --save-rounding --max-shard-size --save-eos --threads "
+               "--resume --device --dtype --moments --save-dtype --save-rounding --max-shard-size --save-eos --lanes "
+               "--threads "
                "--help",
      run_train,
      "Trains a model and saves it, with metrics.jsonl, in the directory --out. Ctrl-C stops cleanly and leaves a "
@@ -4028,6 +4084,13 @@ static const command *find_command(const char *name) {
         if (!strcmp(name, commands[i].name)) return &commands[i];
     return NULL;
 }
+static int parsed(const command **of, int argc, char **argv, settings *s) {        /* which command; the exit code */
+    if (argc == 0 || !strncmp(argv[0], "--", 2)) return parse(*of, argc, argv, s);
+    const command *c = find_command(argv[0]);
+    if (!c) return misuse(*of, "unknown command \"%s\"", argv[0]);
+    *of = c;
+    return parse(c, argc - 1, argv + 1, s);
+}
 static int dispatch(int argc, char **argv) {
     static const command program = {"",       "",
                                     "",       "--seed --seeds --out --keep --quick --device --threads --version --help",
@@ -4035,21 +4098,20 @@ static int dispatch(int argc, char **argv) {
     const command *c = &program;
     settings s = unset;
     session z = {.argc = argc, .argv = argv};
-    if (argc == 0 || !strncmp(argv[0], "--", 2)) {
-        const int code = parse(c, argc, argv, &s);
-        if (code) return code;
-        if (s.help) return help();
-        if (s.version) return printf("wrpo %s\n", WRPO_VERSION), 0;
-    } else {
-        c = find_command(argv[0]);
-        if (!c) return misuse(&program, "unknown command \"%s\"", argv[0]);
-        const int code = parse(c, argc - 1, argv + 1, &s);
-        if (code) return code;
-        if (s.help) return help_command(c), 0;
-    }
+    static int depth;                /* the demo runs other commands */
+    int code = parsed(&c, argc, argv, &s);
+    if (!depth) code = worst(code);
+    if (code) return code;
+    if (s.help) return c == &program ? help() : (help_command(c), 0);
+    if (s.version) return printf("wrpo %s\n", WRPO_VERSION), 0;
+    if (ranks.ranks > 1 && !depth) together = listed(of_all_ranks, c->name);
+    if (ranks.rank && !together) return 0;
     if (c->run == run_init) s.dtype = s.save_dtype;    /* no larger in memory than in the file */
     if (!session_open(&z, &s)) return 1;
-    int code = session_begin(&z, c, &s) ? c->run(&s, &z) : 1;
+    depth++;
+    code = session_begin(&z, c, &s) ? c->run(&s, &z) : 1;
+    depth--;
+    if (together && wrpo_agree(z.ctx, code ? WRPO_E_IO : WRPO_OK, code ? said : NULL) && !code) code = fail(&z);
     session_close(&z);
     session_end(&z, code != 0);
     if (fflush(stdout) != 0 || ferror(stdout))
@@ -4064,5 +4126,14 @@ int main(int argc, char **argv) {
        goes on. */
     if (!getenv("OMP_WAIT_POLICY") && !setenv("OMP_WAIT_POLICY", "passive", 0)) execv("/proc/self/exe", argv);
 #endif
+#ifdef WRPO_MPI
+    wrpo_error why;
+    if (wrpo_mpi_open(&ranks, &why)) return complain("%s", why.text);
+    if (ranks.rank && !freopen("/dev/null", "w", stdout)) return 1;
+    const int code = dispatch(argc - 1, argv + 1);
+    wrpo_mpi_close(&ranks);
+    return code;
+#else
     return dispatch(argc - 1, argv + 1);
+#endif
 }

@@ -51,6 +51,7 @@
        WRPO_API                  linkage of the public functions (extern); static makes the library private
        WRPO_NO_SIMD              leaves out the fast ops: the plain ones of >>ops serve on every machine
        WRPO_STB_DS_H             stb_ds.h, as #include takes it: <stb/stb_ds.h>, or "stb_ds.h" where that is not found
+       WRPO_MPI                  ranks over MPI, compiled by mpicc (wrpo_mpi_open)
        WRPO_FILE                 this file, likewise, if you renamed it and your GCC is older than 12
 
    Does NOT: train in float16, read GGUF or pickled weights, quantize, run mixture-of-experts or encoder models, or
@@ -73,6 +74,7 @@
        >>reward      380  reward models
        >>run         600  memory plan, reference cache, metrics, resume, the loop with files
        >>recipe      510  candidates to records, splits, win rates
+       >>mpi         130  ranks over MPI, with -DWRPO_MPI
        >>cpu        1690  the fast ops: dispatch, SIMD, products, attention
        >>end          23  the licence */
 /* ---------------------------------------------------------------------------------------------- >>api
@@ -156,6 +158,39 @@ typedef struct wrpo_files {
 } wrpo_files;
 typedef enum wrpo_level { WRPO_LOG_INFO, WRPO_LOG_WARN } wrpo_level;
 typedef struct wrpo_logger { void (*fn)(wrpo_level level, const char *text, void *user); void *user; } wrpo_logger;
+/* ---- ranks: one run on several processes, machines or devices ----
+   A rank is a process (or a thread) with a context of its own. All ranks make the calls marked [all] in the same order,
+   with equal arguments, and get the same results. Micro-batches, prompts and lines to score are dealt to the ranks.
+   Each holds all weights and gradients, and a share of AdamW's moments and of the low halves of float masters (ZeRO-1,
+   Rajbhandari et al. 2020). All ranks read files; rank 0 alone writes. A call [all] that fails on one rank fails on
+   all, with its sentence: before anything is moved the ranks agree that none has failed. What they were given must be
+   equal, or the run does not start.
+   A group moves bytes and adds nothing, so the order of a sum does not depend on it. Its functions return when their
+   result is there. If one fails, with *why, the group is not used again. */
+typedef struct wrpo_group {
+    int rank, ranks;         /* this one, from 0; how many there are */
+    int local, locals;       /* the same among the ranks of this machine, which share its memory and processors */
+    bool device;             /* exchange and gather take the backend's memory; false: the host's */
+    void *self;              /* what the functions are given */
+    /* *x = the largest of all ranks' */
+    wrpo_result (*most)(void *self, int64_t *x, wrpo_error *why);
+    /* p[n] bytes on the host: those of rank `from` */
+    wrpo_result (*broadcast)(void *self, void *p, size_t n, int from, wrpo_error *why);
+    /* x[ranks][n] bytes: every rank has filled x[rank]; then all are filled. dev NULL: on the host */
+    wrpo_result (*gather)(void *self, void *dev, void *x, size_t n, wrpo_error *why);
+    /* parts[ranks][n]: of every rank its x[rank * stride, + n), with the rank of the one that receives */
+    wrpo_result (*exchange)(void *self, void *dev, float *parts, const float *x, int64_t stride, int64_t n,
+        wrpo_error *why);
+} wrpo_group;
+/* MPI's ranks, all of MPI_COMM_WORLD: compile the implementation with -DWRPO_MPI and mpicc. MPI is started if it was
+   not, and ended by close if open started it. The library calls it from the thread that calls the library. */
+WRPO_API wrpo_result wrpo_mpi_open(wrpo_group *out, wrpo_error *why);
+WRPO_API void wrpo_mpi_close(wrpo_group *group);
+/* The same ranks, but exchange and gather go from device to device over NCCL: wrpo_cuda.cu with -DWRPO_NCCL. Open the
+   context with the result; host lives until close, which comes after wrpo_close. */
+WRPO_API wrpo_result wrpo_nccl_open(const wrpo_group *host, wrpo_group *out, wrpo_error *why);
+WRPO_API void wrpo_nccl_close(wrpo_group *group);
+
 typedef struct wrpo_desc {
     const wrpo_backend *backend;  /* 0 = wrpo_backend_cpu() */
     int threads;             /* 0 = all that OpenMP offers; 1 without OpenMP */
@@ -169,11 +204,19 @@ typedef struct wrpo_desc {
     wrpo_files files;
     wrpo_logger log;         /* 0 = silent; wrpo_log_stderr is one */
     wrpo_error *why;         /* filled if wrpo_open fails, as there is no context to ask; may be NULL */
+    const wrpo_group *group; /* the ranks; lives until wrpo_close. 0 = one rank */
+    /* A step's gradient is a sum over that many lanes, which are added in pairs: ((0 + 1) + (2 + 3)) + ... Lane j takes
+       micro-batches j, j + lanes, ... Bits depend on the lanes, not on how many ranks they are dealt to. A rank takes
+       lanes / ranks of them, a power of two, and holds a gradient for each of its levels. 0 = the number of ranks */
+    int64_t lanes;
 } wrpo_desc;
-WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out);
+WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out);  /* [all] */
 WRPO_API void wrpo_close(wrpo_ctx *ctx);
 WRPO_API const wrpo_error *wrpo_last_error(const wrpo_ctx *ctx);  /* until the next one; NULL ctx: "out of memory" */
 WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p);
+/* [all] Did a rank fail in what the caller did? Then its code, on all of them, and its sentence in wrpo_last_error.
+   r: how it went here; sentence: of a failure that is not the library's, otherwise NULL. */
+WRPO_API wrpo_result wrpo_agree(wrpo_ctx *ctx, wrpo_result r, const char *sentence);
 /* The day, "2026-11-29", that chat templates with strftime_now show; its time is noon. NULL: today, as wrpo_open sets
    it; it does not move on by itself. A run that goes on wants the day of its begin: wrpo_checkpoint_date. */
 WRPO_API wrpo_result wrpo_set_date(wrpo_ctx *ctx, const char *date);
@@ -334,9 +377,9 @@ WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc,
    adapter of it can. */
 WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out);
 WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out);
-/* Weights, config.json and side files; of a model with an adapter, see there. A save that is cut short leaves the old
-   checkpoint, the new one, or a directory that does not open. Where weights are rounded, the log says how much of the
-   change since the load that leaves (metrics.jsonl: update_kept): sum (round(w) - round(w0)) (w - w0) over
+/* [all] Weights, config.json and side files; of a model with an adapter, see there. A save that is cut short leaves the
+   old checkpoint, the new one, or a directory that does not open. Where weights are rounded, the log says how much of
+   the change since the load that leaves (metrics.jsonl: update_kept): sum (round(w) - round(w0)) (w - w0) over
    sum (w - w0)^2. Less than a half is a warning. */
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc);
 WRPO_API void wrpo_model_free(wrpo_model *model);
@@ -348,7 +391,7 @@ WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight *
 /* Of the model without its adapter; a tied weight counts once. */
 WRPO_API int64_t wrpo_model_parameters(const wrpo_model *model);
 /* Elements [first, first + count) of weight i of the table, as floats, from or to any backend's memory. Where there
-   are float masters, these; otherwise put rounds to the weight's dtype. put refuses frozen weights. */
+   are float masters, these; otherwise put rounds to the weight's dtype. put refuses frozen weights. get is [all]. */
 WRPO_API wrpo_result wrpo_weight_get(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *out);
 WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first, int64_t count, const float *values);
 
@@ -503,7 +546,7 @@ WRPO_API double wrpo_alpha(wrpo_alpha_schedule schedule, double power, double en
 WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_t k, int64_t T);
 
 /* ---- log-probs, hidden states ---- */
-/* For records [first, first + count): logps [count, K] (K: the most responses of a record in data; NaN where a record
+/* [all] For records [first, first + count): logps [count, K] (K: the most responses of a record in data; NaN where it
    has fewer) and, if per_token is not NULL, a new array of every scored token's log-prob in order (wrpo_free). Its
    length is the number of scored tokens of the responses. */
 WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
@@ -544,6 +587,7 @@ typedef struct wrpo_generate_desc {
     void *user;
 } wrpo_generate_desc;
 WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc);  /* zeros resolved: log this */
+/* [all] Callbacks are made on every rank; on_text by the rank that computes the prompt, on_step for its own prompts. */
 WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
         const wrpo_generate_desc *desc);
 /* eos_token_id of generation_config.json, or of config.json where that has none; the tokenizer's EOS; the token that
@@ -585,7 +629,7 @@ WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *pro
 /* rewards[n] of n conversations of token ids, as the template makes them: ids[i][counts[i]]. */
 WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts,
         int64_t n, double *rewards);
-/* A file of candidates (see selection), or of {"prompt", "content"} lines, with their rewards; all else stays. */
+/* [all] A file of candidates (see selection), or of {"prompt", "content"} lines, with their rewards; all else stays. */
 typedef struct wrpo_reward_file_desc {
     const char *in, *out;    /* out gets its name when it is whole */
     bool rescore;            /* replace rewards that are there; false: keep them */
@@ -656,7 +700,7 @@ typedef struct wrpo_source_logps_desc {
     bool (*on_step)(int64_t records /* done */, int64_t of, void *user); void *user;  /* false: WRPO_E_STOPPED */
 } wrpo_source_logps_desc;
 WRPO_API wrpo_result wrpo_source_logps(wrpo_ctx *ctx, wrpo_model *model, wrpo_tokenizer *tok,
-        const wrpo_source_logps_desc *desc);
+        const wrpo_source_logps_desc *desc);       /* [all] */
 
 typedef struct wrpo_split_desc {
     const char *in;          /* JSON lines, one for each prompt */
@@ -686,7 +730,7 @@ typedef struct wrpo_winrate_stats {
 } wrpo_winrate_stats;
 WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out);
 
-/* ---- training: wrpo_train is open, step until done, save where asked, free ----
+/* ---- training: wrpo_train is open, step until done, save where asked, free. All but free and bytes are [all] ----
    Metrics: field, name in metrics.jsonl; means over the batch's records. A reward is beta times the method's score. */
 #define WRPO_METRICS(X) \
     X(loss, "loss")          /* NaN is never logged: the run stops with an error */ \
@@ -766,7 +810,7 @@ typedef struct wrpo_train_desc {
     bool (*on_step)(const wrpo_metrics *m, const wrpo_metrics *eval /* or NULL */, void *user);  /* 0 = none */
     void *user;              /* on_step returning false stops cleanly: WRPO_E_STOPPED */
 } wrpo_train_desc;
-typedef struct wrpo_bytes {  /* of a run, before anything is allocated */
+typedef struct wrpo_bytes {  /* of a rank's run, before anything is allocated */
     size_t weights, gradients, moments, activations, head, data, total;
     size_t device, room;     /* bytes of total in the backend's memory; bytes that it can give, SIZE_MAX: unknown */
     int64_t recompute;       /* layers that the run recomputes */
@@ -930,6 +974,8 @@ struct wrpo_backend {
         int64_t n, int64_t V, float softcap);
     void (*logprob_bwd)(void *dev, void *dlogits, const float *logits, int64_t ldl, const int32_t *target,
         const float *lse, const float *dlogp, int64_t n, int64_t V, float softcap);
+    /* y += x, in float: gradients of lanes and ranks (NULL: there is one lane, or they are refused) */
+    void (*sum)(void *dev, float *y, const float *x, int64_t count);
     void (*sumsq)(void *dev, double *out, const float *x, int64_t count);  /* *out += sum x^2, in double */
     /* One AdamW step (Loshchilov & Hutter 2019) as torch.optim.AdamW computes it; g is read times grad_scale. low NULL:
        w is float. Otherwise w is bfloat16, the masters rounded, and low the rest: master = (w << 16) + (int16_t)low.
@@ -1043,6 +1089,7 @@ typedef struct wrpo__frame {         /* one public entry in progress */
     wrpo_ctx *ctx; struct wrpo__frame *up;
     wrpo__arena *arena, *outer;      /* outer: the arena that was current before */
     bool temporary, failed;
+    bool together;                   /* an entry of all ranks: WRPO__CALL_ALL */
 } wrpo__frame;
 struct wrpo_ctx {
     wrpo_desc desc;                  /* resolved */
@@ -1051,6 +1098,7 @@ struct wrpo_ctx {
     void *dev;                       /* the backend's */
     size_t bytes, peak, device_bytes;                  /* held; the most ever held; held of the backend's memory */
     wrpo__arena *handouts;           /* text and arrays given to the caller */
+    int peers;                       /* WRPO__SOUND, ... */
     time_t now;                      /* what chat templates show */
     char date[40];                   /* its day */
 };
@@ -1191,11 +1239,76 @@ static wrpo__arena *wrpo__sub_arena(wrpo__arena *arena) {
     if (!sub) wrpo__fail(arena->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes held", arena->ctx->bytes);
     return sub;
 }
+/* ---- ranks: they agree that none has failed ---- */
+static int wrpo__me(const wrpo_ctx *ctx) { return ctx->desc.group ? ctx->desc.group->rank : 0; }
+static int wrpo__ranks(const wrpo_ctx *ctx) { return ctx->desc.group ? ctx->desc.group->ranks : 1; }
+enum { WRPO__SOUND, WRPO__AGREED, WRPO__ALONE };       /* all know of an error; the group failed: nobody can be asked */
+static int wrpo__alone(const wrpo_group *g, wrpo_error *error, const wrpo_error why) {
+    *error = (wrpo_error){.code = WRPO_E_DEVICE};
+    snprintf(error->text, sizeof error->text, "rank %d: the group failed: %.400s", g->rank, why.text);
+    return WRPO__ALONE;
+}
+/* Has a rank failed (here: failed, *error)? Then *error is that of the first such rank on all of them, and names it,
+   unless all failed. Nothing is allocated: it may be memory that failed. */
+static int wrpo__ask(const wrpo_group *g, bool failed, wrpo_error *error) {
+    int64_t first = failed ? g->ranks - g->rank : 0, sound = !failed;
+    wrpo_error why = {0}, said = *error;
+    wrpo_result r = g->most(g->self, &first, &why);
+    if (r == WRPO_OK && first == 0) return WRPO__SOUND;
+    const int who = g->ranks - (int)first;
+    if (r == WRPO_OK) r = g->most(g->self, &sound, &why);
+    if (r == WRPO_OK) {
+        if (sound) snprintf(error->text, sizeof error->text, "rank %d: %.490s", who, said.text);
+        r = g->broadcast(g->self, error, sizeof *error, who, &why);
+    }
+    if (r == WRPO_OK) return WRPO__AGREED;
+    if (!failed) return wrpo__alone(g, error, why);
+    *error = said;
+    return WRPO__ALONE;
+}
+/* Before anything is moved between ranks: if one has failed, all fail with its sentence. */
+static void wrpo__agree(wrpo_ctx *ctx) {
+    if (ctx->desc.group && ctx->peers != WRPO__ALONE) ctx->peers = wrpo__ask(ctx->desc.group, false, &ctx->error);
+    if (ctx->peers) longjmp(ctx->frame->jump, 1);
+}
+/* What a function of the group says, which was given &ctx->error. */
+static void wrpo__moved(wrpo_ctx *ctx, wrpo_result r) {
+    if (r == WRPO_OK) return;
+    ctx->peers = wrpo__alone(ctx->desc.group, &ctx->error, ctx->error);
+    longjmp(ctx->frame->jump, 1);
+}
+/* The same on the host, once the ranks agree. */
+static void wrpo__broadcast(wrpo_ctx *ctx, void *p, size_t n, int from) {
+    const wrpo_group *g = ctx->desc.group;
+    wrpo__agree(ctx);
+    if (g) wrpo__moved(ctx, g->broadcast(g->self, p, n, from, &ctx->error));
+}
+static void wrpo__gather(wrpo_ctx *ctx, void *x, size_t n) {
+    const wrpo_group *g = ctx->desc.group;
+    wrpo__agree(ctx);
+    if (g) wrpo__moved(ctx, g->gather(g->self, NULL, x, n, &ctx->error));
+}
+static int64_t wrpo__most(wrpo_ctx *ctx, int64_t x) {
+    const wrpo_group *g = ctx->desc.group;
+    wrpo__agree(ctx);
+    if (g) wrpo__moved(ctx, g->most(g->self, &x, &ctx->error));
+    return x;
+}
+/* What the ranks were given, by its hash, must be the same. */
+static void wrpo__same(wrpo_ctx *ctx, const char *what, uint64_t hash) {
+    const int R = wrpo__ranks(ctx);
+    uint64_t want = hash;
+    wrpo__broadcast(ctx, &want, sizeof want, 0);
+    const int64_t other = wrpo__most(ctx, want == hash ? 0 : R - wrpo__me(ctx));
+    if (other)
+        wrpo__fail(ctx, WRPO_E_ARG, "rank %d: %s: want that of rank 0, found another", R - (int)other, what);
+}
 /* A public entry:    WRPO__CALL(ctx, arena, temporary, call);      call: one call of a private function
                       return wrpo__end(&wrpo__entry);
    temporary false: the arena belongs to the object that is made, and is freed only on failure. An arena of NULL, for
-   want of memory, is a failure as well. Entries nest. */
+   want of memory, is a failure as well. Entries nest. WRPO__CALL_ALL is an entry that all ranks make together. */
 static bool wrpo__begin(wrpo__frame *f, wrpo_ctx *ctx, wrpo__arena *arena, bool temporary) {
+    if (!ctx->frame && ctx->peers == WRPO__AGREED) ctx->peers = WRPO__SOUND;
     *f = (wrpo__frame){.ctx = ctx, .up = ctx->frame, .arena = arena, .outer = wrpo__current,
                        .temporary = temporary, .failed = true};
     ctx->frame = f;
@@ -1209,8 +1322,15 @@ static bool wrpo__begin(wrpo__frame *f, wrpo_ctx *ctx, wrpo__arena *arena, bool 
         call; \
         wrpo__entry.failed = false; \
     }
+#define WRPO__CALL_ALL(context, new_arena, is_temporary, call) \
+    WRPO__CALL(context, new_arena, is_temporary, call) \
+    wrpo__entry.together = true
 static wrpo_result wrpo__end(wrpo__frame *f) {
-    f->ctx->frame = f->up;
+    wrpo_ctx *ctx = f->ctx;
+    if (f->together && ctx->desc.group && !ctx->peers)
+        ctx->peers = wrpo__ask(ctx->desc.group, f->failed, &ctx->error);
+    if (f->together && ctx->peers) f->failed = true;
+    ctx->frame = f->up;
     wrpo__current = f->outer;
     if (f->failed || f->temporary) wrpo__arena_free(f->arena);
     return f->failed ? f->ctx->error.code : WRPO_OK;
@@ -1297,6 +1417,17 @@ WRPO__PRINTF(2, 3) static char *wrpo__format(wrpo__arena *arena, const char *for
     vsnprintf(p, n, format, args);
     va_end(args);
     return p;
+}
+/* Every rank's text, on all of them, at 8-byte boundaries, until the current arena is freed. */
+static const char **wrpo__share_texts(wrpo_ctx *ctx, const wrpo__text *mine) {
+    const int R = wrpo__ranks(ctx);
+    const size_t room = ((size_t)wrpo__most(ctx, (int64_t)mine->size) + 7) / 8 * 8;
+    const char **all = wrpo__alloc(wrpo__current, (size_t)R, sizeof *all);
+    char *to = wrpo__alloc(wrpo__current, wrpo__mul(ctx, (size_t)R, room) + 8, 1);
+    if (mine->size) memcpy(to + (size_t)wrpo__me(ctx) * room, mine->data, mine->size);
+    wrpo__gather(ctx, to, room);
+    for (int i = 0; i < R; i++) all[i] = to + (size_t)i * room;
+    return all;
 }
 /* For the caller: a copy that outlives the entry, until wrpo_free. */
 static void *wrpo__handout(wrpo_ctx *ctx, const void *p, size_t n) {
@@ -1492,8 +1623,10 @@ static void wrpo__sync_parent(const char *path) {
     (void)path;
 #endif
 }
+/* Rank 0 alone writes. On the others these do nothing, so that all ranks go the same way. */
 static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {  /* and its parents; one that exists is fine */
     char part[4096];
+    if (wrpo__me(ctx)) return;
     const size_t n = strlen(path);
     if (n == 0 || n >= sizeof part) wrpo__fail(ctx, WRPO_E_IO, "\"%.200s\": not a usable path for a directory", path);
     for (size_t i = 1; i <= n; i++) {
@@ -1508,7 +1641,7 @@ static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {  /* and its parent
     }
 }
 static void wrpo__remove(wrpo_ctx *ctx, const char *path) {
-    if (remove(path) != 0 && errno != ENOENT)
+    if (!wrpo__me(ctx) && remove(path) != 0 && errno != ENOENT)
         wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be removed: %s", path, strerror(errno));
 }
 /* A checkpoint and its files. The state is the first to go: without it the directory is no checkpoint. */
@@ -1542,15 +1675,17 @@ static wrpo__writer *wrpo__create(wrpo__arena *arena, const char *path) {
     w->path = wrpo__strndup(arena, path, strlen(path));
     w->part = wrpo__format(arena, "%s" WRPO__PART, path, (unsigned long)wrpo__process());
     wrpo__on_free(arena, wrpo__writer_drop, w);
+    if (wrpo__me(w->ctx)) return w;
     w->f = fopen(w->part, "wb");
     if (!w->f) wrpo__writer_fail(w, errno);
     return w;
 }
 static void wrpo__write(wrpo__writer *w, const void *p, size_t n) {
-    if (n && fwrite(p, 1, n, w->f) != n) wrpo__writer_fail(w, errno);
+    if (n && w->f && fwrite(p, 1, n, w->f) != n) wrpo__writer_fail(w, errno);
 }
 /* The file is whole and waits for its name. It is closed, so many can wait without a descriptor each. */
 static void wrpo__finish(wrpo__writer *w) {
+    if (!w->f) return;
     int e = fflush(w->f) == 0 ? 0 : errno;
     if (!e && wrpo__fsync(w->f) != 0 && errno != EINVAL && errno != ENOTSUP) e = errno;
     if (fclose(w->f) != 0 && !e) e = errno;
@@ -1559,6 +1694,7 @@ static void wrpo__finish(wrpo__writer *w) {
     if (e) wrpo__writer_fail(w, e);
 }
 static void wrpo__publish(wrpo__writer *w) {
+    if (!w->waits) return;
     errno = EIO;                     /* for Windows, which does not set it */
     if (wrpo__rename(w->part, w->path) != 0) wrpo__writer_fail(w, errno);
     w->waits = false;
@@ -1675,8 +1811,9 @@ WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count) {
    scale (q / top)^4: top is 127, and there is a sign, for the first moment; top is 255 for the second.
    bfloat16 and codes are rounded up or down at random, so that the mean is right. Element i draws a hash of (seed, i).
    Every backend draws the same numbers, so the arithmetic is float, here and in adamw, operation by operation. */
+#define WRPO__DICE_STEP 0x9E3779B9u
 static uint32_t wrpo__dice(uint32_t seed, int64_t i) {
-    uint32_t x = seed + (uint32_t)i * 0x9E3779B9u;
+    uint32_t x = seed + (uint32_t)i * WRPO__DICE_STEP;
     x = (x ^ x >> 16) * 0x7FEB352Du;
     x = (x ^ x >> 15) * 0x846CA68Bu;
     return x ^ x >> 16;
@@ -1789,18 +1926,37 @@ WRPO_API wrpo_result wrpo_set_date(wrpo_ctx *ctx, const char *date) {
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API const char *wrpo_get_date(const wrpo_ctx *ctx) { return ctx->date; }
-WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
-    wrpo_desc d = desc ? *desc : (wrpo_desc){0};
-    *out = NULL;
+static int wrpo__default_threads(const wrpo_desc *d) { /* ranks that are bound to no processors share them */
+    int64_t threads = 1;
+    (void)d;
+#ifdef _OPENMP
+    threads = omp_get_max_threads();
+#ifdef _SC_NPROCESSORS_ONLN
+    const int64_t all = sysconf(_SC_NPROCESSORS_ONLN);
+    if (d->group && omp_get_num_procs() >= all)
+        threads = WRPO__MIN(threads, WRPO__MAX(all / d->group->locals, 1));
+#endif
+#endif
+    return (int)threads;
+}
+static wrpo_result wrpo__open(wrpo_desc d, wrpo_ctx **out) {
     if (!d.memory.alloc != !d.memory.free)
         return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: memory: want both functions or none");
     if (d.threads < 0) return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: threads: want at least 0");
     if (!d.memory.alloc) d.memory = (wrpo_allocator){wrpo__malloc, wrpo__mfree, NULL};
-#ifdef _OPENMP
-    if (!d.threads) d.threads = omp_get_max_threads();
-#else
+    const int64_t ranks = d.group ? d.group->ranks : 1, levels = (d.lanes ? d.lanes : ranks) / ranks;
+    if (d.lanes < 0 || d.lanes > 1 << 20 || (d.lanes && levels * ranks != d.lanes) || (levels & (levels - 1)))
+        return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: lanes: want the number of ranks times a power of two");
+    d.lanes = levels * ranks;
+    if (ranks > 1 && d.backend && !d.backend->host && !d.group->device)
+        return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: group: want one that moves a device's memory: "
+                                "wrpo_nccl_open, in a build with -DWRPO_NCCL");
+    if (d.lanes > 1 && d.backend && !d.backend->sum)
+        return wrpo__open_fails(&d, WRPO_E_UNSUPPORTED, "wrpo_open: lanes: this backend has no sum");
+#ifndef _OPENMP
     d.threads = 1;
 #endif
+    if (!d.threads) d.threads = wrpo__default_threads(&d);
     if (!d.backend) d.backend = wrpo_backend_cpu();
     if (!d.dtype) d.dtype = d.backend->dtype;
     if (d.dtype != WRPO_DTYPE_F32 && d.dtype != WRPO_DTYPE_BF16)
@@ -1808,6 +1964,7 @@ WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
     wrpo_ctx *ctx = d.memory.alloc(sizeof *ctx, d.memory.user);
     if (!ctx) return wrpo__open_fails(&d, WRPO_E_MEMORY, "out of memory");
     *ctx = (wrpo_ctx){.desc = d, .error = {.text = "out of memory"}};
+    ctx->desc.why = NULL;
     ctx->handouts = wrpo__arena_new(ctx);
     wrpo__set_date(ctx, NULL);
     const wrpo_result r = ctx->handouts ? d.backend->open(&ctx->dev, &ctx->desc, &ctx->error) : WRPO_E_MEMORY;
@@ -1820,6 +1977,26 @@ WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
     wrpo__arena_free(ctx->handouts);
     d.memory.free(ctx, d.memory.user);
     return r;
+}
+WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
+    wrpo_desc d = desc ? *desc : (wrpo_desc){0};
+    wrpo_error error = {0}, *why = d.why ? d.why : &error;
+    *out = NULL;
+    d.why = why;
+    const wrpo_result r = wrpo__open(d, out);
+    if (!d.group || !wrpo__ask(d.group, r != WRPO_OK, why)) return r;
+    wrpo_close(*out);
+    *out = NULL;
+    return why->code;
+}
+WRPO_API wrpo_result wrpo_agree(wrpo_ctx *ctx, wrpo_result r, const char *sentence) {
+    if (r != WRPO_OK && sentence) {
+        ctx->error = (wrpo_error){.code = r};
+        snprintf(ctx->error.text, sizeof ctx->error.text, "%s", sentence);
+    }
+    if (!ctx->desc.group || ctx->peers == WRPO__ALONE || (r != WRPO_OK && ctx->peers)) return r;
+    ctx->peers = wrpo__ask(ctx->desc.group, r != WRPO_OK, &ctx->error);
+    return ctx->peers ? ctx->error.code : WRPO_OK;
 }
 WRPO_API void wrpo_close(wrpo_ctx *ctx) {
     if (!ctx) return;
@@ -1890,6 +2067,28 @@ static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
         wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: no_pre_norms: want post_norms with it");
 }
 
+static bool wrpo__layer_bit(const uint64_t bits[8], int64_t l) { return bits[l / 64] >> l % 64 & 1; }
+static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
+    const wrpo_rope *p = &c->rope;
+    const double numbers[] = {
+        c->rms_norm_eps, p->theta, (double)p->type, p->factor, p->low_freq_factor, p->high_freq_factor, p->beta_fast,
+        p->beta_slow, p->attention_factor, (double)p->original_max_position_embeddings, (double)c->sliding_window,
+        (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads, (double)ctx->desc.dtype,
+        (double)p->dims, (double)p->yarn_truncate, (double)c->max_position_embeddings, c->query_pre_attn_scalar,
+        c->attn_logit_softcapping, c->final_logit_softcapping, c->gelu, c->norm_plus_one, c->post_norms,
+        c->scale_embeddings};
+    const double later[] = {c->sliding_rope_theta, c->qk_norm_rows, c->no_pre_norms, c->embedding_multiplier,
+                            c->residual_multiplier, c->attention_multiplier, c->logits_scaling};
+    uint64_t h = wrpo__hash(0, numbers, sizeof numbers);
+    for (int64_t i = 0; i < WRPO__COUNT(later); i++)   /* a model without them keeps its name */
+        if (later[i] != 0) h = wrpo__hash(h ^ (uint64_t)i, &later[i], sizeof later[i]);
+    for (int64_t l = 0; l < c->num_hidden_layers; l++)
+        if (wrpo__layer_bit(c->no_rope_layers, l)) h = wrpo__hash(h, &l, sizeof l);
+    h = wrpo__hash(h, c->sliding_layers, sizeof c->sliding_layers);
+    h = wrpo__hash(h, p->short_factor, sizeof p->short_factor);
+    return wrpo__hash(h, p->long_factor, sizeof p->long_factor);
+}
+
 /* ---- memory of the backend, owned by an arena ---- */
 typedef struct wrpo__device_block { wrpo_ctx *ctx; void *p; size_t n; } wrpo__device_block;
 static void wrpo__device_release(void *p) {
@@ -1920,6 +2119,36 @@ static void wrpo__sync(wrpo_ctx *ctx) {
     wrpo_error why = {WRPO_E_DEVICE, 0, 0, ""};
     if (ctx->desc.backend->sync(ctx->dev, &why) != WRPO_OK)
         wrpo__fail(ctx, why.code, "%s: %s", ctx->desc.backend->name, why.text);
+}
+
+/* ---- what is split over the ranks: an array of elements that are trained, in shards of whole blocks, one a rank ----
+   A shard is one unit for each of the rank's lanes, so that sums over units do not depend on the ranks. */
+static int64_t wrpo__unit(const wrpo_ctx *ctx, int64_t count) {
+    return wrpo__div_up(wrpo__div_up(count, WRPO_BLOCK), ctx->desc.lanes) * WRPO_BLOCK;
+}
+static int64_t wrpo__shard(const wrpo_ctx *ctx, int64_t count) {
+    return wrpo__unit(ctx, count) * (ctx->desc.lanes / wrpo__ranks(ctx));
+}
+/* What [a, a + size) and [b, b + n) have in common: *first, *count. */
+static void wrpo__overlap(int64_t a, int64_t size, int64_t b, int64_t n, int64_t *first, int64_t *count) {
+    *first = WRPO__MAX(a, b);
+    *count = WRPO__MAX(WRPO__MIN(a + size, b + n) - *first, 0);
+}
+/* Bytes [from, from + n) of the whole array out of the shards of `size` bytes, on every rank; mine: this rank's. */
+static void wrpo__split_get(wrpo_ctx *ctx, char *out, const void *mine, int64_t size, int64_t from, int64_t n) {
+    for (int64_t rank = from / size, first, count; rank * size < from + n; rank++) {
+        wrpo__overlap(rank * size, size, from, n, &first, &count);
+        if (rank == wrpo__me(ctx))
+            ctx->desc.backend->get(ctx->dev, out + (first - from), (const char *)mine + first % size, (size_t)count);
+        wrpo__broadcast(ctx, out + (first - from), (size_t)count, (int)rank);
+    }
+}
+/* The inverse: this rank keeps what belongs to its shard. */
+static void wrpo__split_put(wrpo_ctx *ctx, void *mine, int64_t size, int64_t from, int64_t n, const char *in) {
+    int64_t first, count;
+    wrpo__overlap(wrpo__me(ctx) * size, size, from, n, &first, &count);
+    if (count)
+        ctx->desc.backend->put(ctx->dev, (char *)mine + first % size, in + (first - from), (size_t)count);
 }
 
 /* ---- data: records of token ids ---- */
@@ -2033,6 +2262,24 @@ static void wrpo__check_data(wrpo_ctx *ctx, const wrpo_config *c, const wrpo_dat
         wrpo__log(ctx, WRPO_LOG_WARN,
                   "a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
                   (long long)longest, (long long)c->max_position_embeddings);
+}
+
+static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
+    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
+        const wrpo_record record = wrpo_data_record(data, i);
+        h = wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt);
+        h = wrpo__hash(h, &record.weight, sizeof record.weight);
+        for (int k = 0; k < record.count; k++) {
+            const wrpo_tokens *y = &record.responses[k];
+            const int64_t scored[3] = {y->first, (int64_t)y->role, y->pair_id};
+            h = wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids);
+            h = wrpo__hash(h, scored, sizeof scored);
+            h = wrpo__hash(h, &y->share, sizeof y->share);
+            if (record.sources) h = wrpo__hash(h, y->source_logps, (size_t)record.sources * sizeof *y->source_logps);
+            if (y->scored) h = wrpo__hash(h, y->scored, (size_t)y->count);
+        }
+    }
+    return h;
 }
 
 /* ---- rotary embedding (Su et al. 2021): inverse frequencies, in the float arithmetic of transformers ----
@@ -2842,6 +3089,12 @@ static void wrpo__plain_logprob_bwd(void *dev, void *dlogits, const float *logit
         }
 }
 
+/* ---- sum: y += x, gradients of lanes and ranks ---- */
+static void wrpo__plain_sum(void *dev, float *y, const float *x, int64_t count) {
+    (void)dev;
+    for (int64_t i = 0; i < count; i++) y[i] += x[i];
+}
+
 /* ---- sumsq: *out += the sum of x^2, for the norm of all gradients ---- */
 static void wrpo__plain_sumsq(void *dev, double *out, const float *x, int64_t count) {
     (void)dev;
@@ -2894,7 +3147,7 @@ WRPO_API const wrpo_backend *wrpo_backend_plain(void) {
         .attention = wrpo__plain_attention, .attention_bwd = wrpo__plain_attention_bwd,
         .attention_scratch = wrpo__plain_attention_scratch, .glu = wrpo__plain_glu, .glu_bwd = wrpo__plain_glu_bwd,
         .logprob = wrpo__plain_logprob, .logprob_bwd = wrpo__plain_logprob_bwd,
-        .sumsq = wrpo__plain_sumsq, .adamw = wrpo__plain_adamw
+        .sum = wrpo__plain_sum, .sumsq = wrpo__plain_sumsq, .adamw = wrpo__plain_adamw
     };
     return &backend;
 }
@@ -2946,7 +3199,8 @@ struct wrpo_model {
     wrpo_weight *weights; int64_t n_weights;
     int64_t *index;                  /* [L][KINDS] into weights; -1 where the model has no such weight */
     int64_t count;                   /* elements of an array that mirrors the weights, gaps included (they stay 0) */
-    uint16_t *low;                   /* [count] low halves of float masters, the weights being the high ones; or NULL */
+    uint16_t *low;                   /* this rank's shard of [count] low halves of float masters, the weights being the
+                                        high ones; or NULL */
     bool frozen;                     /* is not trained, except for its adapter */
     struct wrpo__lora *lora;         /* its adapter; NULL: none */
     int trainers;                    /* alive: they count on its weights */
@@ -3070,7 +3324,8 @@ static void wrpo__model_memory(wrpo_model *model) {
         wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: the backend has no dropout, which scales what a %.32s adds",
                    ctx->desc.backend->name, c->model_type);
     wrpo__place_weights(model, &b);
-    const size_t bytes = b.used, low = wrpo__mul(ctx, (size_t)model->count, sizeof *model->low);
+    const size_t shard = (size_t)wrpo__shard(ctx, model->count);
+    const size_t bytes = b.used, low = wrpo__mul(ctx, shard, sizeof *model->low);
     if (b.overflow) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: the weights do not fit into the address space");
     b = (wrpo__bump){.base = wrpo__device_alloc(model->arena, bytes, "weights")};
     ctx->desc.backend->zero(ctx->dev, b.base, bytes);
@@ -3103,10 +3358,13 @@ static void wrpo__weight_put(wrpo_model *model, const wrpo_weight *w, int64_t fi
             else high[k] = wrpo__float_to_bf16(src[i + k]);
         }
         be->put(dev, (uint16_t *)w->data + first + i, high, (size_t)n * sizeof *high);
-        if (master) be->put(dev, model->low + w->at + first + i, low, (size_t)n * sizeof *low);
+        if (master)
+            wrpo__split_put(model->ctx, model->low, 2 * wrpo__shard(model->ctx, model->count),
+                            2 * (w->at + first + i), 2 * n, (const char *)low);
     }
 }
-/* The inverse of wrpo__weight_put: elements [first, first + count) as floats, the masters where there are any. */
+/* The inverse of wrpo__weight_put: elements [first, first + count) as floats, the masters where there are any. These
+   are split, so all ranks call it. */
 static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int64_t first, int64_t count, float *dst) {
     const wrpo_backend *be = model->ctx->desc.backend;
     void *dev = model->ctx->dev;
@@ -3118,14 +3376,33 @@ static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int6
     for (int64_t i = 0; i < count; i += WRPO__HALVES) {
         const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
         be->get(dev, high, (const uint16_t *)w->data + first + i, (size_t)n * sizeof *high);
-        if (model->low && w->at >= 0) be->get(dev, low, model->low + w->at + first + i, (size_t)n * sizeof *low);
+        if (model->low && w->at >= 0)
+            wrpo__split_get(model->ctx, (char *)low, model->low, 2 * wrpo__shard(model->ctx, model->count),
+                            2 * (w->at + first + i), 2 * n);
         for (int64_t k = 0; k < n; k++)
             dst[i + k] = w->dtype == WRPO_DTYPE_F16 ? wrpo__element(high, w->dtype, k) : wrpo__master(high[k], low[k]);
     }
 }
+enum { WRPO__PIECE = 1 << 20, WRPO__DRAWS = 4096 };   /* elements converted at a time; drawn by a thread at a time */
+static uint64_t wrpo__weights_hash(const wrpo_model *model, uint64_t h) {      /* as floats */
+    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
+    for (int64_t i = 0; i < model->n_weights; i++) {
+        const wrpo_weight *w = &model->weights[i];
+        h = wrpo__hash(h, w->name, strlen(w->name));
+        for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
+            n = WRPO__MIN(wrpo__size(w) - at, WRPO__PIECE);
+            wrpo__weight_get(model, w, at, n, piece);
+            h = wrpo__hash(h, piece, (size_t)n * sizeof *piece);
+        }
+    }
+    wrpo__block_free(piece);
+    return h;
+}
+static void wrpo__same_weights(const wrpo_model *model, const char *what) {
+    if (model->ctx->desc.group) wrpo__same(model->ctx, what, wrpo__weights_hash(model, 0));
+}
 /* Random weights: matrices N(0, initializer_range), norms that scale by 1, biases 0. Counter-based: an element depends
    on the seed, the tensor's name and its index. */
-enum { WRPO__PIECE = 1 << 20, WRPO__DRAWS = 4096 };   /* elements converted at a time; drawn by a thread at a time */
 static void wrpo__model_randomize(wrpo_model *model, uint64_t seed) {
     const wrpo_config *c = &model->config;
     const int threads = model->ctx->desc.threads;
@@ -3596,7 +3873,6 @@ static const void *wrpo__add_bwd(const wrpo__run *r, int64_t l, wrpo__kind norm,
     wrpo__norm_bwd(r, l, norm, grads, r->dy, D, dy, NULL, rstd, out, D);
     return r->dy;
 }
-static bool wrpo__layer_bit(const uint64_t bits[8], int64_t l) { return bits[l / 64] >> l % 64 & 1; }
 /* q | k, rotated by position; sign -1 rotates back. If only the first dims of a head are, it is done head by head. */
 static void wrpo__rotate(const wrpo__run *r, int64_t l, void *q, float sign) {
     const wrpo_config *c = &r->model->config;
@@ -3940,6 +4216,8 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
         every record on the host (wrpo_loss: WRPO is there), backward to gradients
      3. the norm of all gradients, and the factor that clips it
      4. AdamW on all weights, or on an adapter's; only matrices decay
+   Several ranks deal the micro-batches to each other in 2. Before 3 each gets the sum of all gradients for its shard of
+   what is trained, which it updates in 4; then all get all weights. Without a wrpo_group the shard is everything.
    The reference is the policy as it is before step 1, or another model. Its log-probs of all responses are computed
    once, when the trainer is made; nothing else of it is needed.
 
@@ -3967,24 +4245,41 @@ static int64_t wrpo__run_rows(const wrpo_config *c, const wrpo_data *data, int64
     }
     return WRPO__MAX(all, longest);
 }
-/* Packs as many records list[first..count) as fit, at least one; returns where it stopped. list NULL: i itself. */
-static int64_t wrpo__pack_some(wrpo__run *r, const wrpo_data *data, const int64_t *list, int64_t first, int64_t count,
-                               int64_t micro_tokens) {
-    int64_t i = first;
-    wrpo__pack_begin(r);
-    for (; i < count; i++) {
-        const wrpo_record *record = &data->records[list ? list[i] : i];
-        if (r->n && r->n + wrpo__record_rows(&r->model->config, record) > micro_tokens) break;
-        wrpo__pack_record(r, record);
+/* Records list[first..count) (list NULL: i itself) as micro-batches: as many as fit, at least one. The rows before, and
+   who computes it: micro-batch b is in lane b modulo lanes, and the lanes are dealt to the ranks in order. */
+typedef struct wrpo__micro { int64_t begin, end, row; int lane; } wrpo__micro;
+static wrpo__micro *wrpo__micros(const wrpo_ctx *ctx, const wrpo_config *c, const wrpo_data *data, const int64_t *list,
+                                 int64_t first, int64_t count, int64_t micro_tokens) {   /* an stb array */
+    wrpo__micro *all = NULL;
+    int64_t row = 0, n = 0;
+    for (int64_t i = first; i < count; i++, row += n) {
+        const int64_t b = stbds_arrlen(all);
+        n = wrpo__record_rows(c, &data->records[list ? list[i] : i]);
+        const wrpo__micro next = {i, i + 1, row, (int)(b % ctx->desc.lanes)};
+        if (b && row + n - all[b - 1].row <= micro_tokens) all[b - 1].end++;
+        else stbds_arrput(all, next);
     }
-    wrpo__pack_end(r);
-    return i;
+    return all;
 }
-/* The sum of log-probs, in double, of a response's scored tokens. */
-static double wrpo__sum_logps(const wrpo__run *r, const wrpo_tokens *y, const wrpo__location *packed) {
+static int wrpo__owner(const wrpo_ctx *ctx, const wrpo__micro *micro) {        /* its rank */
+    return (int)(micro->lane / (ctx->desc.lanes / wrpo__ranks(ctx)));
+}
+static void wrpo__pack_micro(wrpo__run *r, const wrpo_data *data, const int64_t *list, const wrpo__micro *micro) {
+    wrpo__pack_begin(r);
+    for (int64_t i = micro->begin; i < micro->end; i++) wrpo__pack_record(r, &data->records[list ? list[i] : i]);
+    wrpo__pack_end(r);
+}
+/* The sum of log-probs, in double, of a response's n scored tokens. */
+static double wrpo__sum_logps(const float *logp, int64_t n) {
     double sum = 0;
-    for (int64_t j = 0, n = wrpo__scored_count(y); j < n; j++) sum += (double)r->h_logp[packed->target + j];
+    for (int64_t j = 0; j < n; j++) sum += (double)logp[j];
     return sum;
+}
+static int64_t wrpo__scored_tokens(const wrpo_data *data, int64_t begin, int64_t end) {       /* tokens of records */
+    int64_t n = 0;
+    for (const wrpo_record *record = data->records + begin; record < data->records + end; record++)
+        for (int k = 0; k < record->count; k++) n += wrpo__scored_count(&record->responses[k]);
+    return n;
 }
 /* Does the model's adapter add nothing? Every B of a new one is 0. */
 static bool wrpo__adds_nothing(const wrpo_model *model) {
@@ -4010,20 +4305,34 @@ static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data
     shape.chunk = wrpo__head_chunk(model->ctx, &model->config, shape.rows);
     wrpo__run *r = wrpo__run_new(temp, model, &shape);
     r->no_adapter = wrpo__adds_nothing(model);
-    for (int64_t i = first, next; i < first + count; ) {
-        next = wrpo__pack_some(r, data, NULL, i, first + count, micro_tokens);
+    wrpo_ctx *ctx = model->ctx;
+    const wrpo__micro *all = wrpo__micros(ctx, &model->config, data, NULL, first, first + count, micro_tokens), *micro;
+    const wrpo__micro *const end = all + stbds_arrlen(all);
+    const int64_t sizes[] = {count, K, stbds_arrlen(all), wrpo__scored_tokens(data, first, first + count)};
+    float *each = wrpo__raw(temp, (size_t)sizes[3] + 1, sizeof *each), *at = each;
+    wrpo__same(ctx, "the records", wrpo__hash(0, sizes, sizeof sizes));
+    for (micro = all; micro < end; at += wrpo__scored_tokens(data, micro->begin, micro->end), micro++) {
+        if (wrpo__owner(ctx, micro) != wrpo__me(ctx)) continue;
+        wrpo__pack_micro(r, data, NULL, micro);
         wrpo__forward(r, false);
-        for (const wrpo__location *packed = r->packed; i < next; i++, logps += K) {
+        memcpy(at, r->h_logp, (size_t)r->n_targets * sizeof *at);
+    }
+    for (micro = all, at = each; micro < end; micro++) {
+        const int64_t n = wrpo__scored_tokens(data, micro->begin, micro->end);
+        wrpo__broadcast(ctx, at, (size_t)n * sizeof *at, wrpo__owner(ctx, micro));
+        for (int64_t i = 0; tokens && i < n; i++) stbds_arrput(*tokens, at[i]);
+        for (int64_t i = micro->begin; i < micro->end; i++) {
             const wrpo_record *record = &data->records[i];
-            for (int k = 0; k < K; k++) {
-                logps[k] = k < record->count ? wrpo__sum_logps(r, &record->responses[k], packed++) : NAN;
-                if (k < record->count && !isfinite(logps[k]))
-                    wrpo__fail(model->ctx, WRPO_E_NOT_FINITE,
+            for (int k = 0; k < K; k++, logps++) {
+                const int64_t scored = k < record->count ? wrpo__scored_count(&record->responses[k]) : 0;
+                *logps = k < record->count ? wrpo__sum_logps(at, scored) : NAN;
+                at += scored;
+                if (k < record->count && !isfinite(*logps))
+                    wrpo__fail(ctx, WRPO_E_NOT_FINITE,
                                "record \"%s\" (line %lld): the log-prob of response %d is not a finite number",
                                record->prompt_id, (long long)record->line, k + 1);
             }
         }
-        for (int64_t t = 0; tokens && t < r->n_targets; t++) stbds_arrput(*tokens, r->h_logp[t]);
     }
 }
 
@@ -4083,6 +4392,21 @@ typedef struct wrpo__set {           /* records, and what the reference says abo
     int64_t N; int K;                /* records; the most responses that one has */
     double *ref;                     /* [N, K] log-probs of the reference; NULL where the method needs none */
 } wrpo__set;
+/* How arrays of `count` elements that are trained are split over the ranks; bytes of what mirrors them. */
+typedef struct wrpo__division {
+    int64_t shard, padded, piece;    /* elements of one rank; of all; of a shard, moved between ranks at a time */
+    size_t gradients, moments, moving;
+} wrpo__division;
+static wrpo__division wrpo__division_of(wrpo_ctx *ctx, int64_t count, wrpo_moments moments) {
+    const int64_t ranks = wrpo__ranks(ctx), shard = wrpo__shard(ctx, count), blocks = (1 << 22) / WRPO_BLOCK;
+    wrpo__division s = {.shard = shard, .padded = shard * ranks, .moments = wrpo_moments_bytes(moments, shard),
+                     .piece = WRPO__MIN(shard, WRPO__MAX(blocks / ranks, 1) * WRPO_BLOCK)};
+    s.gradients = wrpo__mul(ctx, (size_t)s.padded, sizeof(float));
+    for (int64_t lanes = ctx->desc.lanes / ranks; lanes > 1; lanes /= 2)
+        s.gradients += wrpo__mul(ctx, (size_t)s.padded, sizeof(float));
+    if (ranks > 1) s.moving = (size_t)(s.piece * ranks) * sizeof(float);
+    return s;
+}
 struct wrpo_trainer {
     wrpo_ctx *ctx;
     wrpo__arena *arena;
@@ -4095,10 +4419,12 @@ struct wrpo_trainer {
     int64_t *order, order_epoch;     /* [N] the records in this epoch's order */
     double *weight;                  /* [batch_size] of each record in a step's loss */
     wrpo__run *run;
-    float *grads;                    /* mirrors the weights; NULL in an evaluation */
-    char *exp_avg, *exp_avg_sq;      /* AdamW's moments, mirror the weights */
+    float *grads;                    /* mirrors the weights, once for each level of the lanes; NULL in an evaluation */
+    wrpo__division split;
+    char *exp_avg, *exp_avg_sq;      /* AdamW's moments of this rank's shard */
     double *sumsq;                   /* one element in the backend's memory */
     bool own_reference;              /* an evaluation of a model against itself computes log-probs once */
+    float *moving;                   /* [ranks][split.piece] what is moved between ranks at a time; NULL: one rank */
     double start;                    /* when the run began, in seconds */
     const char *out_dir; FILE *metrics; wrpo__writer *part;        /* used by >>run alone. part: of the metrics */
     void (*log)(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix);   /* called with every line of metrics */
@@ -4158,6 +4484,27 @@ static void wrpo__set_begin(wrpo_trainer *t, wrpo__set *set, const wrpo_data *da
     if (wrpo__rules[t->desc.loss.method].reference)
         set->ref = wrpo__alloc(t->arena, (size_t)set->N * (size_t)set->K, sizeof *set->ref);
 }
+/* The ranks must be given the same. */
+static void wrpo__same_inputs(const wrpo_trainer *t, bool train) {
+    wrpo_ctx *ctx = t->ctx;
+    const wrpo_train_desc *d = &t->desc;
+    if (wrpo__ranks(ctx) == 1) return;
+    const double choices[] = {(double)d->loss.method, (double)d->loss.pair, d->loss.beta, d->loss.label_smoothing,
+                              d->loss.gamma_ratio, d->loss.ipo_sum, (double)d->alpha_schedule, (double)d->lr_schedule,
+                              (double)d->seed, d->no_shuffle, d->resume != NULL, d->ref_dir != NULL,
+                              d->out_dir != NULL, train, d->save.dir != NULL, d->save_model,
+                              (double)d->loss.fusion, d->loss.sft_weight};
+    wrpo__same(ctx, "the config of the model", wrpo__config_hash(ctx, &t->model->config));
+    wrpo__same(ctx, "lanes", (uint64_t)ctx->desc.lanes);
+    wrpo__same(ctx, "the backend", wrpo__hash(0, ctx->desc.backend->name, strlen(ctx->desc.backend->name)));
+#define WRPO__X(field, otherwise, valid, want, same) wrpo__same(ctx, #field, wrpo__hash(0, &d->field, sizeof d->field));
+    WRPO__SETTINGS(WRPO__X)
+#undef WRPO__X
+    wrpo__same(ctx, "the settings of training", wrpo__hash(d->moments, choices, sizeof choices));
+    wrpo__same(ctx, "the data", wrpo__data_hash((uint64_t)t->train.N, t->train.data));
+    wrpo__same(ctx, "the eval data", t->eval.data ? wrpo__data_hash((uint64_t)t->eval.N, t->eval.data) : 0);
+    wrpo__same_weights(t->model, "the model's weights");
+}
 static void wrpo__trainer_gone(void *policy) { ((wrpo_model *)policy)->trainers--; }
 /* 1. Settings and data checked; nothing large is allocated yet. */
 static wrpo_trainer *wrpo__trainer_begin(wrpo__arena *arena, wrpo_model *policy, const wrpo_data *data,
@@ -4173,6 +4520,7 @@ static wrpo_trainer *wrpo__trainer_begin(wrpo__arena *arena, wrpo_model *policy,
     wrpo__train_check(t->ctx, d);
     wrpo__set_begin(t, &t->train, data);
     wrpo__set_begin(t, &t->eval, d->eval_data);
+    wrpo__same_inputs(t, train);
     const int64_t N = t->train.N;
     t->micro = d->batch_size / d->accumulation;
     t->steps_per_epoch = WRPO__MAX(wrpo__div_up(N, t->micro) / d->accumulation, 1);
@@ -4201,13 +4549,14 @@ static void wrpo__trainer_memory(wrpo_trainer *t, bool train, int64_t recompute,
     t->run = wrpo__run_new(t->arena, t->model, &shape);
     t->start = wrpo__now();
     if (!train) return;
-    const size_t count = (size_t)t->model->count, bytes = wrpo_moments_bytes(t->desc.moments, t->model->count);
-    t->grads = wrpo__device_alloc(t->arena, wrpo__mul(t->ctx, count, sizeof *t->grads), "gradients");
-    t->exp_avg = wrpo__device_alloc(t->arena, bytes, "first moments");
-    t->exp_avg_sq = wrpo__device_alloc(t->arena, bytes, "second moments");
+    const wrpo__division split = t->split = wrpo__division_of(t->ctx, t->model->count, t->desc.moments);
+    t->grads = wrpo__device_alloc(t->arena, split.gradients, "gradients");
+    t->exp_avg = wrpo__device_alloc(t->arena, split.moments, "first moments");
+    t->exp_avg_sq = wrpo__device_alloc(t->arena, split.moments, "second moments");
+    if (split.moving) t->moving = wrpo__device_alloc(t->arena, split.moving, "what moves between ranks");
     t->sumsq = wrpo__device_alloc(t->arena, sizeof *t->sumsq, "gradient norm");
-    be->zero(t->ctx->dev, t->exp_avg, bytes);
-    be->zero(t->ctx->dev, t->exp_avg_sq, bytes);
+    be->zero(t->ctx->dev, t->exp_avg, split.moments);
+    be->zero(t->ctx->dev, t->exp_avg_sq, split.moments);
 }
 static wrpo_trainer *wrpo__trainer_new(wrpo__arena *arena, wrpo_model *policy, const wrpo_data *data,
                                        const wrpo_train_desc *desc) {
@@ -4221,13 +4570,14 @@ static wrpo_trainer *wrpo__trainer_new(wrpo__arena *arena, wrpo_model *policy, c
     if (t->eval.ref) wrpo__set_reference(temp, t, &t->eval, policy);
     wrpo__arena_clear(temp);
     wrpo__trainer_memory(t, true, d->recompute, false);
+    wrpo__agree(t->ctx);
     return t;
 }
 WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                       wrpo_trainer **out) {
     *out = NULL;
-    WRPO__CALL(policy->ctx, wrpo__arena_new(policy->ctx), false,
-               *out = wrpo__trainer_new(wrpo__current, policy, data, desc));
+    WRPO__CALL_ALL(policy->ctx, wrpo__arena_new(policy->ctx), false,
+                   *out = wrpo__trainer_new(wrpo__current, policy, data, desc));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_trainer_free(wrpo_trainer *t) {
@@ -4278,6 +4628,15 @@ static void wrpo__tally_add(wrpo__tally *t, const wrpo__run *run, const wrpo_los
     m->rewards_source_accuracies += wrpo__wins(source, w);
     m->rewards_target_accuracies += wrpo__wins(target, w);
 }
+static void wrpo__tally_sum(wrpo__tally *t, const wrpo__tally *record) {
+#define WRPO__X(field, name) t->m.field += record->m.field;
+    WRPO_METRICS(WRPO__X)
+#undef WRPO__X
+    t->chosen += record->chosen;
+    t->chosen_rows += record->chosen_rows;
+    t->rejected += record->rejected;
+    t->rejected_rows += record->rejected_rows;
+}
 static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double alpha, double begin) {
     wrpo_metrics *m = &tally->m;
     m->logits_chosen = tally->chosen / tally->chosen_rows;
@@ -4290,6 +4649,43 @@ static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double al
 
 /* ---- one pass over records: log-probs, losses, metrics and, in training, gradients ----
    list[i]: a record of the set (NULL: i itself); weight[i]: its share of the loss (NULL: 1 / count). */
+/* A micro-batch; own[i]: each record's metrics. scored: tokens of an SFT batch. grads NULL: an evaluation. */
+static void wrpo__pass_micro(wrpo_trainer *t, const wrpo__set *set, const int64_t *list, const double *weight,
+                             int64_t count, double alpha, const wrpo__micro *micro, double scored, float *grads,
+                             wrpo__tally *own) {
+    wrpo__run *r = t->run;
+    const wrpo_loss_desc *d = &t->desc.loss;
+    const bool sft = d->method == WRPO_METHOD_SFT;
+    wrpo_response *y = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *y);
+    r->dropout.row = micro->row;
+    wrpo__pack_micro(r, set->data, list, micro);
+    wrpo__forward(r, true);                                                    /* log pi of every scored token */
+    const wrpo__location *packed = r->packed;
+    for (int64_t i = micro->begin; i < micro->end; i++) {
+        const int64_t index = list ? list[i] : i;
+        const wrpo_record *record = &set->data->records[index];
+        const char *why = NULL;
+        wrpo__as_loss(record, y);
+        for (int k = 0; k < record->count; k++) {
+            y[k].logp = wrpo__sum_logps(r->h_logp + packed[k].target, y[k].tokens);
+            y[k].ref = set->ref ? set->ref[index * set->K + k] : 0;
+            if (t->own_reference) y[k].ref = y[k].logp;
+        }
+        const double loss = wrpo_loss(d, alpha, y, record->count, scored, &why);            /* WRPO is here: >>loss */
+        if (!isfinite(loss))
+            wrpo__fail(t->ctx, WRPO_E_NOT_FINITE, "step %lld: record \"%s\" (line %lld): %s",
+                       (long long)t->k + (grads != NULL), record->prompt_id, (long long)record->line,
+                       why ? why : "the loss is not a finite number");
+        const double share = weight ? weight[i] : 1 / (double)count;           /* of the batch's mean */
+        const double w = record->weight * (sft ? 1 : share);                   /* dL/dloss; sft's loss is a share */
+        for (int k = 0; grads && k < record->count; k++)                       /* dL/dlogp of each of its tokens */
+            for (int64_t j = 0; j < y[k].tokens; j++) r->h_coef[packed[k].target + j] = (float)(w * y[k].dlogp);
+        own[i] = (wrpo__tally){.m.loss = w * loss};
+        wrpo__tally_add(&own[i], r, d, alpha, record, y, packed, share);
+        packed += record->count;
+    }
+    if (grads) wrpo__backward(r, grads);
+}
 static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *list, const double *weight, int64_t count,
                        double alpha, bool train, wrpo__tally *tally) {
     wrpo__run *r = t->run;
@@ -4305,35 +4701,33 @@ static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *lis
         wrpo__as_loss(record, y);
         scored += wrpo__sft_tokens(y, record->count);
     }
-    for (int64_t i = 0, next; i < count;) {            /* micro-batches */
-        next = wrpo__pack_some(r, set->data, list, i, count, t->desc.micro_tokens);
-        wrpo__forward(r, true);                                                /* log pi of every scored token */
-        for (const wrpo__location *packed = r->packed; i < next; i++) {
-            const int64_t index = list ? list[i] : i;
-            const wrpo_record *record = &set->data->records[index];
-            const char *why = NULL;
-            wrpo__as_loss(record, y);
-            for (int k = 0; k < record->count; k++) {
-                y[k].logp = wrpo__sum_logps(r, &record->responses[k], &packed[k]);
-                y[k].ref = set->ref ? set->ref[index * set->K + k] : 0;
-                if (t->own_reference) y[k].ref = y[k].logp;
-            }
-            const double loss = wrpo_loss(d, alpha, y, record->count, scored, &why);        /* WRPO is here: >>loss */
-            if (!isfinite(loss))
-                wrpo__fail(t->ctx, WRPO_E_NOT_FINITE, "step %lld: record \"%s\" (line %lld): %s",
-                           (long long)t->k + train, record->prompt_id, (long long)record->line,
-                           why ? why : "the loss is not a finite number");
-            const double share = weight ? weight[i] : 1 / (double)count;       /* of the batch's mean */
-            const double w = record->weight * (sft ? 1 : share);               /* dL/dloss; sft's loss is a share */
-            for (int k = 0; train && k < record->count; k++)                   /* dL/dlogp of each of its tokens */
-                for (int64_t j = 0; j < y[k].tokens; j++) r->h_coef[packed[k].target + j] = (float)(w * y[k].dlogp);
-            tally->m.loss += w * loss;
-            wrpo__tally_add(tally, r, d, alpha, record, y, packed, share);
-            packed += record->count;
+    const wrpo__micro *all = wrpo__micros(t->ctx, &t->model->config, set->data, list, 0, count, t->desc.micro_tokens);
+    const wrpo__micro *const end = all + stbds_arrlen(all);
+    wrpo__tally *own = wrpo__raw(wrpo__current, (size_t)count, sizeof *own);           /* of each record */
+    const int lanes = (int)(t->ctx->desc.lanes / wrpo__ranks(t->ctx)), first = wrpo__me(t->ctx) * lanes;
+    const int64_t size = t->split.padded;
+    float *grads = t->grads;         /* of a level: those below it are sums of 1, 2, 4, ... lanes */
+    for (int lane = 0; lane < lanes; lane++, grads += size) {
+        if (train) r->be->zero(r->dev, grads, (size_t)size * sizeof *grads);
+        for (const wrpo__micro *micro = all; micro < end; micro++)
+            if (micro->lane == first + lane)
+                wrpo__pass_micro(t, set, list, weight, count, alpha, micro, scored, train ? grads : NULL, own);
+        for (int odd = lane; train && odd & 1; odd >>= 1, grads -= size)       /* lanes in pairs, and pairs of pairs */
+            r->be->sum(r->dev, grads - size, grads, size);
+    }
+    /* The records' metrics, of all ranks, in the order of the records: the sums do not depend on the ranks. */
+    wrpo__text mine = {.arena = wrpo__current};
+    for (const wrpo__micro *micro = all; micro < end; micro++)
+        if (wrpo__owner(t->ctx, micro) == wrpo__me(t->ctx))
+            wrpo__text_add(&mine, (const char *)&own[micro->begin],
+                           (size_t)(micro->end - micro->begin) * sizeof *own);
+    const char **from = wrpo__share_texts(t->ctx, &mine);
+    for (const wrpo__micro *micro = all; micro < end; micro++) {
+        const char **next = &from[wrpo__owner(t->ctx, micro)];
+        for (int64_t i = micro->begin; i < micro->end; i++, *next += sizeof *own) {
+            wrpo__tally_sum(tally, (const wrpo__tally *)*next);
+            tally->m.tokens += wrpo__record_rows(&t->model->config, &set->data->records[list ? list[i] : i]);
         }
-        tally->m.tokens += r->n;
-        if (train) wrpo__backward(r, t->grads);
-        r->dropout.row += r->n;
     }
     tally->m.records = count;
 }
@@ -4361,32 +4755,106 @@ static int64_t wrpo__next_batch(wrpo_trainer *t, const int64_t **list) {
     *list = t->order + first;
     return count;
 }
-/* AdamW on every run of weights that are contiguous and decay alike: matrices decay, norms and biases do not. */
+/* ---- between ranks: the sum of all gradients for each one's shard; then the weights of all shards, for all ---- */
+/* The sum over ranks, in pairs as over lanes, where this rank's shard is in t->grads. */
+static void wrpo__reduce(wrpo_trainer *t) {
+    wrpo_ctx *ctx = t->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    const wrpo_group *g = ctx->desc.group;
+    const int64_t shard = t->split.shard;
+    float *mine = t->grads + wrpo__me(ctx) * shard, *part = t->moving;
+    wrpo__agree(ctx);
+    for (int64_t at = 0, n; part && at < shard; at += n) {
+        n = WRPO__MIN(shard - at, t->split.piece);
+        wrpo__moved(ctx, g->exchange(g->self, ctx->dev, part, t->grads + at, shard, n, &ctx->error));
+        for (int apart = 1; apart < g->ranks; apart *= 2)
+            for (int i = 0; i + apart < g->ranks; i += 2 * apart)
+                be->sum(ctx->dev, part + i * n, part + (i + apart) * n, n);
+        be->copy(ctx->dev, mine + at, part, (size_t)n * sizeof *mine);
+    }
+}
+/* The norm of the gradient: sums over units, added in order. */
+static double wrpo__grad_norm(wrpo_trainer *t) {
+    wrpo_ctx *ctx = t->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    const int64_t count = t->model->count, unit = wrpo__unit(ctx, count), lanes = ctx->desc.lanes;
+    const int64_t own = lanes / wrpo__ranks(ctx), first = own * wrpo__me(ctx);
+    double *sums = wrpo__alloc(wrpo__current, (size_t)lanes, sizeof *sums), total = 0;
+    for (int64_t i = first; i < first + own; i++) {
+        const int64_t n = WRPO__MIN(count - i * unit, unit);
+        be->zero(ctx->dev, t->sumsq, sizeof *t->sumsq);
+        if (n > 0) be->sumsq(ctx->dev, t->sumsq, t->grads + i * unit, n);
+        be->get(ctx->dev, &sums[i], t->sumsq, sizeof *sums);
+    }
+    wrpo__sync(ctx);
+    wrpo__gather(ctx, sums, (size_t)own * sizeof *sums);
+    for (int64_t i = 0; i < lanes; i++) total += sums[i];
+    return sqrt(total);
+}
+/* Weights of elements [from, from + n), put together: to the buffer, from it (put), or neither (NULL). Their bytes. */
+static size_t wrpo__weights_move(const wrpo_model *model, int64_t from, int64_t n, char *buffer, bool put) {
+    size_t used = 0;
+    for (int64_t i = 0, end, size, first, count; i < model->n_weights; i = end) {
+        const wrpo_weight *w = &model->weights[i];
+        const size_t each = wrpo__dtype_size(w->dtype);
+        end = wrpo__weight_run(model, i, &size);
+        if (w->at < 0) continue;
+        wrpo__overlap(w->at, size, from, n, &first, &count);
+        char *data = (char *)w->data + (size_t)(first - w->at) * each, *to = put ? data : buffer + used;
+        if (buffer && count)
+            model->ctx->desc.backend->copy(model->ctx->dev, to, put ? buffer + used : data, (size_t)count * each);
+        used += (size_t)count * each;
+    }
+    return used;
+}
+static void wrpo__spread(wrpo_trainer *t) {
+    wrpo_ctx *ctx = t->ctx;
+    const wrpo_group *g = ctx->desc.group;
+    const int64_t shard = t->split.shard;
+    char *moving = (char *)t->moving;
+    wrpo__agree(ctx);
+    for (int64_t at = 0, n; moving && at < shard; at += n) {
+        size_t most = 0;
+        n = WRPO__MIN(shard - at, t->split.piece);
+        for (int i = 0; i < g->ranks; i++)
+            most = WRPO__MAX(most, wrpo__weights_move(t->model, i * shard + at, n, NULL, false));
+        wrpo__weights_move(t->model, g->rank * shard + at, n, moving + (size_t)g->rank * most, false);
+        wrpo__moved(ctx, g->gather(g->self, ctx->dev, moving, most, &ctx->error));
+        for (int i = 0; i < g->ranks; i++)
+            if (i != g->rank) wrpo__weights_move(t->model, i * shard + at, n, moving + (size_t)i * most, true);
+    }
+}
+/* AdamW on every run of weights that are contiguous and decay alike, as far as it is in this rank's shard: matrices
+   decay, norms and biases do not. A part of a run draws the whole's numbers: its seed is that of its first element. */
 static void wrpo__update(wrpo_trainer *t, double lr, double grad_scale) {
     const wrpo_train_desc *d = &t->desc;
     const wrpo_backend *be = t->ctx->desc.backend;
+    const int64_t shard = t->split.shard, begin = wrpo__me(t->ctx) * shard;
     const double steps = (double)(t->k + 1);
     wrpo_adamw step = {.lr = (float)lr, .beta1 = (float)d->beta1, .beta2 = (float)d->beta2, .eps = (float)d->eps,
                        .grad_scale = (float)grad_scale, .moments = d->moments,
                        .correction1 = 1 - pow(d->beta1, steps), .correction2 = sqrt(1 - pow(d->beta2, steps))};
-    for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
+    for (int64_t i = 0, end, size, first, count; i < t->model->n_weights; i = end) {
         const wrpo_weight *w = &t->model->weights[i];
         end = wrpo__weight_run(t->model, i, &size);
         if (w->at < 0) continue;                       /* frozen */
-        const size_t offset = wrpo_moments_bytes(d->moments, w->at);
+        wrpo__overlap(begin, shard, w->at, size, &first, &count);
+        if (count == 0) continue;
+        const size_t offset = wrpo_moments_bytes(d->moments, first - begin);
+        const uint64_t seed = wrpo__random64(d->seed, (uint64_t)t->k, (uint64_t)w->at);
+        const uint32_t skip = (uint32_t)(first - w->at) * WRPO__DICE_STEP;
         step.weight_decay = w->decay ? (float)d->weight_decay : 0;
-        step.seed = wrpo__random64(d->seed, (uint64_t)t->k, (uint64_t)w->at);
-        be->adamw(t->ctx->dev, w->data, w->dtype == WRPO_DTYPE_BF16 ? t->model->low + w->at : NULL,
-                  t->exp_avg + offset, t->exp_avg_sq + offset, t->grads + w->at, size, &step);
+        step.seed = (uint64_t)((uint32_t)(seed >> 32) + skip) << 32 | ((uint32_t)seed + skip);
+        be->adamw(t->ctx->dev, (char *)w->data + (size_t)(first - w->at) * wrpo__dtype_size(w->dtype),
+                  w->dtype == WRPO_DTYPE_BF16 ? t->model->low + (first - begin) : NULL, t->exp_avg + offset,
+                  t->exp_avg_sq + offset, t->grads + first, count, &step);
     }
 }
 static wrpo_metrics wrpo__step(wrpo_trainer *t) {
     wrpo_ctx *ctx = t->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
     const wrpo_train_desc *d = &t->desc;
     wrpo__tally tally = {.m = {.step = t->k + 1, .steps = t->T}};
     const int64_t *list;
-    double sumsq = 0;
     const double begin = wrpo__now();
     if (t->k >= t->T) wrpo__fail(ctx, WRPO_E_ARG, "all %lld steps are done", (long long)t->T);
 
@@ -4397,19 +4865,16 @@ static wrpo_metrics wrpo__step(wrpo_trainer *t) {
     const double lr = d->learning_rate * wrpo_lr_factor(d->lr_schedule, warmup, t->k, t->T) + 0.0;      /* no -0 */
     const int64_t count = wrpo__next_batch(t, &list);
     /* 2. Gradients of the batch's loss. */
-    be->zero(ctx->dev, t->grads, (size_t)t->model->count * sizeof *t->grads);
     wrpo__pass(t, &t->train, list, t->weight, count, alpha, true, &tally);
+    wrpo__reduce(t);
     /* 3. Their global norm. Above max_grad_norm they are scaled down to it: a factor in AdamW. */
-    be->zero(ctx->dev, t->sumsq, sizeof *t->sumsq);
-    be->sumsq(ctx->dev, t->sumsq, t->grads, t->model->count);
-    be->get(ctx->dev, &sumsq, t->sumsq, sizeof sumsq);
-    wrpo__sync(ctx);
-    const double norm = sqrt(sumsq), clip = d->max_grad_norm > 0 ? d->max_grad_norm / (norm + 1e-6) : 1;
+    const double norm = wrpo__grad_norm(t), clip = d->max_grad_norm > 0 ? d->max_grad_norm / (norm + 1e-6) : 1;
     if (!isfinite(norm))
         wrpo__fail(ctx, WRPO_E_NOT_FINITE, "step %lld: the gradient is not finite (batch of %lld records, the first is "
                    "\"%s\")", (long long)t->k + 1, (long long)count, t->train.data->records[list[0]].prompt_id);
     /* 4. The update. */
     wrpo__update(t, lr, WRPO__MIN(1, clip));
+    wrpo__spread(t);
     wrpo__sync(ctx);
     t->k++;
 
@@ -4420,7 +4885,7 @@ static wrpo_metrics wrpo__step(wrpo_trainer *t) {
     return tally.m;
 }
 WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m) {
-    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__step(t));
+    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__step(t));
     return wrpo__end(&wrpo__entry);
 }
 static wrpo_metrics wrpo__evaluate(wrpo_trainer *t, const wrpo__set *set, double alpha) {
@@ -4441,7 +4906,7 @@ static wrpo_metrics wrpo__trainer_eval(wrpo_trainer *t, const wrpo_data *data) {
     return m;
 }
 WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, wrpo_metrics *m) {
-    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__trainer_eval(t, data));
+    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__trainer_eval(t, data));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -5283,6 +5748,7 @@ static wrpo__writer *wrpo__write_whole(wrpo__arena *arena, const char *path, con
 }
 /* The paths of the shards in dir that belong to a split into another number of files; an stb_ds array. */
 static char **wrpo__stale_shards(const wrpo__save *save) {
+    if (wrpo__me(save->temp->ctx)) return NULL;
     const wrpo__name *names = wrpo__disk_list(save->temp, save->dir);
     char **stale = NULL;
     for (int64_t i = 0; i < stbds_arrlen(names); i++) {
@@ -6488,7 +6954,7 @@ static void wrpo__weight_move(wrpo_model *model, int64_t i, int64_t first, int64
     wrpo__sync(ctx);
 }
 WRPO_API wrpo_result wrpo_weight_get(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *out) {
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__weight_move(model, i, first, count, out, NULL));
+    WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__weight_move(model, i, first, count, out, NULL));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first, int64_t count, const float *values) {
@@ -6791,8 +7257,8 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
                 kept < 0.5 ? ": --save-dtype f32 (wrpo_save_desc.dtype) keeps all of it" : "");
 }
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true,
-               wrpo__model_save(wrpo__current, model, desc, &(wrpo__rounding){0}));
+    WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true,
+                   wrpo__model_save(wrpo__current, model, desc, &(wrpo__rounding){0}));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -11428,9 +11894,83 @@ static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_
     g->weights = wrpo__raw(arena, logits, sizeof *g->weights);
     while (g->delivered < count) wrpo__generate_step(g);
 }
+/* ---- several ranks: in rounds, each computes its prompts, and all get all samples, in the prompts' order ---- */
+typedef struct wrpo__sharing { const wrpo_generate_desc *desc; wrpo__text out; int64_t done, tokens; } wrpo__sharing;
+static void wrpo__put8(wrpo__text *t, const void *p, size_t n) {       /* in whole words, so that all is aligned */
+    wrpo__text_add(t, p, n);
+    wrpo__text_add(t, "\0\0\0\0\0\0\0", (8 - n % 8) % 8);
+}
+static const void *wrpo__take8(const char **p, size_t n) {
+    *p += (n + 7) / 8 * 8;
+    return *p - (n + 7) / 8 * 8;
+}
+static bool wrpo__round_done(int64_t prompt, const wrpo_sample *samples, void *user) {
+    wrpo__sharing *r = user;
+    (void)prompt;
+    for (const wrpo_sample *y = samples; y < samples + r->desc->n; y++) {
+        wrpo__put8(&r->out, y, sizeof *y);
+        wrpo__put8(&r->out, y->ids, (size_t)y->count * sizeof *y->ids);
+        wrpo__put8(&r->out, y->logps, (size_t)y->count * sizeof *y->logps);
+        if (y->text) wrpo__put8(&r->out, y->text, y->size + 1);
+    }
+    return true;
+}
+static bool wrpo__round_step(int64_t prompts, int64_t tokens, void *user) {
+    const wrpo__sharing *r = user;
+    return !r->desc->on_step || r->desc->on_step(r->done + prompts, r->tokens + tokens, r->desc->user);
+}
+static void wrpo__generate_all(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
+                               const wrpo_generate_desc *desc) {
+    wrpo_ctx *ctx = model->ctx;
+    const int R = wrpo__ranks(ctx), rank = wrpo__me(ctx);
+    if (R == 1) {
+        wrpo__generate(model, prompts, count, desc, NULL);
+        return;
+    }
+    const wrpo_generate_desc d = wrpo_generate_defaults(desc);
+    const double numbers[] = {(double)d.n, (double)d.max_tokens, d.temperature, d.top_p, (double)d.top_k};
+    uint64_t h = wrpo__hash(d.seed, numbers, sizeof numbers);
+    for (int64_t i = 0; i < count; i++)
+        h = wrpo__hash(h ^ prompts[i].stream, prompts[i].ids, (size_t)prompts[i].count * sizeof *prompts[i].ids);
+    wrpo__same(ctx, "the prompts and the settings of sampling", h);
+    wrpo__same_weights(model, "the model's weights");
+    WRPO__RANGE(d.n >= 1 && d.batch >= 1, "n, batch", d.n, "at least 1");
+    wrpo__arena *outer = wrpo__current, *temp = wrpo__sub_arena(outer);
+    wrpo__sharing r = {.desc = &d};
+    wrpo_generate_desc own = d;
+    own.on_done = wrpo__round_done;
+    own.on_step = wrpo__round_step;
+    if (count > 1) own.on_text = NULL;
+    own.user = &r;
+    for (int64_t n; r.done < count; r.done += n) {
+        const int64_t each = WRPO__MAX(4 * d.batch / d.n, 1);          /* prompts of a rank in a round */
+        wrpo__current = temp;
+        n = WRPO__MIN(count - r.done, each * R);
+        r.out = (wrpo__text){.arena = temp};
+        wrpo_prompt *list = wrpo__alloc(temp, (size_t)each, sizeof *list);
+        wrpo_sample *y = wrpo__alloc(temp, (size_t)d.n, sizeof *y);
+        int64_t k = 0;
+        for (int64_t i = rank; i < n; i += R) list[k++] = prompts[r.done + i];
+        wrpo__generate(model, list, k, &own, NULL);
+        const char **from = wrpo__share_texts(ctx, &r.out);
+        for (int64_t i = 0; i < n; i++) {
+            const char **at = &from[i % R];
+            for (k = 0; k < d.n; k++) {
+                y[k] = *(const wrpo_sample *)wrpo__take8(at, sizeof *y);
+                y[k].ids = wrpo__take8(at, (size_t)y[k].count * sizeof *y->ids);
+                y[k].logps = wrpo__take8(at, (size_t)y[k].count * sizeof *y->logps);
+                if (y[k].text) y[k].text = wrpo__take8(at, y[k].size + 1);
+                r.tokens += y[k].count;
+            }
+            wrpo__stop_if(ctx, !d.on_done || d.on_done(r.done + i, y, d.user));
+        }
+        wrpo__current = outer;
+        wrpo__arena_clear(temp);
+    }
+}
 WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
                                    const wrpo_generate_desc *desc) {
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__generate(model, prompts, count, desc, NULL));
+    WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__generate_all(model, prompts, count, desc));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -11444,12 +11984,14 @@ static void wrpo__logprobs_part(wrpo_model *model, const wrpo_data *data, int64_
                    (long long)first, (long long)N);
     wrpo__logprobs(wrpo__current, model, data, first, count, WRPO__MICRO_TOKENS, logps, data->most,
                    per_token ? &tokens : NULL);
-    if (per_token) *per_token = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
+    if (per_token) tokens = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
+    wrpo__agree(model->ctx);
+    if (per_token) *per_token = tokens;
 }
 WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
                                    double *logps, float **per_token) {
     if (per_token) *per_token = NULL;
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true,
+    WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true,
                wrpo__logprobs_part(model, data, first, count, logps, per_token));
     return wrpo__end(&wrpo__entry);
 }
@@ -11835,12 +12377,11 @@ static void wrpo__write_line(wrpo__writer *w, const wrpo_json *line) {
 }
 typedef struct wrpo__scoring {
     wrpo_reward *reward; bool rescore;
-    wrpo__reading in; wrpo__writer *out;
-    wrpo_reward_file_stats *stats;  /* mean: the sum */
+    wrpo__reading in;
+    wrpo__text out;  /* of every line: how many rewards are new and kept, the new ones, its text */
 } wrpo__scoring;
 static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
     const char *path = s->in.desc.path;
-    wrpo_reward_file_stats *stats = s->stats;
     wrpo_json **list = NULL, *texts = NULL;  /* stb arrays: responses, and the texts of list[0..n), which are scored */
     s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
     wrpo_json *root = wrpo__json_parse(wrpo__current, path, s->in.line, line, size);
@@ -11870,16 +12411,13 @@ static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
         wrpo__wrong(root,
                         "prompt: want a string, a message or an array of messages, found none");
     if (n) wrpo__score_answers(s->reward, &s->in, prompt, texts, n, rewards);
-    for (int64_t k = 0; k < n; k++) {
-        wrpo__set_reward(list[k], rewards[k]);
-        stats->mean += rewards[k];
-        stats->least = fmin(stats->least, rewards[k]);
-        stats->most = fmax(stats->most, rewards[k]);
-    }
-    stats->prompts++;
-    stats->scored += n;
-    stats->kept += all - n;
-    wrpo__write_line(s->out, root);
+    for (int64_t k = 0; k < n; k++) wrpo__set_reward(list[k], rewards[k]);
+    wrpo__text text = {.arena = wrpo__current};
+    wrpo__json_write(&text, root);
+    const int64_t head[3] = {n, all - n, (int64_t)text.size};
+    wrpo__put8(&s->out, head, sizeof head);
+    wrpo__put8(&s->out, rewards, (size_t)n * sizeof *rewards);
+    wrpo__put8(&s->out, text.data, text.size);
 }
 static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {  /* an entry, as in >>data */
     WRPO__CALL(s->in.ctx, wrpo__arena_new(s->in.ctx), true, wrpo__score_text(s, text, n));
@@ -11892,26 +12430,55 @@ static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *
     if (!desc || !desc->in || !desc->out)
         wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_file_desc: want in and out, found NULL");
     const wrpo__file *f = wrpo__open_file(wrpo__current, desc->in);
-    wrpo__scoring s = {.reward = reward, .rescore = desc->rescore, .stats = stats,
-                       .out = wrpo__create(wrpo__current, desc->out),
+    wrpo__scoring s = {.reward = reward, .rescore = desc->rescore,
                        .in = {.ctx = ctx, .desc.path = desc->in}};
+    wrpo__writer *w = wrpo__create(wrpo__current, desc->out);
+    wrpo__arena *outer = wrpo__current, *temp = wrpo__sub_arena(outer);
+    const int64_t R = wrpo__ranks(ctx), round = R == 1 ? 1 : 16 * R;
+    if (R > 1) {
+        wrpo__same(ctx, desc->in, wrpo__hash(desc->rescore, f->data, f->size));
+        wrpo__same_weights(reward->model, "the model's weights");
+    }
     for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) lines++;
     if (!lines) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want lines of candidates, found none", desc->in);
-    for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) {
-        s.in.line = l.number;
-        wrpo__rethrow(ctx, wrpo__score_line(&s, l.text, l.size));
-        done++;
-        if (desc->on_line && !desc->on_line(done, lines, desc->user))
-            wrpo__fail(ctx, WRPO_E_STOPPED, "%s: stopped after %lld of %lld lines", desc->in, (long long)done,
-                       (long long)lines);
+    for (wrpo__lines l = {.file = f}; done < lines;) {  /* in rounds: the ranks take lines in turn, all get all */
+        const int64_t end = WRPO__MIN(lines, done + round);
+        wrpo__current = temp;
+        s.out = (wrpo__text){.arena = temp};
+        for (int64_t i = done; i < end; i++) {
+            wrpo__next_line(&l);
+            s.in.line = l.number;
+            if (i % R == wrpo__me(ctx)) wrpo__rethrow(ctx, wrpo__score_line(&s, l.text, l.size));
+        }
+        const char **from = wrpo__share_texts(ctx, &s.out);
+        while (done < end) {
+            const char **at = &from[done++ % R];
+            const int64_t *head = wrpo__take8(at, 3 * sizeof *head);
+            const double *rewards = wrpo__take8(at, (size_t)head[0] * sizeof *rewards);
+            for (int64_t k = 0; k < head[0]; k++) {
+                stats->mean += rewards[k];
+                stats->least = fmin(stats->least, rewards[k]);
+                stats->most = fmax(stats->most, rewards[k]);
+            }
+            stats->prompts++;
+            stats->scored += head[0];
+            stats->kept += head[1];
+            wrpo__write(w, wrpo__take8(at, (size_t)head[2]), (size_t)head[2]);
+            wrpo__write(w, "\n", 1);
+            if (desc->on_line && !desc->on_line(done, lines, desc->user))
+                wrpo__fail(ctx, WRPO_E_STOPPED, "%s: stopped after %lld of %lld lines", desc->in, (long long)done,
+                           (long long)lines);
+        }
+        wrpo__current = outer;
+        wrpo__arena_clear(temp);
     }
-    wrpo__commit(s.out);
+    wrpo__commit(w);
     stats->mean /= (double)stats->scored;  /* NaN: none */
 }
 WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc,
                                       wrpo_reward_file_stats *out) {
     *out = (wrpo_reward_file_stats){.least = NAN, .most = NAN};
-    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true, wrpo__reward_file(reward, desc, out));
+    WRPO__CALL_ALL(reward->ctx, wrpo__arena_new(reward->ctx), true, wrpo__reward_file(reward, desc, out));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -11930,9 +12497,10 @@ static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t
     if (b.overflow)
         wrpo__fail(model->ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address "
                    "space", (long long)rows);
+    const wrpo__division split = wrpo__division_of(model->ctx, model->count, moments);
     out->parameters = wrpo_model_parameters(model);
-    out->gradients = (size_t)model->count * sizeof(float);
-    out->moments = 2 * wrpo_moments_bytes(moments, model->count);
+    out->gradients = split.gradients + split.moving;
+    out->moments = 2 * split.moments;
     out->head = run.head_bytes;
     out->activations = run.bytes - run.head_bytes + run.host.used;
     out->device = out->gradients + out->moments + run.bytes;
@@ -11966,7 +12534,8 @@ static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wr
         wrpo__adapter_begin(table, adapter);
     }
     wrpo__place_weights(table, &weights);
-    out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)table->count * sizeof *table->low : 0);
+    out->weights = weights.used;
+    if (wrpo__has_masters(ctx, false)) out->weights += (size_t)wrpo__shard(ctx, table->count) * sizeof *table->low;
     const int64_t rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
     const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);  /* held: loaded ones */
     out->room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
@@ -12015,43 +12584,6 @@ static wrpo_bytes wrpo__fitted(const wrpo_trainer *t) {
 }
 
 /* ---- the reference: log-probs [N, K], computed once, kept in a file under a name that tells model and data ---- */
-static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
-    const wrpo_rope *p = &c->rope;
-    const double numbers[] = {
-        c->rms_norm_eps, p->theta, (double)p->type, p->factor, p->low_freq_factor, p->high_freq_factor, p->beta_fast,
-        p->beta_slow, p->attention_factor, (double)p->original_max_position_embeddings, (double)c->sliding_window,
-        (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads, (double)ctx->desc.dtype,
-        (double)p->dims, (double)p->yarn_truncate, (double)c->max_position_embeddings, c->query_pre_attn_scalar,
-        c->attn_logit_softcapping, c->final_logit_softcapping, c->gelu, c->norm_plus_one, c->post_norms,
-        c->scale_embeddings};
-    const double later[] = {c->sliding_rope_theta, c->qk_norm_rows, c->no_pre_norms, c->embedding_multiplier,
-                            c->residual_multiplier, c->attention_multiplier, c->logits_scaling};
-    uint64_t h = wrpo__hash(0, numbers, sizeof numbers);
-    for (int64_t i = 0; i < WRPO__COUNT(later); i++)   /* a model without them keeps its name */
-        if (later[i] != 0) h = wrpo__hash(h ^ (uint64_t)i, &later[i], sizeof later[i]);
-    for (int64_t l = 0; l < c->num_hidden_layers; l++)
-        if (wrpo__layer_bit(c->no_rope_layers, l)) h = wrpo__hash(h, &l, sizeof l);
-    h = wrpo__hash(h, c->sliding_layers, sizeof c->sliding_layers);
-    h = wrpo__hash(h, p->short_factor, sizeof p->short_factor);
-    return wrpo__hash(h, p->long_factor, sizeof p->long_factor);
-}
-static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
-    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
-        const wrpo_record record = wrpo_data_record(data, i);
-        h = wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt);
-        h = wrpo__hash(h, &record.weight, sizeof record.weight);
-        for (int k = 0; k < record.count; k++) {
-            const wrpo_tokens *y = &record.responses[k];
-            const int64_t scored[3] = {y->first, (int64_t)y->role, y->pair_id};
-            h = wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids);
-            h = wrpo__hash(h, scored, sizeof scored);
-            h = wrpo__hash(h, &y->share, sizeof y->share);
-            if (record.sources) h = wrpo__hash(h, y->source_logps, (size_t)record.sources * sizeof *y->source_logps);
-            if (y->scored) h = wrpo__hash(h, y->scored, (size_t)y->count);
-        }
-    }
-    return h;
-}
 static const char *wrpo__adapter_text(const wrpo_model *model) {
     const wrpo__lora *lora = model->lora;
     uint64_t h = 0;
@@ -12079,18 +12611,7 @@ static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data
     const char *adapter = wrpo__adapter_text(model);   /* its scales */
     uint64_t h = wrpo__config_hash(model->ctx, &model->config);
     if (model->lora) h = wrpo__hash(h, adapter, strlen(adapter));
-    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
-    for (int64_t i = 0; i < model->n_weights; i++) {
-        const wrpo_weight *w = &model->weights[i];
-        h = wrpo__hash(h, w->name, strlen(w->name));
-        for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
-            n = WRPO__MIN(wrpo__size(w) - at, WRPO__PIECE);
-            wrpo__weight_get(model, w, at, n, piece);
-            h = wrpo__hash(h, piece, (size_t)n * sizeof *piece);
-        }
-    }
-    wrpo__block_free(piece);
-    return wrpo__data_hash(h, data);
+    return wrpo__data_hash(wrpo__weights_hash(model, h), data);
 }
 /* A cache that is there and whole fills set->ref; anything else is made anew. */
 static bool wrpo__reference_read(wrpo_ctx *ctx, const char *path, const wrpo__set *set) {
@@ -12111,6 +12632,7 @@ static void wrpo__reference(const wrpo_trainer *t) {
     const wrpo__set *sets[2] = {&t->train, &t->eval};
     const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
     wrpo_model *ref = desc.dir ? wrpo__model_from(wrpo__current, &desc, false) : t->model;
+    if (desc.dir) wrpo__same_weights(ref, "the reference's weights");
     for (int i = 0; i < 2; i++) {
         const wrpo__set *set = sets[i];
         const char *path = NULL;
@@ -12118,7 +12640,8 @@ static void wrpo__reference(const wrpo_trainer *t) {
         if (t->out_dir)
             path = wrpo__format(wrpo__current, "%s/reference_logps-%016llx.json", t->out_dir,
                                 (unsigned long long)wrpo__fingerprint(ref, set->data));
-        if (path && wrpo__reference_read(t->ctx, path, set)) {
+        if (wrpo__most(t->ctx, path && !wrpo__me(t->ctx) && wrpo__reference_read(t->ctx, path, set))) {
+            wrpo__broadcast(t->ctx, set->ref, (size_t)(set->N * set->K) * sizeof *set->ref, 0);
             wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
             continue;
         }
@@ -12181,6 +12704,7 @@ static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
 #define WRPO__X(field, otherwise, valid, want, same) {same ? #field : NULL, wrpo__number_text((double)d->field)},
         WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
+        {t->ctx->desc.lanes > 1 ? "lanes" : NULL, wrpo__number_text((double)t->ctx->desc.lanes)},
         {t->model->lora ? "adapter" : NULL, wrpo__adapter_text(t->model)},
         {t->model->lora ? "base" : NULL, wrpo__base_text(t->model)},
         {wrpo__run_date(t) ? "date" : NULL, wrpo__run_date(t)},
@@ -12239,19 +12763,20 @@ static wrpo__state_part *wrpo__state_parts(const wrpo_trainer *t) {
    says so, into the run. Returns the hash h, continued over their bytes. */
 static uint64_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *parts, wrpo__writer *w, bool put,
                                  uint64_t h) {
-    const wrpo_backend *be = t->ctx->desc.backend;
+    const int64_t shard = (int64_t)wrpo_moments_bytes(t->desc.moments, t->split.shard);
     float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
     for (const wrpo__state_part *p = parts; p < parts + stbds_arrlen(parts); p++)
         for (size_t from = 0, n; from < p->bytes; from += n) {
             char *moments = p->moment == 1 ? t->exp_avg : t->exp_avg_sq;
+            const int64_t begin = (int64_t)(p->at + from);
             n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
             const int64_t first = (int64_t)(from / sizeof *piece), count = (int64_t)(n / sizeof *piece);
             if (!w) memcpy(piece, p->data + from, n);
-            else if (p->moment) be->get(t->ctx->dev, piece, moments + p->at + from, n);
+            else if (p->moment) wrpo__split_get(t->ctx, (char *)piece, moments, shard, begin, (int64_t)n);
             else wrpo__weight_get(t->model, p->w, first, count, piece);
             h = wrpo__hash(h, piece, n);
             if (w) wrpo__write(w, piece, n);
-            else if (put && p->moment) be->put(t->ctx->dev, moments + p->at + from, piece, n);
+            else if (put && p->moment) wrpo__split_put(t->ctx, moments, shard, begin, (int64_t)n, (char *)piece);
             else if (put) wrpo__weight_put(t->model, p->w, first, count, piece);
         }
     wrpo__sync(t->ctx);  /* a device that failed moved nothing */
@@ -12272,7 +12797,7 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     if (d->save_steps && t->k < t->T && t->k % d->save_steps == 0) wrpo__log_kept(t, wrpo__kept(&r));
     const char *log = t->part ? t->part->part : NULL;  /* until it has its name */
     if (t->out_dir && (!log || !wrpo__disk_exists(log))) log = wrpo__join(temp, t->out_dir, "metrics.jsonl");
-    const wrpo__file *metrics = log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
+    const wrpo__file *metrics = !wrpo__me(ctx) && log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
     const int64_t eight = 8;
     int64_t log_size = metrics ? (int64_t)metrics->size : 0;
     while (log_size && metrics->data[log_size - 1] != '\n') log_size--;   /* a line that the disk did not take whole */
@@ -12302,7 +12827,7 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo__commit(w);
 }
 WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
-    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__trainer_save(t, desc));
+    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__trainer_save(t, desc));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -12314,6 +12839,7 @@ typedef struct wrpo__state {  /* a file that is read */
     wrpo__state_part *parts;
     const wrpo_tensor_info *log;
     int64_t step, milliseconds;
+    uint64_t sum;  /* of the bytes */
 } wrpo__state;
 static const char *wrpo__state_text(const wrpo__state *s, const char *name) {
     const wrpo_json *v = wrpo_json_get(s->metadata, name);
@@ -12365,6 +12891,7 @@ static wrpo__state wrpo__state_open(wrpo_trainer *t) {
                    "version %.40s wrote the file, when formats had no number", path, WRPO__STATE_FORMAT,
                    wrpo__state_text(&s, "wrpo"));
     if (!t->model->lora && wrpo_json_get(s.metadata, "adapter")) wrpo__state_same(&s, "adapter", "none");
+    if (t->ctx->desc.lanes == 1 && wrpo_json_get(s.metadata, "lanes")) wrpo__state_same(&s, "lanes", "1");
     const wrpo__setting *settings = wrpo__state_settings(t);
     for (int64_t i = 0, n = stbds_arrlen(settings); i < n; i++) {
         const char *found = wrpo__state_text(&s, settings[i].name);
@@ -12388,10 +12915,13 @@ static wrpo__state wrpo__state_open(wrpo_trainer *t) {
     if (h != sum)
         wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written",
                    path, (unsigned long long)sum, (unsigned long long)h);
+    s.sum = sum;
     return s;
 }
 /* Puts the run where the file says. */
 static void wrpo__state_restore(wrpo_trainer *t, const wrpo__state *s) {
+    wrpo__same(t->ctx, "the checkpoint's step", (uint64_t)s->step);
+    wrpo__same(t->ctx, "the checkpoint", s->sum);
     wrpo__state_same(s, "reference", wrpo__reference_text(t));
     if (t->out_dir) {
         const char *log = wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl");
@@ -12486,7 +13016,7 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     wrpo__current = arena;
     wrpo__arena_clear(temp);
     wrpo__arena_clear(file);
-    if (train && out_dir) {
+    if (train && out_dir && !wrpo__me(t->ctx)) {
         const char *path = wrpo__join(arena, out_dir, "metrics.jsonl");
         wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__close_file, NULL);
         if (t->part) t->metrics = t->part->f;
@@ -12494,12 +13024,14 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
         if (!t->metrics) wrpo__fail(t->ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
         t->log = wrpo__log_metrics;
     }
+    wrpo__agree(t->ctx);
     return t;
 }
 WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                        wrpo_trainer **out) {
     *out = NULL;
-    WRPO__CALL(policy->ctx, wrpo__arena_new(policy->ctx), false, *out = wrpo__trainer_open(policy, data, desc, true));
+    WRPO__CALL_ALL(policy->ctx, wrpo__arena_new(policy->ctx), false,
+                   *out = wrpo__trainer_open(policy, data, desc, true));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -12513,17 +13045,18 @@ static void wrpo__eval(wrpo_model *model, const wrpo_data *data, const wrpo_trai
     m->epoch = NAN;
 }
 WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__eval(model, data, desc, m));
+    WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__eval(model, data, desc, m));
     return wrpo__end(&wrpo__entry);
 }
 static void wrpo__rename_dir(wrpo_ctx *ctx, const char *from, const char *to) {
+    if (wrpo__me(ctx)) return;
     if (wrpo__rename(from, to) != 0) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be renamed: %s", from, strerror(errno));
     wrpo__sync_parent(to);
 }
 /* By another name: half removed, it must not look whole. Process 0 is nobody's. */
 static void wrpo__drop_checkpoint(wrpo__arena *temp, const char *dir) {
     const char *aside = wrpo__format(temp, "%s" WRPO__PART, dir, 0ul);
-    if (!wrpo__disk_exists(dir)) return;
+    if (wrpo__me(temp->ctx) || !wrpo__disk_exists(dir)) return;
     wrpo__rename_dir(temp->ctx, dir, aside);
     wrpo__remove_dir(temp, aside);
 }
@@ -12543,7 +13076,7 @@ static void wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
     if (other) wrpo__drop_checkpoint(temp, old);
 }
 static wrpo_result wrpo__checkpoint_entry(wrpo_trainer *t, int64_t *saved) {
-    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__checkpoint(t, saved));
+    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__checkpoint(t, saved));
     return wrpo__end(&wrpo__entry);
 }
 /* The metrics are complete. Those that wait get their name with the model. */
@@ -12556,9 +13089,9 @@ static wrpo__writer *wrpo__metrics_done(void *user, double kept) {
     return t->part;
 }
 static wrpo_result wrpo__save_last(wrpo_trainer *t) {
-    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true,
-               wrpo__model_save(wrpo__current, t->model, &t->desc.save,
-                                &(wrpo__rounding){.done = wrpo__metrics_done, .user = t}));
+    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true,
+                   wrpo__model_save(wrpo__current, t->model, &t->desc.save,
+                                    &(wrpo__rounding){.done = wrpo__metrics_done, .user = t}));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
@@ -12583,6 +13116,8 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
         if (r == WRPO_OK && eval) r = wrpo_trainer_eval(t, d->eval_data, &e);
         if (r == WRPO_OK && save) r = wrpo__checkpoint_entry(t, &saved);
         if (r == WRPO_OK && d->on_step) go = d->on_step(&m, eval ? &e : NULL, d->user);
+        if (r == WRPO_OK && ctx->desc.group && t->k < t->T)    /* one that stops stops all */
+            r = wrpo_agree(ctx, go ? WRPO_OK : WRPO_E_STOPPED, "stopped by the callback");
     }
     if (r == WRPO_OK && t->k < t->T) {
         ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"};
@@ -13094,7 +13629,7 @@ static void wrpo__source_logps_file(wrpo_ctx *ctx, wrpo_model *model, wrpo_token
 }
 WRPO_API wrpo_result wrpo_source_logps(wrpo_ctx *ctx, wrpo_model *model, wrpo_tokenizer *tok,
                                        const wrpo_source_logps_desc *desc) {
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__source_logps_file(ctx, model, tok, desc));
+    WRPO__CALL_ALL(ctx, wrpo__arena_new(ctx), true, wrpo__source_logps_file(ctx, model, tok, desc));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -13277,6 +13812,96 @@ WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, 
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__winrate(ctx, desc, out));
     return wrpo__end(&wrpo__entry);
 }
+
+#ifdef WRPO_MPI
+/* ----------------------------------------------------------------------------------------------- >>mpi
+   A wrpo_group over MPI. Its counts are ints, so what is larger is moved in pieces. */
+#include <mpi.h>
+#ifndef WRPO__MPI_MOST
+#define WRPO__MPI_MOST (1 << 30)     /* bytes of one message */
+#endif
+typedef struct wrpo__mpi { MPI_Comm all; int rank, ranks; bool ours; } wrpo__mpi;
+static wrpo_result wrpo__mpi_says(int code, const char *call, wrpo_error *why) {
+    char text[MPI_MAX_ERROR_STRING] = "";
+    int n = 0;
+    if (code == MPI_SUCCESS) return WRPO_OK;
+    MPI_Error_string(code, text, &n);
+    snprintf(why->text, sizeof why->text, "%s: %.300s", call, text);
+    return why->code = WRPO_E_DEVICE;
+}
+static wrpo_result wrpo__mpi_most(void *self, int64_t *x, wrpo_error *why) {
+    const wrpo__mpi *m = self;
+    return wrpo__mpi_says(MPI_Allreduce(MPI_IN_PLACE, x, 1, MPI_INT64_T, MPI_MAX, m->all), "MPI_Allreduce", why);
+}
+static wrpo_result wrpo__mpi_broadcast(void *self, void *p, size_t n, int from, wrpo_error *why) {
+    const wrpo__mpi *m = self;
+    int code = MPI_SUCCESS;
+    for (size_t at = 0; at < n && code == MPI_SUCCESS; at += WRPO__MPI_MOST)
+        code = MPI_Bcast((char *)p + at, (int)WRPO__MIN(n - at, WRPO__MPI_MOST), MPI_BYTE, from, m->all);
+    return wrpo__mpi_says(code, "MPI_Bcast", why);
+}
+static wrpo_result wrpo__mpi_gather(void *self, void *dev, void *x, size_t n, wrpo_error *why) {
+    const wrpo__mpi *m = self;
+    wrpo_result r = WRPO_OK;
+    (void)dev;
+    if (n <= WRPO__MPI_MOST)
+        return wrpo__mpi_says(MPI_Allgather(MPI_IN_PLACE, 0, MPI_BYTE, x, (int)n, MPI_BYTE, m->all), "MPI_Allgather",
+                              why);
+    for (int i = 0; i < m->ranks && r == WRPO_OK; i++)
+        r = wrpo__mpi_broadcast(self, (char *)x + (size_t)i * n, n, i, why);
+    return r;
+}
+/* In round k each rank sends to the one k above and receives from the one k below. */
+static wrpo_result wrpo__mpi_exchange(void *self, void *dev, float *parts, const float *x, int64_t stride, int64_t n,
+                                      wrpo_error *why) {
+    const wrpo__mpi *m = self;
+    const int64_t most = WRPO__MPI_MOST / (int64_t)sizeof *x;
+    int code = MPI_SUCCESS;
+    (void)dev;
+    for (int k = 0; k < m->ranks; k++) {
+        const int to = (m->rank + k) % m->ranks, from = (m->rank + m->ranks - k) % m->ranks;
+        for (int64_t at = 0; at < n && code == MPI_SUCCESS; at += most) {
+            const int count = (int)WRPO__MIN(n - at, most);
+            code = MPI_Sendrecv(x + to * stride + at, count, MPI_FLOAT, to, 0, parts + from * n + at, count, MPI_FLOAT,
+                                from, 0, m->all, MPI_STATUS_IGNORE);
+        }
+    }
+    return wrpo__mpi_says(code, "MPI_Sendrecv", why);
+}
+WRPO_API wrpo_result wrpo_mpi_open(wrpo_group *out, wrpo_error *why) {
+    wrpo__mpi *m = calloc(1, sizeof *m);
+    MPI_Comm machine;
+    int there, level = MPI_THREAD_FUNNELED;
+    *out = (wrpo_group){.ranks = 1, .locals = 1};
+    *why = (wrpo_error){.code = WRPO_E_DEVICE, .text = "MPI cannot start with threads (MPI_THREAD_FUNNELED)"};
+    if (!m || MPI_Initialized(&there) || (!there && MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level)) ||
+        level < MPI_THREAD_FUNNELED || MPI_Comm_dup(MPI_COMM_WORLD, &m->all) ||
+        MPI_Comm_set_errhandler(m->all, MPI_ERRORS_RETURN) ||
+        MPI_Comm_split_type(m->all, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &machine)) {
+        free(m);
+        return why->code;
+    }
+    m->ours = !there;
+    MPI_Comm_rank(m->all, &m->rank);
+    MPI_Comm_size(m->all, &m->ranks);
+    *out = (wrpo_group){.rank = m->rank, .ranks = m->ranks, .self = m, .most = wrpo__mpi_most,
+                        .broadcast = wrpo__mpi_broadcast, .gather = wrpo__mpi_gather, .exchange = wrpo__mpi_exchange};
+    MPI_Comm_rank(machine, &out->local);
+    MPI_Comm_size(machine, &out->locals);
+    MPI_Comm_free(&machine);
+    *why = (wrpo_error){0};
+    return WRPO_OK;
+}
+WRPO_API void wrpo_mpi_close(wrpo_group *group) {
+    wrpo__mpi *m = group->self;
+    if (!m) return;
+    MPI_Barrier(m->all);             /* so that the launcher ends nobody who still has something to say */
+    MPI_Comm_free(&m->all);
+    if (m->ours) MPI_Finalize();
+    free(m);
+    group->self = NULL;
+}
+#endif /* WRPO_MPI */
 
 /* ---------------------------------------------------------------------------------------------- >>cpu
    The fast backend: the ops of >>ops in vectors, on one to many threads. What an op computes is defined there; here is
@@ -14390,6 +15015,7 @@ static void wrpo__cpu_add(void *dev, void *y, const void *x, int64_t count) {
     for (int64_t i = 0; i < count; i += WRPO__GRAIN)
         cpu->kernel.axpy((float *)y + i, 1, (const float *)x + i, WRPO__MIN(count - i, WRPO__GRAIN));
 }
+static void wrpo__cpu_sum(void *dev, float *y, const float *x, int64_t count) { wrpo__cpu_add(dev, y, x, count); }
 static void wrpo__cpu_dropout(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, int64_t n, int64_t D,
                               const wrpo_dropout *d) {
     const wrpo__cpu *cpu = dev;
@@ -15130,7 +15756,7 @@ static void wrpo__cpu_zero(void *dev, void *dst, size_t n) {
     .attention = wrpo__cpu_attention, .attention_bwd = wrpo__cpu_attention_bwd, \
     .attention_scratch = wrpo__cpu_attention_scratch, .glu = wrpo__cpu_glu, .glu_bwd = wrpo__cpu_glu_bwd, \
     .logprob = wrpo__cpu_logprob, .logprob_bwd = wrpo__cpu_logprob_bwd, \
-    .sumsq = wrpo__cpu_sumsq, .adamw = wrpo__cpu_adamw \
+    .sum = wrpo__cpu_sum, .sumsq = wrpo__cpu_sumsq, .adamw = wrpo__cpu_adamw \
 }
 #endif /* WRPO_NO_SIMD */
 WRPO_API const wrpo_backend *wrpo_backend_find(const char *name) {
