@@ -3893,7 +3893,7 @@ WRPO_API void wrpo_trainer_free(wrpo_trainer *t) {
 
 /* ---- metrics: means over records, under the names of the authors' trainer. Only the loss has record.weight ---- */
 typedef struct wrpo__tally { wrpo_metrics m; double chosen, chosen_rows, rejected, rejected_rows; } wrpo__tally;
-static double wrpo__wins(double gap, double w) { return isnan(gap) ? NAN : w * (gap > 0); }
+static double wrpo__wins(double gap) { return isnan(gap) ? NAN : gap > 0; }
 /* Adds a record of weight w, except for its loss. r: its responses with their log-probs; packed: where they are. */
 static void wrpo__tally_add(wrpo__tally *t, const wrpo__run *run, const wrpo_loss_desc *d, double alpha,
                             const wrpo_record *record, const wrpo_response *r, const wrpo__location *packed, double w) {
@@ -3931,12 +3931,15 @@ static void wrpo__tally_add(wrpo__tally *t, const wrpo__run *run, const wrpo_los
     m->logps_chosen += w * all_chosen / chosen;
     m->rewards_chosen += w * weighted;
     m->rewards_margins += w * (weighted - rejected);
-    m->rewards_accuracies += wrpo__wins(weighted - rejected, w);
-    m->rewards_source_accuracies += wrpo__wins(source, w);
-    m->rewards_target_accuracies += wrpo__wins(target, w);
+    m->rewards_accuracies += wrpo__wins(weighted - rejected);  /* counted: a sum of weights would not end in 1 */
+    m->rewards_source_accuracies += wrpo__wins(source);
+    m->rewards_target_accuracies += wrpo__wins(target);
 }
 static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double alpha, double begin) {
     wrpo_metrics *m = &tally->m;
+    m->rewards_accuracies /= (double)m->records;
+    m->rewards_source_accuracies /= (double)m->records;
+    m->rewards_target_accuracies /= (double)m->records;
     m->logits_chosen = tally->chosen / tally->chosen_rows;
     m->logits_rejected = tally->rejected / tally->rejected_rows;
     m->cur_alpha = t->desc.loss.method == WRPO_METHOD_WRPO ? alpha : NAN;
