@@ -360,6 +360,10 @@ typedef struct wrpo_data_desc {
     wrpo_tokenization tokenization;  /* 0 = clean */
     int64_t max_length, max_prompt_length;  /* tokens; 0 = 2048, and 1800 / 2048 of max_length */
     int64_t limit;           /* read only that many records; 0 = all */
+    /* Share of the records, in [0, 1), that are set aside for evaluation; 0 = none. A hash of the prompt's messages
+       decides: records of one prompt stay together, whatever the tokenizer, the order or the length of the file */
+    double eval_split;
+    bool eval_part;          /* read those; false: read the others */
 } wrpo_data_desc;
 typedef struct wrpo_tokens {  /* one response: ids[0..count), of which ids[first..count) are scored */
     wrpo_role role;
@@ -665,9 +669,12 @@ typedef struct wrpo_train_desc {
        then read from the directory. */
     const char *resume;
     /* save.dir not NULL: wrpo_train writes save.dir/checkpoint-K if it ends early, after K steps (not after a device's
-       error), and every save_steps steps (0 = never). Then all files of the checkpoint that this call wrote before are
-       removed. */
-    wrpo_save_desc save; int64_t save_steps;
+       error), and every save_steps steps (0 = never). Then all files of the checkpoint that is the oldest but `keep`
+       (0 = 1) of those that this call wrote are removed. */
+    wrpo_save_desc save; int64_t save_steps, keep;
+    /* A metric: after an evaluation that has the least "loss" so far, or the most of another, wrpo_train saves the
+       model in save.dir/best. A run that goes on knows the earlier ones by out_dir. NULL = never */
+    const char *save_best;
     bool (*on_step)(const wrpo_metrics *m, const wrpo_metrics *eval /* or NULL */, void *user);  /* 0 = none */
     void *user;              /* on_step returning false stops cleanly: WRPO_E_STOPPED */
 } wrpo_train_desc;
@@ -679,6 +686,9 @@ typedef struct wrpo_bytes {  /* of a run, before anything is allocated */
 } wrpo_bytes;
 typedef struct wrpo_trainer wrpo_trainer;
 WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc);  /* the zeros, resolved: log this */
+/* The settings, zeros resolved, as one line of JSON under the names of the fields; no directories, data, callbacks.
+   wrpo_free(text). */
+WRPO_API wrpo_result wrpo_train_desc_json(wrpo_ctx *ctx, const wrpo_train_desc *desc, char **text);
 /* data NULL: micro_tokens rows. adapter: a new one is trained; NULL: all weights are. */
 WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
         const wrpo_train_desc *desc, const wrpo_adapter_desc *adapter, wrpo_bytes *out);
@@ -3707,7 +3717,8 @@ static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data
     X(micro_tokens,  WRPO__MICRO_TOKENS, x >= 1 && x <= 0x1p30, "1 to 2^30", true) \
     X(recompute,     0,     x >= -1,              "a number of layers, or -1 for all", false) \
     X(eval_steps,    0,     x >= 0,               "at least 0",             true) \
-    X(save_steps,    0,     x >= 0 && (x == 0 || d->save.dir), "at least 0, and a directory in save", false)
+    X(save_steps,    0,     x >= 0 && (x == 0 || d->save.dir), "at least 0, and a directory in save", false) \
+    X(keep,          1,     x >= 1,               "at least 1",             false)
 
 WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
     wrpo_train_desc d = {0};
@@ -3723,7 +3734,18 @@ WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
     if (!d.seed) d.seed = 42;
     return d;
 }
+/* A metric by its name. false: none that an evaluation has, and that is the loss or rises as a model gets better. */
+static bool wrpo__metric(const wrpo_metrics *m, const char *name, double *out) {
+    const size_t n = strlen(name);
+    if (strcmp(name, "loss") && strncmp(name, "rewards/", 8) && strncmp(name, "logps/", 6)) return false;
+    if (n > 9 && !strcmp(name + n - 9, "/rejected")) return false;
+#define WRPO__X(field, key) if (!strcmp(name, key)) return *out = m->field, true;
+    WRPO_METRICS(WRPO__X)
+#undef WRPO__X
+    return false;
+}
 static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d resolved */
+    const wrpo_metrics none = {0};
     double x;
 #define WRPO__X(field, otherwise, valid, want, same) x = (double)d->field; WRPO__RANGE(valid, #field, x, want);
     WRPO__SETTINGS(WRPO__X)
@@ -3734,6 +3756,11 @@ static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d 
     WRPO__RANGE(wrpo_alpha_schedule_name((int)d->alpha_schedule), "alpha_schedule", d->alpha_schedule,
                 "one of wrpo_alpha_schedule");
     WRPO__RANGE(wrpo_moments_name((int)d->moments), "moments", d->moments, "one of wrpo_moments");
+    if (d->save_best && !wrpo__metric(&none, d->save_best, &x))
+        wrpo__fail(ctx, WRPO_E_ARG, "save_best: want loss, rewards/margins, rewards/accuracies or such, found %.60s",
+                   d->save_best);
+    if (d->save_best && (!d->eval_data || !d->save.dir))
+        wrpo__fail(ctx, WRPO_E_ARG, "save_best: want eval_data, and a directory in save");
 }
 
 /* ---- the trainer, made in three phases: wrpo__trainer_new ---- */
@@ -9158,6 +9185,7 @@ typedef struct wrpo__reading {  /* a file on its way into data */
     wrpo_tokenizer *tok;
     wrpo_data_desc desc;  /* resolved */
     time_t now;  /* one date for all templates that show one */
+    int64_t records;  /* read so far, of both parts of an eval_split */
     /* of the current record, in its arena: */
     int64_t line;
     const char *id;
@@ -9554,11 +9582,24 @@ static void wrpo__name_record(const wrpo__reading *in) {
     if (colon) n += snprintf(e->text + n, sizeof e->text - (size_t)n, "%lld:", (long long)was.column);
     snprintf(e->text + n, sizeof e->text - (size_t)n, " record \"%.60s\": %.430s", in->id, text);
 }
+/* Is the record one of eval_split? By its prompt's roles and texts. */
+static bool wrpo__set_aside(const wrpo__reading *in) {
+    static const char *const keys[] = {"role", "content"};
+    uint64_t h = 0;
+    for (const wrpo_json *m = in->prompt->child; m; m = m->next)
+        for (int k = 0; k < 2; k++) {
+            const wrpo_json *v = wrpo_json_get(m, keys[k]);
+            if (v && v->kind == WRPO_JSON_STRING) h = wrpo__hash(h, v->text, v->size);
+        }
+    return (double)(wrpo__hash(0, &h, sizeof h) >> 11) * 0x1p-53 < in->desc.eval_split;
+}
 static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n) {
     in->root = in->prompt = NULL;
     in->said = NULL;
     in->answers = NULL;
     wrpo__read_record(in, wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
+    in->records++;
+    if (in->desc.eval_split > 0 && wrpo__set_aside(in) != in->desc.eval_part) return;
     if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in);
     else wrpo__tokenize_clean(in);
     const int64_t K = stbds_arrlen(in->answers);
@@ -9586,6 +9627,7 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
     WRPO__RANGE(*max_length >= 0, "max_length", *max_length, "at least 0");
     WRPO__RANGE(*max_prompt >= 0, "max_prompt_length", *max_prompt, "at least 0");
     WRPO__RANGE(desc->limit >= 0, "limit", desc->limit, "at least 0");
+    WRPO__RANGE(desc->eval_split >= 0 && desc->eval_split < 1, "eval_split", desc->eval_split, "a number in [0, 1)");
     if (!*max_length) *max_length = 2048;
     if (!*max_prompt) *max_prompt = WRPO__MAX(*max_length / 2048 * 1800 + *max_length % 2048 * 1800 / 2048, 1);
     if (*max_prompt >= *max_length)
@@ -9594,11 +9636,14 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
     wrpo__arena *work = wrpo__sub_arena(arena);  /* what goes when the file is read */
     wrpo__lines lines = {.file = wrpo__open_file(work, desc->path)};
     wrpo_data_stats *stats = &data->stats;
-    while (!(desc->limit && stats->records >= desc->limit) && wrpo__next_line(&lines)) {
+    while (!(desc->limit && in.records >= desc->limit) && wrpo__next_line(&lines)) {
         in.line = lines.number;
         wrpo__rethrow(ctx, wrpo__load_line(&in, lines.text, lines.size));
     }
     wrpo__arena_clear(work);
+    if (!stats->records && in.records)
+        wrpo__fail(ctx, WRPO_E_ARG, "eval_split: want a share that leaves records in both parts of %s, found %g of "
+                   "%lld records", desc->path, desc->eval_split, (long long)in.records);
     if (!stats->records) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
     if (stats->truncated_prompts || stats->truncated_responses)
         wrpo__log(ctx, WRPO_LOG_WARN,
@@ -11028,6 +11073,32 @@ WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, con
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, *text = wrpo__metrics_json(ctx, m, prefix));
     return wrpo__end(&wrpo__entry);
 }
+/* ---- settings as JSON, likewise ---- */
+static char *wrpo__desc_json(wrpo_ctx *ctx, const wrpo_train_desc *desc) {
+    const wrpo_train_desc d = wrpo_train_defaults(desc);
+    wrpo__text out = {.arena = wrpo__current};
+    wrpo__train_check(ctx, &d);
+    wrpo__text_printf(&out, "{\"method\": \"%s\", \"pair\": \"%s\", \"moments\": \"%s\"",
+                      wrpo_method_name((int)d.loss.method), wrpo_pair_name((int)d.loss.pair),
+                      wrpo_moments_name((int)d.moments));
+    wrpo__text_printf(&out, ", \"alpha_schedule\": \"%s\", \"lr_schedule\": \"%s\"",
+                      wrpo_alpha_schedule_name((int)d.alpha_schedule), wrpo_lr_schedule_name((int)d.lr_schedule));
+    wrpo__text_printf(&out, ", \"ipo_sum\": %s, \"no_shuffle\": %s, \"seed\": %llu",
+                      d.loss.ipo_sum ? "true" : "false", d.no_shuffle ? "true" : "false", (unsigned long long)d.seed);
+    wrpo__put_metric(&out, "", "beta", d.loss.beta);
+    wrpo__put_metric(&out, "", "label_smoothing", d.loss.label_smoothing + 0.0);
+    wrpo__put_metric(&out, "", "gamma_ratio", d.loss.gamma_ratio + 0.0);
+#define WRPO__X(field, otherwise, valid, want, same) wrpo__put_metric(&out, "", #field, (double)d.field + 0.0);
+    WRPO__SETTINGS(WRPO__X)
+#undef WRPO__X
+    wrpo__text_puts(&out, "}");
+    return wrpo__handout(ctx, out.data, out.size);
+}
+WRPO_API wrpo_result wrpo_train_desc_json(wrpo_ctx *ctx, const wrpo_train_desc *desc, char **text) {
+    *text = NULL;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, *text = wrpo__desc_json(ctx, desc));
+    return wrpo__end(&wrpo__entry);
+}
 static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix) {
     wrpo__text line = wrpo__metrics_text(m, prefix);
     wrpo__text_puts(&line, "\n");
@@ -11089,11 +11160,13 @@ WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const w
     WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__eval(model, data, desc, m));
     return wrpo__end(&wrpo__entry);
 }
-/* save.dir/checkpoint-K; then the one before it goes, of step *saved (-1: none). */
-static void wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
+/* save.dir/checkpoint-K; then one that is too many goes. This call, which began after `first` steps, wrote those
+   before at multiples of save_steps. */
+static void wrpo__checkpoint(wrpo_trainer *t, int64_t first, int64_t *saved) {
     wrpo__arena *temp = wrpo__current;
     wrpo_save_desc save = t->desc.save;
-    const char *old = *saved < 0 ? NULL : wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)*saved);
+    const int64_t every = t->desc.save_steps, gone = every ? ((t->k - 1) / every - t->desc.keep + 1) * every : 0;
+    const char *old = gone <= first ? NULL : wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)gone);
     save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
     wrpo__rethrow(t->ctx, wrpo_trainer_save(t, &save));
     *saved = t->k;
@@ -11108,8 +11181,42 @@ static void wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
     rmdir(old);
 #endif
 }
-static wrpo_result wrpo__checkpoint_entry(wrpo_trainer *t, int64_t *saved) {
-    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__checkpoint(t, saved));
+static wrpo_result wrpo__checkpoint_entry(wrpo_trainer *t, int64_t first, int64_t *saved) {
+    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__checkpoint(t, first, saved));
+    return wrpo__end(&wrpo__entry);
+}
+static bool wrpo__is_better(const char *metric, double x, double best) {
+    return isnan(best) || (strcmp(metric, "loss") ? x > best : x < best);
+}
+/* The best value in the lines of metrics that a run which goes on begins with; NaN: none. */
+static double wrpo__best_before(const wrpo_trainer *t) {
+    const char *path = t->k && t->out_dir ? wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl") : NULL;
+    double best = NAN;
+    if (!path) return best;
+    wrpo__lines in = {.file = wrpo__disk_open(wrpo__current, path)};
+    while (wrpo__next_line(&in)) {
+        const wrpo_json *line = wrpo__json_parse(wrpo__current, path, in.number, in.text, in.size);
+        const wrpo_json *v = wrpo_json_get(line, wrpo__format(wrpo__current, "eval_%s", t->desc.save_best));
+        if (v && wrpo__is_better(t->desc.save_best, v->number, best)) best = v->number;
+    }
+    return best;
+}
+/* After an evaluation: save.dir/best, if it is better than *best. e NULL: before the first one. */
+static void wrpo__save_best(const wrpo_trainer *t, const wrpo_metrics *e, double *best) {
+    const char *metric = t->desc.save_best;
+    wrpo_save_desc save = t->desc.save;
+    double x = NAN;
+    if (!e) *best = wrpo__best_before(t);
+    if (e && (!wrpo__metric(e, metric, &x) || isnan(x)))
+        wrpo__fail(t->ctx, WRPO_E_ARG, "save_best: this evaluation has no %s", metric);
+    if (!e || !wrpo__is_better(metric, x, *best)) return;
+    save.dir = wrpo__join(wrpo__current, save.dir, "best");
+    wrpo__rethrow(t->ctx, wrpo_model_save(t->model, &save));
+    *best = x;
+    wrpo__log(t->ctx, WRPO_LOG_INFO, "%s: step %lld, eval_%s %.4g", save.dir, (long long)t->k, metric, x);
+}
+static wrpo_result wrpo__best_entry(const wrpo_trainer *t, const wrpo_metrics *e, double *best) {
+    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__save_best(t, e, best));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
@@ -11123,7 +11230,9 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
     const wrpo_train_desc *d = &t->desc;
     const int64_t first = t->k;
     int64_t saved = -1;
+    double best = NAN;
     bool go = true;
+    if (d->save_best) r = wrpo__best_entry(t, NULL, &best);
     m.step = t->k;
     m.steps = t->T;
     m.seconds = wrpo__now() - t->start;
@@ -11132,7 +11241,8 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
         const bool end = t->k == t->T, eval = d->eval_data && (end || (d->eval_steps && t->k % d->eval_steps == 0));
         const bool save = !end && d->save_steps && t->k % d->save_steps == 0;
         if (r == WRPO_OK && eval) r = wrpo_trainer_eval(t, d->eval_data, &e);
-        if (r == WRPO_OK && save) r = wrpo__checkpoint_entry(t, &saved);
+        if (r == WRPO_OK && eval && d->save_best) r = wrpo__best_entry(t, &e, &best);
+        if (r == WRPO_OK && save) r = wrpo__checkpoint_entry(t, first, &saved);
         if (r == WRPO_OK && d->on_step) go = d->on_step(&m, eval ? &e : NULL, d->user);
     }
     if (r == WRPO_OK && t->k < t->T) {
@@ -11141,7 +11251,7 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
     }
     if (d->save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && t->k > first && t->k != saved) {  /* it ends early */
         const wrpo_error why = ctx->error;
-        if (wrpo__checkpoint_entry(t, &saved) == WRPO_OK) ctx->error = why;
+        if (wrpo__checkpoint_entry(t, first, &saved) == WRPO_OK) ctx->error = why;
         else r = ctx->error.code;
     }
     m.step = t->k;  /* a step whose line could not be written is done */
