@@ -40,9 +40,9 @@
 /* ---- options: one table; a command names those it takes ---- */
 typedef struct settings {            /* an option that was not given is 0: the library's default */
     const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts,
-        *questions, *name, *reward_model, *resume, *adapter, *lora_target;
+        *questions, *name, *reward_model, *resume, *adapter, *lora_target, *save_best;
     const char *more[64];            /* values of --in or operands after the first */
-    int64_t n_more, top, resamples, seeds, label;
+    int64_t n_more, top, resamples, seeds, label, keep;
     double tau, min_gap, entropy_power, entropy_scale, sft;
     int64_t threads, seed, limit, max_length, max_prompt_length, max_shard_size;
     int64_t batch_size, accumulation, micro_tokens, memory_limit, max_steps, eval_steps, log_steps, save_steps,
@@ -50,11 +50,15 @@ typedef struct settings {            /* an option that was not given is 0: the l
     double alpha, alpha_power, beta, label_smoothing, gamma_ratio;
     int64_t n, top_k, max_tokens, batch;
     double temperature, top_p;
-    double learning_rate, warmup_ratio, weight_decay, max_grad_norm, epochs;
+    double learning_rate, warmup_ratio, weight_decay, max_grad_norm, epochs, eval_split;
     int64_t lora_r;
     double lora_alpha, lora_dropout;
     int method, pair, alpha_schedule, lr_schedule, tokenization, device, dtype, save_dtype, moments, form, as, bench;
-    bool ipo_sum, no_shuffle, raw, tensors, keep, quick, rescore, rslora, help, version;
+    bool ipo_sum, no_shuffle, raw, tensors, keep_folder, quick, rescore, rslora, tensorboard, dry_run, csv, help,
+        version;
+    const struct command *command;   /* what they were given to */
+    wrpo_ctx *file_ctx;
+    wrpo_json *file;                 /* of --config: values of options point into it */
 } settings;
 typedef enum kind { TEXT, LIST, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
 typedef struct option {
@@ -89,12 +93,15 @@ static const option options[] = {
      "directory of an adapter of the model, as PEFT writes it; train goes on from it (none)"},
     {"--data", TEXT, AT(data), "FILE", NULL, NULL,
      "JSON lines: {prompt, chosen: [source, target], rejected}, pairs, or {messages}"},
-    {"--config", TEXT, AT(config), "FILE", NULL, NULL, "config.json, or its directory"},
+    {"--config", TEXT, AT(config), "FILE", NULL, NULL,
+     "init: config.json, or its directory; train: these options as JSON, as a run writes them into OUT/run.json, under "
+     "those of the command line"},
     {"--tokenizer", TEXT, AT(tokenizer), "DIR", NULL, NULL,
      "directory with tokenizer.json and tokenizer_config.json, copied into the new one"},
     {"--in", LIST, AT(in), "FILE", NULL, NULL, "JSON lines to read (standard input; generate: want it or --prompt)"},
     {"--out", TEXT, AT(out), "PATH", NULL, NULL,
-     "where the result goes: a directory, or a file (standard output; report and demo: report.html)"},
+     "where the result goes: a directory, or a file (standard output; report and demo: report.html; --csv: "
+     "metrics.csv)"},
     {"--prompt", TEXT, AT(prompt), "TEXT", NULL, NULL, "one prompt; the answer is written as it comes"},
     {"--prompts", TEXT, AT(prompts), "FILE", NULL, NULL,
      "JSON lines: {prompt_id, prompt} with a string, a message or a list of messages, or {messages}"},
@@ -174,11 +181,20 @@ static const option options[] = {
     {"--b", TEXT, AT(b), "FILE", NULL, NULL, "answers of the opponent"},
     {"--resamples", COUNT, AT(resamples), "N", "[1, 1000000]", NULL, "bootstrap samples of the interval (1000)"},
     {"--eval-data", TEXT, AT(eval_data), "FILE", NULL, NULL, "held-out records"},
+    {"--eval-split", REAL, AT(eval_split), "SHARE", "(0, 1)", NULL,
+     "hold out about this part of --data, by a hash of the prompt, in place of --eval-data"},
     {"--eval-steps", COUNT, AT(eval_steps), "N", "[1, inf)", NULL, "evaluate every N steps (at the end only)"},
     {"--log-steps", COUNT, AT(log_steps), "N", "[1, inf)", NULL,
      "print a line every N steps if there is no progress bar (1)"},
     {"--save-steps", COUNT, AT(save_steps), "N", "[1, inf)", NULL,
-     "save a checkpoint every N steps and delete the one before (only when a run ends early)"},
+     "save a checkpoint every N steps (only when a run ends early)"},
+    {"--keep", COUNT, AT(keep), "N", "[1, inf)", NULL, "checkpoints that stay; older ones are deleted (1)"},
+    {"--save-best", TEXT, AT(save_best), "METRIC", NULL, NULL,
+     "keep the model that an evaluation finds best in OUT/best: by loss, rewards/accuracies, rewards/margins, ..."},
+    {"--tensorboard", FLAG, AT(tensorboard), NULL, NULL, NULL,
+     "write the metrics for TensorBoard as well: OUT/events.out.tfevents.*"},
+    {"--dry-run", FLAG, AT(dry_run), NULL, NULL, NULL,
+     "check everything, say what memory and time the run would take, and write nothing"},
     {"--resume", TEXT, AT(resume), "DIR", NULL, NULL,
      "go on from such a checkpoint, to the bytes of a run that never stopped; the other options must be the same"},
     {"--device", CHOICE, AT(device), "NAME", NULL, device_name, "what the model is computed on (cpu)"},
@@ -196,7 +212,8 @@ static const option options[] = {
     {"--rescore", FLAG, AT(rescore), NULL, NULL, NULL, "replace the rewards that are there"},
     {"--tensors", FLAG, AT(tensors), NULL, NULL, NULL, "list the tensors of a directory too"},
     {"--seeds", COUNT, AT(seeds), "N", "[1, 1000]", NULL, "run the demo with N seeds and print means (1)"},
-    {"--keep", FLAG, AT(keep), NULL, NULL, NULL, "keep the demo's folder"},
+    {"--keep-folder", FLAG, AT(keep_folder), NULL, NULL, NULL, "keep the demo's folder"},
+    {"--csv", FLAG, AT(csv), NULL, NULL, NULL, "a table of all steps in place of the pictures"},
     {"--quick", FLAG, AT(quick), NULL, NULL, NULL,
      "every step of the demo in a few seconds, on too little data for its table to mean anything"},
     {"--threads", COUNT, AT(threads), "N", "[1, 4096]", NULL, "threads (all; demo: 1)"},
@@ -267,31 +284,33 @@ static bool in_range(const char *range, double x) {    /* "[0, 1)" */
     if (sscanf(range + 1, "%lf, %lf%c", &low, &high, &close) != 3) return false;
     return (*range == '[' ? x >= low : x > low) && (close == ']' ? x <= high : x < high);
 }
-/* Stores an option's value. 2: no such value; 1: a value of the right form that cannot be. */
-static int set(const command *c, const option *o, const char *text, settings *s) {
+/* Stores an option's value. 2: no such value; 1: a value of the right form that cannot be. why: the sentence's end. */
+static int set(const option *o, const char *text, settings *s, char why[400]) {
     char *end, all[256];
     void *to = (char *)s + o->at;
     const char *colon = o->kind == RAMP ? strchr(text, ':') : NULL;
     errno = 0;
+#define REFUSE(code, ...) return snprintf(why, 400, __VA_ARGS__), code
     switch (o->kind) {
-    case FLAG: *(bool *)to = true; break;
+    case FLAG:
+        if (strcmp(text, "true") && strcmp(text, "false")) REFUSE(2, "takes no value, or true or false");
+        *(bool *)to = *text == 't';
+        break;
     case LIST:
         if (*text && *(const char **)to) {
-            if (s->n_more == (int64_t)(sizeof s->more / sizeof *s->more))
-                return misuse(c, "%s: too many files", o->name);
+            if (s->n_more == (int64_t)(sizeof s->more / sizeof *s->more)) REFUSE(2, "too many files");
             s->more[s->n_more++] = text;
             break;
         }  /* fallthrough */
     case TEXT:
-        if (!*text) return misuse(c, "%s: want a %s, found an empty text", o->name, o->value);
+        if (!*text) REFUSE(2, "want a %s, found an empty text", o->value);
         *(const char **)to = text;
         break;
     case COUNT: {
         long long x = strtoll(text, &end, 10);
         if (end == text || *end || errno || strchr(" \t\n", *text))
-            return misuse(c, "%s: want a whole number, found \"%s\"", o->name, text);
-        if (!in_range(o->range, (double)x))
-            return complain("%s: want a whole number in %s, found %s", o->name, o->range, text);
+            REFUSE(2, "want a whole number, found \"%.80s\"", text);
+        if (!in_range(o->range, (double)x)) REFUSE(1, "want a whole number in %s, found %.80s", o->range, text);
         *(int64_t *)to = x;
         break;
     }
@@ -302,9 +321,8 @@ static int set(const command *c, const option *o, const char *text, settings *s)
             x /= strtod(below, &end);
             if (end == below) end = (char *)text;
         } /* 1/3 */
-        if (end == text || *end || strchr(" \t\n", *text))
-            return misuse(c, "%s: want a number, found \"%s\"", o->name, text);
-        if (!in_range(o->range, x)) return complain("%s: want a number in %s, found %s", o->name, o->range, text);
+        if (end == text || *end || strchr(" \t\n", *text)) REFUSE(2, "want a number, found \"%.80s\"", text);
+        if (!in_range(o->range, x)) REFUSE(1, "want a number in %s, found %.80s", o->range, text);
         *(double *)to = x == 0 ? WRPO_ZERO : x;
         break;
     }
@@ -315,25 +333,84 @@ static int set(const command *c, const option *o, const char *text, settings *s)
         while (o->names(i) && (strlen(o->names(i)) != n || strncmp(o->names(i), text, n))) i++;
         if (!o->names(i) || (colon && i != WRPO_ALPHA_SCHEDULE_POWER)) {
             words(o, all, sizeof all);
-            return misuse(c, "%s: want one of %s, found \"%s\"", o->name, all, text);
+            REFUSE(2, "want one of %s, found \"%.80s\"", all, text);
         }
         *(int *)to = i;
+        if (o->kind == RAMP) s->alpha_power = 0;
         if (!colon) break;
         s->alpha_power = strtod(colon + 1, &end);
-        if (end == colon + 1 || *end)
-            return misuse(c, "%s: want a number after \"power:\", found \"%s\"", o->name, colon + 1);
+        if (end == colon + 1 || *end) REFUSE(2, "want a number after \"power:\", found \"%.80s\"", colon + 1);
         if (!(s->alpha_power > 0 && s->alpha_power < 1e6))
-            return complain("%s: want a power in (0, 1e6), found %s", o->name, colon + 1);
+            REFUSE(1, "want a power in (0, 1e6), found %.80s", colon + 1);
         break;
     }
+    }
+#undef REFUSE
+    return 0;
+}
+static const option *find_option(const command *c, const char *name, size_t n) {   /* NULL: the command has none such */
+    for (const option *o = options; o < options + N_OPTIONS; o++)
+        if (strlen(o->name) == n && !strncmp(o->name, name, n))
+            return listed(c->required, o->name) || listed(c->optional, o->name) ? o : NULL;
+    return NULL;
+}
+static char *read_all(FILE *f, size_t *size);          /* below, where files are */
+/* The options in a file of --config: an object whose keys are their names, without --, _ for -. */
+static int read_config(const command *c, const char *path, settings *s) {
+    static const char *const wants[] = {[FLAG] = "true or false", [COUNT] = "a number", [REAL] = "a number",
+                                        [TEXT] = "a string", [CHOICE] = "a string", [RAMP] = "a string"};
+    size_t size = 0;
+    char why[400], name[64], *text = NULL;
+    FILE *f = fopen(path, "rb");
+    if (f) text = read_all(f, &size);
+    if (!text) complain("%s: cannot be opened: %s", path, strerror(errno));
+    if (f) fclose(f);
+    if (!text) return 1;
+    wrpo_result r = wrpo_open(NULL, &s->file_ctx);
+    if (r == WRPO_OK) r = wrpo_json_parse(s->file_ctx, path, text, size, &s->file);
+    free(text);
+    if (r != WRPO_OK) return complain("%s", wrpo_last_error(s->file_ctx)->text);
+    if (s->file->kind != WRPO_JSON_OBJECT) return complain("%s: want an object of options", path);
+    for (const wrpo_json *v = s->file->child; v; v = v->next) {
+        const size_t n = (size_t)snprintf(name, sizeof name, "--%.60s", v->key);
+        for (size_t i = 2; i < n; i++)
+            if (name[i] == '_') name[i] = '-';
+        const option *o = find_option(c, name, n);
+        if (!strcmp(v->key, "wrpo")) continue;         /* the version that wrote the file */
+        if (!strcmp(v->key, "command")) {
+            if (v->kind != WRPO_JSON_STRING || strcmp(v->text, c->name))
+                return complain("%s:%d:%d: command: want \"%s\", the one that is given", path, (int)v->line,
+                                (int)v->column, c->name);
+            continue;
+        }
+        if (!o || o->at == AT(config) || o->at == AT(help))
+            return complain("%s:%d:%d: want an option of %s, found \"%.60s\"", path, (int)v->line, (int)v->column,
+                            c->name, v->key);
+        wrpo_json_kind wanted = WRPO_JSON_STRING;
+        if (o->kind == FLAG) wanted = WRPO_JSON_BOOL;
+        if (o->kind == COUNT || o->kind == REAL) wanted = WRPO_JSON_NUMBER;
+        if (v->kind == WRPO_JSON_NULL) continue;
+        if (v->kind != wanted) snprintf(why, sizeof why, "want %s", wants[o->kind]);
+        const char *value = v->kind != WRPO_JSON_BOOL ? v->text : v->boolean ? "true" : "false";
+        if (v->kind != wanted || set(o, value, s, why))
+            return complain("%s:%d:%d: %.60s: %s", path, (int)v->line, (int)v->column, v->key, why);
     }
     return 0;
 }
 static int parse(const command *c, int argc, char **argv, settings *s) {
+    char why[400];
+    const char *config = NULL;       /* is read first: what the command line says comes after it */
+    for (int i = 0; i < argc; i++)
+        if (!strncmp(argv[i], "--config=", 9)) config = argv[i] + 9;
+        else if (!strcmp(argv[i], "--config") && i + 1 < argc) config = argv[++i];
+    if (config && *config && listed(c->optional, "--config")) {
+        const int code = read_config(c, config, s);
+        if (code) return code;
+    }
+    const int64_t max_steps = s->max_steps;
     for (int i = 0; i < argc; i++) {
         const char *arg = argv[i], *value = strchr(arg, '=');
         const size_t n = value ? (size_t)(value - arg) : strlen(arg);
-        const option *o = options;
         if (strncmp(arg, "--", 2)) {
             const bool many = strstr(c->operand, "...") && s->path;
             if (!*c->operand || (s->path && !many)) return misuse(c, "unexpected argument \"%s\"", arg);
@@ -343,17 +420,16 @@ static int parse(const command *c, int argc, char **argv, settings *s) {
             s->path = arg;
             continue;
         }
-        while (o < options + N_OPTIONS && (strlen(o->name) != n || strncmp(o->name, arg, n))) o++;
-        if (o == options + N_OPTIONS || !(listed(c->required, o->name) || listed(c->optional, o->name)))
-            return misuse(c, "unknown option \"%.*s\"", (int)n, arg);
-        if (o->kind == FLAG && value) return misuse(c, "%s takes no value", o->name);
+        const option *o = find_option(c, arg, n);
+        if (!o) return misuse(c, "unknown option \"%.*s\"", (int)n, arg);
         if (o->kind != FLAG && !value && (i + 1 == argc || !strncmp(argv[i + 1], "--", 2)))
             return misuse(c, "%s wants a value", o->name);
-        int code = set(c, o, o->kind == FLAG ? "" : value ? value + 1 : argv[++i], s);
+        int code = set(o, value ? value + 1 : o->kind == FLAG ? "true" : argv[++i], s, why);
         while (!code && o->kind == LIST && i + 1 < argc && strncmp(argv[i + 1], "--", 2))
-            code = set(c, o, argv[++i], s);
-        if (code) return code;
+            code = set(o, argv[++i], s, why);
+        if (code) return code == 2 ? misuse(c, "%s: %s", o->name, why) : complain("%s: %s", o->name, why);
         if (s->n_more && o->kind == LIST && strcmp(c->name, "select")) return misuse(c, "%s takes one value", o->name);
+        if (o->at == AT(epochs) && s->max_steps == max_steps) s->max_steps = 0;    /* those of the file */
         if (s->help) return 0;
     }
     for (int i = 0; i < N_OPTIONS; i++) {              /* TEXT, LIST, or CHOICE without a default: -1 */
@@ -362,7 +438,7 @@ static int parse(const command *c, int argc, char **argv, settings *s) {
             (options[i].kind == CHOICE ? *(const int *)value < 0 : !*(const char *const *)value))
             return misuse(c, "%s is missing", options[i].name);
     }
-    if (*c->operand && !s->path) return misuse(c, "%s is missing", c->operand);
+    if (*c->operand && *c->operand != '[' && !s->path) return misuse(c, "%s is missing", c->operand);
     return 0;
 }
 
@@ -635,8 +711,10 @@ static void session_close(session *z) {
     wrpo_reward_free(z->reward);
     wrpo_close(z->ctx);
 }
-static wrpo_result load_data(session *z, const settings *s, const char *path, wrpo_data **out) {
+static wrpo_result load_data(session *z, const settings *s, const char *path, bool eval, wrpo_data **out) {
     const wrpo_data_desc d = {.path = path,
+                              .eval_split = s->eval_split,
+                              .eval_part = eval,
                               .tokenization = (wrpo_tokenization)s->tokenization,
                               .max_length = s->max_length,
                               .max_prompt_length = s->max_prompt_length,
@@ -671,21 +749,27 @@ static wrpo_train_desc train_desc(const settings *s) {
     return d;
 }
 static bool has_reference(const settings *s) { return s->method != WRPO_METHOD_SIMPO && s->method != WRPO_METHOD_SFT; }
-/* Options that say nothing to the method are named, not silently ignored. */
-static void check_method(const settings *s) {
-    const wrpo_method m = (wrpo_method)s->method;
-    const bool pair = m != WRPO_METHOD_WRPO && m != WRPO_METHOD_SFT;
-    const struct { bool idle; const char *name;
-    } idle[] = {{s->alpha != 0 && m != WRPO_METHOD_WRPO, "--alpha"},
-                {s->alpha_schedule && m != WRPO_METHOD_WRPO, "--alpha-schedule"},
-                {s->pair && !pair, "--pair"},
-                {s->beta != 0 && m == WRPO_METHOD_SFT, "--beta"},
-                {s->gamma_ratio != 0 && m != WRPO_METHOD_SIMPO, "--gamma-ratio"},
-                {s->ipo_sum && m != WRPO_METHOD_IPO, "--ipo-sum"},
-                {s->ref && !has_reference(s), "--ref"}};
-    for (size_t i = 0; i < sizeof idle / sizeof *idle; i++)
-        if (idle[i].idle)
-            complain("warning: %s says nothing to --method %s", idle[i].name, wrpo_method_name(s->method));
+/* Does the option say nothing to the method? */
+static bool is_idle(const option *o, int method) {
+    const bool wrpo = method == WRPO_METHOD_WRPO, sft = method == WRPO_METHOD_SFT;
+    if (o->at == AT(alpha) || o->at == AT(alpha_schedule)) return !wrpo;
+    if (o->at == AT(pair)) return wrpo || sft;
+    if (o->at == AT(beta)) return sft;
+    if (o->at == AT(gamma_ratio)) return method != WRPO_METHOD_SIMPO;
+    if (o->at == AT(ipo_sum)) return method != WRPO_METHOD_IPO;
+    return o->at == AT(ref) && (sft || method == WRPO_METHOD_SIMPO);
+}
+static bool is_given(const option *o, const settings *s) {     /* and not as its default */
+    const void *at = (const char *)s + o->at;
+    if (o->kind == FLAG) return *(const bool *)at;
+    if (o->kind == COUNT) return *(const int64_t *)at != 0;
+    if (o->kind == REAL) return *(const double *)at != 0;
+    return o->kind == CHOICE || o->kind == RAMP ? *(const int *)at > 0 : *(const char *const *)at != NULL;
+}
+static void check_method(const settings *s) {          /* such options are named, not silently ignored */
+    for (const option *o = options; o < options + N_OPTIONS; o++)
+        if (find_option(s->command, o->name, strlen(o->name)) && is_idle(o, s->method) && is_given(o, s))
+            complain("warning: %s says nothing to --method %s", o->name, wrpo_method_name(s->method));
 }
 static void print_memory(const wrpo_bytes *b, int64_t layers) {
     printf("memory       %s: weights %s, gradients %s, moments %s, activations %s, head %s, data %s\n",
@@ -982,7 +1066,7 @@ static int run_logprob(const settings *s, session *z) {
     int K = 1;
     if (!output_open(&out, s->out)) return 1;
     catch_signals();
-    bool ok = !load_data(z, s, s->data, &z->data) && !load_model(z, s, true);
+    bool ok = !load_data(z, s, s->data, false, &z->data) && !load_model(z, s, true);
     const int64_t N = ok ? wrpo_data_count(z->data) : 0;
     for (int64_t i = 0; i < N; i++) K = wrpo_data_record(z->data, i).count > K ? wrpo_data_record(z->data, i).count : K;
     double *logps = malloc((size_t)BATCH * (size_t)K * sizeof *logps);
@@ -1011,11 +1095,201 @@ static int run_logprob(const settings *s, session *z) {
     return output_close(&out, ok) ? 0 : 1;
 }
 
+/* ---- for TensorBoard: the lines of metrics.jsonl as events. A file of events is TFRecords, each of them
+     length (8 bytes) | masked CRC of the length (4) | protobuf | masked CRC of the protobuf (4), little-endian,
+   and of protobuf it needs
+     Event   { wall_time = 1: double; step = 2: varint; file_version = 3: text; summary = 5; session_log = 7 }
+     Summary { value = 1: { tag = 1: text; simple_value = 2: float } ... }       SessionLog { status = 1: START = 1 }
+   An Event of START makes TensorBoard forget the steps from its own on, should it have read them from another file. */
+typedef struct buffer { unsigned char data[1 << 15]; size_t n; } buffer;
+static uint32_t crc32c(const unsigned char *p, size_t n) {
+    uint32_t crc = ~0u;
+    for (; n--; p++) {
+        crc ^= *p;
+        for (int bit = 0; bit < 8; bit++) crc = crc >> 1 ^ (crc & 1 ? 0x82F63B78u : 0);
+    }
+    return ~crc;
+}
+static uint32_t masked_crc(const unsigned char *p, size_t n) {
+    const uint32_t crc = crc32c(p, n);
+    return (crc >> 15 | crc << 17) + 0xA282EAD8u;
+}
+static void put_bytes(buffer *b, const void *p, size_t n) {        /* what does not fit sets n beyond the end */
+    if (b->n + n <= sizeof b->data) memcpy(b->data + b->n, p, n);
+    b->n = b->n + n <= sizeof b->data ? b->n + n : sizeof b->data + 1;
+}
+static void put_fixed(buffer *b, uint64_t x, size_t n) {           /* little-endian */
+    for (; n--; x >>= 8) put_bytes(b, &(unsigned char){(unsigned char)x}, 1);
+}
+static void put_varint(buffer *b, uint64_t x) {
+    for (; x > 127; x >>= 7) put_fixed(b, x | 128, 1);
+    put_fixed(b, x, 1);
+}
+enum { VARINT, EIGHT_BYTES, TEXT_OF_BYTES, FOUR_BYTES = 5 };       /* protobuf's wire types */
+static void put_key(buffer *b, int field, int type) { put_varint(b, (uint64_t)(field << 3 | type)); }
+static void put_text(buffer *b, int field, const void *p, size_t n) {
+    put_key(b, field, TEXT_OF_BYTES), put_varint(b, n), put_bytes(b, p, n);
+}
+static void put_event(buffer *b, double time, int64_t step) {      /* its first fields */
+    uint64_t bits;
+    memcpy(&bits, &time, sizeof bits);
+    b->n = 0;
+    put_key(b, 1, EIGHT_BYTES), put_fixed(b, bits, 8);
+    put_key(b, 2, VARINT), put_varint(b, (uint64_t)step);
+}
+static void put_scalar(buffer *b, const char *tag, double x) {     /* into a Summary */
+    static buffer value;
+    float f = (float)x;
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    value.n = 0;
+    put_text(&value, 1, tag, strlen(tag));
+    put_key(&value, 2, FOUR_BYTES), put_fixed(&value, bits, 4);
+    put_text(b, 1, value.data, value.n);
+}
+static bool write_record(FILE *f, const buffer *b) {
+    buffer head = {.n = 0};
+    if (b->n > sizeof b->data) return errno = EFBIG, false;
+    put_fixed(&head, b->n, 8);
+    put_fixed(&head, masked_crc(head.data, 8), 4);
+    fwrite(head.data, 1, head.n, f), fwrite(b->data, 1, b->n, f);
+    head.n = 0, put_fixed(&head, masked_crc(b->data, b->n), 4);
+    return fwrite(head.data, 1, head.n, f) == head.n;
+}
+typedef struct events { const char *dir; FILE *f; char path[4300]; long read; double begin; } events;
+static void events_remove_others(const events *e) {    /* those of runs that this one continues or takes the place of */
+#ifndef _WIN32
+    DIR *dir = opendir(e->dir);
+    for (struct dirent *d; dir && (d = readdir(dir));) {
+        char path[4300];
+        const size_t n = strlen(d->d_name);
+        if (strncmp(d->d_name, "events.out.tfevents.", 20) || n < 5 || strcmp(d->d_name + n - 5, ".wrpo")) continue;
+        snprintf(path, sizeof path, "%s/%s", e->dir, d->d_name);
+        if (strcmp(path, e->path)) remove(path);
+    }
+    if (dir) closedir(dir);
+#else
+    (void)e;
+#endif
+}
+/* A line of metrics: {"step": 3, "loss": 0.69, ...} -> train/loss; "eval_loss" -> eval/loss. */
+static bool events_add(events *e, const wrpo_json *line) {
+    static buffer event, summary;
+    const wrpo_json *step = wrpo_json_get(line, "step"), *seconds = wrpo_json_get(line, "seconds");
+    if (!seconds) seconds = wrpo_json_get(line, "eval_seconds");
+    summary.n = 0;
+    for (const wrpo_json *v = line->child; v; v = v->next) {
+        char tag[100];
+        const bool eval = !strncmp(v->key, "eval_", 5);
+        if (v == step || v->kind != WRPO_JSON_NUMBER) continue;
+        snprintf(tag, sizeof tag, "%s/%s", eval ? "eval" : "train", v->key + (eval ? 5 : 0));
+        put_scalar(&summary, tag, v->number);
+    }
+    put_event(&event, e->begin + (seconds ? seconds->number : 0), step ? step->integer : 0);
+    put_text(&event, 5, summary.data, summary.n);
+    return write_record(e->f, &event);
+}
+/* Brings the events up to metrics.jsonl, which the library has just written and, in a run that goes on, cut back. */
+static bool events_follow(session *z, events *e, double run_seconds) {
+    char path[4200], *text = NULL;
+    size_t size = 0;
+    wrpo_json *line;
+    bool ok = true;
+    if (!e->f) {                     /* the first time: a new file, with all the lines */
+        static buffer b;
+        const time_t now = time(NULL);
+        snprintf(e->path, sizeof e->path, "%s/events.out.tfevents.%010lld.wrpo", e->dir, (long long)now);
+        e->begin = (double)now - run_seconds;
+        e->f = fopen(e->path, "wb");
+        if (!e->f) return complain("%s: cannot be written: %s", e->path, strerror(errno)), false;
+        put_event(&b, (double)now, 0), put_text(&b, 3, "brain.Event:2", 13);
+        ok = write_record(e->f, &b);
+        put_event(&b, (double)now, 1), put_text(&b, 7, "\x08\x01", 2);
+        ok = ok && write_record(e->f, &b);
+    }
+    snprintf(path, sizeof path, "%s/metrics.jsonl", e->dir);
+    FILE *f = fopen(path, "rb");
+    if (f && !fseek(f, e->read, SEEK_SET)) text = read_all(f, &size);
+    if (!text) complain("%s: cannot be read: %s", path, strerror(errno));
+    if (f) fclose(f);
+    if (!text) return false;
+    for (char *at = text, *end; ok && (end = memchr(at, '\n', size - (size_t)(at - text))); at = end + 1) {
+        if (wrpo_json_parse(z->ctx, path, at, (size_t)(end - at), &line)) return free(text), fail(z), false;
+        ok = events_add(e, line);
+        wrpo_json_free(z->ctx, line);
+    }
+    free(text);
+    const bool first = e->read == 0;
+    e->read += (long)size;
+    ok = ok && fflush(e->f) == 0;
+    if (!ok) complain("%s: cannot be written: %s", e->path, strerror(errno));
+    if (ok && first) events_remove_others(e);
+    return ok;
+}
+
+/* ---- run.json: the options of a run, with the defaults that it took, for --config ---- */
+static void json_real(FILE *f, double x) {             /* the fewest digits that read back */
+    char text[40];
+    int precision = 1;
+    do snprintf(text, sizeof text, "%.*g", precision, x); while (strtod(text, NULL) != x && ++precision < 18);
+    fputs(text, f);
+}
+static bool write_options(session *z, const settings *s, const wrpo_json *resolved, FILE *f) {
+    bool ok = true;
+    fprintf(f, "{\"wrpo\": \"%s\",\n \"command\": \"%s\"", WRPO_VERSION, s->command->name);
+    for (const option *o = options; ok && o < options + N_OPTIONS; o++) {
+        const void *at = (const char *)s + o->at;
+        char key[64];
+        size_t n = (size_t)snprintf(key, sizeof key, "%s", o->name + 2);
+        for (size_t i = 0; i < n; i++)
+            if (key[i] == '-') key[i] = '_';
+        if (!find_option(s->command, o->name, n + 2) || is_idle(o, s->method)) continue;
+        if (o->at == AT(config) || o->at == AT(resume) || o->at == AT(dry_run)) continue;      /* of one call */
+        const wrpo_json *v = wrpo_json_get(resolved, o->at == AT(lr_schedule) ? "lr_schedule" : key);
+        const int choice = o->names ? *(const int *)at : -1;
+        if (o->kind == FLAG && is_given(o, s)) fprintf(f, ",\n \"%s\": true", key);
+        else if (o->names && choice >= 0) {
+            fprintf(f, ",\n \"%s\": \"%s", key, o->names(choice));
+            if (o->kind == RAMP && s->alpha_power > 0) fputs(":", f), json_real(f, s->alpha_power);
+            fputs("\"", f);
+        } else if (v && v->kind == WRPO_JSON_NUMBER && (o->kind == REAL || v->number != 0)) {
+            if (o->at != AT(epochs) || !s->max_steps) fprintf(f, ",\n \"%s\": %s", key, v->text);
+        } else if (o->kind == COUNT && is_given(o, s))
+            fprintf(f, ",\n \"%s\": %lld", key, (long long)*(const int64_t *)at);
+        else if (o->kind == REAL && (is_given(o, s) || signbit(*(const double *)at)))
+            fprintf(f, ",\n \"%s\": ", key), json_real(f, plain(*(const double *)at));
+        else if (o->kind == TEXT && is_given(o, s)) {
+            const char *text = *(const char *const *)at;
+            fputs(",\n ", f);
+            ok = print_text(z, f, key, text, strlen(text));
+        }
+    }
+    fputs("}\n", f);
+    return ok;
+}
+static bool write_run(session *z, const settings *s, const wrpo_train_desc *d) {   /* OUT/run.json */
+    char path[4200], *text = NULL;
+    wrpo_json *resolved = NULL;
+    output out = {0};
+    snprintf(path, sizeof path, "%s/run.json", s->out);
+    bool ok = wrpo_train_desc_json(z->ctx, d, &text) == WRPO_OK &&
+              wrpo_json_parse(z->ctx, "settings", text, strlen(text), &resolved) == WRPO_OK;
+    wrpo_free(z->ctx, text);
+    if (!ok) return fail(z), false;
+    ok = output_open(&out, path) && (write_options(z, s, resolved, out.f) || (fail(z), false));
+    wrpo_json_free(z->ctx, resolved);
+    return output_close(&out, ok);
+}
+
 /* ---- train ---- */
-typedef struct watch {
+typedef struct watch {               /* of a run in progress */
     session *z;
-    int64_t every;
-} watch; /* of a run in progress; every: steps to a line, 0 = none */
+    int64_t every;                   /* steps to a line; 0 = none */
+    const settings *s;
+    const wrpo_train_desc *d;
+    events events;
+    bool begun, failed;              /* failed: the sentence is said */
+} watch;
 static void print_metrics(const char *head, const wrpo_metrics *m, double left) {
     printf("%s %lld/%lld  loss %.4f", head, (long long)m->step, (long long)m->steps, m->loss);
     if (!isnan(m->rewards_margins)) printf("  margin %+.3g  accuracy %.2f", m->rewards_margins, m->rewards_accuracies);
@@ -1032,6 +1306,9 @@ static void print_metrics(const char *head, const wrpo_metrics *m, double left) 
 static bool on_step(const wrpo_metrics *m, const wrpo_metrics *eval, void *user) {
     watch *w = user;
     const double left = m->seconds / (double)m->step * (double)(m->steps - m->step);
+    if (!w->begun) w->failed = !write_run(w->z, w->s, w->d);
+    w->begun = true;
+    if (!w->failed && w->s->tensorboard) w->failed = !events_follow(w->z, &w->events, m->seconds);
     label p[8];                      /* the most wanted first */
     int n = 0;
 #define PIECE(...) snprintf(p[n++].s, sizeof p->s, __VA_ARGS__)
@@ -1051,7 +1328,7 @@ static bool on_step(const wrpo_metrics *m, const wrpo_metrics *eval, void *user)
     if (line) print_metrics("step", m, left);
     if (eval) print_metrics("eval", eval, -1);
     screen_draw(&w->z->screen, (double)m->step / (double)m->steps, p, n);
-    return !interrupted;
+    return !interrupted && !w->failed;
 }
 static void print_data(const char *name, const char *path, const wrpo_data *data) {
     const wrpo_data_stats t = wrpo_data_get_stats(data);
@@ -1080,7 +1357,9 @@ static void print_settings(const settings *s, session *z, const wrpo_train_desc 
            count_text(wrpo_model_parameters(z->model)).s);
     print_adapter(z->model, s->adapter);
     print_data("data", s->data, z->data);
-    if (z->eval_data) print_data("eval data", s->eval_data, z->eval_data);
+    char part[4200];
+    snprintf(part, sizeof part, "%g of %s", s->eval_split, s->data);
+    if (z->eval_data) print_data("eval data", s->eval_split > 0 ? part : s->eval_data, z->eval_data);
     printf("method       %s", word(wrpo_method_name((int)m)));
     if (m == WRPO_METHOD_WRPO && d.alpha_schedule == WRPO_ALPHA_SCHEDULE_CONSTANT) printf(", alpha %g", plain(d.alpha));
     else if (m == WRPO_METHOD_WRPO)
@@ -1103,36 +1382,164 @@ static void print_settings(const settings *s, session *z, const wrpo_train_desc 
     if (!d.no_shuffle) printf(" by seed %llu", (unsigned long long)d.seed);
     printf("\n");
     if (d.resume) printf("resume       %s\n", d.resume);
+    if (d.save_steps)
+        printf("checkpoints  every %s steps, the last %s stay\n", grouped(d.save_steps).s, grouped(d.keep).s);
+    if (d.save_best)
+        printf("best         the model with the %s eval_%s, in %s/best\n",
+               strcmp(d.save_best, "loss") ? "highest" : "lowest", d.save_best, d.save.dir);
     print_memory(bytes, wrpo_model_config(z->model)->num_hidden_layers);
     fflush(stdout);
 }
+/* ---- train --dry-run: what a run would take, from two small steps ---- */
+/* About the rows that a step computes for a record: the prompt once, and the responses that the method scores. */
+static int64_t record_rows(const wrpo_record *r, int method) {
+    int64_t n = r->prompt_count;
+    for (int k = 0; k < r->count; k++)
+        if (method != WRPO_METHOD_SFT || r->responses[k].role == WRPO_ROLE_SOURCE) n += r->responses[k].count;
+    return n;
+}
+static double data_rows(const wrpo_data *data, int method) {
+    double n = 0;
+    for (int64_t i = 0; data && i < wrpo_data_count(data); i++) {
+        const wrpo_record r = wrpo_data_record(data, i);
+        n += (double)record_rows(&r, method);
+    }
+    return n;
+}
+typedef struct pace { double row, forward, update; int64_t records; } pace;    /* seconds of a row, of a row forward
+                                                                                  only, of an update; what was timed */
+/* Trains without effect (rate 0) on records from all over the data, the longest among them: a step of about three
+   micro-batches, then one of a single one. Their difference is the time of rows, what is left is the update's. */
+static int measure(session *z, const wrpo_train_desc *desc, pace *out) {
+    wrpo_train_desc d = wrpo_train_defaults(desc);
+    const int method = (int)d.loss.method;
+    const int64_t N = wrpo_data_count(z->data);
+    int64_t longest = 0, count = 0, big = 0, rows = 0, sizes[2] = {0};
+    enum { MOST = 4096 };
+    wrpo_record *list = malloc(MOST * sizeof *list);
+    wrpo_data *some = NULL;
+    wrpo_trainer *t = NULL;
+    wrpo_metrics m = {0};
+    double best[2] = {INFINITY, INFINITY}, *logps = NULL;
+    if (!list) return complain("out of memory");
+    for (int64_t i = 0; i < N; i++) {
+        const wrpo_record a = wrpo_data_record(z->data, i), b = wrpo_data_record(z->data, longest);
+        if (record_rows(&a, method) > record_rows(&b, method)) longest = i;
+    }
+    for (int part = 0; part < 2; part++, rows = 0)     /* the records of both steps; a short file is used again */
+        do {
+            list[count] = wrpo_data_record(z->data, count ? (count * (N / 61 + 1)) % N : longest);
+            rows += record_rows(&list[count++], method);
+            big += !part;
+        } while (rows < (part ? 1 : 3) * d.micro_tokens && count - (part ? big : 0) < (part ? big : MOST / 2));
+    d.out_dir = NULL, d.resume = NULL, d.save = (wrpo_save_desc){0}, d.save_steps = 0, d.save_best = NULL;
+    d.eval_data = NULL, d.eval_steps = 0, d.on_step = NULL, d.no_shuffle = true;
+    d.learning_rate = WRPO_ZERO, d.batch_size = big, d.accumulation = 1, d.max_steps = 1000;
+    bool ok = (logps = malloc((size_t)count * 64 * sizeof *logps)) != NULL || (complain("out of memory"), false);
+    ok = ok && ((wrpo_data_from_ids(z->ctx, list, count, &some) == WRPO_OK &&
+                 wrpo_trainer_open(z->model, some, &d, &t) == WRPO_OK) || fail(z) == 0);
+    const double begin = seconds();
+    for (int step = 0; ok && step < 6 && (step < 2 || seconds() - begin < 8); step++) {
+        const double from = seconds();
+        ok = wrpo_trainer_step(t, &m) == WRPO_OK || fail(z) == 0;
+        best[step % 2] = fmin(best[step % 2], seconds() - from);
+        sizes[step % 2] = m.tokens;
+        if (ok && interrupted) ok = complain("interrupted") == 0;
+    }
+    wrpo_trainer_free(t);
+    out->row = best[0] / (double)(sizes[0] ? sizes[0] : 1);
+    if (sizes[0] > sizes[1] && best[0] > best[1]) out->row = (best[0] - best[1]) / (double)(sizes[0] - sizes[1]);
+    out->update = fmax(0, best[1] - out->row * (double)sizes[1]);
+    int most = 0;
+    for (int64_t i = 0; i < count; i++) most = list[i].count > most ? list[i].count : most;
+    const double from = seconds();
+    if (ok && most <= 64) ok = wrpo_logprobs(z->model, some, 0, count, logps, NULL) == WRPO_OK || fail(z) == 0;
+    out->forward = fmin(out->row, (seconds() - from) / fmax(1, data_rows(some, WRPO_METHOD_WRPO)));
+    out->records = count;
+    wrpo_data_free(some);
+    free(list), free(logps);
+    return ok ? 0 : 1;
+}
+static int dry_run(const settings *s, session *z, const wrpo_train_desc *desc) {
+    const wrpo_train_desc d = wrpo_train_defaults(desc);
+    const int method = (int)d.loss.method;
+    pace p;
+    char path[4200];
+    struct stat is;
+    snprintf(path, sizeof path, "%s/trainer_state.wrpo", s->resume ? s->resume : "");
+    if (s->resume && stat(path, &is)) return complain("%s: cannot be opened: %s", path, strerror(errno));
+    if (measure(z, desc, &p)) return 1;
+    /* steps, as >>step of the library counts them */
+    const int64_t N = wrpo_data_count(z->data), micro = d.batch_size / d.accumulation;
+    const int64_t full = (N + micro - 1) / micro / d.accumulation, each = full ? full : 1;
+    const double by_epochs = ceil(d.epochs * (double)each - 1e-9);
+    const double T = d.max_steps ? (double)d.max_steps : fmax(by_epochs, 1);
+    const double step = p.update + p.row * data_rows(z->data, method) / (double)each;
+    const double evals = !z->eval_data ? 0 : d.eval_steps ? ceil(T / (double)d.eval_steps) : 1;
+    const double eval = p.forward * data_rows(z->eval_data, method);
+    const double reference = has_reference(s) ? eval + p.forward * data_rows(z->data, method) : 0;
+    printf("time         about %s", time_text(reference + T * step + evals * eval).s);
+    printf(": %.0f steps of %.3g s", T, step);
+    if (reference > 0) printf(", the reference %.3g s", reference);
+    if (evals > 0) printf(", %.0f evaluations of %.3g s", evals, eval);
+    printf("; %.0f tokens/s, timed on %lld records\n", 1 / p.row, (long long)p.records);
+    if (s->resume) printf("resume       the state is there; it is compared with these settings when the run begins\n");
+    printf("dry run      nothing is written\n");
+    return 0;
+}
+/* Could the directory be made and written to? Asks about it, or about the nearest directory above it that exists. */
+static bool output_dir_possible(const char *path) {
+    char part[4096];
+    struct stat st;
+    if (strlen(path) + 64 > sizeof part) return complain("%.100s...: the path is too long", path), false;
+    snprintf(part, sizeof part, "%s", path);
+    while (stat(part, &st) != 0) {
+        if (errno != ENOENT || !strcmp(part, "."))
+            return complain("%s: cannot be made: %s", path, strerror(errno)), false;
+        size_t n = strlen(part);
+        while (n > 1 && part[n - 1] == '/') n--;       /* "a/b/" -> "a/" -> "." */
+        while (n > 0 && part[n - 1] != '/') n--;
+        if (n == 0) snprintf(part, sizeof part, ".");
+        else part[n] = 0;
+    }
+    if (!S_ISDIR(st.st_mode)) return complain("%s: cannot be made: %s", path, strerror(ENOTDIR)), false;
+    if (access(part, 2) != 0) return complain("%s: cannot be written to: %s", part, strerror(errno)), false;
+    return true;
+}
+
 static int train(const settings *s, session *z) {
     wrpo_train_desc d = train_desc(s);
     wrpo_config config;
     wrpo_bytes bytes;
     wrpo_metrics last = {0};
-    watch w = {.z = z, .every = z->screen.bar && isatty(fileno(stdout)) ? 0 : s->log_steps ? s->log_steps : 1};
+    watch w = {.z = z, .s = s, .d = &d, .events.dir = s->out, .every = s->log_steps ? s->log_steps : 1};
+    if (z->screen.bar && isatty(fileno(stdout))) w.every = 0;
     wrpo_adapter_desc lora = adapter_desc(s);
     const wrpo_adapter_desc *adapter = s->lora_r || s->adapter ? &lora : NULL;
-    d.resume = s->resume, d.save_steps = s->save_steps;
+    d.resume = s->resume, d.save_steps = s->save_steps, d.keep = s->keep;
     d.save = (wrpo_save_desc){.dir = s->out, .dtype = dtype_of(s->save_dtype), .max_shard_size = s->max_shard_size};
     if (wrpo_config_load(z->ctx, s->model, &config) || wrpo_train_bytes(z->ctx, &config, NULL, &d, adapter, &bytes))
         return fail(z); /* options first */
-    if (load_data(z, s, s->data, &z->data) || (s->eval_data && load_data(z, s, s->eval_data, &z->eval_data)) ||
+    const char *eval_data = s->eval_split > 0 ? s->data : s->eval_data;
+    if (load_data(z, s, s->data, false, &z->data) ||
+        (eval_data && load_data(z, s, eval_data, true, &z->eval_data)) ||
         load_model(z, s, adapter != NULL) || (s->lora_r && wrpo_adapter_new(z->model, adapter)))
         return fail(z);
+    d.eval_data = z->eval_data, d.save_best = s->save_best;
     if (s->adapter) lora = wrpo_model_adapter(z->model);
     if (wrpo_train_bytes(z->ctx, &config, z->data, &d, adapter, &bytes)) return fail(z);
-    d.out_dir = s->out, d.eval_data = z->eval_data;
+    d.out_dir = s->out;
     d.on_step = on_step, d.user = &w;
     print_settings(s, z, &d, &bytes);
+    if (s->dry_run) return dry_run(s, z, &d);
     const double begin = seconds();
     const wrpo_result r = wrpo_train(z->model, z->data, &d, &last);
     const double took = seconds() - begin;
     screen_clear(&z->screen);
+    if (w.events.f) fclose(w.events.f);
     if (r != WRPO_OK) {
-        if (r == WRPO_E_STOPPED) complain("interrupted");
-        else fail(z);
+        if (r != WRPO_E_STOPPED) fail(z);
+        else if (!w.failed) complain("interrupted");
         if (!last.tokens)
             return r == WRPO_E_STOPPED || r == WRPO_E_NOT_FINITE ? complain("no step was done: nothing is saved") : 1;
         char state[4200];
@@ -1156,7 +1563,12 @@ static bool same_dir(const char *a, const char *b) {
 static int run_train(const settings *s, session *z) {
     size_t made;
     const bool of_lora = s->lora_alpha != 0 || s->lora_dropout != 0 || s->lora_target || s->rslora;
-    if (s->eval_steps && !s->eval_data) return complain("--eval-steps: --eval-data is missing");
+    const bool eval = s->eval_data || s->eval_split > 0;
+    if (s->eval_data && s->eval_split > 0) return complain("train: want either --eval-data or --eval-split");
+    if (s->eval_steps && !eval) return complain("--eval-steps: --eval-data or --eval-split is missing");
+    if (s->save_best && !(eval && s->eval_steps))
+        return complain("--save-best: %s is missing", eval ? "--eval-steps" : "--eval-data or --eval-split");
+    if (s->keep && !s->save_steps) return complain("--keep: --save-steps is missing");
     if (s->lora_r && s->adapter)
         return complain("train: want either --lora-r, a new adapter, or --adapter, to go on from one");
     if (of_lora && s->adapter)
@@ -1176,6 +1588,7 @@ static int run_train(const settings *s, session *z) {
     if ((s->lora_r || s->adapter) && s->learning_rate == 0)
         complain("warning: --learning-rate is missing: the default is for all weights, an adapter wants about 1e-4");
     catch_signals();
+    if (s->dry_run) return output_dir_possible(s->out) ? train(s, z) : 1;
     const int code = output_dir(s->out, &made) ? train(s, z) : 1;
     if (code) output_dir_drop(s->out, made);
     return code;
@@ -1193,7 +1606,7 @@ static int run_eval(const settings *s, session *z) {
                  "earlier one, and give the result as --ref", s->model);
     } else if (has_reference(s) && !s->ref)
         complain("warning: --ref is missing: the model is compared with itself, every reward is 0");
-    if (load_data(z, s, s->data, &z->data) || load_model(z, s, true) || wrpo_eval(z->model, z->data, &d, &m)
+    if (load_data(z, s, s->data, false, &z->data) || load_model(z, s, true) || wrpo_eval(z->model, z->data, &d, &m)
         || wrpo_metrics_json(z->ctx, &m, "eval_", &json)) return fail(z);
     output out = {0};
     const bool ok = output_open(&out, s->out);
@@ -2752,7 +3165,7 @@ static int run_demo(const settings *s, session *z) {
         memcpy(rows, demo_rows, sizeof demo_rows);
         if (!scratch_make(folder, sizeof folder)) { code = 1; break; }
         printf("WRPO in miniature, seed %lld. Paths are relative to %s%s\n", (long long)(first + i), folder,
-               s->keep ? "" : ", which is removed at the end (--keep)");
+               s->keep_folder ? "" : ", which is removed at the end (--keep-folder)");
         snprintf(caption, sizeof caption,
                  "%d held-out problems, three answers each, 95 %% intervals over problems; seed %lld",
                  demo_sizes[s->quick].heldout, (long long)(first + i));
@@ -2763,7 +3176,7 @@ static int run_demo(const settings *s, session *z) {
                    demo_ordered(rows) ? "so it is here" : "NOT so here");
         if (!code && i == 0) code = demo_report(z, folder, rows, path, caption);
         fflush(stdout);
-        if (s->keep) printf("kept: %s\n", folder);
+        if (s->keep_folder) printf("kept: %s\n", folder);
         else scratch_remove(folder);
     }
     if (!code && seeds > 1) {        /* over seeds: mean, and an interval from their spread */
@@ -2816,6 +3229,7 @@ static int run_demo(const settings *s, session *z) {
 #define LOSS "--method --pair --alpha --beta --label-smoothing --gamma-ratio --ipo-sum "
 #define DATA "--max-length --max-prompt-length --tokenization --limit "
 #define SAMPLING "--temperature --top-p --top-k --max-tokens --seed --batch --device "
+static int run_help(const settings *s, session *z), run_completion(const settings *s, session *z);
 static const command commands[] = {
     {"init", "", "--config --tokenizer --out", "--seed --save-dtype --max-shard-size --threads --help", run_init,
      "Random weights as a Hugging Face directory: norms 1, biases 0, the others N(0, initializer_range)."},
@@ -2830,7 +3244,8 @@ static const command commands[] = {
     {"train", "", "--model --data --out",
      LOSS DATA "--micro-tokens --alpha-schedule --learning-rate --lr-scheduler --warmup-ratio --weight-decay "
                "--max-grad-norm --batch-size --accumulation --recompute --memory-limit "
-               "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --save-steps "
+               "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-split --eval-steps --log-steps "
+               "--save-steps --keep --save-best --tensorboard --dry-run --config "
                "--lora-r --lora-alpha --lora-dropout --lora-target --rslora --adapter "
                "--resume --device --dtype --moments --save-dtype --max-shard-size --threads --help",
      run_train,
@@ -2867,10 +3282,14 @@ static const command commands[] = {
      run_winrate,
      "How often a's answers have the higher reward, with a bootstrap interval; and the same at equal lengths. "
      "--reward-model scores answers that have no reward."},
-    {"report", "RUN_DIR...", "", "--out --threads --help", run_report,
-     "The metrics.jsonl of runs, one over the other, as an HTML file that needs nothing else (report.html)."},
-    {"demo", "", "", "--seed --seeds --out --keep --quick --device --threads --help", run_demo,
+    {"report", "RUN_DIR...", "", "--out --csv --threads --help", run_report,
+     "The metrics.jsonl of runs, one over the other, as an HTML file that needs nothing else (report.html), or as a "
+     "table (metrics.csv)."},
+    {"demo", "", "", "--seed --seeds --out --keep-folder --quick --device --threads --help", run_demo,
      "What `wrpo` alone runs: the paper in miniature, from prompts to a table and report.html."},
+    {"help", "[COMMAND]", "", "--help", run_help, "This list, or a command's options."},
+    {"completion", "", "", "--help", run_completion,
+     "Completion for bash, of commands, options and files: eval \"$(wrpo completion)\"."},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 static int help(void) {
@@ -2882,32 +3301,75 @@ static int help(void) {
            "after wrong usage.\n");
     return 0;
 }
-static int dispatch(int argc, char **argv) {
-    static const command program = {"",       "",
-                                    "",       "--seed --seeds --out --keep --quick --device --threads --version --help",
-                                    run_demo, ""}; /* wrpo without a command */
-    const command *c = &program;
-    settings s = {.dtype = -1, .save_dtype = -1, .as = -1, .bench = -1};
+static int run_help(const settings *s, session *z) {
+    (void)z;
+    if (!s->path) return help();
+    for (int i = 0; i < N_COMMANDS; i++)
+        if (!strcmp(s->path, commands[i].name)) return help_command(&commands[i]), 0;
+    return misuse(s->command, "unknown command \"%s\"", s->path);
+}
+/* A function of bash that completes commands, options, their words and files. */
+static int run_completion(const settings *s, session *z) {
+    (void)s, (void)z;
+    printf("# wrpo %s: eval \"$(wrpo completion)\" in ~/.bashrc\n_wrpo() {\n"
+           "    local at=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} words=\n"
+           "    COMPREPLY=()\n    case $before in\n", WRPO_VERSION);
+    for (int i = 0; i < N_OPTIONS; i++) {
+        const option *o = &options[i];
+        if (o->kind == FLAG) continue;
+        printf("    %s) ", o->name);
+        if (o->names) printf("words=\"");
+        for (int k = 0; o->names && o->names(k); k++) printf("%s%s", k ? " " : "", o->names(k));
+        if (o->names) printf("\" ;;\n");
+        else if (!strcmp(o->value, "DIR")) printf("COMPREPLY=($(compgen -d -- \"$at\")); return ;;\n");
+        else printf("return ;;\n");                    /* the shell's own: files */
+    }
+    printf("    *)\n        case $COMP_CWORD:${COMP_WORDS[1]} in\n        1:* | 2:help) words=\"");
+    for (int i = 0; i < N_COMMANDS; i++) printf("%s%s", i ? " " : "", commands[i].name);
+    printf("\" ;;\n");
+    for (int i = 0; i < N_COMMANDS; i++) {
+        printf("        *:%s) words=\"", commands[i].name);
+        for (int k = 0, n = 0; k < N_OPTIONS; k++)
+            if (find_option(&commands[i], options[k].name, strlen(options[k].name)))
+                printf("%s%s", n++ ? " " : "", options[k].name);
+        printf("\" ;;\n");
+    }
+    printf("        esac\n"
+           "        [ \"$COMP_CWORD\" = 1 ] || [ \"${COMP_WORDS[1]}\" = help ] || [ \"${at#-}\" != \"$at\" ] "
+           "|| words= ;;\n    esac\n    COMPREPLY=($(compgen -W \"$words\" -- \"$at\"))\n}\n"
+           "complete -o default -F _wrpo wrpo\n");
+    return 0;
+}
+static int dispatch_to(const command *program, int argc, char **argv, settings *s) {
+    const command *c = program;
     session z = {0};
-    if (argc == 0 || !strncmp(argv[0], "--", 2)) {
-        const int code = parse(c, argc, argv, &s);
-        if (code) return code;
-        if (s.help) return help();
-        if (s.version) return printf("wrpo %s\n", WRPO_VERSION), 0;
-    } else {
+    if (argc > 0 && strncmp(argv[0], "--", 2)) {
         for (int i = 0; i < N_COMMANDS; i++)
             if (!strcmp(argv[0], commands[i].name)) c = &commands[i];
-        if (c == &program) return misuse(c, "unknown command \"%s\"", argv[0]);
-        const int code = parse(c, argc - 1, argv + 1, &s);
-        if (code) return code;
-        if (s.help) return help_command(c), 0;
+        if (c == program) return misuse(c, "unknown command \"%s\"", argv[0]);
+        argc--, argv++;
     }
-    if (c->run == run_init) s.dtype = s.save_dtype;    /* no larger in memory than in the file */
-    if (!session_open(&z, &s)) return 1;
-    int code = c->run(&s, &z);
+    s->command = c;
+    int code = parse(c, argc, argv, s);
+    if (code) return code;
+    if (s->help) return c == program ? help() : (help_command(c), 0);
+    if (s->version) return printf("wrpo %s\n", WRPO_VERSION), 0;
+    if (c->run == run_init) s->dtype = s->save_dtype;  /* no larger in memory than in the file */
+    if (!session_open(&z, s)) return 1;
+    code = c->run(s, &z);
     session_close(&z);
     if (fflush(stdout) != 0 || ferror(stdout))
         code = complain("standard output: cannot be written: %s", strerror(errno));
+    return code;
+}
+static int dispatch(int argc, char **argv) {
+    static const char *const of_program =
+        "--seed --seeds --out --keep-folder --quick --device --threads --version --help";
+    const command program = {"", "", "", of_program, run_demo, ""};    /* wrpo without a command */
+    settings s = {.dtype = -1, .save_dtype = -1, .as = -1, .bench = -1};
+    const int code = dispatch_to(&program, argc, argv, &s);
+    wrpo_json_free(s.file_ctx, s.file);
+    wrpo_close(s.file_ctx);
     return code;
 }
 int main(int argc, char **argv) {

@@ -6664,7 +6664,7 @@ static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, const wrpo__pie
     if (!wrpo__fuses(e)) wrpo__put_out(w, p->first);
 }
 static void wrpo__edit_all(wrpo__work *w, const wrpo__edit *e, int64_t count) {
-    for (const wrpo__edit *end = e + count; e < end; e++) {
+    for (; count > 0; count--, e++) {
         for (int64_t i = 0; i < stbds_arrlen(w->pieces); i++) {
             if (w->pieces[i].id >= 0) stbds_arrput(w->put, w->pieces[i]);
             else wrpo__edit_piece(w, e, &w->pieces[i]);

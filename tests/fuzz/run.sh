@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds the fuzz targets of fuzz.c with clang, libFuzzer, AddressSanitizer and UBSan, and runs each for some seconds.
 # usage, in tests/: sh fuzz/run.sh [SECONDS_EACH [TARGET...]]      CLANG=clang-14 if clang is not its name
+# SEED=1 draws the same inputs on every run; without it each run tries others.
 # Each begins with the seeds that `replay --seeds` writes and keeps what it learns in build/fuzz/TARGET. An input that
 # breaks something is left as build/fuzz/found-TARGET-...; replay shows it:
 #   FUZZ_TARGET=json build/fuzz/replay build/fuzz/found-json-crash-...
@@ -25,7 +26,7 @@ $B/replay --seeds $B || exit 1
 passed=0 failed=0
 begin() {   # a target, in the background
     FUZZ_TARGET=$1 $B/fuzz -max_total_time="$seconds" -timeout=60 -rss_limit_mb=2048 -max_len=32768 \
-        -print_final_stats=1 \
+        -print_final_stats=1 -seed="${SEED:-0}" \
         -dict=fuzz/words.dict -artifact_prefix="$B/found-$1-" "$B/$1" >"$B/$1.log" 2>&1 &
 }
 end() {   # a target, its process
