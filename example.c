@@ -1245,6 +1245,7 @@ static bool write_options(session *z, const settings *s, const wrpo_json *resolv
             if (key[i] == '-') key[i] = '_';
         if (!find_option(s->command, o->name, n + 2) || is_idle(o, s->method)) continue;
         if (o->at == AT(config) || o->at == AT(resume) || o->at == AT(dry_run)) continue;      /* of one call */
+        if (o->at == AT(keep) && !s->save_steps) continue;
         const wrpo_json *v = wrpo_json_get(resolved, o->at == AT(lr_schedule) ? "lr_schedule" : key);
         const int choice = o->names ? *(const int *)at : -1;
         if (o->kind == FLAG && is_given(o, s)) fprintf(f, ",\n \"%s\": true", key);

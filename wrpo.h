@@ -3756,9 +3756,10 @@ static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d 
     WRPO__RANGE(wrpo_alpha_schedule_name((int)d->alpha_schedule), "alpha_schedule", d->alpha_schedule,
                 "one of wrpo_alpha_schedule");
     WRPO__RANGE(wrpo_moments_name((int)d->moments), "moments", d->moments, "one of wrpo_moments");
-    if (d->save_best && !wrpo__metric(&none, d->save_best, &x))
-        wrpo__fail(ctx, WRPO_E_ARG, "save_best: want loss, rewards/margins, rewards/accuracies or such, found %.60s",
-                   d->save_best);
+    const bool sft = d->loss.method == WRPO_METHOD_SFT;
+    if (d->save_best && (!wrpo__metric(&none, d->save_best, &x) || (sft && strcmp(d->save_best, "loss"))))
+        wrpo__fail(ctx, WRPO_E_ARG, "save_best: want loss%s, found %.60s",
+                   sft ? "" : ", rewards/margins, rewards/accuracies or such", d->save_best);
     if (d->save_best && (!d->eval_data || !d->save.dir))
         wrpo__fail(ctx, WRPO_E_ARG, "save_best: want eval_data, and a directory in save");
 }

@@ -1,0 +1,58 @@
+/* Parts of the program that show a run in other tools: events as TensorBoard's writer writes them, and the numbers of
+   run.json. The program is compiled into this test. */
+#define main program_main
+#include "example.c"
+#undef main
+#include "support/test.h"
+#include "support/folder.h"
+
+/* golden/tb_events.py bytes: wall_time 1.5, step 300, train/loss 0.6931, eval/rewards/margins -2e-9 */
+static const unsigned char golden_event[] = {
+    0x3e, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xd9, 0xd2, 0x40, 0xe7, 0x09, 0x00, 0x00, 0x00,
+    0x00, 0x00, 0x00, 0xf8, 0x3f, 0x10, 0xac, 0x02, 0x2a, 0x30, 0x0a, 0x11, 0x0a, 0x0a, 0x74, 0x72,
+    0x61, 0x69, 0x6e, 0x2f, 0x6c, 0x6f, 0x73, 0x73, 0x15, 0x00, 0x6f, 0x31, 0x3f, 0x0a, 0x1b, 0x0a,
+    0x14, 0x65, 0x76, 0x61, 0x6c, 0x2f, 0x72, 0x65, 0x77, 0x61, 0x72, 0x64, 0x73, 0x2f, 0x6d, 0x61,
+    0x72, 0x67, 0x69, 0x6e, 0x73, 0x15, 0x5f, 0x70, 0x09, 0xb1, 0xfe, 0xb0, 0x1f, 0xe5};
+static void events_bytes(void) {
+    static buffer event, summary;
+    unsigned char found[sizeof golden_event + 1];
+    CHECK(crc32c((const unsigned char *)"123456789", 9) == 0xE3069283u, "the check value of CRC-32C");
+    put_scalar(&summary, "train/loss", 0.6931);
+    put_scalar(&summary, "eval/rewards/margins", -2e-9);
+    put_event(&event, 1.5, 300);
+    put_text(&event, 5, summary.data, summary.n);
+    FILE *f = fopen(at("event"), "w+b");
+    CHECK(f && write_record(f, &event), "%s", at("event"));
+    if (!f) return;
+    rewind(f);
+    const size_t n = fread(found, 1, sizeof found, f);
+    CHECK(n == sizeof golden_event && !memcmp(found, golden_event, sizeof golden_event), "%zu bytes", n);
+    /* what does not fit is refused, not cut */
+    for (int i = 0; i < 2000; i++) put_scalar(&summary, "train/loss/of/a/very/long/name", i);
+    put_event(&event, 1.5, 1);
+    put_text(&event, 5, summary.data, summary.n < sizeof summary.data ? summary.n : sizeof summary.data);
+    CHECK(summary.n > sizeof summary.data && !write_record(f, &summary) && errno == EFBIG, "%zu bytes", summary.n);
+    CHECK(!write_record(f, &event), "an event of %zu bytes", event.n);
+    fclose(f);
+}
+/* The fewest digits that read back. */
+static void reals(void) {
+    static const struct { double x; const char *text; } cases[] = {
+        {0.1, "0.1"}, {1e-7, "1e-07"}, {1. / 3, "0.3333333333333333"}, {0, "0"}, {2048, "2048"}, {1e300, "1e+300"},
+        {0.1 + 0.2, "0.30000000000000004"}, {-2.5, "-2.5"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char text[64] = "";
+        FILE *f = fopen(at("real"), "w+b");
+        if (f) json_real(f, cases[i].x), rewind(f), text[fread(text, 1, sizeof text - 1, f)] = 0, fclose(f);
+        CHECK(strtod(text, NULL) == cases[i].x, "%s is not %.17g", text, cases[i].x);
+        CHECK(!strcmp(text, cases[i].text), "%s, want %s", text, cases[i].text);
+    }
+}
+int main(void) {
+    snprintf(dir, sizeof dir, "/tmp/wrpo-tools-XXXXXX");
+    CHECK(mkdtemp(dir), "mkdtemp");
+    events_bytes();
+    reals();
+    scratch_remove(dir);
+    return test_end("93_tools");
+}
