@@ -2667,20 +2667,68 @@ static bool report_write(const char *path, const char *title, const char *before
     fputs("</tbody></table></div></main></html>\n", f);
     return output_close(&out, true);
 }
+static void csv_text(FILE *f, const char *s) {         /* in quotes where it needs them */
+    const bool plain_text = !strpbrk(s, ",\"\n\r");
+    if (!plain_text) fputc('"', f);
+    for (; *s; s++) {
+        if (*s == '"') fputc('"', f);
+        fputc(*s, f);
+    }
+    if (!plain_text) fputc('"', f);
+}
+/* run, step, and a column for every metric that one of the runs has, as in metrics.jsonl; a line for every step. */
+static bool csv_write(const char *path, run *runs, int n) {
+    output out;
+    run columns = {0};
+    int64_t *next = NULL;            /* of the run's curves: the point that is written next */
+    bool ok = output_open(&out, path);
+    for (int i = 0; i < n && ok; i++)
+        for (int k = 0; k < runs[i].n && ok; k++) {
+            const curve *c = &runs[i].curves[k];
+            ok = run_curve(&columns, c->name, c->eval, true) != NULL;
+        }
+    ok = ok && (next = malloc((size_t)columns.n * sizeof *next));
+    if (out.f && !ok) complain("out of memory");
+    if (ok) fputs("run,step", out.f);
+    for (int k = 0; k < columns.n && ok; k++)
+        fprintf(out.f, columns.curves[k].eval ? ",eval_" : ","), csv_text(out.f, columns.curves[k].name);
+    for (int i = 0; i < n && ok; i++) {
+        for (int k = 0; k < columns.n; k++) next[k] = 0;
+        for (;;) {
+            double step = INFINITY;
+            for (int k = 0; k < columns.n; k++) {
+                const curve *c = run_curve(&runs[i], columns.curves[k].name, columns.curves[k].eval, false);
+                if (c && next[k] < c->n) step = fmin(step, c->x[next[k]]);
+            }
+            if (isinf(step)) break;
+            fputc('\n', out.f), csv_text(out.f, runs[i].name), fprintf(out.f, ",%.0f", step);
+            for (int k = 0; k < columns.n; k++) {
+                const curve *c = run_curve(&runs[i], columns.curves[k].name, columns.curves[k].eval, false);
+                fputc(',', out.f);
+                if (c && next[k] < c->n && c->x[next[k]] == step) json_real(out.f, c->y[next[k]++]);
+            }
+        }
+    }
+    if (ok) fputc('\n', out.f);
+    run_free(&columns);
+    free(next);
+    return output_close(&out, ok);
+}
+/* title NULL: a table in place of the pictures */
 static int report(session *z, const char *const *dirs, int n, const char *path, const char *title, const char *before) {
     run *runs = calloc((size_t)n, sizeof *runs);
     bool ok = runs != NULL;
     if (!ok) complain("out of memory");
     for (int i = 0; i < n && ok; i++) ok = run_read(z, &runs[i], dirs[i]);
-    ok = ok && report_write(path, title, before, runs, n);
+    ok = ok && (title ? report_write(path, title, before, runs, n) : csv_write(path, runs, n));
     for (int i = 0; i < n && runs; i++) run_free(&runs[i]);
     free(runs);
     return ok ? 0 : 1;
 }
 static int run_report(const settings *s, session *z) {
-    const char *dirs[1 + sizeof s->more / sizeof *s->more] = {s->path}, *path = s->out ? s->out : "report.html";
+    const char *dirs[1 + sizeof s->more / sizeof *s->more] = {s->path}, *path = s->out ? s->out : s->csv ? "metrics.csv" : "report.html";
     memcpy(dirs + 1, s->more, sizeof s->more);
-    if (report(z, dirs, 1 + (int)s->n_more, path, "wrpo: training runs", NULL)) return 1;
+    if (report(z, dirs, 1 + (int)s->n_more, path, s->csv ? NULL : "wrpo: training runs", NULL)) return 1;
     printf("%s: %lld runs\n", path, (long long)s->n_more + 1);
     return 0;
 }

@@ -193,7 +193,7 @@ E=$(echo first/events.out.tfevents.*)
 check "--tensorboard: one file" test -s "$E"
 check "--tensorboard: its tags" grep -q 'train/loss' "$E"
 good "--tensorboard: a run that goes on" train --config first/run.json --out second --resume first/checkpoint-4
-sleep 1  # the file's name has the second in it
+sleep 1                              # the file's name has the second in it
 good "--tensorboard: and again, in the same place" train --config first/run.json --resume first/checkpoint-4
 check "--tensorboard: one file still" test "$(ls first/events.out.tfevents.* | wc -l)" -eq 1
 : >first/events.out.tfevents.1.other
@@ -220,6 +220,26 @@ else
     [ $code -eq 0 ] || { sed -i '$d' killed/metrics.jsonl; "$PYTHON" "$G/tb_events.py" read killed >out.txt 2>err.txt; code=$?; }
     check "--tensorboard: a run that was killed has its steps" test $code -eq 0
 fi
+
+# ---- report --csv: every number of metrics.jsonl, in its row and column
+mkdir -p "a, \"b\""; cp first/metrics.jsonl "a, \"b\""
+good "report --csv" report --csv first "a, \"b\"" third --out table.csv
+check "--csv: a row for each step, and the head" test "$(wc -l <table.csv)" -eq \
+    $((1 + $(cat first/metrics.jsonl first/metrics.jsonl third/metrics.jsonl | grep -vc eval_loss)))
+check "--csv: the head" says '^run,step,loss,grad_norm,.*,eval_loss,eval_epoch,' table.csv
+check "--csv: a name in quotes" test "$(grep -c '^"a, ""b""",' table.csv)" -eq "$(grep -c '^first,' table.csv)"
+# run by run, the table's numbers one after the other are those of the lines; an evaluation's are in its step's row
+numbers() { awk '{ for (i = 1; i <= NF; i++) printf "%.14g\n", $i }'; }
+for run in first third; do
+    grep "^$run," table.csv | cut -d , -f 2- | tr -s , ' ' | numbers >a.txt
+    awk '/"eval_loss"/ { sub(/^\{"step": [0-9]*, /, ", "); n = n $0; next } { if (NR > 1) print n; n = $0 } END { print n }' \
+        $run/metrics.jsonl | sed 's/"[^"]*": //g' | tr -d '{}' | tr -s ', ' ' ' | numbers >b.txt
+    check "--csv: $run: the numbers" cmp -s a.txt b.txt
+    check "--csv: $run: there are numbers" test "$(wc -l <a.txt)" -gt 100
+done
+good "report --csv into its own name" report --csv first
+check "report --csv into its own name" test -s metrics.csv
+bad "report --csv of no run" 1 'nowhere/metrics.jsonl: cannot be opened' report --csv nowhere --out new
 
 echo "tools: $passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]

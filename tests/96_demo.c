@@ -457,7 +457,7 @@ static void report_checked(const char *html) {
    folder. */
 static char *demo_run(const char *dir, const char *name, char kept[4096]) {
     char path[4300], report_path[4300];
-    char *argv[] = {"demo", "--quick", "--keep", "--seed", "5", "--out", report_path};
+    char *argv[] = {"demo", "--quick", "--keep-folder", "--seed", "5", "--out", report_path};
     size_t size;
     snprintf(path, sizeof path, "%s/%s.txt", dir, name),
         snprintf(report_path, sizeof report_path, "%s/%s.html", dir, name);
