@@ -2467,14 +2467,13 @@ static int run_winrate(const settings *s, session *z) {
 }
 
 /* ---- report: metrics.jsonl of runs as one HTML file, drawn in SVG, with nothing to load ---- */
-typedef struct curve {
+typedef struct curve {               /* a metric of a run, as the file has it; for pictures, thinned */
     char name[64];
     bool eval;
     double *x, *y;
     int64_t n, cap;
-    char last[32];
-} curve; /* a metric of a run, as the file has it */
-typedef struct run { const char *dir; char name[128]; curve *curves; int n; int64_t steps; } run;
+} curve;
+typedef struct run { const char *dir; char name[128], method[16]; curve *curves; int n; int64_t steps; } run;
 static curve *run_curve(run *r, const char *name, bool eval, bool make) {
     for (int i = 0; i < r->n; i++)
         if (r->curves[i].eval == eval && !strcmp(r->curves[i].name, name)) return &r->curves[i];
@@ -2485,21 +2484,63 @@ static curve *run_curve(run *r, const char *name, bool eval, bool make) {
     snprintf(more->name, sizeof more->name, "%s", name);
     return more;
 }
-static bool curve_add(curve *c, double x, const wrpo_json *y) {
+static bool curve_add(curve *c, double x, double y) {
     if (c->n == c->cap) {
         const int64_t cap = c->cap ? 2 * c->cap : 64;
-        double *xs = realloc(c->x, (size_t)cap * sizeof *xs), *ys = xs ? realloc(c->y, (size_t)cap * sizeof *ys) : NULL;
+        double *xs = realloc(c->x, (size_t)cap * sizeof *xs);
+        double *ys = xs ? realloc(c->y, (size_t)cap * sizeof *ys) : NULL;
         if (xs) c->x = xs;
         if (ys) c->y = ys, c->cap = cap;
         if (!xs || !ys) return false;
     }
-    c->x[c->n] = x, c->y[c->n++] = y->number;
-    snprintf(c->last, sizeof c->last, "%s", y->text);
+    c->x[c->n] = x, c->y[c->n++] = y;
     return true;
+}
+/* Leaves what a screen can show: the lowest and the highest point of each of COLUMNS of the axis, and the ends. */
+static void curve_thin(curve *c, double steps) {
+    enum { COLUMNS = 400 };
+    int64_t n = 0;
+    if (c->n <= 2 * COLUMNS) return;
+    for (int64_t i = 0, end; i < c->n; i = end) {
+        const double column = floor(c->x[i] / steps * COLUMNS);
+        int64_t low = i, high = i;
+        for (end = i; end < c->n && floor(c->x[end] / steps * COLUMNS) == column; end++) {
+            if (c->y[end] < c->y[low]) low = end;
+            if (c->y[end] > c->y[high]) high = end;
+        }
+        const int64_t keep[] = {i > 0 ? -1 : 0, low < high ? low : high, low < high ? high : low,
+                                end < c->n ? -1 : c->n - 1};
+        for (int k = 0; k < 4; k++)
+            if (keep[k] >= 0 && (k == 0 || keep[k] > keep[k - 1])) {
+                c->x[n] = c->x[keep[k]];
+                c->y[n++] = c->y[keep[k]];
+            }
+    }
+    c->n = n;
 }
 static void run_free(run *r) {
     for (int i = 0; i < r->n; i++) free(r->curves[i].x), free(r->curves[i].y);
     free(r->curves);
+}
+/* The method, by run.json or, for a run that has none, by its metrics. */
+static void run_method(session *z, run *r, const char *dir) {
+    char path[4200];
+    size_t size;
+    wrpo_json *json = NULL;
+    const char *method = run_curve(r, "cur_alpha", false, false)         ? "wrpo"
+                         : run_curve(r, "rewards/margins", false, false) ? "preferences"
+                                                                         : "sft";
+    snprintf(path, sizeof path, "%s/run.json", dir);
+    FILE *f = fopen(path, "rb");
+    char *text = f ? read_all(f, &size) : NULL;
+    if (f) fclose(f);
+    if (text && wrpo_json_parse(z->ctx, path, text, size, &json) == WRPO_OK) {
+        const wrpo_json *v = wrpo_json_get(json, "method");
+        if (v && v->kind == WRPO_JSON_STRING) method = v->text;
+    }
+    snprintf(r->method, sizeof r->method, "%s", method);
+    wrpo_json_free(z->ctx, json);
+    free(text);
 }
 static bool run_read(session *z, run *r, const char *dir) {
     char path[4200];
@@ -2521,7 +2562,7 @@ static bool run_read(session *z, run *r, const char *dir) {
             const bool eval = !strncmp(v->key, "eval_", 5);
             if (v == step || v->kind != WRPO_JSON_NUMBER) continue;
             curve *c = run_curve(r, v->key + (eval ? 5 : 0), eval, true);
-            ok = c && curve_add(c, step->number, v);
+            ok = c && curve_add(c, step->number, v->number);
         }
         if (ok && step->number > (double)r->steps) r->steps = (int64_t)step->number;
         wrpo_json_free(z->ctx, line);
@@ -2529,6 +2570,7 @@ static bool run_read(session *z, run *r, const char *dir) {
     }
     free(in.data);
     if (code == 0 && !r->n) code = -1, complain("%s: want metrics, found none", path);
+    if (code == 0) run_method(z, r, dir);
     return code == 0;
 }
 static void html_text(FILE *f, const char *s) {
@@ -2536,16 +2578,40 @@ static void html_text(FILE *f, const char *s) {
         if (*s == '<' || *s == '>' || *s == '&' || *s == '"') fprintf(f, "&#%d;", *s);
         else fputc(*s, f);
 }
+static label figure(double x) {      /* counts and large numbers whole, others to 4 digits */
+    label l;
+    const bool whole = fabs(x) < 1e15 && (x == floor(x) || fabs(x) >= 1e4);
+    snprintf(l.s, sizeof l.s, whole ? "%.0f" : "%.4g", x == 0 ? 0 : x);
+    return l;
+}
 static double nice_step(double range) {                /* 1, 2 or 5 times a power of ten: about four lines */
     const double power = pow(10, floor(log10(range / 4))), rest = range / 4 / power;
     return power * (rest < 1.5 ? 1 : rest < 3.5 ? 2 : rest < 7.5 ? 5 : 10);
 }
-static void html_chart(FILE *f, const char *title, const char *metric, run *runs, int n) {
-    enum { W = 460, H = 250, LEFT = 58, RIGHT = 12, TOP = 12, BOTTOM = 30 };
+enum { CHART_W = 460, CHART_H = 250, CHART_LEFT = 58, CHART_RIGHT = 12, CHART_TOP = 12, CHART_BOTTOM = 30 };
+/* A curve: a line, points for what is held out, and the values for the page's script. At (LEFT, H - BOTTOM) is the
+   value `bottom` at step 0; sx and sy are pixels of a step and of a unit. */
+static void html_curve(FILE *f, const run *r, int color, const curve *c, double bottom, double sx, double sy) {
+    const double x0 = CHART_LEFT, y0 = CHART_H - CHART_BOTTOM;
+    fprintf(f, "<g class=\"c%d%s\"><polyline points=\"", color, c->eval ? " eval" : "");
+    for (int64_t k = 0; k < c->n; k++) fprintf(f, "%.1f,%.1f ", x0 + c->x[k] * sx, y0 - (c->y[k] - bottom) * sy);
+    fputs("\"/>", f);
+    for (int64_t k = 0; k < c->n && (c->eval || c->n == 1); k++)
+        fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\"/>", x0 + c->x[k] * sx, y0 - (c->y[k] - bottom) * sy);
+    fputs("<title>", f), html_text(f, r->name);
+    fprintf(f, "%s: %s at step %.0f</title><desc>", c->eval ? ", held-out" : "", figure(c->y[c->n - 1]).s,
+            c->x[c->n - 1]);
+    for (int64_t k = 0; k < c->n; k++) fprintf(f, "%s%.0f %s", k ? "," : "", c->x[k], figure(c->y[k]).s);
+    fputs("</desc></g>\n", f);
+}
+/* The metric of the runs of one method, or of all (method NULL). */
+static void html_chart(FILE *f, const char *title, const char *metric, const char *method, run *runs, int n) {
+    enum { W = CHART_W, H = CHART_H, LEFT = CHART_LEFT, RIGHT = CHART_RIGHT, TOP = CHART_TOP, BOTTOM = CHART_BOTTOM };
     double low = INFINITY, high = -INFINITY, steps = 1;
     for (int i = 0; i < n; i++)
         for (int eval = 0; eval < 2; eval++) {
             const curve *c = run_curve(&runs[i], metric, eval, false);
+            if (method && strcmp(method, runs[i].method)) continue;
             for (int64_t k = 0; c && k < c->n; k++)
                 low = fmin(low, c->y[k]), high = fmax(high, c->y[k]), steps = fmax(steps, c->x[k]);
         }
@@ -2554,9 +2620,8 @@ static void html_chart(FILE *f, const char *title, const char *metric, run *runs
     const double dy = nice_step(high - low), dx = fmax(nice_step(steps), 1), bottom = floor(low / dy + 1e-9) * dy,
                  top = ceil(high / dy - 1e-9) * dy;
     const double sx = (W - LEFT - RIGHT) / steps, sy = (H - TOP - BOTTOM) / (top - bottom);
-    fprintf(f,
-            "<figure><figcaption>%s</figcaption><svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"%s by step\">\n",
-            title, W, H, title);
+    fprintf(f, "<figure><figcaption>%s%s%s</figcaption>", title, method ? ", " : "", method ? method : "");
+    fprintf(f, "<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"%s by step\">\n", W, H, title);
     for (double y = bottom; y < top + dy / 2; y += dy)
         fprintf(f,
                 "<path class=\"grid\" d=\"M%d %.1fH%d\"/><text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%.4g</text>\n",
@@ -2567,75 +2632,158 @@ static void html_chart(FILE *f, const char *title, const char *metric, run *runs
     for (int i = 0; i < n; i++)
         for (int eval = 0; eval < 2; eval++) {
             const curve *c = run_curve(&runs[i], metric, eval, false);
-            if (!c) continue;
-            fprintf(f, "<g class=\"c%d%s\"><polyline points=\"", i % 8, eval ? " eval" : "");
-            for (int64_t k = 0; k < c->n; k++)
-                fprintf(f, "%.1f,%.1f ", LEFT + c->x[k] * sx, H - BOTTOM - (c->y[k] - bottom) * sy);
-            fputs("\"/>", f);
-            if (eval || c->n == 1)
-                for (int64_t k = 0; k < c->n; k++)
-                    fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\"/>", LEFT + c->x[k] * sx,
-                            H - BOTTOM - (c->y[k] - bottom) * sy);
-            fputs("<title>", f);
-            html_text(f, runs[i].name);
-            fprintf(f, "%s: %s at step %.0f</title></g>\n", eval ? ", held-out" : "", c->last, c->x[c->n - 1]);
+            if (c && !(method && strcmp(method, runs[i].method))) html_curve(f, &runs[i], i % 8, c, bottom, sx, sy);
         }
     fputs("</svg></figure>\n", f);
 }
-/* before: HTML in front of the charts; NULL: a sentence. Every number of the table is written as it is in the files. */
+static const char report_style[] =
+    ":root { color-scheme: light dark; --page: #f9f9f7; --card: #fff; --ink: #111; --soft: #5c5b57; --line: #e3e2dd;\n"
+    " --c0: #2a78d6; --c1: #d9480f; --c2: #0b8a5f; --c3: #8a3ffc; --c4: #8f6b00; --c5: #c2255c; --c6: #0b7285; "
+    "--c7: #5c5b57 }\n"
+    "@media (prefers-color-scheme: dark) { :root { --page: #121212; --card: #1c1c1b; --ink: #f2f1ee; --soft: #a9a8a2;\n"
+    " --line: #35342f; --c0: #5aa2f5; --c1: #ff8a4c; --c2: #34c38f; --c3: #b794ff; --c4: #e0b53a; --c5: #ff7ba3; "
+    "--c6: #3cc7dc; --c7: #a9a8a2 } }\n"
+    "body { margin: 0; padding: 28px 24px 40px; background: var(--page); color: var(--ink);\n"
+    " font: 15px/1.5 system-ui, sans-serif }\n"
+    "main { max-width: 1500px; margin: auto }\n"
+    "h1 { font-size: 22px; margin: 0 0 4px }\n"
+    "h2 { font-size: 16px; margin: 26px 0 8px }\n"
+    "p { margin: 4px 0 12px; color: var(--soft); max-width: 75ch }\n"
+    ".legend { display: flex; flex-wrap: wrap; gap: 4px 20px; padding: 10px 0; position: sticky; top: 0; z-index: 2;\n"
+    " background: var(--page) }\n"
+    ".legend span, .legend label { display: flex; align-items: center; gap: 7px; overflow-wrap: anywhere }\n"
+    ".legend i { flex: none; width: 20px; border-top: 3px solid }\n"
+    ".legend i.eval { border-top-style: dashed }\n"
+    ".legend input { width: 110px; accent-color: var(--c0) }\n"
+    ".charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); gap: 14px }\n"
+    "figure { position: relative; margin: 0; padding: 12px 14px 6px; background: var(--card);\n"
+    " border: 1px solid var(--line); border-radius: 8px }\n"
+    "figcaption { font-weight: 600 }\n"
+    "svg { display: block; width: 100%; height: auto; touch-action: pan-y }\n"
+    "svg text { font-size: 12px; fill: var(--soft) }\n"
+    ".grid, .pointer { stroke: var(--line); fill: none }\n"
+    ".pointer { stroke: var(--soft) }\n"
+    "polyline { fill: none; stroke: currentColor; stroke-width: 1.8; stroke-linejoin: round }\n"
+    "circle { fill: currentColor }\n"
+    ".eval polyline { stroke-dasharray: 6 4 }\n"
+    ".raw { opacity: .25 }\n"
+    ".tip { position: absolute; top: 8px; padding: 4px 8px; background: var(--page); border: 1px solid var(--line);\n"
+    " border-radius: 6px; font-size: 12px; line-height: 1.45; pointer-events: none; white-space: pre; z-index: 1;\n"
+    " font-variant-numeric: tabular-nums; max-width: 60%; overflow: hidden; text-overflow: ellipsis }\n"
+    ".tip b { color: var(--ink); font-weight: 600 }\n"
+    ".scroll { overflow-x: auto }\n"
+    "table { border-collapse: collapse; font-variant-numeric: tabular-nums }\n"
+    "th, td { padding: 5px 14px 5px 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }\n"
+    "th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page) }\n"
+    "thead th { color: var(--soft); font-weight: 600 }\n"
+    "@media (max-width: 500px) { body { padding: 16px 12px 30px } th, td { padding-right: 10px; font-size: 13px }\n"
+    " figure { padding: 10px 8px 4px } svg text { font-size: 14px } }\n";
+/* The values at the pointer's step, and curves smoothed over a share of the run: an average whose weights fall with the
+   distance in steps. Points are [x, y of the picture, step, value as text]. */
+static const char report_script[] =
+    "const charts = [...document.querySelectorAll('svg')].map(svg => ({svg, curves: [...svg.querySelectorAll('g')].map("
+    "g => {\n"
+    "  const line = g.querySelector('polyline'), at = line.getAttribute('points').trim().split(' ');\n"
+    "  const value = g.querySelector('desc').textContent.split(',').map(v => v.split(' '));\n"
+    "  return {g, line, points: at.map((p, i) => [...p.split(',').map(Number), +value[i][0], value[i][1]]),\n"
+    "    name: g.querySelector('title').textContent.replace(/: [^:]*$/, ''), color: g.classList[0],\n"
+    "    eval: g.classList.contains('eval')};\n"
+    "})}));\n"
+    "for (const chart of charts) {\n"
+    "  const figure = chart.svg.parentNode;\n"
+    "  const leave = () => figure.querySelectorAll('.tip, .pointer').forEach(e => e.remove());\n"
+    "  const show = event => {\n"
+    "    leave();\n"
+    "    const box = chart.svg.getBoundingClientRect(), x = (event.clientX - box.left) * 460 / box.width;\n"
+    "    const near = points => points.reduce((a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a);\n"
+    "    const found = chart.curves.map(c => [c, near(c.points)]);\n"
+    "    const at = near(found.map(f => f[1])), line = document.createElementNS(chart.svg.namespaceURI, 'path');\n"
+    "    line.setAttribute('class', 'pointer');\n"
+    "    line.setAttribute('d', 'M' + at[0] + ' 12V220');\n"
+    "    chart.svg.append(line);\n"
+    "    const tip = document.createElement('div'), head = document.createElement('b');\n"
+    "    tip.className = 'tip';\n"
+    "    tip.style[x < 250 ? 'right' : 'left'] = '10px';\n"
+    "    head.textContent = 'step ' + at[2];\n"
+    "    tip.append(head);\n"
+    "    for (const [c, p] of found) {\n"
+    "      const row = document.createElement('div');\n"
+    "      row.className = c.color;\n"
+    "      row.textContent = p[3] + (p[2] == at[2] ? '' : ' at ' + p[2]) + '  ' + c.name;\n"
+    "      tip.append(row);\n"
+    "    }\n"
+    "    figure.append(tip);\n"
+    "  };\n"
+    "  chart.svg.addEventListener('pointermove', show);\n"
+    "  chart.svg.addEventListener('pointerdown', show);\n"
+    "  chart.svg.addEventListener('pointerleave', leave);\n"
+    "}\n"
+    "const label = document.createElement('label'), slider = document.createElement('input');\n"
+    "Object.assign(slider, {type: 'range', min: 0, max: 1, step: 0.01, value: 0, id: 'smoothing'});\n"
+    "label.append('smoothing', slider);\n"
+    "document.querySelector('.legend').append(label);\n"
+    "slider.addEventListener('input', () => {\n"
+    "  const width = slider.value * slider.value * 100;\n"
+    "  for (const chart of charts) for (const c of chart.curves) {\n"
+    "    c.smooth?.remove();\n"
+    "    c.line.classList.toggle('raw', width > 0 && !c.eval);\n"
+    "    if (width == 0 || c.eval) continue;\n"
+    "    let sum = 0, weights = 0, x = c.points[0][0];\n"
+    "    c.smooth = c.line.cloneNode();\n"
+    "    c.smooth.setAttribute('class', 'smooth');\n"
+    "    c.smooth.setAttribute('points', c.points.map(p => {\n"
+    "      const keep = Math.exp((x - p[0]) / width);\n"
+    "      sum = sum * keep + p[1];\n"
+    "      weights = weights * keep + 1;\n"
+    "      x = p[0];\n"
+    "      return x + ',' + (sum / weights).toFixed(1);\n"
+    "    }).join(' '));\n"
+    "    c.g.append(c.smooth);\n"
+    "  }\n"
+    "});\n";
+/* Losses and gradients of different methods are drawn apart: they differ in size. */
+static void html_charts(FILE *f, run *runs, int n) {
+    static const struct { const char *title, *metric; bool apart; } charts[] = {
+        {"loss", "loss", true},
+        {"margin of rewards", "rewards/margins", false},
+        {"accuracy", "rewards/accuracies", false},
+        {"accuracy of the source's answer", "rewards/source_accuracies", false},
+        {"accuracy of the target's answer", "rewards/pivot_accuracies", false},
+        {"alpha", "cur_alpha", false},
+        {"learning rate", "learning_rate", false},
+        {"norm of the gradient", "grad_norm", true},
+        {"log-prob of the source's answer", "logps/source_chosen", false},
+        {"log-prob of the target's answer", "logps/target_chosen", false},
+        {"log-prob of the rejected answer", "logps/rejected", false}};
+    bool differ = false;
+    for (int i = 1; i < n; i++) differ = differ || strcmp(runs[i].method, runs[0].method);
+    for (size_t k = 0; k < sizeof charts / sizeof *charts; k++)
+        for (int i = 0; i < n; i++) {                  /* once, or once for every method */
+            bool seen = i > 0 && !(differ && charts[k].apart);
+            for (int j = 0; j < i; j++) seen = seen || !strcmp(runs[j].method, runs[i].method);
+            const char *method = differ && charts[k].apart ? runs[i].method : NULL;
+            if (!seen) html_chart(f, charts[k].title, charts[k].metric, method, runs, n);
+        }
+}
+/* before: HTML in front of the charts; NULL: a sentence. */
 static bool report_write(const char *path, const char *title, const char *before, run *runs, int n) {
-    static const struct {
-        const char *title, *metric;
-    } charts[] = {{"loss", "loss"},
-                  {"margin of rewards", "rewards/margins"},
-                  {"accuracy", "rewards/accuracies"},
-                  {"accuracy of the source's answer", "rewards/source_accuracies"},
-                  {"accuracy of the target's answer", "rewards/pivot_accuracies"},
-                  {"alpha", "cur_alpha"},
-                  {"learning rate", "learning_rate"},
-                  {"norm of the gradient", "grad_norm"},
-                  {"log-prob of the source's answer", "logps/source_chosen"},
-                  {"log-prob of the target's answer", "logps/target_chosen"},
-                  {"log-prob of the rejected answer", "logps/rejected"}};
     output out;
     bool eval = false;
+    double steps = 1;
     if (!output_open(&out, path)) return false;
     FILE *f = out.f;
-    fputs("<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" "
-          "content=\"width=device-width\"><title>",
-          f);
+    for (int i = 0; i < n; i++) steps = fmax(steps, (double)runs[i].steps);
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < runs[i].n; k++) curve_thin(&runs[i].curves[k], steps);
+    fputs("<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">"
+          "<meta name=\"viewport\" content=\"width=device-width\"><title>", f);
     html_text(f, title);
-    fputs("</title>\n<style>\n"
-          ":root{color-scheme:light "
-          "dark;--page:#f9f9f7;--card:#fff;--ink:#111;--soft:#5c5b57;--line:#e3e2dd;--c0:#2a78d6;--c1:#d9480f;--c2:#"
-          "0b8a5f;--c3:#8a3ffc;--c4:#b28600;--c5:#c2255c;--c6:#0c8599;--c7:#5c5b57}\n"
-          "@media(prefers-color-scheme:dark){:root{--page:#121212;--card:#1c1c1b;--ink:#f2f1ee;--soft:#a9a8a2;--line:#"
-          "35342f;--c0:#5aa2f5;--c1:#ff8a4c;--c2:#34c38f;--c3:#b794ff;--c4:#e0b53a;--c5:#ff7ba3;--c6:#3cc7dc;--c7:#"
-          "a9a8a2}}\n"
-          "body{margin:0;padding:28px 24px 40px;background:var(--page);color:var(--ink);font:15px/1.5 "
-          "system-ui,sans-serif}main{max-width:1500px;margin:auto}h1{font-size:22px;margin:0 0 "
-          "4px}h2{font-size:16px;margin:26px 0 8px}\n"
-          "p{margin:4px 0 12px;color:var(--soft);max-width:75ch}.legend{display:flex;flex-wrap:wrap;gap:4px "
-          "20px;padding:10px 0;position:sticky;top:0;background:var(--page)}.legend "
-          "span{display:flex;align-items:center;gap:7px}\n"
-          ".legend i{width:20px;border-top:3px solid}.legend "
-          "i.eval{border-top-style:dashed}.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(340px,1fr)"
-          ");gap:14px}\n"
-          "figure{margin:0;padding:12px 14px 6px;background:var(--card);border:1px solid "
-          "var(--line);border-radius:8px}figcaption{font-weight:600}svg{display:block;width:100%;height:auto}svg "
-          "text{font-size:12px;fill:var(--soft)}\n"
-          ".grid{stroke:var(--line);fill:none}polyline{fill:none;stroke:currentColor;stroke-width:1.8;stroke-linejoin:"
-          "round}circle{fill:currentColor}.eval polyline{stroke-dasharray:6 4}\n"
-          ".scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}th,td{padding:5px "
-          "14px 5px 0;text-align:right;border-bottom:1px solid "
-          "var(--line);white-space:nowrap}th:first-child,td:first-child{text-align:left}thead "
-          "th{color:var(--soft);font-weight:600}\n",
-          f);
-    for (int i = 0; i < 8; i++) fprintf(f, ".c%d{color:var(--c%d)}", i, i);
-    fputs("\n</style>\n<main><h1>", f);
+    fprintf(f, "</title>\n<style>\n%s", report_style);
+    for (int i = 0; i < 8; i++) fprintf(f, ".c%d { color: var(--c%d) }\n", i, i);
+    fputs("</style>\n<main><h1>", f);
     html_text(f, title);
     fputs("</h1>\n", f);
-    fputs(before ? before : "<p>Every step of metrics.jsonl, drawn over the number of the step.</p>\n", f);
+    fputs(before ? before : "<p>The steps of metrics.jsonl, drawn over the number of the step.</p>\n", f);
     fputs("<div class=\"legend\">", f);
     for (int i = 0; i < n; i++) {
         fprintf(f, "<span><i class=\"c%d\"></i>", i % 8);
@@ -2645,8 +2793,7 @@ static bool report_write(const char *path, const char *title, const char *before
     }
     if (eval) fputs("<span><i class=\"eval\"></i>held-out</span>", f);
     fputs("</div>\n<div class=\"charts\">\n", f);
-    for (size_t i = 0; i < sizeof charts / sizeof *charts; i++)
-        html_chart(f, charts[i].title, charts[i].metric, runs, n);
+    html_charts(f, runs, n);
     fputs("</div>\n<h2>At the last step</h2><div class=\"scroll\"><table><thead><tr><th>metric</th>", f);
     for (int i = 0; i < n; i++)
         fputs("<th>", f), html_text(f, runs[i].name), fprintf(f, ", step %lld</th>", (long long)runs[i].steps);
@@ -2660,11 +2807,11 @@ static bool report_write(const char *path, const char *title, const char *before
             fputs(c->eval ? "<tr><td>eval_" : "<tr><td>", f), html_text(f, c->name), fputs("</td>", f);
             for (int j = 0; j < n; j++) {
                 const curve *d = run_curve(&runs[j], c->name, c->eval, false);
-                fprintf(f, "<td>%s</td>", d ? d->last : "");
+                fprintf(f, "<td>%s</td>", d ? figure(d->y[d->n - 1]).s : "");
             }
             fputs("</tr>\n", f);
         }
-    fputs("</tbody></table></div></main></html>\n", f);
+    fprintf(f, "</tbody></table></div></main>\n<script>\n%s</script></html>\n", report_script);
     return output_close(&out, true);
 }
 static void csv_text(FILE *f, const char *s) {         /* in quotes where it needs them */
@@ -2726,7 +2873,9 @@ static int report(session *z, const char *const *dirs, int n, const char *path, 
     return ok ? 0 : 1;
 }
 static int run_report(const settings *s, session *z) {
-    const char *dirs[1 + sizeof s->more / sizeof *s->more] = {s->path}, *path = s->out ? s->out : s->csv ? "metrics.csv" : "report.html";
+    const char *dirs[1 + sizeof s->more / sizeof *s->more] = {s->path};
+    const char *path = s->csv ? "metrics.csv" : "report.html";
+    if (s->out) path = s->out;
     memcpy(dirs + 1, s->more, sizeof s->more);
     if (report(z, dirs, 1 + (int)s->n_more, path, s->csv ? NULL : "wrpo: training runs", NULL)) return 1;
     printf("%s: %lld runs\n", path, (long long)s->n_more + 1);

@@ -5877,7 +5877,7 @@ WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first
 static bool wrpo__is_side_file(const char *name) {  /* other than config.json, which is written anew */
     static const char *const ends[] = {".json", ".jinja", ".txt", ".model", ".md", ".py", "LICENSE", "NOTICE"};
     if (name[0] == '.' || !strncmp(name, "reference_logps", 15) || wrpo__ends(name, ".index.json")) return false;
-    if (wrpo__in_words("config.json trainer_state.json " WRPO__ADAPTER_CONFIG, name)) return false;
+    if (wrpo__in_words("config.json run.json trainer_state.json " WRPO__ADAPTER_CONFIG, name)) return false;
     for (int i = 0; i < WRPO__COUNT(ends); i++)
         if (wrpo__ends(name, ends[i])) return true;
     return false;

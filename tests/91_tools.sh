@@ -15,7 +15,9 @@ LC_ALL=C; export LC_ALL
 sed -n '/^run() {/,/^# ---- fixtures/p; /^mkdir tok/,/^# ---- help/p' "$FIXTURES" >fixtures.sh && . ./fixtures.sh
 "$W" init --config config.json --tokenizer tok --out tiny --seed 3 >/dev/null || exit 1
 i=0
-while [ $i -lt 40 ]; do i=$((i + 1)); record "p$i" "question number $i" "an answer $i" "good $i" "bad $i"; done >many.jsonl
+while [ $i -lt 40 ]; do
+    i=$((i + 1)); record "p$i" "question number $i" "an answer $i" "good $i" "bad $i"
+done >many.jsonl
 says() { grep -q -e "$1" "${2:-out.txt}"; }
 timeless() { sed 's/, "[a-z_]*tokens_per_second": [^,}]*, "[a-z_]*seconds": [^,}]*//' "$1/metrics.jsonl" >"$2"; }
 same_run() { # what, two directories
@@ -57,10 +59,12 @@ for line in '"command": "train"' '"alpha_schedule": "power:2.5"' '"beta": 0.1' '
     '"no_shuffle": true' '"seed": 42' '"label_smoothing": 0' '"warmup_ratio": 0.1' '"log_steps": 3' '"out": "first"'; do
     check "run.json: $line" says "^ $line[,}]*\$" first/run.json
 done
-check "run.json: no option that says nothing here" test -z "$(grep -E 'gamma_ratio|ipo_sum|max_steps|resume|config' first/run.json)"
+check "run.json: no option that says nothing here" test -z \
+    "$(grep -E 'gamma_ratio|ipo_sum|max_steps|resume|config|keep' first/run.json)"
 good "--config" train --config first/run.json --out second
 same_run "--config" first second
-check "--config: its own run.json, but for the directory" test "$(diff first/run.json second/run.json | grep -c '^[<>]')" -eq 2
+check "--config: its own run.json, but for the directory" test \
+    "$(diff first/run.json second/run.json | grep -c '^[<>]')" -eq 2
 good "the command line comes after the file, wherever it stands" train --seed 7 --max-steps 2 --config=first/run.json \
     --out third --alpha-schedule linear
 check "what is given wins" grep -q '"seed": 7' third/run.json
@@ -69,9 +73,13 @@ check "linear is not of power 2.5" says '"alpha_schedule": "linear"' third/run.j
 check "the rest is the file's" says '"beta": 0.1' third/run.json
 good "--epochs over a file's max_steps" train --config third/run.json --out fourth --epochs 0.5
 check "--epochs over a file's max_steps: 5 steps" says '^step 5/5 '
+good "a run that begins where another ended" train --model first --data many.jsonl --out fourth --max-steps 1 --beta 0.2
+check "run.json is its own" says '"beta": 0.2' fourth/run.json
+check "run.json stays where the run is" test -z "$(find . -path '*/checkpoint-*' -name run.json)"
 settings() { printf '%s\n' "$1" >settings.json; }
 SET="train --config settings.json --model tiny --data many.jsonl --out new"
-settings '{"method": "simpo", "learning-rate": 1e-5, "ref": null, "no_shuffle": false, "max_steps": 1, "warmup_ratio": 0}'
+settings '{"method": "simpo", "learning-rate": 1e-5, "ref": null, "no_shuffle": false, "max_steps": 1,
+    "warmup_ratio": 0}'
 good "settings by hand: - for _, null, false, 0" $SET
 check "settings by hand: the rate of the first step" says 'rate 1.00e-05'
 check "settings by hand: no warning" test ! -s err.txt
@@ -110,7 +118,8 @@ same_run "--config with --resume" first second
 
 # ---- --eval-split
 good "--eval-split" $TINY --out new --eval-split 0.25 --eval-steps 5
-N=$(sed -n 's/^data .*: \([0-9]*\) records.*/\1/p' out.txt) E=$(sed -n 's/^eval data .*: \([0-9]*\) records.*/\1/p' out.txt)
+N=$(sed -n 's/^data .*: \([0-9]*\) records.*/\1/p' out.txt)
+E=$(sed -n 's/^eval data .*: \([0-9]*\) records.*/\1/p' out.txt)
 check "--eval-split: the two parts are the file" test "$((N + E))" -eq 40 -a "$E" -ge 3 -a "$E" -le 20
 check "--eval-split: evaluated" grep -q '"step": 5, "eval_loss"' new/metrics.jsonl
 check "--eval-split: on these records" grep -q "\"eval_records\": $E," new/metrics.jsonl
@@ -131,8 +140,8 @@ check "--keep: the last three stay" test "$(echo new/checkpoint-*)" = \
 check "--save-best: said" says '^best .* highest eval_rewards/margins, in new/best$'
 best=$(sed -n 's/.*"step": \([0-9]*\), .*"eval_rewards\/margins": \([^,]*\),.*/\2 \1/p' new/metrics.jsonl | sort -g |
     tail -n 1 | cut -d ' ' -f 2)
-check "--save-best: of the best evaluation" test "$(sed -n 's/.*new\/best: step \([0-9]*\),.*/\1/p' err.txt | tail -n 1)" = \
-    "$best"
+said=$(sed -n 's/.*new\/best: step \([0-9]*\),.*/\1/p' err.txt | tail -n 1)
+check "--save-best: of the best evaluation" test "$said" = "$best"
 good "--save-best: it is a model" eval --model new/best --data many.jsonl --ref tiny
 rm -rf new
 bad "--save-best alone" 1 '\-\-save-best: --eval-data or --eval-split is missing' $TINY --out new --save-best loss
@@ -160,7 +169,8 @@ check "--dry-run: nothing is written" cmp -s a.txt b.txt
 check "--dry-run: nothing is made" test ! -e new
 check "--dry-run: says so" says '^dry run  *nothing is written$' dry.out
 check "--dry-run: memory" says '^memory  *[0-9.]* MiB: weights' dry.out
-check "--dry-run: time" says '^time  *about .*: [0-9]* steps of .* s, the reference .* s, [0-9]* evaluations of .* s' dry.out
+check "--dry-run: time" says \
+    '^time  *about .*: [0-9]* steps of .* s, the reference .* s, [0-9]* evaluations of .* s' dry.out
 good "what --dry-run foresaw" $TINY --out new --eval-split 0.25 --eval-steps 3
 steps=$(sed -n 's/^step .*\/\([0-9]*\)  loss.*/\1/p' out.txt | tail -n 1)
 check "--dry-run: the steps" test "$(sed -n 's/^time .*: \([0-9]*\) steps of.*/\1/p' dry.out)" = "$steps"
@@ -215,9 +225,10 @@ else
     i=0; while [ $i -lt 100 ] && ! grep -q '^step 5' out.txt; do sleep 0.1; i=$((i + 1)); done
     kill -KILL $pid; wait $pid 2>/dev/null
     tail -c 300 killed/metrics.jsonl | grep -q '}$' || sed -i '$d' killed/metrics.jsonl
-    "$PYTHON" "$G/tb_events.py" read killed >out.txt 2>err.txt; code=$?
-    # the event of the last line may be missing, no other
-    [ $code -eq 0 ] || { sed -i '$d' killed/metrics.jsonl; "$PYTHON" "$G/tb_events.py" read killed >out.txt 2>err.txt; code=$?; }
+    for i in 1 2; do                 # the event of the last line may be missing, no other
+        "$PYTHON" "$G/tb_events.py" read killed >out.txt 2>err.txt; code=$?
+        [ $code -eq 0 ] || sed -i '$d' killed/metrics.jsonl
+    done
     check "--tensorboard: a run that was killed has its steps" test $code -eq 0
 fi
 
@@ -232,8 +243,9 @@ check "--csv: a name in quotes" test "$(grep -c '^"a, ""b""",' table.csv)" -eq "
 numbers() { awk '{ for (i = 1; i <= NF; i++) printf "%.14g\n", $i }'; }
 for run in first third; do
     grep "^$run," table.csv | cut -d , -f 2- | tr -s , ' ' | numbers >a.txt
-    awk '/"eval_loss"/ { sub(/^\{"step": [0-9]*, /, ", "); n = n $0; next } { if (NR > 1) print n; n = $0 } END { print n }' \
-        $run/metrics.jsonl | sed 's/"[^"]*": //g' | tr -d '{}' | tr -s ', ' ' ' | numbers >b.txt
+    awk '/"eval_loss"/ { sub(/^\{"step": [0-9]*, /, ", "); n = n $0; next }
+         { if (NR > 1) print n; n = $0 } END { print n }' $run/metrics.jsonl |
+        sed 's/"[^"]*": //g' | tr -d '{}' | tr -s ', ' ' ' | numbers >b.txt
     check "--csv: $run: the numbers" cmp -s a.txt b.txt
     check "--csv: $run: there are numbers" test "$(wc -l <a.txt)" -gt 100
 done

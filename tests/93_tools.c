@@ -48,11 +48,41 @@ static void reals(void) {
         CHECK(!strcmp(text, cases[i].text), "%s, want %s", text, cases[i].text);
     }
 }
+/* Numbers of the report, and what it leaves of a long run. */
+static void pictures(void) {
+    static const struct { double x; const char *text; } cases[] = {
+        {1, "1"}, {0.99999999, "1"}, {0.69314718, "0.6931"}, {-0., "0"}, {5e-8, "5e-08"}, {123456, "123456"},
+        {123456.7, "123457"}, {-4321.5, "-4322"}, {1e20, "1e+20"}, {-3, "-3"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        CHECK(!strcmp(figure(cases[i].x).s, cases[i].text), "%s, want %s", figure(cases[i].x).s, cases[i].text);
+    enum { N = 300000 };
+    for (int n = 1; n <= N; n = n * 7 + 1) {
+        curve c = {.name = "loss"};
+        double low = INFINITY, high = -INFINITY, last = 0;
+        bool ok = true;
+        for (int i = 0; i < n; i++) {
+            last = i == n / 3 ? 100 : i == n / 2 ? -100 : sin(i) + i * 1e-5;
+            low = fmin(low, last), high = fmax(high, last);
+            ok = ok && curve_add(&c, i + 1, last);
+        }
+        const double first = c.y[0];
+        curve_thin(&c, n);
+        ok = ok && c.n <= 804 && (n > 800 || c.n == n) && c.y[0] == first && c.y[c.n - 1] == last && c.x[c.n - 1] == n;
+        for (int64_t i = 0; i < c.n; i++) {
+            if (c.y[i] == low) low = NAN;
+            if (c.y[i] == high) high = NAN;
+            ok = ok && (i == 0 || (c.x[i] > c.x[i - 1] && c.x[i] - c.x[i - 1] <= n / 200. + 1));
+        }
+        CHECK(ok && isnan(low) && isnan(high), "%d points are thinned to %d", n, (int)c.n);
+        free(c.x), free(c.y);
+    }
+}
 int main(void) {
     snprintf(dir, sizeof dir, "/tmp/wrpo-tools-XXXXXX");
     CHECK(mkdtemp(dir), "mkdtemp");
     events_bytes();
     reals();
+    pictures();
     scratch_remove(dir);
     return test_end("93_tools");
 }
