@@ -24,7 +24,9 @@
 #include <direct.h>
 #include <io.h>
 #include <process.h>
+#include <share.h>
 #include <sys/timeb.h>
+#define fsync _commit
 #define isatty _isatty
 #define fileno _fileno
 #define getpid _getpid
@@ -33,6 +35,7 @@
 #else
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 #endif
@@ -53,7 +56,8 @@ typedef struct settings {            /* an option that was not given is 0: the l
     double learning_rate, warmup_ratio, weight_decay, max_grad_norm, epochs, eval_split;
     int64_t lora_r;
     double lora_alpha, lora_dropout;
-    int method, pair, alpha_schedule, lr_schedule, tokenization, device, dtype, save_dtype, moments, form, as, bench;
+    int method, pair, alpha_schedule, lr_schedule, tokenization, device, dtype, save_dtype, save_rounding, moments,
+        form, as, bench;
     bool ipo_sum, no_shuffle, raw, tensors, keep_folder, quick, rescore, rslora, tensorboard, dry_run, csv, help,
         version;
     const struct command *command;   /* what they were given to */
@@ -76,6 +80,7 @@ static const char *tokenization_name(int i) {
 }
 static const char *device_name(int i) { return i == 0 ? "cpu" : i == 1 ? "cuda" : NULL; }
 static const char *dtype_name(int i) { return i == 0 ? "f32" : i == 1 ? "bf16" : NULL; }
+static const char *rounding_name(int i) { return i == 0 ? "nearest" : i == 1 ? "random" : NULL; }
 static const char *as_name(int i) { return i == 0 ? "source" : i == 1 ? "target" : NULL; }
 enum { ALPACAEVAL, MTBENCH, ARENAHARD };
 static const char *bench_name(int i) {
@@ -202,6 +207,8 @@ static const option options[] = {
      "of matrices and their products; with bf16 the optimizer keeps float masters (f32; cuda: bf16)"},
     {"--save-dtype", CHOICE, AT(save_dtype), "TYPE", NULL, dtype_name,
      "of the weights in the files (as loaded; init: f32)"},
+    {"--save-rounding", CHOICE, AT(save_rounding), "NAME", NULL, rounding_name,
+     "to bf16: to the nearest; or up and down by chance, which keeps small updates in the mean (nearest)"},
     {"--moments", CHOICE, AT(moments), "TYPE", NULL, wrpo_moments_name, "of AdamW's moments in memory (f32)"},
     {"--max-shard-size", COUNT, AT(max_shard_size), "BYTES", "[1, inf)", NULL,
      "split the weights into files of at most this size (5000000000)"},
@@ -540,37 +547,221 @@ static void log_line(wrpo_level level, const char *line, void *user) {
     fprintf(stderr, "wrpo: %s%s\n", level == WRPO_LOG_WARN ? "warning: " : "", line);
 }
 
-/* ---- files: a result appears whole or not at all ---- */
-typedef struct output { FILE *f; const char *path; char part[4096]; } output;
+/* ---- files: a result appears whole or not at all; an input is never written to ---- */
+#define PART ".wrpo-%lu.part"        /* after a name: not whole, and whose; the library calls its files so too */
+static bool same_file(const char *a, const char *b) {  /* or directory; by name where there are no inodes */
+    struct stat x, y;
+    if (!a || !b || stat(a, &x) || stat(b, &y)) return false;
+    return x.st_ino ? x.st_dev == y.st_dev && x.st_ino == y.st_ino : !strcmp(a, b);
+}
+static bool is_dir(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+static bool begins(const char *s, const char *with) { return !strncmp(s, with, strlen(with)); }
+static bool ends(const char *s, const char *with) {
+    const size_t n = strlen(s), k = strlen(with);
+    return n >= k && !strcmp(s + n - k, with);
+}
+/* The names in a directory, "." and ".." left out; NULL: it cannot be read, or there is no memory. */
+typedef struct names { char **list; int count; } names;
+static void names_add(names *n, const char *name) {
+    char **more = realloc(n->list, (size_t)(n->count + 1) * sizeof *more), *copy = malloc(strlen(name) + 1);
+    if (more) n->list = more;
+    if (more && copy && strcmp(name, ".") && strcmp(name, "..")) n->list[n->count++] = strcpy(copy, name);
+    else free(copy);
+}
+static names names_in(const char *dir) {
+    names n = {0};
+#ifdef _WIN32
+    char pattern[4200];
+    struct _finddata_t e;
+    snprintf(pattern, sizeof pattern, "%s/*", dir);
+    const intptr_t h = _findfirst(pattern, &e);
+    if (h == -1) return n;
+    do names_add(&n, e.name); while (_findnext(h, &e) == 0);
+    _findclose(h);
+#else
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d && (e = readdir(d));) names_add(&n, e->d_name);
+    if (d) closedir(d);
+#endif
+    return n;
+}
+static void names_free(names *n) {
+    for (int i = 0; i < n->count; i++) free(n->list[i]);
+    free(n->list);
+}
+/* The file is on its disk, if it has one. */
+static bool synced(FILE *f) {
+    return fflush(f) == 0 && !ferror(f) && (fsync(fileno(f)) == 0 || errno == EINVAL || errno == ENOTSUP);
+}
+static void sync_parent(const char *path) {            /* its name is: on Windows a rename waits for that */
+#ifndef _WIN32
+    char dir[4200];
+    const char *slash = strrchr(path, '/');
+    snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
+    const int d = open(dir, O_RDONLY);
+    if (d >= 0) fsync(d), close(d);
+#else
+    (void)path;
+#endif
+}
+/* false: another process has the file. The lock goes with the process. Where the file system has none, it is granted;
+   Windows does not share the file (lock_open) or does not remove one that is open. */
+static bool lock_file(FILE *f) {
+#ifdef _WIN32
+    return f != NULL;
+#else
+    return flock(fileno(f), LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
+#endif
+}
+static void scratch_remove(const char *path) {         /* a folder that this program made */
+    names n = names_in(path);
+    for (int i = 0; i < n.count; i++) {
+        char inner[4200];
+        struct stat st;
+        if (snprintf(inner, sizeof inner, "%s/%s", path, n.list[i]) >= (int)sizeof inner) continue;
+#ifdef _WIN32
+        if (stat(inner, &st) == 0 && S_ISDIR(st.st_mode)) scratch_remove(inner);
+#else
+        if (lstat(inner, &st) == 0 && S_ISDIR(st.st_mode)) scratch_remove(inner);
+#endif
+        else remove(inner);
+    }
+    names_free(&n);
+    rmdir(path);
+}
+static bool part_lives(const char *path, unsigned long process) {
+#ifndef _WIN32
+    if (process && process != (unsigned long)getpid() && (kill((pid_t)process, 0) == 0 || errno == EPERM)) return true;
+    FILE *f = fopen(path, "r+");
+    const bool lives = f && !lock_file(f);
+    if (f) fclose(f);
+    return lives;
+#else
+    (void)path, (void)process;
+    return false;
+#endif
+}
+/* What dead runs left in a directory: of every name, if nobody else writes there (name NULL), or of this one. A
+   checkpoint that is whole gets its name; all else goes. */
+static void remove_dead(const char *dir, const char *name) {
+    names n = names_in(dir);
+    for (int i = 0; i < n.count; i++) {
+        const char *found = n.list[i], *part = strstr(found, ".wrpo-");
+        char path[4200], to[4200], state[4300];
+        struct stat st;
+        if (!part || !ends(part, ".part") || strspn(part + 6, "0123456789") + 11 != strlen(part)) continue;
+        const size_t size = (size_t)(part - found);
+        if (name && (strlen(name) != size || memcmp(found, name, size))) continue;
+        snprintf(path, sizeof path, "%.2000s/%.2000s", dir, found);
+        snprintf(to, sizeof to, "%.2000s/%.*s", dir, (int)size, found);
+        snprintf(state, sizeof state, "%s/trainer_state.wrpo", path);
+        if (!is_dir(path)) {
+            if (!part_lives(path, strtoul(part + 6, NULL, 10))) remove(path);
+        } else if (!name && (stat(state, &st) != 0 || stat(to, &st) == 0 || rename(path, to) != 0)) {
+            remove(state);                             /* first: without it, it is no checkpoint */
+            scratch_remove(path);
+        }
+    }
+    names_free(&n);
+}
+
+/* What a command reads: files, and the files of directories. They must not change under it. */
+typedef struct input { char path[4200]; const char *option; struct stat st; } input;
+static struct { input *list; int count; bool spoilt; } inputs;     /* spoilt: one was, and it has been said */
+static void input_add(const char *path, const char *which) {
+    struct stat st;
+    input *more = stat(path, &st) ? NULL : realloc(inputs.list, (size_t)(inputs.count + 1) * sizeof *more);
+    if (!more) return;
+    inputs.list = more, more += inputs.count++;
+    more->option = which, more->st = st;
+    snprintf(more->path, sizeof more->path, "%s", path);
+    if (!S_ISDIR(st.st_mode)) return;
+    names n = names_in(path);
+    for (int i = 0; i < n.count; i++) {
+        char inner[4200];
+        snprintf(inner, sizeof inner, "%.2000s/%.2000s", path, n.list[i]);
+        if (!is_dir(inner)) input_add(inner, which);
+    }
+    names_free(&n);
+}
+static bool input_shrunk(const input *in, struct stat *now) {
+    return stat(in->path, now) == 0 && now->st_ino == in->st.st_ino && now->st_size < in->st.st_size;
+}
+/* Mapped files that were written to in place: what was computed from them is nobody's result. A file that was replaced
+   by a rename is still the old one for who has it open. */
+static bool inputs_same(void) {
+    for (int i = 0; i < inputs.count; i++) {
+        const input *in = &inputs.list[i];
+        struct stat now;
+        if (!ends(in->path, ".safetensors") || stat(in->path, &now) || now.st_ino != in->st.st_ino) continue;
+        if (now.st_size == in->st.st_size && now.st_mtime == in->st.st_mtime) continue;
+        if (!inputs.spoilt) complain("%s: it was written to while it was read: there is no result", in->path);
+        inputs.spoilt = true;
+        return false;
+    }
+    return true;
+}
+#ifndef _WIN32
+static void say(const char *text) {                    /* within a signal handler */
+    if (write(2, text, strlen(text)) < 0) _exit(1);
+}
+static void on_bus_error(int signal_number, siginfo_t *info, void *context) {
+    struct stat now;
+    (void)context;
+    if (info->si_code != BUS_ADRERR) { signal(signal_number, SIG_DFL); return; }
+    say("wrpo: ");
+    for (int i = 0; i < inputs.count; i++)
+        if (input_shrunk(&inputs.list[i], &now)) say(inputs.list[i].path), say(": ");
+    say("a file became shorter while it was read, or its disk failed: there is no result\n");
+    _exit(1);
+}
+#endif
+static void catch_bus_errors(void) {
+#ifndef _WIN32
+    struct sigaction action = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO};
+    sigaction(SIGBUS, &action, NULL);
+#endif
+}
+
+typedef struct output { FILE *f; const char *path; char part[4300]; } output;
 static bool output_open(output *o, const char *path) {             /* path NULL: standard output */
     struct stat st;
     o->path = path ? path : "standard output", o->part[0] = 0, o->f = stdout;
     if (!path) return true;
     bool regular = stat(path, &st) != 0 || S_ISREG(st.st_mode);    /* a device or a pipe is written as it is */
-    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) {
+    if (is_dir(path)) {
         complain("%s: want a file, found a directory", path);
         o->f = NULL;
         return false;
     }
-    if (regular) snprintf(o->part, sizeof o->part, "%s.%ld.part", path, (long)getpid());
+    if (regular) snprintf(o->part, sizeof o->part, "%.4200s" PART, path, (unsigned long)getpid());
     o->f = fopen(regular ? o->part : path, "wb");
     if (!o->f) complain("%s: cannot be written: %s", path, strerror(errno)), o->part[0] = 0;
+    else if (regular) lock_file(o->f);
     return o->f != NULL;
 }
-/* Ends it, well (whole true) or not; true if the file is there. */
+/* Ends it, well (whole true) or not; true if the file is there, on the disk. */
 static bool output_close(output *o, bool whole) {
     if (!o->f) return false;
-    bool ok = fflush(o->f) == 0 && !ferror(o->f);
+    whole = whole && inputs_same();
+    bool ok = !whole ? false : o->part[0] ? synced(o->f) : fflush(o->f) == 0 && !ferror(o->f);
     int e = errno;
+#ifndef _WIN32                       /* while it is open, and so locked; Windows cannot rename a file that is open */
+    if (ok && o->part[0] && rename(o->part, o->path) != 0) ok = false, e = errno;
+#endif
     if (o->f != stdout && fclose(o->f) != 0 && ok) ok = false, e = errno;
     o->f = NULL;
 #ifdef _WIN32
-    if (o->part[0] && whole && ok) remove(o->path);
+    if (o->part[0] && ok) remove(o->path);
+    if (o->part[0] && ok && rename(o->part, o->path) != 0) ok = false, e = errno;
 #endif
-    if (o->part[0] && whole && ok && rename(o->part, o->path) != 0) ok = false, e = errno;
-    if (o->part[0] && !(whole && ok)) remove(o->part);
+    if (o->part[0] && !ok) remove(o->part);
+    if (o->part[0] && ok) sync_parent(o->path);
     if (whole && !ok) complain("%s: cannot be written: %s", o->path, strerror(e));
-    return whole && ok;
+    return ok;
 }
 static char *read_all(FILE *f, size_t *size) {         /* NULL: out of memory or unreadable */
     size_t cap = 1 << 16, n = 0;
@@ -586,7 +777,7 @@ static char *read_all(FILE *f, size_t *size) {         /* NULL: out of memory or
     *size = n;
     return data;
 }
-/* Makes a directory and its parents and shows that files can be made in it, before any work is done for it.
+/* Makes a directory and its parents, before any work is done for it.
  *made is the length of the part of the path that was there: output_dir_drop takes the rest away again if it is empty.
 */
 static bool output_dir(const char *path, size_t *made) {
@@ -602,12 +793,27 @@ static bool output_dir(const char *path, size_t *made) {
         if (!there && *made == n) *made = i - 1;
         if (there ? !S_ISDIR(st.st_mode) : mkdir(part, 0777) != 0)
             return complain("%s: cannot be made: %s", part, strerror(there ? ENOTDIR : errno)), false;
+        if (!there) sync_parent(part);
     }
-    snprintf(part, sizeof part, "%s/.%ld.part", path, (long)getpid());
-    FILE *f = fopen(part, "wb");
-    if (!f) return complain("%s: cannot be written to: %s", path, strerror(errno)), false;
-    fclose(f);
-    remove(part);
+    return true;
+}
+/* Could the directory be made and written to? Asks about it, or about the nearest directory above it that exists. */
+static bool output_dir_possible(const char *path) {
+    char part[4096];
+    struct stat st;
+    if (strlen(path) + 64 > sizeof part) return complain("%.100s...: the path is too long", path), false;
+    snprintf(part, sizeof part, "%s", path);
+    while (stat(part, &st) != 0) {
+        if (errno != ENOENT || !strcmp(part, "."))
+            return complain("%s: cannot be made: %s", path, strerror(errno)), false;
+        size_t n = strlen(part);
+        while (n > 1 && part[n - 1] == '/') n--;       /* "a/b/" -> "a/" -> "." */
+        while (n > 0 && part[n - 1] != '/') n--;
+        if (n == 0) snprintf(part, sizeof part, ".");
+        else part[n] = 0;
+    }
+    if (!S_ISDIR(st.st_mode)) return complain("%s: cannot be made: %s", path, strerror(ENOTDIR)), false;
+    if (access(part, 2) != 0) return complain("%s: cannot be written to: %s", part, strerror(errno)), false;
     return true;
 }
 static void output_dir_drop(const char *path, size_t made) {       /* rmdir leaves alone what is not empty */
@@ -620,34 +826,42 @@ static void output_dir_drop(const char *path, size_t made) {       /* rmdir leav
     }
 }
 
-static void scratch_remove(const char *path) {         /* a folder that this program made */
-#ifndef _WIN32
-    DIR *dir = opendir(path);
-    for (struct dirent *e; dir && (e = readdir(dir));) {
-        char inner[4096];
-        struct stat st;
-        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..") ||
-            snprintf(inner, sizeof inner, "%s/%s", path, e->d_name) >= (int)sizeof inner)
-            continue;
-        if (lstat(inner, &st) == 0 && S_ISDIR(st.st_mode)) scratch_remove(inner);
-        else remove(inner);
-    }
-    if (dir) closedir(dir);
-    rmdir(path);
-#else
-    (void)path;
-#endif
-}
-static bool scratch_make(char *path, size_t size) {
+/* A scratch folder has a lock, unless it is to be kept: one whose lock is free is a dead run's, and goes. */
+static FILE *scratch_lock;
+static bool scratch_make(char *path, size_t size, bool keep) {
 #ifndef _WIN32
     const char *base = getenv("TMPDIR");
-    snprintf(path, size, "%s/wrpo-XXXXXX", base && *base ? base : "/tmp");
-    if (mkdtemp(path)) return true;
+    if (!base || !*base) base = "/tmp";
+    names n = names_in(base);
+    for (int i = 0; i < n.count; i++) {
+        char folder[4200], lock[4300];
+        struct stat st;
+        snprintf(folder, sizeof folder, "%.2000s/%.2000s", base, n.list[i]);
+        snprintf(lock, sizeof lock, "%s/.wrpo.lock", folder);
+        if (!begins(n.list[i], "wrpo-") || strlen(n.list[i]) != 11) continue;
+        if (lstat(folder, &st) || !S_ISDIR(st.st_mode) || st.st_uid != geteuid()) continue;
+        FILE *f = fopen(lock, "r+");
+        const bool dead = f && lock_file(f);
+        if (dead) scratch_remove(folder);
+        if (f) fclose(f);
+    }
+    names_free(&n);
+    snprintf(path, size, "%s/wrpo-XXXXXX", base);
+    const bool made = mkdtemp(path) != NULL;
 #else
     snprintf(path, size, "wrpo-%ld", (long)getpid());
-    if (mkdir(path, 0777) == 0) return true;
+    const bool made = mkdir(path, 0777) == 0;
 #endif
-    return complain("%s: cannot be made: %s", path, strerror(errno)), false;
+    if (!made) return complain("%s: cannot be made: %s", path, strerror(errno)), false;
+    char lock[4300];
+    snprintf(lock, sizeof lock, "%.4200s/.wrpo.lock", path);
+    scratch_lock = keep ? NULL : fopen(lock, "w");
+    if (scratch_lock) lock_file(scratch_lock);
+    return true;
+}
+static void scratch_drop(const char *path) {
+    if (scratch_lock) fclose(scratch_lock), scratch_lock = NULL;
+    scratch_remove(path);
 }
 
 /* ---- what the commands share ---- */
@@ -658,10 +872,12 @@ struct session {                     /* everything a command opens; closed in on
     wrpo_model *model;
     wrpo_reward *reward;
     screen screen;
+    /* the directory that the command writes, its lock, and how much of its path was there before */
+    const char *dir; FILE *lock; size_t made;
 };
 static int fail(session *z) {        /* the library's sentence */
     screen_clear(&z->screen);
-    return complain("%s", wrpo_last_error(z->ctx)->text);
+    return inputs.spoilt ? 1 : complain("%s", wrpo_last_error(z->ctx)->text);
 }
 static bool session_open(session *z, const settings *s) {
     wrpo_error why = {0};
@@ -710,6 +926,141 @@ static void session_close(session *z) {
     wrpo_tokenizer_free(z->tokenizer);
     wrpo_reward_free(z->reward);
     wrpo_close(z->ctx);
+}
+/* ---- before a command runs: what it writes is none of what it reads; its directory is its own ---- */
+static bool writes_directory(const command *c) {
+    static const char *const list[] = {"train", "init", "merge", "split"};
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++)
+        if (!strcmp(c->name, list[i])) return true;
+    return false;
+}
+static void inputs_find(const command *c, const settings *s) {
+    inputs.count = 0;
+    for (int i = 0; i < N_OPTIONS; i++) {
+        const option *o = &options[i];
+        const void *at = (const char *)s + o->at;
+        const char *path = o->kind == TEXT || o->kind == LIST ? *(const char *const *)at : NULL;
+        if (!path || (strcmp(o->value, "DIR") && strcmp(o->value, "FILE"))) continue;
+        if (o->at == AT(config) && s->file) continue;  /* settings, read whole before */
+        if (listed(c->required, o->name) || listed(c->optional, o->name)) input_add(path, o->name);
+    }
+    if (s->path) input_add(s->path, c->operand);
+    for (int64_t i = 0; i < s->n_more; i++) input_add(s->more[i], s->path ? c->operand : "--in");
+}
+/* The files of a directory that the command writes, or may write. */
+static bool would_write(const command *c, const char *name) {
+    if (!strcmp(c->name, "split")) return !strcmp(name, "sft.jsonl") || !strcmp(name, "wrpo.jsonl");
+    return !ends(name, ".jsonl") || !strcmp(name, "metrics.jsonl");
+}
+static bool output_free_dir(const command *c, const char *out) {
+    names n = names_in(out);
+    bool ok = true;
+    for (int i = 0; ok && i < inputs.count; i++) {
+        const input *in = &inputs.list[i];
+        if (S_ISDIR(in->st.st_mode) && same_file(in->path, out)) {
+            ok = false;
+            complain("--out: want another directory than %s, found %s", in->option, out);
+        }
+        for (int k = 0; ok && k < n.count; k++) {
+            char path[4200];
+            snprintf(path, sizeof path, "%.2000s/%.2000s", out, n.list[k]);
+            const bool dir = S_ISDIR(in->st.st_mode);
+            const bool checkpoint = begins(n.list[k], "checkpoint-") && strcmp(in->option, "--resume");
+            if (dir ? !checkpoint && strcmp(n.list[k], "best") : !would_write(c, n.list[k])) continue;
+            if (!same_file(path, in->path)) continue;
+            ok = false;
+            complain("--out: want a directory where nothing is read, found %s in it, which %s reads", path, in->option);
+        }
+    }
+    names_free(&n);
+    return ok;
+}
+static bool output_free_file(const char *out) {
+    for (int i = 0; i < inputs.count; i++)
+        if (!S_ISDIR(inputs.list[i].st.st_mode) && same_file(inputs.list[i].path, out))
+            return complain("--out: want a file that is not read, found %s, which %s reads", inputs.list[i].path,
+                            inputs.list[i].option), false;
+    return true;
+}
+static FILE *lock_open(const char *path) {
+#ifdef _WIN32
+    return _fsopen(path, "w", _SH_DENYWR);             /* who comes later can read it, and no more */
+#else
+    return fopen(path, "a+");
+#endif
+}
+/* DIR/.wrpo.lock is locked as long as this process lives, or until session_end, and says which process it is. */
+static bool lock_dir(session *z, const char *dir) {
+    char path[4200], process[32] = "?";
+    snprintf(path, sizeof path, "%.4000s/.wrpo.lock", dir);
+    while (!z->lock) {
+        FILE *f = lock_open(path);
+        const int e = errno;
+        struct stat st;
+        bool busy = f ? !lock_file(f) : false;
+#ifdef _WIN32
+        busy = !f && e == EACCES && stat(path, &st) == 0;
+#endif
+        if (busy) {
+            FILE *in = fopen(path, "r");
+            if (in && !fgets(process, sizeof process, in)) process[0] = '?';
+            if (in) fclose(in);
+            if (f) fclose(f);
+            return complain("%s: want a directory that no other run writes, found process %s at work in it", dir,
+                            process), false;
+        }
+        if (!f) return complain("%s: cannot be written to: %s", dir, strerror(e)), false;
+#ifndef _WIN32
+        struct stat mine;            /* its last owner may have removed it in between */
+        if (fstat(fileno(f), &mine) || stat(path, &st) || mine.st_ino != st.st_ino) {
+            fclose(f);
+            continue;
+        }
+        if (ftruncate(fileno(f), 0) != 0) rewind(f);
+#endif
+        fprintf(f, "%ld", (long)getpid());
+        fflush(f);
+        z->lock = f;
+    }
+    return true;
+}
+static bool session_begin(session *z, const command *c, const settings *s) {
+    const bool report_file = !strcmp(c->name, "report") || !strcmp(c->name, "demo") || !*c->name;
+    const char *file = s->csv ? "metrics.csv" : "report.html", *out = s->out ? s->out : report_file ? file : NULL;
+    char path[4200], dir[4200];
+    inputs_find(c, s);
+    if (!out) return true;
+    if (!writes_directory(c)) {
+        static const char *const beside[] = {"", ".part", ".settings"};            /* sample writes all three */
+        for (int i = 0; i < (strcmp(c->name, "sample") ? 1 : 3); i++) {
+            snprintf(path, sizeof path, "%.4000s%s", out, beside[i]);
+            if (!output_free_file(path)) return false;
+        }
+        const char *slash = strrchr(out, '/');
+        snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - out) + 1 : 1, slash ? out : ".");
+        remove_dead(dir, slash ? slash + 1 : out);
+        return true;
+    }
+    if (!output_free_dir(c, out)) return false;
+    if (s->dry_run) return output_dir_possible(out);
+    const bool ok = output_dir(out, &z->made);
+    z->dir = out;
+    if (!ok || !lock_dir(z, out)) return false;
+    remove_dead(out, NULL);
+    return true;
+}
+static void session_end(session *z, bool failed) {
+    char path[4200];
+    if (z->lock && failed) remove_dead(z->dir, NULL);  /* of this process */
+    snprintf(path, sizeof path, "%.4000s/.wrpo.lock", z->dir ? z->dir : "");
+#ifdef _WIN32
+    if (z->lock) fclose(z->lock), remove(path);
+#else
+    if (z->lock) remove(path), fclose(z->lock);        /* nobody has it while it is there */
+#endif
+    if (z->dir && failed) output_dir_drop(z->dir, z->made);
+    free(inputs.list);
+    inputs.list = NULL, inputs.count = 0, inputs.spoilt = false;
 }
 static wrpo_result load_data(session *z, const settings *s, const char *path, bool eval, wrpo_data **out) {
     const wrpo_data_desc d = {.path = path,
@@ -791,15 +1142,12 @@ static int run_init(const settings *s, session *z) {
                               .dtype = dtype_of(s->save_dtype)};
     const wrpo_save_desc save = {.dir = s->out, .max_shard_size = s->max_shard_size};
     wrpo_config config;
-    size_t made;
     if (wrpo_config_load(z->ctx, s->config, &config) || wrpo_tokenizer_load(z->ctx, s->tokenizer, &z->tokenizer))
         return fail(z);
     if (wrpo_tokenizer_size(z->tokenizer) > config.vocab_size)
         return complain("%s: want vocab_size of at least %lld, the ids of the tokenizer, found %lld", s->config,
                         (long long)wrpo_tokenizer_size(z->tokenizer), (long long)config.vocab_size);
-    bool ok = output_dir(s->out, &made);
-    if (ok && (wrpo_model_init(z->ctx, &d, &z->model) || wrpo_model_save(z->model, &save))) ok = false, fail(z);
-    if (!ok) return output_dir_drop(s->out, made), 1;
+    if (wrpo_model_init(z->ctx, &d, &z->model) || wrpo_model_save(z->model, &save)) return fail(z);
     printf("%s: %s parameters, random\n", s->out, count_text(wrpo_model_parameters(z->model)).s);
     return 0;
 }
@@ -1156,27 +1504,23 @@ static bool write_record(FILE *f, const buffer *b) {
     head.n = 0, put_fixed(&head, masked_crc(b->data, b->n), 4);
     return fwrite(head.data, 1, head.n, f) == head.n;
 }
-typedef struct events { const char *dir; FILE *f; char path[4300]; long read; double begin; } events;
+typedef struct events { const char *dir; FILE *f; char path[4300]; long read; double begin, seconds; } events;
 static void events_remove_others(const events *e) {    /* those of runs that this one continues or takes the place of */
-#ifndef _WIN32
-    DIR *dir = opendir(e->dir);
-    for (struct dirent *d; dir && (d = readdir(dir));) {
+    names n = names_in(e->dir);
+    for (int i = 0; i < n.count; i++) {
         char path[4300];
-        const size_t n = strlen(d->d_name);
-        if (strncmp(d->d_name, "events.out.tfevents.", 20) || n < 5 || strcmp(d->d_name + n - 5, ".wrpo")) continue;
-        snprintf(path, sizeof path, "%s/%s", e->dir, d->d_name);
+        if (!begins(n.list[i], "events.out.tfevents.") || !ends(n.list[i], ".wrpo")) continue;
+        snprintf(path, sizeof path, "%.2000s/%.2000s", e->dir, n.list[i]);
         if (strcmp(path, e->path)) remove(path);
     }
-    if (dir) closedir(dir);
-#else
-    (void)e;
-#endif
+    names_free(&n);
 }
 /* A line of metrics: {"step": 3, "loss": 0.69, ...} -> train/loss; "eval_loss" -> eval/loss. */
 static bool events_add(events *e, const wrpo_json *line) {
     static buffer event, summary;
     const wrpo_json *step = wrpo_json_get(line, "step"), *seconds = wrpo_json_get(line, "seconds");
     if (!seconds) seconds = wrpo_json_get(line, "eval_seconds");
+    if (seconds) e->seconds = seconds->number;
     summary.n = 0;
     for (const wrpo_json *v = line->child; v; v = v->next) {
         char tag[100];
@@ -1185,11 +1529,12 @@ static bool events_add(events *e, const wrpo_json *line) {
         snprintf(tag, sizeof tag, "%s/%s", eval ? "eval" : "train", v->key + (eval ? 5 : 0));
         put_scalar(&summary, tag, v->number);
     }
-    put_event(&event, e->begin + (seconds ? seconds->number : 0), step ? step->integer : 0);
+    put_event(&event, e->begin + e->seconds, step ? step->integer : 0);
     put_text(&event, 5, summary.data, summary.n);
     return write_record(e->f, &event);
 }
-/* Brings the events up to metrics.jsonl, which the library has just written and, in a run that goes on, cut back. */
+/* Brings the events up to metrics.jsonl, which the library has just written and, in a run that goes on, cut back. Where
+   a finished model is, the lines wait under another name. */
 static bool events_follow(session *z, events *e, double run_seconds) {
     char path[4200], *text = NULL;
     size_t size = 0;
@@ -1198,7 +1543,7 @@ static bool events_follow(session *z, events *e, double run_seconds) {
     if (!e->f) {                     /* the first time: a new file, with all the lines */
         static buffer b;
         const time_t now = time(NULL);
-        snprintf(e->path, sizeof e->path, "%s/events.out.tfevents.%010lld.wrpo", e->dir, (long long)now);
+        snprintf(e->path, sizeof e->path, "%.2000s/events.out.tfevents.%010lld.wrpo", e->dir, (long long)now);
         e->begin = (double)now - run_seconds;
         e->f = fopen(e->path, "wb");
         if (!e->f) return complain("%s: cannot be written: %s", e->path, strerror(errno)), false;
@@ -1207,8 +1552,10 @@ static bool events_follow(session *z, events *e, double run_seconds) {
         put_event(&b, (double)now, 1), put_text(&b, 7, "\x08\x01", 2);
         ok = ok && write_record(e->f, &b);
     }
-    snprintf(path, sizeof path, "%s/metrics.jsonl", e->dir);
+    snprintf(path, sizeof path, "%.4000s/metrics.jsonl" PART, e->dir, (unsigned long)getpid());
     FILE *f = fopen(path, "rb");
+    snprintf(path, sizeof path, "%.4000s/metrics.jsonl", e->dir);
+    if (!f) f = fopen(path, "rb");
     if (f && !fseek(f, e->read, SEEK_SET)) text = read_all(f, &size);
     if (!text) complain("%s: cannot be read: %s", path, strerror(errno));
     if (f) fclose(f);
@@ -1219,11 +1566,9 @@ static bool events_follow(session *z, events *e, double run_seconds) {
         wrpo_json_free(z->ctx, line);
     }
     free(text);
-    const bool first = e->read == 0;
     e->read += (long)size;
     ok = ok && fflush(e->f) == 0;
     if (!ok) complain("%s: cannot be written: %s", e->path, strerror(errno));
-    if (ok && first) events_remove_others(e);
     return ok;
 }
 
@@ -1286,10 +1631,12 @@ static bool write_run(session *z, const settings *s, const wrpo_train_desc *d) {
 typedef struct watch {               /* of a run in progress */
     session *z;
     int64_t every;                   /* steps to a line; 0 = none */
+    bool mapped, spoilt;             /* mapped: the model is read all the time */
     const settings *s;
     const wrpo_train_desc *d;
     events events;
     bool begun, failed;              /* failed: the sentence is said */
+    bool finished;                   /* a finished model is in the directory: what tells of it stays until the end */
 } watch;
 static void print_metrics(const char *head, const wrpo_metrics *m, double left) {
     printf("%s %lld/%lld  loss %.4f", head, (long long)m->step, (long long)m->steps, m->loss);
@@ -1307,9 +1654,10 @@ static void print_metrics(const char *head, const wrpo_metrics *m, double left) 
 static bool on_step(const wrpo_metrics *m, const wrpo_metrics *eval, void *user) {
     watch *w = user;
     const double left = m->seconds / (double)m->step * (double)(m->steps - m->step);
-    if (!w->begun) w->failed = !write_run(w->z, w->s, w->d);
-    w->begun = true;
+    if (!w->begun && !w->finished) w->failed = !write_run(w->z, w->s, w->d);
     if (!w->failed && w->s->tensorboard) w->failed = !events_follow(w->z, &w->events, m->seconds);
+    if (!w->begun && !w->finished && !w->failed && w->s->tensorboard) events_remove_others(&w->events);
+    w->begun = true;
     label p[8];                      /* the most wanted first */
     int n = 0;
 #define PIECE(...) snprintf(p[n++].s, sizeof p->s, __VA_ARGS__)
@@ -1329,6 +1677,7 @@ static bool on_step(const wrpo_metrics *m, const wrpo_metrics *eval, void *user)
     if (line) print_metrics("step", m, left);
     if (eval) print_metrics("eval", eval, -1);
     screen_draw(&w->z->screen, (double)m->step / (double)m->steps, p, n);
+    if (w->mapped && !inputs_same()) return w->spoilt = true, false;
     return !interrupted && !w->failed;
 }
 static void print_data(const char *name, const char *path, const wrpo_data *data) {
@@ -1350,6 +1699,36 @@ static void print_adapter(const wrpo_model *model, const char *dir) {
     printf("adapter      %s, r %lld, alpha %g%s, dropout %g: %s parameters in %lld matrices are trained\n",
            dir ? dir : "new", (long long)d.r, d.alpha, d.rslora ? " (rslora)" : "", plain(d.dropout),
            count_text(count).s, (long long)weights);
+}
+static wrpo_save_desc save_desc(const settings *s) {
+    return (wrpo_save_desc){.dir = s->out, .dtype = dtype_of(s->save_dtype), .max_shard_size = s->max_shard_size,
+                            .random_rounding = s->save_rounding == 1};
+}
+static bool is_finished(const char *dir) {             /* a model is in it */
+    char model[4200], adapter[4200];
+    struct stat st;
+    snprintf(model, sizeof model, "%.4000s/config.json", dir);
+    snprintf(adapter, sizeof adapter, "%.4000s/adapter_config.json", dir);
+    return stat(model, &st) == 0 || stat(adapter, &st) == 0;
+}
+/* What will be written, in which dtype, and what is there already. */
+static void print_output(const settings *s, session *z, const wrpo_train_desc *d) {
+    static const char *const dtypes[] = {"F32", "F32", "BF16", "F16"};
+    const bool adapter = s->lora_r || s->adapter;
+    const wrpo_dtype loaded = adapter ? WRPO_DTYPE_F32 : wrpo_model_config(z->model)->dtype;
+    const wrpo_dtype dtype = d->save.dtype ? d->save.dtype : loaded;
+    printf("out          %s, saved in %s%s", s->out, dtypes[dtype], d->save.dtype || adapter ? "" : ", as loaded");
+    if (dtype == WRPO_DTYPE_BF16 && d->save.random_rounding) printf(", rounded at random");
+    else if (dtype > WRPO_DTYPE_F32) printf(", rounded to the nearest: a save says how much of the update is left");
+    printf("\n");
+    if (is_finished(s->out))
+        printf("             a finished model is there: it and its metrics.jsonl stay until this run has ended\n");
+    names n = names_in(s->out);
+    for (int i = 0; i < n.count; i++)
+        if (!d->resume && begins(n.list[i], "checkpoint-"))
+            printf("             %s is there, of an earlier run: --resume %s/%s goes on from it\n", n.list[i], s->out,
+                   n.list[i]);
+    names_free(&n);
 }
 static void print_settings(const settings *s, session *z, const wrpo_train_desc *desc, const wrpo_bytes *bytes) {
     const wrpo_train_desc d = wrpo_train_defaults(desc);
@@ -1388,6 +1767,7 @@ static void print_settings(const settings *s, session *z, const wrpo_train_desc 
     if (d.save_best)
         printf("best         the model with the %s eval_%s, in %s/best\n",
                strcmp(d.save_best, "loss") ? "highest" : "lowest", d.save_best, d.save.dir);
+    print_output(s, z, &d);
     print_memory(bytes, wrpo_model_config(z->model)->num_hidden_layers);
     fflush(stdout);
 }
@@ -1434,6 +1814,7 @@ static int measure(session *z, const wrpo_train_desc *desc, pace *out) {
             big += !part;
         } while (rows < (part ? 1 : 3) * d.micro_tokens && count - (part ? big : 0) < (part ? big : MOST / 2));
     d.out_dir = NULL, d.resume = NULL, d.save = (wrpo_save_desc){0}, d.save_steps = 0, d.save_best = NULL;
+    d.save_model = false;
     d.eval_data = NULL, d.eval_steps = 0, d.on_step = NULL, d.no_shuffle = true;
     d.learning_rate = WRPO_ZERO, d.batch_size = big, d.accumulation = 1, d.max_steps = 1000;
     bool ok = (logps = malloc((size_t)count * 64 * sizeof *logps)) != NULL || (complain("out of memory"), false);
@@ -1488,26 +1869,6 @@ static int dry_run(const settings *s, session *z, const wrpo_train_desc *desc) {
     printf("dry run      nothing is written\n");
     return 0;
 }
-/* Could the directory be made and written to? Asks about it, or about the nearest directory above it that exists. */
-static bool output_dir_possible(const char *path) {
-    char part[4096];
-    struct stat st;
-    if (strlen(path) + 64 > sizeof part) return complain("%.100s...: the path is too long", path), false;
-    snprintf(part, sizeof part, "%s", path);
-    while (stat(part, &st) != 0) {
-        if (errno != ENOENT || !strcmp(part, "."))
-            return complain("%s: cannot be made: %s", path, strerror(errno)), false;
-        size_t n = strlen(part);
-        while (n > 1 && part[n - 1] == '/') n--;       /* "a/b/" -> "a/" -> "." */
-        while (n > 0 && part[n - 1] != '/') n--;
-        if (n == 0) snprintf(part, sizeof part, ".");
-        else part[n] = 0;
-    }
-    if (!S_ISDIR(st.st_mode)) return complain("%s: cannot be made: %s", path, strerror(ENOTDIR)), false;
-    if (access(part, 2) != 0) return complain("%s: cannot be written to: %s", part, strerror(errno)), false;
-    return true;
-}
-
 static int train(const settings *s, session *z) {
     wrpo_train_desc d = train_desc(s);
     wrpo_config config;
@@ -1515,10 +1876,11 @@ static int train(const settings *s, session *z) {
     wrpo_metrics last = {0};
     watch w = {.z = z, .s = s, .d = &d, .events.dir = s->out, .every = s->log_steps ? s->log_steps : 1};
     if (z->screen.bar && isatty(fileno(stdout))) w.every = 0;
+    w.finished = is_finished(s->out);
     wrpo_adapter_desc lora = adapter_desc(s);
     const wrpo_adapter_desc *adapter = s->lora_r || s->adapter ? &lora : NULL;
     d.resume = s->resume, d.save_steps = s->save_steps, d.keep = s->keep;
-    d.save = (wrpo_save_desc){.dir = s->out, .dtype = dtype_of(s->save_dtype), .max_shard_size = s->max_shard_size};
+    d.save = save_desc(s);
     if (wrpo_config_load(z->ctx, s->model, &config) || wrpo_train_bytes(z->ctx, &config, NULL, &d, adapter, &bytes))
         return fail(z); /* options first */
     const char *eval_data = s->eval_split > 0 ? s->data : s->eval_data;
@@ -1528,17 +1890,27 @@ static int train(const settings *s, session *z) {
         return fail(z);
     d.eval_data = z->eval_data, d.save_best = s->save_best;
     if (s->adapter) lora = wrpo_model_adapter(z->model);
+    if (!inputs_same()) return 1;
+    w.mapped = adapter != NULL;
     if (wrpo_train_bytes(z->ctx, &config, z->data, &d, adapter, &bytes)) return fail(z);
     d.out_dir = s->out;
     d.on_step = on_step, d.user = &w;
+    d.save_model = true;
     print_settings(s, z, &d, &bytes);
     if (s->dry_run) return dry_run(s, z, &d);
     const double begin = seconds();
     const wrpo_result r = wrpo_train(z->model, z->data, &d, &last);
     const double took = seconds() - begin;
     screen_clear(&z->screen);
+    bool told = r != WRPO_OK || !w.finished || write_run(z, s, &d);
+    if (r == WRPO_OK && w.events.f) {
+        told = events_follow(z, &w.events, last.seconds) && told;
+        events_remove_others(&w.events);
+    }
     if (w.events.f) fclose(w.events.f);
     if (r != WRPO_OK) {
+        if (w.spoilt)
+            return complain("%s/checkpoint-%lld was computed from it: remove it", s->out, (long long)last.step);
         if (r != WRPO_E_STOPPED) fail(z);
         else if (!w.failed) complain("interrupted");
         if (!last.tokens)
@@ -1551,18 +1923,11 @@ static int train(const settings *s, session *z) {
                         "on from there with --resume and this directory",
                         (long long)last.step, (long long)last.steps, s->out, (long long)last.step);
     }
-    if (wrpo_model_save(z->model, &d.save)) return fail(z);
     printf("%s: trained, %lld steps in %s (%.2f seconds in all), memory peak %s\n", s->out,
            (long long)last.step, time_text(last.seconds).s, took, bytes_text((double)wrpo_memory_peak(z->ctx)).s);
-    return 0;
-}
-static bool same_dir(const char *a, const char *b) {
-    struct stat x, y;
-    if (!a || !b || stat(a, &x) || stat(b, &y)) return false;
-    return x.st_ino ? x.st_dev == y.st_dev && x.st_ino == y.st_ino : !strcmp(a, b);
+    return told ? 0 : 1;
 }
 static int run_train(const settings *s, session *z) {
-    size_t made;
     const bool of_lora = s->lora_alpha != 0 || s->lora_dropout != 0 || s->lora_target || s->rslora;
     const bool eval = s->eval_data || s->eval_split > 0;
     if (s->eval_data && s->eval_split > 0) return complain("train: want either --eval-data or --eval-split");
@@ -1575,13 +1940,10 @@ static int run_train(const settings *s, session *z) {
     if (of_lora && s->adapter)
         return complain("--lora-alpha, --lora-dropout, --lora-target, --rslora: --adapter has its own, in its files");
     if (of_lora && !s->lora_r) return complain("--lora-alpha, --lora-dropout, --lora-target, --rslora: want --lora-r");
-    if (same_dir(s->adapter, s->out)) return complain("--out: want another directory than --adapter, found %s", s->out);
-    if ((s->adapter || s->lora_r) && same_dir(s->model, s->out))
-        return complain("--out: want another directory than --model for an adapter, found %s", s->out);
     char path[4200];
     struct stat is;
     snprintf(path, sizeof path, "%s/..", s->adapter ? s->adapter : "");
-    if (s->adapter && same_dir(path, s->out))
+    if (s->adapter && same_file(path, s->out))
         return complain("--out: want another directory than that around --adapter, found %s", s->out);
     snprintf(path, sizeof path, "%s/%s", s->out, s->adapter || s->lora_r ? "config.json" : "adapter_config.json");
     if (!stat(path, &is)) return complain("--out: %s is there: want a directory without it", path);
@@ -1589,10 +1951,7 @@ static int run_train(const settings *s, session *z) {
     if ((s->lora_r || s->adapter) && s->learning_rate == 0)
         complain("warning: --learning-rate is missing: the default is for all weights, an adapter wants about 1e-4");
     catch_signals();
-    if (s->dry_run) return output_dir_possible(s->out) ? train(s, z) : 1;
-    const int code = output_dir(s->out, &made) ? train(s, z) : 1;
-    if (code) output_dir_drop(s->out, made);
-    return code;
+    return train(s, z);
 }
 
 /* ---- eval ---- */
@@ -1618,9 +1977,15 @@ static int run_eval(const settings *s, session *z) {
 
 /* ---- merge ---- */
 static int run_merge(const settings *s, session *z) {
-    const wrpo_save_desc d = {.dir = s->out, .dtype = dtype_of(s->save_dtype), .max_shard_size = s->max_shard_size,
-                              .merge = true};
+    wrpo_save_desc d = save_desc(s);
+    d.merge = true;
     if (load_model(z, s, true) || wrpo_model_save(z->model, &d)) return fail(z);
+    if (!inputs_same()) {                              /* without its config.json it is no model */
+        char path[4200];
+        snprintf(path, sizeof path, "%.4000s/config.json", s->out);
+        remove(path);
+        return 1;
+    }
     printf("%s: %s with %s merged, %s parameters\n", s->out, s->model, s->adapter,
            count_text(wrpo_model_parameters(z->model)).s);
     return 0;
@@ -1827,15 +2192,6 @@ static int run_generate(const settings *s, session *z) {
 /* ---- sample: candidates. Finished lines are in FILE.part, the settings that made them in FILE.settings;
    a run that finds them checks the lines, drops a torn one and goes on. At the end FILE.part becomes FILE. ---- */
 typedef struct part { FILE *f; char path[4096], settings[4096]; int64_t done; } part;
-static bool part_lock(FILE *f) {     /* one process at a time; goes with the process */
-#ifdef _WIN32
-    (void)f;
-    return true;
-#else
-    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    return fcntl(fileno(f), F_SETLK, &lock) == 0 || (errno != EACCES && errno != EAGAIN);
-#endif
-}
 static bool part_cut(FILE *f, size_t size) {
 #ifdef _WIN32
     return fflush(f) == 0 && _chsize_s(fileno(f), (long long)size) == 0 && fseek(f, 0, SEEK_END) == 0;
@@ -1850,7 +2206,10 @@ static bool part_settings(part *t, const char *out, const char *want, int64_t *n
     snprintf(t->path, sizeof t->path, "%.4000s.part", out),
         snprintf(t->settings, sizeof t->settings, "%.4000s.settings", out);
     *now = 0;
-    if (stat(out, &st) == 0) return complain("%s: is there already; remove it to sample anew", out), false;
+    if (stat(out, &st) == 0) {
+        if (stat(t->path, &st) != 0) remove(t->settings);              /* a kill left it beside the whole file */
+        return complain("%s: is there already; remove it to sample anew", out), false;
+    }
     if (stat(t->path, &st) != 0 || st.st_size == 0) return true;
     FILE *f = fopen(t->settings, "rb");
     if (f) {
@@ -1869,7 +2228,7 @@ static bool part_open(session *z, part *t, const char *want, int64_t now, const 
     size_t size, keep = 0, n;
     t->f = fopen(t->path, "a+b");
     if (!t->f) return complain("%s: cannot be written: %s", t->path, strerror(errno)), false;
-    if (!part_lock(t->f))
+    if (!lock_file(t->f))
         return fclose(t->f), t->f = NULL, complain("%s: another process is writing it", t->path), false;
     rewind(t->f);
     char *data = read_all(t->f, &size);
@@ -1889,18 +2248,20 @@ static bool part_open(session *z, part *t, const char *want, int64_t now, const 
     if (t->done) return true;
     FILE *notes = fopen(t->settings, "wb"); /* under its name at once: nobody reads it before FILE.part has a line, and
                                                a kill leaves no third file */
-    bool ok = notes && fprintf(notes, "%s\n%lld\n", want, (long long)now) > 0;
+    bool ok = notes && fprintf(notes, "%s\n%lld\n", want, (long long)now) > 0 && synced(notes);
     if (notes && fclose(notes) != 0) ok = false;
+    sync_parent(t->settings);        /* no power cut leaves lines without it */
     return ok || (complain("%s: cannot be written: %s", t->settings, strerror(errno)), false);
 }
 static bool part_end(part *t, const char *out) {
-    bool ok = fflush(t->f) == 0 && !ferror(t->f);
-#ifndef _WIN32
-    ok = ok && (fsync(fileno(t->f)) == 0 || errno == EINVAL || errno == ENOTSUP);
-#endif
-    if (fclose(t->f) != 0) ok = false;
+    bool ok = synced(t->f);
+#ifdef _WIN32
+    if (fclose(t->f) != 0) ok = false;                 /* it cannot be renamed while it is open */
     t->f = NULL;
+#endif
     if (!ok || rename(t->path, out) != 0) return complain("%s: cannot be written: %s", out, strerror(errno)), false;
+    if (t->f) fclose(t->f), t->f = NULL;
+    sync_parent(out);
     remove(t->settings);
     return true;
 }
@@ -1938,6 +2299,7 @@ static bool sample_settings(const settings *s, session *z, uint64_t file, char *
 }
 static bool sampled(int64_t i, const wrpo_sample *y, void *user) {
     answers *a = user;
+    if (!inputs_same()) return a->failed = true, false;
     bool ok = print_prompt(a->z, a->f, a->p, a->first + i);
     fprintf(a->f, ", \"%s\": [", a->list);
     for (int64_t k = 0; ok && k < a->n; k++) {
@@ -2335,7 +2697,7 @@ static bool on_scored(int64_t done, int64_t of, void *user) {
     label piece;
     snprintf(piece.s, sizeof piece.s, "%lld/%lld prompts", (long long)done, (long long)of);
     screen_draw(&z->screen, (double)done / (double)of, &piece, 1);
-    return !interrupted;
+    return !interrupted && inputs_same();
 }
 static int run_score(const settings *s, session *z) {
     const wrpo_reward_file_desc d = {
@@ -2390,11 +2752,9 @@ static int run_select(const settings *s, session *z) {
 static int run_split(const settings *s, session *z) {
     char out[2][4096];
     int64_t counts[2];
-    size_t made;
-    if (!output_dir(s->out, &made)) return 1;
     snprintf(out[0], sizeof out[0], "%s/sft.jsonl", s->out), snprintf(out[1], sizeof out[1], "%s/wrpo.jsonl", s->out);
     const wrpo_split_desc d = {.in = s->in, .out = {out[0], out[1]}, .share = s->sft, .seed = (uint64_t)s->seed};
-    if (wrpo_split(z->ctx, &d, counts)) return output_dir_drop(s->out, made), fail(z);
+    if (wrpo_split(z->ctx, &d, counts)) return fail(z);
     printf("%s: %s prompts\n%s: %s prompts\n", out[0], grouped(counts[0]).s, out[1], grouped(counts[1]).s);
     return 0;
 }
@@ -2446,12 +2806,12 @@ static int run_winrate(const settings *s, session *z) {
         if (idle[i].given && !s->reward_model) return complain("%s: --reward-model is missing", idle[i].name);
     if (s->reward_model) {
         catch_signals();
-        if (!scratch_make(folder, sizeof folder)) return 1;
+        if (!scratch_make(folder, sizeof folder, false)) return 1;
         code = winrate_score(s, z, folder, path);
         d.a = path[0], d.b = path[1];
     }
     if (!code && wrpo_winrate(z->ctx, &d, &t)) code = winrate_fail(s, z, path);
-    if (s->reward_model) scratch_remove(folder);
+    if (s->reward_model) scratch_drop(folder);
     if (code) return code;
     if (t.only_a || t.only_b)
         complain("warning: %lld prompts are in %s only, %lld in %s only: left out", (long long)t.only_a, s->a,
@@ -3257,10 +3617,10 @@ static int demo_seed(const settings *s, session *z, const char *folder, int64_t 
     for (int i = 0; i <= DEMO_SOURCES; i++) {
         const char *name = demo_models[i].name;
         DEMO_TRY(demo_call(s, folder,
-                           "init --config @/%s-new/config.json --tokenizer @/%s-new --out @/%s-new --seed %lld", name,
+                           "init --config @/%s-new/config.json --tokenizer @/%s-new --out @/%s-init --seed %lld", name,
                            name, name, S * 10 + i));
         DEMO_TRY(demo_call(s, folder,
-                           "train --method sft --model @/%s-new --data @/%s-new/data.jsonl --out @/%s --learning-rate "
+                           "train --method sft --model @/%s-init --data @/%s-new/data.jsonl --out @/%s --learning-rate "
                            "4e-3 --batch-size %d --no-shuffle --micro-tokens 4096 --log-steps 200",
                            name, name, name, DEMO_BATCH));
     }
@@ -3361,7 +3721,7 @@ static int run_demo(const settings *s, session *z) {
     for (int64_t i = 0; i < seeds && !code; i++) {
         demo_row *rows = all + i * DEMO_ROWS;
         memcpy(rows, demo_rows, sizeof demo_rows);
-        if (!scratch_make(folder, sizeof folder)) { code = 1; break; }
+        if (!scratch_make(folder, sizeof folder, s->keep_folder)) { code = 1; break; }
         printf("WRPO in miniature, seed %lld. Paths are relative to %s%s\n", (long long)(first + i), folder,
                s->keep_folder ? "" : ", which is removed at the end (--keep-folder)");
         snprintf(caption, sizeof caption,
@@ -3375,7 +3735,7 @@ static int run_demo(const settings *s, session *z) {
         if (!code && i == 0) code = demo_report(z, folder, rows, path, caption);
         fflush(stdout);
         if (s->keep_folder) printf("kept: %s\n", folder);
-        else scratch_remove(folder);
+        else scratch_drop(folder);
     }
     if (!code && seeds > 1) {        /* over seeds: mean, and an interval from their spread */
         memcpy(mean, demo_rows, sizeof mean);
@@ -3445,11 +3805,12 @@ static const command commands[] = {
                "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-split --eval-steps --log-steps "
                "--save-steps --keep --save-best --tensorboard --dry-run --config "
                "--lora-r --lora-alpha --lora-dropout --lora-target --rslora --adapter "
-               "--resume --device --dtype --moments --save-dtype --max-shard-size --threads --help",
+               "--resume --device --dtype --moments --save-dtype --save-rounding --max-shard-size --threads --help",
      run_train,
      "Trains a model and saves it, with metrics.jsonl, in the directory --out. Ctrl-C stops cleanly and leaves a "
      "checkpoint, from which --resume goes on to the same bits."},
-    {"merge", "", "--model --adapter --out", "--save-dtype --max-shard-size --threads --help", run_merge,
+    {"merge", "", "--model --adapter --out", "--save-dtype --save-rounding --max-shard-size --threads --help",
+     run_merge,
      "A model and its adapter as one model: W + scale B A in place of W, rounded once."},
     {"eval", "", "--model --data",
      LOSS DATA "--adapter --micro-tokens --ref --out --device --dtype --threads --help", run_eval,
@@ -3554,8 +3915,9 @@ static int dispatch_to(const command *program, int argc, char **argv, settings *
     if (s->version) return printf("wrpo %s\n", WRPO_VERSION), 0;
     if (c->run == run_init) s->dtype = s->save_dtype;  /* no larger in memory than in the file */
     if (!session_open(&z, s)) return 1;
-    code = c->run(s, &z);
+    code = session_begin(&z, c, s) ? c->run(s, &z) : 1;
     session_close(&z);
+    session_end(&z, code != 0);
     if (fflush(stdout) != 0 || ferror(stdout))
         code = complain("standard output: cannot be written: %s", strerror(errno));
     return code;
@@ -3571,6 +3933,7 @@ static int dispatch(int argc, char **argv) {
     return code;
 }
 int main(int argc, char **argv) {
+    catch_bus_errors();
 #if defined(__linux__) && defined(_OPENMP)
     /* Threads that wait shall sleep: spinning, they keep processors from whoever computes, another program or this one.
        OpenMP reads its policy when it is loaded, so the program begins again with it set; where that cannot be, it just

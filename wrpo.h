@@ -178,6 +178,12 @@ WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p);
 WRPO_API size_t wrpo_memory_peak(const wrpo_ctx *ctx);
 WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user);
 
+/* ---- what is written ----
+   A file gets its name when it is whole and on the disk: written as NAME.wrpo-PROCESS.part, synced, renamed; then its
+   directory is synced. Not synced: lines of metrics.jsonl before the end of the run (checkpoints have them).
+   An input that is mapped (safetensors, JSON lines) must not be written to while it is in use: if it becomes shorter,
+   the process gets SIGBUS; else it may read old and new bytes. To replace it, rename a new file over it. */
+
 /* ---- JSON (RFC 8259, strict) ---- */
 typedef enum wrpo_json_kind { WRPO_JSON_NULL, WRPO_JSON_BOOL, WRPO_JSON_NUMBER, WRPO_JSON_STRING,
                               WRPO_JSON_ARRAY, WRPO_JSON_OBJECT } wrpo_json_kind;
@@ -296,6 +302,8 @@ typedef struct wrpo_save_desc {
     wrpo_dtype dtype;        /* 0 = as loaded; of an adapter F32 */
     int64_t max_shard_size;  /* bytes; 0 = 5e9, as transformers */
     bool merge;              /* of a model with an adapter: the whole model, W + scale B A in place of W; see there */
+    bool random_rounding;    /* to BF16 up or down by chance, so that the mean is the weight: small updates are kept in
+                                the mean. The same bits every time. false: to the nearest */
 } wrpo_save_desc;
 typedef struct wrpo_weight {  /* one tensor of the table of weights, in the Llama layout, for every family */
     const char *name;        /* "model.layers.0.self_attn.q_proj.weight" */
@@ -313,7 +321,9 @@ WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc,
 WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out);
 WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out);
 /* Weights, config.json and side files; of a model with an adapter, see there. A save that is cut short leaves the old
-   checkpoint, the new one, or a directory that does not open. */
+   checkpoint, the new one, or a directory that does not open. Where weights are rounded, the log says how much of the
+   change since the load that leaves (metrics.jsonl: update_kept): sum (round(w) - round(w0)) (w - w0) over
+   sum (w - w0)^2. Less than a half is a warning. */
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc);
 WRPO_API void wrpo_model_free(wrpo_model *model);
 /* What a load would say of config and tensors, in milliseconds: no weight is read. */
@@ -675,6 +685,8 @@ typedef struct wrpo_train_desc {
     /* A metric: after an evaluation that has the least "loss" so far, or the most of another, wrpo_train saves the
        model in save.dir/best. A run that goes on knows the earlier ones by out_dir. NULL = never */
     const char *save_best;
+    bool save_model;         /* wrpo_train saves the model in save.dir when it has done all steps. Where a finished
+                                model is, metrics.jsonl is replaced only then, with it */
     bool (*on_step)(const wrpo_metrics *m, const wrpo_metrics *eval /* or NULL */, void *user);  /* 0 = none */
     void *user;              /* on_step returning false stops cleanly: WRPO_E_STOPPED */
 } wrpo_train_desc;
@@ -888,16 +900,21 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 /* Not from windows.h, which makes macros of common words. */
 __declspec(dllimport) int __stdcall MoveFileExA(const char *from, const char *to, unsigned long flags);
 #define wrpo__mkdir(path) _mkdir(path)
-#define wrpo__rename(from, to) (MoveFileExA(from, to, 1 /* replace */) ? 0 : -1)
+#define wrpo__rmdir(path) _rmdir(path)
+#define wrpo__rename(from, to) (MoveFileExA(from, to, 1 | 8 /* replace; wait for the disk */) ? 0 : -1)
+#define wrpo__fsync(f) _commit(_fileno(f))
 #define wrpo__process() _getpid()
 #ifndef S_ISDIR
 #define S_ISDIR(mode) (((mode) & _S_IFMT) == _S_IFDIR)
 #endif
 #else
 #include <dirent.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #define wrpo__mkdir(path) mkdir(path, 0777)
+#define wrpo__rmdir(path) rmdir(path)
+#define wrpo__fsync(f) fsync(fileno(f))
 #define wrpo__rename(from, to) rename(from, to)
 #define wrpo__process() getpid()
 #endif
@@ -1378,6 +1395,19 @@ static wrpo__name *wrpo__list_dir(wrpo__arena *arena, const char *dir) {
     }
     return names;
 }
+/* The names in the directory of `path` outlive a power cut once it is synced. Windows' rename waits for that itself. */
+static void wrpo__sync_parent(const char *path) {
+#ifndef _WIN32
+    char dir[4096];
+    const char *slash = strrchr(path, '/');
+    snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
+    const int d = open(dir, O_RDONLY);
+    if (d >= 0) fsync(d);            /* not every file system can */
+    if (d >= 0) close(d);
+#else
+    (void)path;
+#endif
+}
 static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {  /* and its parents; one that exists is fine */
     char part[4096];
     const size_t n = strlen(path);
@@ -1388,10 +1418,27 @@ static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {  /* and its parent
         part[i] = 0;
         const int r = wrpo__mkdir(part);
         const int e = errno == EEXIST ? ENOTDIR : errno;
-        if (r != 0 && !wrpo__disk_is_dir(part))
+        if (r == 0) wrpo__sync_parent(part);
+        else if (!wrpo__disk_is_dir(part))
             wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be made: %s", part, strerror(e));
     }
 }
+static void wrpo__remove(wrpo_ctx *ctx, const char *path) {
+    if (remove(path) != 0 && errno != ENOENT)
+        wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be removed: %s", path, strerror(errno));
+}
+/* A checkpoint and its files. The state is the first to go: without it the directory is no checkpoint. */
+#define WRPO__STATE_FILE "trainer_state.wrpo"
+static void wrpo__remove_dir(wrpo__arena *arena, const char *dir) {
+    const wrpo__name *names = wrpo__disk_list(arena, dir);
+    wrpo__remove(arena->ctx, wrpo__join(arena, dir, WRPO__STATE_FILE));
+    for (int64_t i = 0; i < stbds_arrlen(names); i++)
+        if (strcmp(names[i].text, ".") && strcmp(names[i].text, ".."))
+            wrpo__remove(arena->ctx, wrpo__join(arena, dir, names[i].text));
+    wrpo__rmdir(dir);
+}
+
+#define WRPO__PART ".wrpo-%lu.part"
 /* A file that gets its name only when it is whole: written under a part name, synced, renamed. */
 typedef struct wrpo__writer { wrpo_ctx *ctx; char *path, *part; FILE *f; bool waits; } wrpo__writer;
 static void wrpo__writer_drop(void *p) {
@@ -1409,7 +1456,7 @@ static wrpo__writer *wrpo__create(wrpo__arena *arena, const char *path) {
     wrpo__writer *w = WRPO__NEW(arena, wrpo__writer);
     w->ctx = arena->ctx;
     w->path = wrpo__strndup(arena, path, strlen(path));
-    w->part = wrpo__format(arena, "%s.%lu.part", path, (unsigned long)wrpo__process());
+    w->part = wrpo__format(arena, "%s" WRPO__PART, path, (unsigned long)wrpo__process());
     wrpo__on_free(arena, wrpo__writer_drop, w);
     w->f = fopen(w->part, "wb");
     if (!w->f) wrpo__writer_fail(w, errno);
@@ -1421,9 +1468,7 @@ static void wrpo__write(wrpo__writer *w, const void *p, size_t n) {
 /* The file is whole and waits for its name. It is closed, so many can wait without a descriptor each. */
 static void wrpo__finish(wrpo__writer *w) {
     int e = fflush(w->f) == 0 ? 0 : errno;
-#ifndef _WIN32
-    if (!e && fsync(fileno(w->f)) != 0 && errno != EINVAL && errno != ENOTSUP) e = errno;
-#endif
+    if (!e && wrpo__fsync(w->f) != 0 && errno != EINVAL && errno != ENOTSUP) e = errno;
     if (fclose(w->f) != 0 && !e) e = errno;
     w->f = NULL;
     w->waits = true;
@@ -1437,6 +1482,7 @@ static void wrpo__publish(wrpo__writer *w) {
 static void wrpo__commit(wrpo__writer *w) {
     wrpo__finish(w);
     wrpo__publish(w);
+    wrpo__sync_parent(w->path);
 }
 
 /* ---- time, threads ---- */
@@ -3787,7 +3833,7 @@ struct wrpo_trainer {
     char *exp_avg, *exp_avg_sq;      /* AdamW's moments, mirror the weights */
     double *sumsq;                   /* one element in the backend's memory */
     double start;                    /* when the run began, in seconds */
-    const char *out_dir; FILE *metrics;                /* used by >>run alone */
+    const char *out_dir; FILE *metrics; wrpo__writer *part;        /* used by >>run alone. part: of the metrics */
     void (*log)(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix);   /* called with every line of metrics */
 };
 /* The record's responses as the loss sees them; log-probs are left 0. */
@@ -4846,6 +4892,7 @@ WRPO_API wrpo_result wrpo_tensors_open(wrpo_ctx *ctx, const char *path, wrpo_ten
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_tensors_close(wrpo_tensors *t) { if (t) wrpo__arena_free(t->arena); }
+static void wrpo__tensors_drop(void *p) { wrpo_tensors_close(p); }
 WRPO_API int64_t wrpo_tensors_count(const wrpo_tensors *t) { return t->count; }
 WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t i) {
     return i >= 0 && i < t->count ? &t->info[i] : NULL;
@@ -4858,6 +4905,15 @@ typedef struct wrpo__save_tensor { const char *name; int ndim; int64_t shape[4];
 /* dst[count] = elements [first, first + count) of tensor */
 typedef void (*wrpo__save_fn)(void *user, int64_t tensor, int64_t first, int64_t count, float *dst);
 typedef struct wrpo__placed { const char *name; const wrpo__save_tensor *t; int64_t bytes, shard; } wrpo__placed;
+/* How a save rounds, and what that leaves of the change since `from`. */
+typedef struct wrpo__rounding {
+    bool random;                     /* BF16: up or down by chance, the weight in the mean */
+    const wrpo_tensors *from;        /* NULL: nothing is measured */
+    float *old;                      /* [CHUNK] */
+    double changed, kept;            /* sums of d^2 and (rounded w - rounded from) d, d = w - from */
+    wrpo__writer *(*done)(void *user, double kept); void *user;    /* may be NULL; see wrpo__model_save */
+} wrpo__rounding;
+static double wrpo__kept(const wrpo__rounding *r) { return r->changed > 0 ? r->kept / r->changed : (double)NAN; }
 typedef struct wrpo__save {  /* one save in progress */
     wrpo__arena *temp;
     const char *dir;
@@ -4867,6 +4923,7 @@ typedef struct wrpo__save {  /* one save in progress */
     wrpo__placed *placed; int64_t n;  /* the tensors, sorted by name */
     int64_t shards;
     wrpo__save_fn fn; void *user;
+    wrpo__rounding *rounding;        /* may be NULL */
     float *chunk;  /* [CHUNK] */
 } wrpo__save;
 
@@ -4880,10 +4937,6 @@ static wrpo__writer *wrpo__write_whole(wrpo__arena *arena, const char *path, con
     wrpo__write(w, data, size);
     wrpo__finish(w);
     return w;
-}
-static void wrpo__remove(wrpo_ctx *ctx, const char *path) {
-    if (remove(path) != 0 && errno != ENOENT)
-        wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be removed: %s", path, strerror(errno));
 }
 /* The paths of the shards in dir that belong to a split into another number of files; an stb_ds array. */
 static char **wrpo__stale_shards(const wrpo__save *save) {
@@ -4936,6 +4989,45 @@ static void wrpo__header_write(wrpo__writer *w, wrpo__text *header) {
     wrpo__write(w, header->data, header->size);
     wrpo__block_free(header->data);
 }
+static float wrpo__rounded(wrpo_dtype dtype, float x) {
+    if (dtype == WRPO_DTYPE_F32) return x;
+    const uint32_t bits = dtype == WRPO_DTYPE_BF16 ? (uint32_t)wrpo__float_to_bf16(x) << 16
+                                                   : wrpo__f16_to_bits(wrpo__float_to_f16(x));
+    return wrpo__bits_float(bits);
+}
+/* chunk[n] = elements [first, first + n) of a tensor, rounded to the dtype. The dice of an element are its own: a
+   function of the tensor's name and its index. */
+static void wrpo__round(const wrpo__save *save, const char *name, int64_t first, int64_t n) {
+    enum { PIECE = 1 << 14 };
+    wrpo__rounding *r = save->rounding;
+    const wrpo_tensor_info *t = r && r->from ? wrpo_tensors_find(r->from, name) : NULL;
+    const bool measured = t && wrpo__float_dtype(t) && first + n <= t->count, random = r && r->random;
+    const uint64_t stream = wrpo__hash(0, name, strlen(name));
+    double sums[WRPO__CHUNK / PIECE][2] = {{0}};
+    const int threads = save->temp->ctx->desc.threads;
+    if (!random && !measured) return;
+    if (measured) wrpo__to_float(r->old, t, first, n);
+    WRPO__PARFOR(threads)
+    for (int64_t piece = 0; piece < wrpo__div_up(n, PIECE); piece++)
+        for (int64_t i = piece * PIECE; i < WRPO__MIN(n, (piece + 1) * PIECE); i++) {
+            const float w = save->chunk[i];
+            float to = wrpo__rounded(save->dtype, w);
+            if (random && isfinite(to)) {
+                const uint64_t at = (uint64_t)(first + i);
+                const uint32_t dice = wrpo__random(0, stream, at / 8).v[at % 8 / 2] >> at % 2 * 16;
+                to = wrpo__bits_float((wrpo__float_bits(w) + (dice & 0xFFFF)) & 0xFFFF0000u);
+            }
+            save->chunk[i] = to;
+            if (!measured) continue;
+            const double d = (double)w - (double)r->old[i];
+            sums[piece][0] += d * d;
+            sums[piece][1] += ((double)to - (double)wrpo__rounded(save->dtype, r->old[i])) * d;
+        }
+    for (int64_t piece = 0; measured && piece < wrpo__div_up(n, PIECE); piece++) {
+        r->changed += sums[piece][0];
+        r->kept += sums[piece][1];
+    }
+}
 /* A file under its part name. */
 static wrpo__writer *wrpo__shard_write(const wrpo__save *save, int64_t shard) {
     const char *path = wrpo__join(save->temp, save->dir, wrpo__shard_file(save, shard));
@@ -4961,6 +5053,7 @@ static wrpo__writer *wrpo__shard_write(const wrpo__save *save, int64_t shard) {
                     wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path, p->name,
                             (long long)(first + k), (double)x);
             }
+            wrpo__round(save, p->name, first, n);
             wrpo__from_float(save->chunk, save->dtype, save->chunk, n);
             wrpo__write(w, save->chunk, (size_t)(n * size));
         }
@@ -4985,11 +5078,14 @@ static wrpo__writer *wrpo__index_write(const wrpo__save *save, const char *path)
 /* t[n] into the directory, which exists: one file, or shards of at most max_shard_size bytes (0: 5e9) and their index.
    If `file` is not NULL, it is one file of that name, and the files of other models stay. dtype 0 is F32. fn is called
    for each file's tensors in the order of their names. sides: an stb array of whole files that wait for their names.
-   What they replace is removed first, so that no kill leaves it with the new tensors. */
+   What they replace is removed first, so that no kill leaves it with the new tensors. The directory is synced between
+   the two, before what is left of the old is removed, and at the end: nor does a power cut. */
 static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const char *file, const wrpo__save_tensor *t,
-        int64_t n, wrpo_dtype dtype, int64_t max_shard_size, wrpo__save_fn fn, void *user, wrpo__writer **sides) {
+        int64_t n, wrpo_dtype dtype, int64_t max_shard_size, wrpo__save_fn fn, void *user, wrpo__writer **sides,
+        wrpo__rounding *rounding) {
     wrpo_ctx *ctx = temp->ctx;
-    wrpo__save save = {.temp = temp, .dir = dir, .file = file, .t = t, .n = n, .dtype = dtype, .fn = fn, .user = user};
+    wrpo__save save = {.temp = temp, .dir = dir, .file = file, .t = t, .n = n, .dtype = dtype, .fn = fn, .user = user,
+                       .rounding = rounding};
     save.placed = wrpo__raw(temp, (size_t)n, sizeof *save.placed);
     for (int64_t i = 0; i < n; i++) {
         size_t size = wrpo__dtype_size(dtype);
@@ -5012,12 +5108,17 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const char *f
         for (int64_t s = 0; s < files; s++) same_names = same_names || wrpo__disk_exists(ready[s]->path);
         if (same_names) wrpo__remove(ctx, index_path);
     }
+    wrpo__writer *last = rounding && rounding->done ? rounding->done(rounding->user, wrpo__kept(rounding)) : NULL;
+    if (last) stbds_arrput(sides, last);
     for (int64_t i = 0; i < stbds_arrlen(sides); i++) wrpo__remove(ctx, sides[i]->path);
+    wrpo__sync_parent(index_path);
     for (int64_t s = 0; s < files; s++) wrpo__publish(ready[s]);
     if (index) wrpo__publish(index);
+    wrpo__sync_parent(index_path);
     for (int64_t i = stbds_arrlen(sides) - 1; i >= 0; i--) wrpo__publish(sides[i]);  /* config.json last */
     if (!file) wrpo__remove(ctx, index ? wrpo__join(temp, dir, WRPO__SINGLE_FILE) : index_path);
     for (int64_t i = 0; i < stbds_arrlen(stale); i++) wrpo__remove(ctx, stale[i]);
+    wrpo__sync_parent(index_path);
     wrpo__block_free(save.chunk);
 }
 
@@ -6045,14 +6146,29 @@ static const wrpo__adapter **wrpo__merged(wrpo__arena *arena, const wrpo_model *
     }
     return of;
 }
-static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc) {
+/* done: called when the weights are written; the file that it returns, if any, gets its name with theirs. Returns the
+   share of the change since the load that the rounding kept; NaN: not known, or nothing changed. */
+static double wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc,
+        wrpo__writer *(*done)(void *user, double kept), void *user) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo__save_check(arena, model, desc);
+    wrpo__make_dir(ctx, desc->dir);
     const wrpo__lora *lora = model->lora;
     const bool alone = lora && !desc->merge;
     const int64_t begin = alone ? lora->first : 0, end = lora && !alone ? lora->first : model->n_weights;
     const wrpo_dtype dtype = desc->dtype ? desc->dtype : alone ? WRPO_DTYPE_F32 : model->dtype;
-    wrpo__make_dir(ctx, desc->dir);
+    const bool loaded = model->dir && model->dir == model->tokenizer_dir;
+    wrpo__rounding r = {.random = desc->random_rounding && dtype == WRPO_DTYPE_BF16, .done = done, .user = user};
+    wrpo_tensors *from = NULL;
+    if (loaded && !alone && dtype != WRPO_DTYPE_F32) {
+        const wrpo_result opened = wrpo_tensors_open(ctx, model->dir, &from);
+        if (opened == WRPO_E_MEMORY) wrpo__rethrow(ctx, opened);       /* other failures: it is gone */
+    }
+    if (from) {
+        wrpo__on_free(arena, wrpo__tensors_drop, from);
+        r.from = from;
+        r.old = wrpo__raw(arena, WRPO__CHUNK, sizeof *r.old);
+    }
     wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
     const wrpo__slice *s = wrpo__slices(arena, model);
     wrpo__saving saving = {.model = model, .slices = s};
@@ -6070,10 +6186,17 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
     else sides = wrpo__save_sides(arena, model, desc->dir, dtype);
     const char *file = alone ? WRPO__ADAPTER_FILE : NULL;
     wrpo__tensors_save(arena, desc->dir, file, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving,
-            sides);
+            sides, &r);
+    const double kept = wrpo__kept(&r);
+    if (r.changed > 0)
+        wrpo__log(ctx, kept < 0.5 ? WRPO_LOG_WARN : WRPO_LOG_INFO, "%s: %.3g %% of the change to the weights is left "
+                "after they were rounded to %s%s", desc->dir, 100 * kept, wrpo__dtype_name(dtype),
+                kept < 0.5 ? ": --save-dtype f32 (wrpo_save_desc.dtype) keeps all of it" : "");
+    return kept;
 }
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__model_save(wrpo__current, model, desc));
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true,
+               wrpo__model_save(wrpo__current, model, desc, NULL, NULL));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -10813,7 +10936,6 @@ static void wrpo__reference(const wrpo_trainer *t) {
 /* ---- the state of a run on disk: all that the next step depends on, in one file ----
    The weights are in it too, since those beside it may be rounded. The order of records, alpha, the rate and the random
    rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory away from it. */
-#define WRPO__STATE_FILE "trainer_state.wrpo"
 enum { WRPO__STATE_FORMAT = 2 };  /* goes up when earlier states can no longer be read; format 1 had no number */
 enum { WRPO__SAID = 3 };  /* the last settings of the file say where the run is */
 typedef struct wrpo__setting { const char *name, *text; } wrpo__setting;
@@ -10927,17 +11049,29 @@ static uint64_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *parts,
     wrpo__block_free(piece);
     return h;
 }
+static void wrpo__log_kept(wrpo_trainer *t, double kept);
+static const char *wrpo__log_path(const wrpo_trainer *t) {  /* of the lines of metrics so far; NULL: none */
+    if (!t->out_dir) return NULL;
+    return t->part ? t->part->part : wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl");
+}
 static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo_ctx *ctx = t->ctx;
     wrpo__arena *temp = wrpo__current;
+    const wrpo_train_desc *d = &t->desc;
     wrpo__save_check(temp, t->model, desc);
     const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE);
-    const char *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
+    /* 1. The model, without an old state beside it, not even for a moment. */
+    wrpo__remove(ctx, path);
+    const double kept = wrpo__model_save(temp, t->model, desc, NULL, NULL);
+    if (d->save_steps && t->k < t->T && t->k % d->save_steps == 0) wrpo__log_kept(t, kept);    /* a save of the plan */
+    const char *log = wrpo__log_path(t);
     const wrpo__file *metrics = log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
-    const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
+    const int64_t eight = 8;
+    int64_t log_size = metrics ? (int64_t)metrics->size : 0;
+    while (log_size && metrics->data[log_size - 1] != '\n') log_size--;   /* a line that the disk did not take whole */
     const wrpo__setting *settings = wrpo__state_settings(t);
     const wrpo__state_part *parts = wrpo__state_parts(t), *p = parts;
-    /* 1. The header. The checksum is of the metadata, then of all data. */
+    /* 2. The header. The checksum is of the metadata, then of all data. */
     uint64_t h = 0;
     int64_t at = 0;
     wrpo__text header = {.arena = temp};
@@ -10951,14 +11085,11 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
         wrpo__header_add(&header, p->name, p->dtype, p->ndim, p->shape, at, (int64_t)p->bytes);
     wrpo__header_add(&header, "metrics.jsonl", "U8", 1, &log_size, at, log_size);
     wrpo__header_add(&header, "checksum", "U8", 1, &eight, at + log_size, eight);
-    /* 2. The model, without an old state beside it, not even for a moment. */
-    wrpo__remove(ctx, path);
-    wrpo__rethrow(ctx, wrpo_model_save(t->model, desc));
     /* 3. The state. */
     wrpo__writer *w = wrpo__create(temp, path);
     wrpo__header_write(w, &header);
     h = wrpo__state_move(t, parts, w, false, h);
-    if (metrics) wrpo__write(w, metrics->data, metrics->size);
+    if (metrics) wrpo__write(w, metrics->data, (size_t)log_size);
     h = wrpo__hash(h, metrics ? metrics->data : NULL, (size_t)log_size);
     wrpo__write(w, &h, sizeof h);
     wrpo__commit(w);
@@ -11039,7 +11170,8 @@ static void wrpo__state_restore(wrpo_trainer *t, const wrpo__state *s) {
     wrpo__state_same(s, "reference", wrpo__reference_text(t));
     if (t->out_dir) {
         const char *log = wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl");
-        wrpo__publish(wrpo__write_whole(wrpo__current, log, s->log->data, s->log->bytes));
+        if (t->part) wrpo__write(t->part, s->log->data, s->log->bytes);
+        else wrpo__publish(wrpo__write_whole(wrpo__current, log, s->log->data, s->log->bytes));
     }
     wrpo__state_move(t, s->parts, NULL, true, 0);
     t->k = s->step;
@@ -11100,11 +11232,22 @@ WRPO_API wrpo_result wrpo_train_desc_json(wrpo_ctx *ctx, const wrpo_train_desc *
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, *text = wrpo__desc_json(ctx, desc));
     return wrpo__end(&wrpo__entry);
 }
-static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix) {
-    wrpo__text line = wrpo__metrics_text(m, prefix);
+static void wrpo__log_line(wrpo_trainer *t, wrpo__text line) {
     wrpo__text_puts(&line, "\n");
     if (fwrite(line.data, 1, line.size, t->metrics) != line.size || fflush(t->metrics) != 0)
         wrpo__fail(t->ctx, WRPO_E_IO, "%s/metrics.jsonl: cannot be written: %s", t->out_dir, strerror(errno));
+}
+static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix) {
+    wrpo__log_line(t, wrpo__metrics_text(m, prefix));
+}
+/* What a save of the plan kept of the update; other saves leave no line, as a run that never stopped has none. */
+static void wrpo__log_kept(wrpo_trainer *t, double kept) {
+    wrpo__text line = {.arena = wrpo__current};
+    if (!t->metrics || isnan(kept)) return;
+    wrpo__text_printf(&line, "{\"step\": %lld", (long long)t->k);
+    wrpo__put_metric(&line, "", "update_kept", kept);
+    wrpo__text_puts(&line, "}");
+    wrpo__log_line(t, line);
 }
 
 /* ---- open, with files ---- */
@@ -11117,10 +11260,16 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     const bool resume = train && t->desc.resume;
     wrpo__state state = {0};
     wrpo_bytes plan = {0};
+    if (t->desc.save_model && !t->desc.save.dir)
+        wrpo__fail(t->ctx, WRPO_E_ARG, "wrpo_train_desc: save_model: save.dir is missing");
     if (out_dir) {
         t->out_dir = wrpo__strndup(arena, out_dir, strlen(out_dir));
         wrpo__make_dir(t->ctx, out_dir);
     }
+    const char *model = t->desc.save.dir;
+    if (train && out_dir && t->desc.save_model && (wrpo__disk_exists(wrpo__join(temp, model, "config.json")) ||
+                                                   wrpo__disk_exists(wrpo__join(temp, model, WRPO__ADAPTER_CONFIG))))
+        t->part = wrpo__create(arena, wrpo__join(arena, out_dir, "metrics.jsonl"));
     wrpo__current = file;  /* of the state, until the run is where it says */
     if (resume) state = wrpo__state_open(t);
     wrpo__current = temp;
@@ -11135,7 +11284,8 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     if (train && out_dir) {
         const char *path = wrpo__join(arena, out_dir, "metrics.jsonl");
         wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__close_file, NULL);
-        owner->p = t->metrics = fopen(path, resume ? "a" : "w");
+        if (t->part) t->metrics = t->part->f;
+        else owner->p = t->metrics = fopen(path, resume ? "a" : "w");
         if (!t->metrics) wrpo__fail(t->ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
         t->log = wrpo__log_metrics;
     }
@@ -11161,26 +11311,32 @@ WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const w
     WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__eval(model, data, desc, m));
     return wrpo__end(&wrpo__entry);
 }
-/* save.dir/checkpoint-K; then one that is too many goes. This call, which began after `first` steps, wrote those
-   before at multiples of save_steps. */
+static void wrpo__rename_dir(wrpo_ctx *ctx, const char *from, const char *to) {
+    if (wrpo__rename(from, to) != 0) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be renamed: %s", from, strerror(errno));
+    wrpo__sync_parent(to);
+}
+/* By another name: half removed, it must not look whole. Process 0 is nobody's. */
+static void wrpo__drop_checkpoint(wrpo__arena *temp, const char *dir) {
+    const char *aside = wrpo__format(temp, "%s" WRPO__PART, dir, 0ul);
+    if (!wrpo__disk_exists(dir)) return;
+    wrpo__rename_dir(temp->ctx, dir, aside);
+    wrpo__remove_dir(temp, aside);
+}
+/* save.dir/checkpoint-K, whole from its first moment; then one that is too many goes. This call, which began after
+   `first` steps, wrote those before at multiples of save_steps. */
 static void wrpo__checkpoint(wrpo_trainer *t, int64_t first, int64_t *saved) {
     wrpo__arena *temp = wrpo__current;
+    const char *dir = t->desc.save.dir, *name = wrpo__format(temp, "%s/checkpoint-%lld", dir, (long long)t->k);
+    const char *part = wrpo__format(temp, "%s" WRPO__PART, name, (unsigned long)wrpo__process());
     wrpo_save_desc save = t->desc.save;
     const int64_t every = t->desc.save_steps, gone = every ? ((t->k - 1) / every - t->desc.keep + 1) * every : 0;
-    const char *old = gone <= first ? NULL : wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)gone);
-    save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
-    wrpo__rethrow(t->ctx, wrpo_trainer_save(t, &save));
+    const char *old = wrpo__format(temp, "%s/checkpoint-%lld", dir, (long long)gone);
+    save.dir = part;
+    wrpo__trainer_save(t, &save);
+    wrpo__drop_checkpoint(temp, name);  /* of another run */
+    wrpo__rename_dir(t->ctx, part, name);
     *saved = t->k;
-    if (!old) return;
-    const wrpo__name *names = wrpo__disk_list(temp, old);
-    for (int64_t i = 0; i < stbds_arrlen(names); i++)
-        if (strcmp(names[i].text, ".") && strcmp(names[i].text, ".."))
-            wrpo__remove(t->ctx, wrpo__join(temp, old, names[i].text));
-#ifdef _WIN32
-    _rmdir(old);
-#else
-    rmdir(old);
-#endif
+    if (gone > first) wrpo__drop_checkpoint(temp, old);
 }
 static wrpo_result wrpo__checkpoint_entry(wrpo_trainer *t, int64_t first, int64_t *saved) {
     WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__checkpoint(t, first, saved));
@@ -11191,9 +11347,9 @@ static bool wrpo__is_better(const char *metric, double x, double best) {
 }
 /* The best value in the lines of metrics that a run which goes on begins with; NaN: none. */
 static double wrpo__best_before(const wrpo_trainer *t) {
-    const char *path = t->k && t->out_dir ? wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl") : NULL;
+    const char *path = t->k ? wrpo__log_path(t) : NULL;
     double best = NAN;
-    if (!path) return best;
+    if (!path || !t->metrics || fflush(t->metrics) != 0) return best;
     wrpo__lines in = {.file = wrpo__disk_open(wrpo__current, path)};
     while (wrpo__next_line(&in)) {
         const wrpo_json *line = wrpo__json_parse(wrpo__current, path, in.number, in.text, in.size);
@@ -11218,6 +11374,20 @@ static void wrpo__save_best(const wrpo_trainer *t, const wrpo_metrics *e, double
 }
 static wrpo_result wrpo__best_entry(const wrpo_trainer *t, const wrpo_metrics *e, double *best) {
     WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__save_best(t, e, best));
+    return wrpo__end(&wrpo__entry);
+}
+/* The metrics are complete. Those that wait get their name with the model. */
+static wrpo__writer *wrpo__metrics_done(void *user, double kept) {
+    wrpo_trainer *t = user;
+    wrpo__log_kept(t, kept);
+    if (t->part) wrpo__finish(t->part);
+    else if (t->metrics) wrpo__fsync(t->metrics);
+    if (t->part) t->metrics = NULL;
+    return t->part;
+}
+static wrpo_result wrpo__save_last(wrpo_trainer *t) {
+    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true,
+               wrpo__model_save(wrpo__current, t->model, &t->desc.save, wrpo__metrics_done, t));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
@@ -11250,6 +11420,7 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
         ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"};
         r = WRPO_E_STOPPED;
     }
+    if (r == WRPO_OK && d->save_model) r = wrpo__save_last(t);
     if (d->save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && t->k > first && t->k != saved) {  /* it ends early */
         const wrpo_error why = ctx->error;
         if (wrpo__checkpoint_entry(t, first, &saved) == WRPO_OK) ctx->error = why;
@@ -11630,8 +11801,14 @@ static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int6
         wrpo__write(w, "\n", 1);
         left -= taken;
     }
-    wrpo__commit(parts[0]);
-    wrpo__commit(parts[1]);
+    wrpo__finish(parts[0]);
+    wrpo__finish(parts[1]);
+    wrpo__remove(ctx, d->out[1]);    /* no kill leaves it beside another first part */
+    wrpo__sync_parent(d->out[1]);
+    wrpo__publish(parts[0]);
+    wrpo__sync_parent(d->out[0]);
+    wrpo__publish(parts[1]);
+    wrpo__sync_parent(d->out[1]);
     counts[0] = first;
     counts[1] = n - first;
 }

@@ -159,7 +159,8 @@ static void armorm(const wrpo_json *golden) {
         for (int i = 0; i < HEADS; i++)
             t[m->n_weights + i] =
                 (wrpo__save_tensor){gated[i].name, gated[i].cols ? 2 : 1, {gated[i].rows, gated[i].cols, 0, 0}};
-        wrpo__tensors_save(arena, at("armorm"), NULL, t, m->n_weights + HEADS, WRPO_DTYPE_F32, 0, by_formula, m, NULL);
+        wrpo__tensors_save(arena, at("armorm"), NULL, t, m->n_weights + HEADS, WRPO_DTYPE_F32, 0, by_formula, m, NULL,
+                           NULL);
         wrpo_reward *r = load(at("armorm"), 0, 0);
         if (r) {
             static const int32_t without[] = {1, 2, 128009, 128006, 78191, 128007, 9, 128009};
@@ -178,10 +179,11 @@ static void armorm(const wrpo_json *golden) {
             wrpo_reward_free(r);
         }
         wrpo__tensors_save(arena, at("armorm"), NULL, t, m->n_weights + HEADS - 1, WRPO_DTYPE_F32, 0, by_formula, m,
-                           NULL);
+                           NULL, NULL);
         refuse(at("armorm"), 0, "gating.logit_scale is missing");
         t[m->n_weights].shape[0] = 4;
-        wrpo__tensors_save(arena, at("armorm"), NULL, t, m->n_weights + HEADS, WRPO_DTYPE_F32, 0, by_formula, m, NULL);
+        wrpo__tensors_save(arena, at("armorm"), NULL, t, m->n_weights + HEADS, WRPO_DTYPE_F32, 0, by_formula, m, NULL,
+                           NULL);
         refuse(at("armorm"), 0, "reward_transform_matrix");
     }
     CHECK(wrpo__end(&wrpo__entry) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);

@@ -252,7 +252,7 @@ bad "an adapter into its own directory" 1 'want another directory than --adapter
 bad "an adapter into its model" 1 'want another directory than --model' $LORA --lora-r 2 --out tiny
 bad "merged into its model" 1 'want another directory' merge --model tiny --adapter lora --out tiny
 bad "merged into the adapter" 1 'want another directory' merge --model tiny --adapter lora --out lora
-bad "a checkpoint's directory around the adapter" 1 'around --adapter' $LORA --adapter \
+bad "a checkpoint's directory around the adapter" 1 'which --adapter reads' $LORA --adapter \
     "$(dirname "$(head -1 found.txt)")" --out lora3
 bad "all weights into an adapter's directory" 1 'adapter_config.json is there' $TRAIN_TINY --out lora
 bad "settings of no adapter" 1 'want --lora-r' $LORA --lora-alpha 3 --out new

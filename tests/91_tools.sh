@@ -143,6 +143,9 @@ best=$(sed -n 's/.*"step": \([0-9]*\), .*"eval_rewards\/margins": \([^,]*\),.*/\
 said=$(sed -n 's/.*new\/best: step \([0-9]*\),.*/\1/p' err.txt | tail -n 1)
 check "--save-best: of the best evaluation" test "$said" = "$best"
 good "--save-best: it is a model" eval --model new/best --data many.jsonl --ref tiny
+run "$W" train --model new/best --data many.jsonl --out new >out.txt 2>err.txt; code=$?
+check "--save-best: it is not written while it is read" says 'found new/best in it, which --model reads' err.txt
+check "--save-best: exit code 1" test $code -eq 1
 rm -rf new
 bad "--save-best alone" 1 '\-\-save-best: --eval-data or --eval-split is missing' $TINY --out new --save-best loss
 bad "--save-best without steps" 1 '\-\-save-best: --eval-steps is missing' $TINY --out new --save-best loss \
@@ -210,6 +213,14 @@ check "--tensorboard: one file still" test "$(ls first/events.out.tfevents.* | w
 good "--tensorboard: over an older run" train --config first/run.json
 check "--tensorboard: what others wrote stays" test "$(ls first/events.out.tfevents.* | wc -l)" -eq 2
 rm first/events.out.tfevents.1.other
+cp first/run.json run.json; cp first/events.* old.events
+"$W" train --config first/run.json --beta 0.7 --epochs 999 >out.txt 2>err.txt & pid=$!
+i=0; while [ $i -lt 200 ] && ! grep -q '^step 5' out.txt; do sleep 0.1; i=$((i + 1)); done
+kill -KILL $pid; wait $pid 2>/dev/null
+check "a killed run over a finished one: its settings stay" cmp -s run.json first/run.json
+check "and its events" cmp -s old.events "$(ls first/events.* | head -n 1)"
+good "--config after it" train --config first/run.json
+check "then there is one file again" test "$(ls first/events.out.tfevents.* | wc -l)" -eq 1
 good "without it" $TINY --out third
 check "without it: no events" test ! -e "$(echo third/events.*)"
 "$PYTHON" "$G/tb_events.py" read first >out.txt 2>err.txt; code=$?

@@ -58,7 +58,8 @@ static void prompts_and_models(void) {
     static bool known[3][100][100];
     char folder[4096], path[4300];
     wrpo_ctx *ctx;
-    CHECK(wrpo_open(&(wrpo_desc){.threads = 1}, &ctx) == WRPO_OK && scratch_make(folder, sizeof folder), "begin");
+    CHECK(wrpo_open(&(wrpo_desc){.threads = 1}, &ctx) == WRPO_OK && scratch_make(folder, sizeof folder, false),
+          "begin");
     demo_state = 1;
     CHECK(demo_prompts(folder, "heldout.jsonl", 300, known) && demo_prompts(folder, "prompts.jsonl", 1200, known),
           "files");
@@ -97,7 +98,7 @@ static void prompts_and_models(void) {
         free(in.data);
         wrpo_data_free(data), wrpo_tokenizer_free(tok), wrpo_model_free(model);
     }
-    scratch_remove(folder);
+    scratch_drop(folder);
     wrpo_close(ctx);
 }
 
@@ -499,7 +500,7 @@ static void whole_demo(void) {
     char dir[4096], again[4096], name[64];
     size_t size[2];
     int n, count[2], heldout, k;
-    CHECK(scratch_make(dir, sizeof dir), "%s", dir);
+    CHECK(scratch_make(dir, sizeof dir, true), "%s", dir);
     setenv("TMPDIR", dir, 1);
     CHECK(wrpo_open(NULL, &z.ctx) == WRPO_OK, "open");
     char *log = demo_run(dir, "first", folder), *html = slurp(dir, "first.html", &size[0]);
@@ -532,7 +533,7 @@ static void whole_demo(void) {
     }
     free(rows_of("quads.jsonl", &k));
     for (int i = 0; i < 4; i++)
-        snprintf(name, sizeof name, "%s-new", demo_models[i].name),
+        snprintf(name, sizeof name, "%s-init", demo_models[i].name),
             trained(demo_models[i].name, name, i < 3 ? 60 : 200);
     trained("sft", "target", 3);
     for (int i = 1; i < 5; i++) trained(runs_of[i], "sft", 4 * ((k + 31) / 32));
