@@ -43,7 +43,7 @@
 /* ---- options: one table; a command names those it takes ---- */
 typedef struct settings {            /* an option that was not given is 0: the library's default */
     const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts,
-        *questions, *name, *reward_model, *resume, *adapter, *lora_target, *save_best;
+        *questions, *name, *reward_model, *resume, *adapter, *lora_target, *save_best, *date;
     const char *more[64];            /* values of --in or operands after the first */
     int64_t n_more, top, resamples, seeds, label, keep;
     double tau, min_gap, entropy_power, entropy_scale, sft;
@@ -57,9 +57,9 @@ typedef struct settings {            /* an option that was not given is 0: the l
     int64_t lora_r;
     double lora_alpha, lora_dropout;
     int method, pair, alpha_schedule, lr_schedule, tokenization, device, dtype, save_dtype, save_rounding, moments,
-        form, as, bench;
-    bool ipo_sum, no_shuffle, raw, tensors, keep_folder, quick, rescore, rslora, tensorboard, dry_run, csv, help,
-        version;
+        form, as, bench, data_format, sft_on;
+    bool packing, ipo_sum, no_shuffle, raw, tensors, keep_folder, quick, rescore, rslora, tensorboard, dry_run, csv,
+        help, version;
     const struct command *command;   /* what they were given to */
     wrpo_ctx *file_ctx;
     wrpo_json *file;                 /* of --config: values of options point into it */
@@ -97,7 +97,15 @@ static const option options[] = {
     {"--adapter", TEXT, AT(adapter), "DIR", NULL, NULL,
      "directory of an adapter of the model, as PEFT writes it; train goes on from it (none)"},
     {"--data", TEXT, AT(data), "FILE", NULL, NULL,
-     "JSON lines: {prompt, chosen: [source, target], rejected}, pairs, or {messages}"},
+     "JSON lines, or an array: {prompt, chosen: [source, target], rejected}, pairs, {messages}, other trainers' keys"},
+    {"--data-format", CHOICE, AT(data_format), "NAME", NULL, wrpo_data_format_name,
+     "what its records are, where their keys do not say it (auto)"},
+    {"--sft-on", CHOICE, AT(sft_on), "WHAT", NULL, wrpo_sft_on_name,
+     "sft: score the last answer, every assistant turn, or every token (answers)"},
+    {"--packing", FLAG, AT(packing), NULL, NULL, NULL,
+     "sft: all tokens as one stream, cut into records of --max-length; with --sft-on all, the authors' SFT"},
+    {"--date", TEXT, AT(date), "DAY", NULL, NULL,
+     "the day that a chat template shows, such as 2026-11-29 (today; with --resume that of the run)"},
     {"--config", TEXT, AT(config), "FILE", NULL, NULL,
      "init: config.json, or its directory; train: these options as JSON, as a run writes them into OUT/run.json, under "
      "those of the command line"},
@@ -915,9 +923,8 @@ static bool session_open(session *z, const settings *s) {
         return false;
 #endif
     }
-    if (wrpo_open(&desc, &z->ctx) == WRPO_OK) return true;
-    complain("%s", why.text);
-    return false;
+    if (wrpo_open(&desc, &z->ctx)) return complain("%s", why.text), false;
+    return !s->date || !wrpo_set_date(z->ctx, s->date) || fail(z) == 0;
 }
 static void session_close(session *z) {
     screen_clear(&z->screen);
@@ -1069,7 +1076,10 @@ static wrpo_result load_data(session *z, const settings *s, const char *path, bo
                               .tokenization = (wrpo_tokenization)s->tokenization,
                               .max_length = s->max_length,
                               .max_prompt_length = s->max_prompt_length,
-                              .limit = s->limit};
+                              .limit = s->limit,
+                              .format = (wrpo_data_format)s->data_format,
+                              .sft_on = (wrpo_sft_on)s->sft_on,
+                              .packing = s->packing};
     wrpo_result r = z->tokenizer ? WRPO_OK : wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer);
     if (r == WRPO_OK) r = wrpo_data_load(z->tokenizer, &d, out);
     return r;
@@ -1108,6 +1118,7 @@ static bool is_idle(const option *o, int method) {
     if (o->at == AT(beta)) return sft;
     if (o->at == AT(gamma_ratio)) return method != WRPO_METHOD_SIMPO;
     if (o->at == AT(ipo_sum)) return method != WRPO_METHOD_IPO;
+    if (o->at == AT(sft_on) || o->at == AT(packing)) return !sft;
     return o->at == AT(ref) && (sft || method == WRPO_METHOD_SIMPO);
 }
 static bool is_given(const option *o, const settings *s) {     /* and not as its default */
@@ -1408,6 +1419,11 @@ static int run_tokenize(const settings *s, session *z) {
 }
 
 /* ---- logprob ---- */
+static int64_t scored_tokens(const wrpo_tokens *y) {
+    int64_t n = 0;
+    for (int64_t j = y->first; j < y->count; j++) n += !y->scored || y->scored[j];
+    return n;
+}
 static int run_logprob(const settings *s, session *z) {
     enum { BATCH = 128 };            /* records between two looks at the clock */
     output out = {0};
@@ -1430,8 +1446,7 @@ static int run_logprob(const settings *s, session *z) {
             if (!print_text(z, out.f, "prompt_id", r.prompt_id, strlen(r.prompt_id))) { fail(z); ok = false; }
             for (int k = 0; k < r.count; k++) fprintf(out.f, "%s%.9g", k ? ", " : ", \"logps\": [", logps[i * K + k]);
             for (int k = 0; k < r.count; k++)
-                fprintf(out.f, "%s%lld", k ? ", " : "], \"tokens\": [",
-                        (long long)(r.responses[k].count - r.responses[k].first));
+                fprintf(out.f, "%s%lld", k ? ", " : "], \"tokens\": [", (long long)scored_tokens(&r.responses[k]));
             fprintf(out.f, "], \"prompt_tokens\": %lld}\n", (long long)r.prompt_count);
         }
         snprintf(piece.s, sizeof piece.s, "%lld/%lld records", (long long)(at + count), (long long)N);
@@ -1604,8 +1619,8 @@ static bool write_options(session *z, const settings *s, const wrpo_json *resolv
             fprintf(f, ",\n \"%s\": %lld", key, (long long)*(const int64_t *)at);
         else if (o->kind == REAL && (is_given(o, s) || signbit(*(const double *)at)))
             fprintf(f, ",\n \"%s\": ", key), json_real(f, plain(*(const double *)at));
-        else if (o->kind == TEXT && is_given(o, s)) {
-            const char *text = *(const char *const *)at;
+        else if (o->kind == TEXT && (is_given(o, s) || o->at == AT(date))) {
+            const char *text = o->at == AT(date) ? wrpo_get_date(z->ctx) : *(const char *const *)at;
             fputs(",\n ", f);
             ok = print_text(z, f, key, text, strlen(text));
         }
@@ -1682,7 +1697,8 @@ static bool on_step(const wrpo_metrics *m, const wrpo_metrics *eval, void *user)
 }
 static void print_data(const char *name, const char *path, const wrpo_data *data) {
     const wrpo_data_stats t = wrpo_data_get_stats(data);
-    printf("%-12s %s: %s records, %s prompt and %s response tokens, longest %s", name, path, grouped(t.records).s,
+    printf("%-12s %s: %s records (%s), %s prompt and %s response tokens, longest %s", name, path,
+           grouped(t.records).s, wrpo_data_format_name((int)t.format),
            grouped(t.prompt_tokens).s, grouped(t.response_tokens).s, grouped(t.longest).s);
     if (t.truncated_prompts || t.truncated_responses)
         printf("; cut: %s prompts, %s responses", grouped(t.truncated_prompts).s, grouped(t.truncated_responses).s);
@@ -1883,6 +1899,10 @@ static int train(const settings *s, session *z) {
     d.save = save_desc(s);
     if (wrpo_config_load(z->ctx, s->model, &config) || wrpo_train_bytes(z->ctx, &config, NULL, &d, adapter, &bytes))
         return fail(z); /* options first */
+    char *date = NULL;               /* a run that goes on shows the day of its begin */
+    if (s->resume && !s->date && (wrpo_checkpoint_date(z->ctx, s->resume, &date) ||
+                                  (date && wrpo_set_date(z->ctx, date)))) return fail(z);
+    wrpo_free(z->ctx, date);
     const char *eval_data = s->eval_split > 0 ? s->data : s->eval_data;
     if (load_data(z, s, s->data, false, &z->data) ||
         (eval_data && load_data(z, s, eval_data, true, &z->eval_data)) ||
@@ -2051,15 +2071,14 @@ static bool prompts_add(session *z, prompts *p, wrpo_json *record, const wrpo_to
     p->list[i].ids = ids, p->list[i].stream = fnv(FNV, prompt_id(p, i), strlen(prompt_id(p, i)));
     return true;
 }
-/* The prompts of a file, which is closed in any case; now: for templates that show the date. The caller frees what was
- * read. */
-static bool prompts_load(session *z, const settings *s, lines *in, int64_t now, prompts *p) {
+/* The prompts of a file, which is closed in any case. The caller frees what was read. */
+static bool prompts_load(session *z, const settings *s, lines *in, prompts *p) {
     int more = 0;
     bool ok = wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer) == WRPO_OK || fail(z) == 0;
     for (wrpo_json *v; ok && !(s->limit && p->count == s->limit) && (more = lines_next(z, in, true, &v)) != 0;)
         ok = more > 0 &&
              prompts_add(z, p, v,
-                         &(wrpo_tokenizer_prompt_desc){.name = in->name, .line = in->line, .raw = s->raw, .now = now});
+                         &(wrpo_tokenizer_prompt_desc){.name = in->name, .line = in->line, .raw = s->raw});
     ok = ok && (p->count || (complain("%s: want prompts, found none", in->name), false)) && prompts_differ(p, in->name);
     free(in->data), in->data = NULL;
     return ok;
@@ -2070,9 +2089,9 @@ static bool print_prompt(session *z, FILE *f, const prompts *p, int64_t i) {
     const char *id = prompt_id(p, i);
     fputs("{", f);
     bool ok = print_text(z, f, "prompt_id", id, strlen(id)) && print_member(z, f, ", ", "prompt", v);
-    static const char *const besides[] = {"tools",
-                                          "chat_template_kwargs"}; /* without them it would be another prompt */
-    for (int k = 0; ok && k < 2; k++) {
+    static const char *const besides[] = {"tools", "chat_template_kwargs", "system",
+                                          "system_prompt"}; /* without them it would be another prompt */
+    for (int k = 0; ok && k < 4; k++) {
         v = wrpo_json_get(p->records[i], besides[k]);
         if (v && v->kind != WRPO_JSON_NULL) ok = print_member(z, f, ", ", besides[k], v);
     }
@@ -2158,7 +2177,7 @@ static int run_generate(const settings *s, session *z) {
     output out = {0};
     if (!s->prompt == !s->in) return complain("generate: want either --prompt or --in");
     bool ok;
-    if (s->in) ok = lines_open(&in, s->in) && prompts_load(z, s, &in, 0, &p);
+    if (s->in) ok = lines_open(&in, s->in) && prompts_load(z, s, &in, &p);
     else if (wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer)) ok = fail(z) == 0;
     else {                           /* a record from the command line */
         char *quoted, *text;
@@ -2199,13 +2218,13 @@ static bool part_cut(FILE *f, size_t size) {
     return fflush(f) == 0 && ftruncate(fileno(f), (off_t)size) == 0 && fseek(f, 0, SEEK_END) == 0;
 #endif
 }
-/* The date that the run in FILE.part was begun with; 0: there is none. false: it was begun with other settings. */
-static bool part_settings(part *t, const char *out, const char *want, int64_t *now) {
-    char found[4096] = "", date[64] = "";
+/* The date that the run in FILE.part was begun with; "": there is none. false: it was begun with other settings. */
+static bool part_settings(part *t, const char *out, const char *want, char date[64]) {
+    char found[4096] = "";
     struct stat st;
     snprintf(t->path, sizeof t->path, "%.4000s.part", out),
         snprintf(t->settings, sizeof t->settings, "%.4000s.settings", out);
-    *now = 0;
+    date[0] = 0;
     if (stat(out, &st) == 0) {
         if (stat(t->path, &st) != 0) remove(t->settings);              /* a kill left it beside the whole file */
         return complain("%s: is there already; remove it to sample anew", out), false;
@@ -2213,18 +2232,18 @@ static bool part_settings(part *t, const char *out, const char *want, int64_t *n
     if (stat(t->path, &st) != 0 || st.st_size == 0) return true;
     FILE *f = fopen(t->settings, "rb");
     if (f) {
-        if (!fgets(found, sizeof found, f) || !fgets(date, sizeof date, f)) date[0] = 0;
+        if (!fgets(found, sizeof found, f) || !fgets(date, 64, f)) date[0] = 0;
         fclose(f);
     }
     found[strcspn(found, "\n")] = 0;
-    *now = strtoll(date, NULL, 10);
-    if (*now > 0 && !strcmp(found, want)) return true;
+    date[strcspn(date, "\n")] = 0;
+    if (*date && !strcmp(found, want)) return true;
     complain("%s: want a run begun with %s, found %s; remove it to begin anew", t->path, want,
-             *now > 0 ? found : "one without its settings");
+             *date ? found : "one without its settings");
     return false;
 }
 /* Opens FILE.part after its lines that are whole and in the order of the prompts. */
-static bool part_open(session *z, part *t, const char *want, int64_t now, const prompts *p) {
+static bool part_open(session *z, part *t, const char *want, const prompts *p) {
     size_t size, keep = 0, n;
     t->f = fopen(t->path, "a+b");
     if (!t->f) return complain("%s: cannot be written: %s", t->path, strerror(errno)), false;
@@ -2248,7 +2267,7 @@ static bool part_open(session *z, part *t, const char *want, int64_t now, const 
     if (t->done) return true;
     FILE *notes = fopen(t->settings, "wb"); /* under its name at once: nobody reads it before FILE.part has a line, and
                                                a kill leaves no third file */
-    bool ok = notes && fprintf(notes, "%s\n%lld\n", want, (long long)now) > 0 && synced(notes);
+    bool ok = notes && fprintf(notes, "%s\n%s\n", want, wrpo_get_date(z->ctx)) > 0 && synced(notes);
     if (notes && fclose(notes) != 0) ok = false;
     sync_parent(t->settings);        /* no power cut leaves lines without it */
     return ok || (complain("%s: cannot be written: %s", t->settings, strerror(errno)), false);
@@ -2291,10 +2310,11 @@ static bool sample_settings(const settings *s, session *z, uint64_t file, char *
     }
     snprintf(text, size,
              "--model %.1024s (%016llx) --prompts (%016llx) --as %s --name %.256s --n %lld --temperature %.17g --top-p "
-             "%.17g --top-k %lld --max-tokens %lld --seed %llu --limit %lld%s%s",
+             "%.17g --top-k %lld --max-tokens %lld --seed %llu --limit %lld%s%s%s%s",
              s->model, (unsigned long long)h, (unsigned long long)file, as_name(s->as), model_name(s), (long long)d.n,
              plain(d.temperature), d.top_p, (long long)d.top_k, (long long)d.max_tokens, (unsigned long long)d.seed,
-             (long long)s->limit, s->raw ? " --raw" : "", s->device ? " --device cuda" : "");
+             (long long)s->limit, s->raw ? " --raw" : "", s->device ? " --device cuda" : "",
+             s->date ? " --date " : "", s->date ? s->date : "");
     return true;
 }
 static bool sampled(int64_t i, const wrpo_sample *y, void *user) {
@@ -2313,16 +2333,15 @@ static bool sampled(int64_t i, const wrpo_sample *y, void *user) {
     return answers_written(a, ok);
 }
 static int sample(const settings *s, session *z, part *t, prompts *p) {
-    char want[2048];
-    int64_t now;
+    char want[2048], date[64];
     lines in;
     if (!lines_open(&in, s->prompts)) return 1;
-    if (!sample_settings(s, z, fnv(FNV, in.data, in.size), want, sizeof want) || !part_settings(t, s->out, want, &now))
+    if (!sample_settings(s, z, fnv(FNV, in.data, in.size), want, sizeof want) || !part_settings(t, s->out, want, date))
         return free(in.data), 1;
-    if (!now) now = (int64_t)time(NULL);
-    if (!prompts_load(z, s, &in, now, p)) return 1;
+    if (*date && wrpo_set_date(z->ctx, date)) return free(in.data), fail(z);
+    if (!prompts_load(z, s, &in, p)) return 1;
     if (load_model(z, s, true)) return fail(z);
-    if (!part_open(z, t, want, now, p)) return 1;
+    if (!part_open(z, t, want, p)) return 1;
     answers a = {.z = z,
                  .f = t->f,
                  .p = p,
@@ -2363,19 +2382,23 @@ static int run_sample(const settings *s, session *z) {
 }
 
 /* ---- answer: the public benchmarks. Questions as they publish them in, what their judges read out:
-     alpacaeval    [{instruction, dataset?}, ...] or lines      -> [{dataset?, instruction, output, generator}, ...]
-     mtbench       {question_id, category, turns: [text, ...]}  -> {question_id, answer_id, model_id, choices: [{index,
-   turns: [text, ...]}], tstamp} arenahard     {uid, prompt} (Arena-Hard-Auto since 2025)   -> {uid, ans_id, model,
-   messages: [question, {role, content: {answer}}], tstamp, metadata} {question_id, turns: [{content}]} (before)   ->
-   {question_id, answer_id, model_id, choices: [{index, turns: [{content, token_len}]}], tstamp, conv_metadata} A turn
-   sees the turns before it and the answers to them. FastChat's and AlpacaEval's own runs strip white space around an
-   answer: so do we. ---- */
+     alpacaeval    [{instruction, dataset?}, ...] or lines
+                   -> [{dataset?, instruction, output, generator}, ...]
+     mtbench       {question_id, category, turns: [text, ...]}
+                   -> {question_id, answer_id, model_id, choices: [{index, turns: [text, ...]}], tstamp}
+     arenahard     {uid, prompt} (Arena-Hard-Auto since 2025)
+                   -> {uid, ans_id, model, messages: [question, {role, content: {answer}}], tstamp, metadata}
+                   {question_id, turns: [{content}]} (before)
+                   -> {question_id, answer_id, model_id, choices: [{index, turns: [{content}]}], tstamp, conv_metadata}
+                   Their token_len counts tiktoken's tokens, so it is left to the judge
+   A turn sees the turns before it and the answers to them. FastChat's and AlpacaEval's own runs strip white space
+   around an answer: so do we. ---- */
 enum { TURNS = 8 };
 typedef struct ask {                 /* one ask */
     wrpo_json *root;                 /* what is to be freed; NULL: a member of another root */
     const wrpo_json *record, *id, *turns[TURNS];
     int n;
-    char *answers[TURNS]; size_t sizes[TURNS]; int64_t tokens[TURNS];
+    char *answers[TURNS]; size_t sizes[TURNS];
     double temperature;
 } ask;
 typedef struct asks { ask *list; int64_t count; const char *name; int bench; bool old; } asks;
@@ -2520,7 +2543,7 @@ static bool answered(int64_t i, const wrpo_sample *y, void *user) {
     char *copy = malloc(n + 1);
     if (!copy) return w->a.failed = true, complain("out of memory"), false;
     memcpy(copy, text, n), copy[n] = 0;
-    q->answers[w->turn] = copy, q->sizes[w->turn] = n, q->tokens[w->turn] = y->count - y->stopped;
+    q->answers[w->turn] = copy, q->sizes[w->turn] = n;
     w->a.cut += !y->stopped;
     return true;
 }
@@ -2620,7 +2643,7 @@ static void print_id(FILE *f, const char *key,
 static bool print_metadata(FILE *f, const ask *q, const char *key) {
     markdown m;
     if (!count_markdown(q->answers[0], q->sizes[0], &m)) return complain("out of memory"), false;
-    fprintf(f, ", \"%s\": {\"token_len\": %lld, \"header_count\": {", key, (long long)q->tokens[0]);
+    fprintf(f, ", \"%s\": {\"header_count\": {", key);
     for (int i = 0; i < 6; i++) fprintf(f, "%s\"h%d\": %lld", i ? ", " : "", i + 1, (long long)m.header[i]);
     fprintf(
         f, "}, \"list_count\": {\"ordered\": %lld, \"unordered\": %lld}, \"bold_count\": {\"**\": %lld, \"__\": %lld}}",
@@ -2653,8 +2676,7 @@ static bool print_answer(session *z, FILE *f, const asks *all, const ask *q, con
         for (int i = 0; i < q->n && ok; i++) {
             char *quoted;
             if (wrpo_json_quote(z->ctx, q->answers[i], q->sizes[i], &quoted)) return false;
-            if (hard)
-                fprintf(f, "%s{\"content\": %s, \"token_len\": %lld}", i ? ", " : "", quoted, (long long)q->tokens[i]);
+            if (hard) fprintf(f, "%s{\"content\": %s}", i ? ", " : "", quoted);
             else fprintf(f, "%s%s", i ? ", " : "", quoted);
             wrpo_free(z->ctx, quoted);
         }
@@ -3785,8 +3807,8 @@ static int run_demo(const settings *s, session *z) {
 
 /* ---- main ---- */
 #define LOSS "--method --pair --alpha --beta --label-smoothing --gamma-ratio --ipo-sum "
-#define DATA "--max-length --max-prompt-length --tokenization --limit "
-#define SAMPLING "--temperature --top-p --top-k --max-tokens --seed --batch --device "
+#define DATA "--data-format --max-length --max-prompt-length --tokenization --sft-on --packing --date --limit "
+#define SAMPLING "--temperature --top-p --top-k --max-tokens --seed --batch --date --device "
 static int run_help(const settings *s, session *z), run_completion(const settings *s, session *z);
 static const command commands[] = {
     {"init", "", "--config --tokenizer --out", "--seed --save-dtype --max-shard-size --threads --help", run_init,
@@ -3826,7 +3848,8 @@ static const command commands[] = {
     {"answer", "", "--model --bench --questions --out", "--adapter --name " SAMPLING "--limit --threads --help",
      run_answer,
      "Answers to the questions of AlpacaEval 2, MT-Bench or Arena-Hard, as their judges read them."},
-    {"score", "", "--reward-model --in --out", "--rescore --label --micro-tokens --device --dtype --threads --help",
+    {"score", "", "--reward-model --in --out",
+     "--rescore --label --micro-tokens --date --device --dtype --threads --help",
      run_score,
      "Gives the responses of a file of candidates, or answers, their rewards by a reward model. Rewards that are there "
      "are kept."},
@@ -3837,7 +3860,7 @@ static const command commands[] = {
     {"split", "", "--in --out", "--sft --seed --threads --help", run_split,
      "Prompts -> sft.jsonl and wrpo.jsonl in the directory --out, drawn by the seed."},
     {"winrate", "", "--a --b",
-     "--reward-model --rescore --label --micro-tokens --resamples --seed --device --dtype --threads --help",
+     "--reward-model --rescore --label --micro-tokens --resamples --seed --date --device --dtype --threads --help",
      run_winrate,
      "How often a's answers have the higher reward, with a bootstrap interval; and the same at equal lengths. "
      "--reward-model scores answers that have no reward."},

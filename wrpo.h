@@ -174,6 +174,10 @@ WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out);
 WRPO_API void wrpo_close(wrpo_ctx *ctx);
 WRPO_API const wrpo_error *wrpo_last_error(const wrpo_ctx *ctx);  /* until the next one; NULL ctx: "out of memory" */
 WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p);
+/* The day, "2026-11-29", that chat templates with strftime_now show; its time is noon. NULL: today, as wrpo_open sets
+   it; it does not move on by itself. A run that goes on wants the day of its begin: wrpo_checkpoint_date. */
+WRPO_API wrpo_result wrpo_set_date(wrpo_ctx *ctx, const char *date);
+WRPO_API const char *wrpo_get_date(const wrpo_ctx *ctx);  /* "2026-11-29"; until the next wrpo_set_date */
 /* The most bytes held at once, a device's included; without the CPU backend's own 4 MiB + 2 MiB a thread. */
 WRPO_API size_t wrpo_memory_peak(const wrpo_ctx *ctx);
 WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user);
@@ -256,7 +260,8 @@ typedef struct wrpo_rope {   /* transformers' rope_parameters; 0 where the type 
 } wrpo_rope;
 typedef enum wrpo_head { WRPO_HEAD_LM, WRPO_HEAD_SCORE, WRPO_HEAD_VALUE, WRPO_HEAD_GATED } wrpo_head;
 typedef struct wrpo_config {  /* config.json, old and new spellings, defaults resolved */
-    char model_type[32];     /* "llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "internlm2" */
+    char model_type[32];     /* "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "internlm2",
+                                "smollm3", "olmo2", "granite", "granitemoehybrid" (without experts) */
     int64_t vocab_size, hidden_size, intermediate_size, num_hidden_layers;
     int64_t num_attention_heads, num_key_value_heads, head_dim;
     int64_t max_position_embeddings;
@@ -264,16 +269,23 @@ typedef struct wrpo_config {  /* config.json, old and new spellings, defaults re
     uint64_t sliding_layers[8];  /* bit l: layer l has the window; the others see all. Up to 512 layers */
     double rms_norm_eps, initializer_range;
     wrpo_rope rope;
+    double sliding_rope_theta;  /* layers with the window rotate by this base, unscaled; 0 = as the others */
+    uint64_t no_rope_layers[8];  /* bit l: layer l does not rotate q and k */
     bool attention_bias;     /* q, k, v */
     bool output_bias;        /* o */
     bool qk_norm;
+    bool qk_norm_rows;       /* these norm all heads of a row together; otherwise each head by itself */
     bool tie_word_embeddings;
     bool gelu;               /* the MLP's gate: gelu_tanh in place of silu */
-    bool norm_plus_one;      /* norms scale by 1 + w (those of q and k do not) */
+    bool norm_plus_one;      /* norms scale by 1 + w */
     bool post_norms;         /* norms on what attention and MLP add to the residual stream */
+    bool no_pre_norms;       /* attention and MLP read the residual stream itself, without a norm */
     bool scale_embeddings;   /* by sqrt(D), rounded to the dtype of the context */
     double query_pre_attn_scalar;  /* scores are scaled by its -0.5th power; 0 = head_dim */
     double attn_logit_softcapping, final_logit_softcapping;  /* x -> cap tanh(x / cap); 0 = none */
+    /* Factors; 0 = 1: of embeddings; of what attention and MLP add to the stream; of scores, in place of
+       query_pre_attn_scalar. Logits are divided by logits_scaling. */
+    double embedding_multiplier, residual_multiplier, attention_multiplier, logits_scaling;
     wrpo_dtype dtype;        /* as the checkpoint states */
     wrpo_head head;          /* by "architectures": LM, or the head of a reward model (see there) */
     int64_t pad_token_id, reward_token_id;  /* of reward models; -1 = none */
@@ -361,9 +373,15 @@ WRPO_API wrpo_result wrpo_adapter_load(wrpo_model *model, const char *dir);
 /* The adapter's settings; target is NULL. r 0: the model has no adapter. */
 WRPO_API wrpo_adapter_desc wrpo_model_adapter(const wrpo_model *model);
 
-/* ---- data: JSON lines of {prompt, chosen, rejected} or {messages} ---- */
+/* ---- data: JSON lines, or an array, of {prompt, chosen, rejected}, {messages} and what other trainers read ---- */
 typedef enum wrpo_role { WRPO_ROLE_SOURCE, WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED } wrpo_role;
 typedef enum wrpo_tokenization { WRPO_TOKENIZATION_CLEAN, WRPO_TOKENIZATION_AUTHORS } wrpo_tokenization;  /* >>data */
+typedef enum wrpo_data_format { WRPO_DATA_FORMAT_AUTO, WRPO_DATA_FORMAT_PREFERENCE, WRPO_DATA_FORMAT_PAIRS,
+                                WRPO_DATA_FORMAT_MESSAGES, WRPO_DATA_FORMAT_SHAREGPT,
+                                WRPO_DATA_FORMAT_PROMPT_COMPLETION, WRPO_DATA_FORMAT_ALPACA,
+                                WRPO_DATA_FORMAT_ORCA } wrpo_data_format;
+/* What SFT scores of a conversation: its last answer, every turn of the assistant, or every token. */
+typedef enum wrpo_sft_on { WRPO_SFT_ON_ANSWERS, WRPO_SFT_ON_ASSISTANT, WRPO_SFT_ON_ALL } wrpo_sft_on;
 typedef struct wrpo_data wrpo_data;
 typedef struct wrpo_data_desc {
     const char *path;
@@ -374,12 +392,18 @@ typedef struct wrpo_data_desc {
        decides: records of one prompt stay together, whatever the tokenizer, the order or the length of the file */
     double eval_split;
     bool eval_part;          /* read those; false: read the others */
+    wrpo_data_format format; /* 0 = by the keys of each record; all of a file have one format */
+    wrpo_sft_on sft_on;      /* other than 0: of records of one conversation, which keeps its beginning */
+    bool packing;            /* the tokens of all conversations as one stream, cut into records of max_length: a token
+                                sees what is before it in its row, of other conversations too. These are the rows of
+                                TRL's "wrapped" packing; of its "bfd" a row is computed like records without it */
 } wrpo_data_desc;
 typedef struct wrpo_tokens {  /* one response: ids[0..count), of which ids[first..count) are scored */
     wrpo_role role;
     const int32_t *ids; int64_t count, first;
     double share;            /* of a source among its record's sources: they sum to 1, or all are 0 = equal */
     int pair_id;             /* pair methods compare a response with the rejected ones of the same pair_id */
+    const bool *scored;      /* [count] which of ids[first..count) are scored; NULL: all */
 } wrpo_tokens;
 typedef struct wrpo_record {
     const char *prompt_id;   /* "line 7" where the file has none; 0 = by number */
@@ -391,15 +415,23 @@ typedef struct wrpo_record {
 typedef struct wrpo_data_stats {
     int64_t records, prompt_tokens, response_tokens, longest;  /* longest: prompt + longest response */
     int64_t truncated_prompts, truncated_responses;
+    wrpo_data_format format;
 } wrpo_data_stats;
-/* One line is one record. The keys, each with its forms (>>data):
-     prompt, chosen, rejected     a quadruple (chosen: source, target) or a pair. With K sources chosen has K + 1
-     weights                      K numbers, divided by their sum: the sources' shares (absent: equal)
-     prompt, pairs                FuseRL: [{chosen, rejected, weight}, ...], a source's own best and worst each
-     messages                     SFT
+/* One line, or one element of an array, is one record. Its keys tell its format; their forms are in >>data:
+     preference          prompt, chosen, rejected: a quadruple (chosen: source, target) or a pair. With K sources chosen
+                         has K + 1; "weights", K numbers divided by their sum, are the sources' shares (absent: equal)
+     pairs               prompt, pairs: FuseRL: [{chosen, rejected, weight}, ...], a source's own best and worst each
+     messages            SFT
+     sharegpt            conversations: messages of from and value; beside chosen and rejected, the prompt
+     prompt-completion   prompt, completion
+     alpaca              instruction and, on a line below, input: the prompt. output, or chosen and rejected
+     orca                question (or query, or input): the prompt. response, or chosen and rejected
+   completion, output, response and answer are one. Keys of all formats:
+     system, system_prompt        a turn of the system before the prompt; empty: none
      tools, chat_template_kwargs  an array and an object, for the chat template beside the messages
      weight                       what the record's loss counts for (EAST), at least 0; 1 if absent
-   The tokenizer may be freed afterwards. */
+   Keys of two formats are refused, but chosen and rejected come before messages. The tokenizer may be freed
+   afterwards. */
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out);
 /* Records that are token ids already. All is copied. */
 WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out);
@@ -452,7 +484,7 @@ WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_
 /* ---- log-probs, hidden states ---- */
 /* For records [first, first + count): logps [count, K] (K: the most responses of a record in data; NaN where a record
    has fewer) and, if per_token is not NULL, a new array of every scored token's log-prob in order (wrpo_free). Its
-   length is the sum of count - first over the responses. */
+   length is the number of scored tokens of the responses. */
 WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
         double *logps, float **per_token);
 /* Of count token ids as one sequence: hidden [count, D], after the final norm, and logits [count, V], capped where the
@@ -499,7 +531,6 @@ WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, in
 typedef struct wrpo_tokenizer_prompt_desc {
     const char *name; int64_t line;  /* what errors call the record's place; 0 = "prompts", the record's own line */
     bool raw;                /* no template: the prompt is a string, encoded as it is, with BOS and the like */
-    int64_t now;             /* seconds since 1970, for templates that show the date; 0 = now */
 } wrpo_tokenizer_prompt_desc;
 /* The ids that training gives the model for the prompt of a record ({prompt} or {messages}; tools,
    chat_template_kwargs): what the template writes, with the generation prompt. wrpo_free(ids). */
@@ -718,6 +749,9 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
    and NAME.exp_avg_sq, metrics.jsonl, and, as metadata, the step and all that must be the same. */
 WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc);
 WRPO_API void wrpo_trainer_free(wrpo_trainer *t);
+/* The date that the chat template showed in the data of the run that wrote this checkpoint; NULL: it showed none.
+   wrpo_set_date takes it before the data is loaded again. wrpo_free(date). */
+WRPO_API wrpo_result wrpo_checkpoint_date(wrpo_ctx *ctx, const char *dir, char **date);
 /* The metrics of a model on data, without training. Of desc: loss, alpha (taken as it is), micro_tokens, ref_dir and
    out_dir (the reference's cache). Without ref_dir the model is its own reference, and every reward is 0. */
 WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m);
@@ -735,6 +769,8 @@ WRPO_API const char *wrpo_lr_schedule_name(int i);
 WRPO_API const char *wrpo_moments_name(int i);
 WRPO_API const char *wrpo_rope_name(int i);
 WRPO_API const char *wrpo_form_name(int i);
+WRPO_API const char *wrpo_data_format_name(int i);
+WRPO_API const char *wrpo_sft_on_name(int i);
 
 /* ---- backend: memory and about twenty ops; the model is written once, above this table ----
    To replace one op:  wrpo_backend be = *wrpo_backend_cpu(); be.gemm = my_gemm;   dev is what the table's open made.
@@ -822,7 +858,8 @@ struct wrpo_backend {
     void (*colsum)(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols);
     void (*add)(void *dev, void *y, const void *x, int64_t count);  /* y += x */
     /* y = scale x / (1 - p), or 0 with probability p, for each element by itself; p is rounded to a multiple of 2^-16.
-       p 0: y = scale x. y may be x. Only adapters need it (NULL: they are refused) */
+       p 0: y = scale x. y may be x. Only adapters and residual_multiplier or logits_scaling need it (NULL: they are
+       refused) */
     void (*dropout)(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, int64_t n, int64_t D,
         const wrpo_dropout *d);
     /* A row is `heads` vectors of D elements:  y = (w + plus) x rstd,  rstd [n, heads] = 1 / sqrt(mean(x^2) + eps)
@@ -969,6 +1006,8 @@ struct wrpo_ctx {
     void *dev;                       /* the backend's */
     size_t bytes, peak, device_bytes;                  /* held; the most ever held; held of the backend's memory */
     wrpo__arena *handouts;           /* text and arrays given to the caller */
+    time_t now;                      /* what chat templates show */
+    char date[40];                   /* its day */
 };
 static WRPO__THREAD wrpo__arena *wrpo__current;        /* the innermost entry's arena, where stb_ds allocates */
 
@@ -1676,6 +1715,35 @@ static wrpo_result wrpo__open_fails(const wrpo_desc *d, wrpo_result r, const cha
     snprintf(d->why->text, sizeof d->why->text, "%s", text);
     return r;
 }
+static struct tm wrpo__local_time(time_t t) {
+    struct tm tm = {0};
+#ifdef _WIN32
+    localtime_s(&tm, &t);
+#else
+    localtime_r(&t, &tm);
+#endif
+    return tm;
+}
+static bool wrpo__set_date(wrpo_ctx *ctx, const char *date) {  /* false: no such day */
+    const struct tm now = wrpo__local_time(time(NULL));
+    int year = now.tm_year + 1900, month = now.tm_mon + 1, day = now.tm_mday, end = 0;
+    if (date && (sscanf(date, "%4d-%2d-%2d%n", &year, &month, &day, &end) != 3 || end != 10 || date[end])) return false;
+    struct tm tm = {.tm_year = year - 1900, .tm_mon = month - 1, .tm_mday = day, .tm_hour = 12, .tm_isdst = -1};
+    const time_t noon = mktime(&tm);
+    if (noon == (time_t)-1 || tm.tm_mon != month - 1 || tm.tm_mday != day) return false;
+    ctx->now = noon;
+    snprintf(ctx->date, sizeof ctx->date, "%04d-%02d-%02d", year, month, day);
+    return true;
+}
+static void wrpo__need_date(wrpo_ctx *ctx, const char *date) {
+    if (!wrpo__set_date(ctx, date))
+        wrpo__fail(ctx, WRPO_E_ARG, "date: want a day such as 2026-11-29, found \"%.40s\"", date);
+}
+WRPO_API wrpo_result wrpo_set_date(wrpo_ctx *ctx, const char *date) {
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__need_date(ctx, date));
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API const char *wrpo_get_date(const wrpo_ctx *ctx) { return ctx->date; }
 WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
     wrpo_desc d = desc ? *desc : (wrpo_desc){0};
     *out = NULL;
@@ -1696,6 +1764,7 @@ WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
     if (!ctx) return wrpo__open_fails(&d, WRPO_E_MEMORY, "out of memory");
     *ctx = (wrpo_ctx){.desc = d, .error = {.text = "out of memory"}};
     ctx->handouts = wrpo__arena_new(ctx);
+    wrpo__set_date(ctx, NULL);
     const wrpo_result r = ctx->handouts ? d.backend->open(&ctx->dev, &ctx->desc, &ctx->error) : WRPO_E_MEMORY;
     if (r == WRPO_OK) {
         ctx->error = (wrpo_error){0};
@@ -1748,6 +1817,12 @@ static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
         {"query_pre_attn_scalar", c->query_pre_attn_scalar, 0, most},
         {"attn_logit_softcapping", c->attn_logit_softcapping, 0, most},
         {"final_logit_softcapping", c->final_logit_softcapping, 0, most},
+        {"embedding_multiplier", c->embedding_multiplier, 0, most},
+        {"residual_multiplier", c->residual_multiplier, 0, most},
+        {"attention_multiplier", c->attention_multiplier, 0, most}, {"logits_scaling", c->logits_scaling, 0, most},
+        {"heads times head_dim, with qk_norm_rows", c->qk_norm_rows ? (double)(H * c->head_dim) : 0, 0,
+         WRPO__MAX_HIDDEN},
+        {"sliding_rope_theta", c->sliding_rope_theta, 0, most},
         {"rope.type", (double)p->type, 0, WRPO_ROPE_LONGROPE}, {"rope.theta", p->theta, least, most},
         {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim},
         {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
@@ -1766,6 +1841,8 @@ static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
                        limits[i].low, limits[i].high, limits[i].value);
     if (!memchr(c->model_type, 0, sizeof c->model_type))
         wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
+    if (c->no_pre_norms && !c->post_norms)
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: no_pre_norms: want post_norms with it");
 }
 
 /* ---- memory of the backend, owned by an arena ---- */
@@ -1807,7 +1884,13 @@ struct wrpo_data {
     wrpo_record *records;            /* stb array */
     wrpo_data_stats stats;
     int most;                        /* the most responses that a record has */
+    const char *date;                /* that the chat template showed; NULL: it showed none */
 };
+static int64_t wrpo__scored_count(const wrpo_tokens *y) {
+    int64_t n = y->scored ? 0 : y->count - y->first;
+    for (int64_t j = y->first; y->scored && j < y->count; j++) n += y->scored[j];
+    return n;
+}
 static const int32_t *wrpo__copy_ids(wrpo__arena *arena, const int32_t *ids, int64_t count) {
     return memcpy(wrpo__alloc(arena, (size_t)count, sizeof *ids), ids, (size_t)count * sizeof *ids);
 }
@@ -1830,6 +1913,7 @@ static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
         wrpo_tokens *y = &responses[k];
         *y = record->responses[k];
         y->ids = wrpo__copy_ids(arena, y->ids, y->count);
+        if (y->scored) y->scored = memcpy(wrpo__alloc(arena, (size_t)y->count, 1), y->scored, (size_t)y->count);
         y->share = wrpo__or_default(y->share, y->role == WRPO_ROLE_SOURCE ? equal : 1);
         data->stats.response_tokens += y->count;
         data->stats.longest = WRPO__MAX(data->stats.longest, r.prompt_count + y->count);
@@ -1849,7 +1933,7 @@ static wrpo_data *wrpo__data_from_ids(wrpo__arena *arena, const wrpo_record *rec
         wrpo_record r = records[i];
         bool ok = r.prompt_count >= 1 && r.count >= 1;
         for (int k = 0; ok && k < r.count; k++)
-            ok = r.responses[k].first >= 0 && r.responses[k].count > r.responses[k].first;
+            ok = r.responses[k].first >= 0 && wrpo__scored_count(&r.responses[k]) > 0;
         if (!(r.weight >= 0 && r.weight <= DBL_MAX))
             wrpo__fail(arena->ctx, WRPO_E_ARG, "record %lld: weight: want a finite number of at least 0, found %g",
                        (long long)i, r.weight);
@@ -1942,6 +2026,13 @@ static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double
             inv[i] = inv[i] / factor * (1 - keep) + inv[i] * keep;
         }
     }
+}
+/* Likewise of the layers that have a base of their own. */
+static void wrpo__inv_freq_sliding(const wrpo_config *c, float *inv) {
+    double scale;
+    wrpo_config own = *c;
+    own.rope = (wrpo_rope){.theta = c->sliding_rope_theta, .dims = c->rope.dims};
+    wrpo__inv_freq(&own, 0, inv, &scale);
 }
 
 /* --------------------------------------------------------------------------------------------- >>loss
@@ -2691,19 +2782,19 @@ WRPO_API const wrpo_backend *wrpo_backend_plain(void) {
 #define WRPO__WEIGHTS(X) \
 /*    field                       scope   name in the checkpoint               rows   cols   exists */ \
     X(embed_tokens,               FIRST,  "model.embed_tokens.weight",         V,     D,     always) \
-    X(input_layernorm,            LAYER,  "input_layernorm.weight",            D,     0,     always) \
+    X(input_layernorm,            LAYER,  "input_layernorm.weight",            D,     0,     pre_norms) \
     X(q_proj,                     LAYER,  "self_attn.q_proj.weight",           H * d, D,     always) \
     X(k_proj,                     JOINED, "self_attn.k_proj.weight",           G * d, D,     always) \
     X(v_proj,                     JOINED, "self_attn.v_proj.weight",           G * d, D,     always) \
     X(q_bias,                     LAYER,  "self_attn.q_proj.bias",             H * d, 0,     qkv_bias) \
     X(k_bias,                     JOINED, "self_attn.k_proj.bias",             G * d, 0,     qkv_bias) \
     X(v_bias,                     JOINED, "self_attn.v_proj.bias",             G * d, 0,     qkv_bias) \
-    X(q_norm,                     LAYER,  "self_attn.q_norm.weight",           d,     0,     qk_norm) \
-    X(k_norm,                     LAYER,  "self_attn.k_norm.weight",           d,     0,     qk_norm) \
+    X(q_norm,                     LAYER,  "self_attn.q_norm.weight",           dq,    0,     qk_norm) \
+    X(k_norm,                     LAYER,  "self_attn.k_norm.weight",           dk,    0,     qk_norm) \
     X(o_proj,                     LAYER,  "self_attn.o_proj.weight",           D,     H * d, always) \
     X(o_bias,                     LAYER,  "self_attn.o_proj.bias",             D,     0,     o_bias) \
     X(post_attention_layernorm,   LAYER,  "post_attention_layernorm.weight",   D,     0,     always) \
-    X(pre_feedforward_layernorm,  LAYER,  "pre_feedforward_layernorm.weight",  D,     0,     post_norms) \
+    X(pre_feedforward_layernorm,  LAYER,  "pre_feedforward_layernorm.weight",  D,     0,     both_norms) \
     X(gate_proj,                  LAYER,  "mlp.gate_proj.weight",              I,     D,     always) \
     X(up_proj,                    JOINED, "mlp.up_proj.weight",                I,     D,     always) \
     X(down_proj,                  LAYER,  "mlp.down_proj.weight",              D,     I,     always) \
@@ -2749,7 +2840,9 @@ static void wrpo__layout_weights(const wrpo_config *c, wrpo_model *model, int64_
     const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, L = c->num_hidden_layers;
     const bool always = true, qkv_bias = c->attention_bias, o_bias = c->output_bias, qk_norm = c->qk_norm;
-    const bool post_norms = c->post_norms, own_head = c->head == WRPO_HEAD_LM && !c->tie_word_embeddings;
+    const int64_t dq = c->qk_norm_rows ? H * d : d, dk = c->qk_norm_rows ? G * d : d;
+    const bool post_norms = c->post_norms, pre_norms = !c->no_pre_norms, both_norms = pre_norms && post_norms;
+    const bool own_head = c->head == WRPO_HEAD_LM && !c->tie_word_embeddings;
     const struct { int scope; const char *name; int64_t rows, cols; bool exists; } table[] = {
 #define WRPO__X(field, scope, name, rows, cols, exists) {scope, name, rows, cols, exists},
         WRPO__WEIGHTS(WRPO__X)
@@ -2840,7 +2933,11 @@ static bool wrpo__has_masters(const wrpo_ctx *ctx, bool frozen) {
 }
 static void wrpo__model_memory(wrpo_model *model) {
     wrpo_ctx *ctx = model->ctx;
+    const wrpo_config *c = &model->config;
     wrpo__bump b = {0};
+    if ((c->residual_multiplier > 0 || c->logits_scaling > 0) && !ctx->desc.backend->dropout)
+        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: the backend has no dropout, which scales what a %.32s adds",
+                   ctx->desc.backend->name, c->model_type);
     wrpo__place_weights(model, &b);
     const size_t bytes = b.used, low = wrpo__mul(ctx, (size_t)model->count, sizeof *model->low);
     if (b.overflow) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: the weights do not fit into the address space");
@@ -3035,6 +3132,7 @@ static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s
 #define WRPO__RUN_BOTH(X) \
     X(int32_t, ids, 1) X(wrpo_seg, segs, 1) \
     X(float, rope, d)                                  /* cosine and sine, [n, dims / 2, 2] */ \
+    X(float, rope_sliding, d * two_ropes)              /* of the layers with a base of their own */ \
     X(int32_t, cache_row, s->cache > 0)                /* where in the cache a row's key and value go */ \
     X(int32_t, target_row, 1) X(int32_t, target_id, 1) \
     X(float, logp, 1) X(float, coef, 1)                /* of each target; coef: dL/dlogp */ \
@@ -3055,6 +3153,7 @@ typedef struct wrpo__run {
     int64_t n, n_segs, n_targets, n_packed;            /* rows and so on that are packed */
     wrpo__location *packed;          /* [n_packed] responses */
     float *inv_freq; double rope_scale;                /* radians per position, [dims / 2]; factor of cosine and sine */
+    float *inv_freq_sliding;                           /* NULL: the layers have one base */
     int64_t rope_key;                /* of the sequences that these two are for */
     WRPO__RUN_ACTS(WRPO__X)
 #undef WRPO__X
@@ -3084,6 +3183,7 @@ static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__sh
     const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, L = c->num_hidden_layers, n = s->rows;
     const int64_t train = s->train, qk_norm = c->qk_norm, post_norms = c->post_norms, span = wrpo__span(s);
+    const int64_t two_ropes = c->sliding_rope_theta > 0;
     for (int64_t l = 0; l <= L + 1; l++) {
         const bool shared = l == L + 1;                /* r->scratch */
         const bool stored = s->train && l >= s->recompute && l < L;
@@ -3107,6 +3207,7 @@ static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__sh
 #undef WRPO__X
     r->packed = wrpo__take(&r->host, n, 1, sizeof *r->packed);
     r->inv_freq = wrpo__take(&r->host, 1, d / 2, sizeof *r->inv_freq);
+    r->inv_freq_sliding = wrpo__take(&r->host, two_ropes, d / 2, sizeof *r->inv_freq);
     r->cache = wrpo__take(b, s->cache, L * 2 * G * d, size_void);
     r->attn_scratch = wrpo__take(b, train, (int64_t)be->attention_scratch(ctx->dev, n, H, G, d), 1);
     r->head_sum = wrpo__take(b, 1, D, size_float);
@@ -3141,6 +3242,7 @@ static wrpo__run *wrpo__run_new(wrpo__arena *arena, wrpo_model *model, const wrp
     r->host = (wrpo__bump){.base = wrpo__raw(arena, r->host.used, 1)};
     wrpo__run_layout(ctx, c, &r->shape, r, &b);
     wrpo__inv_freq(c, 0, r->inv_freq, &r->rope_scale);
+    if (r->inv_freq_sliding) wrpo__inv_freq_sliding(c, r->inv_freq_sliding);
     return r;
 }
 
@@ -3156,6 +3258,14 @@ static void wrpo__pack_rotary(wrpo__run *r, int64_t length) {
     r->rope_key = key;
     wrpo__inv_freq(&r->model->config, key, r->inv_freq, &r->rope_scale);
 }
+/* Cosine and sine of one position, [half, 2]. */
+static void wrpo__angles(float *rope, int64_t half, int64_t position, const float *inv_freq, double scale) {
+    for (int64_t k = 0; k < half; k++) {
+        const float angle = (float)position * inv_freq[k];
+        rope[2 * k] = cosf(angle) * (float)scale;
+        rope[2 * k + 1] = sinf(angle) * (float)scale;
+    }
+}
 /* A segment of `count` rows, the first at `position`. seg gives its prefix and its own keys; the last of these is the
    last row's. The caller has made sure that there is room. */
 static void wrpo__pack_rows(wrpo__run *r, const int32_t *ids, int64_t count, int64_t position, wrpo_seg seg) {
@@ -3164,14 +3274,11 @@ static void wrpo__pack_rows(wrpo__run *r, const int32_t *ids, int64_t count, int
     seg.end = r->n + count;
     for (int64_t i = 0; i < count; i++) {
         const int64_t row = seg.begin + i;
-        float *rope = r->h_rope + row * half * 2;
         r->h_ids[row] = ids[i];
         if (r->h_cache_row) r->h_cache_row[row] = (int32_t)(seg.own_end - count + i);
-        for (int64_t k = 0; k < half; k++) {
-            const float angle = (float)(position + i) * r->inv_freq[k];
-            rope[2 * k] = cosf(angle) * (float)r->rope_scale;
-            rope[2 * k + 1] = sinf(angle) * (float)r->rope_scale;
-        }
+        wrpo__angles(r->h_rope + row * half * 2, half, position + i, r->inv_freq, r->rope_scale);
+        if (r->h_rope_sliding)
+            wrpo__angles(r->h_rope_sliding + row * half * 2, half, position + i, r->inv_freq_sliding, 1);
     }
     r->h_segs[r->n_segs++] = seg;
     r->n = seg.end;
@@ -3208,7 +3315,7 @@ static void wrpo__pack_record(wrpo__run *r, const wrpo_record *record) {
         }
         r->packed[r->n_packed++] = (wrpo__location){.prompt_row = prompt, .row = r->n, .target = r->n_targets};
         for (int64_t j = y->first; j < y->count; j++)
-            wrpo__pack_target(r, j > 0 ? r->n + j - 1 : prompt + P - 1, y->ids[j]);
+            if (!y->scored || y->scored[j]) wrpo__pack_target(r, j > 0 ? r->n + j - 1 : prompt + P - 1, y->ids[j]);
         wrpo__pack_seg(r, y->ids, y->count, P, prompt, prompt + P);            /* sees the prompt's rows and its own */
     }
 }
@@ -3218,6 +3325,7 @@ static void wrpo__pack_end(wrpo__run *r) {
     r->be->put(r->dev, r->ids, r->h_ids, n * sizeof *r->ids);
     r->be->put(r->dev, r->segs, r->h_segs, (size_t)r->n_segs * sizeof *r->segs);
     r->be->put(r->dev, r->rope, r->h_rope, angles * sizeof *r->rope);
+    if (r->rope_sliding) r->be->put(r->dev, r->rope_sliding, r->h_rope_sliding, angles * sizeof *r->rope);
     if (r->cache) r->be->put(r->dev, r->cache_row, r->h_cache_row, n * sizeof *r->cache_row);
     r->be->put(r->dev, r->target_row, r->h_target_row, targets * sizeof *r->target_row);
     r->be->put(r->dev, r->target_id, r->h_target_id, targets * sizeof *r->target_id);
@@ -3290,10 +3398,11 @@ static void wrpo__linear_bwd(const wrpo__run *r, int64_t l, const wrpo__linear *
 /* Norms: y = (w + plus) x / rms(x), for each of the `heads` vectors of a row. All norms of the model are these. */
 typedef struct wrpo__norm { const wrpo_weight *w; int64_t heads; float plus; } wrpo__norm;
 static wrpo__norm wrpo__norm_of(const wrpo_model *m, wrpo__kind kind, int64_t l) {
-    const wrpo_weight *w = wrpo__weight(m, kind, l);
-    if (kind == WRPO__W_q_norm) return (wrpo__norm){w, m->config.num_attention_heads, 0};
-    if (kind == WRPO__W_k_norm) return (wrpo__norm){w, m->config.num_key_value_heads, 0};
-    return (wrpo__norm){w, 1, m->config.norm_plus_one};
+    const wrpo_config *c = &m->config;
+    wrpo__norm norm = {wrpo__weight(m, kind, l), 1, c->norm_plus_one};
+    if (kind == WRPO__W_q_norm && !c->qk_norm_rows) norm.heads = c->num_attention_heads;
+    if (kind == WRPO__W_k_norm && !c->qk_norm_rows) norm.heads = c->num_key_value_heads;
+    return norm;
 }
 static void wrpo__norm_fwd(const wrpo__run *r, int64_t l, wrpo__kind kind, void *y, int64_t ldy, float *rstd,
                            const void *x, int64_t ldx) {
@@ -3308,42 +3417,73 @@ static void wrpo__norm_bwd(const wrpo__run *r, int64_t l, wrpo__kind kind, float
     r->be->rmsnorm_bwd(r->dev, dx, lddx, wrpo__grad(grads, norm.w), dy, lddx, dres, lddx, x, ldx, norm.w->data, rstd,
                        r->n, norm.heads, norm.w->rows, norm.plus);
 }
-/* x += a W', or with post_norms x += norm(a W'), and a W' stays in `out`. With post_norms x may be NULL: nothing is
-   added. */
+/* What attention or MLP reads: norm(x), in r->norm; x itself where the model has no norm before it. */
+static const void *wrpo__input_fwd(const wrpo__run *r, int64_t l, wrpo__kind kind, float *rstd, const void *x) {
+    const int64_t D = r->model->config.hidden_size;
+    if (!wrpo__weight(r->model, kind, l)) return x;
+    wrpo__norm_fwd(r, l, kind, r->norm, D, rstd, x, D);
+    return r->norm;
+}
+/* r->dy is dL/d of that; dL/dx is added to r->dx. */
+static void wrpo__input_bwd(const wrpo__run *r, int64_t l, wrpo__kind kind, float *grads, const float *rstd,
+                            const void *x) {
+    const int64_t D = r->model->config.hidden_size;
+    if (!wrpo__weight(r->model, kind, l)) r->be->add(r->dev, r->dx, r->dy, r->n * D);
+    else wrpo__norm_bwd(r, l, kind, grads, r->dx, D, r->dy, r->dx, rstd, x, D);
+}
+/* y = factor x, [rows, D]: the op dropout with p 0. y may be x. */
+static void wrpo__scale(const wrpo__run *r, void *y, const void *x, int64_t rows, double factor) {
+    const int64_t D = r->model->config.hidden_size;
+    r->be->dropout(r->dev, y, D, x, D, rows, D, &(wrpo_dropout){.scale = (float)factor});
+}
+/* x += m a W', or with post_norms x += m norm(a W'), and a W' stays in `out`; m: residual_multiplier. With post_norms x
+   may be NULL: nothing is added. */
 static void wrpo__add_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, wrpo__kind norm, void *out,
                           float *rstd, void *x, const void *a) {
-    const int64_t D = r->model->config.hidden_size;
-    const bool normed = r->model->config.post_norms;
-    wrpo__linear_fwd(r, l, lin, normed ? out : x, D, a, !normed);
+    const wrpo_config *c = &r->model->config;
+    const int64_t D = c->hidden_size;
+    const bool normed = c->post_norms, scaled = c->residual_multiplier > 0;
+    void *y = normed ? out : scaled ? r->norm : x;
+    wrpo__linear_fwd(r, l, lin, y, D, a, y == x);
     if (normed) wrpo__norm_fwd(r, l, norm, r->norm, D, rstd, out, D);
-    if (normed && x) r->be->add(r->dev, x, r->norm, r->n * D);
+    if (scaled) wrpo__scale(r, r->norm, r->norm, r->n, c->residual_multiplier);
+    if (y != x && x) r->be->add(r->dev, x, r->norm, r->n * D);
 }
-/* Returns dL/d(a W'): r->dx itself, or r->dy after the backward of the norm on what is added. */
+/* Returns dL/d(a W'): r->dx itself, or r->dy after the backward of the factor and of the norm on what is added. */
 static const void *wrpo__add_bwd(const wrpo__run *r, int64_t l, wrpo__kind norm, float *grads, const float *rstd,
                                  const void *out) {
-    const int64_t D = r->model->config.hidden_size;
-    if (!r->model->config.post_norms) return r->dx;
-    wrpo__norm_bwd(r, l, norm, grads, r->dy, D, r->dx, NULL, rstd, out, D);
+    const wrpo_config *c = &r->model->config;
+    const int64_t D = c->hidden_size;
+    const void *dy = r->dx;
+    if (c->residual_multiplier > 0) {
+        wrpo__scale(r, r->dy, r->dx, r->n, c->residual_multiplier);
+        dy = r->dy;
+    }
+    if (!c->post_norms) return dy;
+    wrpo__norm_bwd(r, l, norm, grads, r->dy, D, dy, NULL, rstd, out, D);
     return r->dy;
 }
+static bool wrpo__layer_bit(const uint64_t bits[8], int64_t l) { return bits[l / 64] >> l % 64 & 1; }
 /* q | k, rotated by position; sign -1 rotates back. If only the first dims of a head are, it is done head by head. */
-static void wrpo__rotate(const wrpo__run *r, void *q, float sign) {
+static void wrpo__rotate(const wrpo__run *r, int64_t l, void *q, float sign) {
     const wrpo_config *c = &r->model->config;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim, ld = (H + 2 * G) * d;
     const int64_t dims = wrpo__rope_dims(c), parts = dims == d ? 1 : H + G;
-    for (int64_t i = 0; i < parts; i++)
-        r->be->rope(r->dev, wrpo__at(r->be, q, i * d), ld, r->rope, r->n, (H + G) / parts, dims, sign);
+    const float *rope = r->rope_sliding && wrpo__layer_bit(c->sliding_layers, l) ? r->rope_sliding : r->rope;
+    for (int64_t i = 0; i < parts && !wrpo__layer_bit(c->no_rope_layers, l); i++)
+        r->be->rope(r->dev, wrpo__at(r->be, q, i * d), ld, rope, r->n, (H + G) / parts, dims, sign);
 }
 static int64_t wrpo__layer_window(const wrpo_config *c, int64_t l) {
-    return c->sliding_layers[l / 64] >> l % 64 & 1 ? c->sliding_window : 0;
+    return wrpo__layer_bit(c->sliding_layers, l) ? c->sliding_window : 0;
 }
 static wrpo_attn wrpo__attn_of(const wrpo__run *r, int64_t l) {
     const wrpo_config *c = &r->model->config;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim;
     const double scalar = c->query_pre_attn_scalar > 0 ? c->query_pre_attn_scalar : (double)d;
+    const double scale = c->attention_multiplier > 0 ? c->attention_multiplier : 1 / sqrt(scalar);
     return (wrpo_attn){.n = r->n, .segs = r->segs, .n_segs = r->n_segs, .H = H, .G = G, .d = d,
                        .ldq = (H + 2 * G) * d, .ldkv = (r->cache ? 2 * G : H + 2 * G) * d, .ldo = H * d,
-                       .window = wrpo__layer_window(c, l), .scale = (float)(1 / sqrt(scalar)),
+                       .window = wrpo__layer_window(c, l), .scale = (float)scale,
                        .softcap = (float)c->attn_logit_softcapping};
 }
 
@@ -3454,16 +3594,17 @@ static void wrpo__layer_fwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     const size_t stream = (size_t)(n * D) * (size_t)be->act_bytes;
     void *q = a->qkv, *k = wrpo__at(be, q, H * d), *v = wrpo__at(be, k, G * d);
     const wrpo_attn attn = wrpo__attn_of(r, l);
+    const void *in;                                    /* of attention, then of the MLP */
 
-    wrpo__norm_fwd(r, l, WRPO__W_input_layernorm, r->norm, D, a->rstd_attn, x, D);   /* 2  a = g_1 x / rms(x) */
-    if (!c->qk_norm) wrpo__linear_fwd(r, l, &wrpo__qkv, q, ld, r->norm, false);      /* 3  q | k | v = a W' + b */
+    in = wrpo__input_fwd(r, l, WRPO__W_input_layernorm, a->rstd_attn, x);            /* 2  a = g_1 x / rms(x) */
+    if (!c->qk_norm) wrpo__linear_fwd(r, l, &wrpo__qkv, q, ld, in, false);           /* 3  q | k | v = a W' + b */
     else {
-        wrpo__linear_fwd(r, l, &wrpo__qk, a->qk0, ld0, r->norm, false);
-        wrpo__linear_fwd(r, l, &wrpo__v, v, ld, r->norm, false);
+        wrpo__linear_fwd(r, l, &wrpo__qk, a->qk0, ld0, in, false);
+        wrpo__linear_fwd(r, l, &wrpo__v, v, ld, in, false);
         wrpo__norm_fwd(r, l, WRPO__W_q_norm, q, ld, a->rstd_q, a->qk0, ld0);         /* 4  q = g_q q / rms(q), k too */
         wrpo__norm_fwd(r, l, WRPO__W_k_norm, k, ld, a->rstd_k, wrpo__at(be, a->qk0, H * d), ld0);
     }
-    wrpo__rotate(r, q, 1);                                                           /* 5  q, k rotated by position */
+    wrpo__rotate(r, l, q, 1);                                                        /* 5  q, k rotated by position */
     if (r->cache) {                                                                  /*    k | v stay in the cache */
         void *kv = wrpo__at(be, r->cache, l * r->shape.cache * attn.ldkv);
         be->scatter(r->dev, kv, attn.ldkv, k, ld, r->cache_row, n, attn.ldkv);
@@ -3473,8 +3614,8 @@ static void wrpo__layer_fwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     be->attention(r->dev, &attn, a->o, a->lse, q, k, v);                             /* 6  o = softmax(qk'/sqrt d) v */
     if (a->mid != x) be->copy(r->dev, a->mid, x, stream);                            /* 7  x' = x + o W' */
     wrpo__add_fwd(r, l, &wrpo__o, WRPO__W_post_attention_layernorm, a->attn_out, a->rstd_attn_out, a->mid, a->o);
-    wrpo__norm_fwd(r, l, wrpo__norm_mlp(c), r->norm, D, a->rstd_mlp, a->mid, D);     /* 8  c = g_2 x' / rms(x') */
-    wrpo__linear_fwd(r, l, &wrpo__gu, a->gu, 2 * I, r->norm, false);                 /* 9  g | u = c W' */
+    in = wrpo__input_fwd(r, l, wrpo__norm_mlp(c), a->rstd_mlp, a->mid);              /* 8  c = g_2 x' / rms(x') */
+    wrpo__linear_fwd(r, l, &wrpo__gu, a->gu, 2 * I, in, false);                      /* 9  g | u = c W' */
     if (!x_out && !c->post_norms) return;
     be->glu(r->dev, r->h, a->gu, n, I, c->gelu);                                     /* 10 h = silu(g) u */
     if (x_out && x_out != a->mid) be->copy(r->dev, x_out, a->mid, stream);           /* 11 x'' = x' + h W' */
@@ -3490,29 +3631,27 @@ static void wrpo__layer_bwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     void *q = a->qkv, *k = wrpo__at(be, q, H * d), *v = wrpo__at(be, k, G * d);
     void *dq = r->dqkv, *dk = wrpo__at(be, dq, H * d), *dv = wrpo__at(be, dk, G * d);
     const wrpo_attn attn = wrpo__attn_of(r, l);
-    const void *dy;
+    const void *dy, *in;
                                                                                      /*    was, in the forward pass: */
     dy = wrpo__add_bwd(r, l, WRPO__W_post_feedforward_layernorm, grads, a->rstd_mlp_out, a->mlp_out);
     wrpo__linear_bwd(r, l, &wrpo__down, r->dh, NULL, dy, D, NULL);                   /* 11 x'' = x' + h W', now dh */
     be->glu_bwd(r->dev, r->dgu, r->h, r->dh, a->gu, n, I, c->gelu);                  /* 10 h = silu(g) u, and h again */
     wrpo__linear_bwd(r, l, &wrpo__down, NULL, grads, dy, D, r->h);                   /* 11 now dW */
-    wrpo__norm_fwd(r, l, wrpo__norm_mlp(c), r->norm, D, a->rstd_mlp, a->mid, D);     /*    c again */
-    wrpo__linear_bwd(r, l, &wrpo__gu, r->dy, grads, r->dgu, 2 * I, r->norm);         /* 9  g | u = c W' */
-    wrpo__norm_bwd(r, l, wrpo__norm_mlp(c), grads, r->dx, D, r->dy, r->dx,           /* 8  c = g_2 x' / rms(x') */
-                   a->rstd_mlp, a->mid, D);
+    in = wrpo__input_fwd(r, l, wrpo__norm_mlp(c), a->rstd_mlp, a->mid);              /*    c again */
+    wrpo__linear_bwd(r, l, &wrpo__gu, r->dy, grads, r->dgu, 2 * I, in);              /* 9  g | u = c W' */
+    wrpo__input_bwd(r, l, wrpo__norm_mlp(c), grads, a->rstd_mlp, a->mid);            /* 8  c = g_2 x' / rms(x') */
     dy = wrpo__add_bwd(r, l, WRPO__W_post_attention_layernorm, grads, a->rstd_attn_out, a->attn_out);
     wrpo__linear_bwd(r, l, &wrpo__o, r->d_o, grads, dy, D, a->o);                    /* 7  x' = x + o W' */
     be->attention_bwd(r->dev, &attn, dq, dk, dv, r->d_o, a->o, a->lse, q, k, v,      /* 6  o = softmax(qk'/sqrt d) v */
                       r->attn_scratch);
-    wrpo__rotate(r, dq, -1);                                                         /* 5  q, k rotated */
+    wrpo__rotate(r, l, dq, -1);                                                      /* 5  q, k rotated */
     if (c->qk_norm) {                                                                /* 4  q = g_q q / rms(q) */
         wrpo__norm_bwd(r, l, WRPO__W_q_norm, grads, dq, ld, dq, NULL, a->rstd_q, a->qk0, ld0);
         wrpo__norm_bwd(r, l, WRPO__W_k_norm, grads, dk, ld, dk, NULL, a->rstd_k, wrpo__at(be, a->qk0, H * d), ld0);
     }
-    wrpo__norm_fwd(r, l, WRPO__W_input_layernorm, r->norm, D, a->rstd_attn, x, D);   /*    a again */
-    wrpo__linear_bwd(r, l, &wrpo__qkv, r->dy, grads, dq, ld, r->norm);               /* 3  q | k | v = a W' + b */
-    wrpo__norm_bwd(r, l, WRPO__W_input_layernorm, grads, r->dx, D, r->dy, r->dx,     /* 2  a = g_1 x / rms(x) */
-                   a->rstd_attn, x, D);
+    in = wrpo__input_fwd(r, l, WRPO__W_input_layernorm, a->rstd_attn, x);            /*    a again */
+    wrpo__linear_bwd(r, l, &wrpo__qkv, r->dy, grads, dq, ld, in);                    /* 3  q | k | v = a W' + b */
+    wrpo__input_bwd(r, l, WRPO__W_input_layernorm, grads, a->rstd_attn, x);          /* 2  a = g_1 x / rms(x) */
 }
 
 /* ---- the head: log-probs of targets ----
@@ -3531,10 +3670,16 @@ static int64_t wrpo__targets_at_once(const wrpo__run *r) {
 static float *wrpo__logits_at(const wrpo__run *r, int64_t t) {         /* of target t and those after it */
     return r->logits + (wrpo__logits_fit(r) ? t * r->model->config.vocab_size : 0);
 }
-static void wrpo__logits(const wrpo__run *r, int64_t t, int64_t count) {       /* of targets [t, t + count) */
+/* Dividing its input by logits_scaling divides the logits. */
+static void wrpo__head_input(const wrpo__run *r, int64_t t, int64_t count) {   /* of targets [t, t + count) */
+    const wrpo_config *c = &r->model->config;
+    r->be->gather(r->dev, r->hid, r->y, r->target_row + t, count, c->hidden_size);
+    if (c->logits_scaling > 0) wrpo__scale(r, r->hid, r->hid, count, 1 / c->logits_scaling);
+}
+static void wrpo__logits(const wrpo__run *r, int64_t t, int64_t count) {
     const wrpo_weight *w = wrpo__head(r->model);
     const int64_t V = w->rows, D = w->cols;
-    r->be->gather(r->dev, r->hid, r->y, r->target_row + t, count, D);
+    wrpo__head_input(r, t, count);
     r->be->gemm(r->dev, WRPO_MM_NT_FLOAT, wrpo__logits_at(r, t), V, r->hid, D, w->data, D, w->dtype, count, V, D, 0);
 }
 static void wrpo__log_probs(const wrpo__run *r, int64_t t, int64_t count) {
@@ -3559,12 +3704,14 @@ static void wrpo__mean_logits(const wrpo__run *r) {
     }
     r->be->gemm(r->dev, WRPO_MM_NT_FLOAT, r->mean, 1, r->y, D, r->head_sum, D, WRPO_DTYPE_F32, r->n, 1, D, 0);
     r->be->get(r->dev, r->h_mean, r->mean, (size_t)r->n * sizeof *r->mean);
-    for (int64_t i = 0; i < r->n; i++) r->h_mean[i] /= (float)c->vocab_size;
+    const float divisor = (float)((double)c->vocab_size * (c->logits_scaling > 0 ? c->logits_scaling : 1));
+    for (int64_t i = 0; i < r->n; i++) r->h_mean[i] /= divisor;
 }
 
 /* ---- the whole model ---- */
-static float wrpo__embed_scale(const wrpo_model *m) {  /* in the context's dtype, whatever the weights' is */
+static float wrpo__embed_scale(const wrpo_model *m) {  /* sqrt(D) in the context's dtype, whatever the weights' is */
     const float scale = m->config.scale_embeddings ? (float)sqrt((double)m->config.hidden_size) : 1;
+    if (m->config.embedding_multiplier > 0) return (float)m->config.embedding_multiplier;
     return m->ctx->desc.dtype == WRPO_DTYPE_BF16 ? wrpo__float_of(wrpo__float_to_bf16(scale)) : scale;
 }
 /* Steps 1 to 12: what is packed, to r->y. */
@@ -3626,10 +3773,11 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
         const int64_t count = WRPO__MIN(step, r->n_targets - t);
         float *logits = wrpo__logits_at(r, t);
         void *dlogits = r->dlogits ? r->dlogits : logits;
-        if (r->logits_kept) be->gather(r->dev, r->hid, r->y, r->target_row + t, count, D);
+        if (r->logits_kept) wrpo__head_input(r, t, count);
         else wrpo__log_probs(r, t, count);
         be->logprob_bwd(r->dev, dlogits, logits, r->target_id + t, r->target_lse + t, r->coef + t, count, V, cap);
         be->gemm(r->dev, WRPO_MM_NN, r->dhid, D, dlogits, V, head->data, D, head->dtype, count, D, V, 0);
+        if (c->logits_scaling > 0) wrpo__scale(r, r->dhid, r->dhid, count, 1 / c->logits_scaling);
         for (int64_t s = 0; s < count; s += chunk) {   /* summed chunk by chunk, whatever the step: the same bits */
             const int64_t some = WRPO__MIN(chunk, count - s);
             if (d_head) be->gemm(r->dev, WRPO_MM_TN, d_head, D, wrpo__at(be, dlogits, s * V), V,
@@ -3700,7 +3848,7 @@ static int64_t wrpo__pack_some(wrpo__run *r, const wrpo_data *data, const int64_
 /* The sum of log-probs, in double, of a response's scored tokens. */
 static double wrpo__sum_logps(const wrpo__run *r, const wrpo_tokens *y, const wrpo__location *packed) {
     double sum = 0;
-    for (int64_t j = 0; j < y->count - y->first; j++) sum += (double)r->h_logp[packed->target + j];
+    for (int64_t j = 0, n = wrpo__scored_count(y); j < n; j++) sum += (double)r->h_logp[packed->target + j];
     return sum;
 }
 /* Does the model's adapter add nothing? Every B of a new one is 0. */
@@ -3841,7 +3989,7 @@ static void wrpo__as_loss(const wrpo_record *record, wrpo_response *r) {
     for (int k = 0; k < record->count; k++) {
         const wrpo_tokens *y = &record->responses[k];
         r[k] = (wrpo_response){.role = y->role, .share = y->share, .pair_id = y->pair_id,
-                               .tokens = y->count - y->first};
+                               .tokens = wrpo__scored_count(y)};
     }
 }
 /* Every record must have the roles that the method needs. */
@@ -3864,6 +4012,7 @@ static void wrpo__check_roles(wrpo_ctx *ctx, const wrpo__set *set, const wrpo_tr
    Sources come first in a record. */
 static const wrpo_data *wrpo__only_sources(wrpo__arena *arena, const wrpo_data *data) {
     wrpo_data *view = WRPO__NEW(arena, wrpo_data);
+    view->date = data->date;
     view->stats.records = data->stats.records;
     view->records = wrpo__alloc(arena, (size_t)data->stats.records, sizeof *view->records);
     for (int64_t i = 0; i < data->stats.records; i++) {
@@ -4469,6 +4618,18 @@ static const wrpo_json *wrpo__present(const wrpo_json *object, const char *key) 
 static bool wrpo__json_is(const wrpo_json *v, const char *text) {  /* this string */
     return v && v->kind == WRPO_JSON_STRING && v->size == strlen(text) && !memcmp(v->text, text, v->size);
 }
+static bool wrpo__listed(const char *names, const char *name) {  /* in a list separated by spaces */
+    const size_t n = strlen(name);
+    for (const char *p = strstr(names, name); n && p; p = strstr(p + 1, name))
+        if ((p == names || p[-1] == ' ') && (p[n] == ' ' || !p[n])) return true;
+    return false;
+}
+static const char *wrpo__keys_text(const wrpo_json *object) {  /* "a", "b": for the end of a sentence */
+    wrpo__text out = {.arena = wrpo__current};
+    for (const wrpo_json *v = object->child; v && out.size < 160; v = v->next)
+        wrpo__text_printf(&out, "%s\"%s\"", v == object->child ? "" : ", ", wrpo__legible(v->key, v->key_size));
+    return out.data ? out.data : "nothing";
+}
 static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
     if (!a || !b || a->kind != b->kind || a->count != b->count) return a == b;
     if (a->kind == WRPO_JSON_STRING || a->kind == WRPO_JSON_NUMBER)
@@ -4707,6 +4868,45 @@ static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int6
     }
 }
 
+/* ---- files that are something else: a sentence each ---- */
+/* What a file of weights is by its first bytes, with the way out; NULL: it may be safetensors. */
+static const char *wrpo__foreign_weights(const void *data, size_t size) {
+    static const struct { const char *magic; size_t size; const char *says; } kinds[] = {
+        {"GGUF", 4, "a GGUF file: want the safetensors checkpoint that it was made from"},
+        {"PK\3\4", 4, "a pickle of PyTorch: want safetensors; transformers' save_pretrained converts it"},
+        {"\x80\2", 2, "a pickle of PyTorch: want safetensors; transformers' save_pretrained converts it"},
+        {"version https://git-lfs", 23, "a pointer of Git LFS: want the file itself (git lfs pull)"},
+        {"\x1F\x8B", 2, "compressed by gzip: want the file itself (gunzip)"}};
+    for (int i = 0; i < WRPO__COUNT(kinds); i++)
+        if (size >= kinds[i].size && !memcmp(data, kinds[i].magic, kinds[i].size)) return kinds[i].says;
+    return NULL;
+}
+/* What is wrong with a path that should be a directory of a checkpoint but has no `want` in it. */
+_Noreturn static void wrpo__no_checkpoint(wrpo__arena *arena, const char *path, const char *want) {
+    static const struct { const char *end, *says; } kinds[] = {
+        {".gguf", "a GGUF file: want the safetensors checkpoint that it was made from"},
+        {"pytorch_model.bin", "a pickle of PyTorch: want safetensors; transformers' save_pretrained converts it"},
+        {"pytorch_model.bin.index.json",
+         "pickles of PyTorch: want safetensors; transformers' save_pretrained converts them"},
+        {"adapter_config.json", "an adapter: want the directory of its model here, and this one as the adapter"},
+        {"consolidated.safetensors", "weights with names of their own: want the Hugging Face form, model.safetensors"},
+        {"snapshots", "a cache of the hub: want a directory within its snapshots"}};
+    const char *slash = strchr(path, '/');
+    const bool there = wrpo__files() || wrpo__disk_exists(path);
+    const bool hub = slash && slash != path && slash[1] && !strchr(slash + 1, '/') && path[0] != '.' && path[0] != '~';
+    if (!there && hub)
+        wrpo__fail(arena->ctx, WRPO_E_IO, "%s: no such directory. Nothing is downloaded: get a model of the hub with "
+                "\"hf download %s --local-dir DIR\", then name DIR", path, path);
+    if (!there) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: no such directory. Nothing is downloaded", path);
+    const wrpo__name *names = wrpo__list_dir(arena, path);
+    for (int k = 0; k < WRPO__COUNT(kinds); k++)
+        for (int64_t i = 0; i < stbds_arrlen(names); i++)
+            if (wrpo__ends(names[i].text, kinds[k].end))
+                wrpo__fail(arena->ctx, WRPO_E_IO, "%s: no %s in this directory, but %s, %s", path, want, names[i].text,
+                        kinds[k].says);
+    wrpo__fail(arena->ctx, WRPO_E_IO, "%s: want a checkpoint's directory, found no %s in it", path, want);
+}
+
 /* ---- one file ---- */
 struct wrpo_tensors { wrpo__arena *arena; int64_t count; wrpo_tensor_info *info; };  /* info: sorted by name */
 static int wrpo__by_offset(const void *x, const void *y) {  /* where the data begins, then where it ends */
@@ -4777,6 +4977,8 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     if (f->size < 8)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want 8 bytes of header size, found a file of %zu", path, f->size);
     unsigned long long header;
+    const char *foreign = wrpo__foreign_weights(f->data, f->size);
+    if (foreign) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s", path, foreign);
     memcpy(&header, f->data, 8);
     if (header > WRPO__HEADER_MAX)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want a header of at most %d bytes, found %llu", path, WRPO__HEADER_MAX,
@@ -4817,57 +5019,71 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     return part;
 }
 
-/* ---- many files: the index maps every tensor to its file ---- */
+/* ---- many files: the index maps every tensor to its file ----
+   What its files have is read, as transformers does it. Where the index says something else, that is a warning. */
 typedef struct wrpo__part { const char *file; wrpo_tensors tensors; } wrpo__part;
-/* What a file has that the index does not say of it. */
-static void wrpo__unmapped(const wrpo__part *part, const wrpo_json *map, const char *index) {
-    for (int64_t i = 0; i < part->tensors.count; i++) {
-        const wrpo_tensor_info *t = &part->tensors.info[i];
-        const wrpo_json *v = wrpo_json_get(map, t->name);
-        if (!v) wrpo__wrong_tensor(t, "want an entry in the weight_map of %s, found none", index);
-        if (strcmp(v->text, part->file))
-            wrpo__wrong_tensor(t, "want it only in %s, as %s says, found it here as well", v->text, index);
+/* The files that the index names, opened; an stb_ds array. */
+static wrpo__part *wrpo__index_parts(wrpo__arena *arena, wrpo__arena *temp, const char *path, const wrpo_json *map) {
+    const int dir = (int)(wrpo__basename(path) - path);
+    wrpo__part *parts = NULL;
+    for (const wrpo_json *v = map->child; v; v = v->next) {
+        int64_t p = 0;
+        wrpo__want(v, WRPO_JSON_STRING, NULL);
+        if (!v->size || strlen(v->text) != v->size || strpbrk(v->text, "/\\") || strstr(v->text, ".."))
+            wrpo__refuse(v, NULL, "the name of a file beside the index");
+        while (p < stbds_arrlen(parts) && strcmp(parts[p].file, v->text)) p++;
+        if (p < stbds_arrlen(parts)) continue;
+        const wrpo__part part = {v->text, wrpo__file_open(arena, wrpo__format(temp, "%.*s%s", dir, path, v->text))};
+        stbds_arrput(parts, part);
     }
+    return parts;
 }
 static wrpo_tensors wrpo__index_open(wrpo__arena *arena, const char *path) {
     wrpo__arena *temp = wrpo__sub_arena(arena);
     const wrpo_json *root = wrpo__want(wrpo__json_file(temp, path), WRPO_JSON_OBJECT, "the index");
     const wrpo_json *map = wrpo__need(root, "weight_map", WRPO_JSON_OBJECT);
     const wrpo_json *size = wrpo_json_get(wrpo__maybe(root, "metadata", WRPO_JSON_OBJECT), "total_size");
-    const char *name = wrpo__basename(path);
-    wrpo_tensors all = {arena, map->count, wrpo__raw(arena, (size_t)map->count, sizeof *all.info)};
-    wrpo_tensor_info *next = all.info;
-    wrpo__part *parts = NULL;  /* stb array */
-    int64_t total = 0;
+    wrpo__part *parts = wrpo__index_parts(arena, temp, path, map);
+    wrpo_tensors all = {.arena = arena};
     double bytes = 0;
-    for (const wrpo_json *v = map->child; v; v = v->next) {
-        const wrpo_tensor_info wanted = {.file = path, .name = v->key}, *found = NULL;
-        int64_t p = 0;
-        wrpo__want(v, WRPO_JSON_STRING, NULL);
-        if (!v->size || strlen(v->text) != v->size || strpbrk(v->text, "/\\") || strstr(v->text, ".."))
-            wrpo__refuse(v, NULL, "the name of a file beside the index");
-        while (p < stbds_arrlen(parts) && strcmp(parts[p].file, v->text)) p++;
-        if (p == stbds_arrlen(parts)) {
-            const char *file = wrpo__format(temp, "%.*s%s", (int)(name - path), path, v->text);
-            const wrpo__part part = {v->text, wrpo__file_open(arena, file)};
-            stbds_arrput(parts, part);
-            total += part.tensors.count;
-        }
-        if (strlen(v->key) == v->key_size) found = wrpo_tensors_find(&parts[p].tensors, v->key);
-        if (!found) wrpo__wrong_tensor(&wanted, "want it in %s, found no such tensor there", v->text);
-        bytes += (double)found->bytes;
-        *next++ = *found;
-    }
+    for (int64_t p = 0; p < stbds_arrlen(parts); p++) all.count += parts[p].tensors.count;
+    wrpo_tensor_info *next = all.info = wrpo__raw(arena, (size_t)all.count, sizeof *all.info);
     for (int64_t p = 0; p < stbds_arrlen(parts); p++) {
-        if (total > all.count) wrpo__unmapped(&parts[p], map, name);
-        wrpo__block_free(parts[p].tensors.info);
+        const wrpo_tensors *t = &parts[p].tensors;
+        if (t->count) memcpy(next, t->info, (size_t)t->count * sizeof *next);
+        next += t->count;
+        wrpo__block_free(t->info);
     }
+    stbds_arrfree(parts);
+    if (all.count) qsort(all.info, (size_t)all.count, sizeof *all.info, wrpo__by_first_name);
+    bool *named = wrpo__alloc(temp, (size_t)all.count, sizeof *named);
+    const char *nowhere = NULL;
+    int64_t absent = 0, unnamed = all.count, first = 0;
+    for (const wrpo_json *v = map->child; v; v = v->next) {
+        const wrpo_tensor_info *t = strlen(v->key) == v->key_size ? wrpo_tensors_find(&all, v->key) : NULL;
+        const bool there = t && !strcmp(wrpo__basename(t->file), v->text);
+        if (there) {
+            named[t - all.info] = true;
+            unnamed--;
+        } else if (!absent++) nowhere = wrpo__legible(v->key, v->key_size);
+    }
+    for (int64_t i = 0; i < all.count; i++) {
+        const wrpo_tensor_info *t = &all.info[i];
+        bytes += (double)t->bytes;
+        if (i > 0 && !strcmp(t->name, t[-1].name))
+            wrpo__wrong_tensor(t, "want it once, found it in %s too", t[-1].file);
+    }
+    while (first < all.count && named[first]) first++;
+    if (absent)
+        wrpo__log(arena->ctx, WRPO_LOG_WARN, "%s: its files do not have what it says of %lld tensors, such as %s", path,
+                (long long)absent, nowhere);
+    if (unnamed)
+        wrpo__log(arena->ctx, WRPO_LOG_WARN, "%s: %lld tensors of its files are not named there, such as %s: they are "
+                "read as well", path, (long long)unnamed, all.info[first].name);
     if (size && !(size->kind == WRPO_JSON_NUMBER && size->number == bytes))
         wrpo__log(arena->ctx, WRPO_LOG_WARN, "%s:%d: total_size: want %.0f, found %s", path, size->line, bytes,
                 wrpo__found(size));
-    stbds_arrfree(parts);
     wrpo__arena_clear(temp);
-    if (all.count) qsort(all.info, (size_t)all.count, sizeof *all.info, wrpo__by_first_name);
     return all;
 }
 
@@ -4878,9 +5094,7 @@ static wrpo_tensors *wrpo__tensors_new(wrpo__arena *arena, const char *path) {
     if (wrpo__is_dir(path)) {
         file = wrpo__join(arena, path, WRPO__SINGLE_FILE);
         if (!wrpo__exists(file)) file = wrpo__join(arena, path, WRPO__INDEX_FILE);
-        if (!wrpo__exists(file))
-            wrpo__fail(arena->ctx, WRPO_E_IO, "%s: want " WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE
-                    " in this directory, found neither", path);
+        if (!wrpo__exists(file)) wrpo__no_checkpoint(arena, path, WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE);
     }
     wrpo_tensors *t = WRPO__NEW(arena, wrpo_tensors);
     *t = wrpo__ends(file, ".json") ? wrpo__index_open(arena, file) : wrpo__file_open(arena, file);
@@ -5130,9 +5344,12 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const char *f
    and defaults here, the keys that it reads, its names of tensors below. */
 enum {  /* bits: the families, in the order of the table; two heads */
     WRPO__LLAMA = 1, WRPO__MISTRAL = 2, WRPO__QWEN2 = 4, WRPO__QWEN3 = 8, WRPO__GEMMA2 = 16, WRPO__PHI3 = 32,
-    WRPO__INTERNLM2 = 64, WRPO__VALUE = 128 << WRPO_HEAD_VALUE, WRPO__GATED = 128 << WRPO_HEAD_GATED,
-    WRPO__QWEN = WRPO__QWEN2 | WRPO__QWEN3, WRPO__WINDOWED = WRPO__MISTRAL | WRPO__QWEN | WRPO__GEMMA2 | WRPO__PHI3,
-    WRPO__ALL = 0xFFFF
+    WRPO__INTERNLM2 = 64, WRPO__GEMMA3 = 128, WRPO__SMOLLM3 = 256, WRPO__OLMO2 = 512, WRPO__GRANITE3 = 1024,
+    WRPO__GRANITE4 = 2048, WRPO__HEADS = 4096, WRPO__VALUE = WRPO__HEADS << WRPO_HEAD_VALUE,
+    WRPO__GATED = WRPO__HEADS << WRPO_HEAD_GATED, WRPO__ALL = 0xFFFF,
+    WRPO__QWEN = WRPO__QWEN2 | WRPO__QWEN3, WRPO__GEMMA = WRPO__GEMMA2 | WRPO__GEMMA3,
+    WRPO__GRANITE = WRPO__GRANITE3 | WRPO__GRANITE4, WRPO__SWITCHED = WRPO__QWEN | WRPO__SMOLLM3,
+    WRPO__WINDOWED = WRPO__MISTRAL | WRPO__SWITCHED | WRPO__GEMMA | WRPO__PHI3
 };
 /* What transformers takes where a key is absent. 0: a key/value head for each head; hidden_size / heads; no window. */
 static const wrpo_config wrpo__families[] = {
@@ -5146,8 +5363,17 @@ static const wrpo_config wrpo__families[] = {
      .sliding_window = 4096, .tie_word_embeddings = true, .gelu = true, .norm_plus_one = true, .post_norms = true,
      .scale_embeddings = true, .query_pre_attn_scalar = 256, .attn_logit_softcapping = 50,
      .final_logit_softcapping = 30},
-    {.model_type = "phi3", .max_position_embeddings = 4096},
-    {.model_type = "internlm2", .max_position_embeddings = 2048, .attention_bias = true}};
+    {.model_type = "phi3", .max_position_embeddings = 4096, .rms_norm_eps = 1e-5},
+    {.model_type = "internlm2", .max_position_embeddings = 2048, .attention_bias = true},
+    {.model_type = "gemma3_text", .num_key_value_heads = 4, .head_dim = 256, .max_position_embeddings = 131072,
+     .sliding_window = 4096, .rope.theta = 1e6, .sliding_rope_theta = 1e4, .qk_norm = true, .tie_word_embeddings = true,
+     .gelu = true, .norm_plus_one = true, .post_norms = true, .scale_embeddings = true, .query_pre_attn_scalar = 256},
+    {.model_type = "smollm3", .num_key_value_heads = 4, .max_position_embeddings = 32768, .rope.theta = 2e6,
+     .tie_word_embeddings = true},
+    {.model_type = "olmo2", .max_position_embeddings = 2048, .rms_norm_eps = 1e-5, .qk_norm = true,
+     .qk_norm_rows = true, .post_norms = true, .no_pre_norms = true},
+    {.model_type = "granite", .max_position_embeddings = 2048, .attention_multiplier = 1},
+    {.model_type = "granitemoehybrid", .max_position_embeddings = 2048, .attention_multiplier = 1}};
 
 /* The keys that set a field, each for the families or heads that read it: integers in a range, numbers above 0. A key
    that is null is as if absent; of the kinds OR_NONE it is 0. */
@@ -5168,11 +5394,18 @@ wrpo__keys[] = {
     WRPO__KEY(rms_norm_eps, ALL, NUMBER, 0, 0),
     WRPO__KEY(initializer_range, ALL, NUMBER, 0, 0),
     WRPO__KEY(tie_word_embeddings, ALL, SWITCH, 0, 0),
-    WRPO__KEY(attention_bias, LLAMA | WRPO__QWEN3 | WRPO__GEMMA2, SWITCH, 0, 0),
+    WRPO__KEY(attention_bias, LLAMA | WRPO__QWEN3 | WRPO__GEMMA | WRPO__SMOLLM3 | WRPO__OLMO2 | WRPO__GRANITE, SWITCH,
+              0, 0),
     {"bias", WRPO__INTERNLM2, WRPO__SWITCH, offsetof(wrpo_config, attention_bias), 0, 0},
-    WRPO__KEY(query_pre_attn_scalar, GEMMA2, NUMBER, 0, 0),
+    WRPO__KEY(query_pre_attn_scalar, GEMMA, NUMBER, 0, 0),
     WRPO__KEY(attn_logit_softcapping, GEMMA2, NUMBER_OR_NONE, 0, 0),
-    WRPO__KEY(final_logit_softcapping, GEMMA2, NUMBER_OR_NONE, 0, 0),
+    WRPO__KEY(final_logit_softcapping, GEMMA, NUMBER_OR_NONE, 0, 0),
+    {"rope_local_base_freq", WRPO__GEMMA3, WRPO__NUMBER, offsetof(wrpo_config, sliding_rope_theta), 0, 0},
+    WRPO__KEY(embedding_multiplier, GRANITE, NUMBER, 0, 0),
+    WRPO__KEY(residual_multiplier, GRANITE, NUMBER, 0, 0),
+    WRPO__KEY(attention_multiplier, GRANITE, NUMBER, 0, 0),
+    WRPO__KEY(logits_scaling, GRANITE, NUMBER, 0, 0),
+    {"shared_intermediate_size", WRPO__GRANITE4, WRPO__INTEGER, offsetof(wrpo_config, intermediate_size), 1, 1 << 24},
     WRPO__KEY(pad_token_id, ALL, INTEGER, INT64_MIN, INT64_MAX),  /* some files say -1 for none */
     WRPO__KEY(gating_temperature, GATED, NUMBER, 0, 0)};
 #undef WRPO__KEY
@@ -5180,9 +5413,11 @@ static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
     /* read by the functions below */
     {WRPO__ALL, "model_type architectures rope_theta rope_scaling rope_parameters partial_rotary_factor layer_types "
                 "torch_dtype dtype hidden_act"},
-    {WRPO__WINDOWED, "sliding_window"}, {WRPO__QWEN, "use_sliding_window max_window_layers"},
-    {WRPO__GEMMA2, "hidden_activation sliding_window_size"}, {WRPO__PHI3, "original_max_position_embeddings"},
-    {WRPO__VALUE, "reward_token_id"},
+    {WRPO__WINDOWED, "sliding_window"}, {WRPO__SWITCHED, "use_sliding_window max_window_layers"},
+    {WRPO__GEMMA, "hidden_activation"}, {WRPO__GEMMA2, "sliding_window_size"},
+    {WRPO__GEMMA3, "sliding_window_pattern"}, {WRPO__SMOLLM3, "no_rope_layers no_rope_layer_interval"},
+    {WRPO__GRANITE4, "num_local_experts position_embedding_type"},
+    {WRPO__PHI3, "original_max_position_embeddings"}, {WRPO__VALUE, "reward_token_id"},
     /* known not to change a log-prob: ids, caching, generation defaults, provenance */
     {WRPO__ALL,
      "bos_token_id eos_token_id sep_token_id unk_token_id decoder_start_token_id pad_token tokenizer_class prefix "
@@ -5194,7 +5429,10 @@ static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
      "exponential_decay_length_penalty diversity_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size "
      "bad_words_ids suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id max_length "
      "min_length remove_invalid_values do_sample early_stopping num_beams num_beam_groups num_return_sequences"},
-    {WRPO__QWEN2, "attention_bias"}, {WRPO__GEMMA2, "cache_implementation"},
+    {WRPO__QWEN2, "attention_bias"}, {WRPO__GEMMA, "cache_implementation"},
+    {WRPO__GRANITE4,
+     "num_experts_per_tok router_aux_loss_coef init_method normalization_function time_step_limit mamba_n_heads "
+     "mamba_n_groups mamba_d_state mamba_d_head mamba_d_conv mamba_expand mamba_chunk_size mamba_conv_bias"},
     {WRPO__PHI3, "interpolate_factor full_attn_mod"},
     {WRPO__GATED, "num_objectives gating_hidden_dim gating_n_hidden"}};
 
@@ -5215,7 +5453,7 @@ static bool wrpo__is_known(const wrpo__reader *in, const wrpo_json *v) {
     if (v->kind == WRPO_JSON_NULL || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13)) return true;
     if (v->kind == WRPO_JSON_BOOL && v->boolean == !strcmp(v->key, "is_causal")) return true;
     const bool dropout = wrpo__ends(v->key, "_dropout") || wrpo__ends(v->key, "_pdrop");
-    if (v->kind == WRPO_JSON_NUMBER && v->number == 0 && dropout) return true;
+    if (dropout && v->kind == WRPO_JSON_NUMBER && v->number >= 0 && v->number < 1) return true;
     for (int i = 0; i < WRPO__COUNT(wrpo__keys); i++)
         if (in->is & wrpo__keys[i].of && !strcmp(v->key, wrpo__keys[i].key)) return true;
     for (int i = 0; i < WRPO__COUNT(wrpo__known_keys); i++)
@@ -5306,33 +5544,73 @@ static void wrpo__rope_scaling(const wrpo__reader *in, const wrpo_json *r) {
     wrpo__rope_factors(r, "short_factor", p->short_factor, p->dims / 2);
     wrpo__rope_factors(r, "long_factor", p->long_factor, p->dims / 2);
 }
+static const wrpo_json *wrpo__rope_kind(const wrpo_json *r) {
+    const wrpo_json *type = wrpo__present(r, "rope_type");
+    return type ? type : wrpo__present(r, "type");
+}
+/* Where a file has both spellings, transformers reads rope_scaling, and rope_theta outside of it. The other one must
+   say the same. */
+static void wrpo__rope_agrees(const wrpo_json *parameters, const wrpo_json *scaling, double theta) {
+    for (const wrpo_json *from = parameters; from; from = from == parameters ? scaling : NULL)
+        for (const wrpo_json *v = from->child; v; v = v->next) {
+            const wrpo_json *other = wrpo__present(from == parameters ? scaling : parameters, v->key);
+            if (wrpo__in_words("rope_type type", v->key))
+                other = wrpo__rope_kind(from == parameters ? scaling : parameters);
+            const bool number = v->kind == WRPO_JSON_NUMBER && other && other->kind == WRPO_JSON_NUMBER;
+            bool same = number ? v->number == other->number : wrpo__json_same(v, other);
+            if (!strcmp(v->key, "rope_theta")) same = v->number == theta;
+            if (v->kind != WRPO_JSON_NULL && !same)
+                wrpo__wrong(v, "%s: \"%.60s\" is not the same in %s", from->key, v->key,
+                        from == parameters ? scaling->key : parameters->key);
+        }
+}
+/* Gemma 3's rope_parameters are one object for its layers without a window and one for those with it. The first is
+   returned; the second has only a base. */
+static const wrpo_json *wrpo__rope_by_layer(const wrpo__reader *in, const wrpo_json *parameters) {
+    for (const wrpo_json *v = parameters ? parameters->child : NULL; v; v = v->next)
+        if (!wrpo__in_words("full_attention sliding_attention", v->key))
+            wrpo__unsupported(v, "%s: want full_attention and sliding_attention, found \"%.60s\"", parameters->key,
+                    v->key);
+    const wrpo_json *sliding = wrpo__present(parameters, "sliding_attention"), *type = wrpo__rope_kind(sliding);
+    if (type && !wrpo__json_is(type, "default")) wrpo__refuse(type, NULL, "default");
+    in->c->sliding_rope_theta = wrpo__positive(sliding, "rope_theta", in->c->sliding_rope_theta);
+    return wrpo__present(parameters, "full_attention");
+}
 static void wrpo__config_rope(const wrpo__reader *in) {
     static const char part_key[] = "partial_rotary_factor";
     static const char keys[] = "type rope_type rope_theta factor low_freq_factor high_freq_factor beta_fast beta_slow "
-                               "original_max_position_embeddings attention_factor truncate finetuned "
+                               "original_max_position_embeddings attention_factor attn_factor truncate finetuned "
                                "partial_rotary_factor short_factor long_factor";
     wrpo_rope *p = &in->c->rope;
     const int64_t d = in->c->head_dim;
     const bool phi3 = in->is & WRPO__PHI3;
     const wrpo_json *parameters = wrpo__present(in->root, "rope_parameters");
-    const wrpo_json *scaling = wrpo__present(in->root, "rope_scaling"), *r = parameters ? parameters : scaling;
-    wrpo__check(!parameters || !scaling, scaling, "either this or rope_parameters");
-    if (r) wrpo__want(r, WRPO_JSON_OBJECT, NULL);
+    const wrpo_json *scaling = wrpo__present(in->root, "rope_scaling");
+    if (parameters) wrpo__want(parameters, WRPO_JSON_OBJECT, NULL);
+    if (scaling) wrpo__want(scaling, WRPO_JSON_OBJECT, NULL);
+    if (in->is & WRPO__GEMMA3) parameters = wrpo__rope_by_layer(in, parameters);
+    if (scaling && !scaling->count) scaling = NULL;
+    const wrpo_json *r = scaling ? scaling : parameters, *attn;
+    p->theta = wrpo__positive(in->root, "rope_theta", p->theta > 0 ? p->theta : 10000);
+    p->theta = wrpo__positive(r, "rope_theta", p->theta);
+    if (parameters && scaling) wrpo__rope_agrees(parameters, scaling, p->theta);
     for (const wrpo_json *v = r ? r->child : NULL; v; v = v->next)
         if (v->kind != WRPO_JSON_NULL && !wrpo__in_words(keys, v->key))
             wrpo__unsupported(v, "%s: \"%.60s\" is not supported", r->key, v->key);
+    attn = wrpo__present(r, "attn_factor");
+    if (attn && attn->number != 1)
+        wrpo__log(wrpo__current->ctx, WRPO_LOG_WARN, "%s: %s: attn_factor is left out, as transformers does",
+                attn->name, r->key);
 
     unsigned allowed = 63;  /* a bit for each type */
     if (phi3) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LONGROPE;
     if (in->is & WRPO__INTERNLM2) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LINEAR | 1 << WRPO_ROPE_DYNAMIC;
-    const wrpo_json *type = wrpo__present(r, "rope_type");
-    if (!type) type = wrpo__present(r, "type");
+    const wrpo_json *type = wrpo__rope_kind(r);
     wrpo__check(type || !wrpo__present(r, "factor"), r, "a rope_type for its factor");
     if (phi3 && (wrpo__json_is(type, "su") || wrpo__json_is(type, "yarn")))
         p->type = WRPO_ROPE_LONGROPE;  /* what Phi-3 called it first */
     else if (type) p->type = (wrpo_rope_type)wrpo__choice(type, "rope_type", wrpo__rope_names, allowed);
 
-    p->theta = wrpo__positive(r, "rope_theta", wrpo__positive(in->root, "rope_theta", 10000));
     const wrpo_json *part_of = wrpo__present(r, part_key) ? r : in->root;
     const double part = wrpo__positive(part_of, part_key, 1);
     if (part != 1 && !phi3)
@@ -5343,18 +5621,34 @@ static void wrpo__config_rope(const wrpo__reader *in) {
                 (long long)d, (long long)p->dims);
     if (p->type != WRPO_ROPE_DEFAULT) wrpo__rope_scaling(in, r);
 }
-/* Which layers have a window: all; Qwen's from max_window_layers on; Gemma 2's even ones. layer_types overrides. */
+/* SmolLM3's layers that do not rotate: every fourth, or those that a list says. */
+static void wrpo__config_no_rope(const wrpo__reader *in) {
+    const wrpo_json *list = wrpo__present(in->root, "no_rope_layers");
+    const int64_t L = in->c->num_hidden_layers;
+    const int64_t every = wrpo__count(in->root, "no_rope_layer_interval", 4, 1, INT32_MAX);
+    wrpo__check(!list || (list->kind == WRPO_JSON_ARRAY && list->count >= L), list, "0 or 1 for each layer");
+    const wrpo_json *v = list ? list->child : NULL;
+    for (int64_t l = 0; l < L; l++) {
+        const bool rotates = v ? wrpo__integer(v, 0, 1, NULL) : (l + 1) % every != 0;
+        if (!rotates) in->c->no_rope_layers[l / 64] |= (uint64_t)1 << l % 64;
+        if (v) v = v->next;
+    }
+}
+/* Which layers have a window: all; Qwen's from max_window_layers on; Gemma 2's even ones; Gemma 3's, except for every
+   sixth; SmolLM3's that do not rotate. layer_types overrides. */
 static void wrpo__config_windows(const wrpo__reader *in) {
-    static const char *const types[] = {"full_attention", "sliding_attention", NULL};
+    static const char *const types[] = {"full_attention", "sliding_attention", "attention", NULL};
     static const char size_key[] = "sliding_window_size";
     const int64_t most = (int64_t)1 << 40;
     wrpo_config *c = in->c;
     const wrpo_json *window = wrpo_json_get(in->root, "sliding_window");
     const wrpo_json *layers = wrpo__present(in->root, "layer_types");
-    const bool qwen = in->is & WRPO__QWEN, gemma2 = in->is & WRPO__GEMMA2;
-    const bool off = qwen && !wrpo__switch(in->root, "use_sliding_window", false);
+    const bool qwen = in->is & WRPO__QWEN, gemma2 = in->is & WRPO__GEMMA2, gemma3 = in->is & WRPO__GEMMA3;
+    const bool off = in->is & WRPO__SWITCHED && !wrpo__switch(in->root, "use_sliding_window", false);
+    const int64_t pattern = gemma3 ? wrpo__count(in->root, "sliding_window_pattern", 6, 1, most) : 0;
     if (off || (window && window->kind == WRPO_JSON_NULL)) c->sliding_window = 0;
     else c->sliding_window = wrpo__count(in->root, "sliding_window", c->sliding_window, 1, most);
+    wrpo__check(!gemma3 || c->sliding_window, window, "a number: its layers differ by their windows");
     if (gemma2 && wrpo__count(in->root, size_key, c->sliding_window, 0, most) != c->sliding_window)
         wrpo__refuse(wrpo_json_get(in->root, size_key), NULL, "that of sliding_window");
     const int64_t first = qwen && c->sliding_window ? wrpo__count(in->root, "max_window_layers", 28, 0, most) : 0;
@@ -5362,9 +5656,10 @@ static void wrpo__config_windows(const wrpo__reader *in) {
     wrpo__check(fits, layers, "one entry a layer");
     const wrpo_json *v = layers ? layers->child : NULL;
     for (int64_t l = 0; l < c->num_hidden_layers; l++) {
-        bool sliding = c->sliding_window && l >= first && !(gemma2 && l % 2);
+        bool sliding = c->sliding_window && l >= first && !(gemma2 && l % 2) && !(gemma3 && (l + 1) % pattern == 0);
+        if (in->is & WRPO__SMOLLM3) sliding = c->sliding_window && wrpo__layer_bit(c->no_rope_layers, l);
         if (layers) {
-            sliding = wrpo__choice(v, "layer_types", types, 3) == 1;
+            sliding = wrpo__choice(v, "layer_types", types, in->is & WRPO__GRANITE4 ? 5 : 3) == 1;
             wrpo__check(!sliding || c->sliding_window, layers, "full_attention: there is no sliding_window");
             v = v->next;
         }
@@ -5378,13 +5673,23 @@ static void wrpo__config_head(wrpo__reader *in) {
     for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
         int head = v->kind == WRPO_JSON_STRING ? 0 : 4;
         while (head < 4 && !wrpo__ends(v->text, heads[head])) head++;
+        if (head == 4 && v->kind == WRPO_JSON_STRING && wrpo__ends(v->text, "Model")) head = WRPO_HEAD_LM;  /* a base */
         const bool fits = head < 4 && (head != WRPO_HEAD_VALUE || in->is & WRPO__INTERNLM2);
         if (!fits || (v != list->child && head != (int)in->c->head))
             wrpo__unsupported(v, "architectures: want causal language models, sequence classification or the reward "
                     "models of InternLM2 and ArmoRM, found %s", wrpo__found(v));
         in->c->head = (wrpo_head)head;
     }
-    in->is |= 128u << in->c->head;
+    in->is |= (unsigned)WRPO__HEADS << in->c->head;
+}
+/* Of Granite 4's hybrids the dense ones, which have neither experts nor Mamba layers. */
+static void wrpo__config_granite4(const wrpo_json *root) {
+    const wrpo_json *experts = wrpo__need(root, "num_local_experts", WRPO_JSON_NUMBER);
+    if (experts->number != 0) wrpo__refuse(experts, NULL, "0: mixtures of experts are not supported");
+    wrpo__need(root, "layer_types", WRPO_JSON_ARRAY);
+    wrpo__need(root, "shared_intermediate_size", WRPO_JSON_NUMBER);
+    const wrpo_json *position = wrpo__need(root, "position_embedding_type", WRPO_JSON_STRING);
+    if (!wrpo__json_is(position, "rope")) wrpo__refuse(position, NULL, "rope");
 }
 static void wrpo__config_parse(const wrpo_json *root, wrpo_config *c) {
     static const char *const acts[] = {"silu", "swish", "gelu_pytorch_tanh", NULL};
@@ -5392,18 +5697,27 @@ static void wrpo__config_parse(const wrpo_json *root, wrpo_config *c) {
     wrpo__reader reader = {.root = root, .c = c}, *in = &reader;
     const wrpo_json *type = wrpo__need(root, "model_type", WRPO_JSON_STRING);
     for (int i = 0; i < WRPO__COUNT(wrpo__families); i++) names[i] = wrpo__families[i].model_type;
+    if (wrpo__present(root, "text_config"))
+        wrpo__unsupported(type, "model_type %s: a model of several modalities: want its text model alone, as a "
+                "directory of its own", wrpo__found(type));
     const int family = wrpo__choice(type, "model_type", names, WRPO__ALL);
     in->is = 1u << family;
     *c = wrpo__families[family];
     wrpo__config_head(in);
-    c->rms_norm_eps = in->is & WRPO__PHI3 ? 1e-5 : 1e-6;
+    if (c->rms_norm_eps == 0) c->rms_norm_eps = 1e-6;
     c->initializer_range = 0.02;
     c->pad_token_id = c->reward_token_id = -1;
     if (c->head == WRPO_HEAD_GATED) c->gating_temperature = 10;
-    for (const wrpo_json *v = root->child; v; v = v->next)
+    for (const wrpo_json *v = root->child; v; v = v->next) {
+        const bool dropout = v->kind == WRPO_JSON_NUMBER && v->number > 0 &&
+            wrpo__in_words("attention_dropout attn_pdrop resid_pdrop embd_pdrop hidden_dropout", v->key);
         if (!wrpo__is_known(in, v))
             wrpo__unsupported(v, "\"%.80s\": %s is not supported for model_type %s", v->key, wrpo__found(v),
                     c->model_type);
+        if (dropout)
+            wrpo__log(wrpo__current->ctx, WRPO_LOG_WARN, "%s: %s %g: the model is trained without it", v->name, v->key,
+                    v->number);
+    }
     for (int i = 0; i < WRPO__COUNT(wrpo__keys); i++)
         if (in->is & wrpo__keys[i].of) wrpo__config_key(in, &wrpo__keys[i]);
 
@@ -5423,7 +5737,11 @@ static void wrpo__config_parse(const wrpo_json *root, wrpo_config *c) {
     const wrpo_json *act = c->gelu ? wrpo__present(root, "hidden_activation") : NULL;
     if (!act) act = wrpo__present(root, "hidden_act");
     if (act) wrpo__choice(act, act->key, acts, c->gelu ? 4 : 3);
+    if (c->residual_multiplier == 1) c->residual_multiplier = 0;
+    if (c->logits_scaling == 1) c->logits_scaling = 0;
+    if (in->is & WRPO__GRANITE4) wrpo__config_granite4(root);
     wrpo__config_rope(in);
+    if (in->is & WRPO__SMOLLM3) wrpo__config_no_rope(in);
     wrpo__config_windows(in);
     if (c->head == WRPO_HEAD_VALUE)
         c->reward_token_id = wrpo__integer(wrpo__need(root, "reward_token_id", WRPO_JSON_NUMBER), 0, c->vocab_size - 1,
@@ -5436,13 +5754,13 @@ static void wrpo__config_parse(const wrpo_json *root, wrpo_config *c) {
 #define WRPO__ADAPTER_FILE "adapter_model.safetensors"
 #define WRPO__ADAPTER_CONFIG "adapter_config.json"
 static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {  /* path: or its directory */
-    const bool dir = wrpo__is_dir(path), adapter = dir && wrpo__exists(wrpo__join(arena, path, WRPO__ADAPTER_CONFIG));
-    if (dir) path = wrpo__join(arena, path, "config.json");
-    if (adapter && !wrpo__exists(path))
-        wrpo__fail(arena->ctx, WRPO_E_FORMAT, "%s is not there: this is the directory of an adapter, want that of its "
-                "model (and this one as the adapter)", path);
+    const char *config = wrpo__is_dir(path) ? wrpo__join(arena, path, "config.json") : path;
+    if (!wrpo__exists(config)) wrpo__no_checkpoint(arena, path, "config.json");
+    const wrpo__file *f = wrpo__open_file(arena, config);
+    const char *foreign = wrpo__foreign_weights(f->data, f->size);
+    if (foreign) wrpo__fail(arena->ctx, WRPO_E_FORMAT, "%s: %s", config, foreign);
     memset(c, 0, sizeof *c);
-    wrpo__config_parse(wrpo__json_file(arena, path), c);
+    wrpo__config_parse(wrpo__json_parse(arena, config, 1, (const char *)f->data, f->size), c);
 }
 WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_config *out) {
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__config_read(wrpo__current, path, out));
@@ -5456,6 +5774,9 @@ WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_conf
 static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
     {"phi3", "q_proj", "qkv_proj"}, {"phi3", "k_proj", "qkv_proj"}, {"phi3", "v_proj", "qkv_proj"},
     {"phi3", "gate_proj", "gate_up_proj"}, {"phi3", "up_proj", "gate_up_proj"},
+    {"granitemoehybrid", "mlp.gate_proj", "shared_mlp.input_linear"},
+    {"granitemoehybrid", "mlp.up_proj", "shared_mlp.input_linear"},
+    {"granitemoehybrid", "mlp.down_proj", "shared_mlp.output_linear"},
     {"internlm2", "embed_tokens", "tok_embeddings"}, {"internlm2", "lm_head", "output"},
     {"internlm2", "self_attn.q_proj", "attention.wqkv"}, {"internlm2", "self_attn.k_proj", "attention.wqkv"},
     {"internlm2", "self_attn.v_proj", "attention.wqkv"}, {"internlm2", "self_attn.o_proj", "attention.wo"},
@@ -5504,8 +5825,8 @@ static void wrpo__shape_text(char *s, size_t n, int ndim, const int64_t *shape) 
         used += (size_t)snprintf(s + used, n - used, "%s%lld", i ? "," : "", (long long)shape[i]);
     if (used < n) snprintf(s + used, n - used, "]");
 }
-/* A tensor that a load may leave alone: an untied output of a tied model, as transformers does; frequencies of old
-   files; the head of a reward model, which wrpo_reward_load reads, for nothing trains it. */
+/* A tensor that a load may leave alone: the output of a tied model, which is equal to its embedding; frequencies of
+   old files; the head of a reward model, which wrpo_reward_load reads, for nothing trains it. */
 static bool wrpo__is_extra(const wrpo_config *c, const char *name) {
     char head[128];
     wrpo__file_name(c, "lm_head.weight", head);
@@ -5518,6 +5839,30 @@ static bool wrpo__is_extra(const wrpo_config *c, const char *name) {
     default: return false;
     }
 }
+/* Of a language model's directory. Its config says that the output is the embedding, but the file has both and they
+   differ: as in transformers 5 it is not. */
+static void wrpo__untie(const wrpo_tensors *t, wrpo_config *c) {
+    char name[2][128];
+    if (!c->tie_word_embeddings || c->head != WRPO_HEAD_LM) return;
+    wrpo__file_name(c, "model.embed_tokens.weight", name[0]);
+    wrpo__file_name(c, "lm_head.weight", name[1]);
+    const wrpo_tensor_info *embed = wrpo_tensors_find(t, name[0]), *head = wrpo_tensors_find(t, name[1]);
+    if (!embed) embed = wrpo_tensors_find(t, name[0] + strlen("model."));
+    if (!embed || !head || (embed->bytes == head->bytes && !memcmp(embed->data, head->data, head->bytes))) return;
+    c->tie_word_embeddings = false;
+    wrpo__log(wrpo__current->ctx, WRPO_LOG_WARN, "%s: tie_word_embeddings is true, but %s and %s differ: they are not "
+            "tied, and a save has both", head->file, name[0], name[1]);
+}
+/* Where the file has a weight: under its name; without "model." in the file of a base model; a tied embedding as the
+   output. */
+static const wrpo_tensor_info *wrpo__find_weight(const wrpo_tensors *t, const wrpo_config *c, const char *name,
+        bool base) {
+    char head[128];
+    const wrpo_tensor_info *info = wrpo_tensors_find(t, base && !strncmp(name, "model.", 6) ? name + 6 : name);
+    wrpo__file_name(c, "lm_head.weight", head);
+    const bool embedding = strstr(name, "embed_tokens.") || strstr(name, "tok_embeddings.");
+    return info || !embedding || !c->tie_word_embeddings ? info : wrpo_tensors_find(t, head);
+}
 /* The slice of each weight of the table from number `begin` on: all are there, in their shapes, and no other tensor.
    *dtype: of the first. */
 static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, int64_t begin, const char *dir,
@@ -5525,12 +5870,17 @@ static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, 
     const wrpo_tensor_info *first = NULL, *other = NULL;
     wrpo__slice *slices = wrpo__slices(arena, m);
     bool *seen = wrpo__alloc(arena, (size_t)t->count, sizeof *seen);
+    const bool base = !begin && !wrpo_tensors_find(t, slices->name) && wrpo_tensors_find(t, slices->name + 6);
+    if (base)
+        wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: a base model's file, whose names lack \"model.\": a save has them", dir);
     for (int64_t i = begin; i < m->n_weights; i++) {
         const wrpo_weight *w = &m->weights[i];
         wrpo__slice *s = &slices[i];
-        const wrpo_tensor_info *info = s->info = wrpo_tensors_find(t, s->name);
+        const wrpo_tensor_info *info = s->info = wrpo__find_weight(t, &m->config, s->name, base);
         char want[80], found[160];
-        if (!info) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, s->name);
+        if (!info)
+            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing%s", dir, s->name,
+                    base ? ": want a causal language model's checkpoint, found a base model's" : "");
         const int64_t shape[2] = {s->rows, w->cols};
         wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
         wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
@@ -5556,9 +5906,11 @@ static wrpo_tensors *wrpo__tensors_in(wrpo_ctx *ctx, const char *dir) {
 static void wrpo__model_check(const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype) {
     wrpo__arena *temp = wrpo__current;
     wrpo__config_read(temp, dir, config);
+    const wrpo_tensors *t = wrpo__tensors_new(temp, dir);
+    wrpo__untie(t, config);
     const wrpo_model *table = wrpo__model_table(temp, config, WRPO_DTYPE_F32);
     *parameters = wrpo_model_parameters(table);
-    wrpo__find_weights(temp, table, 0, dir, wrpo__tensors_new(temp, dir), dtype);
+    wrpo__find_weights(temp, table, 0, dir, t, dtype);
 }
 WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters,
         wrpo_dtype *dtype) {
@@ -5905,6 +6257,7 @@ static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *d
     if (!reward) wrpo__need_language_model(ctx, desc->dir, &config);
     const bool map = desc->frozen && ctx->desc.backend->host;
     const wrpo_tensors *t = wrpo__tensors_new(map ? arena : temp, desc->dir);  /* mapped: open as long as the model */
+    wrpo__untie(t, &config);
     wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_DTYPE_F32 : ctx->desc.dtype);
     model->dir = model->tokenizer_dir = wrpo__format(arena, "%s", desc->dir);
     model->frozen = desc->frozen;
@@ -5989,21 +6342,54 @@ static void wrpo__side_file(wrpo__arena *arena, wrpo__writer ***sides, const cha
     if (old && old->size == size && !memcmp(old->data, data, size)) return;
     stbds_arrput(*sides, wrpo__write_whole(arena, to, data, size));
 }
-/* config.json, unchanged except for the value of dtype / torch_dtype, which becomes that of the weights written. */
+/* Where a value begins in its text, by line and column. */
+static const char *wrpo__json_place(const char *text, const wrpo_json *v) {
+    for (int32_t i = 1; i < v->line; i++) text = strchr(text, '\n') + 1;
+    for (int32_t i = 1; i < v->column; i++)
+        for (text++; (*text & 0xC0) == 0x80;) text++;  /* to the next code point */
+    return text;
+}
+/* config.json, unchanged except for what the weights written are: dtype / torch_dtype; not tied where they are not; a
+   language model where a base model's file was read. */
 static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const char *from, const char *to,
-        wrpo_dtype dtype) {
+        const wrpo_config *c, wrpo_dtype dtype) {
     const wrpo__file *f = wrpo__open_file(arena, from);
     const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *rest = text;
+    const wrpo_json *root = wrpo__json_parse(arena, from, 1, text, f->size);
+    const wrpo_json *tie = wrpo_json_get(root, "tie_word_embeddings");
     wrpo__text out = {.arena = arena};
-    for (const wrpo_json *v = wrpo__json_parse(arena, from, 1, text, f->size)->child; v; v = v->next) {
-        if (v->kind != WRPO_JSON_STRING || (strcmp(v->key, "dtype") && strcmp(v->key, "torch_dtype"))) continue;
-        const char *quote = text;  /* the opening one, by line and column */
-        for (int32_t i = 1; i < v->line; i++) quote = strchr(quote, '\n') + 1;
-        for (int32_t i = 1; i < v->column; i++)
-            for (quote++; (*quote & 0xC0) == 0x80;) quote++;  /* to the next code point */
-        wrpo__text_add(&out, rest, (size_t)(quote + 1 - rest));
-        wrpo__text_puts(&out, wrpo__dtypes[dtype].torch);
-        rest = strchr(quote + 1, '"');
+    const bool stated = tie && tie->kind == WRPO_JSON_BOOL;
+    bool tied = stated && tie->boolean;
+    for (int i = 0; !stated && i < WRPO__COUNT(wrpo__families); i++)
+        if (!strcmp(c->model_type, wrpo__families[i].model_type)) tied = wrpo__families[i].tie_word_embeddings;
+    const bool untied = tied && !c->tie_word_embeddings && c->head == WRPO_HEAD_LM;
+    if (untied && !tie) {
+        rest = strchr(text, '{') + 1;
+        wrpo__text_add(&out, text, (size_t)(rest - text));
+        wrpo__text_puts(&out, "\n  \"tie_word_embeddings\": false,");
+    }
+    for (const wrpo_json *v = root->child; v; v = v->next) {
+        const char *at = wrpo__json_place(text, v), *end = NULL, *value = NULL;
+        const bool base = !strcmp(v->key, "architectures") && v->child && c->head == WRPO_HEAD_LM &&
+            wrpo__ends(v->child->text, "Model");
+        if (v->kind == WRPO_JSON_STRING && wrpo__in_words("dtype torch_dtype", v->key)) {
+            end = strchr(at + 1, '"');
+            at++;
+            value = wrpo__dtypes[dtype].torch;
+        }
+        if (v == tie && untied) {
+            end = at + 4;  /* true or null */
+            value = "false";
+        }
+        if (base) {
+            end = strchr(wrpo__json_place(text, v->child) + 1, '"');
+            at = end - strlen("Model");
+            value = "ForCausalLM";
+        }
+        if (!value) continue;
+        wrpo__text_add(&out, rest, (size_t)(at - rest));
+        wrpo__text_puts(&out, value);
+        rest = end;
     }
     wrpo__text_puts(&out, rest);
     wrpo__side_file(arena, sides, to, out.data, out.size);
@@ -6014,7 +6400,7 @@ static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *mod
     const bool dir = wrpo__is_dir(model->dir);  /* else it is the path of a config.json */
     const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL};
     const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
-    wrpo__save_config(arena, &sides, config, wrpo__join(arena, to, "config.json"), dtype);
+    wrpo__save_config(arena, &sides, config, wrpo__join(arena, to, "config.json"), &model->config, dtype);
     for (int i = 0; i < 2; i++) {
         const wrpo__name *names = from[i] ? wrpo__list_dir(arena, from[i]) : NULL;
         for (int64_t k = 0; k < stbds_arrlen(names); k++) {
@@ -6574,6 +6960,7 @@ struct wrpo_tokenizer {
     const char *special[7];  /* texts of wrpo__special_names; NULL: none */
     int32_t bos, eos;  /* -1: none */
     wrpo__template chat[2];  /* the second, if there is one: for conversations with tools */
+    bool dated;  /* one of them has asked for the date */
     /* only while it is loaded: */
     struct wrpo__work *work;  /* normalizes the texts of added tokens */
     int64_t next_id;  /* of the next added token that is not in the vocabulary */
@@ -7750,7 +8137,7 @@ typedef struct wrpo__jinja {  /* one compilation or one rendering */
     wrpo__text out;  /* the rendering; its end may be a string in the making: wrpo__jcut */
     char flow;  /* on the way out to the loop: 'b' break, 'c' continue; else 0 */
     int64_t steps; size_t held;  /* steps done; bytes that the context held before */
-    time_t now;
+    size_t **spans;  /* where generation blocks begin and end in out: an stb array of bytes; NULL: not wanted */
     /* A compilation: */
     const char *s; size_t n, next;  /* the template with newlines \n; where its next token begins */
     bool fresh;  /* the text after the last tag begins a line */
@@ -8502,15 +8889,11 @@ WRPO__J_FN(strftime) {
     wrpo__jv format = wrpo__jto_str(J, c->a[0]);
     /* The bar makes 0 from strftime mean that there was no room. */
     const char *text = wrpo__format(wrpo__current, "%.*s|", (int)WRPO__MIN(format->n, 400), format->s);
-    struct tm tm;
+    const struct tm tm = wrpo__local_time(J->ctx->now);
     char out[512];
-#ifdef _WIN32
-    bool ok = localtime_s(&tm, &J->now) == 0;
-#else
-    bool ok = localtime_r(&J->now, &tm) != NULL;
-#endif
-    if (strstr(text, "%z") || strstr(text, "%Z") || strstr(text, "%f")) ok = false;  /* no zone, no microseconds */
+    const bool ok = !strstr(text, "%z") && !strstr(text, "%Z") && !strstr(text, "%f");  /* no zone, no microseconds */
     size_t n = ok ? strftime(out, sizeof out, text, &tm) : 0;
+    J->tok->dated = true;
     if (n == 0) wrpo__jrefuse(J, "strftime_now(\"%.*s\")", WRPO__J_SHOW(format));
     wrpo__jput(J, out, n - 1);
     return NULL;
@@ -9180,8 +9563,12 @@ static void wrpo__jstatement(wrpo__jinja *J) {
         J->loops = 0;  /* break and continue do not reach out of these */
         if (wrpo__jtake(J, "set")) wrpo__jassign(J);
         else if (wrpo__jtake(J, "macro")) wrpo__jmacro(J);
-        else if (wrpo__jtake(J, "generation")) {  /* marks a loss mask; here it is only text */
+        else if (wrpo__jtake(J, "generation")) {  /* marks what is learned from */
+            size_t *span = J->spans && !J->idle ? stbds_arraddnptr(*J->spans, 2) : NULL;
+            const int64_t at = span ? stbds_arrlen(*J->spans) - 2 : 0;
+            if (span) *span = J->out.size;
             wrpo__jbody(J, "endgeneration", wrpo__jscope(J->scope));
+            if (span) (*J->spans)[at + 1] = J->out.size;
             wrpo__jneed(J, "endgeneration");
         } else wrpo__jexpected(J, "a statement");
     }
@@ -9233,22 +9620,26 @@ static wrpo__jv wrpo__jfrom_json(wrpo__jinja *J, const wrpo_json *j) {
     J->depth--;
     return v;
 }
-/* transformers shows a message's reasoning under each name that templates know: reasoning_content, thinking. */
+/* As transformers shows a message: without keys that are null, and its reasoning under each name that templates know:
+   reasoning_content, thinking. */
+static const char *const wrpo__reasoning[] = {"reasoning_content", "thinking", "reasoning"};
 static wrpo__jv wrpo__jmessage(wrpo__jinja *J, const wrpo_json *message) {
-    static const char *const names[] = {"reasoning_content", "thinking", "reasoning"};
-    wrpo__jv v = wrpo__jfrom_json(J, message), reasoning = NULL;
+    wrpo_json given = {.kind = WRPO_JSON_OBJECT};
+    for (const wrpo_json *m = message->child; m; m = m->next)
+        if (m->kind != WRPO_JSON_NULL) wrpo__json_put(&given, m, NULL);
+    wrpo__jv v = wrpo__jfrom_json(J, &given), reasoning = NULL;
     wrpo__jval *d = wrpo__jnew(WRPO__J_DICT);
     for (int i = 0; i < 3 && !wrpo__jgiven(reasoning); i++)
-        reasoning = wrpo__jdict_get(J, v, wrpo__jstring(names[i]));
+        reasoning = wrpo__jdict_get(J, v, wrpo__jstring(wrpo__reasoning[i]));
     if (!wrpo__jgiven(reasoning)) return v;
     wrpo__jdict_put(J, d, wrpo__jstring("thinking"), reasoning);
     for (int64_t i = 0; i < v->count; i++) wrpo__jdict_put(J, d, v->keys[i], v->items[i]);
     wrpo__jdict_put(J, d, wrpo__jstring("reasoning_content"), reasoning);
     return d;
 }
-/* Appends the conversation as text to out. now: for strftime_now. */
+/* Appends the conversation as text to out. spans: as in wrpo__jinja. */
 static void wrpo__chat_at(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
-                          const wrpo_json *kwargs, time_t now, wrpo__text *out) {
+                          const wrpo_json *kwargs, size_t **spans, wrpo__text *out) {
     wrpo_ctx *ctx = tok->ctx;
     const wrpo_json *tools = wrpo__present(kwargs, "tools");
     wrpo__template *t = &tok->chat[tok->chat[1].text && tools];  /* as transformers */
@@ -9258,7 +9649,7 @@ static void wrpo__chat_at(wrpo_tokenizer *tok, const wrpo_json *messages, bool a
     if (messages->kind != WRPO_JSON_ARRAY) wrpo__fail(ctx, WRPO_E_ARG, "chat: want an array of messages");
     if (!t->tokens) wrpo__jcompile(tok, t);
     wrpo__jinja J = {.ctx = ctx, .tok = tok, .at = t->tokens, .line = 1, .out = *out,
-                     .held = ctx->bytes, .now = now};
+                     .held = ctx->bytes, .spans = spans};
     wrpo__jval *list = wrpo__jnew(WRPO__J_LIST);
     J.scope = wrpo__jscope(NULL);
     for (const wrpo_json *m = messages->child; m; m = m->next) {
@@ -9279,7 +9670,7 @@ static void wrpo__chat_at(wrpo_tokenizer *tok, const wrpo_json *messages, bool a
 static void wrpo__chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
                        const wrpo_json *kwargs, char **text, size_t *size) {
     wrpo__text out = {.arena = wrpo__current};
-    wrpo__chat_at(tok, messages, add_generation_prompt, kwargs, time(NULL), &out);
+    wrpo__chat_at(tok, messages, add_generation_prompt, kwargs, NULL, &out);
     *text = wrpo__handout(tok->ctx, out.data, out.size);
     *size = out.size;
 }
@@ -9293,23 +9684,32 @@ WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *m
 }
 
 /* --------------------------------------------------------------------------------------------- >>data
-   JSON lines of records to token ids. wrpo_data_load (>>api) says what the keys are for. Their forms:
+   Records to token ids. wrpo_data_load (>>api) says what the keys are for. Their forms:
      prompt    a string (what a user says), a message, or a list of messages; absent if a conversation has it
      chosen    a string, a message, or a conversation that ends in the answer; or two and more messages of an assistant:
-               candidates, first the sources, then the target
+               candidates, first the sources, then the target. Beside conversations a string as prompt is not read:
+               the prompt is what both begin with, as in TRL
      rejected  a string, a message or a conversation: one answer, as are both of a pair
      messages  a conversation: its last message is the answer
-   A record is tokenized in one of two ways:
+   A message has role and content, or from (human, gpt, ...) and value.
+   A record is tokenized in one of these ways:
      clean     the prompt's ids are what the model is given at inference; an answer's ids are what the template
-               writes after that, up to and including the first token that ends a turn
-     authors   as the reference trainer does it, for parity */
+               writes after that, up to and including the first token that ends a turn. If the template never writes
+               the end of the generation prompt before an answer, the answer begins where the two part, as in TRL
+     authors   as the reference trainer does it, for parity
+     sft_on    assistant or all: the ids of the whole conversation, as TRL has them
+   To add a format: a value of wrpo_data_format and a row of wrpo__formats. */
 typedef struct wrpo__reading {  /* a file on its way into data */
     wrpo_ctx *ctx;
     wrpo_data *data;
     wrpo_tokenizer *tok;
     wrpo_data_desc desc;  /* resolved */
-    time_t now;  /* one date for all templates that show one */
-    int64_t records;  /* read so far, of both parts of an eval_split */
+    wrpo_data_format format;  /* of the file; AUTO: not known yet */
+    int64_t read, passed;  /* records; those of the other part of an eval_split */
+    /* What warnings are about: answers, of them not shown whole; records; one example of what `parted` lost */
+    int64_t said_count, dropped, parted, rewritten, unscored;
+    char lost[64];
+    wrpo__arena *pack; int32_t *stream; bool *marks;  /* packing: tokens, stb arrays in pack; which are scored */
     /* of the current record, in its arena: */
     int64_t line;
     const char *id;
@@ -9341,6 +9741,26 @@ static const wrpo_json *wrpo__message_get(const wrpo_json *message, const char *
         wrpo__wrong(v, "%s: want a string as \"%s\", found %s", message->key, key, wrpo__found(v));
     return v;
 }
+/* ShareGPT's names: from and value, human and gpt. */
+static const wrpo_json *wrpo__named_message(const wrpo_json *m) {
+    static const char *const roles[][2] = {{"human", "user"}, {"gpt", "assistant"}, {"user", "user"},
+                                           {"assistant", "assistant"}, {"system", "system"}, {"tool", "tool"}};
+    const wrpo_json *from = wrpo__present(m, "from");
+    int i = 0;
+    if (!from || wrpo__present(m, "role")) return m;
+    while (i < 6 && !wrpo__json_is(from, roles[i][0])) i++;
+    if (i == 6) wrpo__refuse(from, NULL, "human, gpt, system, user, assistant or tool");
+    wrpo_json role = *from, *out = WRPO__NEW(wrpo__current, wrpo_json);
+    role.text = roles[i][1];
+    role.size = strlen(role.text);
+    *out = *m;
+    out->child = NULL;
+    out->count = 0;
+    for (const wrpo_json *v = m->child; v; v = v->next)
+        if (v == from) wrpo__json_put(out, &role, "role");
+        else wrpo__json_put(out, v, strcmp(v->key, "value") ? NULL : "content");
+    return out;
+}
 /* A string, a message or a list of either, as an array of messages; a string takes the role given. */
 static wrpo_json *wrpo__messages(const wrpo_json *v, const char *role) {
     wrpo_json *list = WRPO__NEW(wrpo__current, wrpo_json);
@@ -9351,7 +9771,7 @@ static wrpo_json *wrpo__messages(const wrpo_json *v, const char *role) {
         const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of(role, m) : m;
         if (message->kind != WRPO_JSON_OBJECT)
             wrpo__refuse(m, what, many ? "messages" : "a string, a message or a list of messages");
-        wrpo__message_get(wrpo__json_put(list, message, what), "role");
+        wrpo__message_get(wrpo__json_put(list, wrpo__named_message(message), what), "role");
     }
     if (!list->count) wrpo__wrong(v, "%s: want at least one message, found none", what);
     return list;
@@ -9400,8 +9820,8 @@ static void wrpo__share_weights(wrpo__reading *in, int64_t sources, const wrpo_j
 /* The answer that v ends in. "chosen" may be a list of candidates, all of them an assistant's: the sources, then the
    target. */
 static void wrpo__read_answer(wrpo__reading *in, const wrpo_json *v, wrpo_tokens answer, const wrpo_json *weights) {
-    const bool sft = answer.role == WRPO_ROLE_SOURCE && !answer.pair_id;  /* of "messages": a bare string is a user's */
-    wrpo_json *list = wrpo__messages(v, sft ? "user" : "assistant");
+    const bool whole = answer.role == WRPO_ROLE_SOURCE && !answer.pair_id && !in->prompt;
+    wrpo_json *list = wrpo__messages(v, whole ? "user" : "assistant");  /* of "messages" a bare string is a user's */
     const wrpo_json *m = list->child, *w = weights ? weights->child : NULL;
     bool candidates = list->count > 1;
     for (; m; m = m->next) candidates = candidates && wrpo__is_assistant(m);
@@ -9450,8 +9870,15 @@ static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {  /* its 
         wrpo__refuse(id, NULL, "a string or a number");
     if (id) in->id = id->text;
     const wrpo_json *kwargs = wrpo__maybe(root, "chat_template_kwargs", WRPO_JSON_OBJECT);
-    const wrpo_json *tools = wrpo__maybe(root, "tools", WRPO_JSON_ARRAY);
+    const wrpo_json *tools = wrpo__present(root, "tools");
     in->kwargs = NULL;
+    if (tools && tools->kind == WRPO_JSON_STRING) {  /* as JSON in a string: so data sets keep them */
+        wrpo_json *parsed = wrpo__json_parse(wrpo__current, "tools", 1, tools->text, tools->size);
+        parsed->key = "tools";
+        parsed->key_size = 5;
+        tools = parsed;
+    }
+    if (tools) wrpo__want(tools, WRPO_JSON_ARRAY, NULL);
     if (!kwargs && !tools) return;
     if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS)
         wrpo__wrong(tools ? tools : kwargs,
@@ -9462,49 +9889,201 @@ static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {  /* its 
     for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_put(all, k, NULL);
     in->kwargs = all;
 }
+/* The value under one of the names, a list separated by spaces; NULL: there is none. */
+static const wrpo_json *wrpo__field(const wrpo_json *root, const char *names) {
+    const wrpo_json *v = NULL;
+    for (const wrpo_json *m = root->child; m; m = m->next) {
+        if (m->kind == WRPO_JSON_NULL || !wrpo__listed(names, m->key)) continue;
+        if (v) wrpo__wrong(m, "want \"%s\" or \"%s\", found both", v->key, m->key);
+        v = m;
+    }
+    return v;
+}
+/* A "system" beside the prompt becomes its first message. */
+static void wrpo__put_system(wrpo__reading *in) {
+    const wrpo_json *system = wrpo__field(in->root, "system system_prompt");
+    if (!system) return;
+    wrpo__want(system, WRPO_JSON_STRING, NULL);
+    const wrpo_json *first = in->prompt->child;
+    if (!system->size) return;
+    if (wrpo__json_is(wrpo_json_get(first, "role"), "system")) {
+        if (wrpo__json_same(wrpo_json_get(first, "content"), system)) return;
+        wrpo__wrong(system, "%s: want the text of the system's turn in the conversation, or none; found another",
+                    system->key);
+    }
+    wrpo_json *list = WRPO__NEW(wrpo__current, wrpo_json);
+    list->kind = WRPO_JSON_ARRAY;
+    wrpo__json_put(list, wrpo__message_of("system", system), "system");
+    for (const wrpo_json *m = first; m; m = m->next) wrpo__json_put(list, m, NULL);
+    in->prompt = list;
+}
 static void wrpo__end_prompt(const wrpo__reading *in) {
     const wrpo_json *last = in->prompt->child;
     while (last->next) last = last->next;
     if (wrpo__is_assistant(last))
         wrpo__refuse(wrpo_json_get(last, "role"), "prompt", "another last role than the assistant's");
 }
+
+/* ---- formats ---- */
+typedef struct wrpo__format_keys { const char *name, *prompt, *answer, *wants; } wrpo__format_keys;
+#define WRPO__ANSWER "completion output response answer"
+static const wrpo__format_keys wrpo__formats[] = {  /* the keys of each wrpo_data_format, beside chosen and rejected */
+    {"auto", "", "", ""},
+    {"preference", "prompt", "", "chosen and rejected"},
+    {"pairs", "prompt", "pairs", "pairs"},
+    {"messages", "messages", "messages", "messages"},
+    {"sharegpt", "conversations", "conversations", "conversations"},
+    {"prompt-completion", "prompt", WRPO__ANSWER, "prompt and completion"},
+    {"alpaca", "instruction", WRPO__ANSWER, "instruction and output"},
+    {"orca", "question query input", WRPO__ANSWER, "question and response"}};
+static const char *const wrpo__sft_ons[] = {"answers", "assistant", "all"};
+WRPO__NAMED(wrpo_sft_on_name, wrpo__sft_ons)
+WRPO_API const char *wrpo_data_format_name(int i) {
+    return i >= 0 && i < WRPO__COUNT(wrpo__formats) ? wrpo__formats[i].name : NULL;
+}
+/* Messages of others than the assistant? Then the prompt is in them. */
+static bool wrpo__is_conversation(const wrpo_json *v) {
+    for (const wrpo_json *m = v && v->kind == WRPO_JSON_ARRAY ? v->child : NULL; m; m = m->next) {
+        const wrpo_json *role = wrpo__present(m, "role"), *from = role ? role : wrpo__present(m, "from");
+        if (from && !wrpo__json_is(from, "assistant") && !wrpo__json_is(from, "gpt")) return true;
+    }
+    return false;
+}
+/* Are chosen and rejected the record's answers? If they have a prompt of their own, they are a preference alone. */
+static bool wrpo__takes_pair(const wrpo_json *root, wrpo_data_format format) {
+    const wrpo_json *chosen = wrpo__present(root, "chosen");
+    return chosen && wrpo__present(root, "rejected") && format != WRPO_DATA_FORMAT_PAIRS &&
+           (format == WRPO_DATA_FORMAT_PREFERENCE ||
+            (!wrpo__present(root, "prompt") && !wrpo__is_conversation(chosen)));
+}
+static bool wrpo__fits(const wrpo_json *root, wrpo_data_format format) {
+    const wrpo__format_keys *keys = &wrpo__formats[format];
+    const bool alpaca = format == WRPO_DATA_FORMAT_ORCA && wrpo__present(root, "instruction");  /* "input" is its */
+    return (format <= WRPO_DATA_FORMAT_PAIRS || wrpo__field(root, alpaca ? "question query" : keys->prompt)) &&
+           (wrpo__takes_pair(root, format) || wrpo__field(root, keys->answer));
+}
+static wrpo_data_format wrpo__format_of(const wrpo__reading *in, const wrpo_json *root) {
+    const bool pair = wrpo__takes_pair(root, WRPO_DATA_FORMAT_PREFERENCE);
+    const bool alone = pair && !wrpo__takes_pair(root, WRPO_DATA_FORMAT_AUTO);
+    const wrpo__format_keys *f = wrpo__formats;
+    wrpo_data_format found = in->desc.format;
+    if (found && !wrpo__fits(root, found))
+        wrpo__wrong(root, "want %s, the keys of format %s, found %s", f[found].wants, f[found].name,
+                    wrpo__keys_text(root));
+    for (wrpo_data_format i = WRPO_DATA_FORMAT_PAIRS; !in->desc.format && !alone && i <= WRPO_DATA_FORMAT_ORCA; i++) {
+        if (!wrpo__fits(root, i)) continue;
+        if (found)
+            wrpo__wrong(root, "want the keys of one format, found those of %s (%s) and of %s (%s): say which with "
+                        "--data-format (wrpo_data_desc.format)", f[found].name, f[found].wants, f[i].name, f[i].wants);
+        found = i;
+    }
+    if (!found && pair) found = WRPO_DATA_FORMAT_PREFERENCE;
+    if (!found && (wrpo__present(root, "chosen") || wrpo__present(root, "rejected")))
+        wrpo__wrong(root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"",
+                    wrpo__present(root, "chosen") ? "rejected" : "chosen");
+    if (!found)
+        wrpo__wrong(root, "want chosen and rejected, messages, conversations, prompt and completion, instruction and "
+                    "output, or question and response; found %s", wrpo__keys_text(root));
+    if (in->format && found != in->format)
+        wrpo__wrong(root, "want format %s (%s), as above, found %s (%s)", f[in->format].name, f[in->format].wants,
+                    f[found].name, f[found].wants);
+    return found;
+}
+/* An instruction or a question and, on a line below, its input. */
+static const wrpo_json *wrpo__with_input(const wrpo_json *root, const wrpo_json *prompt) {
+    const wrpo_json *input = wrpo__field(root, "input context"), *history = wrpo__present(root, "history");
+    wrpo_json *both = WRPO__NEW(wrpo__current, wrpo_json);
+    *both = *wrpo__want(prompt, WRPO_JSON_STRING, NULL);
+    if (history && history->count) wrpo__refuse(history, NULL, "none, or messages");
+    if (!input || input == prompt || !wrpo__want(input, WRPO_JSON_STRING, NULL)->size) return both;
+    wrpo__text text = {.arena = wrpo__current};
+    wrpo__text_add(&text, prompt->text, prompt->size);
+    wrpo__text_puts(&text, "\n");
+    wrpo__text_add(&text, input->text, input->size);
+    both->text = text.data;
+    both->size = text.size;
+    return both;
+}
 static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
     wrpo__read_head(in, root);
-    const wrpo_json *prompt = wrpo__present(root, "prompt"), *messages = wrpo__present(root, "messages");
     const wrpo_json *chosen = wrpo__present(root, "chosen"), *rejected = wrpo__present(root, "rejected");
     const wrpo_json *pairs = wrpo__present(root, "pairs"), *weights = wrpo__present(root, "weights");
-    const bool sft = messages && !chosen && !rejected;
     in->weight = wrpo__read_weight(wrpo__present(root, "weight"));
     if (in->weight == 0) in->weight = WRPO_ZERO;
-    if (pairs && (chosen || rejected || messages))
+    if (pairs && (chosen || rejected || wrpo__present(root, "messages")))
         wrpo__wrong(pairs,
                     "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
     if (weights && !chosen)
         wrpo__wrong(weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
-    if (!pairs && !sft && (!chosen || !rejected))
-        wrpo__wrong(root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"",
-                    chosen ? "rejected" : "chosen");
-    if (prompt && !sft) in->prompt = wrpo__messages(prompt, "user");
-    if (pairs) wrpo__read_pairs(in, pairs);
-    else if (sft) wrpo__read_answer(in, messages, (wrpo_tokens){.role = WRPO_ROLE_SOURCE, .share = 1}, NULL);
-    else {
+    const wrpo_data_format format = in->format = wrpo__format_of(in, root);
+    const bool pair = wrpo__takes_pair(root, format);
+    /* 1. The prompt, if the answers do not have it. */
+    const wrpo_json *prompt = wrpo__field(root, wrpo__formats[format].prompt);
+    const wrpo_json *answer = pair ? chosen : wrpo__field(root, wrpo__formats[format].answer);
+    if (format >= WRPO_DATA_FORMAT_ALPACA) prompt = wrpo__with_input(root, prompt);
+    if (pair && prompt && prompt->kind == WRPO_JSON_STRING && wrpo__is_conversation(chosen) &&
+        wrpo__is_conversation(rejected)) prompt = NULL;
+    if (prompt && prompt != answer) in->prompt = wrpo__messages(prompt, "user");
+    /* 2. The answers. */
+    if (format == WRPO_DATA_FORMAT_PAIRS) wrpo__read_pairs(in, pairs);
+    else if (pair) {
         wrpo__read_answer(in, chosen, (wrpo_tokens){.role = WRPO_ROLE_TARGET, .share = 1}, weights);
         wrpo__read_answer(in, rejected, (wrpo_tokens){.role = WRPO_ROLE_REJECTED, .share = 1}, NULL);
+    } else {
+        const wrpo_json *label = wrpo__present(root, "label");
+        if (label && label->kind == WRPO_JSON_BOOL)
+            wrpo__wrong(label, "label: want none, or pairs: single answers with labels (KTO) are not supported");
+        wrpo__read_answer(in, answer, (wrpo_tokens){.role = WRPO_ROLE_SOURCE, .share = 1}, NULL);
     }
     if (!in->prompt) wrpo__wrong(root, "want a \"prompt\", or a conversation that ends in an answer, found none");
+    wrpo__put_system(in);
     wrpo__end_prompt(in);
+    if ((in->desc.sft_on || in->desc.packing) && (pair || pairs))
+        wrpo__wrong(root, "sft_on, packing: want records of one conversation, found %s", wrpo__formats[format].wants);
 }
 
 /* ---- clean ---- */
-/* messages: an array, or NULL for none; answer: one more, unless NULL. */
+/* messages, NULL for none, and one more, unless it is NULL. */
+static wrpo_json *wrpo__and_message(const wrpo_json *messages, const wrpo_json *more) {
+    wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
+    all->kind = WRPO_JSON_ARRAY;
+    for (const wrpo_json *m = messages ? messages->child : NULL; m; m = m->next) wrpo__json_put(all, m, NULL);
+    if (more) wrpo__json_put(all, more, NULL);
+    return all;
+}
+/* spans: as in wrpo__jinja, or NULL. */
+static wrpo__text wrpo__render_spans(wrpo__reading *in, const wrpo_json *all, bool add_generation_prompt,
+                                     size_t **spans) {
+    wrpo__text out = {.arena = wrpo__current};
+    wrpo__chat_at(in->tok, all, add_generation_prompt, in->kwargs, spans, &out);
+    wrpo__text_add(&out, "", 0);  /* never NULL */
+    return out;
+}
 static wrpo__text wrpo__render(wrpo__reading *in, const wrpo_json *messages, const wrpo_json *answer,
                                bool add_generation_prompt) {
-    wrpo__text out = {.arena = wrpo__current};
-    wrpo_json all = {.kind = WRPO_JSON_ARRAY};
-    for (const wrpo_json *m = messages ? messages->child : NULL; m; m = m->next) wrpo__json_put(&all, m, NULL);
-    if (answer) wrpo__json_put(&all, answer, NULL);
-    wrpo__chat_at(in->tok, &all, add_generation_prompt, in->kwargs, in->now, &out);
-    wrpo__text_add(&out, "", 0);  /* never NULL */
+    return wrpo__render_spans(in, wrpo__and_message(messages, answer), add_generation_prompt, NULL);
+}
+static size_t wrpo__common(const wrpo__text *a, const wrpo__text *b) {  /* bytes that both begin with */
+    const size_t least = WRPO__MIN(a->size, b->size);
+    size_t n = 0;
+    while (n < least && a->data[n] == b->data[n]) n++;
+    while (n > 0 && n < least && ((a->data[n] & 0xC0) == 0x80 || (b->data[n] & 0xC0) == 0x80)) n--;
+    return n;
+}
+static int64_t wrpo__common_ids(const int32_t *a, const int32_t *b) {  /* stb arrays */
+    const int64_t least = WRPO__MIN(stbds_arrlen(a), stbds_arrlen(b));
+    int64_t n = 0;
+    while (n < least && a[n] == b[n]) n++;
+    return n;
+}
+/* A copy of a message with another content. */
+static wrpo_json *wrpo__with_content(const wrpo_json *message, const char *text, size_t size) {
+    const wrpo_json *content = wrpo_json_get(message, "content");
+    wrpo_json *out = WRPO__NEW(wrpo__current, wrpo_json), said = {.kind = WRPO_JSON_STRING, .text = text, .size = size};
+    *out = *message;
+    out->child = NULL;
+    out->count = 0;
+    for (const wrpo_json *v = message->child; v; v = v->next) wrpo__json_put(out, v == content ? &said : v, v->key);
     return out;
 }
 /* Bytes of the special token or EOS that text[n] begins with; 0: none. */
@@ -9520,40 +10099,88 @@ static size_t wrpo__end_at(const wrpo_tokenizer *tok, const char *text, size_t n
     }
     return longest;
 }
-/* Finds the response in `whole`, the conversation with its answer: from the end of `before`, the prompt as the model
-   gets it, through the first end token after the answer's own text (which may contain such tokens as well). A second
-   rendering shows where that text is. Its answer shares no character with the first one's, so what both renderings
-   have in common at their two ends is the template's. false: there is no end token. */
-static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, const wrpo__text *before,
-                                const wrpo__text *whole, size_t *from, size_t *to) {
+/* Finds the text of a message of `all` in their rendering `whole`: [*head, *end). A second rendering shows where it is.
+   Its text shares no character with the first one's, so what both renderings have in common at their two ends is the
+   template's. false: it is not shown. */
+static bool wrpo__find_text(wrpo__reading *in, const wrpo_json *all, const wrpo_json *message, const wrpo__text *whole,
+                            size_t *head, size_t *end) {
     static const char marks[] = "\1\2\3\4\5\6QZX";
     const wrpo_json *content = wrpo_json_get(message, "content");
-    size_t n = whole->size;
-    size_t head = 0, tail = 0, k = 0;
+    size_t n = whole->size, tail = 0, k = 0;
+    wrpo_json other = {.kind = WRPO_JSON_ARRAY};
     while (marks[k + 1] && memchr(content->text, marks[k], content->size)) k++;
-    wrpo_json mark = {.kind = WRPO_JSON_STRING, .text = marks + k, .size = 1}, other = {.kind = WRPO_JSON_OBJECT};
-    for (const wrpo_json *v = message->child; v; v = v->next)
-        wrpo__json_put(&other, v == content ? &mark : v, v->key);
-    const wrpo__text probe = wrpo__render(in, in->prompt, &other, false);
-    size_t least = WRPO__MIN(n, probe.size);
-    while (head < least && whole->data[head] == probe.data[head]) head++;
-    while (tail < least - head && whole->data[n - 1 - tail] == probe.data[probe.size - 1 - tail]) tail++;
-    if (head + tail >= least) wrpo__wrong(message, "the chat template does not show the response");
-    *from = before->size;
-    if (before->size > n - tail || memcmp(whole->data, before->data, before->size) != 0) {
-        /* A template that writes a prompt differently once it is answered: space that the prompt does not end in is
-           the response's. */
-        char last = before->size ? before->data[before->size - 1] : 0;
-        *from = head;
-        while (*from > 0 && last && wrpo__jspace(whole->data[*from - 1]) && whole->data[*from - 1] != last) --*from;
-    }
-    for (size_t i = n - tail; i < n; i++) {
-        size_t size = wrpo__end_at(in->tok, whole->data + i, n - i);
-        *to = i + size;
+    for (const wrpo_json *m = all->child; m; m = m->next)
+        wrpo__json_put(&other, m == message ? wrpo__with_content(m, marks + k, 1) : m, NULL);
+    const wrpo__text probe = wrpo__render_spans(in, &other, false, NULL);
+    const size_t least = WRPO__MIN(n, probe.size);
+    *head = wrpo__common(whole, &probe);
+    while (tail < least - *head && whole->data[n - 1 - tail] == probe.data[probe.size - 1 - tail]) tail++;
+    *end = n - tail;
+    return *head + tail < least;
+}
+/* Where an answer begins in `whole`. before: the prompt as the model gets it, messages with the generation prompt. */
+typedef enum wrpo__start { WRPO__GOES_ON, WRPO__PARTED, WRPO__REWRITTEN } wrpo__start;
+static wrpo__start wrpo__find_start(wrpo__reading *in, const wrpo_json *messages, const wrpo__text *before,
+                                    const wrpo__text *whole, size_t head, size_t *from) {
+    *from = wrpo__common(before, whole);
+    if (*from == before->size) return WRPO__GOES_ON;
+    /* 1. Only the generation prompt's end is missing, "<think>" for one: the answer begins where the two part. */
+    const wrpo__text bare = wrpo__render(in, messages, NULL, false);
+    if (*from >= wrpo__common(&bare, before)) return WRPO__PARTED;
+    /* 2. The template writes the prompt's messages differently once they are answered: the prompt stays as it is at
+          inference. Space that it does not end in is the response's. */
+    const char last = before->size ? before->data[before->size - 1] : 0;
+    *from = head;
+    while (*from > 0 && last && wrpo__jspace(whole->data[*from - 1]) && whole->data[*from - 1] != last) --*from;
+    return WRPO__REWRITTEN;
+}
+/* The end of the first end token in bytes [at, stop). false: there is none, and stop is returned. */
+static bool wrpo__find_end(const wrpo__reading *in, const wrpo__text *whole, size_t at, size_t stop, size_t *to) {
+    for (; at < stop; at++) {
+        const size_t size = wrpo__end_at(in->tok, whole->data + at, whole->size - at);
+        *to = at + size;
         if (size) return true;
     }
-    *to = n;
+    *to = stop;
     return false;
+}
+/* Is all that is said in text[n], white space aside, in the rendering? NULs end both. */
+static bool wrpo__shows(const wrpo__text *whole, const char *text, size_t n) {
+    const char *from[2] = {whole->data, text};
+    const size_t sizes[2] = {whole->size, n};
+    char *to[2];
+    for (int i = 0; i < 2; i++) {
+        size_t kept = 0;
+        to[i] = wrpo__alloc(wrpo__current, sizes[i] + 1, 1);
+        for (size_t k = 0; k < sizes[i]; k++)
+            if (!wrpo__jspace(from[i][k])) to[i][kept++] = from[i][k];
+    }
+    return strstr(to[0], to[1]) != NULL;
+}
+/* Counts an answer of which the template leaves something out: its reasoning, mostly. */
+static void wrpo__check_shown(wrpo__reading *in, const wrpo_json *message, const wrpo__text *whole) {
+    const wrpo_json *content = wrpo__present(message, "content");
+    bool shown = !content || content->kind != WRPO_JSON_STRING || wrpo__shows(whole, content->text, content->size);
+    for (int i = 0; i < 3; i++) {
+        const wrpo_json *v = wrpo__present(message, wrpo__reasoning[i]);
+        if (v && v->kind == WRPO_JSON_STRING) shown = shown && wrpo__shows(whole, v->text, v->size);
+    }
+    in->said_count++;
+    in->dropped += !shown;
+}
+/* An answer that closes a "</think>" which it did not open goes on in the block that the prompt has opened. */
+static const wrpo_json *wrpo__in_open_block(const wrpo_json *message, const wrpo__text *before) {
+    static const char open[] = "<think>";
+    const size_t n = sizeof open - 1;
+    const wrpo_json *content = wrpo_json_get(message, "content");
+    const char *close = strstr(content->text, "</think>"), *opened = strstr(content->text, open);
+    size_t end = before->size;
+    while (end > 0 && wrpo__jspace(before->data[end - 1])) end--;
+    if (!close || (opened && opened < close) || end < n || memcmp(before->data + end - n, open, n)) return message;
+    wrpo__text text = {.arena = wrpo__current};
+    wrpo__text_add(&text, before->data + end - n, before->size - end + n);
+    wrpo__text_add(&text, content->text, content->size);
+    return wrpo__with_content(message, text.data, text.size);
 }
 /* ids: those of the prompt and `rest` as one text, since families that put a space before a text do so after a special
    token as well. Returns how many of them are the prompt's. The prompt stays as it is at inference: where its last
@@ -9575,25 +10202,112 @@ static int64_t wrpo__encode_after(const wrpo__reading *in, const wrpo__text *bef
 }
 static void wrpo__tokenize_clean(wrpo__reading *in) {
     const wrpo__text before = wrpo__render(in, in->prompt, NULL, true);
-    int32_t *prompt = NULL;
+    const int64_t K = stbds_arrlen(in->answers);
+    int32_t *prompt = NULL, **all = wrpo__alloc(wrpo__current, (size_t)K, sizeof *all);
+    int64_t *first = wrpo__alloc(wrpo__current, (size_t)K, sizeof *first);  /* of all[k], what is not the prompt's */
+    bool *parted = wrpo__alloc(wrpo__current, (size_t)K, sizeof *parted), lost = false, rewritten = false;
     wrpo__encode(in->tok, before.data, before.size, 0, &prompt);
-    const int64_t full = stbds_arrlen(prompt), P = WRPO__MIN(full, in->desc.max_prompt_length);
-    for (int64_t k = 0; k < stbds_arrlen(in->answers); k++) {
+    int64_t full = stbds_arrlen(prompt);  /* what all conversations have of it: they share one prompt */
+    for (int64_t k = 0; k < K; k++) {
+        const wrpo_json *said = wrpo__in_open_block(in->said[k], &before), *with = wrpo__and_message(in->prompt, said);
+        const wrpo_json *message = with->child;
+        const wrpo__text whole = wrpo__render_spans(in, with, false, NULL);
+        size_t head, from, to;
+        while (message->next) message = message->next;
+        if (!wrpo__find_text(in, with, message, &whole, &head, &to))
+            wrpo__wrong(message, "the chat template does not show the response");
+        const wrpo__start start = wrpo__find_start(in, in->prompt, &before, &whole, head, &from);
+        const bool ends = wrpo__find_end(in, &whole, to, whole.size, &to);
+        wrpo__check_shown(in, said, &whole);
+        parted[k] = start == WRPO__PARTED;
+        rewritten = rewritten || start == WRPO__REWRITTEN;
+        if (parted[k]) {
+            wrpo__encode(in->tok, whole.data, to, 0, &all[k]);
+            first[k] = wrpo__common_ids(prompt, all[k]);
+            full = WRPO__MIN(full, first[k]);
+            snprintf(in->lost, sizeof in->lost, "%s", wrpo__legible(before.data + from, before.size - from));
+            lost = true;
+        } else first[k] = wrpo__encode_after(in, &before, prompt, whole.data + from, to - from, &all[k]);
+        if (!ends && in->tok->eos >= 0) stbds_arrput(all[k], in->tok->eos);
+    }
+    const int64_t P = WRPO__MIN(full, in->desc.max_prompt_length), N = stbds_arrlen(prompt);
+    for (int64_t k = 0; k < K; k++) {
         wrpo_tokens *a = &in->answers[k];
-        const wrpo__text whole = wrpo__render(in, in->prompt, in->said[k], false);
-        size_t from, to;
         int32_t *ids = NULL;
-        const bool ends = wrpo__response_span(in, in->said[k], &before, &whole, &from, &to);
-        const int64_t first = wrpo__encode_after(in, &before, prompt, whole.data + from, to - from, &ids);
-        if (!ends && in->tok->eos >= 0) stbds_arrput(ids, in->tok->eos);
-        const int64_t n = stbds_arrlen(ids) - first;
-        a->ids = ids + first;
+        for (int64_t i = full; i < N && !parted[k]; i++) stbds_arrput(ids, prompt[i]);  /* the others end earlier */
+        for (int64_t i = parted[k] ? full : first[k]; i < stbds_arrlen(all[k]); i++) stbds_arrput(ids, all[k][i]);
+        const int64_t n = stbds_arrlen(ids);
+        a->ids = ids;
         a->count = WRPO__MIN(n, in->desc.max_length - P);  /* a response keeps its beginning, */
         in->data->stats.truncated_responses += a->count < n;
     }
+    in->parted += lost;
+    in->rewritten += rewritten;
     in->ids = full > P ? prompt + full - P : prompt;  /* the prompt its end */
     in->count = P;
     in->data->stats.truncated_prompts += full > P;
+}
+
+/* ---- sft_on: every assistant turn, or every token, of one conversation, as TRL tokenizes it: in one piece ---- */
+/* Where the assistant's turns are in `whole`, for a template that does not mark them: after the generation prompt,
+   through the first end token after the turn's text and before the next turn's. An stb array of bytes. */
+static size_t *wrpo__assistant_spans(wrpo__reading *in, const wrpo_json *all, const wrpo__text *whole) {
+    size_t *spans = NULL;
+    wrpo_json messages = {.kind = WRPO_JSON_ARRAY};
+    for (const wrpo_json *m = all->child; m; wrpo__json_put(&messages, m, NULL), m = m->next) {
+        size_t head, from, to, end, next_end, stop = whole->size;
+        if (!wrpo__is_assistant(m)) continue;
+        wrpo__message_get(m, "content");
+        const wrpo__text before = wrpo__render_spans(in, &messages, true, NULL);
+        if (!wrpo__find_text(in, all, m, whole, &head, &to))
+            wrpo__wrong(m, "the chat template does not show the response");
+        const wrpo_json *next = m->next ? wrpo__present(m->next, "content") : NULL;
+        if (next && (next->kind != WRPO_JSON_STRING ||
+                     !wrpo__find_text(in, all, m->next, whole, &stop, &next_end))) stop = whole->size;
+        wrpo__find_start(in, &messages, &before, whole, head, &from);
+        if (wrpo__find_end(in, whole, to, stop, &end) || !m->next) to = end;
+        wrpo__check_shown(in, m, whole);
+        stbds_arrput(spans, from);
+        stbds_arrput(spans, to);
+    }
+    return spans;
+}
+/* How many of ids, those of `whole`, are before byte `at`. through: a token that this byte ends in counts too. */
+static int64_t wrpo__ids_before(const wrpo__reading *in, const wrpo__text *whole, size_t at, const int32_t *ids,
+                                bool through) {
+    int32_t *own = NULL;
+    wrpo__encode(in->tok, whole->data, at, 0, &own);
+    const int64_t n = wrpo__common_ids(own, ids);
+    return n + (through && n < stbds_arrlen(own) && n < stbds_arrlen(ids));
+}
+static void wrpo__tokenize_sft(wrpo__reading *in) {
+    const wrpo_json *all = wrpo__and_message(in->prompt, in->said[0]);
+    const bool every = in->desc.sft_on == WRPO_SFT_ON_ALL;
+    size_t *spans = NULL;
+    int32_t *ids = NULL;
+    const wrpo__text whole = wrpo__render_spans(in, all, false, &spans);
+    wrpo__encode(in->tok, whole.data, whole.size, 0, &ids);
+    const int64_t n = stbds_arrlen(ids), most = in->desc.packing ? n : WRPO__MIN(n, in->desc.max_length);
+    int64_t count = in->desc.packing ? n : 0, P = in->desc.packing ? 0 : most;
+    bool *scored = wrpo__alloc(wrpo__current, (size_t)n, sizeof *scored), gaps = false;
+    if (every) wrpo__check_shown(in, in->said[0], &whole);
+    else if (!spans) spans = wrpo__assistant_spans(in, all, &whole);
+    for (int64_t k = 0; k < stbds_arrlen(spans) && !every; k += 2) {
+        const int64_t end = wrpo__ids_before(in, &whole, spans[k + 1], ids, true);
+        for (int64_t i = wrpo__ids_before(in, &whole, spans[k], ids, false); i < end; i++) scored[i] = true;
+    }
+    for (int64_t i = 0; i < most; i++) {  /* from the first that is scored to the last: the response */
+        scored[i] = scored[i] || every;
+        if (scored[i] && i > 0) P = WRPO__MIN(P, i);
+        if (scored[i]) count = WRPO__MAX(count, i + 1);
+    }
+    for (int64_t i = P; i < count; i++) gaps = gaps || !scored[i];
+    in->data->stats.truncated_responses += most < n;
+    in->ids = ids;
+    in->count = P;
+    in->answers->ids = ids + P;
+    in->answers->count = WRPO__MAX(count - P, 0);
+    in->answers->scored = gaps ? scored + P : NULL;
 }
 
 /* ---- authors: tokenize_row of the reference trainer ----
@@ -9701,8 +10415,8 @@ static void wrpo__name_record(const wrpo__reading *in) {
     if (file && was.line && !strncmp(text, file, strlen(file))) colon = strstr(text + strlen(file), ": ");
     if (colon) text = colon + 2;
     else e->column = 0;  /* no value of the record is to blame */
-    e->line = in->line;
-    int n = snprintf(e->text, sizeof e->text, "%.150s:%lld:", in->desc.path, (long long)in->line);
+    if (!colon) e->line = in->line;  /* else the value's own: a record of an array may have several */
+    int n = snprintf(e->text, sizeof e->text, "%.150s:%lld:", in->desc.path, (long long)e->line);
     if (colon) n += snprintf(e->text + n, sizeof e->text - (size_t)n, "%lld:", (long long)was.column);
     snprintf(e->text + n, sizeof e->text - (size_t)n, " record \"%.60s\": %.430s", in->id, text);
 }
@@ -9717,34 +10431,123 @@ static bool wrpo__set_aside(const wrpo__reading *in) {
         }
     return (double)(wrpo__hash(0, &h, sizeof h) >> 11) * 0x1p-53 < in->desc.eval_split;
 }
-static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n) {
+/* ---- packing: one stream of tokens, cut into rows; after so many records anew, as TRL's map does ---- */
+enum { WRPO__PACK_BLOCK = 1000 };
+static void wrpo__flush_stream(wrpo__reading *in) {  /* the first token of a row cannot be scored */
+    const int64_t n = stbds_arrlen(in->stream);
+    for (int64_t at = 0, next; at < n; at = next) {
+        next = WRPO__MIN(n, at + in->desc.max_length);
+        const wrpo_tokens y = {.role = WRPO_ROLE_SOURCE, .share = 1, .ids = in->stream + at + 1,
+                               .count = next - at - 1, .scored = in->marks + at + 1};
+        const char *id = wrpo__format(wrpo__current, "row %lld", (long long)in->data->stats.records + 1);
+        const wrpo_record row = {.prompt_id = id, .line = in->line, .prompt = in->stream + at, .prompt_count = 1,
+                                 .responses = &y, .count = 1};
+        if (wrpo__scored_count(&y)) wrpo__data_add(in->data, &row);
+        else in->unscored++;
+    }
+    if (n) stbds_arrsetlen(in->stream, 0);
+    if (n) stbds_arrsetlen(in->marks, 0);
+}
+static void wrpo__stream_record(wrpo__reading *in) {
+    wrpo__arena *outer = wrpo__current;
+    const wrpo_tokens *y = in->answers;
+    wrpo__current = in->pack;
+    for (int64_t i = -in->count; i < y->count; i++) {
+        stbds_arrput(in->stream, i < 0 ? in->ids[in->count + i] : y->ids[i]);
+        stbds_arrput(in->marks, i >= 0 && (!y->scored || y->scored[i]));
+    }
+    wrpo__current = outer;
+    if (in->read % WRPO__PACK_BLOCK == 0) wrpo__flush_stream(in);
+}
+
+/* ---- a file ---- */
+/* One record: a line, or root. */
+static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n, const wrpo_json *root) {
     in->root = in->prompt = NULL;
     in->said = NULL;
     in->answers = NULL;
-    wrpo__read_record(in, wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
-    in->records++;
-    if (in->desc.eval_split > 0 && wrpo__set_aside(in) != in->desc.eval_part) return;
+    wrpo__read_record(in, root ? root : wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
+    if (in->desc.eval_split > 0 && wrpo__set_aside(in) != in->desc.eval_part) {
+        in->passed++;
+        return;
+    }
     if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in);
+    else if (in->desc.sft_on) wrpo__tokenize_sft(in);
     else wrpo__tokenize_clean(in);
     const int64_t K = stbds_arrlen(in->answers);
-    if (in->count == 0) wrpo__wrong(in->root, "the prompt has no token");
+    in->read++;
+    if (in->desc.packing) wrpo__stream_record(in);
+    else if (in->desc.sft_on && !in->answers->count) in->unscored++;
+    else if (in->count == 0) wrpo__wrong(in->root, "the prompt has no token");
+    if (in->desc.packing || (in->desc.sft_on && !in->answers->count)) return;
     for (int64_t k = 0; k < K; k++)
         if (in->answers[k].count <= in->answers[k].first)
             wrpo__wrong(in->said[k], "response %lld has no token", (long long)k + 1);
     const wrpo_record record = {in->id, in->line, in->ids, in->count, in->answers, (int)K, in->weight};
     wrpo__data_add(in->data, &record);
 }
-/* One line. An entry of its own: its arena goes with it, and an error learns which record it is about. */
-static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n) {
-    WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__read_line(in, text, n));
+/* An entry of its own: its arena goes with it, and an error learns which record it is about. */
+static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n, const wrpo_json *root) {
+    WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__read_line(in, text, n, root));
     if (wrpo__entry.failed) wrpo__name_record(in);
     return wrpo__end(&wrpo__entry);
+}
+/* Files in which others keep records, by their first bytes. */
+static void wrpo__check_kind(wrpo_ctx *ctx, const wrpo__file *f, const char *path) {
+    static const struct { const char *magic; size_t size; const char *kind, *way; } kinds[] = {
+        {"PAR1", 4, "parquet", "pandas.read_parquet(FILE).to_json(OUT, orient=\"records\", lines=True)"},
+        {"ARROW1", 6, "Arrow", "datasets.load_from_disk(DIR).to_json(OUT)"},
+        {"\xFF\xFF\xFF\xFF", 4, "Arrow", "datasets.load_from_disk(DIR).to_json(OUT)"},
+        {"\x1F\x8B", 2, "gzip", "gunzip"}, {"\x28\xB5\x2F\xFD", 4, "zstd", "zstd -d"}, {"PK\3\4", 4, "zip", "unzip"}};
+    for (int i = 0; i < WRPO__COUNT(kinds); i++)
+        if (f->size >= kinds[i].size && !memcmp(f->data, kinds[i].magic, kinds[i].size))
+            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want JSON lines, found %s: convert it with %s", path,
+                       kinds[i].kind, kinds[i].way);
+}
+/* Lines, or one array over any number of lines. */
+static void wrpo__read_file(wrpo__reading *in, wrpo__arena *work) {
+    wrpo__lines l = {.file = wrpo__open_file(work, in->desc.path)};
+    wrpo__check_kind(in->ctx, l.file, in->desc.path);
+    const wrpo_json *array = NULL, *v;
+    const int64_t most = in->desc.limit ? in->desc.limit : INT64_MAX;
+    bool more = wrpo__next_line(&l);
+    if (more && l.text[wrpo__jskip_space(l.text, l.size, 0)] == '[')
+        array = wrpo__json_parse(work, in->desc.path, l.number, l.text,
+                                 l.file->size - (size_t)(l.text - (const char *)l.file->data));
+    for (v = array ? array->child : NULL; v && in->read + in->passed < most; v = v->next) {
+        in->line = v->line;
+        wrpo__rethrow(in->ctx, wrpo__load_line(in, NULL, 0, v));
+    }
+    for (; more && !array && in->read + in->passed < most; more = wrpo__next_line(&l)) {
+        in->line = l.number;
+        wrpo__rethrow(in->ctx, wrpo__load_line(in, l.text, l.size, NULL));
+    }
+}
+static void wrpo__say(const wrpo__reading *in, int64_t count, int64_t of, const char *what) {
+    if (count)
+        wrpo__log(in->ctx, WRPO_LOG_WARN, "%s: %lld of %lld %s", in->desc.path, (long long)count, (long long)of, what);
+}
+/* What a user may not expect, with counts. */
+static void wrpo__say_counts(const wrpo__reading *in) {
+    const wrpo_data_stats *stats = &in->data->stats;
+    if (stats->truncated_prompts || stats->truncated_responses)
+        wrpo__log(in->ctx, WRPO_LOG_WARN,
+                  "%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt",
+                  in->desc.path, (long long)stats->truncated_prompts, (long long)stats->truncated_responses,
+                  (long long)in->desc.max_length, (long long)in->desc.max_prompt_length);
+    wrpo__say(in, in->dropped, in->said_count, "answers are not shown whole by the chat template, which drops their "
+              "reasoning, most likely: that is not trained on");
+    wrpo__say(in, in->parted, in->read, wrpo__format(wrpo__current, "records lose \"%s\": the chat template writes it "
+              "before an answer only at inference. The answer begins where they part, as in TRL", in->lost));
+    wrpo__say(in, in->rewritten, in->read, "records have a prompt that the chat template writes differently once it is "
+              "answered: the model gets it as at inference");
+    wrpo__say(in, in->unscored, in->read, "records or rows have no scored token within the maximum length: left out");
 }
 static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const wrpo_data_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
     if (!desc || !desc->path) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want a path, found NULL");
     wrpo_data *data = WRPO__NEW(arena, wrpo_data);
-    wrpo__reading in = {.ctx = ctx, .data = data, .tok = tok, .desc = *desc, .now = time(NULL)};
+    wrpo__reading in = {.ctx = ctx, .data = data, .tok = tok, .desc = *desc};
     int64_t *max_length = &in.desc.max_length, *max_prompt = &in.desc.max_prompt_length;
     data->ctx = ctx;
     data->arena = arena;
@@ -9752,28 +10555,31 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
     WRPO__RANGE(*max_prompt >= 0, "max_prompt_length", *max_prompt, "at least 0");
     WRPO__RANGE(desc->limit >= 0, "limit", desc->limit, "at least 0");
     WRPO__RANGE(desc->eval_split >= 0 && desc->eval_split < 1, "eval_split", desc->eval_split, "a number in [0, 1)");
+    WRPO__RANGE(wrpo_data_format_name((int)desc->format), "format", desc->format, "one of wrpo_data_format");
+    WRPO__RANGE(wrpo_sft_on_name((int)desc->sft_on), "sft_on", desc->sft_on, "one of wrpo_sft_on");
+    if (desc->tokenization == WRPO_TOKENIZATION_AUTHORS && (desc->sft_on || desc->packing))
+        wrpo__fail(ctx, WRPO_E_ARG, "sft_on, packing: want the clean tokenization, found the authors'");
     if (!*max_length) *max_length = 2048;
     if (!*max_prompt) *max_prompt = WRPO__MAX(*max_length / 2048 * 1800 + *max_length % 2048 * 1800 / 2048, 1);
     if (*max_prompt >= *max_length)
         wrpo__fail(ctx, WRPO_E_ARG, "max_prompt_length: want less than max_length, %lld, found %lld",
                    (long long)*max_length, (long long)*max_prompt);
     wrpo__arena *work = wrpo__sub_arena(arena);  /* what goes when the file is read */
-    wrpo__lines lines = {.file = wrpo__open_file(work, desc->path)};
-    wrpo_data_stats *stats = &data->stats;
-    while (!(desc->limit && in.records >= desc->limit) && wrpo__next_line(&lines)) {
-        in.line = lines.number;
-        wrpo__rethrow(ctx, wrpo__load_line(&in, lines.text, lines.size));
-    }
-    wrpo__arena_clear(work);
-    if (!stats->records && in.records)
+    in.pack = wrpo__sub_arena(arena);
+    wrpo__read_file(&in, work);
+    if (!in.read && in.passed)
         wrpo__fail(ctx, WRPO_E_ARG, "eval_split: want a share that leaves records in both parts of %s, found %g of "
-                   "%lld records", desc->path, desc->eval_split, (long long)in.records);
-    if (!stats->records) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
-    if (stats->truncated_prompts || stats->truncated_responses)
-        wrpo__log(ctx, WRPO_LOG_WARN,
-                  "%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt",
-                  desc->path, (long long)stats->truncated_prompts, (long long)stats->truncated_responses,
-                  (long long)*max_length, (long long)*max_prompt);
+                   "%lld records", desc->path, desc->eval_split, (long long)in.passed);
+    if (!in.read) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
+    wrpo__flush_stream(&in);
+    data->stats.format = in.format;
+    wrpo__arena_clear(work);
+    wrpo__arena_clear(in.pack);
+    if (tok->dated) data->date = wrpo__strndup(arena, ctx->date, strlen(ctx->date));
+    wrpo__say_counts(&in);
+    if (!data->stats.records)
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: no record has a scored token within %lld", desc->path,
+                   (long long)*max_length);
     return data;
 }
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out) {
@@ -9796,6 +10602,7 @@ static void wrpo__tokenize_prompt(wrpo__reading *in, const wrpo_json *record, bo
         wrpo__text_add(&text, v->text, v->size);
     } else {
         in->prompt = wrpo__messages(v, "user");
+        wrpo__put_system(in);
         wrpo__end_prompt(in);
         text = wrpo__render(in, in->prompt, NULL, true);
     }
@@ -9815,8 +10622,7 @@ WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_token
                                            const wrpo_json *record, int32_t **ids, int64_t *count) {
     desc = desc ? desc : &(wrpo_tokenizer_prompt_desc){0};
     wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts",
-                        .line = desc->line ? desc->line : record->line,
-                        .now = desc->now ? (time_t)desc->now : time(NULL)};
+                        .line = desc->line ? desc->line : record->line};
     *ids = NULL;
     *count = 0;
     return wrpo__prompt_ids(&in, record, desc->raw, ids, count);
@@ -9824,7 +10630,7 @@ WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_token
 static void wrpo__find_answer_end(wrpo_tokenizer *tok, int32_t *end) {
     const wrpo_json said = {.kind = WRPO_JSON_STRING, .text = "x", .size = 1};
     wrpo_data none = {0};
-    wrpo__reading in = {.ctx = tok->ctx, .data = &none, .tok = tok, .now = time(NULL),
+    wrpo__reading in = {.ctx = tok->ctx, .data = &none, .tok = tok,
                         .desc = {.max_length = INT64_MAX, .max_prompt_length = INT64_MAX}};
     in.prompt = wrpo__messages(&said, "user");
     wrpo__add_answer(&in, wrpo__message_of("assistant", &said), (wrpo_tokens){0});
@@ -10591,12 +11397,13 @@ static void wrpo__score_answers(wrpo_reward *w, wrpo__reading *in, const wrpo_js
                                 int64_t n, double *rewards) {
     wrpo__arena *temp = wrpo__current;
     if (!w->tok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: tokenizer.json: want it to score texts, found none", w->model->dir);
-    const wrpo_json *list = wrpo__messages(prompt, "user");
+    in->prompt = wrpo__messages(prompt, "user");
+    if (in->root) wrpo__put_system(in);
     int32_t **ids = wrpo__alloc(temp, (size_t)n, sizeof *ids);
     int64_t *counts = wrpo__alloc(temp, (size_t)n, sizeof *counts);
     in->tok = w->tok;
     for (int64_t k = 0; k < n; k++) {
-        const wrpo__text text = wrpo__render(in, list, wrpo__message_of("assistant", &answers[k]), false);
+        const wrpo__text text = wrpo__render(in, in->prompt, wrpo__message_of("assistant", &answers[k]), false);
         wrpo__encode(w->tok, text.data, text.size, 0, &ids[k]);
         counts[k] = stbds_arrlen(ids[k]);
     }
@@ -10604,8 +11411,7 @@ static void wrpo__score_answers(wrpo_reward *w, wrpo__reading *in, const wrpo_js
 }
 static void wrpo__reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers, int64_t n,
                                double *rewards) {
-    wrpo__reading in = {.ctx = reward->ctx, .desc.path = "wrpo_reward_score", .id = "prompt", .line = prompt->line,
-                        .now = time(NULL)};
+    wrpo__reading in = {.ctx = reward->ctx, .desc.path = "wrpo_reward_score", .id = "prompt", .line = prompt->line};
     wrpo_json *texts = wrpo__alloc(wrpo__current, (size_t)n, sizeof *texts);
     for (int64_t k = 0; k < n; k++)
         texts[k] = (wrpo_json){.kind = WRPO_JSON_STRING, .text = answers[k], .size = strlen(answers[k])};
@@ -10701,7 +11507,7 @@ static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *
     const wrpo__file *f = wrpo__open_file(wrpo__current, desc->in);
     wrpo__scoring s = {.reward = reward, .rescore = desc->rescore, .stats = stats,
                        .out = wrpo__create(wrpo__current, desc->out),
-                       .in = {.ctx = ctx, .desc.path = desc->in, .now = time(NULL)}};
+                       .in = {.ctx = ctx, .desc.path = desc->in}};
     for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) lines++;
     if (!lines) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want lines of candidates, found none", desc->in);
     for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) {
@@ -10830,7 +11636,13 @@ static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
         (double)p->dims, (double)p->yarn_truncate, (double)c->max_position_embeddings, c->query_pre_attn_scalar,
         c->attn_logit_softcapping, c->final_logit_softcapping, c->gelu, c->norm_plus_one, c->post_norms,
         c->scale_embeddings};
+    const double later[] = {c->sliding_rope_theta, c->qk_norm_rows, c->no_pre_norms, c->embedding_multiplier,
+                            c->residual_multiplier, c->attention_multiplier, c->logits_scaling};
     uint64_t h = wrpo__hash(0, numbers, sizeof numbers);
+    for (int64_t i = 0; i < WRPO__COUNT(later); i++)   /* a model without them keeps its name */
+        if (later[i] != 0) h = wrpo__hash(h ^ (uint64_t)i, &later[i], sizeof later[i]);
+    for (int64_t l = 0; l < c->num_hidden_layers; l++)
+        if (wrpo__layer_bit(c->no_rope_layers, l)) h = wrpo__hash(h, &l, sizeof l);
     h = wrpo__hash(h, c->sliding_layers, sizeof c->sliding_layers);
     h = wrpo__hash(h, p->short_factor, sizeof p->short_factor);
     return wrpo__hash(h, p->long_factor, sizeof p->long_factor);
@@ -10846,6 +11658,7 @@ static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
             h = wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids);
             h = wrpo__hash(h, scored, sizeof scored);
             h = wrpo__hash(h, &y->share, sizeof y->share);
+            if (y->scored) h = wrpo__hash(h, y->scored, (size_t)y->count);
         }
     }
     return h;
@@ -10951,6 +11764,10 @@ static const char *wrpo__set_text(const wrpo__set *set) {
     const unsigned long long h = wrpo__data_hash(0, set->data);
     return wrpo__format(wrpo__current, "%lld records, %016llx", (long long)set->N, h);
 }
+/* The date that the chat template showed in the run's data; NULL: none. */
+static const char *wrpo__run_date(const wrpo_trainer *t) {
+    return t->train.data->date ? t->train.data->date : t->eval.data ? t->eval.data->date : NULL;
+}
 /* What the file says of the run. All but the last ones must be the same in a run that goes on. An stb_ds array. */
 static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
     wrpo__arena *temp = wrpo__current;
@@ -10975,6 +11792,7 @@ static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
 #undef WRPO__X
         {t->model->lora ? "adapter" : NULL, wrpo__adapter_text(t->model)},
         {t->model->lora ? "base" : NULL, wrpo__base_text(t->model)},
+        {wrpo__run_date(t) ? "date" : NULL, wrpo__run_date(t)},
         {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed)},
         {"no_shuffle", wrpo__number_text(d->no_shuffle)},
         {"data", wrpo__set_text(&t->train)},
@@ -11115,8 +11933,9 @@ static const char *wrpo__state_text(const wrpo__state *s, const char *name) {
 static void wrpo__state_same(const wrpo__state *s, const char *name, const char *want) {
     const char *found = wrpo__state_text(s, name);
     if (!strcmp(want, found)) return;
+    const char *hint = strcmp(name, "date") ? "" : ": the chat template shows it (--date, wrpo_set_date)";
     wrpo__fail(s->ctx, wrpo_json_get(s->metadata, name) ? WRPO_E_ARG : WRPO_E_FORMAT,
-               "%s: %s: want %.100s, as this run has it, found %.100s", s->path, name, want, found);
+               "%s: %s: want %.100s, as this run has it, found %.100s%s", s->path, name, want, found, hint);
 }
 static int64_t wrpo__state_count(const wrpo__state *s, const char *name, int64_t most) {
     const char *found = wrpo__state_text(s, name);
@@ -11126,6 +11945,23 @@ static int64_t wrpo__state_count(const wrpo__state *s, const char *name, int64_t
                    (long long)most, found);
     return n;
 }
+static const wrpo_json *wrpo__state_metadata(const char *path, const char *file) {  /* of a valid file */
+    uint64_t size;
+    memcpy(&size, file, sizeof size);
+    return wrpo_json_get(wrpo__json_parse(wrpo__current, path, 1, file + 8, (size_t)size), "__metadata__");
+}
+static void wrpo__checkpoint_date(wrpo_ctx *ctx, const char *dir, char **date) {
+    const char *path = wrpo__join(wrpo__current, dir, WRPO__STATE_FILE);
+    wrpo__tensors_in(ctx, path);
+    const char *file = (const char *)wrpo__open_file(wrpo__current, path)->data;
+    const wrpo_json *v = wrpo_json_get(wrpo__state_metadata(path, file), "date");
+    if (v) *date = wrpo__handout(ctx, v->text, v->size);
+}
+WRPO_API wrpo_result wrpo_checkpoint_date(wrpo_ctx *ctx, const char *dir, char **date) {
+    *date = NULL;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__checkpoint_date(ctx, dir, date));
+    return wrpo__end(&wrpo__entry);
+}
 /* The file is whole and, except for the reference, of this run. The state lives as long as the current arena. */
 static wrpo__state wrpo__state_open(wrpo_trainer *t) {
     const char *path = wrpo__join(wrpo__current, t->desc.resume, WRPO__STATE_FILE);
@@ -11133,9 +11969,8 @@ static wrpo__state wrpo__state_open(wrpo_trainer *t) {
     const wrpo_tensors *tensors = wrpo__tensors_in(t->ctx, path);
     /* 1. The settings, from the header, which is valid. It is read again: tensors have no metadata. */
     const char *file = (const char *)wrpo__open_file(wrpo__current, path)->data;
-    uint64_t size, h = 0, sum;
-    memcpy(&size, file, sizeof size);
-    s.metadata = wrpo_json_get(wrpo__json_parse(wrpo__current, path, 1, file + 8, (size_t)size), "__metadata__");
+    uint64_t h = 0, sum;
+    s.metadata = wrpo__state_metadata(path, file);
     if (wrpo_json_get(s.metadata, "wrpo") && !wrpo_json_get(s.metadata, "state_format"))
         wrpo__fail(t->ctx, WRPO_E_UNSUPPORTED, "%s: state_format: want %d, which this version reads, found none: "
                    "version %.40s wrote the file, when formats had no number", path, WRPO__STATE_FORMAT,
@@ -11144,6 +11979,7 @@ static wrpo__state wrpo__state_open(wrpo_trainer *t) {
     const wrpo__setting *settings = wrpo__state_settings(t);
     for (int64_t i = 0, n = stbds_arrlen(settings); i < n; i++) {
         const char *found = wrpo__state_text(&s, settings[i].name);
+        if (!strcmp(settings[i].name, "date") && !wrpo_json_get(s.metadata, "date")) continue;  /* an older file */
         if (i < n - WRPO__SAID) wrpo__state_same(&s, settings[i].name, settings[i].text);
         h = wrpo__hash(h, found, strlen(found));
     }
@@ -11238,7 +12074,12 @@ static void wrpo__log_line(wrpo_trainer *t, wrpo__text line) {
         wrpo__fail(t->ctx, WRPO_E_IO, "%s/metrics.jsonl: cannot be written: %s", t->out_dir, strerror(errno));
 }
 static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix) {
-    wrpo__log_line(t, wrpo__metrics_text(m, prefix));
+    wrpo__text line = wrpo__metrics_text(m, prefix);
+    if (wrpo__run_date(t)) {
+        line.size--;
+        wrpo__text_printf(&line, ", \"date\": \"%s\"}", wrpo__run_date(t));
+    }
+    wrpo__log_line(t, line);
 }
 /* What a save of the plan kept of the update; other saves leave no line, as a run that never stopped has none. */
 static void wrpo__log_kept(wrpo_trainer *t, double kept) {
@@ -11445,7 +12286,8 @@ typedef struct wrpo__scored {  /* a response */
 } wrpo__scored;
 typedef struct wrpo__gathered { char *key; wrpo__lines *value; } wrpo__gathered;
 typedef struct wrpo__model_stats { char *key; wrpo_select_model value; } wrpo__model_stats;
-static const char *const wrpo__prompt_keys[] = {"prompt", "tools", "chat_template_kwargs"};
+enum { WRPO__PROMPT_KEYS = 5 };
+static const char *const wrpo__prompt_keys[] = {"prompt", "tools", "chat_template_kwargs", "system", "system_prompt"};
 typedef struct wrpo__prompts {  /* the prompts of some files */
     wrpo_ctx *ctx;
     wrpo__arena *arena, *temp;  /* temp: of the current prompt */
@@ -11453,7 +12295,7 @@ typedef struct wrpo__prompts {  /* the prompts of some files */
     wrpo__model_stats *models;  /* stb map from names; reward: the sum */
     int64_t empty;  /* responses without text */
     /* of the current prompt: its id, what wrpo__prompt_keys names, the line that says it, responses (stb arrays) */
-    const wrpo_json *id, *prompt[3];
+    const wrpo_json *id, *prompt[WRPO__PROMPT_KEYS];
     const wrpo__lines *said;
     wrpo__scored *lists[2];  /* the highest reward first; of equal ones the first in the files */
 } wrpo__prompts;
@@ -11507,9 +12349,9 @@ static void wrpo__add_response(wrpo__prompts *t, const wrpo_json *v, const char 
 }
 /* What a line says of the prompt must be what an earlier line said. A line without any of the keys says nothing. */
 static void wrpo__candidates_prompt(wrpo__prompts *t, const wrpo__lines *line, const wrpo_json *root, const char *id) {
-    const wrpo_json *says[3];
+    const wrpo_json *says[WRPO__PROMPT_KEYS];
     bool any = false;
-    for (int k = 0; k < 3; k++) {
+    for (int k = 0; k < WRPO__PROMPT_KEYS; k++) {
         says[k] = wrpo__present(root, wrpo__prompt_keys[k]);
         any = any || says[k];
     }
@@ -11666,7 +12508,7 @@ static wrpo_json *wrpo__make_record(wrpo__selection *s) {
     wrpo_json *record = WRPO__NEW(wrpo__current, wrpo_json), *list;
     record->kind = WRPO_JSON_OBJECT;
     wrpo__json_put(record, t->id, NULL);
-    for (int k = d->form == WRPO_FORM_SFT ? 1 : 0; k < 3; k++)
+    for (int k = d->form == WRPO_FORM_SFT ? 1 : 0; k < WRPO__PROMPT_KEYS; k++)
         if (t->prompt[k]) wrpo__json_put(record, t->prompt[k], NULL);
     if (d->form == WRPO_FORM_SFT) {
         list = wrpo__json_add(record, "messages", WRPO_JSON_ARRAY, "");

@@ -48,25 +48,40 @@ static void plain_logps(const int32_t *ids, int64_t n, int64_t first, double *ou
            *logits = calloc((size_t)V, 8);
     const int64_t turned = c->rope.dims ? c->rope.dims : d;
     const double plus = c->norm_plus_one ? 1 : 0, eps = c->rms_norm_eps,
-                 by = 1 / sqrt(c->query_pre_attn_scalar > 0 ? c->query_pre_attn_scalar : (double)d);
-    float inv[256];
-    double scale, slope;                 /* softcap and act are those of >>ops, in double */
-    wrpo__inv_freq(c, wrpo__rope_key(c, n), inv, &scale);
+                 by = c->attention_multiplier > 0
+                          ? c->attention_multiplier
+                          : 1 / sqrt(c->query_pre_attn_scalar > 0 ? c->query_pre_attn_scalar : (double)d),
+                 embed = c->embedding_multiplier > 0 ? c->embedding_multiplier
+                                                     : c->scale_embeddings ? sqrt((double)D) : 1,
+                 add = c->residual_multiplier > 0 ? c->residual_multiplier : 1,
+                 divide = c->logits_scaling > 0 ? c->logits_scaling : 1;
+    float inv_all[256], inv_sliding[256];
+    double scale_all, slope;             /* softcap and act are those of >>ops, in double */
+    wrpo__inv_freq(c, wrpo__rope_key(c, n), inv_all, &scale_all);
+    for (int64_t e = 0; c->sliding_rope_theta > 0 && e < turned / 2; e++)
+        inv_sliding[e] = (float)pow(c->sliding_rope_theta, -2 * (double)e / (double)turned);
     for (int64_t i = 0; i < n; i++)
-        for (int64_t j = 0; j < D; j++)
-            x[i * D + j] =
-                at(WRPO__W(plain, embed_tokens, 0))[ids[i] * D + j] * (c->scale_embeddings ? sqrt((double)D) : 1);
+        for (int64_t j = 0; j < D; j++) x[i * D + j] = at(WRPO__W(plain, embed_tokens, 0))[ids[i] * D + j] * embed;
     for (int64_t l = 0; l < c->num_hidden_layers; l++) {
+        const bool own_base = c->sliding_rope_theta > 0 && c->sliding_layers[0] >> l & 1;
+        const bool turns = !(c->no_rope_layers[0] >> l & 1);
+        const float *inv = own_base ? inv_sliding : inv_all;
+        const double scale = own_base ? 1 : scale_all;
         for (int64_t i = 0; i < n; i++) {
-            rms(a, x + i * D, at(WRPO__W(plain, input_layernorm, l)), D, eps, plus);
+            if (c->no_pre_norms) memcpy(a, x + i * D, (size_t)D * 8);
+            else rms(a, x + i * D, at(WRPO__W(plain, input_layernorm, l)), D, eps, plus);
             matvec(q + i * H * d, WRPO__W(plain, q_proj, l), WRPO__W(plain, q_bias, l), a);
             matvec(k + i * G * d, WRPO__W(plain, k_proj, l), WRPO__W(plain, k_bias, l), a);
             matvec(v + i * G * d, WRPO__W(plain, v_proj, l), WRPO__W(plain, v_bias, l), a);
+            if (c->qk_norm_rows) {
+                rms(q + i * H * d, q + i * H * d, at(WRPO__W(plain, q_norm, l)), H * d, eps, plus);
+                rms(k + i * G * d, k + i * G * d, at(WRPO__W(plain, k_norm, l)), G * d, eps, plus);
+            }
             for (int64_t h = 0; h < H + G; h++) {
                 double *z = h < H ? q + (i * H + h) * d : k + (i * G + h - H) * d;
                 const wrpo_weight *norm = h < H ? WRPO__W(plain, q_norm, l) : WRPO__W(plain, k_norm, l);
-                if (norm) rms(z, z, at(norm), d, eps, 0);
-                for (int64_t e = 0; e < turned / 2; e++) {
+                if (norm && !c->qk_norm_rows) rms(z, z, at(norm), d, eps, plus);
+                for (int64_t e = 0; turns && e < turned / 2; e++) {
                     float angle = (float)i * inv[e];   /* the angle is the reference's float; the rest is double */
                     double s = sin((double)angle) * scale, t = cos((double)angle) * scale, z1 = z[e],
                            z2 = z[e + turned / 2];
@@ -93,23 +108,26 @@ static void plain_logps(const int32_t *ids, int64_t n, int64_t first, double *ou
             }
             matvec(y, WRPO__W(plain, o_proj, l), WRPO__W(plain, o_bias, l), o);
             if (c->post_norms) rms(y, y, at(WRPO__W(plain, post_attention_layernorm, l)), D, eps, plus);
-            for (int64_t j = 0; j < D; j++) x[i * D + j] += y[j];
-            rms(a, x + i * D,
-                at(c->post_norms ? WRPO__W(plain, pre_feedforward_layernorm, l)
-                                 : WRPO__W(plain, post_attention_layernorm, l)),
-                D, eps, plus);
+            for (int64_t j = 0; j < D; j++) x[i * D + j] += add * y[j];
+            if (c->no_pre_norms) memcpy(a, x + i * D, (size_t)D * 8);
+            else
+                rms(a, x + i * D,
+                    at(c->post_norms ? WRPO__W(plain, pre_feedforward_layernorm, l)
+                                     : WRPO__W(plain, post_attention_layernorm, l)),
+                    D, eps, plus);
             matvec(g, WRPO__W(plain, gate_proj, l), NULL, a);
             matvec(u, WRPO__W(plain, up_proj, l), NULL, a);
             for (int64_t j = 0; j < I; j++) g[j] = wrpo__act(g[j], c->gelu, &slope) * u[j];
             matvec(y, WRPO__W(plain, down_proj, l), NULL, g);
             if (c->post_norms) rms(y, y, at(WRPO__W(plain, post_feedforward_layernorm, l)), D, eps, plus);
-            for (int64_t j = 0; j < D; j++) x[i * D + j] += y[j];
+            for (int64_t j = 0; j < D; j++) x[i * D + j] += add * y[j];
         }
     }
     for (int64_t i = first; i < n; i++) {
         double sum = 0, most = -INFINITY;
         rms(y, x + (i - 1) * D, at(WRPO__W(plain, norm, 0)), D, eps, plus);
         matvec(logits, wrpo__head(plain), NULL, y);
+        for (int64_t j = 0; j < V; j++) logits[j] /= divide;
         for (int64_t j = 0; j < V; j++) logits[j] = wrpo__softcap(logits[j], c->final_logit_softcapping, &slope);
         for (int64_t j = 0; j < V; j++) most = fmax(most, logits[j]);
         for (int64_t j = 0; j < V; j++) sum += exp(logits[j] - most);
@@ -312,6 +330,23 @@ static void all(const wrpo_backend *backend) {
     check(ctx, "longrope on part of a head, some sequences beyond the original length", c);
     c = config("internlm2"), c.rope.type = WRPO_ROPE_DYNAMIC, c.rope.factor = 2.5, c.max_position_embeddings = 19;
     check(ctx, "dynamic rope, every longer sequence with a theta of its own", c);
+    c = config("gemma3_text"), c.gelu = c.norm_plus_one = c.post_norms = c.scale_embeddings = c.qk_norm = true,
+    c.tie_word_embeddings = true, c.num_attention_heads = 4, c.num_key_value_heads = 2, c.head_dim = 8,
+    c.query_pre_attn_scalar = 9, c.sliding_window = 6, c.sliding_layers[0] = 2, c.sliding_rope_theta = 7,
+    c.rope.type = WRPO_ROPE_LINEAR, c.rope.factor = 4;
+    check(ctx, "q and k norms of 1 + w, a base of its own where there is a window", c);
+    c = config("smollm3"), c.no_rope_layers[0] = 1, c.num_hidden_layers = 3, c.sliding_window = 4,
+    c.sliding_layers[0] = 5;
+    check(ctx, "a layer that does not rotate", c);
+    c = config("olmo2"), c.qk_norm = c.qk_norm_rows = c.post_norms = c.no_pre_norms = true, c.num_key_value_heads = 3;
+    check(ctx, "norms after only, q and k norms over whole rows", c);
+    c.num_key_value_heads = 1, c.residual_multiplier = 0.3, c.embedding_multiplier = 2.5, c.tie_word_embeddings = true;
+    check(ctx, "the same with factors", c);
+    c = config("granite"), c.embedding_multiplier = 1.75, c.residual_multiplier = 0.22, c.attention_multiplier = 0.125,
+    c.logits_scaling = 1.5, c.attention_bias = c.output_bias = true;
+    check(ctx, "factors of embeddings, stream, scores and logits", c);
+    c.tie_word_embeddings = true, c.final_logit_softcapping = 1.5;
+    check(ctx, "the same, tied and capped", c);
     c = config("one"), c.hidden_size = 1, c.intermediate_size = 1, c.num_attention_heads = 1, c.head_dim = 2,
     c.vocab_size = 3, c.num_hidden_layers = 1;
     check_with(ctx, "everything 1", c, NULL);

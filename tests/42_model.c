@@ -5,13 +5,15 @@
 #include "support/test.h"
 #include "support/golden.h"
 
-static const char *const families[] = {"llama",        "llama3",        "llama3_new",   "llama_bias",    "llama_linear",
-                                       "llama_yarn",   "mistral",       "mistral_nemo", "qwen2",         "qwen2_layers",
-                                       "qwen2_window", "qwen2_yarn",    "qwen3",        "qwen3_new",     "smollm2",
-                                       "yi",           "llama_dynamic", "gemma2",       "gemma2_new",    "phi3",
-                                       "phi3_long",    "phi3_partial",  "internlm2",    "internlm2_bias"};
-static const char *const checkpoints[] = {"llama_f32", "qwen2_bf16_sharded", "gemma2_bf16", "phi3_bf16_sharded",
-                                          "internlm2_f32"};
+static const char *const families[] = {
+    "llama",        "llama3",    "llama3_new",     "llama_bias",   "llama_linear", "llama_yarn",   "mistral",
+    "mistral_nemo", "qwen2",     "qwen2_layers",   "qwen2_window", "qwen2_yarn",   "qwen3",        "qwen3_new",
+    "smollm2",      "yi",        "llama_dynamic",  "gemma2",       "gemma2_new",   "phi3",         "phi3_long",
+    "phi3_partial", "internlm2", "internlm2_bias", "gemma3",       "gemma3_new",   "smollm3",      "smollm3_new",
+    "olmo2",        "olmo2_new", "granite",        "granite_new",  "granite4",     "mistral_small"};
+static const char *const checkpoints[] = {"llama_f32",         "qwen2_bf16_sharded", "gemma2_bf16",
+                                          "phi3_bf16_sharded", "internlm2_f32",      "gemma3_bf16",
+                                          "olmo2_bf16",        "granite4_bf16",      "smollm3_bf16"};
 
 /* Worst difference of any token's log-prob. */
 static double check_logps(const char *name, wrpo_model *model, const wrpo_data *data, const wrpo_json *records) {

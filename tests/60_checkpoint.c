@@ -36,7 +36,7 @@ static void configs(void) {
         {"{\"model_type\":\"gemma2\"," SMALL ",\"sliding_window\":9,\"sliding_window_size\":8}", "sliding_window_size"},
         {"{\"model_type\":\"gemma2\"," SMALL ",\"final_logit_softcapping\":0}", "final_logit"},
         {"{\"model_type\":\"phi3\"," SMALL ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}}", "linear"},
-        {"{\"model_type\":\"phi3\"," SMALL ",\"resid_pdrop\":0.1}", "resid_pdrop"},
+        {"{\"model_type\":\"phi3\"," SMALL ",\"resid_pdrop\":1.5}", "resid_pdrop"},
         {"{\"model_type\":\"phi3\"," SMALL
          ",\"head_dim\":8,\"rope_scaling\":{\"type\":\"su\",\"short_factor\":[1,1,1,1],\"long_factor\":[1,1,1]}}",
          "long_factor"},
@@ -53,11 +53,11 @@ static void configs(void) {
         {"{\"model_type\":\"internlm2\"," SMALL ",\"attention_bias\":true}", "attention_bias"},
         {"{\"model_type\":\"internlm2\"," SMALL ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2}}", "yarn"},
         {"{\"model_type\":\"internlm2\"," SMALL ",\"sliding_window\":8}", "sliding_window"},
-        {"{\"model_type\":\"qwen2\"," SMALL ",\"resid_pdrop\":0.5}", "resid_pdrop"},
+        {"{\"model_type\":\"qwen2\"," SMALL ",\"resid_pdrop\":-0.5}", "resid_pdrop"},
         {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":2}}", "llama3"},
         {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2,\"mscale\":1}}",
          "mscale"},
-        {"{\"model_type\":\"llama\"," SMALL ",\"attention_dropout\":0.1}", "attention_dropout"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"attention_dropout\":1}", "attention_dropout"},
         {"{\"model_type\":\"llama\"," SMALL ",\"partial_rotary_factor\":0.5}", "partial_rotary_factor"},
         {"{\"model_type\":\"llama\"," SMALL ",\"architectures\":[\"LlamaForTokenClassification\"]}",
          "LlamaForTokenClassification"},
@@ -79,7 +79,35 @@ static void configs(void) {
         {"{\"model_type\":\"llama\"," SMALL ",\"pad_token_id\":\"x\"}", "pad_token_id"},
         {"{\"model_type\":\"llama\"," SMALL
          ",\"rope_parameters\":{\"rope_type\":\"default\"},\"rope_scaling\":{\"type\":\"linear\",\"factor\":4}}",
-         "rope_scaling: want either"},
+         "is not the same in rope_scaling"},
+        {"{\"model_type\":\"llama\"," SMALL
+         ",\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":4,\"rope_theta\":5000.0},"
+         "\"rope_scaling\":{\"type\":\"linear\",\"factor\":4}}",
+         "rope_parameters: \"rope_theta\" is not the same in rope_scaling"},
+        {"{\"model_type\":\"llama\"," SMALL
+         ",\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":4},"
+         "\"rope_scaling\":{\"type\":\"linear\",\"factor\":4,\"truncate\":true}}",
+         "rope_scaling: \"truncate\" is not the same in rope_parameters"},
+        {"{\"model_type\":\"gemma3_text\"," SMALL ",\"rope_parameters\":{\"rope_type\":\"default\"}}",
+         "want full_attention and sliding_attention, found \"rope_type\""},
+        {"{\"model_type\":\"gemma3_text\"," SMALL
+         ",\"rope_parameters\":{\"sliding_attention\":{\"rope_type\":\"linear\",\"factor\":2}}}",
+         "rope_type: want default, found \"linear\""},
+        {"{\"model_type\":\"gemma3_text\"," SMALL ",\"sliding_window\":null}", "sliding_window: want a number"},
+        {"{\"model_type\":\"gemma3_text\"," SMALL ",\"attn_logit_softcapping\":50.0}", "attn_logit_softcapping"},
+        {"{\"model_type\":\"gemma3_text\"," SMALL ",\"use_bidirectional_attention\":true}", "use_bidirectional"},
+        {"{\"model_type\":\"smollm3\"," SMALL ",\"no_rope_layers\":[1]}", "no_rope_layers: want 0 or 1"},
+        {"{\"model_type\":\"smollm3\"," SMALL ",\"no_rope_layers\":[1,2]}", "want an integer from 0 to 1"},
+        {"{\"model_type\":\"smollm3\"," SMALL ",\"mlp_bias\":true}", "mlp_bias"},
+        {"{\"model_type\":\"olmo2\"," SMALL ",\"clip_qkv\":8}", "clip_qkv"},
+        {"{\"model_type\":\"granite\"," SMALL ",\"residual_multiplier\":0}", "residual_multiplier"},
+        {"{\"model_type\":\"granitemoehybrid\"," SMALL ",\"num_local_experts\":8}", "mixtures of experts"},
+        {"{\"model_type\":\"granitemoehybrid\"," SMALL ",\"num_local_experts\":0,\"layer_types\":"
+         "[\"mamba\",\"attention\"],\"shared_intermediate_size\":20,\"position_embedding_type\":\"rope\"}",
+         "layer_types: want one of full_attention, attention, found \"mamba\""},
+        {"{\"model_type\":\"granitemoehybrid\"," SMALL ",\"num_local_experts\":0,\"layer_types\":"
+         "[\"attention\",\"attention\"],\"shared_intermediate_size\":20,\"position_embedding_type\":\"nope\"}",
+         "position_embedding_type: want rope"},
         {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"factor\":8}}", "want a rope_type"},
         {"{\"model_type\":\"llama\"," SMALL
          ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2,\"truncate\":\"no\"}}",
@@ -179,6 +207,69 @@ static void configs(void) {
               c.rope.original_max_position_embeddings == 4096 && c.rope.long_factor[2] == 6 &&
               fabs(c.rope.attention_factor - sqrt(1 + log(16) / log(4096))) < 1e-15,
           "phi3's rope: %s", wrpo_last_error(ctx)->text);
+}
+
+/* Families as they are published: parameters as transformers counts them, and what a run of one would take. */
+static void published(void) {
+    static const char *const gemma = "{\"model_type\": \"gemma3_text\", \"architectures\": [\"Gemma3ForCausalLM\"],"
+        "\"_sliding_window_pattern\": 6, \"attention_bias\": false, \"attn_logit_softcapping\": null,"
+        "\"final_logit_softcapping\": null, \"head_dim\": 256, \"hidden_activation\": \"gelu_pytorch_tanh\","
+        "\"hidden_size\": 640, \"intermediate_size\": 2048, \"max_position_embeddings\": 32768,"
+        "\"num_attention_heads\": 4, \"num_hidden_layers\": 18, \"num_key_value_heads\": 1,"
+        "\"query_pre_attn_scalar\": 256, \"rms_norm_eps\": 1e-06, \"rope_local_base_freq\": 10000.0,"
+        "\"rope_scaling\": null, \"rope_theta\": 1000000.0, \"sliding_window\": 512,"
+        "\"use_bidirectional_attention\": false, \"vocab_size\": 262144}";
+    static const char *const smollm = "{\"model_type\": \"smollm3\", \"architectures\": [\"SmolLM3ForCausalLM\"],"
+        "\"attention_bias\": false, \"attention_dropout\": 0.0, \"hidden_act\": \"silu\", \"hidden_size\": 2048,"
+        "\"intermediate_size\": 11008, \"max_position_embeddings\": 65536, \"max_window_layers\": 28,"
+        "\"mlp_bias\": false, \"no_rope_layer_interval\": 4, \"num_attention_heads\": 16,"
+        "\"num_hidden_layers\": 36, \"num_key_value_heads\": 4, \"pretraining_tp\": 2, \"rms_norm_eps\": 1e-06,"
+        "\"rope_scaling\": null, \"rope_theta\": 5000000.0, \"sliding_window\": null,"
+        "\"use_sliding_window\": false, \"vocab_size\": 128256}";
+    static const char *const olmo = "{\"model_type\": \"olmo2\", \"architectures\": [\"Olmo2ForCausalLM\"],"
+        "\"attention_bias\": false, \"hidden_act\": \"silu\", \"hidden_size\": 2048, \"intermediate_size\": 8192,"
+        "\"max_position_embeddings\": 4096, \"num_attention_heads\": 16, \"num_hidden_layers\": 16,"
+        "\"num_key_value_heads\": 16, \"rms_norm_eps\": 1e-06, \"rope_scaling\": null, \"rope_theta\": 500000,"
+        "\"tie_word_embeddings\": false, \"vocab_size\": 100352}";
+    static const char *const granite = "{\"model_type\": \"granite\", \"architectures\": [\"GraniteForCausalLM\"],"
+        "\"attention_bias\": false, \"attention_multiplier\": 0.015625, \"embedding_multiplier\": 12.0,"
+        "\"hidden_act\": \"silu\", \"hidden_size\": 2048, \"intermediate_size\": 8192, \"logits_scaling\": 8.0,"
+        "\"max_position_embeddings\": 131072, \"mlp_bias\": false, \"num_attention_heads\": 32,"
+        "\"num_hidden_layers\": 40, \"num_key_value_heads\": 8, \"residual_multiplier\": 0.22,"
+        "\"rms_norm_eps\": 1e-05, \"rope_scaling\": null, \"rope_theta\": 10000000.0,"
+        "\"tie_word_embeddings\": true, \"vocab_size\": 49159}";
+    static const char *const mistral = "{\"model_type\": \"mistral\", \"architectures\": [\"MistralForCausalLM\"],"
+        "\"attention_dropout\": 0.0, \"head_dim\": 128, \"hidden_act\": \"silu\", \"hidden_size\": 5120,"
+        "\"intermediate_size\": 32768, \"max_position_embeddings\": 32768, \"num_attention_heads\": 32,"
+        "\"num_hidden_layers\": 40, \"num_key_value_heads\": 8, \"rms_norm_eps\": 1e-05,"
+        "\"rope_theta\": 100000000.0, \"sliding_window\": null, \"tie_word_embeddings\": false,"
+        "\"vocab_size\": 131072}";
+    const struct { const char *config; int64_t parameters, sliding, unrotated; bool tie; } models[] = {
+        {gemma, 268098176, 15, 0, true},     /* every sixth of 18 layers sees all */
+        {smollm, 3075098624, 0, 9, true},
+        {olmo, 1484916736, 0, 0, false},
+        {granite, 2533539840, 0, 0, true},
+        {mistral, 23572403200, 0, 0, false}};
+    for (int i = 0; i < (int)(sizeof models / sizeof *models); i++) {
+        wrpo_config c = {0};
+        wrpo_bytes run = {0};
+        int64_t parameters, sliding = 0, unrotated = 0;
+        put("config.json", models[i].config);
+        CHECK(wrpo_config_load(ctx, dir, &c) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        wrpo__layout_weights(&c, NULL, NULL, NULL, &parameters);
+        for (int64_t l = 0; l < c.num_hidden_layers; l++) {
+            sliding += wrpo__layer_window(&c, l) > 0;
+            unrotated += wrpo__layer_bit(c.no_rope_layers, l);
+        }
+        CHECK(parameters == models[i].parameters && c.tie_word_embeddings == models[i].tie &&
+                  sliding == models[i].sliding && unrotated == models[i].unrotated,
+              "%s: %lld parameters, %lld layers with a window, %lld without rope", c.model_type, (long long)parameters,
+              (long long)sliding, (long long)unrotated);
+        CHECK(wrpo_train_bytes(ctx, &c, NULL, NULL, NULL, &run) == WRPO_OK && run.total > (size_t)parameters * 8,
+              "%s: %s", c.model_type, wrpo_last_error(ctx)->text);
+        printf("%-12s %lld parameters, a run takes %.1f GiB\n", c.model_type, (long long)parameters,
+               (double)run.total / 0x1p30);
+    }
 }
 
 static const char *const good = "{\n  \"model_type\": \"qwen2\", \"architectures\": [\"Qwen2ForCausalLM\"], " SMALL
@@ -440,11 +531,188 @@ static void allocations(void) {
     wrpo_close(own);
 }
 
+/* ---- files as people have them ---- */
+static char said[2000];
+static void listen(wrpo_level level, const char *text, void *user) {
+    (void)level, (void)user;
+    snprintf(said + strlen(said), sizeof said - strlen(said), "%s\n", text);
+}
+/* dir/to = dir/from with other names: `without` at the front taken off, and without the tensor `drop`. */
+static void rename_tensors(const char *from, const char *to, const char *without, const char *drop) {
+    wrpo_tensors *t = NULL;
+    char header[20000] = "{", *end = header + 1;
+    FILE *f = fopen(at(to), "wb");
+    CHECK(f && !wrpo_tensors_open(ctx, at(from), &t), "%s", wrpo_last_error(ctx)->text);
+    if (!f || !t) return;
+    size_t place = 0;
+    for (int64_t i = 0; i < wrpo_tensors_count(t); i++) {
+        const wrpo_tensor_info *info = wrpo_tensors_at(t, i);
+        const char *name = strncmp(info->name, without, strlen(without)) ? info->name : info->name + strlen(without);
+        if (!strcmp(info->name, drop)) continue;
+        end += sprintf(end, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%lld", place ? "," : "", name, info->dtype,
+                       (long long)info->shape[0]);
+        if (info->ndim == 2) end += sprintf(end, ",%lld", (long long)info->shape[1]);
+        end += sprintf(end, "],\"data_offsets\":[%zu,%zu]}", place, place + info->bytes);
+        place += info->bytes;
+    }
+    *end++ = '}';
+    const uint64_t n = (uint64_t)(end - header);
+    fwrite(&n, 8, 1, f), fwrite(header, 1, n, f);
+    for (int64_t i = 0; i < wrpo_tensors_count(t); i++) {
+        const wrpo_tensor_info *info = wrpo_tensors_at(t, i);
+        if (strcmp(info->name, drop)) fwrite(info->data, 1, info->bytes, f);
+    }
+    fclose(f);
+    wrpo_tensors_close(t);
+}
+/* Loads dir/name, which must be what `want` is and say what is in `says`; saves it to dir/again, which loads without a
+   word, likewise. config: a text that the saved config.json has. */
+static void tolerated(const char *name, const wrpo_model *want, const char *says, const char *config) {
+    wrpo_model *m, *again;
+    size_t n;
+    int64_t parameters;
+    wrpo_config c;
+    wrpo_dtype dtype;
+    said[0] = 0;
+    m = load(name, NULL);
+    CHECK(m && equal(m, want), "%s: other weights", name);
+    CHECK(*says ? strstr(said, says) != NULL : !*said, "%s: said \"%s\", want \"%s\"", name, said, says);
+    CHECK(!wrpo_model_check(ctx, at(name), &c, &parameters, &dtype) && parameters == wrpo_model_parameters(want),
+          "%s: %s", name, wrpo_last_error(ctx)->text);
+    if (!m) return;
+    shell("rm -rf %s/again%s", dir, "");
+    CHECK(wrpo_model_save(m, &(wrpo_save_desc){.dir = at("again")}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    wrpo_model_free(m);
+    char *text = slurp(at("again/config.json"), &n);
+    CHECK(text && strstr(text, config), "%s: saved %s, want %s in it", name, text, config);
+    free(text);
+    said[0] = 0;
+    again = load("again", NULL);
+    CHECK(again && equal(again, want) && !*said, "%s: saved and loaded: said \"%s\"", name, said);
+    wrpo_model_free(again);
+}
+#define CONFIG(type, more) "{\"model_type\": \"" type "\", " SMALL ", \"head_dim\": 4" more "}"
+static void as_people_have_them(void) {
+    wrpo_ctx *const quiet = ctx;
+    wrpo_model *model, *tied;
+    if (wrpo_open(&(wrpo_desc){.log = {.fn = listen}}, &ctx) != WRPO_OK) return;
+    for (int i = 0; i < 2; i++) shell("mkdir -p %s/%s", dir, i ? "b" : "a");
+    put("config.json", CONFIG("llama", ", \"tie_word_embeddings\": false, \"torch_dtype\": \"float32\""));
+    CHECK(!wrpo_model_init(ctx, &(wrpo_init_desc){.config = dir, .seed = 5}, &model) &&
+              !wrpo_model_save(model, &(wrpo_save_desc){.dir = at("a")}), "%s", wrpo_last_error(ctx)->text);
+    /* both there and different: not tied */
+    put("a/config.json", CONFIG("llama", ", \"tie_word_embeddings\": true, \"torch_dtype\": \"float32\""));
+    tolerated("a", model, "tie_word_embeddings is true, but model.embed_tokens.weight and lm_head.weight differ",
+              "\"tie_word_embeddings\": false, \"torch_dtype\"");
+    /* both there and equal: tied */
+    put("config.json", CONFIG("llama", ", \"tie_word_embeddings\": true, \"torch_dtype\": \"float32\""));
+    CHECK(!wrpo_model_init(ctx, &(wrpo_init_desc){.config = dir, .seed = 5}, &tied), "%s", wrpo_last_error(ctx)->text);
+    const int64_t V = 37, D = 16;
+    float embed[37 * 16];
+    const int64_t head = model->n_weights - 1;
+    float output[37 * 16];
+    CHECK(!wrpo_weight_get(model, 0, 0, V * D, embed) && !wrpo_weight_get(model, head, 0, V * D, output) &&
+              !wrpo_weight_put(model, head, 0, V * D, embed) &&
+              !wrpo_model_save(model, &(wrpo_save_desc){.dir = at("a")}),
+          "%s", wrpo_last_error(ctx)->text);
+    put("a/config.json", CONFIG("llama", ", \"tie_word_embeddings\": true, \"torch_dtype\": \"float32\""));
+    tolerated("a", tied, "", "\"tie_word_embeddings\": true");
+    /* the output alone: it is the embedding */
+    rename_tensors("a/model.safetensors", "b/model.safetensors", "", "model.embed_tokens.weight");
+    put("b/config.json", CONFIG("llama", ", \"tie_word_embeddings\": true, \"torch_dtype\": \"float32\""));
+    tolerated("b", tied, "", "\"tie_word_embeddings\": true");
+    /* a base model's names, of a tied and of another model */
+    put("b/config.json", CONFIG("llama", ", \"architectures\": [\"LlamaModel\"], \"tie_word_embeddings\": true"));
+    rename_tensors("a/model.safetensors", "b/model.safetensors", "model.", "lm_head.weight");
+    tolerated("b", tied, "a base model's file, whose names lack \"model.\"", "[\"LlamaForCausalLM\"]");
+    put("b/config.json", CONFIG("llama", ", \"architectures\": [\"LlamaModel\"]"));
+    load("b", "lm_head.weight is missing: want a causal language model's checkpoint, found a base model's");
+    wrpo_model_free(tied);
+    /* a default that the config does not state */
+    wrpo_model_free(model);
+    put("config.json", CONFIG("smollm3", ", \"tie_word_embeddings\": false, \"torch_dtype\": \"float32\""));
+    CHECK(!wrpo_model_init(ctx, &(wrpo_init_desc){.config = dir, .seed = 5}, &model) &&
+              !wrpo_model_save(model, &(wrpo_save_desc){.dir = at("a")}), "%s", wrpo_last_error(ctx)->text);
+    put("a/config.json", CONFIG("smollm3", ", \"torch_dtype\": \"float32\""));
+    tolerated("a", model, "are not tied, and a save has both", "{\n  \"tie_word_embeddings\": false,\"model_type\"");
+    put("a/config.json", CONFIG("smollm3", ", \"tie_word_embeddings\": null, \"torch_dtype\": \"float32\""));
+    tolerated("a", model, "are not tied, and a save has both", "\"tie_word_embeddings\": false, \"torch_dtype\"");
+    wrpo_model_free(model);
+
+    /* said, not refused */
+    wrpo_config c;
+    const struct { const char *config, *says;
+    } heard[] = {
+        {CONFIG("llama", ", \"attention_dropout\": 0.1"), "attention_dropout 0.1: the model is trained without it"},
+        {CONFIG("llama", ", \"attention_dropout\": 0.0"), ""},
+        {CONFIG("phi3", ", \"resid_pdrop\": 0.25"), "resid_pdrop 0.25"},
+        {CONFIG("llama", ", \"rope_scaling\": {\"type\": \"linear\", \"factor\": 2, \"attn_factor\": 2.0}"),
+         "attn_factor"},
+        {CONFIG("llama", ", \"rope_scaling\": {\"type\": \"linear\", \"factor\": 2, \"attn_factor\": 1.0}"), ""},
+        {CONFIG("llama", ", \"rope_theta\": 5000.0, \"rope_scaling\": {\"type\": \"linear\", \"factor\": 2.0}, "
+                         "\"rope_parameters\": {\"rope_type\": \"linear\", \"factor\": 2, \"rope_theta\": 5000}"),
+         ""},
+        {CONFIG("llama", ", \"rope_scaling\": {}, "
+                         "\"rope_parameters\": {\"rope_type\": \"linear\", \"factor\": 2, \"rope_theta\": 5000}"),
+         ""},
+        {CONFIG("gemma3_text",
+                ", \"rope_scaling\": {\"rope_type\": \"linear\", \"factor\": 2.0}, \"rope_parameters\": "
+                "{\"full_attention\": {\"rope_type\": \"linear\", \"factor\": 2.0}, \"sliding_attention\": null}"),
+         ""}};
+    for (int i = 0; i < (int)(sizeof heard / sizeof *heard); i++) {
+        put("config.json", heard[i].config);
+        said[0] = 0;
+        CHECK(wrpo_config_load(ctx, dir, &c) == WRPO_OK, "%s: %s", heard[i].config, wrpo_last_error(ctx)->text);
+        CHECK(*heard[i].says ? strstr(said, heard[i].says) != NULL : !*said, "%s: said \"%s\"", heard[i].config, said);
+    }
+    CHECK(c.rope.type == WRPO_ROPE_LINEAR && c.rope.theta == 1e6 && c.sliding_rope_theta == 1e4, "gemma3's bases");
+
+    /* something else than a checkpoint */
+    put("config.json", "{\"model_type\": \"gemma3\", \"text_config\": {\"model_type\": \"gemma3_text\"}}");
+    CHECK(wrpo_config_load(ctx, dir, &c) && strstr(wrpo_last_error(ctx)->text, "a model of several modalities"), "%s",
+          wrpo_last_error(ctx)->text);
+    const struct { const char *file, *content, *says; } foreign[] = {
+        {"x-Q4_K_M.gguf", "GGUF\3", "but x-Q4_K_M.gguf, a GGUF file"},
+        {"pytorch_model.bin", "PK\3\4", "but pytorch_model.bin, a pickle of PyTorch: want safetensors"},
+        {"pytorch_model.bin.index.json", "{}", "pickles of PyTorch"},
+        {"adapter_config.json", "{}", "but adapter_config.json, an adapter: want the directory of its model here"},
+        {"consolidated.safetensors", "", "names of their own"}, {"snapshots", "", "a cache of the hub"},
+        {"README.md", "", "found no config.json in it"}};
+    for (int i = 0; i < (int)(sizeof foreign / sizeof *foreign); i++) {
+        shell("rm -rf %s/b%s", dir, ""), shell("mkdir %s/b%s", dir, "");
+        char name[100];
+        snprintf(name, sizeof name, "b/%s", foreign[i].file);
+        put(name, foreign[i].content);
+        load("b", foreign[i].says);
+    }
+    put("b/config.json", CONFIG("llama", ""));
+    static const struct { const char *bytes, *says; } weights[] = {
+        {"GGUF\3zzzzzzzzz", "model.safetensors: a GGUF file"}, {"PK\3\4zzzzzzzzz", "a pickle of PyTorch"},
+        {"\x80\2}qzzzzzzzz", "a pickle of PyTorch"}, {"\x1f\x8bzzzzzzzzz", "compressed by gzip"},
+        {"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"}};
+    for (int i = 0; i < (int)(sizeof weights / sizeof *weights); i++) {
+        put("b/model.safetensors", weights[i].bytes);
+        load("b", weights[i].says);
+    }
+    put("x.gguf", "GGUF\3zzzzzzzzz");
+    load("x.gguf", "x.gguf: a GGUF file: want the safetensors checkpoint that it was made from");
+    CHECK(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = "nobody/no-model"}, &model) == WRPO_E_IO &&
+              strstr(wrpo_last_error(ctx)->text,
+                     "no such directory. Nothing is downloaded: get a model of the hub with "
+                     "\"hf download nobody/no-model --local-dir DIR\""),
+          "%s", wrpo_last_error(ctx)->text);
+    load("absent", "absent: no such directory. Nothing is downloaded");
+    wrpo_close(ctx);
+    ctx = quiet;
+}
+
 int main(void) {
     snprintf(dir, sizeof dir, "tmp_checkpoint_%ld", (long)getpid());
     if (wrpo_open(NULL, &ctx) != WRPO_OK) return 2;
     shell("mkdir -p %s%s", dir, "");
     configs();
+    published();
+    as_people_have_them();
     round_trips();
     layouts();
     allocations();

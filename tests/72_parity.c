@@ -48,7 +48,12 @@ static const wrpo_weight *trained(const wrpo_model *model, const char *key, int6
     static const char *const fused[][4] = {{"qkv_proj.lora_A", "q_proj.lora_A"},
                                            {"gate_up_proj.lora_A", "gate_proj.lora_A"},
                                            {"qkv_proj.lora_B", "q_proj.lora_B", "k_proj.lora_B", "v_proj.lora_B"},
-                                           {"gate_up_proj.lora_B", "gate_proj.lora_B", "up_proj.lora_B"}};
+                                           {"gate_up_proj.lora_B", "gate_proj.lora_B", "up_proj.lora_B"},
+                                           {"shared_mlp.input_linear.lora_A", "mlp.gate_proj.lora_A"},
+                                           {"shared_mlp.output_linear.lora_A", "mlp.down_proj.lora_A"},
+                                           {"shared_mlp.input_linear.lora_B", "mlp.gate_proj.lora_B",
+                                            "mlp.up_proj.lora_B"},
+                                           {"shared_mlp.output_linear.lora_B", "mlp.down_proj.lora_B"}};
     const wrpo_weight *w = golden_weight(model, key);
     *size = w ? w->rows * w->cols : 0;
     for (int i = 0; i < WRPO__COUNT(fused) && !w; i++) {
@@ -139,7 +144,7 @@ int main(void) {
     for (int i = 0; i < 2; i++) {
         const wrpo_backend *backend = i ? wrpo_backend_plain() : wrpo_backend_cpu();
         all(backend, "golden/train.json", 17);
-        all(backend, "golden/adapters.json", 9);
+        all(backend, "golden/adapters.json", 11);
     }
     return test_end("72_parity");
 }

@@ -284,7 +284,7 @@ static void test_golden(void) {
         }
         wrpo_tensors_close(t);
     }
-    CHECK(families == 5, "%d families", families);
+    CHECK(families == 9, "%d families", families);
     wrpo_data_free(data), wrpo_json_free(ctx, (wrpo_json *)(uintptr_t)golden), wrpo_close(ctx);
 }
 

@@ -1061,6 +1061,15 @@ int main(int argc, char **argv) {
         test_model(cpu, gpu, "soft caps, gelu, norms around, a window below", &c);
         c = config("mistral"), c.sliding_window = 9, c.sliding_layers[0] = 3, c.output_bias = true, c.hidden_size = 40;
         if (!SANITIZED) test_model(cpu, gpu, "window on all layers", &c);
+        c = config("olmo2"), c.qk_norm = c.qk_norm_rows = c.post_norms = c.no_pre_norms = true, c.hidden_size = 40;
+        c.embedding_multiplier = 2, c.residual_multiplier = 0.4, c.attention_multiplier = 0.2, c.logits_scaling = 1.5;
+        c.no_rope_layers[0] = 1;
+        test_model(cpu, gpu, "norms after only, over whole rows of q and k; factors; a layer without rope", &c);
+        c = config("gemma3_text"), c.gelu = c.norm_plus_one = c.post_norms = c.scale_embeddings = c.qk_norm = true;
+        c.head_dim = 8, c.query_pre_attn_scalar = 40, c.sliding_window = 9, c.sliding_layers[0] = 1;
+        c.sliding_rope_theta = 50;
+        test_model_with(cpu, gpu, "two bases, norms of 1 + w, an adapter", &c,
+                        &(wrpo_adapter_desc){.r = 3, .alpha = 1});
     }
     if (WANTED("generation")) test_generation(gpu);
     if (WANTED("graphs")) test_graphs(gpu), test_generation_graphs();

@@ -581,7 +581,8 @@ check "winrate --label: another model, other rewards" sh -c '! cmp -s same.txt o
 nothing "winrate --label"
 none='reward: want a number, found no such key in this object'
 bad "winrate: no reward, no model" 1 "answers-a.jsonl:1:.*$none; --reward-model DIR scores what has none" $B
-bad "winrate: a reward model that is not there" 1 'absent.*: cannot be opened' $B --reward-model absent
+bad "winrate: a reward model that is not there" 1 'absent: no such directory. Nothing is downloaded' $B \
+    --reward-model absent
 nothing "winrate: a reward model that is not there"
 bad "winrate: not a reward model" 1 'a language model has no reward head' $B --reward-model "$G/checkpoints/llama_f32"
 nothing "winrate: not a reward model"
@@ -721,6 +722,44 @@ bad "resume: no step" 1 "$S: step: want a whole number up to 2500, found x" $MAN
 sed 's/"milliseconds":"[0-9]/"milliseconds":"+/' state >$S
 bad "resume: other metadata" 1 "$S: .*want" $MANY new --resume kept
 bad "--save-steps 0" 1 'save-steps: want a whole number in \[1, inf)' $TRAIN --save-steps 0
+
+# ---- midnight: the day that a template shows is the run's. Between these two zones the date always differs.
+cp -r tiny dated
+sed 's/"{% for m/"{{ strftime_now('"'%d %b %Y'"') }}\\n{% for m/' tok/tokenizer_config.json >dated/tokenizer_config.json
+DATED="train --model dated --data quads.jsonl --eval-data quads.jsonl --eval-steps 3 --batch-size 1 --max-steps 8"
+rm -rf whole
+TZ=BBB12; export TZ; day=$(date +%Y-%m-%d)
+good "midnight: before" $DATED --save-steps 3 --out whole
+check "midnight: the date in the metrics" grep -q "\"date\": \"$day\"}" whole/metrics.jsonl
+TZ=AAA-14; next=$(date +%Y-%m-%d)
+good "midnight: after" $DATED --out new --resume whole/checkpoint-6
+check "midnight: the days differ" test "$day" != "$next"
+same_run "midnight" whole new
+good "midnight: a run begun after it" $DATED --out other --max-steps 1
+check "midnight: its date" grep -q "\"date\": \"$next\"}" other/metrics.jsonl
+good "midnight: the date of before as an option" $DATED --out new --resume whole/checkpoint-6 --date $day
+bad "midnight: another date" 1 "date: want $next, as this run has it, found $day: the chat template shows it (--date" \
+    $DATED --out new --resume whole/checkpoint-6 --date $next
+bad "no such day" 1 'date: want a day such as 2026-11-29, found "2026-02-30"' $DATED --out new --date 2026-02-30
+unset TZ
+
+# ---- what other trainers' files hold
+talk() { printf '{"messages": [{"role": "user", "content": "%s"}, {"role": "assistant", "content": "%s"}]}\n' "$@"; }
+for i in 1 2 3 4 5; do talk "a question $i" "an answer $i"; done >talks.jsonl
+SFT="train --model tiny --data talks.jsonl --method sft --batch-size 1 --max-steps 3 --out"
+good "sft on all, packed" $SFT new --sft-on all --packing --max-length 64
+check "sft on all, packed: the format is said" grep -q 'talks.jsonl: [0-9]* records (messages)' out.txt
+good "sft on every turn" $SFT new2 --sft-on assistant
+good "sft on answers" $SFT new3
+check "sft on every turn of one: as on answers" cmp -s new2/model.safetensors new3/model.safetensors
+good "logprob of a packed row" logprob --model tiny --data talks.jsonl --sft-on assistant --packing --max-length 64
+check "logprob: scored tokens alone" test "$(head -1 out.txt | sed 's/.*"tokens": .\([0-9]*\).*/\1/')" -lt 50
+bad "packed pairs" 1 'sft_on, packing: want records of one conversation' $TRAIN --packing
+check "packed pairs: a warning" grep -q 'warning: --packing says nothing to --method wrpo' err.txt
+bad "an unknown format" 2 'want one of auto, preference, pairs, messages, sharegpt, prompt-completion, alpaca, orca' \
+    $TRAIN --data-format csv
+bad "another format than forced" 1 'want conversations, the keys of format sharegpt, found "prompt_id", "prompt"' \
+    $TRAIN --data-format sharegpt
 
 [ -z "$(find . -name '*.part')" ] && pass || fail "half-written files are left"
 echo "cli: $passed passed, $failed failed, $skipped skipped"

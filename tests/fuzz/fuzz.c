@@ -199,12 +199,14 @@ static void run_data(const char *data, size_t size) {
         must(!wrpo_tokenizer_load(ctx, "t", &tok), "the tokenizer");
     }
     put("d.jsonl", data, size);
-    for (int way = 0; way < 2; way++) {
+    for (int way = 0; way < 4; way++) {                /* clean, authors; every turn of the assistant; packed */
         wrpo_data *records;
         const wrpo_data_desc desc = {.path = "d.jsonl",
-                                     .tokenization = (wrpo_tokenization)way,
+                                     .tokenization = way == 1 ? WRPO_TOKENIZATION_AUTHORS : WRPO_TOKENIZATION_CLEAN,
                                      .max_length = 64,
-                                     .max_prompt_length = 48};
+                                     .max_prompt_length = 48,
+                                     .sft_on = way < 2 ? WRPO_SFT_ON_ANSWERS : WRPO_SFT_ON_ASSISTANT,
+                                     .packing = way == 3};
         if (!taken(wrpo_data_load(tok, &desc, &records))) continue;
         for (int64_t i = 0; i < wrpo_data_count(records); i++) {
             const wrpo_record r = wrpo_data_record(records, i);
@@ -343,6 +345,9 @@ static void write_seeds(const char *dir) {
          "{\"prompt\": \"hi\", \"chosen\": [\"a\", \"b\", \"c\"], \"weights\": [1, 2], \"rejected\": \"d\", \"tools\": "
          "[],"
          " \"chat_template_kwargs\": {\"x\": 1}}\n"},
+        {"data", "[{\"system\": \"s\", \"conversations\": [{\"from\": \"human\", \"value\": \"hi\"}, "
+                 "{\"from\": \"gpt\", \"value\": \"yes\"}]}]"},
+        {"data", "{\"instruction\": \"hi\", \"input\": \"x\", \"output\": \"yes\"}\n"},
         {"data", "{\"prompt\": \"hi\", \"pairs\": [{\"chosen\": \"a\", \"rejected\": \"b\", \"weight\": 1}]}\n"},
         {"questions",
          "[{\"instruction\": \"What?\", \"output\": \"\", \"generator\": \"x\", \"dataset\": \"helpful\"}]"},

@@ -37,9 +37,14 @@ LORA = {
               "alpha_pattern": {"o_proj": 5}},
     "gemma2": {"r": 1, "lora_alpha": 2, "target_modules": "all-linear"},
     "phi3": {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"},
+    "gemma3": {"r": 1, "lora_alpha": 2, "target_modules": ["q_proj", "k_proj", "down_proj"]},
+    "smollm3": {"r": 1, "lora_alpha": 2, "target_modules": ["q_proj", "o_proj", "up_proj"]},
+    "olmo2": {"r": 2, "lora_alpha": 3, "target_modules": "all-linear"},
+    "granite4": {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"},
 }
 BASE = {"batch_size": 4, "epochs": 5, "learning_rate": 1e-3, "beta": 0.1, "warmup_ratio": 0.25, "max_grad_norm": 1.0}
-RUNS = [(f, {"method": m}) for f in ("llama", "gemma2", "phi3") for m in ("wrpo", "dpo", "sft")]
+RUNS = [(f, {"method": m}) for f in ("llama", "gemma2", "phi3") for m in ("wrpo", "dpo", "sft")] + [("olmo2", {"method": "wrpo"}),
+                                                                                                    ("granite4", {"method": "wrpo"})]
 SCALE = {"linear": (0.0, 0.25)}
 METRICS = ["loss", "grad_norm", "learning_rate"]
 

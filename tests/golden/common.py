@@ -62,11 +62,12 @@ def formula(name, shape, scale=SCALE):
 
 def parts(model):
     """(name in the Llama layout, parameter, its rows) of every parameter; tied ones once, under the embedding's name. Phi-3 stacks
-    the rows of q, k and v and those of gate and up in one tensor each."""
+    the rows of q, k and v and those of gate and up in one tensor each, Granite 4 those of gate and up."""
     c = model.config
     d = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-    q, kv, inter = c.num_attention_heads * d, c.num_key_value_heads * d, c.intermediate_size
+    q, kv, inter = c.num_attention_heads * d, c.num_key_value_heads * d, getattr(c, "shared_intermediate_size", c.intermediate_size)
     for name, p in model.named_parameters():  # tied parameters are listed once
+        name = name.replace("shared_mlp.input_linear", "mlp.gate_up_proj").replace("shared_mlp.output_linear", "mlp.down_proj")
         fused = {"qkv_proj": (("q_proj", q), ("k_proj", kv), ("v_proj", kv)), "gate_up_proj": (("gate_proj", inter), ("up_proj", inter))}
         key = next((k for k in fused if k in name), None)
         at = 0
@@ -355,6 +356,35 @@ FAMILIES = {
                  rope_scaling=None, rope_theta=1000000, sliding_window=None, tie_word_embeddings=True, use_sliding_window=False),
     "qwen3_new": new("Qwen3", "qwen3", 48, 82, 2, 6, 2, 289, {"rope_theta": 1000000.0, "rope_type": "default"}, attention_bias=True, head_dim=10,
                      layer_types=["full_attention", "sliding_attention"], max_window_layers=1, sliding_window=12, use_sliding_window=True),
+    "gemma3": old("Gemma3", "gemma3_text", 48, 66, 4, 4, 2, 310, sliding_window_pattern=3, attention_bias=False, attn_logit_softcapping=None,
+                  final_logit_softcapping=None, head_dim=16, hidden_activation="gelu_pytorch_tanh", query_pre_attn_scalar=256, rms_norm_eps=1e-06,
+                  rope_local_base_freq=500.0, rope_scaling=None, rope_theta=50000.0, sliding_window=12, tie_word_embeddings=True),
+    "gemma3_new": new("Gemma3", "gemma3_text", 40, 59, 3, 5, 1, 287,
+                      {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+                       "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}, attention_bias=True, attn_logit_softcapping=None,
+                      final_logit_softcapping=2.5, head_dim=8, hidden_activation="gelu_pytorch_tanh", query_pre_attn_scalar=96,
+                      layer_types=["full_attention", "sliding_attention", "sliding_attention"], sliding_window=15, use_bidirectional_attention=False),
+    "smollm3": old("SmolLM3", "smollm3", 48, 73, 5, 4, 2, 303, attention_bias=False, max_window_layers=28, mlp_bias=False, no_rope_layer_interval=4,
+                   no_rope_layers=[1, 1, 1, 0, 1], pad_token_id=2, pretraining_tp=2, rms_norm_eps=1e-06, rope_scaling=None, rope_theta=50000.0, sliding_window=None,
+                   tie_word_embeddings=True, use_sliding_window=False, layer_types=["full_attention"] * 5),
+    "smollm3_new": new("SmolLM3", "smollm3", 40, 61, 3, 5, 5, 289,
+                       {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 128}, attention_bias=False,
+                       mlp_bias=False, no_rope_layer_interval=2, pad_token_id=0, sliding_window=14, use_sliding_window=True),
+    "olmo2": old("Olmo2", "olmo2", 48, 70, 2, 4, 2, 304, attention_bias=False, rms_norm_eps=1e-06, rope_scaling=None, rope_theta=500000),
+    "olmo2_new": new("Olmo2", "olmo2", 40, 53, 3, 5, 5, 281, {"rope_theta": 10000.0, "rope_type": "default"}, attention_bias=True,
+                     tie_word_embeddings=True),
+    "granite": old("Granite", "granite", 48, 75, 2, 4, 2, 307, attention_bias=False, attention_multiplier=0.125, embedding_multiplier=1.75,
+                   logits_scaling=1.5, mlp_bias=False, residual_multiplier=0.22, rope_scaling=None, rope_theta=10000000.0, tie_word_embeddings=True),
+    "granite_new": new("Granite", "granite", 40, 57, 3, 5, 1, 293, {"rope_theta": 10000.0, "rope_type": "default"}, attention_bias=True,
+                       attention_multiplier=0.25, embedding_multiplier=0.5, logits_scaling=0.75, mlp_bias=False, residual_multiplier=1.0),
+    "granite4": old("GraniteMoeHybrid", "granitemoehybrid", 48, 64, 2, 6, 2, 301, attention_bias=False, attention_multiplier=0.15,
+                    embedding_multiplier=2, init_method="mup", layer_types=["attention"] * 2, logits_scaling=2, mamba_chunk_size=256,
+                    mamba_conv_bias=True, mamba_d_conv=4, mamba_d_head=8, mamba_d_state=16, mamba_expand=2, mamba_n_groups=1, mamba_n_heads=12, mamba_proj_bias=False,
+                    normalization_function="rmsnorm", num_experts_per_tok=0, num_local_experts=0, output_router_logits=False,
+                    position_embedding_type="rope", residual_multiplier=0.5, rope_scaling=None, rope_theta=10000000, router_aux_loss_coef=0.01,
+                    shared_intermediate_size=71, tie_word_embeddings=True),
+    "mistral_small": old("Mistral", "mistral", 40, 89, 2, 4, 2, 296, head_dim=16, max_position_embeddings=32768, rope_theta=100000000.0,
+                         sliding_window=None),
 }
 
 

@@ -113,6 +113,17 @@ CHECKPOINTS = {  # name: config, dtype, max_shard_size
                                      sliding_window=21), torch.bfloat16, "16KB"),
     "internlm2_f32": (common.old("InternLM2", "internlm2", 24, 37, 2, 6, 2, 300, bias=False, max_position_embeddings=40, pad_token_id=2,
                                  rope_scaling={"type": "dynamic", "factor": 2.0}, rope_theta=1000000), torch.float32, "5GB"),
+    "gemma3_bf16": (common.old("Gemma3", "gemma3_text", 24, 34, 2, 4, 2, 300, attention_bias=False, final_logit_softcapping=None, head_dim=8,
+                               hidden_activation="gelu_pytorch_tanh", layer_types=["sliding_attention", "full_attention"], pad_token_id=0,
+                               query_pre_attn_scalar=64, rope_local_base_freq=500.0, rope_theta=20000.0, sliding_window=16, tie_word_embeddings=True),
+                    torch.bfloat16, "5GB"),
+    "olmo2_bf16": (common.old("Olmo2", "olmo2", 24, 37, 2, 4, 2, 300, attention_bias=False, pad_token_id=0, rope_theta=50000), torch.bfloat16, "5GB"),
+    "granite4_bf16": (common.old("GraniteMoeHybrid", "granitemoehybrid", 24, 37, 2, 4, 2, 300, attention_bias=False, attention_multiplier=0.25,
+                                 embedding_multiplier=3, layer_types=["attention"] * 2, logits_scaling=2, mamba_d_head=8, mamba_n_heads=6,
+                                 num_experts_per_tok=0, num_local_experts=0, pad_token_id=0, position_embedding_type="rope", residual_multiplier=0.5,
+                                 shared_intermediate_size=37, tie_word_embeddings=True), torch.bfloat16, "5GB"),
+    "smollm3_bf16": (common.old("SmolLM3", "smollm3", 24, 37, 2, 4, 2, 300, attention_bias=False, mlp_bias=False, no_rope_layers=[1, 0], pad_token_id=0,
+                                tie_word_embeddings=True, use_sliding_window=False), torch.bfloat16, "5GB"),
 }
 
 
