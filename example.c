@@ -1558,7 +1558,8 @@ static bool events_follow(session *z, events *e, double run_seconds) {
     if (!e->f) {                     /* the first time: a new file, with all the lines */
         static buffer b;
         const time_t now = time(NULL);
-        snprintf(e->path, sizeof e->path, "%.2000s/events.out.tfevents.%010lld.wrpo", e->dir, (long long)now);
+        snprintf(e->path, sizeof e->path, "%.2000s/events.out.tfevents.%010lld.%ld.wrpo", e->dir, (long long)now,
+                 (long)getpid());
         e->begin = (double)now - run_seconds;
         e->f = fopen(e->path, "wb");
         if (!e->f) return complain("%s: cannot be written: %s", e->path, strerror(errno)), false;
