@@ -43,27 +43,29 @@
 /* ---- options: one table; a command names those it takes ---- */
 typedef struct settings {            /* an option that was not given is 0: the library's default */
     const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts,
-        *questions, *name, *reward_model, *resume, *adapter, *lora_target, *save_best, *date;
-    const char *more[64];            /* values of --in or operands after the first */
-    int64_t n_more, top, resamples, seeds, label, keep;
-    double tau, min_gap, entropy_power, entropy_scale, sft;
+        *questions, *name, *reward_model, *resume, *adapter, *lora_target, *save_best, *date, *system_message,
+        *require, *strong, *weak, *as_source, *with, *preset, *source, *sft_options;
+    const char *more[64];            /* values of --in or --with, or operands, after the first */
+    int64_t n_more, top, resamples, seeds, label, rounds, keep;
+    double tau, min_gap, max_gap, entropy_power, entropy_scale, sft, heldout;
     int64_t threads, seed, limit, max_length, max_prompt_length, max_shard_size;
     int64_t batch_size, accumulation, micro_tokens, memory_limit, max_steps, eval_steps, log_steps, save_steps,
         recompute;
-    double alpha, alpha_power, beta, label_smoothing, gamma_ratio;
+    double alpha, alpha_power, beta, label_smoothing, gamma_ratio, sft_weight;
     int64_t n, top_k, max_tokens, batch;
     double temperature, top_p;
     double learning_rate, warmup_ratio, weight_decay, max_grad_norm, epochs, eval_split;
     int64_t lora_r;
     double lora_alpha, lora_dropout;
-    int method, pair, alpha_schedule, lr_schedule, tokenization, device, dtype, save_dtype, save_rounding, moments,
-        form, as, bench, data_format, sft_on;
+    int method, pair, fusion, alpha_schedule, lr_schedule, tokenization, device, dtype, save_dtype, save_rounding,
+        moments, form, as, bench, data_format, sft_on;
     bool packing, ipo_sum, no_shuffle, raw, tensors, keep_folder, quick, rescore, rslora, tensorboard, dry_run, csv,
-        help, version;
+        dedup, help, version;
     const struct command *command;   /* what they were given to */
     wrpo_ctx *file_ctx;
     wrpo_json *file;                 /* of --config: values of options point into it */
 } settings;
+static const settings unset = {.dtype = -1, .save_dtype = -1, .as = -1, .bench = -1};
 typedef enum kind { TEXT, LIST, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
 typedef struct option {
     const char *name;
@@ -116,6 +118,11 @@ static const option options[] = {
      "where the result goes: a directory, or a file (standard output; report and demo: report.html; --csv: "
      "metrics.csv)"},
     {"--prompt", TEXT, AT(prompt), "TEXT", NULL, NULL, "one prompt; the answer is written as it comes"},
+    {"--source", LIST, AT(source), "DIR", NULL, NULL, "source models, DIR or NAME=DIR (the name: DIR's last part)"},
+    {"--rounds", COUNT, AT(rounds), "R", "[1, 99]", NULL,
+     "after each round the model answers anew, and is the next round's reference (1)"},
+    {"--sft-options", TEXT, AT(sft_options), "TEXT", NULL, NULL,
+     "options of train for the stage of SFT, separated by spaces"},
     {"--prompts", TEXT, AT(prompts), "FILE", NULL, NULL,
      "JSON lines: {prompt_id, prompt} with a string, a message or a list of messages, or {messages}"},
     {"--questions", TEXT, AT(questions), "FILE", NULL, NULL, "the benchmark's questions as it publishes them"},
@@ -132,6 +139,8 @@ static const option options[] = {
     {"--max-tokens", COUNT, AT(max_tokens), "N", "[1, 2147483647]", NULL,
      "tokens of a sample (2048; answer: mtbench 1024, arenahard 4096)"},
     {"--batch", COUNT, AT(batch), "N", "[1, 1048576]", NULL, "samples computed at once: speed against memory (32)"},
+    {"--dedup", FLAG, AT(dedup), NULL, NULL, NULL,
+     "leave out prompts that were there before: the same text, or the same tokens for the model"},
     {"--raw", FLAG, AT(raw), NULL, NULL, NULL, "no chat template: prompts are strings, encoded as they are"},
     {"--method", CHOICE, AT(method), "NAME", NULL, wrpo_method_name, "objective (wrpo)"},
     {"--pair", CHOICE, AT(pair), "NAME", NULL, wrpo_pair_name,
@@ -139,12 +148,24 @@ static const option options[] = {
     {"--alpha", REAL, AT(alpha), "A", "[0, 1]", NULL, "weight of the source's reward at the end of the run (0.1)"},
     {"--alpha-schedule", RAMP, AT(alpha_schedule), "NAME", NULL, wrpo_alpha_schedule_name,
      "how alpha rises from 0 (linear)"},
-    {"--beta", REAL, AT(beta), "B", "(0, inf)", NULL, "reward = beta * log-ratio (0.01; 10 for simpo and dpo-norm)"},
+    {"--beta", REAL, AT(beta), "B", "(0, inf)", NULL,
+     "reward = beta * log-ratio (0.01; 10 for simpo and dpo-norm, 2.5 for infifpo)"},
     {"--label-smoothing", REAL, AT(label_smoothing), "EPS", "[0, 0.5)", NULL, "share of labels taken to be wrong (0)"},
     {"--gamma-ratio", REAL, AT(gamma_ratio), "R", "[0, inf)", NULL, "simpo: margin gamma / beta (0.3)"},
     {"--ipo-sum", FLAG, AT(ipo_sum), NULL, NULL, NULL, "ipo: on sums of log-probs in place of means over tokens"},
+    {"--fusion", CHOICE, AT(fusion), "NAME", NULL, wrpo_fusion_name,
+     "infifpo: which source is a response's reference: the farthest from the model, or a mean (margin)"},
+    {"--sft-weight", REAL, AT(sft_weight), "W", "[0, inf)", NULL,
+     "adds W times the mean -log-prob of the chosen response's tokens to the loss (0)"},
+    {"--as-source", TEXT, AT(as_source), "NAME", NULL, NULL,
+     "write the records themselves, with the model's log-probs under this name in their source_logps, for infifpo"},
+    {"--with", LIST, AT(with), "FILE", NULL, NULL,
+     "files of the same records, made by --as-source for other models: their source_logps are added too"},
+    {"--preset", TEXT, AT(preset), "NAME", NULL, NULL,
+     "the settings of a paper; options beside it win: wrpo-paper, sft-paper, simpo-on-policy, fusechat3, infifpo; "
+     "answer: simpo-eval"},
     {"--learning-rate", REAL, AT(learning_rate), "LR", "[0, 1000)", NULL,
-     "peak rate (3e-7; sft 7e-6, simpo 1e-6, dpo-norm 8e-7; adapters want about 1e-4)"},
+     "peak rate (3e-7; sft 7e-6, simpo 1e-6, dpo-norm 8e-7, infifpo 1e-7; adapters want about 1e-4)"},
     {"--lr-scheduler", CHOICE, AT(lr_schedule), "NAME", NULL, wrpo_lr_schedule_name, "after the warm-up (cosine)"},
     {"--warmup-ratio", REAL, AT(warmup_ratio), "R", "[0, 1]", NULL,
      "share of the steps in which the rate rises from 0 (0.1)"},
@@ -166,6 +187,8 @@ static const option options[] = {
     {"--no-shuffle", FLAG, AT(no_shuffle), NULL, NULL, NULL, "keep the order of the records"},
     {"--max-length", COUNT, AT(max_length), "N", "[2, inf)", NULL,
      "tokens of prompt and response; longer ones are cut and counted (2048)"},
+    {"--system-message", TEXT, AT(system_message), "TEXT", NULL, NULL,
+     "turn of the system where a prompt has none; auto: an empty one, where the template knows of such turns (none)"},
     {"--max-prompt-length", COUNT, AT(max_prompt_length), "N", "[1, inf)", NULL,
      "tokens of the prompt (1800 / 2048 of --max-length)"},
     {"--tokenization", CHOICE, AT(tokenization), "NAME", NULL, tokenization_name,
@@ -180,16 +203,23 @@ static const option options[] = {
     {"--rslora", FLAG, AT(rslora), NULL, NULL, NULL, "scale by A / sqrt(R)"},
     {"--ref", TEXT, AT(ref), "DIR", NULL, NULL, "the reference model (the model itself as it is before step 1)"},
     {"--form", CHOICE, AT(form), "NAME", NULL, wrpo_form_name,
-     "what a prompt becomes: quadruple, SFT record, the best source's pair, all sources' pairs (quads)"},
+     "what a prompt becomes: quadruple, SFT record, the best source's pair, all sources' pairs, two models' (quads)"},
     {"--top", COUNT, AT(top), "K", "[1, 1000]", NULL,
      "quads: the number of sources, weighted by softmax(reward / tau) (1)"},
     {"--tau", REAL, AT(tau), "T", "(0, inf)", NULL, "temperature of those weights, and of pairs' (1)"},
     {"--min-gap", REAL, AT(min_gap), "G", "[0, inf)", NULL,
      "leave out pairs whose rewards differ by less (0)"},
+    {"--max-gap", REAL, AT(max_gap), "G", "(0, inf)", NULL, "leave out pairs whose rewards differ by more (none)"},
+    {"--require", TEXT, AT(require), "KEY", NULL, NULL,
+     "a key of every response, true or false: chosen ones must have true, rejected ones false (none)"},
+    {"--strong", TEXT, AT(strong), "MODEL", NULL, NULL, "delta: the model whose answers are chosen"},
+    {"--weak", TEXT, AT(weak), "MODEL", NULL, NULL, "delta: the model whose answers are rejected"},
     {"--entropy-power", REAL, AT(entropy_power), "A", "[0, 100]", NULL,
      "EAST: weigh a record by H^A / scale, H the entropy of its responses; 0 = off (0)"},
     {"--entropy-scale", REAL, AT(entropy_scale), "C", "(0, inf)", NULL, "EAST: the scale (6.8)"},
     {"--sft", REAL, AT(sft), "SHARE", "(0, 1)", NULL, "part of the prompts for SFT (1/3)"},
+    {"--heldout", REAL, AT(heldout), "SHARE", "[0, 1)", NULL,
+     "part of all prompts that no training sees, the file heldout.jsonl (0; fuse: 0.1)"},
     {"--a", TEXT, AT(a), "FILE", NULL, NULL, "answers: candidates, or {prompt_id, prompt, content, reward}"},
     {"--b", TEXT, AT(b), "FILE", NULL, NULL, "answers of the opponent"},
     {"--resamples", COUNT, AT(resamples), "N", "[1, 1000000]", NULL, "bootstrap samples of the interval (1000)"},
@@ -207,7 +237,7 @@ static const option options[] = {
     {"--tensorboard", FLAG, AT(tensorboard), NULL, NULL, NULL,
      "write the metrics for TensorBoard as well: OUT/events.out.tfevents.*"},
     {"--dry-run", FLAG, AT(dry_run), NULL, NULL, NULL,
-     "check everything, say what memory and time the run would take, and write nothing"},
+     "check everything, say what memory and time the run would take (fuse: print the plan), and write nothing"},
     {"--resume", TEXT, AT(resume), "DIR", NULL, NULL,
      "go on from such a checkpoint, to the bytes of a run that never stopped; the other options must be the same"},
     {"--device", CHOICE, AT(device), "NAME", NULL, device_name, "what the model is computed on (cpu)"},
@@ -398,7 +428,7 @@ static int read_config(const command *c, const char *path, settings *s) {
                                 (int)v->column, c->name);
             continue;
         }
-        if (!o || o->at == AT(config) || o->at == AT(help))
+        if (!o || o->at == AT(config) || o->at == AT(preset) || o->at == AT(help))
             return complain("%s:%d:%d: want an option of %s, found \"%.60s\"", path, (int)v->line, (int)v->column,
                             c->name, v->key);
         wrpo_json_kind wanted = WRPO_JSON_STRING;
@@ -412,6 +442,58 @@ static int read_config(const command *c, const char *path, settings *s) {
     }
     return 0;
 }
+/* The settings of papers. Options on the command line win. */
+typedef struct preset { const char *name, *command, *source, *options; } preset;
+static const preset presets[] = {
+    {"wrpo-paper", "train", "Yang et al. 2025, and the authors' training_configs",
+     "--method wrpo --beta 0.01 --alpha 0.1 --alpha-schedule linear --learning-rate 3e-7 --lr-scheduler cosine "
+     "--warmup-ratio 0.1 --batch-size 128 --epochs 1 --weight-decay 0 --max-grad-norm 1 --max-length 2048 "
+     "--max-prompt-length 1800 --tokenization authors --system-message auto"},
+    {"sft-paper", "train", "Yang et al. 2025, and the authors' training_configs",
+     "--method sft --sft-on all --packing --learning-rate 7e-6 --lr-scheduler cosine --warmup-ratio 0.1 "
+     "--batch-size 128 --epochs 1 --weight-decay 0 --max-grad-norm 1 --max-length 2048 --system-message auto"},
+    {"simpo-on-policy", "train", "Meng et al. 2024, Llama-3-Instruct v0.2",
+     "--method simpo --pair target --beta 10 --gamma-ratio 0.3 --learning-rate 1e-6 --lr-scheduler cosine "
+     "--warmup-ratio 0.1 --batch-size 128 --epochs 1 --max-length 2048 --max-prompt-length 1800 "
+     "--system-message auto"},
+    {"fusechat3", "train", "Yang et al. 2025b, the 8B target",
+     "--method dpo-norm --beta 10 --learning-rate 8e-7 --lr-scheduler cosine --warmup-ratio 0.1 --batch-size 128 "
+     "--epochs 1 --max-length 2048 --max-prompt-length 1800"},
+    {"infifpo", "train", "Gu et al. 2025",
+     "--method infifpo --beta 2.5 --fusion margin --learning-rate 1e-7 --lr-scheduler cosine --warmup-ratio 0.1 "
+     "--batch-size 128 --epochs 1 --max-length 4096"},
+    {"simpo-eval", "answer", "Meng et al. 2024, AlpacaEval 2",
+     "--bench alpacaeval --temperature 0.9 --top-p 1 --max-tokens 4096"},
+};
+static int parse(const command *c, int argc, char **argv, settings *s);
+/* fuse takes those of its training. */
+static bool preset_serves(const preset *p, const command *c) {
+    return !strcmp(p->command, strcmp(c->name, "fuse") ? c->name : "train") || !strcmp(c->name, "eval");
+}
+static int parse_preset(const command *c, const char *name, settings *s) {
+    enum { WORDS = 64 };
+    static char texts[sizeof presets / sizeof *presets][1024];     /* options point into them */
+    char list[512] = "", *argv[WORDS], *text;
+    const preset *p = NULL;
+    int argc = 0;
+    for (size_t i = 0; i < sizeof presets / sizeof *presets; i++) {
+        const size_t n = strlen(list);
+        if (!preset_serves(&presets[i], c)) continue;
+        snprintf(list + n, sizeof list - n, "%s%s", n ? ", " : "", presets[i].name);
+        if (!strcmp(presets[i].name, name)) p = &presets[i];
+    }
+    if (!p) return misuse(c, "--preset: want one of %s, found \"%s\"", list, name);
+    text = texts[p - presets];
+    snprintf(text, sizeof *texts, "%s", p->options);
+    for (char *w = strtok(text, " "); w && argc < WORDS; w = strtok(NULL, " ")) argv[argc++] = w;
+    const command free = {c->name, "", "", p->options, NULL, NULL};  /* nothing is required of a preset alone */
+    return parse(&free, argc, argv, s);
+}
+static void print_preset(const settings *s) {
+    for (size_t i = 0; i < sizeof presets / sizeof *presets && s->preset; i++)
+        if (!strcmp(presets[i].name, s->preset))
+            printf("preset       %s (%s): %s\n", s->preset, presets[i].source, presets[i].options);
+}
 static int parse(const command *c, int argc, char **argv, settings *s) {
     char why[400];
     const char *config = NULL;       /* is read first: what the command line says comes after it */
@@ -423,6 +505,12 @@ static int parse(const command *c, int argc, char **argv, settings *s) {
         if (code) return code;
     }
     const int64_t max_steps = s->max_steps;
+    for (int i = 0; i < argc; i++) {
+        const char *value = !strncmp(argv[i], "--preset", 8) && listed(c->optional, "--preset") ? argv[i] + 8 : NULL;
+        if (!value || (*value && *value != '=')) continue;
+        const int code = *value || i + 1 < argc ? parse_preset(c, *value ? value + 1 : argv[i + 1], s) : 0;
+        if (code) return code;
+    }
     for (int i = 0; i < argc; i++) {
         const char *arg = argv[i], *value = strchr(arg, '=');
         const size_t n = value ? (size_t)(value - arg) : strlen(arg);
@@ -437,13 +525,15 @@ static int parse(const command *c, int argc, char **argv, settings *s) {
         }
         const option *o = find_option(c, arg, n);
         if (!o) return misuse(c, "unknown option \"%.*s\"", (int)n, arg);
-        if (o->kind != FLAG && !value && (i + 1 == argc || !strncmp(argv[i + 1], "--", 2)))
+        const bool next = i + 1 < argc && (strncmp(argv[i + 1], "--", 2) != 0 || strchr(argv[i + 1], ' '));
+        if (o->kind != FLAG && !value && !next)
             return misuse(c, "%s wants a value", o->name);
         int code = set(o, value ? value + 1 : o->kind == FLAG ? "true" : argv[++i], s, why);
         while (!code && o->kind == LIST && i + 1 < argc && strncmp(argv[i + 1], "--", 2))
             code = set(o, argv[++i], s, why);
         if (code) return code == 2 ? misuse(c, "%s: %s", o->name, why) : complain("%s: %s", o->name, why);
-        if (s->n_more && o->kind == LIST && strcmp(c->name, "select")) return misuse(c, "%s takes one value", o->name);
+        const bool several = strcmp(o->name, "--in") != 0 || !strcmp(c->name, "select");
+        if (s->n_more && o->kind == LIST && !several) return misuse(c, "%s takes one value", o->name);
         if (o->at == AT(epochs) && s->max_steps == max_steps) s->max_steps = 0;    /* those of the file */
         if (s->help) return 0;
     }
@@ -880,6 +970,8 @@ struct session {                     /* everything a command opens; closed in on
     wrpo_model *model;
     wrpo_reward *reward;
     screen screen;
+    int argc;                        /* the command line */
+    char **argv;
     /* the directory that the command writes, its lock, and how much of its path was there before */
     const char *dir; FILE *lock; size_t made;
 };
@@ -936,7 +1028,7 @@ static void session_close(session *z) {
 }
 /* ---- before a command runs: what it writes is none of what it reads; its directory is its own ---- */
 static bool writes_directory(const command *c) {
-    static const char *const list[] = {"train", "init", "merge", "split"};
+    static const char *const list[] = {"train", "init", "merge", "split", "fuse"};
     for (size_t i = 0; i < sizeof list / sizeof *list; i++)
         if (!strcmp(c->name, list[i])) return true;
     return false;
@@ -952,11 +1044,13 @@ static void inputs_find(const command *c, const settings *s) {
         if (listed(c->required, o->name) || listed(c->optional, o->name)) input_add(path, o->name);
     }
     if (s->path) input_add(s->path, c->operand);
-    for (int64_t i = 0; i < s->n_more; i++) input_add(s->more[i], s->path ? c->operand : "--in");
+    for (int64_t i = 0; i < s->n_more; i++)
+        input_add(s->more[i], s->path ? c->operand : s->source ? "--source" : s->with ? "--with" : "--in");
 }
 /* The files of a directory that the command writes, or may write. */
 static bool would_write(const command *c, const char *name) {
-    if (!strcmp(c->name, "split")) return !strcmp(name, "sft.jsonl") || !strcmp(name, "wrpo.jsonl");
+    if (!strcmp(c->name, "split"))
+        return !strcmp(name, "sft.jsonl") || !strcmp(name, "wrpo.jsonl") || !strcmp(name, "heldout.jsonl");
     return !ends(name, ".jsonl") || !strcmp(name, "metrics.jsonl");
 }
 static bool output_free_dir(const command *c, const char *out) {
@@ -1036,7 +1130,7 @@ static bool session_begin(session *z, const command *c, const settings *s) {
     const char *file = s->csv ? "metrics.csv" : "report.html", *out = s->out ? s->out : report_file ? file : NULL;
     char path[4200], dir[4200];
     inputs_find(c, s);
-    if (!out) return true;
+    if (!out || (s->dry_run && !writes_directory(c))) return true;
     if (!writes_directory(c)) {
         static const char *const beside[] = {"", ".part", ".settings"};            /* sample writes all three */
         for (int i = 0; i < (strcmp(c->name, "sample") ? 1 : 3); i++) {
@@ -1069,6 +1163,10 @@ static void session_end(session *z, bool failed) {
     free(inputs.list);
     inputs.list = NULL, inputs.count = 0, inputs.spoilt = false;
 }
+static const char *system_message(const settings *s) {             /* as the library takes it */
+    const char *text = s->system_message;
+    return !text || !strcmp(text, "none") ? NULL : strcmp(text, "auto") ? text : "";
+}
 static wrpo_result load_data(session *z, const settings *s, const char *path, bool eval, wrpo_data **out) {
     const wrpo_data_desc d = {.path = path,
                               .eval_split = s->eval_split,
@@ -1076,6 +1174,7 @@ static wrpo_result load_data(session *z, const settings *s, const char *path, bo
                               .tokenization = (wrpo_tokenization)s->tokenization,
                               .max_length = s->max_length,
                               .max_prompt_length = s->max_prompt_length,
+                              .system_message = system_message(s),
                               .limit = s->limit,
                               .format = (wrpo_data_format)s->data_format,
                               .sft_on = (wrpo_sft_on)s->sft_on,
@@ -1100,7 +1199,9 @@ static wrpo_train_desc train_desc(const settings *s) {
                               .beta = s->beta,
                               .label_smoothing = s->label_smoothing,
                               .gamma_ratio = s->gamma_ratio,
-                              .ipo_sum = s->ipo_sum};
+                              .ipo_sum = s->ipo_sum,
+                              .fusion = (wrpo_fusion)s->fusion,
+                              .sft_weight = s->sft_weight};
     d.learning_rate = s->learning_rate, d.lr_schedule = (wrpo_lr_schedule)s->lr_schedule,
     d.warmup_ratio = s->warmup_ratio;
     d.moments = (wrpo_moments)s->moments, d.weight_decay = s->weight_decay, d.max_grad_norm = s->max_grad_norm;
@@ -1109,12 +1210,17 @@ static wrpo_train_desc train_desc(const settings *s) {
     d.seed = (uint64_t)s->seed, d.no_shuffle = s->no_shuffle, d.ref_dir = s->ref;
     return d;
 }
+static bool mixes(wrpo_method m) { return m == WRPO_METHOD_WRPO || m == WRPO_METHOD_INFIFPO_WRPO; }   /* has alpha */
+static bool fuses(wrpo_method m) {                      /* reads source_logps */
+    return m == WRPO_METHOD_INFIFPO || m == WRPO_METHOD_INFIFPO_WRPO || m == WRPO_METHOD_INFIFPO_IPO;
+}
 static bool has_reference(const settings *s) { return s->method != WRPO_METHOD_SIMPO && s->method != WRPO_METHOD_SFT; }
 /* Does the option say nothing to the method? */
 static bool is_idle(const option *o, int method) {
-    const bool wrpo = method == WRPO_METHOD_WRPO, sft = method == WRPO_METHOD_SFT;
-    if (o->at == AT(alpha) || o->at == AT(alpha_schedule)) return !wrpo;
-    if (o->at == AT(pair)) return wrpo || sft;
+    const bool sft = method == WRPO_METHOD_SFT;
+    if (o->at == AT(alpha) || o->at == AT(alpha_schedule)) return !mixes((wrpo_method)method);
+    if (o->at == AT(fusion)) return !fuses((wrpo_method)method);
+    if (o->at == AT(pair)) return mixes((wrpo_method)method) || sft;
     if (o->at == AT(beta)) return sft;
     if (o->at == AT(gamma_ratio)) return method != WRPO_METHOD_SIMPO;
     if (o->at == AT(ipo_sum)) return method != WRPO_METHOD_IPO;
@@ -1419,12 +1525,47 @@ static int run_tokenize(const settings *s, session *z) {
 }
 
 /* ---- logprob ---- */
+static bool on_source(int64_t records, int64_t of, void *user) {
+    label piece;
+    session *z = user;
+    snprintf(piece.s, sizeof piece.s, "%lld/%lld records", (long long)records, (long long)of);
+    screen_draw(&z->screen, (double)records / (double)of, &piece, 1);
+    return !interrupted;
+}
+/* Records with what source models think of their responses. */
+static int logprob_source(const settings *s, session *z) {
+    const char *with[1 + sizeof s->more / sizeof *s->more] = {s->with};
+    memcpy(with + 1, s->more, sizeof s->more);
+    const wrpo_source_logps_desc d = {.in = s->data,
+                                      .out = s->out,
+                                      .name = s->as_source,
+                                      .with = with,
+                                      .n_with = s->with ? 1 + s->n_more : 0,
+                                      .max_length = s->max_length,
+                                      .system_message = system_message(s),
+                                      .on_step = on_source,
+                                      .user = z};
+    if (!s->out) return complain("--as-source: want --out, the file that the records are written to");
+    if (s->max_prompt_length || s->limit || s->tokenization)
+        return complain("--as-source: want no --max-prompt-length, --limit or --tokenization: the source model reads "
+                        "whole records as it would at inference");
+    catch_signals();
+    if (wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer) || load_model(z, s, true)) return fail(z);
+    const wrpo_result r = wrpo_source_logps(z->ctx, z->model, z->tokenizer, &d);
+    screen_clear(&z->screen);
+    if (r == WRPO_E_STOPPED) return complain("interrupted; nothing is written");
+    if (r != WRPO_OK) return fail(z);
+    printf("%s: records with source_logps of %s\n", s->out, s->as_source);
+    return 0;
+}
 static int64_t scored_tokens(const wrpo_tokens *y) {
     int64_t n = 0;
     for (int64_t j = y->first; j < y->count; j++) n += !y->scored || y->scored[j];
     return n;
 }
 static int run_logprob(const settings *s, session *z) {
+    if (s->with && !s->as_source) return complain("--with: want --as-source too, the name of --model; found none");
+    if (s->as_source) return logprob_source(s, z);
     enum { BATCH = 128 };            /* records between two looks at the clock */
     output out = {0};
     int K = 1;
@@ -1605,7 +1746,8 @@ static bool write_options(session *z, const settings *s, const wrpo_json *resolv
         for (size_t i = 0; i < n; i++)
             if (key[i] == '-') key[i] = '_';
         if (!find_option(s->command, o->name, n + 2) || is_idle(o, s->method)) continue;
-        if (o->at == AT(config) || o->at == AT(resume) || o->at == AT(dry_run)) continue;      /* of one call */
+        if (o->at == AT(config) || o->at == AT(resume) || o->at == AT(dry_run)) continue;  /* of one call */
+        if (o->at == AT(preset)) continue;             /* its options are here */
         if (o->at == AT(keep) && !s->save_steps) continue;
         const wrpo_json *v = wrpo_json_get(resolved, o->at == AT(lr_schedule) ? "lr_schedule" : key);
         const int choice = o->names ? *(const int *)at : -1;
@@ -1750,6 +1892,7 @@ static void print_output(const settings *s, session *z, const wrpo_train_desc *d
 static void print_settings(const settings *s, session *z, const wrpo_train_desc *desc, const wrpo_bytes *bytes) {
     const wrpo_train_desc d = wrpo_train_defaults(desc);
     const wrpo_method m = d.loss.method;
+    print_preset(s);
     printf("model        %s: %s, %s parameters\n", s->model, wrpo_model_config(z->model)->model_type,
            count_text(wrpo_model_parameters(z->model)).s);
     print_adapter(z->model, s->adapter);
@@ -1758,13 +1901,15 @@ static void print_settings(const settings *s, session *z, const wrpo_train_desc 
     snprintf(part, sizeof part, "%g of %s", s->eval_split, s->data);
     if (z->eval_data) print_data("eval data", s->eval_split > 0 ? part : s->eval_data, z->eval_data);
     printf("method       %s", word(wrpo_method_name((int)m)));
-    if (m == WRPO_METHOD_WRPO && d.alpha_schedule == WRPO_ALPHA_SCHEDULE_CONSTANT) printf(", alpha %g", plain(d.alpha));
-    else if (m == WRPO_METHOD_WRPO)
+    if (mixes(m) && d.alpha_schedule == WRPO_ALPHA_SCHEDULE_CONSTANT) printf(", alpha %g", plain(d.alpha));
+    else if (mixes(m))
         printf(", alpha 0 -> %g %s", plain(d.alpha), word(wrpo_alpha_schedule_name((int)d.alpha_schedule)));
     else if (m != WRPO_METHOD_SFT) printf(", pair %s", word(wrpo_pair_name((int)d.loss.pair)));
-    if (m == WRPO_METHOD_WRPO && d.alpha_schedule == WRPO_ALPHA_SCHEDULE_POWER) printf(" %g", d.alpha_power);
+    if (mixes(m) && d.alpha_schedule == WRPO_ALPHA_SCHEDULE_POWER) printf(" %g", d.alpha_power);
     if (m != WRPO_METHOD_SFT) printf(", beta %g, label smoothing %g", d.loss.beta, plain(d.loss.label_smoothing));
     if (m == WRPO_METHOD_SIMPO) printf(", gamma/beta %g", plain(d.loss.gamma_ratio));
+    if (fuses(m)) printf(", fusion %s", word(wrpo_fusion_name((int)d.loss.fusion)));
+    if (d.loss.sft_weight > 0) printf(", sft weight %g", d.loss.sft_weight);
     if (m != WRPO_METHOD_SFT && m != WRPO_METHOD_SIMPO)
         printf(", reference %s", d.ref_dir ? d.ref_dir : s->adapter ? "the adapter as it is now" : s->lora_r ?
                "the model without adapter" : "the model itself");
@@ -2027,6 +2172,38 @@ static int by_id(const void *a, const void *b) {
     const int order = strcmp(prompt_id(sorting, i), prompt_id(sorting, k));
     return order ? order : i < k ? -1 : 1;
 }
+/* Leaves out prompts that the model is given a second time; how many, or -1. */
+static int by_ids(const void *a, const void *b) {
+    const int64_t i = *(const int64_t *)a, k = *(const int64_t *)b;
+    const wrpo_prompt *x = &sorting->list[i], *y = &sorting->list[k];
+    const int order = x->count != y->count ? (x->count < y->count ? -1 : 1)
+                                           : memcmp(x->ids, y->ids, (size_t)x->count * sizeof *x->ids);
+    return order ? order : i < k ? -1 : 1;
+}
+static int64_t prompts_dedup(session *z, prompts *p) {
+    int64_t *order = malloc((size_t)p->count * sizeof *order + 1), kept = 0;
+    const int64_t all = p->count;
+    if (!order) return complain("out of memory"), -1;
+    for (int64_t i = 0; i < all; i++) order[i] = i;
+    sorting = p;
+    qsort(order, (size_t)all, sizeof *order, by_ids);
+    for (int64_t i = 1, first = 0; i < all; i++) {
+        const wrpo_prompt *x = &p->list[order[first]], *y = &p->list[order[i]];
+        const bool same = x->count == y->count && !memcmp(x->ids, y->ids, (size_t)x->count * sizeof *x->ids);
+        if (!same) { first = i; continue; }
+        wrpo_json_free(z->ctx, p->records[order[i]]);
+        p->records[order[i]] = NULL;
+    }
+    free(order);
+    for (int64_t i = 0; i < all; i++) {
+        if (!p->records[i]) { wrpo_free(z->ctx, (void *)(uintptr_t)p->list[i].ids); continue; }
+        p->records[kept] = p->records[i];
+        memmove(p->lines[kept], p->lines[i], sizeof *p->lines);
+        p->list[kept++] = p->list[i];
+    }
+    p->count = kept;
+    return all - kept;
+}
 static bool prompts_differ(const prompts *p, const char *name) {
     int64_t *order = malloc((size_t)p->count * sizeof *order + 1);
     bool ok = order || (complain("out of memory"), false);
@@ -2079,7 +2256,8 @@ static bool prompts_load(session *z, const settings *s, lines *in, prompts *p) {
     for (wrpo_json *v; ok && !(s->limit && p->count == s->limit) && (more = lines_next(z, in, true, &v)) != 0;)
         ok = more > 0 &&
              prompts_add(z, p, v,
-                         &(wrpo_tokenizer_prompt_desc){.name = in->name, .line = in->line, .raw = s->raw});
+                         &(wrpo_tokenizer_prompt_desc){.name = in->name, .line = in->line, .raw = s->raw,
+                                                       .system_message = system_message(s)});
     ok = ok && (p->count || (complain("%s: want prompts, found none", in->name), false)) && prompts_differ(p, in->name);
     free(in->data), in->data = NULL;
     return ok;
@@ -2189,7 +2367,8 @@ static int run_generate(const settings *s, session *z) {
         wrpo_free(z->ctx, quoted);
         if (!text) return complain("out of memory");
         ok = (wrpo_json_parse(z->ctx, "--prompt", text, strlen(text), &record) == WRPO_OK || fail(z) == 0)
-             && prompts_add(z, &p, record, &(wrpo_tokenizer_prompt_desc){.name = "--prompt", .raw = s->raw});
+             && prompts_add(z, &p, record, &(wrpo_tokenizer_prompt_desc){.name = "--prompt", .raw = s->raw,
+                                                                           .system_message = system_message(s)});
         free(text);
     }
     ok = ok && (load_model(z, s, true) == WRPO_OK || fail(z) == 0) && output_open(&out, s->out);
@@ -2311,11 +2490,13 @@ static bool sample_settings(const settings *s, session *z, uint64_t file, char *
     }
     snprintf(text, size,
              "--model %.1024s (%016llx) --prompts (%016llx) --as %s --name %.256s --n %lld --temperature %.17g --top-p "
-             "%.17g --top-k %lld --max-tokens %lld --seed %llu --limit %lld%s%s%s%s",
+             "%.17g --top-k %lld --max-tokens %lld --seed %llu --limit %lld%s%s%s%s%s%s%016llx",
              s->model, (unsigned long long)h, (unsigned long long)file, as_name(s->as), model_name(s), (long long)d.n,
              plain(d.temperature), d.top_p, (long long)d.top_k, (long long)d.max_tokens, (unsigned long long)d.seed,
-             (long long)s->limit, s->raw ? " --raw" : "", s->device ? " --device cuda" : "",
-             s->date ? " --date " : "", s->date ? s->date : "");
+             (long long)s->limit, s->raw ? " --raw" : "", s->dedup ? " --dedup" : "",
+             s->device ? " --device cuda" : "", s->date ? " --date " : "", s->date ? s->date : "",
+             " --system-message ", (unsigned long long)(system_message(s) ? fnv(FNV, system_message(s),
+                                                                                strlen(system_message(s))) : 0));
     return true;
 }
 static bool sampled(int64_t i, const wrpo_sample *y, void *user) {
@@ -2341,6 +2522,8 @@ static int sample(const settings *s, session *z, part *t, prompts *p) {
         return free(in.data), 1;
     if (*date && wrpo_set_date(z->ctx, date)) return free(in.data), fail(z);
     if (!prompts_load(z, s, &in, p)) return 1;
+    const int64_t again = s->dedup ? prompts_dedup(z, p) : 0;
+    if (again < 0) return 1;
     if (load_model(z, s, true)) return fail(z);
     if (!part_open(z, t, want, p)) return 1;
     answers a = {.z = z,
@@ -2363,6 +2546,7 @@ static int sample(const settings *s, session *z, part *t, prompts *p) {
     if (t->done) printf("; %s prompts were done before", grouped(t->done).s);
     printf("; %s tokens in %s", grouped(a.tokens).s, time_text(seconds() - a.begin).s);
     if (a.cut) printf("; %s samples were cut off before they ended", grouped(a.cut).s);
+    if (again) printf("; %s prompts were there before and are left out", grouped(again).s);
     printf("\n");
     return 0;
 }
@@ -2562,7 +2746,8 @@ static bool answer_turn(const settings *s, session *z, asks *q, int turn, int64_
         const double temperature = or_default(s->temperature, of->temperature) + 0.0;
         int32_t *ids;
         if (turn >= of->n) continue;
-        ok = wrpo_tokenizer_prompt(z->tokenizer, &(wrpo_tokenizer_prompt_desc){.name = q->name},
+        ok = wrpo_tokenizer_prompt(z->tokenizer, &(wrpo_tokenizer_prompt_desc){.name = q->name,
+                                                                                .system_message = system_message(s)},
                                    question_record(of, turn, node), &ids, &p.list[p.count].count) == WRPO_OK ||
              fail(z) == 0;
         if (!ok) break;
@@ -2693,6 +2878,9 @@ static int run_answer(const settings *s, session *z) {
     int64_t cut = 0;
     int turns = 0;
     const double begin = seconds();
+    if (s->preset && s->bench != ALPACAEVAL)
+        return complain("--preset %s: want --bench alpacaeval, which it is for", s->preset);
+    print_preset(s);
     catch_signals();
     bool ok =
         questions_load(z, s, &q) &&
@@ -2749,6 +2937,10 @@ static int run_select(const settings *s, session *z) {
                                 .top = s->top,
                                 .tau = s->tau,
                                 .min_gap = plain(s->min_gap),
+                                .max_gap = s->max_gap,
+                                .require = s->require,
+                                .strong = s->strong,
+                                .weak = s->weak,
                                 .entropy_power = plain(s->entropy_power),
                                 .entropy_scale = s->entropy_scale};
     static const char *const roles[] = {"source", "target", "rejected"};
@@ -2757,7 +2949,7 @@ static int run_select(const settings *s, session *z) {
     printf("%s: %s records (%s) of %s prompts\n", s->out, grouped(t.records).s, wrpo_form_name(s->form),
            grouped(t.prompts).s);
     printf("left out     %lld without source response, %lld without target response, %lld with equal texts, %lld with "
-           "rewards too close; %lld empty responses\n",
+           "rewards too close or too far apart; %lld empty responses\n",
            (long long)t.no_source, (long long)t.no_target, (long long)t.equal, (long long)t.gap, (long long)t.empty);
     printf("%-40s %10s %12s\n", "selected", "reward", "characters");
     for (int i = 0; i < 3; i++)
@@ -2773,12 +2965,17 @@ static int run_select(const settings *s, session *z) {
     return 0;
 }
 static int run_split(const settings *s, session *z) {
-    char out[2][4096];
-    int64_t counts[2];
-    snprintf(out[0], sizeof out[0], "%s/sft.jsonl", s->out), snprintf(out[1], sizeof out[1], "%s/wrpo.jsonl", s->out);
-    const wrpo_split_desc d = {.in = s->in, .out = {out[0], out[1]}, .share = s->sft, .seed = (uint64_t)s->seed};
+    static const char *const files[3] = {"sft.jsonl", "wrpo.jsonl", "heldout.jsonl"};
+    wrpo_split_desc d = {.in = s->in, .share = s->sft, .heldout = s->heldout, .seed = (uint64_t)s->seed};
+    const int parts = s->heldout > 0 ? 3 : 2;
+    char out[3][4200];
+    int64_t counts[3];
+    for (int i = 0; i < parts; i++) {
+        snprintf(out[i], sizeof out[i], "%.4000s/%s", s->out, files[i]);
+        d.out[i] = out[i];
+    }
     if (wrpo_split(z->ctx, &d, counts)) return fail(z);
-    printf("%s: %s prompts\n%s: %s prompts\n", out[0], grouped(counts[0]).s, out[1], grouped(counts[1]).s);
+    for (int i = 0; i < parts; i++) printf("%s: %s prompts\n", out[i], grouped(counts[i]).s);
     return 0;
 }
 /* The answers of both files with the reward model's rewards where they have none, in a scratch folder: a.jsonl,
@@ -3265,6 +3462,511 @@ static int run_report(const settings *s, session *z) {
     return 0;
 }
 
+static int dispatch(int argc, char **argv);
+static const command *find_command(const char *name);
+/* ---- fuse: the whole recipe. A stage is a command as it could be typed, and leaves its file; OUT/fuse.log has the
+   stages that are done, so that the same command goes on wherever it was stopped. ---- */
+#define SAMPLED "--raw --dedup --system-message --date --temperature --top-p " \
+                " --top-k --max-tokens --seed --batch --device --threads "
+#define SCORED "--label --micro-tokens --device --dtype --threads "
+#define SELECTED "--top --tau --min-gap --max-gap --require --entropy-power --entropy-scale --threads "
+#define EITHER "--max-length --max-prompt-length --tokenization --system-message --date --micro-tokens " \
+               "--recompute --memory-limit --seed --log-steps --save-steps --device --dtype --moments --save-dtype " \
+               "--max-shard-size --threads "
+#define PREFERRED "--preset --method --pair --alpha --beta --label-smoothing --gamma-ratio --ipo-sum --fusion " \
+                  "--sft-weight --alpha-schedule --learning-rate --lr-scheduler --warmup-ratio --weight-decay " \
+                  "--max-grad-norm --batch-size --accumulation --epochs --max-steps --no-shuffle "
+#define NEW_ADAPTER "--lora-r --lora-alpha --lora-dropout --lora-target --rslora "
+/* They change no result. */
+#define FUSE_NEUTRAL "--threads --batch --memory-limit --recompute --log-steps --save-steps "
+enum { STAGE_WORDS = 160, MOST_SOURCES = 65, MOST_ROUNDS = 99 };
+typedef struct stage {
+    char *argv[STAGE_WORDS];
+    int argc;
+    const char *line;                /* the command without neutral options: how fuse.log knows it */
+    const char *out;                 /* what it makes; NULL: it prints, or is quick, and is done again each time */
+    bool done, begun;                /* as fuse.log has it */
+    double made, read, bytes;        /* at most: tokens made one by one and tokens read at once, each times the
+                                        parameters of the model; bytes of what it leaves */
+} stage;
+typedef struct recipe {
+    const settings *s;
+    session *z;
+    stage *stages;
+    int count, sources;
+    const char *dir[MOST_SOURCES], *name[MOST_SOURCES];
+    double parameters[MOST_SOURCES], target, reward;   /* of the models */
+    double part[3], prompt_tokens;   /* prompts for SFT, for preferences, held out; tokens of one, a guess */
+    char **texts;                    /* everything that the stages point to */
+    int n_texts;
+    bool failed;
+} recipe;
+static const char *fuse_text(recipe *r, const char *format, ...) { /* lives as long as the recipe */
+    va_list args;
+    va_start(args, format);
+    const int n = vsnprintf(NULL, 0, format, args);
+    va_end(args);
+    char **more = realloc(r->texts, (size_t)(r->n_texts + 1) * sizeof *more), *text = malloc((size_t)n + 1);
+    if (more) r->texts = more;
+    if (!more || !text) { free(text); r->failed = true; return ""; }
+    va_start(args, format);
+    vsnprintf(text, (size_t)n + 1, format, args);
+    va_end(args);
+    return r->texts[r->n_texts++] = text;
+}
+static stage *fuse_stage(recipe *r, const char *name, const char *out) {
+    static stage spare;              /* where there is no memory: the recipe has failed */
+    stage *more = realloc(r->stages, (size_t)(r->count + 1) * sizeof *more);
+    if (!more) { r->failed = true; return &spare; }
+    r->stages = more;
+    stage *t = &more[r->count++];
+    *t = (stage){.out = out};
+    t->argv[t->argc++] = (char *)fuse_text(r, "%s", name);
+    return t;
+}
+static void stage_word(recipe *r, stage *t, const char *word) {
+    if (t->argc == STAGE_WORDS) r->failed = true;
+    else t->argv[t->argc++] = (char *)word;
+}
+#define WORD(...) stage_word(r, t, fuse_text(r, __VA_ARGS__))
+/* Those options of the command line that are in the list, as they were given. */
+static void stage_pass(recipe *r, stage *t, const char *list) {
+    for (int i = 1; i < r->z->argc; i++) {
+        const char *word = r->z->argv[i];
+        char name[64];
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(word, "="), word);
+        if (strncmp(name, "--", 2) || !listed(list, name)) continue;
+        const option *o = options;
+        while (strcmp(o->name, name)) o++;
+        if (o->kind == FLAG || strchr(word, '=')) WORD("%s", word);
+        else if (i + 1 < r->z->argc) WORD("%s=%s", name, r->z->argv[i + 1]);
+    }
+}
+/* The command as a shell would take it; neutral false: without the options that change no result. */
+static const char *stage_line(recipe *r, const stage *t, bool neutral) {
+    static const char plain_characters[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=+./,:@%";
+    size_t size = 1, n = 0;
+    for (int i = 0; i < t->argc; i++) size += 4 * strlen(t->argv[i]) + 3;
+    char *line = malloc(size);
+    if (!line) { r->failed = true; return ""; }
+    for (int i = 0; i < t->argc; i++) {
+        const char *word = t->argv[i];
+        char name[64];
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(word, "="), word);
+        if (!neutral && listed(FUSE_NEUTRAL, name)) continue;
+        const bool quote = word[strspn(word, plain_characters)] != 0 || !*word;
+        if (i) line[n++] = ' ';
+        if (quote) line[n++] = '\'';
+        for (; *word; word++) {
+            if (*word == '\'') memcpy(line + n, "'\\'", 3), n += 3;
+            line[n++] = *word;
+        }
+        if (quote) line[n++] = '\'';
+    }
+    line[n] = 0;
+    const char *text = fuse_text(r, "%s", line);
+    free(line);
+    return text;
+}
+
+/* ---- its stages ---- */
+enum { FOR_SFT, FOR_PREFERENCES, HELD_OUT };            /* the parts of the prompts */
+typedef struct fuse_model { const char *dir, *adapter, *name; double parameters; } fuse_model;
+static double heldout_of(const settings *s) { return plain(or_default(s->heldout, 0.1)); }
+static double fuse_length(const recipe *r) { return (double)(r->s->max_tokens ? r->s->max_tokens : 2048); }
+static bool fuse_has_adapter(const recipe *r) { return r->s->lora_r || r->s->adapter; }
+/* The target as a training left it in dir; NULL: as it was given. */
+static fuse_model fuse_target(const recipe *r, const char *dir) {
+    const settings *s = r->s;
+    if (!dir) return (fuse_model){s->model, s->adapter, "target", r->target};
+    if (fuse_has_adapter(r)) return (fuse_model){s->model, dir, "target", r->target};
+    return (fuse_model){dir, NULL, "target", r->target};
+}
+/* Answers of a model to a part of the prompts, and their rewards, in OUT/file-scored.jsonl. */
+static const char *fuse_answers(recipe *r, fuse_model m, const char *as, int of, const char *file) {
+    static const char *const parts[] = {"sft", "wrpo", "heldout"};
+    const settings *s = r->s;
+    const double count = r->part[of] * (double)(of == HELD_OUT ? 1 : s->n ? s->n : 5);
+    const char *answered = fuse_text(r, "%s/%s.jsonl", s->out, file);
+    const char *scored = fuse_text(r, "%s/%s-scored.jsonl", s->out, file);
+    stage *t = fuse_stage(r, "sample", answered);
+    WORD("--model=%s", m.dir);
+    if (m.adapter) WORD("--adapter=%s", m.adapter);
+    WORD("--prompts=%s/parts/%s.jsonl", s->out, parts[of]);
+    WORD("--as=%s", as);
+    WORD("--name=%s", m.name);
+    if (of == HELD_OUT) WORD("--n=1");
+    stage_pass(r, t, of == HELD_OUT ? SAMPLED : "--n " SAMPLED);
+    WORD("--out=%s", answered);
+    t->made = count * fuse_length(r) * m.parameters;
+    t->read = r->part[of] * r->prompt_tokens * m.parameters;
+    t->bytes = 4 * (r->part[of] * r->prompt_tokens + count * (fuse_length(r) + 10));
+    const double bytes = t->bytes;
+    t = fuse_stage(r, "score", scored);
+    WORD("--reward-model=%s", s->reward_model);
+    WORD("--in=%s", answered);
+    stage_pass(r, t, SCORED);
+    WORD("--out=%s", scored);
+    t->read = count * (r->prompt_tokens + fuse_length(r)) * r->reward;
+    t->bytes = bytes + 30 * count;
+    return scored;
+}
+static const char *fuse_select(recipe *r, bool sft, const char *const *files, int count, const char *out) {
+    stage *t = fuse_stage(r, "select", out);
+    if (sft) WORD("--form=sft");
+    WORD("--in=%s", files[0]);
+    for (int i = 1; i < count; i++) WORD("%s", files[i]);
+    stage_pass(r, t, sft ? "--require --threads " : "--form " SELECTED);
+    WORD("--out=%s", out);
+    t->bytes = 4 * r->part[sft ? FOR_SFT : FOR_PREFERENCES] * (r->prompt_tokens + (sft ? 1 : 3) * fuse_length(r));
+    return out;
+}
+/* Records with what each source thinks of their responses. */
+static const char *fuse_logps(recipe *r, const char *data, int64_t round) {
+    for (int i = 0; i < r->sources; i++) {
+        stage *t = fuse_stage(r, "logprob", fuse_text(r, "%s/round-%lld/quads-%s.jsonl", r->s->out, (long long)round,
+                                                      r->name[i]));
+        WORD("--model=%s", r->dir[i]);
+        WORD("--data=%s", data);
+        WORD("--as-source=%s", r->name[i]);
+        stage_pass(r, t, "--system-message --date --device --dtype --threads ");
+        WORD("--out=%s", t->out);
+        t->read = r->part[FOR_PREFERENCES] * 3 * (r->prompt_tokens + fuse_length(r)) * r->parameters[i];
+        t->bytes = 4 * r->part[FOR_PREFERENCES] * (r->prompt_tokens + 3 * fuse_length(r));
+        data = t->out;
+    }
+    return data;
+}
+/* The target goes on from where a training left it in `from`. */
+static const char *fuse_train(recipe *r, bool sft, const char *from, const char *data, const char *out) {
+    const settings *s = r->s;
+    const fuse_model m = fuse_target(r, from);
+    const double rows = sft ? 1 : 3, forwards = !sft && has_reference(s) ? 4 : 3;      /* backward is 2 */
+    double epochs = s->epochs > 0 ? s->epochs : 1;
+    stage *t = fuse_stage(r, "train", out);
+    WORD("--model=%s", m.dir);
+    if (m.adapter) WORD("--adapter=%s", m.adapter);
+    else if (s->lora_r) stage_pass(r, t, NEW_ADAPTER);
+    WORD("--data=%s", data);
+    stage_pass(r, t, sft ? EITHER : PREFERRED EITHER);
+    if (!s->save_steps) WORD("--save-steps=50");
+    if (sft) {
+        WORD("--method=sft");
+        epochs = 1;
+        for (const char *p = s->sft_options ? s->sft_options : ""; *p;) {
+            const size_t blank = strspn(p, " "), size = strcspn(p + blank, " ");
+            p += blank;
+            if (!strncmp(p, "--epochs", 8)) epochs = strtod(p + 8 + strspn(p + 8, " ="), NULL);
+            if (size) WORD("%.*s", (int)size, p);
+            p += size;
+        }
+    }
+    WORD("--out=%s", out);
+    t->read = epochs * forwards * r->part[sft ? FOR_SFT : FOR_PREFERENCES] * rows *
+              (r->prompt_tokens + fuse_length(r)) * r->target;
+    t->bytes = (fuse_has_adapter(r) ? 0.02 : 1) * 16 * r->target;  /* the model's 4 bytes, and a checkpoint's 12 */
+    return out;
+}
+static void fuse_plan(recipe *r) {
+    const settings *s = r->s;
+    const int64_t rounds = s->rounds ? s->rounds : 1;
+    const char *sft_files[MOST_SOURCES], *files[MOST_SOURCES + 1];
+    const char *trained[1 + MOST_ROUNDS], *held[2 + MOST_ROUNDS];
+    stage *t = fuse_stage(r, "split", fuse_text(r, "%s/parts", s->out));
+    WORD("--in=%s", s->prompts);
+    stage_pass(r, t, "--sft --seed --threads ");
+    if (heldout_of(s) > 0) WORD("--heldout=%.15g", heldout_of(s));
+    WORD("--out=%s", t->out);
+    for (int i = 0; i < r->sources; i++) {
+        const fuse_model m = {r->dir[i], NULL, r->name[i], r->parameters[i]};
+        sft_files[i] = fuse_answers(r, m, "source", FOR_SFT, fuse_text(r, "sources/%s-sft", m.name));
+        files[i] = fuse_answers(r, m, "source", FOR_PREFERENCES, fuse_text(r, "sources/%s-wrpo", m.name));
+    }
+    const char *data = fuse_select(r, true, sft_files, r->sources, fuse_text(r, "%s/sft.jsonl", s->out));
+    trained[0] = fuse_train(r, true, NULL, data, fuse_text(r, "%s/sft", s->out));
+    for (int64_t k = 1; k <= rounds; k++) {
+        const char *at = fuse_text(r, "round-%lld", (long long)k), *dir = fuse_text(r, "%s/%s", s->out, at);
+        files[r->sources] = fuse_answers(r, fuse_target(r, trained[k - 1]), "target", FOR_PREFERENCES,
+                                         fuse_text(r, "%s/target", at));
+        data = fuse_select(r, false, files, r->sources + 1, fuse_text(r, "%s/quads.jsonl", dir));
+        if (fuses((wrpo_method)s->method)) data = fuse_logps(r, data, k);
+        trained[k] = fuse_train(r, false, trained[k - 1], data, fuse_text(r, "%s/model", dir));
+    }
+    for (int64_t k = -1; k <= rounds && heldout_of(s) > 0; k++) {  /* the target as it was, SFT, the rounds */
+        const char *name = k < 0 ? "target" : k == 0 ? "sft" : fuse_text(r, "round-%lld", (long long)k);
+        fuse_model m = fuse_target(r, k < 0 ? NULL : trained[k]);
+        m.name = name;
+        held[k + 1] = fuse_answers(r, m, "target", HELD_OUT, fuse_text(r, "heldout/%s", name));
+    }
+    for (int64_t k = 0; k <= rounds && heldout_of(s) > 0; k++) {
+        t = fuse_stage(r, "winrate", NULL);
+        WORD("--a=%s", held[rounds + 1]);
+        WORD("--b=%s", held[k]);
+        stage_pass(r, t, "--resamples --seed ");
+    }
+    t = fuse_stage(r, "report", NULL);
+    for (int64_t k = 0; k <= rounds; k++) WORD("%s", trained[k]);
+    WORD("--out=%s/report.html", s->out);
+}
+
+/* ---- its plan: checked, and how long it takes at most ---- */
+/* The name and the directory of a source, NAME=DIR or DIR. */
+static bool fuse_source(recipe *r, const char *given) {
+    const char *equal = strchr(given, '=');
+    const bool has_name = equal && !memchr(given, '/', (size_t)(equal - given));
+    const char *dir = has_name ? equal + 1 : given;
+    const settings named = {.model = dir};
+    const char *name = has_name ? fuse_text(r, "%.*s", (int)(equal - given), given)
+                                : fuse_text(r, "%s", model_name(&named));
+    for (int i = 0; i < r->sources; i++)
+        if (!strcmp(r->name[i], name))
+            return complain("--source: two sources are called %s: want NAME=%s for one of them", name, dir), false;
+    if (!*name || strchr(name, '/') || !strcmp(name, ".") || !strcmp(name, ".."))
+        return complain("--source: want NAME=DIR, or a directory with a name, found %s", given), false;
+    r->dir[r->sources] = dir;
+    r->name[r->sources++] = name;
+    return true;
+}
+static bool fuse_size(session *z, const char *dir, bool reward, double *parameters) {
+    wrpo_config c;
+    wrpo_dtype dtype;
+    int64_t n;
+    if (wrpo_model_check(z->ctx, dir, &c, &n, &dtype)) return fail(z), false;
+    if (reward != (c.head != WRPO_HEAD_LM))
+        return complain("%s: want a %s model, found a %s model", dir, reward ? "reward" : "language",
+                        reward ? "language" : "reward"), false;
+    *parameters = (double)n;
+    return true;
+}
+static bool fuse_prompts(recipe *r) {
+    const settings *s = r->s;
+    double n = 0;
+    lines in;
+    wrpo_json *v;
+    int code;
+    if (!lines_open(&in, s->prompts)) return false;
+    while ((code = lines_next(r->z, &in, true, &v)) == 1) {
+        wrpo_json_free(r->z->ctx, v);
+        n++;
+    }
+    r->prompt_tokens = n > 0 ? (double)in.size / n / 4 : 0;        /* about four bytes a token */
+    free(in.data);
+    if (code < 0) return false;
+    const double share = s->sft > 0 ? s->sft : 1.0 / 3;
+    r->part[HELD_OUT] = floor(heldout_of(s) * n + 0.5);
+    r->part[FOR_SFT] = floor(share * (n - r->part[HELD_OUT]) + 0.5);
+    r->part[FOR_PREFERENCES] = n - r->part[HELD_OUT] - r->part[FOR_SFT];
+    return true;
+}
+/* Tokens times parameters a second, as the target makes them in a batch and as it reads them, on this machine now. */
+static bool fuse_pace(recipe *r, double *made, double *read) {
+    enum { READ = 256, MADE = 8 };
+    session *z = r->z;
+    const settings *s = r->s;
+    int32_t ids[READ];
+    int64_t vocab = 0;
+    if (load_model(z, s, true)) return fail(z), false;
+    vocab = wrpo_model_config(z->model)->vocab_size;
+    for (int i = 0; i < READ; i++) ids[i] = (int32_t)(7919 * (int64_t)i % vocab);
+    const int32_t stop = ids[1];
+    const wrpo_prompt prompt = {.ids = ids, .count = 16};
+    wrpo_generate_desc d = {.n = s->batch ? s->batch : 32, .temperature = 1, .stop = &stop, .stop_count = 1};
+    double took[2], best = INFINITY;
+    d.batch = d.n;
+    for (int k = 0; k < 2; k++) {
+        const double begin = seconds();
+        d.max_tokens = k ? 1 + MADE : 1;
+        if (wrpo_generate(z->model, &prompt, 1, &d)) return fail(z), false;
+        took[k] = seconds() - begin;
+    }
+    for (int k = 0; k < 3; k++) {
+        const double begin = seconds();
+        if (wrpo_hidden(z->model, ids, READ, NULL, NULL)) return fail(z), false;
+        best = fmin(best, seconds() - begin);
+    }
+    *made = (double)(MADE * d.n) * r->target / fmax(took[1] - took[0], 1e-9);
+    *read = READ * r->target / fmax(best, 1e-9);
+    wrpo_model_free(z->model);
+    z->model = NULL;
+    return true;
+}
+static void fuse_print(recipe *r, double made, double read) {
+    double time = 0, bytes = 0;
+    printf("plan         at most: answers that end before --max-tokens take less; about four bytes of a prompt are a "
+           "token\n");
+    printf("%4s %12s %10s  %s\n", "", "time", "file", "wrpo");
+    for (int i = 0; i < r->count; i++) {
+        const stage *t = &r->stages[i];
+        const double takes = t->done ? 0 : t->made / made + t->read / read;
+        time += takes;
+        bytes += t->done ? 0 : t->bytes;
+        printf("%4d %12s %10s  %s\n", i + 1, t->done ? "done" : time_text(takes).s, bytes_text(t->bytes).s,
+               stage_line(r, t, true));
+    }
+    printf("%4s %12s %10s  at most, of what is to do\n", "", time_text(time).s, bytes_text(bytes).s);
+    fflush(stdout);
+}
+
+/* ---- its log and its run ---- */
+static const char fuse_head[] = "# wrpo fuse: the stages that are done; the same command goes on from here\n";
+static const char *fuse_log_path(recipe *r) { return fuse_text(r, "%s/fuse.log", r->s->out); }
+static bool fuse_log_write(recipe *r, uint64_t hash) {
+    output o;
+    if (!output_open(&o, fuse_log_path(r))) return false;
+    fprintf(o.f, "%sprompts %016llx\n", fuse_head, (unsigned long long)hash);
+    for (int i = 0; i < r->count; i++)
+        if (r->stages[i].done || r->stages[i].begun)
+            fprintf(o.f, "%s %s\n", r->stages[i].done ? "done" : "begun", r->stages[i].line);
+    return output_close(&o, true);
+}
+/* Marks the stages that the log has. false: it is the log of another run. */
+static bool fuse_log_read(recipe *r, uint64_t hash) {
+    const char *path = fuse_log_path(r), *want = fuse_text(r, "prompts %016llx", (unsigned long long)hash);
+    size_t size;
+    FILE *f = fopen(path, "rb");
+    if (!f) return errno == ENOENT || (complain("%s: cannot be read: %s", path, strerror(errno)), false);
+    char *text = read_all(f, &size);
+    fclose(f);
+    if (!text) return complain("%s: cannot be read", path), false;
+    bool ok = true;
+    int64_t number = 1;
+    for (char *line = text, *end; ok && (end = memchr(line, '\n', size - (size_t)(line - text))); line = end + 1) {
+        *end = 0;
+        if (number == 2 && strcmp(line, want) != 0) {
+            complain("%s: this run began with other prompts than %s has now: want the same, or another --out", path,
+                     r->s->prompts);
+            ok = false;
+        }
+        if (number++ < 3) continue;
+        const bool done = !strncmp(line, "done ", 5);
+        int i = 0;
+        while (i < r->count && (!r->stages[i].out || strcmp(r->stages[i].line, line + (done ? 5 : 6)) != 0)) i++;
+        if (i < r->count) {
+            r->stages[i].done = done;
+            r->stages[i].begun = !done;
+        } else if (ok) {
+            complain("%s:%lld: this run did `wrpo %s`, which these options do not ask for: want the same options, or "
+                     "another --out", path, (long long)number - 1, line + (done ? 5 : 6));
+            ok = false;
+        }
+    }
+    free(text);
+    return ok;
+}
+/* The newest checkpoint that a training left in dir; 0: none. drop: all go. */
+static int64_t fuse_checkpoints(const char *dir, bool drop) {
+    int64_t best = 0;
+    names n = names_in(dir);
+    for (int i = 0; i < n.count; i++) {
+        char path[4200], state[4300], *end;
+        struct stat st;
+        if (!begins(n.list[i], "checkpoint-")) continue;
+        const int64_t step = strtoll(n.list[i] + 11, &end, 10);
+        snprintf(path, sizeof path, "%.4000s/%.100s", dir, n.list[i]);
+        snprintf(state, sizeof state, "%s/trainer_state.wrpo", path);
+        if (drop && !*end) remove(state), scratch_remove(path);    /* first: without it, it is no checkpoint */
+        else if (!*end && step > best && stat(state, &st) == 0) best = step;
+    }
+    names_free(&n);
+    return best;
+}
+static int fuse_run(recipe *r, uint64_t hash) {
+    for (int i = 0; i < r->count; i++) {
+        stage *t = &r->stages[i];
+        struct stat st;
+        const bool there = t->out && stat(t->out, &st) == 0;
+        if (t->done && there) continue;
+        if (t->done) return complain("%s: it was made by this run and is gone: want it back, or another --out", t->out);
+        printf("\n[%d of %d] $ wrpo %s\n", i + 1, r->count, stage_line(r, t, true));
+        fflush(stdout);
+        if (there && !t->begun)
+            return complain("%s: is there, and this run did not make it: want another --out", t->out);
+        /* A file appears when it is whole: then only the log was not written. A directory is worked on again. */
+        const bool whole = there && t->begun && S_ISREG(st.st_mode);
+        if (t->out && !t->begun) {
+            t->begun = true;
+            if (!fuse_log_write(r, hash)) return 1;
+        }
+        char *argv[STAGE_WORDS + 1];
+        int argc = t->argc;
+        memcpy(argv, t->argv, sizeof t->argv);
+        const bool trains = !strcmp(t->argv[0], "train");
+        const int64_t step = trains ? fuse_checkpoints(t->out, false) : 0;
+        if (step) argv[argc++] = (char *)fuse_text(r, "--resume=%s/checkpoint-%lld", t->out, (long long)step);
+        if (r->failed) return complain("out of memory");
+        const int code = whole ? 0 : interrupted ? 1 : dispatch(argc, argv);
+        if (code) {
+            complain("fuse: stage %d of %d has not ended; the same command goes on from there", i + 1, r->count);
+            return code;
+        }
+        if (trains) fuse_checkpoints(t->out, true);     /* its model is there */
+        t->done = t->out != NULL;
+        if (t->out && !fuse_log_write(r, hash)) return 1;
+    }
+    return 0;
+}
+static int fuse(recipe *r) {
+    const settings *s = r->s;
+    session *z = r->z;
+    double made = 1, read = 1, todo = 0;
+    size_t none;
+    lines in;
+    if (!fuse_source(r, s->source)) return 1;
+    for (int64_t i = 0; i < s->n_more; i++)
+        if (!fuse_source(r, s->more[i])) return 1;
+    if (!fuse_size(z, s->model, false, &r->target) || !fuse_size(z, s->reward_model, true, &r->reward)) return 1;
+    for (int i = 0; i < r->sources; i++)
+        if (!fuse_size(z, r->dir[i], false, &r->parameters[i])) return 1;
+    if (!fuse_prompts(r) || !lines_open(&in, s->prompts)) return 1;
+    const uint64_t hash = fnv(FNV, in.data, in.size);
+    free(in.data);
+    fuse_plan(r);
+    for (int i = 0; i < r->count && !r->failed; i++) {
+        stage *t = &r->stages[i];
+        settings check = unset;
+        const command *c = find_command(t->argv[0]);
+        const int code = parse(c, t->argc - 1, t->argv + 1, &check);   /* before anything is done */
+        if (code) return code;
+        t->line = stage_line(r, t, false);
+    }
+    if (r->failed) return complain("out of memory");
+    if (!fuse_log_read(r, hash)) return 1;
+    for (int i = 0; i < r->count; i++) todo += r->stages[i].done ? 0 : r->stages[i].made + r->stages[i].read;
+    if (todo > 0 && !fuse_pace(r, &made, &read)) return 1;
+    printf("target       %s, %s parameters\n", s->model, count_text((int64_t)r->target).s);
+    for (int i = 0; i < r->sources; i++)
+        printf("source       %s, %s parameters: %s\n", r->name[i], count_text((int64_t)r->parameters[i]).s, r->dir[i]);
+    printf("prompts      %s for SFT, %s for preferences, %s held out\n", grouped((int64_t)r->part[FOR_SFT]).s,
+           grouped((int64_t)r->part[FOR_PREFERENCES]).s, grouped((int64_t)r->part[HELD_OUT]).s);
+    if (todo > 0)
+        printf("pace         the target makes %.0f tokens a second and reads %.0f\n", made / r->target,
+               read / r->target);
+    fuse_print(r, made, read);
+    if (s->dry_run) return printf("dry run      nothing is written\n"), 0;
+    static const char *const folders[] = {"", "/sources", "/heldout"};
+    for (int i = 0; i < (heldout_of(s) > 0 ? 3 : 2); i++)
+        if (!output_dir(fuse_text(r, "%s%s", s->out, folders[i]), &none)) return 1;
+    for (int64_t k = 1; k <= (s->rounds ? s->rounds : 1); k++)
+        if (!output_dir(fuse_text(r, "%s/round-%lld", s->out, (long long)k), &none)) return 1;
+    if (fuse_run(r, hash)) return 1;
+    printf("\n%s/round-%lld/model: the fused %s\n", s->out, (long long)(s->rounds ? s->rounds : 1),
+           fuse_has_adapter(r) ? "target's adapter" : "target");
+    return 0;
+}
+static int run_fuse(const settings *s, session *z) {
+    recipe r = {.s = s, .z = z};
+    if (s->method == WRPO_METHOD_SFT)
+        return complain("--method: want a preference method, found sft; the stage of SFT takes --sft-options");
+    if (s->lora_r && s->adapter) return complain("fuse: want either --lora-r, a new adapter, or --adapter");
+    catch_signals();
+    const int code = fuse(&r);
+    for (int i = 0; i < r.n_texts; i++) free(r.texts[i]);
+    free(r.texts);
+    free(r.stages);
+    return code;
+}
+
 /* ---- the demo: the paper in miniature. Everything is made here; the steps are the commands above.
 
    Three sources of different families and tokenizers each work out one kind of problem, digit by digit, and guess at
@@ -3518,7 +4220,6 @@ static int demo_score(session *z, const char *folder, const char *name) {
     printf("the checker scored %s responses: %s-scored.jsonl\n", grouped(count).s, name);
     return 0;
 }
-static int dispatch(int argc, char **argv);
 /* Runs a command line as if it had been typed: words of `line` separated by spaces, "@/" standing for the demo's
    folder. One thread unless told otherwise: the models are too small to gain from more. */
 static int demo_call(const settings *s, const char *folder, const char *format, ...) {
@@ -3807,9 +4508,10 @@ static int run_demo(const settings *s, session *z) {
 }
 
 /* ---- main ---- */
-#define LOSS "--method --pair --alpha --beta --label-smoothing --gamma-ratio --ipo-sum "
-#define DATA "--data-format --max-length --max-prompt-length --tokenization --sft-on --packing --date --limit "
-#define SAMPLING "--temperature --top-p --top-k --max-tokens --seed --batch --date --device "
+#define LOSS "--preset --method --pair --alpha --beta --label-smoothing --gamma-ratio --ipo-sum --fusion --sft-weight "
+#define DATA "--data-format --system-message --max-length --max-prompt-length " \
+             "--tokenization --sft-on --packing --date --limit "
+#define SAMPLING "--system-message --temperature --top-p --top-k --max-tokens --seed --batch --date --device "
 static int run_help(const settings *s, session *z), run_completion(const settings *s, session *z);
 static const command commands[] = {
     {"init", "", "--config --tokenizer --out", "--seed --save-dtype --max-shard-size --threads --help", run_init,
@@ -3820,8 +4522,10 @@ static const command commands[] = {
     {"tokenize", "", "--model", "--in --out --threads --help", run_tokenize,
      "JSON lines, one for one: {text, special?} -> {ids}; {messages, add_generation_prompt?, kwargs?} -> {text, ids} "
      "or {error}; {ids, skip_special?} -> {text}."},
-    {"logprob", "", "--model --data", "--out --adapter " DATA "--device --dtype --threads --help", run_logprob,
-     "One line a record: the log-probs of its responses, their scored tokens, and the tokens of the prompt."},
+    {"logprob", "", "--model --data", "--as-source --with --out --adapter " DATA "--device --dtype --threads --help",
+     run_logprob,
+     "One line a record: the log-probs of its responses, their scored tokens, and the tokens of the prompt. With "
+     "--as-source: the records themselves, for infifpo."},
     {"train", "", "--model --data --out",
      LOSS DATA "--micro-tokens --alpha-schedule --learning-rate --lr-scheduler --warmup-ratio --weight-decay "
                "--max-grad-norm --batch-size --accumulation --recompute --memory-limit "
@@ -3842,29 +4546,36 @@ static const command commands[] = {
      run_generate,
      "An answer to --prompt, as it comes, or one line for each line of --in: {prompt_id, prompt, content, tokens, "
      "logp, stopped}."},
-    {"sample", "", "--model --prompts --as --out", "--adapter --n --name --raw " SAMPLING "--limit --threads --help",
-     run_sample,
+    {"sample", "", "--model --prompts --as --out",
+     "--adapter --n --name --raw --dedup " SAMPLING "--limit --threads --help", run_sample,
      "Several answers to each prompt, as candidates: {prompt_id, prompt, sources|target: [{model, content}]}. The same "
      "command goes on where it was interrupted."},
-    {"answer", "", "--model --bench --questions --out", "--adapter --name " SAMPLING "--limit --threads --help",
-     run_answer,
+    {"answer", "", "--model --bench --questions --out",
+     "--preset --adapter --name " SAMPLING "--limit --threads --help", run_answer,
      "Answers to the questions of AlpacaEval 2, MT-Bench or Arena-Hard, as their judges read them."},
     {"score", "", "--reward-model --in --out",
      "--rescore --label --micro-tokens --date --device --dtype --threads --help",
      run_score,
      "Gives the responses of a file of candidates, or answers, their rewards by a reward model. Rewards that are there "
      "are kept."},
-    {"select", "", "--in --out", "--form --top --tau --min-gap --entropy-power --entropy-scale --threads --help",
+    {"select", "", "--in --out", "--form --top --tau --min-gap --max-gap --require --strong --weak --entropy-power "
+     "--entropy-scale --threads --help",
      run_select,
      "Candidates with rewards -> records to train on. Lines of several files (--in F F ...) with one prompt_id belong "
      "together."},
-    {"split", "", "--in --out", "--sft --seed --threads --help", run_split,
+    {"split", "", "--in --out", "--sft --heldout --seed --threads --help", run_split,
      "Prompts -> sft.jsonl and wrpo.jsonl in the directory --out, drawn by the seed."},
     {"winrate", "", "--a --b",
      "--reward-model --rescore --label --micro-tokens --resamples --seed --date --device --dtype --threads --help",
      run_winrate,
      "How often a's answers have the higher reward, with a bootstrap interval; and the same at equal lengths. "
      "--reward-model scores answers that have no reward."},
+    {"fuse", "", "--model --source --reward-model --prompts --out",
+     "--n --rounds --sft --heldout --sft-options --dry-run --adapter " NEW_ADAPTER
+     SAMPLED SCORED "--form " SELECTED PREFERRED EITHER "--resamples --help",
+     run_fuse,
+     "The whole recipe: sources and target answer, rewards, SFT, records, preference training, held-out win rates. "
+     "Every stage's file stays in --out, and the same command goes on where it was stopped."},
     {"report", "RUN_DIR...", "", "--out --csv --threads --help", run_report,
      "The metrics.jsonl of runs, one over the other, as an HTML file that needs nothing else (report.html), or as a "
      "table (metrics.csv)."},
@@ -3884,12 +4595,18 @@ static int help(void) {
            "after wrong usage.\n");
     return 0;
 }
+static const command *find_command(const char *name) {
+    for (int i = 0; i < N_COMMANDS; i++)
+        if (!strcmp(name, commands[i].name)) return &commands[i];
+    return NULL;
+}
 static int run_help(const settings *s, session *z) {
     (void)z;
     if (!s->path) return help();
-    for (int i = 0; i < N_COMMANDS; i++)
-        if (!strcmp(s->path, commands[i].name)) return help_command(&commands[i]), 0;
-    return misuse(s->command, "unknown command \"%s\"", s->path);
+    const command *c = find_command(s->path);
+    if (!c) return misuse(s->command, "unknown command \"%s\"", s->path);
+    help_command(c);
+    return 0;
 }
 /* A function of bash that completes commands, options, their words and files. */
 static int run_completion(const settings *s, session *z) {
@@ -3925,11 +4642,10 @@ static int run_completion(const settings *s, session *z) {
 }
 static int dispatch_to(const command *program, int argc, char **argv, settings *s) {
     const command *c = program;
-    session z = {0};
+    session z = {.argc = argc, .argv = argv};
     if (argc > 0 && strncmp(argv[0], "--", 2)) {
-        for (int i = 0; i < N_COMMANDS; i++)
-            if (!strcmp(argv[0], commands[i].name)) c = &commands[i];
-        if (c == program) return misuse(c, "unknown command \"%s\"", argv[0]);
+        c = find_command(argv[0]);
+        if (!c) return misuse(program, "unknown command \"%s\"", argv[0]);
         argc--, argv++;
     }
     s->command = c;

@@ -393,16 +393,23 @@ typedef struct wrpo_data_desc {
     double eval_split;
     bool eval_part;          /* read those; false: read the others */
     wrpo_data_format format; /* 0 = by the keys of each record; all of a file have one format */
+    const char *system_message;  /* the turn of the system in records that have none; "": an empty one, where the chat
+                                template knows of such turns, as in the authors' trainer; NULL: none */
     wrpo_sft_on sft_on;      /* other than 0: of records of one conversation, which keeps its beginning */
     bool packing;            /* the tokens of all conversations as one stream, cut into records of max_length: a token
                                 sees what is before it in its row, of other conversations too. These are the rows of
                                 TRL's "wrapped" packing; of its "bfd" a row is computed like records without it */
 } wrpo_data_desc;
+typedef struct wrpo_source_logp {  /* of a response under a source model, in that model's own tokens and template */
+    double logp;             /* log M(y|x), the sum over its tokens */
+    int64_t tokens;
+} wrpo_source_logp;
 typedef struct wrpo_tokens {  /* one response: ids[0..count), of which ids[first..count) are scored */
     wrpo_role role;
     const int32_t *ids; int64_t count, first;
     double share;            /* of a source among its record's sources: they sum to 1, or all are 0 = equal */
     int pair_id;             /* pair methods compare a response with the rejected ones of the same pair_id */
+    const wrpo_source_logp *source_logps;  /* [its data's sources]; NULL: none */
     const bool *scored;      /* [count] which of ids[first..count) are scored; NULL: all */
 } wrpo_tokens;
 typedef struct wrpo_record {
@@ -411,6 +418,7 @@ typedef struct wrpo_record {
     const int32_t *prompt; int64_t prompt_count;
     const wrpo_tokens *responses; int count;  /* sources first, then the target's, then the rejected ones */
     double weight;           /* its loss is multiplied by it; the mean is still over records. 0 = 1 (WRPO_ZERO: 0) */
+    int sources;             /* source models whose log-probs each response has; 0 = none */
 } wrpo_record;
 typedef struct wrpo_data_stats {
     int64_t records, prompt_tokens, response_tokens, longest;  /* longest: prompt + longest response */
@@ -426,7 +434,11 @@ typedef struct wrpo_data_stats {
      prompt-completion   prompt, completion
      alpaca              instruction and, on a line below, input: the prompt. output, or chosen and rejected
      orca                question (or query, or input): the prompt. response, or chosen and rejected
-   completion, output, response and answer are one. Keys of all formats:
+   completion, output, response and answer are one. A preference may have what source models think of its answers:
+     source_logps                 InfiFPO: {"NAME": [[sum, tokens], ...], ...}, a source model's log-prob of each
+                                  response and the tokens it is over: the chosen ones in their order, then the
+                                  rejected ones. All records of a file name the same models
+   Keys of all formats:
      system, system_prompt        a turn of the system before the prompt; empty: none
      tools, chat_template_kwargs  an array and an object, for the chat template beside the messages
      weight                       what the record's loss counts for (EAST), at least 0; 1 if absent
@@ -442,15 +454,24 @@ WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data);
 
 /* ---- the algorithm: pure, host, double. Log-probs in; loss and its derivatives out ---- */
 typedef enum wrpo_method { WRPO_METHOD_WRPO, WRPO_METHOD_DPO, WRPO_METHOD_IPO, WRPO_METHOD_HINGE,
-                           WRPO_METHOD_SIMPO, WRPO_METHOD_DPO_NORM, WRPO_METHOD_SFT } wrpo_method;
+                           WRPO_METHOD_SIMPO, WRPO_METHOD_DPO_NORM, WRPO_METHOD_SFT,
+                           WRPO_METHOD_INFIFPO, WRPO_METHOD_INFIFPO_WRPO, WRPO_METHOD_INFIFPO_IPO } wrpo_method;
 typedef enum wrpo_pair { WRPO_PAIR_TARGET, WRPO_PAIR_SOURCE, WRPO_PAIR_BOTH } wrpo_pair;
+typedef enum wrpo_fusion {   /* InfiFPO: which source's log-prob is a response's reference (>>loss) */
+    WRPO_FUSION_MARGIN,      /* that of the source farthest from the policy as it is now */
+    WRPO_FUSION_MARGIN_INITIAL,  /* of the source farthest from the policy before the run */
+    WRPO_FUSION_MEAN,        /* the mean */
+    WRPO_FUSION_CONFIDENCE   /* a mean in which surer sources count more */
+} wrpo_fusion;
 typedef struct wrpo_loss_desc {
     wrpo_method method;      /* 0 = WRPO */
     wrpo_pair pair;          /* what a pair method takes of a quadruple as chosen; 0 = the target's answer */
-    double beta;             /* 0 = 0.01; 10 for simpo and dpo-norm */
+    double beta;             /* 0 = 0.01; 10 for simpo and dpo-norm, 2.5 for InfiFPO */
     double label_smoothing;  /* eps in [0, 0.5); 0 = none */
     double gamma_ratio;      /* simpo: gamma / beta; 0 = 0.3 (WRPO_ZERO for none) */
     bool ipo_sum;            /* ipo on sums of log-probs in place of means over tokens */
+    wrpo_fusion fusion;      /* InfiFPO; 0 = margin */
+    double sft_weight;       /* adds sft_weight sum_y a(y) (-log pi(y|x) / |y|) over the chosen y; 0 = nothing */
 } wrpo_loss_desc;
 typedef struct wrpo_response {  /* one response of a record, as the loss sees it */
     wrpo_role role;
@@ -459,6 +480,8 @@ typedef struct wrpo_response {  /* one response of a record, as the loss sees it
     double logp, ref;        /* log pi(y|x) and log ref(y|x): sums over those tokens */
     double dlogp;            /* out: dL / d logp */
     int pair_id;             /* as in wrpo_tokens; 0 where there is one pair */
+    const wrpo_source_logp *source_logps;  /* InfiFPO: [sources] */
+    int sources;
 } wrpo_response;
 /* Loss of one record of n responses and, in r[i].dlogp, its derivatives. WRPO (Yang et al., ICLR 2025, eq. 5):
      z = beta (alpha sum_i share_i d_i + (1 - alpha) d_t - d_l),  d = logp - ref,  L = -log sigmoid(z)
@@ -531,6 +554,7 @@ WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, in
 typedef struct wrpo_tokenizer_prompt_desc {
     const char *name; int64_t line;  /* what errors call the record's place; 0 = "prompts", the record's own line */
     bool raw;                /* no template: the prompt is a string, encoded as it is, with BOS and the like */
+    const char *system_message;  /* as in wrpo_data_desc */
 } wrpo_tokenizer_prompt_desc;
 /* The ids that training gives the model for the prompt of a record ({prompt} or {messages}; tools,
    chat_template_kwargs): what the template writes, with the generation prompt. wrpo_free(ids). */
@@ -587,7 +611,9 @@ typedef enum wrpo_form {     /* what a prompt becomes, by reward; of equal rewar
     WRPO_FORM_QUADS,         /* chosen: the best source's answer, the target's best; rejected: its worst */
     WRPO_FORM_SFT,           /* messages: the prompt and the best source's answer */
     WRPO_FORM_PAIR,          /* chosen, rejected: best and worst of the source that has the best (FuseChat-3.0) */
-    WRPO_FORM_PAIRS          /* pairs: best and worst of each source, weight softmax(best's reward / tau) (FuseRL) */
+    WRPO_FORM_PAIRS,         /* pairs: best and worst of each source, weight softmax(best's reward / tau) (FuseRL) */
+    WRPO_FORM_DELTA          /* chosen: the strong model's first answer; rejected: the weak one's (Geng 2025). No
+                                rewards are read */
 } wrpo_form;
 typedef struct wrpo_select_desc {
     const char *const *in; int64_t n_in;
@@ -595,7 +621,11 @@ typedef struct wrpo_select_desc {
     wrpo_form form;          /* 0 = quads */
     int64_t top;             /* quads: that many sources, each one's best, shares softmax(reward / tau); 0 = 1 */
     double tau;              /* 0 = 1 */
-    double min_gap;          /* leave out what is not better than the rejected response by this; 0 = keep all */
+    /* Leave out what is not better than the rejected response by min_gap, or by more than max_gap. 0 = keep all */
+    double min_gap, max_gap;
+    const char *require;     /* a key of every response, true or false, "correct" say: chosen ones must have true,
+                                rejected ones false. NULL: none */
+    const char *strong, *weak;  /* delta: models by name */
     /* EAST: weight = H^entropy_power / entropy_scale. H is the entropy in bits of the target's responses (of the
        sources', if there are none); responses are alike whose "answer", or else text, is the same. */
     double entropy_power;    /* 0 = no weight */
@@ -608,19 +638,37 @@ typedef struct wrpo_select_model {
 } wrpo_select_model;
 typedef struct wrpo_select_stats {
     int64_t prompts, records;
-    int64_t no_source, no_target, equal, gap;  /* prompts left out: no such response, equal texts, too close */
+    int64_t no_source, no_target, equal, gap;  /* prompts left out: no such response, equal texts, the gap */
     int64_t empty;           /* responses left out */
     double reward[3], length[3];  /* means over the selected, by wrpo_role; length in characters; NaN: none */
     wrpo_select_model *models; int64_t n_models;  /* in the order of the files. wrpo_free(models) */
 } wrpo_select_stats;
 WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wrpo_select_stats *out);
+/* The log-probs of records' responses under a source model, by its own tokenizer and template, for InfiFPO. The records
+   of in, as for training, are written to out with `name` added to their source_logps. with: files of the same records
+   (by prompt_id), whose source_logps are added too. model and tok NULL: only these. A record that the model's
+   max_length would cut is refused: its mean log-prob would be another one. */
+typedef struct wrpo_source_logps_desc {
+    const char *in, *out;    /* out gets its name when it is whole */
+    const char *name;        /* of the source model */
+    const char *const *with; int64_t n_with;
+    int64_t max_length;      /* tokens; 0 = the model's max_position_embeddings */
+    const char *system_message;  /* as in wrpo_data_desc */
+    int64_t micro_tokens;    /* rows computed at once; 0 = 1024 */
+    bool (*on_step)(int64_t records /* done */, int64_t of, void *user); void *user;  /* false: WRPO_E_STOPPED */
+} wrpo_source_logps_desc;
+WRPO_API wrpo_result wrpo_source_logps(wrpo_ctx *ctx, wrpo_model *model, wrpo_tokenizer *tok,
+        const wrpo_source_logps_desc *desc);
+
 typedef struct wrpo_split_desc {
     const char *in;          /* JSON lines, one for each prompt */
-    const char *out[2];      /* round(share N) lines, by chance, for the first; the rest; in their order */
+    const char *out[3];      /* by chance: round(share N) lines of those that are not held out; the rest; the held-out
+                                ones, NULL without. Lines stay in their order */
     double share;            /* 0 = 1/3, the paper's part for SFT */
+    double heldout;          /* share of all prompts for the third; 0 = none */
     uint64_t seed;           /* 0 = 42 */
 } wrpo_split_desc;
-WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]);
+WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[3]);
 
 /* Two files of scored answers, candidates or {"prompt_id", "content", "reward"} lines: how often a's reward is higher.
    A prompt counts 1, 1/2 for equal rewards, or 0; with several answers, the mean over their pairs. Intervals hold 95 %,
@@ -683,7 +731,8 @@ typedef struct wrpo_train_desc {
     wrpo_loss_desc loss;
     double alpha;            /* the schedule's end value; 0 = 0.1 (WRPO_ZERO for none) */
     wrpo_alpha_schedule alpha_schedule; double alpha_power;  /* 0 = linear; power 0 = 2 */
-    double learning_rate;    /* the peak; 0 = 3e-7; 7e-6 for sft, 1e-6 for simpo, 8e-7 for dpo-norm */
+    double learning_rate;    /* the peak; 0 = 3e-7; 7e-6 for sft, 1e-6 for simpo, 8e-7 for dpo-norm, 1e-7 for
+                                InfiFPO */
     double beta1, beta2, eps, weight_decay;  /* of AdamW; 0 = 0.9, 0.999, 1e-8, 0 (WRPO_ZERO for none) */
     wrpo_moments moments;    /* 0 = float */
     double max_grad_norm;    /* 0 = 1; negative or WRPO_ZERO = no clipping */
@@ -764,6 +813,7 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
 /* ---- names of enum values, as files and the command line spell them: "dpo-norm", ...; NULL past the last ---- */
 WRPO_API const char *wrpo_method_name(int i);
 WRPO_API const char *wrpo_pair_name(int i);
+WRPO_API const char *wrpo_fusion_name(int i);
 WRPO_API const char *wrpo_alpha_schedule_name(int i);
 WRPO_API const char *wrpo_lr_schedule_name(int i);
 WRPO_API const char *wrpo_moments_name(int i);
@@ -1884,6 +1934,7 @@ struct wrpo_data {
     wrpo_record *records;            /* stb array */
     wrpo_data_stats stats;
     int most;                        /* the most responses that a record has */
+    const char **source_names;       /* stb array: the models of source_logps, in the order of each response's */
     const char *date;                /* that the chat template showed; NULL: it showed none */
 };
 static int64_t wrpo__scored_count(const wrpo_tokens *y) {
@@ -1917,6 +1968,10 @@ static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
         y->share = wrpo__or_default(y->share, y->role == WRPO_ROLE_SOURCE ? equal : 1);
         data->stats.response_tokens += y->count;
         data->stats.longest = WRPO__MAX(data->stats.longest, r.prompt_count + y->count);
+        y->source_logps = NULL;
+        if (!r.sources) continue;
+        const size_t bytes = (size_t)r.sources * sizeof *y->source_logps;
+        y->source_logps = memcpy(wrpo__alloc(arena, bytes, 1), record->responses[k].source_logps, bytes);
     }
     wrpo__current = arena;
     stbds_arrput(data->records, r);
@@ -1940,6 +1995,10 @@ static wrpo_data *wrpo__data_from_ids(wrpo__arena *arena, const wrpo_record *rec
         if (!ok)
             wrpo__fail(arena->ctx, WRPO_E_ARG,
                        "record %lld: want a prompt, and responses with a scored token each", (long long)i);
+        for (int k = 0; k < r.count; k++)
+            if (r.sources < 0 || (r.sources && !r.responses[k].source_logps))
+                wrpo__fail(arena->ctx, WRPO_E_ARG, "record %lld: response %d: want source_logps of %d sources, "
+                           "found none", (long long)i, k, r.sources);
         if (!r.prompt_id) r.prompt_id = wrpo__format(arena, "record %lld", (long long)i);
         wrpo__data_add(data, &r);
     }
@@ -2069,28 +2128,52 @@ static void wrpo__inv_freq_sliding(const wrpo_config *c, float *inv) {
      pair methods     sum_y a(y) link( scale (s(y) - s(y_l) - offset) )       the mean is outside; y_l is y's own
      SFT              sum_y a(y) -log pi(y|x) / tokens
 
-   and the table below says which score, scale, offset and link. FuseRL (2025) is these on K sources with shares
+   and the table below says which score, scale, offset and link.
+
+   InfiFPO (2025) also uses what the sources think of each response. l(M, y) = log M(y|x) / |y|, in M's own tokens.
+   ref is one of the sources M_i. A source is clipped, so that it never argues against the preference:
+
+     c_i(y) = max(l(M_i, y), l(ref, y)) for a chosen y, min(...) for a rejected one
+     s(y)   = l(pi, y) - c(y)
+
+   c(y) is the c_i of the source with the largest |exp l(M_i, y) - exp l(pi, y)|, or a mean of all c_i. No gradient
+   goes through it. With ref as the only source, s(y) is that of dpo-norm.
+
+   FuseRL (2025) is these on K sources with shares
    a = softmax(reward / tau) that the data bring: SFT on their best answers, then a pair method on each one's best
    and worst. EAST weights a record's loss by the entropy of its answers. >>recipe writes such data. */
 typedef enum wrpo__link { WRPO__LOGISTIC, WRPO__SQUARE, WRPO__HINGE, WRPO__LIKELIHOOD } wrpo__link;
 
-/* reference: s(y) has -log ref(y|x). per_token: s(y) is divided by |y|. */
-typedef struct wrpo__rule { const char *name; wrpo__link link; double beta; bool reference, per_token; } wrpo__rule;
+/* reference: what s(y) subtracts, log ref(y|x) or c(y). per_token: s(y) is divided by |y|. inside: the mean over the
+   chosen responses is inside the link, as in WRPO. */
+typedef enum wrpo__minus { WRPO__NONE, WRPO__REF, WRPO__FUSED } wrpo__minus;
+typedef struct wrpo__rule {
+    const char *name; wrpo__link link; double beta; wrpo__minus reference; bool per_token, inside;
+} wrpo__rule;
+/* Scale is beta and offset 0, except for simpo: offset gamma / beta, and for the square link: scale 1, offset
+   1 / (2 beta). First authors: wrpo Yang 2025, dpo Rafailov 2023, ipo Azar 2024, hinge Zhao 2023, simpo Meng 2024,
+   dpo-norm Yang 2025b, infifpo Gu 2025. */
 static const wrpo__rule wrpo__rules[] = {
-    /*                         name        link              beta  ref    /|y|       scale  offset      first author */
-    [WRPO_METHOD_WRPO]     = {"wrpo",     WRPO__LOGISTIC,   0.01, true,  false},  /* beta   0           Yang 2025 */
-    [WRPO_METHOD_DPO]      = {"dpo",      WRPO__LOGISTIC,   0.01, true,  false},  /* beta   0           Rafailov 2023 */
-    [WRPO_METHOD_IPO]      = {"ipo",      WRPO__SQUARE,     0.01, true,  true},   /* 1      1/(2 beta)  Azar 2024 */
-    [WRPO_METHOD_HINGE]    = {"hinge",    WRPO__HINGE,      0.01, true,  false},  /* beta   0           Zhao 2023 */
-    [WRPO_METHOD_SIMPO]    = {"simpo",    WRPO__LOGISTIC,   10,   false, true},   /* beta   gamma/beta  Meng 2024 */
-    [WRPO_METHOD_DPO_NORM] = {"dpo-norm", WRPO__LOGISTIC,   10,   true,  true},   /* beta   0           Yang 2025b */
-    [WRPO_METHOD_SFT]      = {"sft",      WRPO__LIKELIHOOD, 0.01, false, false}};
+    /*                            name             link              beta  reference    /|y|   inside */
+    [WRPO_METHOD_WRPO]           = {"wrpo",          WRPO__LOGISTIC,   0.01, WRPO__REF,   false, true},
+    [WRPO_METHOD_DPO]            = {"dpo",           WRPO__LOGISTIC,   0.01, WRPO__REF,   false, false},
+    [WRPO_METHOD_IPO]            = {"ipo",           WRPO__SQUARE,     0.01, WRPO__REF,   true,  false},
+    [WRPO_METHOD_HINGE]          = {"hinge",         WRPO__HINGE,      0.01, WRPO__REF,   false, false},
+    [WRPO_METHOD_SIMPO]          = {"simpo",         WRPO__LOGISTIC,   10,   WRPO__NONE,  true,  false},
+    [WRPO_METHOD_DPO_NORM]       = {"dpo-norm",      WRPO__LOGISTIC,   10,   WRPO__REF,   true,  false},
+    [WRPO_METHOD_SFT]            = {"sft",           WRPO__LIKELIHOOD, 0.01, WRPO__NONE,  false, false},
+    [WRPO_METHOD_INFIFPO]        = {"infifpo",       WRPO__LOGISTIC,   2.5,  WRPO__FUSED, true,  false},
+    [WRPO_METHOD_INFIFPO_WRPO]   = {"infifpo-wrpo",  WRPO__LOGISTIC,   2.5,  WRPO__FUSED, true,  true},
+    [WRPO_METHOD_INFIFPO_IPO]    = {"infifpo-ipo",   WRPO__SQUARE,     2.5,  WRPO__FUSED, true,  false}};
 
 WRPO_API const char *wrpo_method_name(int i) {
     return i >= 0 && i < WRPO__COUNT(wrpo__rules) ? wrpo__rules[i].name : NULL;
 }
 static const char *const wrpo__pairs[] = {
     [WRPO_PAIR_TARGET] = "target", [WRPO_PAIR_SOURCE] = "source", [WRPO_PAIR_BOTH] = "both"};
+static const char *const wrpo__fusions[] = {
+    [WRPO_FUSION_MARGIN] = "margin", [WRPO_FUSION_MARGIN_INITIAL] = "margin-initial", [WRPO_FUSION_MEAN] = "mean",
+    [WRPO_FUSION_CONFIDENCE] = "confidence"};
 static const char *const wrpo__ramps[] = {
     [WRPO_ALPHA_SCHEDULE_LINEAR] = "linear", [WRPO_ALPHA_SCHEDULE_CONSTANT] = "constant",
     [WRPO_ALPHA_SCHEDULE_POWER] = "power", [WRPO_ALPHA_SCHEDULE_COSINE] = "cosine"};
@@ -2098,6 +2181,7 @@ static const char *const wrpo__schedules[] = {
     [WRPO_LR_SCHEDULE_COSINE] = "cosine", [WRPO_LR_SCHEDULE_LINEAR] = "linear",
     [WRPO_LR_SCHEDULE_CONSTANT] = "constant"};
 WRPO__NAMED(wrpo_pair_name, wrpo__pairs)
+WRPO__NAMED(wrpo_fusion_name, wrpo__fusions)
 WRPO__NAMED(wrpo_alpha_schedule_name, wrpo__ramps)
 WRPO__NAMED(wrpo_lr_schedule_name, wrpo__schedules)
 
@@ -2112,14 +2196,17 @@ static wrpo_loss_desc wrpo__loss_defaults(wrpo_loss_desc d) {
 static const char *wrpo__loss_check(const wrpo_loss_desc *desc, double alpha) {
     if (!wrpo_method_name((int)desc->method)) return "method: no such method";
     if (!wrpo_pair_name((int)desc->pair)) return "pair: no such pair";
+    if (!wrpo_fusion_name((int)desc->fusion)) return "fusion: no such fusion";
     const wrpo_loss_desc d = wrpo__loss_defaults(*desc);
     if (!(d.beta > 0 && d.beta <= DBL_MAX)) return "beta: want a finite number above 0";
     if (!(alpha >= 0 && alpha <= 1)) return "alpha: want a number in [0, 1]";
     if (!(d.label_smoothing >= 0 && d.label_smoothing < 0.5)) return "label_smoothing: want a number in [0, 0.5)";
     if (d.label_smoothing > 0 && wrpo__rules[d.method].link != WRPO__LOGISTIC)
-        return "label_smoothing: not defined for this method: want 0, or wrpo, dpo, simpo or dpo-norm";
+        return "label_smoothing: not defined for this method: want 0, or a method whose loss is -log sigmoid(z)";
     if (d.method == WRPO_METHOD_SIMPO && !(d.gamma_ratio >= 0 && d.gamma_ratio <= DBL_MAX))
         return "gamma_ratio: want a finite number of at least 0";
+    if (!(d.sft_weight >= 0 && d.sft_weight <= DBL_MAX)) return "sft_weight: want a finite number of at least 0";
+    if (d.sft_weight > 0 && d.method == WRPO_METHOD_SFT) return "sft_weight: want 0 for sft, which has no other loss";
     return NULL;
 }
 
@@ -2133,7 +2220,7 @@ static bool wrpo__has(wrpo_role role, const wrpo_response *r, int n) {
    answers, or on the one answer there is (`messages`, or the chosen one of a plain pair). */
 static double wrpo__source_share(const wrpo_loss_desc *d, double alpha, const wrpo_response *r, int n) {
     const bool has_source = wrpo__has(WRPO_ROLE_SOURCE, r, n), has_target = wrpo__has(WRPO_ROLE_TARGET, r, n);
-    if (d->method == WRPO_METHOD_WRPO) return alpha;
+    if (wrpo__rules[d->method].inside) return alpha;
     if (d->method == WRPO_METHOD_SFT) return has_source ? 1 : 0;
     if (d->pair == WRPO_PAIR_SOURCE || (has_source && !has_target)) return 1;
     return d->pair == WRPO_PAIR_BOTH ? 0.5 : 0;
@@ -2146,14 +2233,41 @@ static double wrpo__share(double source_share, const wrpo_response *y) {
 static bool wrpo__per_token(const wrpo_loss_desc *d) {
     return wrpo__rules[d->method].per_token && !(d->method == WRPO_METHOD_IPO && d->ipo_sum);
 }
+/* |y| l(M_i, y), so that it compares with the policy's sums. The reference is source 0. */
+static double wrpo__source_logp(const wrpo_response *y, int i) {
+    if (i == 0) return y->ref;
+    const wrpo_source_logp *m = &y->source_logps[i - 1];
+    return m->logp * ((double)y->tokens / (double)m->tokens);
+}
+/* |y| c(y): InfiFPO's reference. Confidence weighs c_i with softmax_i(1 / -l(M_i, y)). */
+static double wrpo__fused_logp(const wrpo_loss_desc *d, const wrpo_response *y) {
+    const double n = (double)y->tokens, pivot = exp((d->fusion == WRPO_FUSION_MARGIN ? y->logp : y->ref) / n);
+    const int sources = y->sources + 1;
+    double fused = y->ref, widest = -1, surest = 0, sum = 0, weights = 0;
+    for (int i = 0; i < sources; i++) surest = WRPO__MAX(surest, 1 / (1e-8 - wrpo__source_logp(y, i) / n));
+    for (int i = 0; i < sources; i++) {
+        const double m = wrpo__source_logp(y, i), margin = fabs(exp(m / n) - pivot);
+        const double clipped = y->role == WRPO_ROLE_REJECTED ? WRPO__MIN(m, y->ref) : WRPO__MAX(m, y->ref);
+        const double w = d->fusion == WRPO_FUSION_CONFIDENCE ? exp(1 / (1e-8 - m / n) - surest) : 1;
+        sum += w * clipped;
+        weights += w;
+        if (margin > widest) fused = clipped;
+        widest = WRPO__MAX(widest, margin);
+    }
+    const bool mean = d->fusion == WRPO_FUSION_MEAN || d->fusion == WRPO_FUSION_CONFIDENCE;
+    return mean ? sum / weights : fused;
+}
 /* s(y) */
 static double wrpo__score(const wrpo_loss_desc *d, const wrpo_response *y) {
-    const double s = wrpo__rules[d->method].reference ? y->logp - y->ref : y->logp;
+    const wrpo__minus reference = wrpo__rules[d->method].reference;
+    double s = y->logp;
+    if (reference == WRPO__REF) s -= y->ref;
+    if (reference == WRPO__FUSED) s -= wrpo__fused_logp(d, y);
     return wrpo__per_token(d) ? s / (double)y->tokens : s;
 }
 /* Is y the opponent of chosen response x? A pair method compares within a pair. */
 static bool wrpo__against(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *y) {
-    return y->role == WRPO_ROLE_REJECTED && (d->method == WRPO_METHOD_WRPO || x->pair_id == y->pair_id);
+    return y->role == WRPO_ROLE_REJECTED && (wrpo__rules[d->method].inside || x->pair_id == y->pair_id);
 }
 static int wrpo__opponents(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *r, int n) {
     int count = 0;
@@ -2167,9 +2281,20 @@ static double wrpo__rejected_score(const wrpo_loss_desc *d, const wrpo_response 
         if (wrpo__against(d, x, &r[i])) sum += wrpo__score(d, &r[i]);
     return sum / wrpo__opponents(d, x, r, n);
 }
+/* NULL, or what is wrong with the source models' log-probs of y. */
+static const char *wrpo__source_check(const wrpo_response *y) {
+    if (!y->sources || !y->source_logps)
+        return "the method needs \"source_logps\": the responses' log-probs under at least one source model";
+    for (int i = 0; i < y->sources; i++)
+        if (!(y->source_logps[i].logp <= 0 && isfinite(y->source_logps[i].logp) && y->source_logps[i].tokens > 0))
+            return "source_logps: want finite log-probs of at most 0, of at least one token";
+    return NULL;
+}
 /* NULL, or what the record lacks for this method at this alpha. */
 static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, const wrpo_response *r, int n) {
-    const bool sft = d->method == WRPO_METHOD_SFT, reference = wrpo__rules[d->method].reference;
+    const bool sft = d->method == WRPO_METHOD_SFT;
+    const wrpo__minus reference = wrpo__rules[d->method].reference;
+    const char *wrong;
     int count[3] = {0};
     double shares = 0;
     for (int i = 0; i < n; i++) {
@@ -2190,9 +2315,10 @@ static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, con
         if (rejected ? sft : wrpo__share(a, &r[i]) == 0) continue;             /* left out: may be anything */
         if (!rejected && !sft && !wrpo__opponents(d, &r[i], r, n))
             return "a chosen response has no rejected one in its pair";
-        if (wrpo__per_token(d) && r[i].tokens < 1)
+        if ((wrpo__per_token(d) || d->sft_weight > 0) && r[i].tokens < 1)
             return "the method divides by the length of a response that has no tokens";
         if (!isfinite(r[i].logp) || (reference && !isfinite(r[i].ref))) return "a log-probability is not finite";
+        if (reference == WRPO__FUSED && (wrong = wrpo__source_check(&r[i])) != NULL) return wrong;
     }
     return NULL;
 }
@@ -2243,11 +2369,11 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
     const double scale = rule->link == WRPO__SQUARE ? 1 : d.beta;
     double offset = 0;
     if (d.method == WRPO_METHOD_SIMPO) offset = d.gamma_ratio;
-    if (d.method == WRPO_METHOD_IPO) offset = 1 / (2 * d.beta);
+    if (rule->link == WRPO__SQUARE) offset = 1 / (2 * d.beta);
 
     /* 1. The loss, and dL/ds(y) of the chosen responses. A share of 0 is skipped rather than multiplied by, so that
           a response which is left out cannot touch a bit of the result and need not have been computed. */
-    if (d.method == WRPO_METHOD_WRPO) {
+    if (rule->inside) {
         for (int i = 0; i < n; i++)
             if (wrpo__share(a, &r[i]) != 0) chosen += wrpo__share(a, &r[i]) * wrpo__score(&d, &r[i]);
         const double z = scale * (chosen - wrpo__rejected_score(&d, r, r, n) - offset);
@@ -2264,11 +2390,11 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
         }
     }
 
-    /* 2. What pulls the chosen up pushes their rejected down; WRPO's shares sum to 1. */
+    /* 2. What pulls the chosen up pushes their rejected down; inside the link shares sum to 1. */
     for (int k = 0; k < n; k++) {
-        double pull = d.method == WRPO_METHOD_WRPO ? scale * g : 0;
+        double pull = rule->inside ? scale * g : 0;
         if (r[k].role != WRPO_ROLE_REJECTED) continue;
-        for (int i = 0; i < n && d.method != WRPO_METHOD_WRPO; i++)
+        for (int i = 0; i < n && !rule->inside; i++)
             if (r[i].role != WRPO_ROLE_REJECTED && wrpo__against(&d, &r[i], &r[k])) pull += r[i].dlogp;
         r[k].dlogp = -pull / wrpo__opponents(&d, &r[k], r, n);
     }
@@ -2277,6 +2403,15 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
     for (int i = 0; i < n; i++) {
         if (r[i].dlogp == 0) r[i].dlogp = 0;           /* no negative zeros */
         else if (wrpo__per_token(&d)) r[i].dlogp /= (double)r[i].tokens;
+    }
+
+    /* 4. The anchor: it keeps the chosen responses from becoming less likely beside the rejected ones (Pang 2024). */
+    for (int i = 0; i < n && d.sft_weight > 0; i++) {
+        const double share = wrpo__share(a, &r[i]);
+        if (share == 0) continue;
+        const double pull = d.sft_weight * share / (double)r[i].tokens;
+        loss -= pull * r[i].logp;
+        r[i].dlogp -= pull;
     }
     return loss;
 }
@@ -3921,6 +4056,7 @@ WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
     if (d.loss.method == WRPO_METHOD_SFT) rate = 7e-6;
     if (d.loss.method == WRPO_METHOD_SIMPO) rate = 1e-6;
     if (d.loss.method == WRPO_METHOD_DPO_NORM) rate = 8e-7;
+    if (d.loss.method >= WRPO_METHOD_INFIFPO) rate = 1e-7;
     d.loss = wrpo__loss_defaults(d.loss);
 #define WRPO__X(field, otherwise, valid, want, same) if (wrpo__is_default((double)d.field)) d.field = otherwise;
     WRPO__SETTINGS(WRPO__X)
@@ -3989,7 +4125,8 @@ static void wrpo__as_loss(const wrpo_record *record, wrpo_response *r) {
     for (int k = 0; k < record->count; k++) {
         const wrpo_tokens *y = &record->responses[k];
         r[k] = (wrpo_response){.role = y->role, .share = y->share, .pair_id = y->pair_id,
-                               .tokens = wrpo__scored_count(y)};
+                               .tokens = wrpo__scored_count(y), .source_logps = y->source_logps,
+                               .sources = record->sources};
     }
 }
 /* Every record must have the roles that the method needs. */
@@ -4165,7 +4302,7 @@ static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double al
     m->rewards_target_accuracies /= (double)m->records;
     m->logits_chosen = tally->chosen / tally->chosen_rows;
     m->logits_rejected = tally->rejected / tally->rejected_rows;
-    m->cur_alpha = t->desc.loss.method == WRPO_METHOD_WRPO ? alpha : NAN;
+    m->cur_alpha = wrpo__rules[t->desc.loss.method].inside ? alpha : NAN;
     m->epoch = (double)t->k / (double)t->steps_per_epoch;
     m->seconds = wrpo__now() - t->start;
     m->tokens_per_second = (double)m->tokens / WRPO__MAX(wrpo__now() - begin, 1e-9);
@@ -9721,6 +9858,7 @@ typedef struct wrpo__reading {  /* a file on its way into data */
     const int32_t *ids;
     int64_t count;
     double weight;
+    int sources;  /* the models of source_logps */
 } wrpo__reading;
 
 /* ---- a line to messages ---- */
@@ -9862,6 +10000,41 @@ static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
     wrpo__share_weights(in, pairs->count, pairs);
     for (int64_t i = 0; i < pairs->count; i++) in->answers[pairs->count + i].share = in->answers[i].share;
 }
+/* {"NAME": [[sum, tokens], ...], ...}: a pair for each answer. The file's first record says which names there are. */
+static void wrpo__read_source_logps(wrpo__reading *in, const wrpo_json *root) {
+    const wrpo_json *all = wrpo__maybe(root, "source_logps", WRPO_JSON_OBJECT);
+    const int64_t K = stbds_arrlen(in->answers);
+    wrpo_data *data = in->data;
+    wrpo__arena *line = wrpo__current;
+    if (all && !data->stats.records)
+        for (const wrpo_json *model = all->child; model; model = model->next) {
+            const char *name = wrpo__strndup(data->arena, model->key, model->key_size);
+            wrpo__current = data->arena;
+            stbds_arrput(data->source_names, name);
+            wrpo__current = line;
+        }
+    in->sources = (int)stbds_arrlen(data->source_names);
+    const int64_t found = all ? all->count : 0;
+    if (found != in->sources)
+        wrpo__wrong(all ? all : root, "source_logps: want %d models, as in the first record, found %lld", in->sources,
+                    (long long)found);
+    for (int64_t k = 0; k < K && in->sources; k++)
+        in->answers[k].source_logps = wrpo__alloc(wrpo__current, (size_t)in->sources, sizeof(wrpo_source_logp));
+    for (int i = 0; i < in->sources; i++) {
+        const wrpo_json *model = wrpo__need(all, data->source_names[i], WRPO_JSON_ARRAY), *pair = model->child;
+        if (model->count != K)
+            wrpo__wrong(model, "want a pair [sum, tokens] for each of %lld responses, found %lld", (long long)K,
+                        (long long)model->count);
+        for (int64_t k = 0; k < K; k++, pair = pair->next) {
+            if (pair->kind != WRPO_JSON_ARRAY || pair->count != 2)
+                wrpo__refuse(pair, model->key, "a pair [sum, tokens]");
+            const double logp = wrpo__real(pair->child, model->key);
+            if (logp > 0) wrpo__refuse(pair->child, model->key, "a log-probability of at most 0");
+            const int64_t tokens = wrpo__integer(pair->child->next, 1, INT64_MAX, model->key);
+            ((wrpo_source_logp *)in->answers[k].source_logps)[i] = (wrpo_source_logp){logp, tokens};
+        }
+    }
+}
 static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {  /* its name; what else the template gets */
     const wrpo_json *id = wrpo__present(root, "prompt_id");
     in->root = root;
@@ -9899,18 +10072,27 @@ static const wrpo_json *wrpo__field(const wrpo_json *root, const char *names) {
     }
     return v;
 }
-/* A "system" beside the prompt becomes its first message. */
+static bool wrpo__shows_system(const wrpo_tokenizer *tok) {  /* as the authors' trainer guesses it */
+    const char *text = tok->chat[0].text;
+    return text && (strstr(text, "system") || strstr(text, "<|im_start|>"));
+}
+/* A "system" beside the prompt becomes its first message; where there is none, the system_message of the desc. */
 static void wrpo__put_system(wrpo__reading *in) {
-    const wrpo_json *system = wrpo__field(in->root, "system system_prompt");
-    if (!system) return;
-    wrpo__want(system, WRPO_JSON_STRING, NULL);
-    const wrpo_json *first = in->prompt->child;
-    if (!system->size) return;
-    if (wrpo__json_is(wrpo_json_get(first, "role"), "system")) {
+    const wrpo_json *system = wrpo__field(in->root, "system system_prompt"), *first = in->prompt->child;
+    const char *otherwise = in->desc.system_message;
+    const bool there = wrpo__json_is(wrpo_json_get(first, "role"), "system");
+    if (system && !wrpo__want(system, WRPO_JSON_STRING, NULL)->size) system = NULL;
+    if (system && there) {
         if (wrpo__json_same(wrpo_json_get(first, "content"), system)) return;
         wrpo__wrong(system, "%s: want the text of the system's turn in the conversation, or none; found another",
                     system->key);
     }
+    if (!system && otherwise && !there && (*otherwise || wrpo__shows_system(in->tok))) {
+        wrpo_json *text = WRPO__NEW(wrpo__current, wrpo_json);
+        *text = (wrpo_json){.kind = WRPO_JSON_STRING, .text = otherwise, .size = strlen(otherwise)};
+        system = text;
+    }
+    if (!system) return;
     wrpo_json *list = WRPO__NEW(wrpo__current, wrpo_json);
     list->kind = WRPO_JSON_ARRAY;
     wrpo__json_put(list, wrpo__message_of("system", system), "system");
@@ -10471,6 +10653,7 @@ static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n, const
         in->passed++;
         return;
     }
+    wrpo__read_source_logps(in, in->root);
     if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in);
     else if (in->desc.sft_on) wrpo__tokenize_sft(in);
     else wrpo__tokenize_clean(in);
@@ -10483,7 +10666,8 @@ static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n, const
     for (int64_t k = 0; k < K; k++)
         if (in->answers[k].count <= in->answers[k].first)
             wrpo__wrong(in->said[k], "response %lld has no token", (long long)k + 1);
-    const wrpo_record record = {in->id, in->line, in->ids, in->count, in->answers, (int)K, in->weight};
+    const wrpo_record record = {in->id, in->line, in->ids, in->count, in->answers, (int)K, in->weight,
+                                in->sources};
     wrpo__data_add(in->data, &record);
 }
 /* An entry of its own: its arena goes with it, and an error learns which record it is about. */
@@ -10504,23 +10688,30 @@ static void wrpo__check_kind(wrpo_ctx *ctx, const wrpo__file *f, const char *pat
             wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want JSON lines, found %s: convert it with %s", path,
                        kinds[i].kind, kinds[i].way);
 }
-/* Lines, or one array over any number of lines. */
+/* The records of a file: lines, or one array over any number of lines. */
+typedef struct wrpo__records { wrpo__lines line; const wrpo_json *array, *root; int64_t number; } wrpo__records;
+static wrpo__records wrpo__records_open(wrpo__arena *arena, const char *path) {
+    wrpo__records r = {.line = {.file = wrpo__open_file(arena, path)}};
+    wrpo__check_kind(arena->ctx, r.line.file, path);
+    wrpo__lines l = r.line;
+    if (!wrpo__next_line(&l) || l.text[wrpo__jskip_space(l.text, l.size, 0)] != '[') return r;
+    const size_t size = l.file->size - (size_t)(l.text - (const char *)l.file->data);
+    r.array = wrpo__json_parse(arena, path, l.number, l.text, size);
+    return r;
+}
+/* The next one is root, of an array, or the text of the line. */
+static bool wrpo__next_record(wrpo__records *r) {
+    if (!r->array && !wrpo__next_line(&r->line)) return false;
+    if (r->array) r->root = r->root ? r->root->next : r->array->child;
+    if (r->array && !r->root) return false;
+    r->number = r->array ? r->root->line : r->line.number;
+    return true;
+}
 static void wrpo__read_file(wrpo__reading *in, wrpo__arena *work) {
-    wrpo__lines l = {.file = wrpo__open_file(work, in->desc.path)};
-    wrpo__check_kind(in->ctx, l.file, in->desc.path);
-    const wrpo_json *array = NULL, *v;
-    const int64_t most = in->desc.limit ? in->desc.limit : INT64_MAX;
-    bool more = wrpo__next_line(&l);
-    if (more && l.text[wrpo__jskip_space(l.text, l.size, 0)] == '[')
-        array = wrpo__json_parse(work, in->desc.path, l.number, l.text,
-                                 l.file->size - (size_t)(l.text - (const char *)l.file->data));
-    for (v = array ? array->child : NULL; v && in->read + in->passed < most; v = v->next) {
-        in->line = v->line;
-        wrpo__rethrow(in->ctx, wrpo__load_line(in, NULL, 0, v));
-    }
-    for (; more && !array && in->read + in->passed < most; more = wrpo__next_line(&l)) {
-        in->line = l.number;
-        wrpo__rethrow(in->ctx, wrpo__load_line(in, l.text, l.size, NULL));
+    wrpo__records r = wrpo__records_open(work, in->desc.path);
+    while ((!in->desc.limit || in->read + in->passed < in->desc.limit) && wrpo__next_record(&r)) {
+        in->line = r.number;
+        wrpo__rethrow(in->ctx, wrpo__load_line(in, r.line.text, r.line.size, r.root));
     }
 }
 static void wrpo__say(const wrpo__reading *in, int64_t count, int64_t of, const char *what) {
@@ -10599,6 +10790,7 @@ static void wrpo__tokenize_prompt(wrpo__reading *in, const wrpo_json *record, bo
         wrpo__wrong(record, "want either \"prompt\" or \"messages\", found %s", prompt ? "both" : "none");
     if (raw) {
         if (messages || v->kind != WRPO_JSON_STRING) wrpo__refuse(v, "raw prompt", "a string");
+        if (in->desc.system_message) wrpo__wrong(v, "raw prompt: want no system_message, which a template would show");
         wrpo__text_add(&text, v->text, v->size);
     } else {
         in->prompt = wrpo__messages(v, "user");
@@ -10621,7 +10813,8 @@ static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, 
 WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc,
                                            const wrpo_json *record, int32_t **ids, int64_t *count) {
     desc = desc ? desc : &(wrpo_tokenizer_prompt_desc){0};
-    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts",
+    wrpo__reading in = {.ctx = tok->ctx, .tok = tok,
+                        .desc = {.path = desc->name ? desc->name : "prompts", .system_message = desc->system_message},
                         .line = desc->line ? desc->line : record->line};
     *ids = NULL;
     *count = 0;
@@ -11658,6 +11851,7 @@ static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
             h = wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids);
             h = wrpo__hash(h, scored, sizeof scored);
             h = wrpo__hash(h, &y->share, sizeof y->share);
+            if (record.sources) h = wrpo__hash(h, y->source_logps, (size_t)record.sources * sizeof *y->source_logps);
             if (y->scored) h = wrpo__hash(h, y->scored, (size_t)y->count);
         }
     }
@@ -11784,6 +11978,8 @@ static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
         {"label_smoothing", wrpo__number_text(d->loss.label_smoothing)},
         {"gamma_ratio", wrpo__number_text(d->loss.gamma_ratio)},
         {"ipo_sum", wrpo__number_text(d->loss.ipo_sum)},
+        {"fusion", wrpo_fusion_name((int)d->loss.fusion)},
+        {"sft_weight", wrpo__number_text(d->loss.sft_weight)},
         {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule)},
         {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule)},
         {"moments", wrpo_moments_name((int)d->moments)},
@@ -12050,13 +12246,15 @@ static char *wrpo__desc_json(wrpo_ctx *ctx, const wrpo_train_desc *desc) {
     wrpo__text_printf(&out, "{\"method\": \"%s\", \"pair\": \"%s\", \"moments\": \"%s\"",
                       wrpo_method_name((int)d.loss.method), wrpo_pair_name((int)d.loss.pair),
                       wrpo_moments_name((int)d.moments));
-    wrpo__text_printf(&out, ", \"alpha_schedule\": \"%s\", \"lr_schedule\": \"%s\"",
-                      wrpo_alpha_schedule_name((int)d.alpha_schedule), wrpo_lr_schedule_name((int)d.lr_schedule));
+    wrpo__text_printf(&out, ", \"fusion\": \"%s\", \"alpha_schedule\": \"%s\", \"lr_schedule\": \"%s\"",
+                      wrpo_fusion_name((int)d.loss.fusion), wrpo_alpha_schedule_name((int)d.alpha_schedule),
+                      wrpo_lr_schedule_name((int)d.lr_schedule));
     wrpo__text_printf(&out, ", \"ipo_sum\": %s, \"no_shuffle\": %s, \"seed\": %llu",
                       d.loss.ipo_sum ? "true" : "false", d.no_shuffle ? "true" : "false", (unsigned long long)d.seed);
     wrpo__put_metric(&out, "", "beta", d.loss.beta);
     wrpo__put_metric(&out, "", "label_smoothing", d.loss.label_smoothing + 0.0);
     wrpo__put_metric(&out, "", "gamma_ratio", d.loss.gamma_ratio + 0.0);
+    wrpo__put_metric(&out, "", "sft_weight", d.loss.sft_weight + 0.0);
 #define WRPO__X(field, otherwise, valid, want, same) wrpo__put_metric(&out, "", #field, (double)d.field + 0.0);
     WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
@@ -12283,6 +12481,7 @@ typedef struct wrpo__scored {  /* a response */
     const wrpo_json *content, *number;  /* number: the reward as written */
     const wrpo_json *answer;  /* what entropy looks at: "answer", or content */
     double reward;
+    bool right;  /* what the key that is required says; without one true */
 } wrpo__scored;
 typedef struct wrpo__gathered { char *key; wrpo__lines *value; } wrpo__gathered;
 typedef struct wrpo__model_stats { char *key; wrpo_select_model value; } wrpo__model_stats;
@@ -12294,6 +12493,8 @@ typedef struct wrpo__prompts {  /* the prompts of some files */
     wrpo__gathered *prompts;  /* stb map from ids to lines (stb arrays), in the order of their first lines */
     wrpo__model_stats *models;  /* stb map from names; reward: the sum */
     int64_t empty;  /* responses without text */
+    const char *require;  /* as in wrpo_select_desc */
+    bool unscored;  /* rewards are not read */
     /* of the current prompt: its id, what wrpo__prompt_keys names, the line that says it, responses (stb arrays) */
     const wrpo_json *id, *prompt[WRPO__PROMPT_KEYS];
     const wrpo__lines *said;
@@ -12325,9 +12526,12 @@ static void wrpo__prompts_open(wrpo__prompts *t, const char *const *paths, int64
         wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
 }
 static void wrpo__add_response(wrpo__prompts *t, const wrpo_json *v, const char *model, int list) {
-    wrpo__scored r = {.content = wrpo__need(v, "content", WRPO_JSON_STRING)};
-    r.number = wrpo__need(v, "reward", WRPO_JSON_NUMBER);
-    r.reward = wrpo__real(r.number, NULL);
+    wrpo__scored r = {.content = wrpo__need(v, "content", WRPO_JSON_STRING), .reward = NAN, .right = true};
+    if (!t->unscored) {
+        r.number = wrpo__need(v, "reward", WRPO_JSON_NUMBER);
+        r.reward = wrpo__real(r.number, NULL);
+    }
+    if (t->require) r.right = wrpo__need(v, t->require, WRPO_JSON_BOOL)->boolean;
     r.answer = wrpo__present(v, "answer");
     if (!r.answer) r.answer = r.content;
     if (wrpo__jskip_space(r.content->text, r.content->size, 0) == r.content->size) {
@@ -12399,19 +12603,38 @@ static int64_t wrpo__characters(const wrpo_json *text) {
 
 /* ---- selection ---- */
 static const char *const wrpo__forms[] = {
-    [WRPO_FORM_QUADS] = "quads", [WRPO_FORM_SFT] = "sft", [WRPO_FORM_PAIR] = "pair", [WRPO_FORM_PAIRS] = "pairs"};
+    [WRPO_FORM_QUADS] = "quads", [WRPO_FORM_SFT] = "sft", [WRPO_FORM_PAIR] = "pair", [WRPO_FORM_PAIRS] = "pairs",
+    [WRPO_FORM_DELTA] = "delta"};
 WRPO__NAMED(wrpo_form_name, wrpo__forms)
 typedef struct wrpo__extremes { const wrpo__scored *best, *worst; double share; } wrpo__extremes;
-/* Best and worst of each model of a list, the models by their best; by_model false: of the list. An stb array. */
-static wrpo__extremes *wrpo__rank(const wrpo__scored *list, bool by_model) {
+/* Best and worst of each model of a list, the models by their best; by_model false: of the list. An stb array. With a
+   key that is required, the best is one that has it, the worst one that has not; NULL: there is none. */
+static wrpo__extremes *wrpo__rank(const wrpo__scored *list, bool by_model, bool required) {
     wrpo__extremes *out = NULL;
-    for (const wrpo__scored *c = list; c < list + stbds_arrlen(list); c++) {
+    const wrpo__scored *const end = list + stbds_arrlen(list);
+    for (const wrpo__scored *c = list; c < end; c++) {
         int64_t k = 0;
-        while (k < stbds_arrlen(out) && by_model && out[k].best->model != c->model) k++;
-        const wrpo__extremes first = {c, c, 0};
-        if (k == stbds_arrlen(out)) stbds_arrput(out, first);
-        else if (c->reward < out[k].worst->reward) out[k].worst = c;
+        while (c->right && k < stbds_arrlen(out) && by_model && out[k].best->model != c->model) k++;
+        const wrpo__extremes first = {c, NULL, 0};
+        if (c->right && k == stbds_arrlen(out)) stbds_arrput(out, first);
     }
+    for (int64_t k = 0; k < stbds_arrlen(out); k++)
+        for (const wrpo__scored *c = list; c < end; c++) {
+            const bool able = (!by_model || c->model == out[k].best->model) && !(required && c->right);
+            if (able && (!out[k].worst || c->reward < out[k].worst->reward)) out[k].worst = c;
+        }
+    return out;
+}
+/* For delta pairs: the first answers of two models, as one source's best and worst. An stb array. */
+static wrpo__extremes *wrpo__rank_models(const wrpo__prompts *t, const char *strong, const char *weak) {
+    wrpo__extremes pair = {NULL, NULL, 1}, *out = NULL;
+    for (int list = 1; list >= 0; list--)
+        for (int64_t i = stbds_arrlen(t->lists[list]) - 1; i >= 0; i--) {
+            const wrpo__scored *c = &t->lists[list][i];
+            if (!strcmp(t->models[c->model].key, strong)) pair.best = c;
+            if (!strcmp(t->models[c->model].key, weak)) pair.worst = c;
+        }
+    if (pair.best) stbds_arrput(out, pair);
     return out;
 }
 /* share = softmax(best's reward / tau); the first is the highest. */
@@ -12442,25 +12665,34 @@ typedef struct wrpo__selection {
     wrpo__extremes *sources, *target;
     const wrpo__scored **put;
 } wrpo__selection;
+static bool wrpo__gap_fits(const wrpo_select_desc *d, const wrpo__scored *better, const wrpo__scored *rejected) {
+    const double gap = better->reward - rejected->reward;
+    return (d->min_gap == 0 || gap >= d->min_gap) && (d->max_gap == 0 || gap <= d->max_gap);
+}
 /* Leaves the sources that the form takes. Returns NULL, or what counts prompts that are left out for this reason. */
 static int64_t *wrpo__choose(wrpo__selection *s) {
     const wrpo_select_desc *d = &s->desc;
     const wrpo__extremes *target = d->form == WRPO_FORM_QUADS ? s->target : NULL;
-    int64_t n = stbds_arrlen(s->sources), kept = 0, equal = 0;
+    int64_t n = stbds_arrlen(s->sources), kept = 0, equal = 0, unpaired = 0;
     if (!n) return &s->stats->no_source;
-    if (d->form == WRPO_FORM_QUADS && !target) return &s->stats->no_target;
+    if (d->form == WRPO_FORM_QUADS && (!target || !target->worst)) return &s->stats->no_target;
     if (target && wrpo__json_same(target->best->content, target->worst->content)) return &s->stats->equal;
     if (d->form != WRPO_FORM_PAIRS) n = WRPO__MIN(n, d->top);
     for (int64_t i = 0; i < n; i++) {
         const wrpo__extremes c = s->sources[i];
         const wrpo__scored *rejected = target ? target->worst : c.worst;
-        const bool same = wrpo__json_same(c.best->content, rejected->content) && d->form != WRPO_FORM_SFT;
-        const bool close = d->min_gap > 0 && c.best->reward - rejected->reward < d->min_gap;
+        const bool sft = d->form == WRPO_FORM_SFT;
+        if (!sft && !rejected) {
+            unpaired++;
+            continue;
+        }
+        const bool same = !sft && wrpo__json_same(c.best->content, rejected->content);
         equal += same;
-        if (!same && !close) s->sources[kept++] = c;
+        if (sft || (!same && wrpo__gap_fits(d, c.best, rejected))) s->sources[kept++] = c;
     }
+    if (unpaired == n) return &s->stats->no_source;
     if (equal == n) return &s->stats->equal;
-    if (!kept || (target && target->best->reward - target->worst->reward < d->min_gap)) return &s->stats->gap;
+    if (!kept || (target && !wrpo__gap_fits(d, target->best, target->worst))) return &s->stats->gap;
     stbds_arrsetlen(s->sources, (size_t)kept);
     return NULL;
 }
@@ -12480,10 +12712,10 @@ static void wrpo__put_number(wrpo_json *to, const char *key, double x) {
 }
 /* The rewards and models of the answers since the last call. */
 static void wrpo__put_scores(wrpo__selection *s, wrpo_json *to) {
-    wrpo_json *rewards = wrpo__json_add(to, "rewards", WRPO_JSON_ARRAY, "");
+    wrpo_json *rewards = s->t.unscored ? NULL : wrpo__json_add(to, "rewards", WRPO_JSON_ARRAY, "");
     wrpo_json *models = wrpo__json_add(to, "models", WRPO_JSON_ARRAY, "");
     for (int64_t i = 0; i < stbds_arrlen(s->put); i++) {
-        wrpo__json_put(rewards, s->put[i]->number, NULL);
+        if (rewards) wrpo__json_put(rewards, s->put[i]->number, NULL);
         wrpo__json_add(models, NULL, WRPO_JSON_STRING, s->t.models[s->put[i]->model].key);
     }
     stbds_arrsetlen(s->put, 0);
@@ -12541,8 +12773,10 @@ static wrpo_json *wrpo__make_record(wrpo__selection *s) {
 static wrpo_json *wrpo__select_prompt(wrpo__selection *s) {
     const wrpo__prompts *t = &s->t;
     s->put = NULL;
-    s->sources = wrpo__rank(t->lists[WRPO__SOURCES], true);
-    s->target = wrpo__rank(t->lists[WRPO__TARGETS], false);
+    const wrpo_select_desc *d = &s->desc;
+    s->target = wrpo__rank(t->lists[WRPO__TARGETS], false, d->require);
+    if (d->form == WRPO_FORM_DELTA) s->sources = wrpo__rank_models(t, d->strong, d->weak);
+    else s->sources = wrpo__rank(t->lists[WRPO__SOURCES], true, d->require);
     int64_t *left_out = wrpo__choose(s);
     if (left_out) {
         ++*left_out;
@@ -12566,6 +12800,14 @@ static void wrpo__select_settings(wrpo_ctx *ctx, wrpo_select_desc *d) {
     WRPO__SETTING(tau, 1, x > 0 && x <= DBL_MAX, "a finite number above 0");
     WRPO__SETTING(min_gap, 0, x >= 0 && x <= DBL_MAX && (x == 0 || !sft),
                   "a finite number of at least 0, and 0 for sft, which rejects nothing");
+    WRPO__SETTING(max_gap, 0, x >= 0 && x <= DBL_MAX && (x == 0 || (x >= d->min_gap && !sft)),
+                  "a finite number of at least min_gap, and 0 for sft");
+    const bool delta = d->form == WRPO_FORM_DELTA;
+    if (delta ? !d->strong || !d->weak || !strcmp(d->strong, d->weak) : d->strong || d->weak)
+        wrpo__fail(ctx, WRPO_E_ARG, "strong, weak: want the names of two models for the form delta, else NULL");
+    if (delta && (d->min_gap != 0 || d->max_gap != 0 || d->require || d->entropy_power != 0))
+        wrpo__fail(ctx, WRPO_E_ARG, "min_gap, max_gap, require, entropy_power: want none for the form delta, which "
+                   "reads models' names alone");
     WRPO__SETTING(entropy_power, 0, x >= 0 && x <= 100, "a number from 0 to 100");
     WRPO__SETTING(entropy_scale, 6.8, x > 0 && x <= DBL_MAX, "a finite number above 0");
 }
@@ -12591,6 +12833,8 @@ static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats)
     if (desc) *d = *desc;
     wrpo__select_settings(arena->ctx, d);
     wrpo__prompts_open(&s.t, d->in, d->n_in, true);
+    s.t.require = d->require;
+    s.t.unscored = d->form == WRPO_FORM_DELTA;
     wrpo__writer *w = d->out ? wrpo__create(arena, d->out) : NULL;
     for (int64_t i = 0; i < stbds_shlen(s.t.prompts); i++) {
         wrpo__prompts_read(&s.t, &s.t.prompts[i], false);
@@ -12620,42 +12864,160 @@ WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wr
     return wrpo__end(&wrpo__entry);
 }
 
+/* ---- log-probs under a source model ---- */
+typedef struct wrpo__annotation {  /* a file of records on its way to one with more source_logps */
+    wrpo_source_logps_desc desc;
+    const wrpo_data *data;  /* the records in the source model's tokens; NULL: no model */
+    double *logps;  /* [N, K] */
+    wrpo__prompts with;
+} wrpo__annotation;
+/* Adds the models of more to those of `to`, which has none of them. */
+static void wrpo__add_models(wrpo_json *to, const wrpo_json *more) {
+    for (const wrpo_json *model = more->child; model; model = model->next) {
+        if (wrpo_json_get(to, model->key))
+            wrpo__wrong(model, "source_logps: want each model once, found \"%.80s\" again", model->key);
+        wrpo__json_put(to, model, NULL);
+    }
+}
+/* Record i with all its source_logps. */
+static const wrpo_json *wrpo__annotate(wrpo__annotation *a, const wrpo_json *root, int64_t i) {
+    wrpo_json *record = WRPO__NEW(wrpo__current, wrpo_json), *all = WRPO__NEW(wrpo__current, wrpo_json);
+    const wrpo_json *had = wrpo__maybe(root, "source_logps", WRPO_JSON_OBJECT), *id = wrpo__present(root, "prompt_id");
+    record->kind = all->kind = WRPO_JSON_OBJECT;
+    record->name = all->name = root->name;
+    for (const wrpo_json *v = root->child; v; v = v->next)
+        if (strcmp(v->key, "source_logps")) wrpo__json_put(record, v, NULL);
+    if (had) wrpo__add_models(all, had);
+    if (a->desc.n_with && !id) wrpo__wrong(root, "prompt_id: want one, to find the record in other files; found none");
+    const wrpo__lines *lines = a->desc.n_with ? stbds_shget(a->with.prompts, id->text) : NULL;
+    if (stbds_arrlen(lines) != a->desc.n_with)
+        wrpo__wrong(root, "prompt_id \"%.80s\": want it in %lld other files, found it in %lld", id->text,
+                    (long long)a->desc.n_with, (long long)stbds_arrlen(lines));
+    for (const wrpo__lines *l = lines; l < lines + a->desc.n_with; l++) {
+        const wrpo_json *other = wrpo__json_parse(wrpo__current, l->file->path, l->number, l->text, l->size);
+        wrpo__add_models(all, wrpo__need(other, "source_logps", WRPO_JSON_OBJECT));
+    }
+    if (a->data) {
+        const wrpo_record r = wrpo_data_record(a->data, i);
+        wrpo_json own = {.kind = WRPO_JSON_OBJECT}, *model = wrpo__json_add(&own, a->desc.name, WRPO_JSON_ARRAY, "");
+        for (int k = 0; k < r.count; k++) {
+            wrpo_json *pair = wrpo__json_add(model, NULL, WRPO_JSON_ARRAY, "");
+            wrpo__put_number(pair, NULL, WRPO__MIN(a->logps[i * a->data->most + k], 0));
+            wrpo__put_number(pair, NULL, (double)(r.responses[k].count - r.responses[k].first));
+        }
+        wrpo__add_models(all, &own);
+    }
+    wrpo__json_put(record, all, "source_logps");
+    return record;
+}
+/* The log-probs of all records, in parts, so that the caller hears of them. */
+static void wrpo__source_logps_run(wrpo__annotation *a, wrpo_model *model) {
+    enum { PART = 64 };
+    const int K = a->data->most;
+    const int64_t N = a->data->stats.records;
+    wrpo__arena *temp = wrpo__sub_arena(wrpo__current);
+    a->logps = wrpo__alloc(wrpo__current, wrpo__mul(model->ctx, (size_t)N, (size_t)K), sizeof *a->logps);
+    wrpo__check_data(model->ctx, &model->config, a->data, 0, N);
+    for (int64_t at = 0; at < N; at += PART) {
+        const int64_t count = WRPO__MIN(PART, N - at);
+        wrpo__logprobs(temp, model, a->data, at, count, a->desc.micro_tokens, a->logps + at * K, K, NULL);
+        wrpo__arena_clear(temp);
+        if (a->desc.on_step && !a->desc.on_step(at + count, N, a->desc.user))
+            wrpo__fail(model->ctx, WRPO_E_STOPPED, "stopped after %lld of %lld records", (long long)(at + count),
+                       (long long)N);
+    }
+}
+static void wrpo__source_logps_file(wrpo_ctx *ctx, wrpo_model *model, wrpo_tokenizer *tok,
+                                    const wrpo_source_logps_desc *desc) {
+    wrpo__arena *arena = wrpo__current, *temp = wrpo__sub_arena(arena);
+    wrpo__annotation a = {.desc = desc ? *desc : (wrpo_source_logps_desc){0}};
+    const wrpo_source_logps_desc *d = &a.desc;
+    if (!d->in || !d->out || !model != !tok || (model && !d->name) || (!model && !d->n_with))
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_source_logps_desc: want in and out, and a model, its tokenizer and a name, "
+                   "or files of `with`");
+    WRPO__RANGE(d->max_length >= 0, "max_length", d->max_length, "at least 0");
+    WRPO__RANGE(d->micro_tokens >= 0 && d->micro_tokens <= 1 << 30, "micro_tokens", d->micro_tokens, "0 to 2^30");
+    if (!d->micro_tokens) a.desc.micro_tokens = WRPO__MICRO_TOKENS;
+    if (d->n_with) wrpo__prompts_open(&a.with, d->with, d->n_with, true);
+    if (model) {
+        const int64_t length = d->max_length ? d->max_length : model->config.max_position_embeddings;
+        const wrpo_data_desc data = {.path = d->in, .max_length = length, .max_prompt_length = length - 1,
+                                     .system_message = d->system_message};
+        a.data = wrpo__data_load(wrpo__sub_arena(arena), tok, &data);
+        const int64_t cut = a.data->stats.truncated_prompts + a.data->stats.truncated_responses;
+        if (cut)
+            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts with responses of at most %lld tokens, found %lld that "
+                       "are longer: of what is cut the model would give another log-prob", d->in, (long long)length,
+                       (long long)cut);
+        wrpo__source_logps_run(&a, model);
+    }
+    wrpo__writer *w = wrpo__create(arena, d->out);
+    wrpo__records records = wrpo__records_open(arena, d->in);
+    for (int64_t i = 0; wrpo__next_record(&records); i++, wrpo__arena_clear(temp)) {
+        const wrpo__lines *l = &records.line;
+        wrpo__current = temp;
+        const wrpo_json *root = records.root;
+        if (!root) root = wrpo__json_parse(temp, d->in, l->number, l->text, l->size);
+        wrpo__write_line(w, wrpo__annotate(&a, wrpo__want(root, WRPO_JSON_OBJECT, "line"), i));
+        wrpo__current = arena;
+    }
+    wrpo__commit(w);
+}
+WRPO_API wrpo_result wrpo_source_logps(wrpo_ctx *ctx, wrpo_model *model, wrpo_tokenizer *tok,
+                                       const wrpo_source_logps_desc *desc) {
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__source_logps_file(ctx, model, tok, desc));
+    return wrpo__end(&wrpo__entry);
+}
+
 /* ---- split ---- */
-static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]) {
+static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[3]) {
     wrpo__arena *arena = wrpo__current;
     wrpo__prompts t;
     wrpo_split_desc *d = &(wrpo_split_desc){0};
     if (desc) *d = *desc;
     if (!d->in || !d->out[0] || !d->out[1])
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and both of out, found NULL");
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and two of out, found NULL");
     WRPO__SETTING(share, 1.0 / 3, x > 0 && x < 1, "a number between 0 and 1");
+    WRPO__SETTING(heldout, 0, x >= 0 && x < 1, "a number from 0 to below 1");
+    if (!d->out[2] != (d->heldout == 0))
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want heldout and a third of out, or neither");
     if (!d->seed) d->seed = 42;
     wrpo__prompts_open(&t, &d->in, 1, false);
-    const int64_t n = stbds_shlen(t.prompts), first = (int64_t)floor(d->share * (double)n + 0.5);
-    if (n < 2 || first < 1 || first >= n)
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts for both parts, found %lld in all", d->in, (long long)n);
-    wrpo__writer *parts[2] = {wrpo__create(arena, d->out[0]), wrpo__create(arena, d->out[1])};
-    for (int64_t i = 0, left = first; i < n; i++) {  /* of the n - i prompts to come, `left` go to the first part */
+    const int64_t n = stbds_shlen(t.prompts), held = (int64_t)floor(d->heldout * (double)n + 0.5);
+    const int64_t first = (int64_t)floor(d->share * (double)(n - held) + 0.5);
+    if (first < 1 || first >= n - held || (d->out[2] && held < 1))
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts for all parts, found %lld in all", d->in, (long long)n);
+    const int64_t sizes[3] = {first, n - held - first, held};
+    int64_t left[3];
+    wrpo__writer *parts[3] = {NULL};
+    memcpy(left, sizes, sizeof left);
+    for (int k = 0; k < 3; k++)
+        if (d->out[k]) parts[k] = wrpo__create(arena, d->out[k]);
+    for (int64_t i = 0; i < n; i++) {  /* of the n - i prompts to come, left[k] go to part k */
         const wrpo__lines *line = t.prompts[i].value;
-        const bool taken = wrpo__random64(d->seed, 0, (uint64_t)i) % (uint64_t)(n - i) < (uint64_t)left;
-        wrpo__writer *w = taken ? parts[0] : parts[1];
-        wrpo__write(w, line->text, line->size);
-        wrpo__write(w, "\n", 1);
-        left -= taken;
+        const int64_t draw = (int64_t)(wrpo__random64(d->seed, 0, (uint64_t)i) % (uint64_t)(n - i));
+        int k = draw < left[0] ? 0 : 1;
+        if (draw >= left[0] + left[1]) k = 2;
+        wrpo__write(parts[k], line->text, line->size);
+        wrpo__write(parts[k], "\n", 1);
+        left[k]--;
     }
-    wrpo__finish(parts[0]);
-    wrpo__finish(parts[1]);
-    wrpo__remove(ctx, d->out[1]);    /* no kill leaves it beside another first part */
-    wrpo__sync_parent(d->out[1]);
-    wrpo__publish(parts[0]);
-    wrpo__sync_parent(d->out[0]);
-    wrpo__publish(parts[1]);
-    wrpo__sync_parent(d->out[1]);
-    counts[0] = first;
-    counts[1] = n - first;
+    for (int k = 0; k < 3; k++)
+        if (parts[k]) wrpo__finish(parts[k]);
+    for (int k = 1; k < 3; k++) {    /* no kill leaves one beside another first part */
+        if (!parts[k]) continue;
+        wrpo__remove(ctx, d->out[k]);
+        wrpo__sync_parent(d->out[k]);
+    }
+    for (int k = 0; k < 3; k++) {
+        if (!parts[k]) continue;
+        wrpo__publish(parts[k]);
+        wrpo__sync_parent(d->out[k]);
+    }
+    memcpy(counts, sizes, sizeof sizes);
 }
-WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]) {
-    counts[0] = counts[1] = 0;
+WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[3]) {
+    memset(counts, 0, 3 * sizeof *counts);
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__split_prompts(ctx, desc, counts));
     return wrpo__end(&wrpo__entry);
 }

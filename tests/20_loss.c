@@ -13,9 +13,11 @@ static bool same(double a, double b) { return memcmp(&a, &b, sizeof a) == 0; }
 
 /* A record of `sources` sources, the target and `rejected` rejected ones. The log-ratios are of a size that keeps z
    moderate. */
+enum { SOURCES = 3 };  /* models whose log-probs a response has */
 static int record(wrpo_response *r, int sources, int target, int rejected, double spread) {
     int n = 0;
     double total = 0;
+    static wrpo_source_logp given[8][SOURCES];       /* the last record's */
     for (int i = 0; i < sources + target + rejected; i++, n++) {
         r[n] = (wrpo_response){.role = i < sources        ? WRPO_ROLE_SOURCE
                                    : i < sources + target ? WRPO_ROLE_TARGET
@@ -24,6 +26,12 @@ static int record(wrpo_response *r, int sources, int target, int rejected, doubl
         r[n].ref = uniform(-90, -1);
         r[n].logp = r[n].ref + uniform(-spread, spread);
         if (i < sources) total += r[n].share = uniform(0.1, 1);
+        for (int k = 0; k < SOURCES; k++) {
+            given[n][k].tokens = (int64_t)uniform(1, 60);
+            given[n][k].logp = (double)given[n][k].tokens * uniform(-3, -0.01);
+        }
+        r[n].source_logps = given[n];
+        r[n].sources = SOURCES;
     }
     for (int i = 0; i < sources; i++) r[i].share = sources == 1 ? 1 : r[i].share / total;
     return n;
@@ -36,6 +44,7 @@ static void test_derivatives(void) {
     double worst = 0;
     for (int method = 0; wrpo_method_name(method); method++) {
         double worst_of_method = 0;
+        int compared = 0;
         for (int pair = 0; wrpo_pair_name(pair); pair++)
             for (int smooth = 0; smooth < 3; smooth++)
                 for (int shape = 0; shape < 5; shape++)
@@ -47,6 +56,8 @@ static void test_derivatives(void) {
                         d.label_smoothing = smooth * 0.2;
                         d.beta = wrpo__rules[method].beta * uniform(0.5, 2);
                         if (trial % 3 == 0) d.gamma_ratio = WRPO_ZERO;
+                        d.fusion = (wrpo_fusion)(trial % 4);
+                        if (trial % 5 == 0 && method != WRPO_METHOD_SFT) d.sft_weight = uniform(0.01, 2);
                         int n = record(r, shapes[shape][0], shapes[shape][1], shapes[shape][2], 2 / d.beta);
                         double alpha = trial == 0 || shape == 3 ? shape == 3
                             : trial == 1                        ? 1
@@ -62,12 +73,16 @@ static void test_derivatives(void) {
                         for (int i = 0; i < n; i++) scale = fmax(scale, fabs(r[i].dlogp));
                         for (int i = 0; i < n; i++) {
                             wrpo_response t[8];
-                            double f[4], h = 1e-3 / d.beta;
+                            double f[4], fused[4], h = 1e-3 / d.beta;
                             for (int k = 0; k < 4; k++) {
                                 memcpy(t, r, sizeof t);
                                 t[i].logp += h * (double)(k < 2 ? k - 2 : k - 1);
                                 f[k] = wrpo_loss(&d, alpha, t, n, tokens, NULL);
+                                fused[k] = wrpo__fused_logp(&d, &t[i]);
                             }
+                            /* across a change of the source with the largest margin */
+                            if (wrpo__rules[method].reference == WRPO__FUSED && fused[0] != fused[3]) continue;
+                            compared++;
                             /* across the kink */
                             if (method == WRPO_METHOD_HINGE && fabs(f[0] + f[3] - 2 * loss) > 1e-9) continue;
                             double want = (f[0] - 8 * f[1] + 8 * f[2] - f[3]) / (12 * h);
@@ -75,7 +90,8 @@ static void test_derivatives(void) {
                             worst_of_method = fmax(worst_of_method, e);
                         }
                     }
-        CHECK(worst_of_method < 1e-8, "%s: worst relative error %.3g", wrpo_method_name(method), worst_of_method);
+        CHECK(worst_of_method < 1e-8 && compared > 1000, "%s: worst relative error %.3g of %d derivatives",
+              wrpo_method_name(method), worst_of_method, compared);
         worst = fmax(worst, worst_of_method);
     }
     printf("derivatives against finite differences: worst relative error %.2g\n", worst);
@@ -158,6 +174,89 @@ static void test_formulas(void) {
     NEAR(wrpo_loss(&d, 0, r, 1, 10, NULL), -r[0].logp / 10);
 }
 
+/* InfiFPO from its definition, in log-probs per token: clip, fuse, then dpo, wrpo or ipo on the differences. */
+static double fused(const wrpo_response *y, wrpo_fusion fusion) {
+    double l[SOURCES + 1] = {y->ref / (double)y->tokens}, c[SOURCES + 1], w[SOURCES + 1], sum = 0, mean = 0;
+    const double now = y->logp / (double)y->tokens;
+    int far = 0;
+    for (int i = 0; i <= SOURCES; i++) {
+        if (i) l[i] = y->source_logps[i - 1].logp / (double)y->source_logps[i - 1].tokens;
+        c[i] = y->role == WRPO_ROLE_REJECTED ? fmin(l[i], l[0]) : fmax(l[i], l[0]);
+        w[i] = exp(1 / (-l[i] + 1e-8));
+        sum += w[i];
+        mean += c[i] / (SOURCES + 1);
+        const double pivot = fusion == WRPO_FUSION_MARGIN ? now : l[0];
+        if (fabs(exp(l[i]) - exp(pivot)) > fabs(exp(l[far]) - exp(pivot))) far = i;
+    }
+    if (fusion == WRPO_FUSION_MEAN) return mean;
+    if (fusion != WRPO_FUSION_CONFIDENCE) return c[far];
+    mean = 0;
+    for (int i = 0; i <= SOURCES; i++) mean += w[i] / sum * c[i];
+    return mean;
+}
+static void test_infifpo(void) {
+    const double tol = 1e-12;
+    for (int trial = 0; trial < 400; trial++) {
+        wrpo_response r[3], s[3];
+        wrpo_source_logp own[3];
+        record(r, 1, 1, 1, 40);
+        for (int i = 0; i < 3; i++)                      /* 1 / -l: keep exp of it finite */
+            for (int k = 0; k < SOURCES; k++) ((wrpo_source_logp *)r[i].source_logps)[k].logp -= 0.1 * 60;
+        const wrpo_fusion fusion = (wrpo_fusion)(trial % 4);
+        const double b = uniform(0.5, 5), a = uniform(0, 1);
+        double d[3];
+        for (int i = 0; i < 3; i++) d[i] = r[i].logp / (double)r[i].tokens - fused(&r[i], fusion);
+        wrpo_loss_desc desc = {.method = WRPO_METHOD_INFIFPO, .beta = b, .fusion = fusion};
+        NEAR(wrpo_loss(&desc, a, r, 3, 1, NULL), -log(SIGMOID(b * (d[1] - d[2]))));
+        NEAR(r[1].dlogp, -b * SIGMOID(-b * (d[1] - d[2])) / (double)r[1].tokens);
+        NEAR(wrpo__weighted_reward(&desc, a, r, 3), b * d[1]);
+        desc.pair = WRPO_PAIR_SOURCE;
+        NEAR(wrpo_loss(&desc, a, r, 3, 1, NULL), -log(SIGMOID(b * (d[0] - d[2]))));
+        desc.method = WRPO_METHOD_INFIFPO_WRPO;
+        NEAR(wrpo_loss(&desc, a, r, 3, 1, NULL), -log(SIGMOID(b * (a * d[0] + (1 - a) * d[1] - d[2]))));
+        NEAR(wrpo__weighted_reward(&desc, a, r, 3), b * (a * d[0] + (1 - a) * d[1]));
+        desc.sft_weight = 0.3;
+        const double anchor = a * r[0].logp / (double)r[0].tokens + (1 - a) * r[1].logp / (double)r[1].tokens;
+        NEAR(wrpo_loss(&desc, a, r, 3, 1, NULL), -log(SIGMOID(b * (a * d[0] + (1 - a) * d[1] - d[2]))) - 0.3 * anchor);
+        desc = (wrpo_loss_desc){.method = WRPO_METHOD_INFIFPO_IPO, .beta = b, .fusion = fusion};
+        NEAR(wrpo_loss(&desc, a, r, 3, 1, NULL), pow(d[1] - d[2] - 1 / (2 * b), 2));
+
+        /* infifpo-wrpo at alpha 0 is infifpo on (y_wt, y_l) */
+        desc = (wrpo_loss_desc){.method = WRPO_METHOD_INFIFPO_WRPO, .fusion = fusion};
+        memcpy(s, r, sizeof s);
+        const double mixed = wrpo_loss(&desc, 0, r, 3, 1, NULL);
+        desc.method = WRPO_METHOD_INFIFPO;
+        CHECK(same(mixed, wrpo_loss(&desc, 0.5, s, 3, 1, NULL)) && same(r[1].dlogp, s[1].dlogp) &&
+                  same(r[2].dlogp, s[2].dlogp) && same(r[0].dlogp, 0),
+              "alpha 0: infifpo-wrpo is not infifpo");
+        /* the model before training as the only source: dpo-norm */
+        for (int i = 0; i < 3; i++) {
+            own[i] = (wrpo_source_logp){r[i].ref, r[i].tokens};
+            r[i].source_logps = &own[i];
+            r[i].sources = 1;
+        }
+        memcpy(s, r, sizeof s);
+        desc.beta = b;
+        const double infifpo = wrpo_loss(&desc, 0, r, 3, 1, NULL);
+        desc.method = WRPO_METHOD_DPO_NORM;
+        CHECK(same(infifpo, wrpo_loss(&desc, 0, s, 3, 1, NULL)) && same(r[1].dlogp, s[1].dlogp) &&
+                  same(r[2].dlogp, s[2].dlogp),
+              "one source, which is the reference: infifpo is not dpo-norm");
+    }
+    /* Clipping. Ten tokens each; the reference gives each response -1 a token, the policy -0.9. One source likes the
+       chosen response better, -0.5, and the other one less, -2; with the rejected response it is the other way round.
+       Per token the sources' probabilities are 0.607 and 0.135, the policy's is 0.407. The one of 0.135 is farther away
+       both times. Of the chosen response it is clipped to the reference, -1; of the rejected one it stays, -2. */
+    const wrpo_source_logp yw[2] = {{-5, 10}, {-20, 10}}, yl[2] = {{-20, 10}, {-5, 10}};
+    wrpo_response r[2] = {
+        {.role = WRPO_ROLE_TARGET, .tokens = 10, .logp = -9, .ref = -10, .source_logps = yw, .sources = 2},
+        {.role = WRPO_ROLE_REJECTED, .tokens = 10, .logp = -9, .ref = -10, .source_logps = yl, .sources = 2}};
+    wrpo_loss_desc d = {.method = WRPO_METHOD_INFIFPO, .beta = 2};
+    NEAR(wrpo_loss(&d, 0, r, 2, 1, NULL), -log(SIGMOID(2 * ((-0.9 + 1) - (-0.9 + 2)))));
+    d.fusion = WRPO_FUSION_MEAN;                         /* (-1 - 0.5 - 1) / 3 and (-1 - 2 - 1) / 3 */
+    NEAR(wrpo_loss(&d, 0, r, 2, 1, NULL), -log(SIGMOID(2 * ((-0.9 + 2.5 / 3) - (-0.9 + 4.0 / 3)))));
+}
+
 static void test_exact(void) {
     for (int trial = 0; trial < 500; trial++) {
         wrpo_response r[3], s[3], t[2];
@@ -196,9 +295,9 @@ static void test_exact(void) {
     for (int method = 0; method < WRPO_METHOD_SFT; method++)
         for (int sign = -1; sign <= 1; sign += 2)
             for (int smooth = 0; smooth < 2; smooth++) {
-                wrpo_response r[3] = {{WRPO_ROLE_SOURCE, 1, 10, -1, -1, 0, 0},
-                                      {WRPO_ROLE_TARGET, 0, 10, 0, 0, 0, 0},
-                                      {WRPO_ROLE_REJECTED, 0, 10, 0, 0, 0, 0}};
+                wrpo_response r[3] = {{.role = WRPO_ROLE_SOURCE, .share = 1, .tokens = 10, .logp = -1, .ref = -1},
+                                      {.role = WRPO_ROLE_TARGET, .tokens = 10},
+                                      {.role = WRPO_ROLE_REJECTED, .tokens = 10}};
                 wrpo_loss_desc d = {
                     .method = (wrpo_method)method, .beta = 1, .gamma_ratio = WRPO_ZERO, .ipo_sum = true};
                 if (smooth && wrpo__rules[method].link != WRPO__LOGISTIC) continue;
@@ -214,16 +313,16 @@ static void test_exact(void) {
                 CHECK(same(r[1].dlogp, (sign > 0 ? eps : eps - 1) / tokens), "%s at z = %g: %g",
                       wrpo_method_name(method), sign * 1e4, r[1].dlogp);
             }
-    wrpo_response q[3] = {{WRPO_ROLE_SOURCE, 1, 1, 0, 0, 0, 0},
-                          {WRPO_ROLE_TARGET, 0, 1, 2, 0, 0, 0},
-                          {WRPO_ROLE_REJECTED, 0, 1, 0, 0, 0, 0}};
+    wrpo_response q[3] = {{.role = WRPO_ROLE_SOURCE, .share = 1, .tokens = 1},
+                          {.role = WRPO_ROLE_TARGET, .tokens = 1, .logp = 2},
+                          {.role = WRPO_ROLE_REJECTED, .tokens = 1}};
     /* satisfied: nothing left to learn, and no negative zeros */
     wrpo_loss_desc hinge = {.method = WRPO_METHOD_HINGE, .beta = 1};
     CHECK(same(wrpo_loss(&hinge, 0, q, 3, 1, NULL), 0) && same(q[1].dlogp, 0) && same(q[2].dlogp, 0),
           "a satisfied hinge");
-    wrpo_response r[3] = {{WRPO_ROLE_SOURCE, 1, 1, 0, 0, 0, 0},
-                          {WRPO_ROLE_TARGET, 0, 1, 40, 0, 0, 0},
-                          {WRPO_ROLE_REJECTED, 0, 1, 0, 0, 0, 0}};
+    wrpo_response r[3] = {{.role = WRPO_ROLE_SOURCE, .share = 1, .tokens = 1},
+                          {.role = WRPO_ROLE_TARGET, .tokens = 1, .logp = 40},
+                          {.role = WRPO_ROLE_REJECTED, .tokens = 1}};
     wrpo_loss_desc d = {.beta = 1};                         /* z = 40: 1 - sigmoid(z) would have cancelled to 0 */
     wrpo_loss(&d, 0, r, 3, 1, NULL);
     CHECK(fabs(r[1].dlogp / -exp(-40) - 1) < 1e-12, "z = 40: %g", r[1].dlogp);
@@ -236,6 +335,31 @@ static void refuse(wrpo_loss_desc d, double alpha, wrpo_response *r, int n, doub
           why ? why : "(none)");
     for (int i = 0; i < n; i++) CHECK(same(r[i].dlogp, 0), "a refused record has derivatives");
     CHECK(isnan(wrpo_loss(&d, alpha, r, n, tokens, NULL)), "why NULL");
+}
+/* What InfiFPO needs of a response, and the anchor. */
+static void test_source_refusals(void) {
+    wrpo_response r[3], bad[3];
+    const char *why;
+    record(r, 1, 1, 1, 3);
+    const wrpo_source_logp wrong[][3] = {{{-1, 4}, {NAN, 4}, {-1, 4}}, {{-1, 4}, {0.5, 4}, {-1, 4}},
+                                         {{-1, 4}, {-1, 0}, {-1, 4}}, {{-INFINITY, 4}, {-1, 4}, {-1, 4}}};
+    const wrpo_loss_desc d = {.method = WRPO_METHOD_INFIFPO_WRPO};
+    for (int k = 0; k < 5; k++) {
+        memcpy(bad, r, sizeof bad);
+        if (k < 4) bad[1].source_logps = wrong[k];
+        else bad[1].sources = 0;
+        CHECK(isnan(wrpo_loss(&d, 0.5, bad, 3, 1, &why)) && why && strstr(why, "source_logps"), "%d: %s", k, why);
+        CHECK(bad[0].dlogp == 0 && bad[2].dlogp == 0, "derivatives after a failure");
+    }
+    wrpo_loss_desc e = {.fusion = (wrpo_fusion)9};
+    CHECK(isnan(wrpo_loss(&e, 0, r, 3, 1, &why)) && why && strstr(why, "fusion"), "%s", why);
+    static const double weights[] = {-1, NAN, INFINITY};
+    for (int k = 0; k < 3; k++) {
+        e = (wrpo_loss_desc){.sft_weight = weights[k]};
+        CHECK(isnan(wrpo_loss(&e, 0, r, 3, 1, &why)) && why && strstr(why, "sft_weight"), "%s", why);
+    }
+    e = (wrpo_loss_desc){.method = WRPO_METHOD_SFT, .sft_weight = 1};
+    CHECK(isnan(wrpo_loss(&e, 0, r, 3, 1, &why)) && why && strstr(why, "sft_weight"), "%s", why);
 }
 static void test_refusals(void) {
     wrpo_response r[4], s[4];
@@ -349,8 +473,9 @@ static void test_schedules(void) {
 }
 
 static void test_names(void) {
-    static const char *const methods[] = {"wrpo", "dpo", "ipo", "hinge", "simpo", "dpo-norm", "sft", NULL};
-    for (int i = 0; i < 8; i++)
+    static const char *const methods[] = {"wrpo", "dpo", "ipo", "hinge", "simpo", "dpo-norm", "sft",
+                                          "infifpo", "infifpo-wrpo", "infifpo-ipo", NULL};
+    for (int i = 0; i < 11; i++)
         CHECK(methods[i] ? !strcmp(wrpo_method_name(i), methods[i]) : !wrpo_method_name(i), "method %d", i);
     CHECK(!strcmp(wrpo_method_name(WRPO_METHOD_DPO_NORM), "dpo-norm") &&
               !strcmp(wrpo_pair_name(WRPO_PAIR_BOTH), "both"),
@@ -365,8 +490,10 @@ static void test_names(void) {
 int main(void) {
     test_derivatives();
     test_formulas();
+    test_infifpo();
     test_exact();
     test_refusals();
+    test_source_refusals();
     test_schedules();
     test_names();
     return test_end("20_loss");

@@ -733,6 +733,45 @@ static void null_keys(void) {
     wrpo_tokenizer_free(tok);
 }
 
+/* The turn of the system that the desc puts where a record has none, in training and in generation. */
+static void system_messages(void) {
+    static const char plain_template[] = "\"{% for m in messages %}{{ m.role }}:{{ m.content }}</s>{% endfor %}"
+                                         "{% if add_generation_prompt %}assistant:{% endif %}\"";
+    static const char none[] = "{'prompt':'hi','chosen':'Yo','rejected':'No'}",
+                      own[] = "{'system':'Be brief.','prompt':'hi','chosen':'Yo','rejected':'No'}",
+                      empty[] = "{'system':'','prompt':'hi','chosen':'Yo','rejected':'No'}";
+    static const struct { const char *of, *record, *message, *want; } cases[] = {
+        {chatml, none, NULL, HI}, {chatml, none, "", "<|im_start|>system\n<|im_end|>\n" HI},
+        {chatml, none, "Be brief.", BRIEF HI}, {chatml, own, "", BRIEF HI}, {chatml, own, "Be long.", BRIEF HI},
+        {chatml, empty, "Be brief.", BRIEF HI},
+        {plain_template, none, "", "user:hi</s>assistant:"},       /* it knows of no system: no empty turn */
+        {plain_template, none, "S", "system:S</s>user:hi</s>assistant:"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        wrpo_tokenizer *tok = tokenizer(cases[i].of);
+        wrpo_data *data = load(tok, doubled(cases[i].record), (wrpo_data_desc){.system_message = cases[i].message});
+        CHECK(data, "system message %d: %s", (int)i, wrpo_last_error(ctx)->text);
+        if (!data) continue;
+        const wrpo_record r = wrpo_data_record(data, 0);
+        is(tok, r.prompt, r.prompt_count, cases[i].want, "system message");
+        wrpo_json *json;
+        int32_t *ids = NULL;
+        int64_t n = 0;
+        CHECK(!wrpo_json_parse(ctx, "p", doubled(cases[i].record), strlen(cases[i].record), &json), "json");
+        CHECK(!wrpo_tokenizer_prompt(tok, &(wrpo_tokenizer_prompt_desc){.system_message = cases[i].message}, json, &ids,
+                                     &n) && n == r.prompt_count && !memcmp(ids, r.prompt, (size_t)n * sizeof *ids),
+              "system message %d: generation and training differ", (int)i);
+        wrpo_free(ctx, ids);
+        ids = NULL;
+        CHECK(wrpo_tokenizer_prompt(tok, &(wrpo_tokenizer_prompt_desc){.raw = true, .system_message = "S"}, json, &ids,
+                                    &n) == WRPO_E_FORMAT &&
+                  strstr(wrpo_last_error(ctx)->text, "raw prompt: want no system_message"),
+              "raw: %s", wrpo_last_error(ctx)->text);
+        wrpo_json_free(ctx, json);
+        wrpo_data_free(data);
+        wrpo_tokenizer_free(tok);
+    }
+}
+
 /* A generation prompt that the conversation does not have, and reasoning that the template drops. */
 static char heard[2000];
 static void hear(wrpo_level level, const char *text, void *user) {
@@ -856,6 +895,7 @@ int main(void) {
     published();
     brought();
     null_keys();
+    system_messages();
     open_block();
     day();
     sft();

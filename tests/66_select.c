@@ -242,7 +242,14 @@ static void refusals(void) {
                    {{.min_gap = 1, .form = WRPO_FORM_SFT}, "min_gap"},
                    {{.entropy_power = -1}, "entropy"},
                    {{.entropy_scale = -1}, "entropy"},
-                   {{.form = (wrpo_form)9}, "form"}};
+                   {{.form = (wrpo_form)9}, "form"},
+                   {{.max_gap = -1}, "max_gap"},
+                   {{.min_gap = 2, .max_gap = 1}, "max_gap: want a finite number of at least min_gap"},
+                   {{.max_gap = 1, .form = WRPO_FORM_SFT}, "max_gap"},
+                   {{.strong = "a", .weak = "b"}, "strong, weak"},
+                   {{.form = WRPO_FORM_DELTA, .strong = "a"}, "strong, weak"},
+                   {{.form = WRPO_FORM_DELTA, .strong = "a", .weak = "a"}, "strong, weak"},
+                   {{.form = WRPO_FORM_DELTA, .strong = "a", .weak = "b", .min_gap = 1}, "min_gap"}};
     for (int i = 0; i < (int)(sizeof options / sizeof *options); i++)
         CHECK(choose(options[i].d, sources, target, &s) == WRPO_E_ARG &&
                   strstr(wrpo_last_error(ctx)->text, options[i].says),
@@ -251,6 +258,76 @@ static void refusals(void) {
     CHECK(wrpo_select(ctx, &(wrpo_select_desc){.in = &none, .n_in = 1}, &s) == WRPO_E_IO, "a file that is not there");
     CHECK(wrpo_select(ctx, &(wrpo_select_desc){0}, &s) == WRPO_E_FORMAT, "no file");
     CHECK(wrpo_select(ctx, NULL, &s) == WRPO_E_FORMAT, "no desc");
+}
+
+/* max_gap; correctness; a stronger and a weaker model. */
+#define V(model, text, reward, right) \
+    "{\"model\": \"" model "\", \"content\": \"" text "\", \"reward\": " reward ", \"ok\": " right "}"
+static void filters(void) {
+    wrpo_select_stats s;
+    static const char two[] =
+        "{\"prompt_id\": \"p\", \"prompt\": \"q\", \"sources\": [" R("m", "a", "0.5") ", " R("m", "b", "0.25") "]}\n"
+        "{\"prompt_id\": \"r\", \"prompt\": \"q\", \"sources\": [" R("m", "c", "2") ", " R("m", "d", "1") "]}\n";
+    CHECK(choose((wrpo_select_desc){.form = WRPO_FORM_PAIR, .max_gap = 0.25}, two, NULL, &s) == WRPO_OK &&
+              s.records == 1 && s.gap == 1,
+          "max_gap: %s", wrpo_last_error(ctx)->text);
+    holds("out.jsonl",
+          "{\"prompt_id\": \"p\", \"prompt\": \"q\", \"chosen\": [" M("a") "], \"rejected\": [" M(
+              "b") "], \"rewards\": [0.5, 0.25], \"models\": [\"m\", \"m\"]}\n",
+          "max_gap");
+    wrpo_free(ctx, s.models);
+    CHECK(choose((wrpo_select_desc){.form = WRPO_FORM_PAIR, .min_gap = 0.5, .max_gap = 1}, two, NULL, &s) == WRPO_OK &&
+              s.records == 1 && s.gap == 1,
+          "both gaps: %s", wrpo_last_error(ctx)->text);
+    wrpo_free(ctx, s.models);
+
+    /* required: the best right answer, not the best; the worst wrong one, not the worst */
+    static const char checked[] =
+        "{\"prompt_id\": 1, \"prompt\": \"q\", \"sources\": [" V("m", "wrong, liked", "9", "false") ", " V(
+            "m", "right", "5", "true") ", " V("n", "also right", "4", "true") "], \"target\": [" V(
+            "t", "t right", "3", "true") ", " V("t", "t wrong", "2", "false") ", " V(
+            "t", "t right, worst", "1", "true") "]}\n"
+        "{\"prompt_id\": 2, \"prompt\": \"q\", \"sources\": [" V("m", "x", "1", "true") "], \"target\": [" V(
+            "t", "y", "1", "true") ", " V("t", "z", "0", "true") "]}\n"
+        "{\"prompt_id\": 3, \"prompt\": \"q\", \"sources\": [" V("m", "x", "1", "false") "], \"target\": [" V(
+            "t", "y", "1", "true") ", " V("t", "z", "0", "false") "]}\n";
+    CHECK(choose((wrpo_select_desc){.require = "ok"}, checked, NULL, &s) == WRPO_OK && s.records == 1 &&
+              s.no_target == 1 && s.no_source == 1,
+          "require: %s", wrpo_last_error(ctx)->text);
+    holds("out.jsonl",
+          "{\"prompt_id\": 1, \"prompt\": \"q\", \"chosen\": [" M("right") ", " M("t right") "], \"rejected\": [" M(
+              "t wrong") "], \"rewards\": [5, 3, 2], \"models\": [\"m\", \"t\", \"t\"]}\n",
+          "require");
+    wrpo_free(ctx, s.models);
+    CHECK(choose((wrpo_select_desc){.require = "ok", .form = WRPO_FORM_PAIR}, checked, NULL, &s) == WRPO_OK &&
+              s.records == 1 && s.no_source == 2,
+          "require, pair: %s", wrpo_last_error(ctx)->text);
+    wrpo_free(ctx, s.models);
+    CHECK(choose((wrpo_select_desc){.require = "ok", .form = WRPO_FORM_SFT}, checked, NULL, &s) == WRPO_OK &&
+              s.records == 2,
+          "require, sft: %s", wrpo_last_error(ctx)->text);
+    wrpo_free(ctx, s.models);
+    CHECK(choose((wrpo_select_desc){.require = "right"}, checked, NULL, &s) == WRPO_E_FORMAT &&
+              strstr(wrpo_last_error(ctx)->text, "a.jsonl:1:") && strstr(wrpo_last_error(ctx)->text, "right"),
+          "a key that is not there: %s", wrpo_last_error(ctx)->text);
+
+    /* delta: no rewards; the first answer of each of two models, in either list */
+    static const char models[] =
+        "{\"prompt_id\": 1, \"prompt\": \"q\", \"sources\": [{\"model\": \"s\", \"content\": \"S1\"}, "
+        "{\"model\": \"s\", \"content\": \"S2\"}], \"target\": [{\"model\": \"w\", \"content\": \"W1\"}, "
+        "{\"model\": \"w\", \"content\": \"W2\"}]}\n"
+        "{\"prompt_id\": 2, \"prompt\": \"q\", \"sources\": [{\"model\": \"s\", \"content\": \"S\"}]}\n"
+        "{\"prompt_id\": 3, \"prompt\": \"q\", \"sources\": [{\"model\": \"s\", \"content\": \"X\"}, "
+        "{\"model\": \"w\", \"content\": \"X\"}]}\n";
+    const wrpo_select_desc delta = {.form = WRPO_FORM_DELTA, .strong = "s", .weak = "w"};
+    CHECK(choose(delta, models, NULL, &s) == WRPO_OK &&
+              s.records == 1 && s.no_source == 1 && s.equal == 1 && isnan(s.reward[0]) && isnan(s.models[0].reward),
+          "delta: %s", wrpo_last_error(ctx)->text);
+    holds("out.jsonl",
+          "{\"prompt_id\": 1, \"prompt\": \"q\", \"chosen\": [" M("S1") "], \"rejected\": [" M(
+              "W1") "], \"models\": [\"s\", \"w\"]}\n",
+          "delta");
+    wrpo_free(ctx, s.models);
 }
 
 /* What select writes, train reads: every form through the data reader. */
@@ -264,8 +341,10 @@ static void round_trip(void) {
     CHECK(wrpo_tokenizer_load(ctx, dir, &tok) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     for (int form = 0; tok && wrpo_form_name(form); form++) {
         wrpo_data *data;
-        CHECK(choose((wrpo_select_desc){.form = (wrpo_form)form, .top = form ? 0 : 2, .entropy_power = 1}, sources,
-                     target, &s) == WRPO_OK,
+        const bool delta = form == WRPO_FORM_DELTA;
+        CHECK(choose((wrpo_select_desc){.form = (wrpo_form)form, .top = form ? 0 : 2, .entropy_power = delta ? 0 : 1,
+                                        .strong = delta ? "m" : NULL, .weak = delta ? "n" : NULL},
+                     sources, target, &s) == WRPO_OK,
               "%s", wrpo_last_error(ctx)->text);
         CHECK(wrpo_data_load(tok, &(wrpo_data_desc){.path = at("out.jsonl")}, &data) == WRPO_OK &&
                   wrpo_data_count(data) == s.records,
@@ -282,7 +361,7 @@ static void round_trip(void) {
 
 static void splits(void) {
     char text[6000] = "", seen[100] = "";
-    int64_t counts[2], again[2];
+    int64_t counts[3], again[3];
     size_t n[3];
     for (int i = 0; i < 100; i++)
         snprintf(text + strlen(text), 60, "{\"prompt_id\": \"%02d\", \"prompt\": \"x\"}\n", i);
@@ -315,6 +394,25 @@ static void splits(void) {
     }
     CHECK(common > 5 && common < 30, "another seed: %d of 33 in common", common);
     for (int i = 0; i < 3; i++) free(part[i]);
+    d.share = 0, d.seed = 0, d.heldout = 0.1;
+    CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "heldout and a third of out"),
+          "%s", wrpo_last_error(ctx)->text);
+    d.out[2] = at("held.jsonl");
+    CHECK(wrpo_split(ctx, &d, counts) == WRPO_OK && counts[0] == 30 && counts[1] == 60 && counts[2] == 10,
+          "three parts: %lld %lld %lld", (long long)counts[0], (long long)counts[1], (long long)counts[2]);
+    memset(seen, 0, sizeof seen);
+    for (int k = 0; k < 3; k++) {
+        int last = -1, lines = 0;
+        part[k] = slurp(d.out[k], &n[k]);
+        for (char *p = part[k]; *p; p = strchr(p, '\n') + 1, lines++) {
+            const int id = atoi(p + 15);
+            CHECK(id > last && !seen[id] && !strncmp(p, text + id * 35, 34), "part %d of 3: line of %d", k, id);
+            seen[last = id] = 1;
+        }
+        CHECK(lines == counts[k], "part %d of 3: %d lines", k, lines);
+        free(part[k]);
+    }
+    d.heldout = 0, d.out[2] = NULL;
     d.share = 1;
     CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "share"), "share 1");
     d.share = WRPO_ZERO;
@@ -328,7 +426,7 @@ static void splits(void) {
                      "prompts.jsonl:3:1: prompt_id \"1\": want each once in a file, found it in line 1 too"),
           "%s", wrpo_last_error(ctx)->text);
     tiny_put(dir, "prompts.jsonl", "{\"prompt_id\": 1}\n");
-    CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "both parts"), "%s",
+    CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "all parts"), "%s",
           wrpo_last_error(ctx)->text);
     CHECK(wrpo_split(ctx, &(wrpo_split_desc){0}, counts) == WRPO_E_ARG && wrpo_split(ctx, NULL, counts) == WRPO_E_ARG,
           "no files");
@@ -440,7 +538,7 @@ static void allocations(void) {
     wrpo_ctx *keep = ctx;
     wrpo_select_stats s;
     wrpo_winrate_stats w;
-    int64_t counts[2];
+    int64_t counts[3];
     tiny_put(dir, "a.jsonl", sources), tiny_put(dir, "b.jsonl", target),
         tiny_put(dir, "wb.jsonl", "{\"prompt_id\": 4, \"content\": \"x\", \"reward\": 1}\n");
     const char *in[2] = {at("a.jsonl"), at("b.jsonl")}, *out = at("out.jsonl"), *wa = at("wa.jsonl"),
@@ -477,8 +575,8 @@ int main(void) {
     char command[100];
     snprintf(command, sizeof command, "mkdir -p %s", dir);
     CHECK(system(command) == 0, "mkdir");
-    records(), template_arguments(), weights_and_gaps(), refusals(), round_trip(), splits(), winrates(), allocations(),
-        real();
+    records(), template_arguments(), weights_and_gaps(), refusals(), filters(), round_trip(), splits(), winrates();
+    allocations(), real();
     snprintf(command, sizeof command, "rm -rf %s", dir);
     CHECK(system(command) == 0, "rm");
     CHECK(ctx->bytes == sizeof(wrpo__arena), "%zu bytes still held", ctx->bytes);

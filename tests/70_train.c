@@ -262,7 +262,8 @@ static void as_json(wrpo_ctx *ctx) {
     static const struct { const char *key, *text; } want[] = {
         {"method", "simpo"}, {"pair", "target"}, {"alpha_schedule", "linear"}, {"lr_schedule", "cosine"},
         {"moments", "f32"}, {"ipo_sum", NULL}, {"no_shuffle", NULL}, {"seed", "7"}, {"beta", "10"},
-        {"label_smoothing", "0"}, {"gamma_ratio", "0.3"}, {"alpha", "0.1"}, {"alpha_power", "2"},
+        {"label_smoothing", "0"}, {"gamma_ratio", "0.3"}, {"sft_weight", "0"}, {"fusion", "margin"},
+        {"alpha", "0.1"}, {"alpha_power", "2"},
         {"learning_rate", "1e-7"}, {"warmup_ratio", "0"}, {"beta1", "0.9"}, {"beta2", "0.999"}, {"eps", "1e-8"},
         {"weight_decay", "0"}, {"max_grad_norm", "1"}, {"epochs", "1"}, {"batch_size", "6"}, {"accumulation", "2"},
         {"max_steps", "0"}, {"micro_tokens", "1024"}, {"recompute", "0"}, {"eval_steps", "0"}, {"save_steps", "0"},
@@ -681,12 +682,12 @@ int main(void) {
         wrpo_metrics m, other;
         wrpo_select_stats selected;
         wrpo_winrate_stats rates;
-        int64_t counts[2];
+        int64_t counts[3];
         SAYS(wrpo_model_load(ctx, NULL, &none), "wrpo_model_desc: dir is missing");
         SAYS(wrpo_model_init(ctx, NULL, &none), "wrpo_init_desc: config is missing");
         SAYS(wrpo_model_save(model, NULL), "wrpo_save_desc: dir is missing");
         SAYS(wrpo_reward_load(ctx, NULL, &reward), "wrpo_reward_desc: dir is missing");
-        SAYS(wrpo_split(ctx, NULL, counts), "wrpo_split_desc: want in and both of out, found NULL");
+        SAYS(wrpo_split(ctx, NULL, counts), "wrpo_split_desc: want in and two of out, found NULL");
         SAYS(wrpo_winrate(ctx, NULL, &rates), "wrpo_winrate_desc: want a and b, found NULL");
         CHECK(wrpo_select(ctx, NULL, &selected) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "want prompts"),
               "%s", wrpo_last_error(ctx)->text);

@@ -23,7 +23,9 @@ static wrpo_train_desc desc_of(const wrpo_json *o) {
                  .pair = (wrpo_pair)index_of(wrpo_pair_name, golden_text(o, "pair", "target")),
                  .beta = golden_number(o, "beta", 0),
                  .label_smoothing = golden_number(o, "label_smoothing", 0),
-                 .gamma_ratio = golden_number(o, "gamma_ratio", 0)},
+                 .gamma_ratio = golden_number(o, "gamma_ratio", 0),
+                 .fusion = (wrpo_fusion)index_of(wrpo_fusion_name, golden_text(o, "fusion", "margin")),
+                 .sft_weight = golden_number(o, "sft_weight", 0)},
         .alpha = golden_number(o, "alpha", 0),
         .alpha_schedule = (wrpo_alpha_schedule)index_of(wrpo_alpha_schedule_name, ramp),
         .alpha_power = power ? atof(power) : 0,
@@ -143,7 +145,7 @@ static void all(const wrpo_backend *backend, const char *file, int runs) {
 int main(void) {
     for (int i = 0; i < 2; i++) {
         const wrpo_backend *backend = i ? wrpo_backend_plain() : wrpo_backend_cpu();
-        all(backend, "golden/train.json", 17);
+        all(backend, "golden/train.json", 23);
         all(backend, "golden/adapters.json", 11);
     }
     return test_end("72_parity");

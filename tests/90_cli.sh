@@ -85,7 +85,8 @@ cp quads.jsonl before.jsonl
 
 # ---- help and wrong usage
 good "--help" --help
-COMMANDS="init inspect tokenize logprob train merge eval generate sample answer score select split winrate report demo"
+COMMANDS="init inspect tokenize logprob train merge eval generate sample answer score select split winrate fuse report"
+COMMANDS="$COMMANDS demo"
 for c in $COMMANDS; do
     check "--help lists $c" grep -q "^  $c " out.txt
 done
@@ -119,7 +120,8 @@ for o in --alpha=x --alpha= --beta=1e --batch-size=1.5 --batch-size=999999999999
     --learning-rate=3e-7x; do
     bad "malformed $o" 2 "${o%%=*}: want a" $TRAIN $o
 done
-bad "unknown method" 2 'want one of wrpo, dpo, ipo, hinge, simpo, dpo-norm, sft, found "ppo"' $TRAIN --method ppo
+METHODS="wrpo, dpo, ipo, hinge, simpo, dpo-norm, sft, infifpo, infifpo-wrpo, infifpo-ipo"
+bad "unknown method" 2 "want one of $METHODS, found \"ppo\"" $TRAIN --method ppo
 bad "unknown pair" 2 'want one of target, source, both' $TRAIN --method dpo --pair all
 bad "unknown ramp" 2 'want one of linear, constant, power' $TRAIN --alpha-schedule square
 bad "a power for linear" 2 'linear:2' $TRAIN --alpha-schedule linear:2
@@ -205,6 +207,52 @@ printf '{"messages": [{"role": "user", "content": "question"}, {"role": "assista
 good "dpo on pairs" train --method dpo --model tiny --data pairs.jsonl --out run-pairs --batch-size 3
 good "wrpo at alpha 0 on pairs" train --alpha 0 --model tiny --data pairs.jsonl --out run-pairs --batch-size 3
 good "sft on messages" train --method sft --model tiny --data messages.jsonl --out run-messages
+# ---- what source models think of the responses, and InfiFPO on it
+good "as-source" logprob --model tiny --data quads.jsonl --as-source tiny --out known.jsonl
+check "as-source: every record has a pair for each response" \
+    test "$(grep -c '"source_logps": {"tiny": \[\[-[0-9.]*, [0-9]*\], \[-[0-9.]*, [0-9]*\], \[-[0-9.]*, [0-9]*\]\]}}$' \
+        known.jsonl)" -eq 5
+good "as-source, another file's too" logprob --model tiny --data quads.jsonl --as-source again --with known.jsonl \
+    --out both.jsonl
+check "as-source: two models" test "$(grep -c '"source_logps": {"tiny": .*, "again": ' both.jsonl)" -eq 5
+for m in infifpo infifpo-wrpo infifpo-ipo; do
+    rm -rf run
+    good "train, $m" train --model tiny --data both.jsonl --out run --method $m --fusion mean --sft-weight 0.1 \
+        --batch-size 2 --max-steps 2
+    check "train, $m: its settings" grep -q "method  *$m, .*beta 2.5, .*fusion mean, sft weight 0.1" out.txt
+done
+rm -rf run
+good "preset" train --model tiny --data both.jsonl --out run --preset infifpo --max-steps 1 --beta 3
+check "preset: said in full" grep -q 'preset  *infifpo (Gu et al. 2025): --method infifpo --beta 2.5' out.txt
+check "preset: an option wins" grep -q 'method  *infifpo, pair target, beta 3,' out.txt
+rm -rf run
+for p in wrpo-paper simpo-on-policy fusechat3; do
+    good "preset $p" train --model tiny --data quads.jsonl --out run --max-steps 1 --preset=$p --max-length 256 \
+        --max-prompt-length 128
+    check "preset $p: said in full" grep -q "^preset  *$p (.*): --method " out.txt
+    rm -rf run
+done
+printf '{"messages": [{"role": "user", "content": "question %s"}, {"role": "assistant", "content": "good"}]}\n' \
+    1 2 3 4 5 6 7 8 >talks.jsonl
+good "preset sft-paper" train --model tiny --data talks.jsonl --out run --max-steps 1 --preset sft-paper \
+    --max-length 64 --batch-size 1
+check "preset sft-paper: said in full" grep -q '^preset  *sft-paper (.*): --method sft --sft-on all --packing ' out.txt
+bad "a preset of another command" 2 'want one of simpo-eval, found "infifpo"' answer --model tiny --bench alpacaeval \
+    --questions q.json --out new --preset infifpo
+bad "an unknown preset" 2 'preset: want one of wrpo-paper, sft-paper, .*, found "best"' train --model tiny \
+    --data quads.jsonl --out new --preset best
+bad "infifpo without source_logps" 1 'record "r1" (line 1): the method needs "source_logps"' train --model tiny \
+    --data quads.jsonl --out new --method infifpo
+bad "as-source twice" 1 'found "tiny" again' logprob --model tiny --data known.jsonl --as-source tiny --out new
+bad "as-source without --out" 1 'as-source: want --out' logprob --model tiny --data quads.jsonl --as-source t
+bad "as-source, truncated" 1 'responses of at most 30 tokens, found' logprob --model tiny --data quads.jsonl \
+    --as-source t --max-length 30 --out new
+bad "as-source with a limit" 1 'want no --max-prompt-length, --limit' logprob --model tiny --data quads.jsonl \
+    --as-source t --limit 2 --out new
+bad "with, but no name" 1 'with: want --as-source' logprob --model tiny --data quads.jsonl --with known.jsonl --out new
+good "an idle option" train --model tiny --data quads.jsonl --out run --fusion mean --max-steps 1
+check "an idle option is named" grep -q 'warning: --fusion says nothing to --method wrpo' err.txt
+rm -rf run
 good "logprob of pairs" logprob --model tiny --data pairs.jsonl
 check "logprob of pairs: two log-probs, an id from the line" grep \
     -q '^{"prompt_id": "line 3", "logps": \[-[0-9.]*, -[0-9.]*\], "tokens"' out.txt
@@ -445,6 +493,13 @@ good "sample" $SAMPLE prompts.jsonl --n 2 --name "my model"
 sampled='{"model": "my model", "content": ".*"}'
 check "sample: a line" \
     grep -q "^{\"prompt_id\": \"line 1\", \"prompt\": \"hi\", \"target\": \[$sampled, $sampled\]}$" new
+printf '%s\n' '{"prompt": "hi"}' '{"prompt": "ho"}' '{"prompt": [{"role": "user", "content": "hi"}]}' \
+    '{"prompt": "hi", "prompt_id": 9}' '{"prompt": "hi!"}' >twice.jsonl
+rm -f new; good "sample --dedup" $SAMPLE twice.jsonl --n 1 --dedup
+check "sample --dedup: says so" \
+    grep -q '3 prompts, 1 samples each.*; 2 prompts were there before and are left out' out.txt
+check "sample --dedup: the first of each" \
+    test "$(sed 's/.*"prompt_id": "\([^"]*\)".*/\1/' new | tr '\n' ,)" = "line 1,line 2,line 5,"
 bad "generate: neither" 1 'want either --prompt or --in' generate --model tiny
 bad "generate: both" 1 'want either --prompt or --in' generate --model tiny --prompt x --in prompts.jsonl
 bad "sample without --as" 2 '\-\-as is missing' sample --model tiny --prompts prompts.jsonl --out new
@@ -505,6 +560,10 @@ check "select: tools stay with their prompt" \
     test "$(grep -Ec "question [123]\", \"tools\": \[\{\"name\": \"f\"\}\], \"chosen\"" selected.jsonl)" -eq 3
 bad "select: tools in one file only" 1 'with.jsonl:1.*want the tools as in target.jsonl:1, found another one' select \
     --in target.jsonl with.jsonl --out new
+good "select, max gap" select --in sources.jsonl target.jsonl --out selected.jsonl --max-gap 1000
+good "select, delta" select --in sources.jsonl target.jsonl --out selected.jsonl --form delta --strong s --weak t
+bad "select, delta without models" 1 'strong, weak: want the names' select --in sources.jsonl --out new --form delta
+bad "select, a key that is not there" 1 'right: want ' select --in sources.jsonl --out new --require right
 good "select, min gap" select --in sources.jsonl target.jsonl --out selected.jsonl --min-gap 0.25
 check "select, min gap: two records" test "$(wc -l <selected.jsonl)" -eq 2
 good "select pairs" select --in sources.jsonl --out selected.jsonl --form pairs --tau=0.5

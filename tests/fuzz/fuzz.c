@@ -349,6 +349,9 @@ static void write_seeds(const char *dir) {
                  "{\"from\": \"gpt\", \"value\": \"yes\"}]}]"},
         {"data", "{\"instruction\": \"hi\", \"input\": \"x\", \"output\": \"yes\"}\n"},
         {"data", "{\"prompt\": \"hi\", \"pairs\": [{\"chosen\": \"a\", \"rejected\": \"b\", \"weight\": 1}]}\n"},
+        {"data",
+         "{\"prompt\": \"hi\", \"chosen\": [\"a\", \"b\"], \"rejected\": \"d\", \"source_logps\": {\"m\": [[-1.5, 2], "
+         "[-2, 1], [-3, 1]]}}\n"},
         {"questions",
          "[{\"instruction\": \"What?\", \"output\": \"\", \"generator\": \"x\", \"dataset\": \"helpful\"}]"},
         {"questions", "{\"question_id\": 81, \"category\": \"writing\", \"turns\": [\"One?\", \"Two?\"]}\n"},

@@ -5,6 +5,7 @@ Records are dicts {"prompt": [ids], "responses": [[ids], [ids], [ids]]}: source,
 own prompt as "prompts" (the `authors` tokenization can give responses prompts that differ in their last token).
 Fused records have other responses and say which: "roles" (0 source, 1 target, 2 rejected), "weights" of the sources, "pairs"
 (the number of the pair, 0 where there are none), and "weight", what the record's loss counts for.
+For InfiFPO a record has "source_logps", for each source model a pair [log-prob, tokens] of each response.
 """
 import copy
 import math
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 import transformers
 
 OPTIONS = {"method": "wrpo", "pair": "target", "alpha": 0.1, "alpha_schedule": "linear", "beta": 0.01, "label_smoothing": 0.0, "gamma_ratio": 0.3,
+           "fusion": "margin", "sft_weight": 0.0,
            "learning_rate": 3e-7, "lr_scheduler": "cosine", "warmup_ratio": 0.1, "batch_size": 128, "epochs": 1.0, "max_grad_norm": 1.0,
            "weight_decay": 0.0}
 METRICS = ["loss", "grad_norm", "learning_rate", "epoch", "cur_alpha", "rewards/chosen", "rewards/source_chosen", "rewards/target_chosen",
@@ -43,20 +45,46 @@ def sequence(model, prompt, response):
     return per_token.double().sum(), float(logits.detach().double().sum()), logits.numel()
 
 
-def wrpo_loss(o, alpha, policy, ref, tokens):
+def infifpo_scores(o, policy, ref, tokens, source_logps):
+    """InfiFPO (Gu et al. 2025): l(policy) - c, where c is the sources' clipped and fused log-prob per token. The model before
+    training is one of the sources."""
+    n = torch.tensor(tokens, dtype=policy.dtype)
+    own = (policy / n).detach()
+    initial = ref / n
+    sources = torch.stack([initial] + [torch.tensor([s / t for s, t in model], dtype=policy.dtype) for model in source_logps])
+    good = torch.tensor([True, True, False])
+    clipped = torch.where(good, torch.maximum(sources, initial), torch.minimum(sources, initial))
+    if o["fusion"] == "mean":
+        c = clipped.mean(0)
+    elif o["fusion"] == "confidence":
+        c = (torch.softmax(1 / (-sources + 1e-8), 0) * clipped).sum(0)
+    else:
+        pivot = own if o["fusion"] == "margin" else initial
+        far = (sources.exp() - pivot.exp()).abs().argmax(0)
+        c = clipped.gather(0, far[None])[0]
+    return policy / n - c
+
+
+def wrpo_loss(o, alpha, policy, ref, tokens, source_logps=None):
     """Losses of one record; policy, ref: log-probs of (source, target, rejected). Also the record's rewards."""
     beta, eps, method = o["beta"], o["label_smoothing"], o["method"]
     d = policy if method == "simpo" else policy - ref
     if method in ("simpo", "dpo-norm", "ipo"):
         d = d / torch.tensor(tokens, dtype=d.dtype)
+    if method.startswith("infifpo"):
+        d = infifpo_scores(o, policy, ref, tokens, source_logps)
     s, t, l = d
+    w_s, w_t = (alpha, 1 - alpha) if method in ("wrpo", "infifpo-wrpo") else {"target": (0, 1), "source": (1, 0), "both": (0.5, 0.5)}[o["pair"]]
+    anchor = -(w_s * policy[0] / tokens[0] + w_t * policy[1] / tokens[1])
 
     def logistic(margin):
         return -F.logsigmoid(beta * margin) * (1 - eps) - F.logsigmoid(-beta * margin) * eps
 
     link = {"wrpo": logistic, "dpo": logistic, "dpo-norm": logistic, "simpo": lambda m: logistic(m - o["gamma_ratio"]),
-            "hinge": lambda m: F.relu(1 - beta * m), "ipo": lambda m: (m - 1 / (2 * beta)) ** 2}[method]
-    if method == "wrpo":
+            "hinge": lambda m: F.relu(1 - beta * m), "ipo": lambda m: (m - 1 / (2 * beta)) ** 2}
+    link.update({"infifpo": logistic, "infifpo-wrpo": logistic, "infifpo-ipo": link["ipo"]})
+    link = link[method]
+    if method in ("wrpo", "infifpo-wrpo"):
         chosen = alpha * s + (1 - alpha) * t
         loss = link(chosen - l)
     elif o["pair"] == "both":  # the authors' loss_type "sigmoid"
@@ -65,7 +93,7 @@ def wrpo_loss(o, alpha, policy, ref, tokens):
     else:
         chosen = s if o["pair"] == "source" else t
         loss = link(chosen - l)
-    return loss, [(beta * v).item() for v in (s, t, l, chosen)]
+    return loss + o["sft_weight"] * anchor, [(beta * v).item() for v in (s, t, l, chosen)]
 
 
 def fused_loss(o, alpha, policy, ref, record):
@@ -135,7 +163,7 @@ def train(model, records, options, log=None):
         if o["method"] == "sft":
             mean["loss"] *= len(rows)  # their shares of the batch's mean over tokens
         mean.update(grad_norm=norm, learning_rate=rate, epoch=(k + 1) / per_epoch)
-        if o["method"] == "wrpo":
+        if o["method"] in ("wrpo", "infifpo-wrpo"):
             mean["cur_alpha"] = alpha
         out.append({m: mean.get(m) for m in METRICS})
         if log:
@@ -159,7 +187,7 @@ def one_record(model, o, alpha, record, ref, records, batch):
         return {"loss": loss.item(), "logps/source_chosen": logp.item()}
     made = [sequence(model, p, y) for p, y in pairs(record)]
     policy = torch.stack([m[0] for m in made])
-    loss, (rs, rt, rl, rc) = wrpo_loss(o, alpha, policy, ref, [len(y) for y in record["responses"]])
+    loss, (rs, rt, rl, rc) = wrpo_loss(o, alpha, policy, ref, [len(y) for y in record["responses"]], record.get("source_logps"))
     (loss / len(batch)).backward()
     s, t, l = policy.tolist()
     row = {"loss": loss.item(), "logps/chosen": (s + t) / 2, "logps/source_chosen": s, "logps/target_chosen": t, "logps/rejected": l,

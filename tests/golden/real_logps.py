@@ -9,7 +9,9 @@ DATA holds tokenizers/<name>/tokenizer.json, chat/index.json (templates) and alp
 model folder is made under --work: the family's config of common.py with the tokenizer's vocabulary, weights by formula, saved
 by transformers; with --init also one made by `wrpo init`, read by both. Compared for `clean` and `authors`: token counts
 (equal), and |difference of a response's log-prob| / its tokens (worst <= 2e-5). Also with short --max-length, so that both
-truncations run. Exits 1 on any difference.
+truncations run. With --as-source also the pairs that `wrpo logprob --as-source` puts into the records, added up over the cases:
+each model reads the file of the one before, so that the last file has the log-probs of all, each in its own tokens. Exits 1 on
+any difference.
 """
 import argparse
 import json
@@ -112,6 +114,30 @@ def compare(name, got, want, records):
     return bool(bad)
 
 
+def as_source(a, model, text, folder, name, records):
+    """Adds the case's model to a.known, a file of records with source_logps; compares its pairs with the reference."""
+    out = a.known + ".new"
+    p = subprocess.run([a.wrpo, "logprob", "--model", folder, "--data", a.known, "--as-source", name, "--out", out, "--threads", str(a.threads)],
+                       capture_output=True, text=True)
+    if p.returncode:
+        print(f"{name:40s} exit {p.returncode}: {p.stderr.strip()}")
+        return 1
+    os.replace(out, a.known)
+    with open(a.known, encoding="utf-8") as f:
+        got = [json.loads(line) for line in f]
+    want = reference(model, text, records, "clean", 1 << 30, 1 << 29)
+    pairs = [r["source_logps"][name] for r in got]
+    numbers = [{"prompt_id": r["prompt_id"], "logps": [x for x, _ in p], "tokens": [n for _, n in p], "prompt_tokens": w["prompt_tokens"]}
+               for r, p, w in zip(got, pairs, want)]
+    failed = compare(name + " --as-source", numbers, want, records)
+    models = list(got[0]["source_logps"])
+    if [{k: v for k, v in r.items() if k != "source_logps"} for r in got] != records:
+        print("    the records have changed")
+        failed = 1
+    print(f"{'':40s} models in the file: {', '.join(models)}; tokens of the first response: {[r[0][1] for r in got[0]['source_logps'].values()]}")
+    return failed
+
+
 def run(a, folder, name, records, hows):
     text = quads.Text(folder)
     # in float32, whatever the files hold
@@ -119,7 +145,7 @@ def run(a, folder, name, records, hows):
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl", delete=False, encoding="utf-8") as f:
         for r in records:
             f.write(json.dumps(r, ensure_ascii=False) + "\n")
-    failed = 0
+    failed = as_source(a, model, text, folder, name, records) if a.known else 0
     for how in hows:
         for lengths in ([2048, 1800], a.short):
             some = records if lengths == [2048, 1800] else records[:8]
@@ -150,6 +176,7 @@ def main():
     p.add_argument("--how", nargs="*", default=["clean", "authors"])
     p.add_argument("--short", nargs=2, type=int, default=[500, 40], metavar=("MAX", "PROMPT"), help="lengths of the truncation runs")
     p.add_argument("--init", action="store_true", help="also a checkpoint that `wrpo init` makes")
+    p.add_argument("--as-source", action="store_true", help="also the log-probs that records carry")
     p.add_argument("--model", help="one folder in place of the cases")
     p.add_argument("--quads")
     p.add_argument("--threads", type=int, default=1)
@@ -161,6 +188,12 @@ def main():
     if bool(a.wrpo) == a.reference_only or not (a.data or a.model):
         p.error("want --wrpo or --reference-only, and --data or --model")
     records = quads.read(a.quads or os.path.join(a.data, "alpacaeval", "quads.jsonl"), a.records)
+    a.known = None
+    if a.as_source:
+        a.known = os.path.join(tempfile.mkdtemp(), "known.jsonl")
+        with open(a.known, "w", encoding="utf-8") as f:
+            for r in records:
+                f.write(json.dumps(r, ensure_ascii=False) + "\n")
     if a.model:
         sys.exit(1 if run(a, a.model, os.path.basename(a.model), records, a.how) else 0)
     work, failed = a.work or tempfile.mkdtemp(), 0

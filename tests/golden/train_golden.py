@@ -7,6 +7,7 @@
 train.json:
     scale    the formula's {kind: [offset, scale]}
     records  8 records of token ids: prompt and three responses (source, target, rejected); taken in this order, no shuffle
+    known    the same with two sources' log-probs of each response
     fused, sources    the same with roles, weights and pairs (procedure.py): two sources' pairs; two sources, target and rejected
     runs     [{options: as `wrpo train` names them, and "data", which of the three,
                steps: {metric: [one number per step]}            metrics a method does not define are left out
@@ -48,9 +49,15 @@ RUNS = [
     {"method": "dpo-norm", "data": "fused", "beta": 5.0, "epochs": 2},
     {"method": "simpo", "data": "fused", "beta": 2.0, "gamma_ratio": 0.5, "epochs": 2},
     {"method": "wrpo", "data": "sources", "alpha": 0.5, "epochs": 3},
+    {"method": "infifpo", "data": "known", "beta": 2.5},
+    {"method": "infifpo", "data": "known", "beta": 2.5, "pair": "source", "fusion": "mean", "sft_weight": 0.2, "epochs": 2},
+    {"method": "infifpo-wrpo", "data": "known", "beta": 2.5, "alpha": 0.5, "fusion": "margin-initial"},
+    {"method": "infifpo-wrpo", "data": "known", "beta": 2.5, "alpha": 0.5, "label_smoothing": 0.1, "epochs": 2},
+    {"method": "infifpo-ipo", "data": "known", "beta": 2.5, "fusion": "confidence", "epochs": 2},
+    {"method": "wrpo", "alpha": 0.5, "sft_weight": 0.5, "epochs": 2},
 ]
 # what is not defined, or named differently, by the papers of a method: loss, gradient and weights remain
-UNDEFINED = {"ipo": ["rewards/"], "sft": ["logps/chosen", "logps/rejected", "logps/target", "logits/"]}
+UNDEFINED = {"ipo": ["rewards/"], "infifpo-ipo": ["rewards/"], "sft": ["logps/chosen", "logps/rejected", "logps/target", "logits/"]}
 
 
 def fused(name, roles, pair):
@@ -63,10 +70,19 @@ def fused(name, roles, pair):
     return recs
 
 
+def known():
+    """The records of SHAPES with made-up log-probs under two models that have other tokens: nearer to 0 than the policy's, and farther."""
+    recs = common.records("known", CONFIG["vocab_size"], SHAPES)
+    for i, r in enumerate(recs):
+        r["source_logps"] = [[[-round((3.2 + 0.3 * ((i + k + m) % 5)) * (len(y) + m + k), 4), len(y) + m + k] for k, y in enumerate(r["responses"])]
+                             for m in (1, 2)]
+    return recs
+
+
 def make(folder):
     common.write_config(os.path.join(folder, "train"), CONFIG)
     recs = common.records("train", CONFIG["vocab_size"], SHAPES)
-    out = {"scale": {k: list(v) for k, v in common.SCALE.items()}, "records": recs,
+    out = {"scale": {k: list(v) for k, v in common.SCALE.items()}, "records": recs, "known": known(),
            "fused": fused("fused", [0, 0, 2, 2], [1, 2, 1, 2]), "sources": fused("sources", [0, 0, 1, 2], [0, 0, 0, 0]), "runs": []}
     for run in RUNS:
         options = {**BASE, **run}

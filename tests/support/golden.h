@@ -89,6 +89,7 @@ static inline wrpo_data *golden_data(wrpo_ctx *ctx, const wrpo_json *records) {
     enum { MOST = 8 };
     wrpo_record *r = calloc((size_t)records->count, sizeof *r);
     wrpo_tokens *y = calloc((size_t)records->count * MOST, sizeof *y);
+    wrpo_source_logp *source_logps = calloc((size_t)records->count * MOST * MOST, sizeof *source_logps);
     int64_t i = 0;
     for (const wrpo_json *v = records->child; v; v = v->next, i++) {
         const wrpo_json *prompt = golden_get(v, "prompt"), *all = golden_get(v, "responses"), *response = all->child;
@@ -99,12 +100,24 @@ static inline wrpo_data *golden_data(wrpo_ctx *ctx, const wrpo_json *records) {
                              .responses = y + MOST * i,
                              .count = (int)all->count,
                              .weight = golden_number(v, "weight", 0)};
+        const wrpo_json *known = wrpo_json_get(v, "source_logps");
+        r[i].sources = known ? (int)known->count : 0;
         for (int k = 0; k < r[i].count; k++, response = response->next)
             y[MOST * i + k] = (wrpo_tokens){.role = (wrpo_role)golden_nth(v, "roles", k, k),
                                             .ids = golden_ids(response),
                                             .count = response->count,
                                             .share = golden_nth(v, "weights", k, 1),
                                             .pair_id = (int)golden_nth(v, "pairs", k, 0)};
+        for (int k = 0; k < r[i].count && r[i].sources; k++) {
+            wrpo_source_logp *logps = source_logps + (MOST * i + k) * MOST;
+            const wrpo_json *model = known->child;
+            for (int m = 0; m < r[i].sources; m++, model = model->next) {
+                const wrpo_json *pair = model->child;
+                for (int skip = 0; skip < k; skip++) pair = pair->next;
+                logps[m] = (wrpo_source_logp){pair->child->number, pair->child->next->integer};
+            }
+            y[MOST * i + k].source_logps = logps;
+        }
     }
     wrpo_data *data;
     CHECK(wrpo_data_from_ids(ctx, r, records->count, &data) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
@@ -112,7 +125,7 @@ static inline wrpo_data *golden_data(wrpo_ctx *ctx, const wrpo_json *records) {
         free((void *)(uintptr_t)r[i].prompt);
         for (int k = 0; k < r[i].count; k++) free((void *)(uintptr_t)y[MOST * i + k].ids);
     }
-    free(r), free(y);
+    free(r), free(y), free(source_logps);
     return data;
 }
 #endif
