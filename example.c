@@ -45,10 +45,10 @@
 /* ---- options: one table; a command names those it takes ---- */
 typedef struct settings {            /* an option that was not given is 0: the library's default */
     const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts,
-        *questions, *name, *reward_model, *resume, *adapter, *lora_target, *date, *system_message,
+        *questions, *name, *reward_model, *resume, *adapter, *lora_target, *save_best, *date, *system_message,
         *require, *strong, *weak, *as_source, *with, *preset, *source, *sft_options;
     const char *more[64];            /* values of --in or --with, or operands, after the first */
-    int64_t n_more, top, resamples, seeds, label, rounds;
+    int64_t n_more, top, resamples, seeds, label, rounds, keep;
     double tau, min_gap, max_gap, entropy_power, entropy_scale, sft, heldout;
     int64_t threads, lanes, seed, limit, max_length, max_prompt_length, max_shard_size;
     int64_t batch_size, accumulation, micro_tokens, memory_limit, max_steps, eval_steps, log_steps, save_steps,
@@ -56,13 +56,16 @@ typedef struct settings {            /* an option that was not given is 0: the l
     double alpha, alpha_power, beta, label_smoothing, gamma_ratio, sft_weight;
     int64_t n, top_k, max_tokens, batch;
     double temperature, top_p;
-    double learning_rate, warmup_ratio, weight_decay, max_grad_norm, epochs;
+    double learning_rate, warmup_ratio, weight_decay, max_grad_norm, epochs, eval_split;
     int64_t lora_r;
     double lora_alpha, lora_dropout;
     int method, pair, fusion, alpha_schedule, lr_schedule, tokenization, device, dtype, save_dtype, save_rounding,
         moments, form, as, bench, data_format, sft_on;
-    bool packing, ipo_sum, no_shuffle, raw, tensors, keep, quick, rescore, rslora, dry_run, dedup, save_eos, help,
-        version;
+    bool packing, ipo_sum, no_shuffle, raw, tensors, keep_folder, quick, rescore, rslora, tensorboard, dry_run, csv,
+        dedup, save_eos, help, version;
+    const struct command *command;   /* what they were given to */
+    wrpo_ctx *file_ctx;
+    wrpo_json *file;                 /* of --config: values of options point into it */
 } settings;
 static const settings unset = {.dtype = -1, .save_dtype = -1, .as = -1, .bench = -1};
 typedef enum kind { TEXT, LIST, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
@@ -107,19 +110,21 @@ static const option options[] = {
      "sft: all tokens as one stream, cut into records of --max-length; with --sft-on all, the authors' SFT"},
     {"--date", TEXT, AT(date), "DAY", NULL, NULL,
      "the day that a chat template shows, such as 2026-11-29 (today; with --resume that of the run)"},
-    {"--config", TEXT, AT(config), "FILE", NULL, NULL, "config.json, or its directory"},
+    {"--config", TEXT, AT(config), "FILE", NULL, NULL,
+     "init: config.json, or its directory; train: these options as JSON, as a run writes them into OUT/run.json, under "
+     "those of the command line"},
     {"--tokenizer", TEXT, AT(tokenizer), "DIR", NULL, NULL,
      "directory with tokenizer.json and tokenizer_config.json, copied into the new one"},
     {"--in", LIST, AT(in), "FILE", NULL, NULL, "JSON lines to read (standard input; generate: want it or --prompt)"},
     {"--out", TEXT, AT(out), "PATH", NULL, NULL,
-     "where the result goes: a directory, or a file (standard output; report and demo: report.html)"},
+     "where the result goes: a directory, or a file (standard output; report and demo: report.html; --csv: "
+     "metrics.csv)"},
     {"--prompt", TEXT, AT(prompt), "TEXT", NULL, NULL, "one prompt; the answer is written as it comes"},
     {"--source", LIST, AT(source), "DIR", NULL, NULL, "source models, DIR or NAME=DIR (the name: DIR's last part)"},
     {"--rounds", COUNT, AT(rounds), "R", "[1, 99]", NULL,
      "after each round the model answers anew, and is the next round's reference (1)"},
     {"--sft-options", TEXT, AT(sft_options), "TEXT", NULL, NULL,
      "options of train for the stage of SFT, separated by spaces"},
-    {"--dry-run", FLAG, AT(dry_run), NULL, NULL, NULL, "print the plan and write nothing"},
     {"--prompts", TEXT, AT(prompts), "FILE", NULL, NULL,
      "JSON lines: {prompt_id, prompt} with a string, a message or a list of messages, or {messages}"},
     {"--questions", TEXT, AT(questions), "FILE", NULL, NULL, "the benchmark's questions as it publishes them"},
@@ -221,11 +226,20 @@ static const option options[] = {
     {"--b", TEXT, AT(b), "FILE", NULL, NULL, "answers of the opponent"},
     {"--resamples", COUNT, AT(resamples), "N", "[1, 1000000]", NULL, "bootstrap samples of the interval (1000)"},
     {"--eval-data", TEXT, AT(eval_data), "FILE", NULL, NULL, "held-out records"},
+    {"--eval-split", REAL, AT(eval_split), "SHARE", "(0, 1)", NULL,
+     "hold out about this part of --data, by a hash of the prompt, in place of --eval-data"},
     {"--eval-steps", COUNT, AT(eval_steps), "N", "[1, inf)", NULL, "evaluate every N steps (at the end only)"},
     {"--log-steps", COUNT, AT(log_steps), "N", "[1, inf)", NULL,
      "print a line every N steps if there is no progress bar (1)"},
     {"--save-steps", COUNT, AT(save_steps), "N", "[1, inf)", NULL,
-     "save a checkpoint every N steps and delete the one before (only when a run ends early)"},
+     "save a checkpoint every N steps (only when a run ends early)"},
+    {"--keep", COUNT, AT(keep), "N", "[1, inf)", NULL, "checkpoints that stay; older ones are deleted (1)"},
+    {"--save-best", TEXT, AT(save_best), "METRIC", NULL, NULL,
+     "keep the model that an evaluation finds best in OUT/best: by loss, rewards/accuracies, rewards/margins, ..."},
+    {"--tensorboard", FLAG, AT(tensorboard), NULL, NULL, NULL,
+     "write the metrics for TensorBoard as well: OUT/events.out.tfevents.*"},
+    {"--dry-run", FLAG, AT(dry_run), NULL, NULL, NULL,
+     "check everything, say what memory and time the run would take (fuse: print the plan), and write nothing"},
     {"--resume", TEXT, AT(resume), "DIR", NULL, NULL,
      "go on from such a checkpoint, to the bytes of a run that never stopped; the other options must be the same"},
     {"--device", CHOICE, AT(device), "NAME", NULL, device_name, "what the model is computed on (cpu)"},
@@ -247,7 +261,8 @@ static const option options[] = {
     {"--rescore", FLAG, AT(rescore), NULL, NULL, NULL, "replace the rewards that are there"},
     {"--tensors", FLAG, AT(tensors), NULL, NULL, NULL, "list the tensors of a directory too"},
     {"--seeds", COUNT, AT(seeds), "N", "[1, 1000]", NULL, "run the demo with N seeds and print means (1)"},
-    {"--keep", FLAG, AT(keep), NULL, NULL, NULL, "keep the demo's folder"},
+    {"--keep-folder", FLAG, AT(keep_folder), NULL, NULL, NULL, "keep the demo's folder"},
+    {"--csv", FLAG, AT(csv), NULL, NULL, NULL, "a table of all steps in place of the pictures"},
     {"--quick", FLAG, AT(quick), NULL, NULL, NULL,
      "every step of the demo in a few seconds, on too little data for its table to mean anything"},
     {"--lanes", COUNT, AT(lanes), "N", "[1, 1048576]", NULL,
@@ -346,31 +361,33 @@ static bool in_range(const char *range, double x) {    /* "[0, 1)" */
     if (sscanf(range + 1, "%lf, %lf%c", &low, &high, &close) != 3) return false;
     return (*range == '[' ? x >= low : x > low) && (close == ']' ? x <= high : x < high);
 }
-/* Stores an option's value. 2: no such value; 1: a value of the right form that cannot be. */
-static int set(const command *c, const option *o, const char *text, settings *s) {
+/* Stores an option's value. 2: no such value; 1: a value of the right form that cannot be. why: the sentence's end. */
+static int set(const option *o, const char *text, settings *s, char why[400]) {
     char *end, all[256];
     void *to = (char *)s + o->at;
     const char *colon = o->kind == RAMP ? strchr(text, ':') : NULL;
     errno = 0;
+#define REFUSE(code, ...) return snprintf(why, 400, __VA_ARGS__), code
     switch (o->kind) {
-    case FLAG: *(bool *)to = true; break;
+    case FLAG:
+        if (strcmp(text, "true") && strcmp(text, "false")) REFUSE(2, "takes no value, or true or false");
+        *(bool *)to = *text == 't';
+        break;
     case LIST:
         if (*text && *(const char **)to) {
-            if (s->n_more == (int64_t)(sizeof s->more / sizeof *s->more))
-                return misuse(c, "%s: too many files", o->name);
+            if (s->n_more == (int64_t)(sizeof s->more / sizeof *s->more)) REFUSE(2, "too many files");
             s->more[s->n_more++] = text;
             break;
         }  /* fallthrough */
     case TEXT:
-        if (!*text) return misuse(c, "%s: want a %s, found an empty text", o->name, o->value);
+        if (!*text) REFUSE(2, "want a %s, found an empty text", o->value);
         *(const char **)to = text;
         break;
     case COUNT: {
         long long x = strtoll(text, &end, 10);
         if (end == text || *end || errno || strchr(" \t\n", *text))
-            return misuse(c, "%s: want a whole number, found \"%s\"", o->name, text);
-        if (!in_range(o->range, (double)x))
-            return complain("%s: want a whole number in %s, found %s", o->name, o->range, text);
+            REFUSE(2, "want a whole number, found \"%.80s\"", text);
+        if (!in_range(o->range, (double)x)) REFUSE(1, "want a whole number in %s, found %.80s", o->range, text);
         *(int64_t *)to = x;
         break;
     }
@@ -381,9 +398,8 @@ static int set(const command *c, const option *o, const char *text, settings *s)
             x /= strtod(below, &end);
             if (end == below) end = (char *)text;
         } /* 1/3 */
-        if (end == text || *end || strchr(" \t\n", *text))
-            return misuse(c, "%s: want a number, found \"%s\"", o->name, text);
-        if (!in_range(o->range, x)) return complain("%s: want a number in %s, found %s", o->name, o->range, text);
+        if (end == text || *end || strchr(" \t\n", *text)) REFUSE(2, "want a number, found \"%.80s\"", text);
+        if (!in_range(o->range, x)) REFUSE(1, "want a number in %s, found %.80s", o->range, text);
         *(double *)to = x == 0 ? WRPO_ZERO : x;
         break;
     }
@@ -394,17 +410,67 @@ static int set(const command *c, const option *o, const char *text, settings *s)
         while (o->names(i) && (strlen(o->names(i)) != n || strncmp(o->names(i), text, n))) i++;
         if (!o->names(i) || (colon && i != WRPO_ALPHA_SCHEDULE_POWER)) {
             words(o, all, sizeof all);
-            return misuse(c, "%s: want one of %s, found \"%s\"", o->name, all, text);
+            REFUSE(2, "want one of %s, found \"%.80s\"", all, text);
         }
         *(int *)to = i;
+        if (o->kind == RAMP) s->alpha_power = 0;
         if (!colon) break;
         s->alpha_power = strtod(colon + 1, &end);
-        if (end == colon + 1 || *end)
-            return misuse(c, "%s: want a number after \"power:\", found \"%s\"", o->name, colon + 1);
+        if (end == colon + 1 || *end) REFUSE(2, "want a number after \"power:\", found \"%.80s\"", colon + 1);
         if (!(s->alpha_power > 0 && s->alpha_power < 1e6))
-            return complain("%s: want a power in (0, 1e6), found %s", o->name, colon + 1);
+            REFUSE(1, "want a power in (0, 1e6), found %.80s", colon + 1);
         break;
     }
+    }
+#undef REFUSE
+    return 0;
+}
+static const option *find_option(const command *c, const char *name, size_t n) {   /* NULL: the command has none such */
+    for (const option *o = options; o < options + N_OPTIONS; o++)
+        if (strlen(o->name) == n && !strncmp(o->name, name, n))
+            return listed(c->required, o->name) || listed(c->optional, o->name) ? o : NULL;
+    return NULL;
+}
+static char *read_all(FILE *f, size_t *size);          /* below, where files are */
+/* The options in a file of --config: an object whose keys are their names, without --, _ for -. */
+static int read_config(const command *c, const char *path, settings *s) {
+    static const char *const wants[] = {[FLAG] = "true or false", [COUNT] = "a number", [REAL] = "a number",
+                                        [TEXT] = "a string", [CHOICE] = "a string", [RAMP] = "a string"};
+    size_t size = 0;
+    char why[400], name[64], *text = NULL;
+    FILE *f = fopen(path, "rb");
+    if (f) text = read_all(f, &size);
+    if (!text) complain("%s: cannot be opened: %s", path, strerror(errno));
+    if (f) fclose(f);
+    if (!text) return 1;
+    wrpo_result r = wrpo_open(NULL, &s->file_ctx);
+    if (r == WRPO_OK) r = wrpo_json_parse(s->file_ctx, path, text, size, &s->file);
+    free(text);
+    if (r != WRPO_OK) return complain("%s", wrpo_last_error(s->file_ctx)->text);
+    if (s->file->kind != WRPO_JSON_OBJECT) return complain("%s: want an object of options", path);
+    for (const wrpo_json *v = s->file->child; v; v = v->next) {
+        const size_t n = (size_t)snprintf(name, sizeof name, "--%.60s", v->key);
+        for (size_t i = 2; i < n; i++)
+            if (name[i] == '_') name[i] = '-';
+        const option *o = find_option(c, name, n);
+        if (!strcmp(v->key, "wrpo")) continue;         /* the version that wrote the file */
+        if (!strcmp(v->key, "command")) {
+            if (v->kind != WRPO_JSON_STRING || strcmp(v->text, c->name))
+                return complain("%s:%d:%d: command: want \"%s\", the one that is given", path, (int)v->line,
+                                (int)v->column, c->name);
+            continue;
+        }
+        if (!o || o->at == AT(config) || o->at == AT(preset) || o->at == AT(help))
+            return complain("%s:%d:%d: want an option of %s, found \"%.60s\"", path, (int)v->line, (int)v->column,
+                            c->name, v->key);
+        wrpo_json_kind wanted = WRPO_JSON_STRING;
+        if (o->kind == FLAG) wanted = WRPO_JSON_BOOL;
+        if (o->kind == COUNT || o->kind == REAL) wanted = WRPO_JSON_NUMBER;
+        if (v->kind == WRPO_JSON_NULL) continue;
+        if (v->kind != wanted) snprintf(why, sizeof why, "want %s", wants[o->kind]);
+        const char *value = v->kind != WRPO_JSON_BOOL ? v->text : v->boolean ? "true" : "false";
+        if (v->kind != wanted || set(o, value, s, why))
+            return complain("%s:%d:%d: %.60s: %s", path, (int)v->line, (int)v->column, v->key, why);
     }
     return 0;
 }
@@ -461,6 +527,16 @@ static void print_preset(const settings *s) {
             printf("preset       %s (%s): %s\n", s->preset, presets[i].source, presets[i].options);
 }
 static int parse(const command *c, int argc, char **argv, settings *s) {
+    char why[400];
+    const char *config = NULL;       /* is read first: what the command line says comes after it */
+    for (int i = 0; i < argc; i++)
+        if (!strncmp(argv[i], "--config=", 9)) config = argv[i] + 9;
+        else if (!strcmp(argv[i], "--config") && i + 1 < argc) config = argv[++i];
+    if (config && *config && listed(c->optional, "--config")) {
+        const int code = read_config(c, config, s);
+        if (code) return code;
+    }
+    const int64_t max_steps = s->max_steps;
     for (int i = 0; i < argc; i++) {
         const char *value = !strncmp(argv[i], "--preset", 8) && listed(c->optional, "--preset") ? argv[i] + 8 : NULL;
         if (!value || (*value && *value != '=')) continue;
@@ -470,7 +546,6 @@ static int parse(const command *c, int argc, char **argv, settings *s) {
     for (int i = 0; i < argc; i++) {
         const char *arg = argv[i], *value = strchr(arg, '=');
         const size_t n = value ? (size_t)(value - arg) : strlen(arg);
-        const option *o = options;
         if (strncmp(arg, "--", 2)) {
             const bool many = strstr(c->operand, "...") && s->path;
             if (!*c->operand || (s->path && !many)) return misuse(c, "unexpected argument \"%s\"", arg);
@@ -480,19 +555,18 @@ static int parse(const command *c, int argc, char **argv, settings *s) {
             s->path = arg;
             continue;
         }
-        while (o < options + N_OPTIONS && (strlen(o->name) != n || strncmp(o->name, arg, n))) o++;
-        if (o == options + N_OPTIONS || !(listed(c->required, o->name) || listed(c->optional, o->name)))
-            return misuse(c, "unknown option \"%.*s\"", (int)n, arg);
-        if (o->kind == FLAG && value) return misuse(c, "%s takes no value", o->name);
+        const option *o = find_option(c, arg, n);
+        if (!o) return misuse(c, "unknown option \"%.*s\"", (int)n, arg);
         const bool next = i + 1 < argc && (strncmp(argv[i + 1], "--", 2) != 0 || strchr(argv[i + 1], ' '));
         if (o->kind != FLAG && !value && !next)
             return misuse(c, "%s wants a value", o->name);
-        int code = set(c, o, o->kind == FLAG ? "" : value ? value + 1 : argv[++i], s);
+        int code = set(o, value ? value + 1 : o->kind == FLAG ? "true" : argv[++i], s, why);
         while (!code && o->kind == LIST && i + 1 < argc && strncmp(argv[i + 1], "--", 2))
-            code = set(c, o, argv[++i], s);
-        if (code) return code;
+            code = set(o, argv[++i], s, why);
+        if (code) return code == 2 ? misuse(c, "%s: %s", o->name, why) : complain("%s: %s", o->name, why);
         const bool several = strcmp(o->name, "--in") != 0 || !strcmp(c->name, "select");
         if (s->n_more && o->kind == LIST && !several) return misuse(c, "%s takes one value", o->name);
+        if (o->at == AT(epochs) && s->max_steps == max_steps) s->max_steps = 0;    /* those of the file */
         if (s->help) return 0;
     }
     for (int i = 0; i < N_OPTIONS; i++) {              /* TEXT, LIST, or CHOICE without a default: -1 */
@@ -501,7 +575,7 @@ static int parse(const command *c, int argc, char **argv, settings *s) {
             (options[i].kind == CHOICE ? *(const int *)value < 0 : !*(const char *const *)value))
             return misuse(c, "%s is missing", options[i].name);
     }
-    if (*c->operand && !s->path) return misuse(c, "%s is missing", c->operand);
+    if (*c->operand && *c->operand != '[' && !s->path) return misuse(c, "%s is missing", c->operand);
     return 0;
 }
 
@@ -856,6 +930,25 @@ static bool output_dir(const char *path, size_t *made) {
     }
     return true;
 }
+/* Could the directory be made and written to? Asks about it, or about the nearest directory above it that exists. */
+static bool output_dir_possible(const char *path) {
+    char part[4096];
+    struct stat st;
+    if (strlen(path) + 64 > sizeof part) return complain("%.100s...: the path is too long", path), false;
+    snprintf(part, sizeof part, "%s", path);
+    while (stat(part, &st) != 0) {
+        if (errno != ENOENT || !strcmp(part, "."))
+            return complain("%s: cannot be made: %s", path, strerror(errno)), false;
+        size_t n = strlen(part);
+        while (n > 1 && part[n - 1] == '/') n--;       /* "a/b/" -> "a/" -> "." */
+        while (n > 0 && part[n - 1] != '/') n--;
+        if (n == 0) snprintf(part, sizeof part, ".");
+        else part[n] = 0;
+    }
+    if (!S_ISDIR(st.st_mode)) return complain("%s: cannot be made: %s", path, strerror(ENOTDIR)), false;
+    if (access(part, 2) != 0) return complain("%s: cannot be written to: %s", part, strerror(errno)), false;
+    return true;
+}
 static void output_dir_drop(const char *path, size_t made) {       /* rmdir leaves alone what is not empty */
     char part[4096];
     size_t n = ranks.rank ? 0 : strlen(path);
@@ -1007,6 +1100,7 @@ static void inputs_find(const command *c, const settings *s) {
         const void *at = (const char *)s + o->at;
         const char *path = o->kind == TEXT || o->kind == LIST ? *(const char *const *)at : NULL;
         if (!path || (strcmp(o->value, "DIR") && strcmp(o->value, "FILE"))) continue;
+        if (o->at == AT(config) && s->file) continue;  /* settings, read whole before */
         if (listed(c->required, o->name) || listed(c->optional, o->name)) input_add(path, o->name);
     }
     if (s->path) input_add(s->path, c->operand);
@@ -1032,8 +1126,8 @@ static bool output_free_dir(const command *c, const char *out) {
             char path[4200];
             snprintf(path, sizeof path, "%.2000s/%.2000s", out, n.list[k]);
             const bool dir = S_ISDIR(in->st.st_mode);
-            if (dir ? !begins(n.list[k], "checkpoint-") || !strcmp(in->option, "--resume") : !would_write(c, n.list[k]))
-                continue;
+            const bool checkpoint = begins(n.list[k], "checkpoint-") && strcmp(in->option, "--resume");
+            if (dir ? !checkpoint && strcmp(n.list[k], "best") : !would_write(c, n.list[k])) continue;
             if (!same_file(path, in->path)) continue;
             ok = false;
             complain("--out: want a directory where nothing is read, found %s in it, which %s reads", path, in->option);
@@ -1093,10 +1187,10 @@ static bool lock_dir(session *z, const char *dir) {
 }
 static bool session_begin(session *z, const command *c, const settings *s) {
     const bool report_file = !strcmp(c->name, "report") || !strcmp(c->name, "demo") || !*c->name;
-    const char *out = s->out ? s->out : report_file ? "report.html" : NULL;
+    const char *file = s->csv ? "metrics.csv" : "report.html", *out = s->out ? s->out : report_file ? file : NULL;
     char path[4200], dir[4200];
     inputs_find(c, s);
-    if (!out || s->dry_run || ranks.rank) return true;
+    if (!out || (s->dry_run && !writes_directory(c)) || ranks.rank) return true;
     if (!writes_directory(c)) {
         static const char *const beside[] = {"", ".part", ".settings"};            /* sample writes all three */
         for (int i = 0; i < (strcmp(c->name, "sample") ? 1 : 3); i++) {
@@ -1109,6 +1203,7 @@ static bool session_begin(session *z, const command *c, const settings *s) {
         return true;
     }
     if (!output_free_dir(c, out)) return false;
+    if (s->dry_run) return output_dir_possible(out);
     const bool ok = output_dir(out, &z->made);
     z->dir = out;
     if (!ok || !lock_dir(z, out)) return false;
@@ -1132,8 +1227,10 @@ static const char *system_message(const settings *s) {             /* as the lib
     const char *text = s->system_message;
     return !text || !strcmp(text, "none") ? NULL : strcmp(text, "auto") ? text : "";
 }
-static wrpo_result load_data(session *z, const settings *s, const char *path, wrpo_data **out) {
+static wrpo_result load_data(session *z, const settings *s, const char *path, bool eval, wrpo_data **out) {
     const wrpo_data_desc d = {.path = path,
+                              .eval_split = s->eval_split,
+                              .eval_part = eval,
                               .tokenization = (wrpo_tokenization)s->tokenization,
                               .max_length = s->max_length,
                               .max_prompt_length = s->max_prompt_length,
@@ -1179,24 +1276,29 @@ static bool fuses(wrpo_method m) {                      /* reads source_logps */
     return m == WRPO_METHOD_INFIFPO || m == WRPO_METHOD_INFIFPO_WRPO || m == WRPO_METHOD_INFIFPO_IPO;
 }
 static bool has_reference(const settings *s) { return s->method != WRPO_METHOD_SIMPO && s->method != WRPO_METHOD_SFT; }
-/* Options that say nothing to the method are named, not silently ignored. */
-static void check_method(const settings *s) {
-    const wrpo_method m = (wrpo_method)s->method;
-    const bool pair = !mixes(m) && m != WRPO_METHOD_SFT;
-    const struct { bool idle; const char *name;
-    } idle[] = {{s->alpha != 0 && !mixes(m), "--alpha"},
-                {s->alpha_schedule && !mixes(m), "--alpha-schedule"},
-                {s->fusion && !fuses(m), "--fusion"},
-                {s->pair && !pair, "--pair"},
-                {s->beta != 0 && m == WRPO_METHOD_SFT, "--beta"},
-                {s->gamma_ratio != 0 && m != WRPO_METHOD_SIMPO, "--gamma-ratio"},
-                {s->ipo_sum && m != WRPO_METHOD_IPO, "--ipo-sum"},
-                {s->ref && !has_reference(s), "--ref"},
-                {s->sft_on && m != WRPO_METHOD_SFT, "--sft-on"},
-                {s->packing && m != WRPO_METHOD_SFT, "--packing"}};
-    for (size_t i = 0; i < sizeof idle / sizeof *idle; i++)
-        if (idle[i].idle)
-            complain("warning: %s says nothing to --method %s", idle[i].name, wrpo_method_name(s->method));
+/* Does the option say nothing to the method? */
+static bool is_idle(const option *o, int method) {
+    const bool sft = method == WRPO_METHOD_SFT;
+    if (o->at == AT(alpha) || o->at == AT(alpha_schedule)) return !mixes((wrpo_method)method);
+    if (o->at == AT(fusion)) return !fuses((wrpo_method)method);
+    if (o->at == AT(pair)) return mixes((wrpo_method)method) || sft;
+    if (o->at == AT(beta)) return sft;
+    if (o->at == AT(gamma_ratio)) return method != WRPO_METHOD_SIMPO;
+    if (o->at == AT(ipo_sum)) return method != WRPO_METHOD_IPO;
+    if (o->at == AT(sft_on) || o->at == AT(packing)) return !sft;
+    return o->at == AT(ref) && (sft || method == WRPO_METHOD_SIMPO);
+}
+static bool is_given(const option *o, const settings *s) {     /* and not as its default */
+    const void *at = (const char *)s + o->at;
+    if (o->kind == FLAG) return *(const bool *)at;
+    if (o->kind == COUNT) return *(const int64_t *)at != 0;
+    if (o->kind == REAL) return *(const double *)at != 0;
+    return o->kind == CHOICE || o->kind == RAMP ? *(const int *)at > 0 : *(const char *const *)at != NULL;
+}
+static void check_method(const settings *s) {          /* such options are named, not silently ignored */
+    for (const option *o = options; o < options + N_OPTIONS; o++)
+        if (find_option(s->command, o->name, strlen(o->name)) && is_idle(o, s->method) && is_given(o, s))
+            complain("warning: %s says nothing to --method %s", o->name, wrpo_method_name(s->method));
 }
 static void print_memory(const wrpo_bytes *b, int64_t layers) {
     printf("memory       %s: weights %s, gradients %s, moments %s, activations %s, head %s, data %s\n",
@@ -1539,7 +1641,7 @@ static int run_logprob(const settings *s, session *z) {
     int K = 1;
     if (!output_open(&out, s->out)) return 1;
     catch_signals();
-    bool ok = !load_data(z, s, s->data, &z->data) && !load_model(z, s, true);
+    bool ok = !load_data(z, s, s->data, false, &z->data) && !load_model(z, s, true);
     const int64_t N = ok ? wrpo_data_count(z->data) : 0;
     for (int64_t i = 0; i < N; i++) K = wrpo_data_record(z->data, i).count > K ? wrpo_data_record(z->data, i).count : K;
     double *logps = malloc((size_t)BATCH * (size_t)K * sizeof *logps);
@@ -1567,12 +1669,203 @@ static int run_logprob(const settings *s, session *z) {
     return output_close(&out, ok) ? 0 : 1;
 }
 
+/* ---- for TensorBoard: the lines of metrics.jsonl as events. A file of events is TFRecords, each of them
+     length (8 bytes) | masked CRC of the length (4) | protobuf | masked CRC of the protobuf (4), little-endian,
+   and of protobuf it needs
+     Event   { wall_time = 1: double; step = 2: varint; file_version = 3: text; summary = 5; session_log = 7 }
+     Summary { value = 1: { tag = 1: text; simple_value = 2: float } ... }       SessionLog { status = 1: START = 1 }
+   An Event of START makes TensorBoard forget the steps from its own on, should it have read them from another file. */
+typedef struct buffer { unsigned char data[1 << 15]; size_t n; } buffer;
+static uint32_t crc32c(const unsigned char *p, size_t n) {
+    uint32_t crc = ~0u;
+    for (; n--; p++) {
+        crc ^= *p;
+        for (int bit = 0; bit < 8; bit++) crc = crc >> 1 ^ (crc & 1 ? 0x82F63B78u : 0);
+    }
+    return ~crc;
+}
+static uint32_t masked_crc(const unsigned char *p, size_t n) {
+    const uint32_t crc = crc32c(p, n);
+    return (crc >> 15 | crc << 17) + 0xA282EAD8u;
+}
+static void put_bytes(buffer *b, const void *p, size_t n) {        /* what does not fit sets n beyond the end */
+    if (b->n + n <= sizeof b->data) memcpy(b->data + b->n, p, n);
+    b->n = b->n + n <= sizeof b->data ? b->n + n : sizeof b->data + 1;
+}
+static void put_fixed(buffer *b, uint64_t x, size_t n) {           /* little-endian */
+    for (; n--; x >>= 8) put_bytes(b, &(unsigned char){(unsigned char)x}, 1);
+}
+static void put_varint(buffer *b, uint64_t x) {
+    for (; x > 127; x >>= 7) put_fixed(b, x | 128, 1);
+    put_fixed(b, x, 1);
+}
+enum { VARINT, EIGHT_BYTES, TEXT_OF_BYTES, FOUR_BYTES = 5 };       /* protobuf's wire types */
+static void put_key(buffer *b, int field, int type) { put_varint(b, (uint64_t)(field << 3 | type)); }
+static void put_text(buffer *b, int field, const void *p, size_t n) {
+    put_key(b, field, TEXT_OF_BYTES), put_varint(b, n), put_bytes(b, p, n);
+}
+static void put_event(buffer *b, double time, int64_t step) {      /* its first fields */
+    uint64_t bits;
+    memcpy(&bits, &time, sizeof bits);
+    b->n = 0;
+    put_key(b, 1, EIGHT_BYTES), put_fixed(b, bits, 8);
+    put_key(b, 2, VARINT), put_varint(b, (uint64_t)step);
+}
+static void put_scalar(buffer *b, const char *tag, double x) {     /* into a Summary */
+    static buffer value;
+    float f = (float)x;
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    value.n = 0;
+    put_text(&value, 1, tag, strlen(tag));
+    put_key(&value, 2, FOUR_BYTES), put_fixed(&value, bits, 4);
+    put_text(b, 1, value.data, value.n);
+}
+static bool write_record(FILE *f, const buffer *b) {
+    buffer head = {.n = 0};
+    if (b->n > sizeof b->data) return errno = EFBIG, false;
+    put_fixed(&head, b->n, 8);
+    put_fixed(&head, masked_crc(head.data, 8), 4);
+    fwrite(head.data, 1, head.n, f), fwrite(b->data, 1, b->n, f);
+    head.n = 0, put_fixed(&head, masked_crc(b->data, b->n), 4);
+    return fwrite(head.data, 1, head.n, f) == head.n;
+}
+typedef struct events { const char *dir; FILE *f; char path[4300]; long read; double begin, seconds; } events;
+static void events_remove_others(const events *e) {    /* those of runs that this one continues or takes the place of */
+    names n = names_in(e->dir);
+    for (int i = 0; i < n.count; i++) {
+        char path[4300];
+        if (!begins(n.list[i], "events.out.tfevents.") || !ends(n.list[i], ".wrpo")) continue;
+        snprintf(path, sizeof path, "%.2000s/%.2000s", e->dir, n.list[i]);
+        if (strcmp(path, e->path)) remove(path);
+    }
+    names_free(&n);
+}
+/* A line of metrics: {"step": 3, "loss": 0.69, ...} -> train/loss; "eval_loss" -> eval/loss. */
+static bool events_add(events *e, const wrpo_json *line) {
+    static buffer event, summary;
+    const wrpo_json *step = wrpo_json_get(line, "step"), *seconds = wrpo_json_get(line, "seconds");
+    if (!seconds) seconds = wrpo_json_get(line, "eval_seconds");
+    if (seconds) e->seconds = seconds->number;
+    summary.n = 0;
+    for (const wrpo_json *v = line->child; v; v = v->next) {
+        char tag[100];
+        const bool eval = !strncmp(v->key, "eval_", 5);
+        if (v == step || v->kind != WRPO_JSON_NUMBER) continue;
+        snprintf(tag, sizeof tag, "%s/%s", eval ? "eval" : "train", v->key + (eval ? 5 : 0));
+        put_scalar(&summary, tag, v->number);
+    }
+    put_event(&event, e->begin + e->seconds, step ? step->integer : 0);
+    put_text(&event, 5, summary.data, summary.n);
+    return write_record(e->f, &event);
+}
+/* Brings the events up to metrics.jsonl, which the library has just written and, in a run that goes on, cut back. Where
+   a finished model is, the lines wait under another name. */
+static bool events_follow(session *z, events *e, double run_seconds) {
+    char path[4200], *text = NULL;
+    size_t size = 0;
+    wrpo_json *line;
+    bool ok = true;
+    if (!e->f) {                     /* the first time: a new file, with all the lines */
+        static buffer b;
+        const time_t now = time(NULL);
+        snprintf(e->path, sizeof e->path, "%.2000s/events.out.tfevents.%010lld.%ld.wrpo", e->dir, (long long)now,
+                 (long)getpid());
+        e->begin = (double)now - run_seconds;
+        e->f = fopen(e->path, "wb");
+        if (!e->f) return complain("%s: cannot be written: %s", e->path, strerror(errno)), false;
+        put_event(&b, (double)now, 0), put_text(&b, 3, "brain.Event:2", 13);
+        ok = write_record(e->f, &b);
+        put_event(&b, (double)now, 1), put_text(&b, 7, "\x08\x01", 2);
+        ok = ok && write_record(e->f, &b);
+    }
+    snprintf(path, sizeof path, "%.4000s/metrics.jsonl" PART, e->dir, (unsigned long)getpid());
+    FILE *f = fopen(path, "rb");
+    snprintf(path, sizeof path, "%.4000s/metrics.jsonl", e->dir);
+    if (!f) f = fopen(path, "rb");
+    if (f && !fseek(f, e->read, SEEK_SET)) text = read_all(f, &size);
+    if (!text) complain("%s: cannot be read: %s", path, strerror(errno));
+    if (f) fclose(f);
+    if (!text) return false;
+    for (char *at = text, *end; ok && (end = memchr(at, '\n', size - (size_t)(at - text))); at = end + 1) {
+        if (wrpo_json_parse(z->ctx, path, at, (size_t)(end - at), &line)) return free(text), fail(z), false;
+        ok = events_add(e, line);
+        wrpo_json_free(z->ctx, line);
+    }
+    free(text);
+    e->read += (long)size;
+    ok = ok && fflush(e->f) == 0;
+    if (!ok) complain("%s: cannot be written: %s", e->path, strerror(errno));
+    return ok;
+}
+
+/* ---- run.json: the options of a run, with the defaults that it took, for --config ---- */
+static void json_real(FILE *f, double x) {             /* the fewest digits that read back */
+    char text[40];
+    int precision = 1;
+    do snprintf(text, sizeof text, "%.*g", precision, x); while (strtod(text, NULL) != x && ++precision < 18);
+    fputs(text, f);
+}
+static bool write_options(session *z, const settings *s, const wrpo_json *resolved, FILE *f) {
+    bool ok = true;
+    fprintf(f, "{\"wrpo\": \"%s\",\n \"command\": \"%s\"", WRPO_VERSION, s->command->name);
+    for (const option *o = options; ok && o < options + N_OPTIONS; o++) {
+        const void *at = (const char *)s + o->at;
+        char key[64];
+        size_t n = (size_t)snprintf(key, sizeof key, "%s", o->name + 2);
+        for (size_t i = 0; i < n; i++)
+            if (key[i] == '-') key[i] = '_';
+        if (!find_option(s->command, o->name, n + 2) || is_idle(o, s->method)) continue;
+        if (o->at == AT(config) || o->at == AT(resume) || o->at == AT(dry_run)) continue;  /* of one call */
+        if (o->at == AT(preset)) continue;             /* its options are here */
+        if (o->at == AT(keep) && !s->save_steps) continue;
+        const wrpo_json *v = wrpo_json_get(resolved, o->at == AT(lr_schedule) ? "lr_schedule" : key);
+        const int choice = o->names ? *(const int *)at : -1;
+        if (o->kind == FLAG && is_given(o, s)) fprintf(f, ",\n \"%s\": true", key);
+        else if (o->names && choice >= 0) {
+            fprintf(f, ",\n \"%s\": \"%s", key, o->names(choice));
+            if (o->kind == RAMP && s->alpha_power > 0) fputs(":", f), json_real(f, s->alpha_power);
+            fputs("\"", f);
+        } else if (v && v->kind == WRPO_JSON_NUMBER && (o->kind == REAL || v->number != 0)) {
+            if (o->at != AT(epochs) || !s->max_steps) fprintf(f, ",\n \"%s\": %s", key, v->text);
+        } else if (o->kind == COUNT && is_given(o, s))
+            fprintf(f, ",\n \"%s\": %lld", key, (long long)*(const int64_t *)at);
+        else if (o->kind == REAL && (is_given(o, s) || signbit(*(const double *)at)))
+            fprintf(f, ",\n \"%s\": ", key), json_real(f, plain(*(const double *)at));
+        else if (o->kind == TEXT && (is_given(o, s) || o->at == AT(date))) {
+            const char *text = o->at == AT(date) ? wrpo_get_date(z->ctx) : *(const char *const *)at;
+            fputs(",\n ", f);
+            ok = print_text(z, f, key, text, strlen(text));
+        }
+    }
+    fputs("}\n", f);
+    return ok;
+}
+static bool write_run(session *z, const settings *s, const wrpo_train_desc *d) {   /* OUT/run.json */
+    char path[4200], *text = NULL;
+    wrpo_json *resolved = NULL;
+    output out = {0};
+    snprintf(path, sizeof path, "%s/run.json", s->out);
+    bool ok = wrpo_train_desc_json(z->ctx, d, &text) == WRPO_OK &&
+              wrpo_json_parse(z->ctx, "settings", text, strlen(text), &resolved) == WRPO_OK;
+    wrpo_free(z->ctx, text);
+    if (!ok) return fail(z), false;
+    ok = output_open(&out, path) && (write_options(z, s, resolved, out.f) || (fail(z), false));
+    wrpo_json_free(z->ctx, resolved);
+    return output_close(&out, ok);
+}
+
 /* ---- train ---- */
-typedef struct watch {
+typedef struct watch {               /* of a run in progress */
     session *z;
-    int64_t every;
-    bool mapped, spoilt;
-} watch; /* of a run in progress; every: steps to a line, 0 = none; mapped: the model is read all the time */
+    int64_t every;                   /* steps to a line; 0 = none */
+    bool mapped, spoilt;             /* mapped: the model is read all the time */
+    const settings *s;
+    const wrpo_train_desc *d;
+    events events;
+    bool begun, failed;              /* failed: the sentence is said */
+    bool finished;                   /* a finished model is in the directory: what tells of it stays until the end */
+} watch;
 static void print_metrics(const char *head, const wrpo_metrics *m, double left) {
     printf("%s %lld/%lld  loss %.4f", head, (long long)m->step, (long long)m->steps, m->loss);
     if (!isnan(m->rewards_margins)) printf("  margin %+.3g  accuracy %.2f", m->rewards_margins, m->rewards_accuracies);
@@ -1589,6 +1882,11 @@ static void print_metrics(const char *head, const wrpo_metrics *m, double left) 
 static bool on_step(const wrpo_metrics *m, const wrpo_metrics *eval, void *user) {
     watch *w = user;
     const double left = m->seconds / (double)m->step * (double)(m->steps - m->step);
+    const bool writes = !ranks.rank, first = !w->begun && !w->finished, follows = writes && w->s->tensorboard;
+    if (writes && first) w->failed = !write_run(w->z, w->s, w->d);
+    if (!w->failed && follows) w->failed = !events_follow(w->z, &w->events, m->seconds);
+    if (first && !w->failed && follows) events_remove_others(&w->events);
+    w->begun = true;
     label p[8];                      /* the most wanted first */
     int n = 0;
 #define PIECE(...) snprintf(p[n++].s, sizeof p->s, __VA_ARGS__)
@@ -1609,7 +1907,7 @@ static bool on_step(const wrpo_metrics *m, const wrpo_metrics *eval, void *user)
     if (eval) print_metrics("eval", eval, -1);
     screen_draw(&w->z->screen, (double)m->step / (double)m->steps, p, n);
     if (w->mapped && !inputs_same()) return w->spoilt = true, false;
-    return !interrupted;
+    return !interrupted && !w->failed;
 }
 static void print_data(const char *name, const char *path, const wrpo_data *data) {
     const wrpo_data_stats t = wrpo_data_get_stats(data);
@@ -1670,7 +1968,9 @@ static void print_settings(const settings *s, session *z, const wrpo_train_desc 
            count_text(wrpo_model_parameters(z->model)).s);
     print_adapter(z->model, s->adapter);
     print_data("data", s->data, z->data);
-    if (z->eval_data) print_data("eval data", s->eval_data, z->eval_data);
+    char part[4200];
+    snprintf(part, sizeof part, "%g of %s", s->eval_split, s->data);
+    if (z->eval_data) print_data("eval data", s->eval_split > 0 ? part : s->eval_data, z->eval_data);
     printf("method       %s", word(wrpo_method_name((int)m)));
     if (mixes(m) && d.alpha_schedule == WRPO_ALPHA_SCHEDULE_CONSTANT) printf(", alpha %g", plain(d.alpha));
     else if (mixes(m))
@@ -1698,6 +1998,11 @@ static void print_settings(const settings *s, session *z, const wrpo_train_desc 
         printf("ranks        %d on this machine, %d in all, %lld lanes\n", ranks.locals, ranks.ranks,
                (long long)(s->lanes ? s->lanes : ranks.ranks));
     if (d.resume) printf("resume       %s\n", d.resume);
+    if (d.save_steps)
+        printf("checkpoints  every %s steps, the last %s stay\n", grouped(d.save_steps).s, grouped(d.keep).s);
+    if (d.save_best)
+        printf("best         the model with the %s eval_%s, in %s/best\n",
+               strcmp(d.save_best, "loss") ? "highest" : "lowest", d.save_best, d.save.dir);
     print_output(s, z, &d);
     print_memory(bytes, wrpo_model_config(z->model)->num_hidden_layers);
     fflush(stdout);
@@ -1724,15 +2029,115 @@ static bool check_eos(const settings *s, session *z, wrpo_save_desc *save) {
     if (s->save_eos) save->eos = z->eos, save->eos_count = count;
     return ok || fail(z) == 0;
 }
+/* ---- train --dry-run: what a run would take, from two small steps ---- */
+/* About the rows that a step computes for a record: the prompt once, and the responses that the method scores. */
+static int64_t record_rows(const wrpo_record *r, int method) {
+    int64_t n = r->prompt_count;
+    for (int k = 0; k < r->count; k++)
+        if (method != WRPO_METHOD_SFT || r->responses[k].role == WRPO_ROLE_SOURCE) n += r->responses[k].count;
+    return n;
+}
+static double data_rows(const wrpo_data *data, int method) {
+    double n = 0;
+    for (int64_t i = 0; data && i < wrpo_data_count(data); i++) {
+        const wrpo_record r = wrpo_data_record(data, i);
+        n += (double)record_rows(&r, method);
+    }
+    return n;
+}
+typedef struct pace { double row, forward, update; int64_t records; } pace;    /* seconds of a row, of a row forward
+                                                                                  only, of an update; what was timed */
+/* Trains without effect (rate 0) on records from all over the data, the longest among them: a step of about three
+   micro-batches, then one of a single one. Their difference is the time of rows, what is left is the update's. */
+static int measure(session *z, const wrpo_train_desc *desc, pace *out) {
+    wrpo_train_desc d = wrpo_train_defaults(desc);
+    const int method = (int)d.loss.method;
+    const int64_t N = wrpo_data_count(z->data);
+    int64_t longest = 0, count = 0, big = 0, rows = 0, sizes[2] = {0};
+    enum { MOST = 4096 };
+    wrpo_record *list = malloc(MOST * sizeof *list);
+    wrpo_data *some = NULL;
+    wrpo_trainer *t = NULL;
+    wrpo_metrics m = {0};
+    double best[2] = {INFINITY, INFINITY}, *logps = NULL;
+    if (!list) return complain("out of memory");
+    for (int64_t i = 0; i < N; i++) {
+        const wrpo_record a = wrpo_data_record(z->data, i), b = wrpo_data_record(z->data, longest);
+        if (record_rows(&a, method) > record_rows(&b, method)) longest = i;
+    }
+    for (int part = 0; part < 2; part++, rows = 0)     /* the records of both steps; a short file is used again */
+        do {
+            list[count] = wrpo_data_record(z->data, count ? (count * (N / 61 + 1)) % N : longest);
+            rows += record_rows(&list[count++], method);
+            big += !part;
+        } while (rows < (part ? 1 : 3) * d.micro_tokens && count - (part ? big : 0) < (part ? big : MOST / 2));
+    d.out_dir = NULL, d.resume = NULL, d.save = (wrpo_save_desc){0}, d.save_steps = 0, d.save_best = NULL;
+    d.save_model = false;
+    d.eval_data = NULL, d.eval_steps = 0, d.on_step = NULL, d.no_shuffle = true;
+    d.learning_rate = WRPO_ZERO, d.batch_size = big, d.accumulation = 1, d.max_steps = 1000;
+    bool ok = (logps = malloc((size_t)count * 64 * sizeof *logps)) != NULL || (complain("out of memory"), false);
+    ok = ok && ((wrpo_data_from_ids(z->ctx, list, count, &some) == WRPO_OK &&
+                 wrpo_trainer_open(z->model, some, &d, &t) == WRPO_OK) || fail(z) == 0);
+    const double begin = seconds();
+    for (int step = 0; ok && step < 6 && (step < 2 || seconds() - begin < 8); step++) {
+        const double from = seconds();
+        ok = wrpo_trainer_step(t, &m) == WRPO_OK || fail(z) == 0;
+        best[step % 2] = fmin(best[step % 2], seconds() - from);
+        sizes[step % 2] = m.tokens;
+        if (ok && interrupted) ok = complain("interrupted") == 0;
+    }
+    wrpo_trainer_free(t);
+    out->row = best[0] / (double)(sizes[0] ? sizes[0] : 1);
+    if (sizes[0] > sizes[1] && best[0] > best[1]) out->row = (best[0] - best[1]) / (double)(sizes[0] - sizes[1]);
+    out->update = fmax(0, best[1] - out->row * (double)sizes[1]);
+    int most = 0;
+    for (int64_t i = 0; i < count; i++) most = list[i].count > most ? list[i].count : most;
+    const double from = seconds();
+    if (ok && most <= 64) ok = wrpo_logprobs(z->model, some, 0, count, logps, NULL) == WRPO_OK || fail(z) == 0;
+    out->forward = fmin(out->row, (seconds() - from) / fmax(1, data_rows(some, WRPO_METHOD_WRPO)));
+    out->records = count;
+    wrpo_data_free(some);
+    free(list), free(logps);
+    return ok ? 0 : 1;
+}
+static int dry_run(const settings *s, session *z, const wrpo_train_desc *desc) {
+    const wrpo_train_desc d = wrpo_train_defaults(desc);
+    const int method = (int)d.loss.method;
+    pace p;
+    char path[4200];
+    struct stat is;
+    snprintf(path, sizeof path, "%s/trainer_state.wrpo", s->resume ? s->resume : "");
+    if (s->resume && stat(path, &is)) return complain("%s: cannot be opened: %s", path, strerror(errno));
+    if (measure(z, desc, &p)) return 1;
+    /* steps, as >>step of the library counts them */
+    const int64_t N = wrpo_data_count(z->data), micro = d.batch_size / d.accumulation;
+    const int64_t full = (N + micro - 1) / micro / d.accumulation, each = full ? full : 1;
+    const double by_epochs = ceil(d.epochs * (double)each - 1e-9);
+    const double T = d.max_steps ? (double)d.max_steps : fmax(by_epochs, 1);
+    const double step = p.update + p.row * data_rows(z->data, method) / (double)each;
+    const double evals = !z->eval_data ? 0 : d.eval_steps ? ceil(T / (double)d.eval_steps) : 1;
+    const double eval = p.forward * data_rows(z->eval_data, method);
+    const double reference = has_reference(s) ? eval + p.forward * data_rows(z->data, method) : 0;
+    printf("time         about %s", time_text(reference + T * step + evals * eval).s);
+    printf(": %.0f steps of %.3g s", T, step);
+    if (reference > 0) printf(", the reference %.3g s", reference);
+    if (evals > 0) printf(", %.0f evaluations of %.3g s", evals, eval);
+    printf("; %.0f tokens/s, timed on %lld records\n", 1 / p.row, (long long)p.records);
+    if (s->resume) printf("resume       the state is there; it is compared with these settings when the run begins\n");
+    printf("dry run      nothing is written\n");
+    return 0;
+}
 static int train(const settings *s, session *z) {
     wrpo_train_desc d = train_desc(s);
     wrpo_config config;
     wrpo_bytes bytes;
     wrpo_metrics last = {0};
-    watch w = {.z = z, .every = z->screen.bar && isatty(fileno(stdout)) ? 0 : s->log_steps ? s->log_steps : 1};
+    watch w = {.z = z, .s = s, .d = &d, .events.dir = s->out, .every = s->log_steps ? s->log_steps : 1};
+    if (z->screen.bar && isatty(fileno(stdout))) w.every = 0;
+    w.finished = is_finished(s->out);
     wrpo_adapter_desc lora = adapter_desc(s);
     const wrpo_adapter_desc *adapter = s->lora_r || s->adapter ? &lora : NULL;
-    d.resume = s->resume, d.save_steps = s->save_steps;
+    d.resume = s->resume, d.save_steps = s->save_steps, d.keep = s->keep;
     d.save = save_desc(s);
     if (wrpo_config_load(z->ctx, s->model, &config) || wrpo_train_bytes(z->ctx, &config, NULL, &d, adapter, &bytes))
         return fail(z); /* options first */
@@ -1740,27 +2145,37 @@ static int train(const settings *s, session *z) {
     if (s->resume && !s->date && (wrpo_checkpoint_date(z->ctx, s->resume, &date) ||
                                   (date && wrpo_set_date(z->ctx, date)))) return fail(z);
     wrpo_free(z->ctx, date);
-    if (load_data(z, s, s->data, &z->data) || (s->eval_data && load_data(z, s, s->eval_data, &z->eval_data)) ||
+    const char *eval_data = s->eval_split > 0 ? s->data : s->eval_data;
+    if (load_data(z, s, s->data, false, &z->data) ||
+        (eval_data && load_data(z, s, eval_data, true, &z->eval_data)) ||
         load_model(z, s, adapter != NULL) || (s->lora_r && wrpo_adapter_new(z->model, adapter)))
         return fail(z);
+    d.eval_data = z->eval_data, d.save_best = s->save_best;
     if (s->adapter) lora = wrpo_model_adapter(z->model);
     if (!adapter && !check_eos(s, z, &d.save)) return 1;
     if (!inputs_same()) return 1;
     w.mapped = adapter != NULL;
     if (wrpo_train_bytes(z->ctx, &config, z->data, &d, adapter, &bytes)) return fail(z);
-    d.out_dir = s->out, d.eval_data = z->eval_data;
+    d.out_dir = s->out;
     d.on_step = on_step, d.user = &w;
     d.save_model = true;
     print_settings(s, z, &d, &bytes);
+    if (s->dry_run) return dry_run(s, z, &d);
     const double begin = seconds();
     const wrpo_result r = wrpo_train(z->model, z->data, &d, &last);
     const double took = seconds() - begin;
     screen_clear(&z->screen);
+    bool told = r != WRPO_OK || !w.finished || ranks.rank || write_run(z, s, &d);
+    if (r == WRPO_OK && w.events.f) {
+        told = events_follow(z, &w.events, last.seconds) && told;
+        events_remove_others(&w.events);
+    }
+    if (w.events.f) fclose(w.events.f);
     if (r != WRPO_OK) {
         if (w.spoilt)
             return complain("%s/checkpoint-%lld was computed from it: remove it", s->out, (long long)last.step);
-        if (r == WRPO_E_STOPPED) complain("interrupted");
-        else fail(z);
+        if (r != WRPO_E_STOPPED) fail(z);
+        else if (!w.failed) complain("interrupted");
         if (!last.tokens)
             return r == WRPO_E_STOPPED || r == WRPO_E_NOT_FINITE ? complain("no step was done: nothing is saved") : 1;
         char state[4200];
@@ -1773,11 +2188,16 @@ static int train(const settings *s, session *z) {
     }
     printf("%s: trained, %lld steps in %s (%.2f seconds in all), memory peak %s\n", s->out,
            (long long)last.step, time_text(last.seconds).s, took, bytes_text((double)wrpo_memory_peak(z->ctx)).s);
-    return 0;
+    return told ? 0 : 1;
 }
 static int run_train(const settings *s, session *z) {
     const bool of_lora = s->lora_alpha != 0 || s->lora_dropout != 0 || s->lora_target || s->rslora;
-    if (s->eval_steps && !s->eval_data) return complain("--eval-steps: --eval-data is missing");
+    const bool eval = s->eval_data || s->eval_split > 0;
+    if (s->eval_data && s->eval_split > 0) return complain("train: want either --eval-data or --eval-split");
+    if (s->eval_steps && !eval) return complain("--eval-steps: --eval-data or --eval-split is missing");
+    if (s->save_best && !(eval && s->eval_steps))
+        return complain("--save-best: %s is missing", eval ? "--eval-steps" : "--eval-data or --eval-split");
+    if (s->keep && !s->save_steps) return complain("--keep: --save-steps is missing");
     if (s->lora_r && s->adapter)
         return complain("train: want either --lora-r, a new adapter, or --adapter, to go on from one");
     if (of_lora && s->adapter)
@@ -1811,7 +2231,7 @@ static int run_eval(const settings *s, session *z) {
                  "earlier one, and give the result as --ref", s->model);
     } else if (has_reference(s) && !s->ref)
         complain("warning: --ref is missing: the model is compared with itself, every reward is 0");
-    if (load_data(z, s, s->data, &z->data) || load_model(z, s, true) || wrpo_eval(z->model, z->data, &d, &m)
+    if (load_data(z, s, s->data, false, &z->data) || load_model(z, s, true) || wrpo_eval(z->model, z->data, &d, &m)
         || wrpo_metrics_json(z->ctx, &m, "eval_", &json)) return fail(z);
     output out = {0};
     const bool ok = output_open(&out, s->out);
@@ -2732,14 +3152,13 @@ static int run_winrate(const settings *s, session *z) {
 }
 
 /* ---- report: metrics.jsonl of runs as one HTML file, drawn in SVG, with nothing to load ---- */
-typedef struct curve {
+typedef struct curve {               /* a metric of a run, as the file has it; for pictures, thinned */
     char name[64];
     bool eval;
     double *x, *y;
     int64_t n, cap;
-    char last[32];
-} curve; /* a metric of a run, as the file has it */
-typedef struct run { const char *dir; char name[128]; curve *curves; int n; int64_t steps; } run;
+} curve;
+typedef struct run { const char *dir; char name[128], method[16]; curve *curves; int n; int64_t steps; } run;
 static curve *run_curve(run *r, const char *name, bool eval, bool make) {
     for (int i = 0; i < r->n; i++)
         if (r->curves[i].eval == eval && !strcmp(r->curves[i].name, name)) return &r->curves[i];
@@ -2750,21 +3169,63 @@ static curve *run_curve(run *r, const char *name, bool eval, bool make) {
     snprintf(more->name, sizeof more->name, "%s", name);
     return more;
 }
-static bool curve_add(curve *c, double x, const wrpo_json *y) {
+static bool curve_add(curve *c, double x, double y) {
     if (c->n == c->cap) {
         const int64_t cap = c->cap ? 2 * c->cap : 64;
-        double *xs = realloc(c->x, (size_t)cap * sizeof *xs), *ys = xs ? realloc(c->y, (size_t)cap * sizeof *ys) : NULL;
+        double *xs = realloc(c->x, (size_t)cap * sizeof *xs);
+        double *ys = xs ? realloc(c->y, (size_t)cap * sizeof *ys) : NULL;
         if (xs) c->x = xs;
         if (ys) c->y = ys, c->cap = cap;
         if (!xs || !ys) return false;
     }
-    c->x[c->n] = x, c->y[c->n++] = y->number;
-    snprintf(c->last, sizeof c->last, "%s", y->text);
+    c->x[c->n] = x, c->y[c->n++] = y;
     return true;
+}
+/* Leaves what a screen can show: the lowest and the highest point of each of COLUMNS of the axis, and the ends. */
+static void curve_thin(curve *c, double steps) {
+    enum { COLUMNS = 400 };
+    int64_t n = 0;
+    if (c->n <= 2 * COLUMNS) return;
+    for (int64_t i = 0, end; i < c->n; i = end) {
+        const double column = floor(c->x[i] / steps * COLUMNS);
+        int64_t low = i, high = i;
+        for (end = i; end < c->n && floor(c->x[end] / steps * COLUMNS) == column; end++) {
+            if (c->y[end] < c->y[low]) low = end;
+            if (c->y[end] > c->y[high]) high = end;
+        }
+        const int64_t keep[] = {i > 0 ? -1 : 0, low < high ? low : high, low < high ? high : low,
+                                end < c->n ? -1 : c->n - 1};
+        for (int k = 0; k < 4; k++)
+            if (keep[k] >= 0 && (k == 0 || keep[k] > keep[k - 1])) {
+                c->x[n] = c->x[keep[k]];
+                c->y[n++] = c->y[keep[k]];
+            }
+    }
+    c->n = n;
 }
 static void run_free(run *r) {
     for (int i = 0; i < r->n; i++) free(r->curves[i].x), free(r->curves[i].y);
     free(r->curves);
+}
+/* The method, by run.json or, for a run that has none, by its metrics. */
+static void run_method(session *z, run *r, const char *dir) {
+    char path[4200];
+    size_t size;
+    wrpo_json *json = NULL;
+    const char *method = run_curve(r, "cur_alpha", false, false)         ? "wrpo"
+                         : run_curve(r, "rewards/margins", false, false) ? "preferences"
+                                                                         : "sft";
+    snprintf(path, sizeof path, "%s/run.json", dir);
+    FILE *f = fopen(path, "rb");
+    char *text = f ? read_all(f, &size) : NULL;
+    if (f) fclose(f);
+    if (text && wrpo_json_parse(z->ctx, path, text, size, &json) == WRPO_OK) {
+        const wrpo_json *v = wrpo_json_get(json, "method");
+        if (v && v->kind == WRPO_JSON_STRING) method = v->text;
+    }
+    snprintf(r->method, sizeof r->method, "%s", method);
+    wrpo_json_free(z->ctx, json);
+    free(text);
 }
 static bool run_read(session *z, run *r, const char *dir) {
     char path[4200];
@@ -2786,7 +3247,7 @@ static bool run_read(session *z, run *r, const char *dir) {
             const bool eval = !strncmp(v->key, "eval_", 5);
             if (v == step || v->kind != WRPO_JSON_NUMBER) continue;
             curve *c = run_curve(r, v->key + (eval ? 5 : 0), eval, true);
-            ok = c && curve_add(c, step->number, v);
+            ok = c && curve_add(c, step->number, v->number);
         }
         if (ok && step->number > (double)r->steps) r->steps = (int64_t)step->number;
         wrpo_json_free(z->ctx, line);
@@ -2794,6 +3255,7 @@ static bool run_read(session *z, run *r, const char *dir) {
     }
     free(in.data);
     if (code == 0 && !r->n) code = -1, complain("%s: want metrics, found none", path);
+    if (code == 0) run_method(z, r, dir);
     return code == 0;
 }
 static void html_text(FILE *f, const char *s) {
@@ -2801,16 +3263,40 @@ static void html_text(FILE *f, const char *s) {
         if (*s == '<' || *s == '>' || *s == '&' || *s == '"') fprintf(f, "&#%d;", *s);
         else fputc(*s, f);
 }
+static label figure(double x) {      /* counts and large numbers whole, others to 4 digits */
+    label l;
+    const bool whole = fabs(x) < 1e15 && (x == floor(x) || fabs(x) >= 1e4);
+    snprintf(l.s, sizeof l.s, whole ? "%.0f" : "%.4g", x == 0 ? 0 : x);
+    return l;
+}
 static double nice_step(double range) {                /* 1, 2 or 5 times a power of ten: about four lines */
     const double power = pow(10, floor(log10(range / 4))), rest = range / 4 / power;
     return power * (rest < 1.5 ? 1 : rest < 3.5 ? 2 : rest < 7.5 ? 5 : 10);
 }
-static void html_chart(FILE *f, const char *title, const char *metric, run *runs, int n) {
-    enum { W = 460, H = 250, LEFT = 58, RIGHT = 12, TOP = 12, BOTTOM = 30 };
+enum { CHART_W = 460, CHART_H = 250, CHART_LEFT = 58, CHART_RIGHT = 12, CHART_TOP = 12, CHART_BOTTOM = 30 };
+/* A curve: a line, points for what is held out, and the values for the page's script. At (LEFT, H - BOTTOM) is the
+   value `bottom` at step 0; sx and sy are pixels of a step and of a unit. */
+static void html_curve(FILE *f, const run *r, int color, const curve *c, double bottom, double sx, double sy) {
+    const double x0 = CHART_LEFT, y0 = CHART_H - CHART_BOTTOM;
+    fprintf(f, "<g class=\"c%d%s\"><polyline points=\"", color, c->eval ? " eval" : "");
+    for (int64_t k = 0; k < c->n; k++) fprintf(f, "%.1f,%.1f ", x0 + c->x[k] * sx, y0 - (c->y[k] - bottom) * sy);
+    fputs("\"/>", f);
+    for (int64_t k = 0; k < c->n && (c->eval || c->n == 1); k++)
+        fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\"/>", x0 + c->x[k] * sx, y0 - (c->y[k] - bottom) * sy);
+    fputs("<title>", f), html_text(f, r->name);
+    fprintf(f, "%s: %s at step %.0f</title><desc>", c->eval ? ", held-out" : "", figure(c->y[c->n - 1]).s,
+            c->x[c->n - 1]);
+    for (int64_t k = 0; k < c->n; k++) fprintf(f, "%s%.0f %s", k ? "," : "", c->x[k], figure(c->y[k]).s);
+    fputs("</desc></g>\n", f);
+}
+/* The metric of the runs of one method, or of all (method NULL). */
+static void html_chart(FILE *f, const char *title, const char *metric, const char *method, run *runs, int n) {
+    enum { W = CHART_W, H = CHART_H, LEFT = CHART_LEFT, RIGHT = CHART_RIGHT, TOP = CHART_TOP, BOTTOM = CHART_BOTTOM };
     double low = INFINITY, high = -INFINITY, steps = 1;
     for (int i = 0; i < n; i++)
         for (int eval = 0; eval < 2; eval++) {
             const curve *c = run_curve(&runs[i], metric, eval, false);
+            if (method && strcmp(method, runs[i].method)) continue;
             for (int64_t k = 0; c && k < c->n; k++)
                 low = fmin(low, c->y[k]), high = fmax(high, c->y[k]), steps = fmax(steps, c->x[k]);
         }
@@ -2819,9 +3305,8 @@ static void html_chart(FILE *f, const char *title, const char *metric, run *runs
     const double dy = nice_step(high - low), dx = fmax(nice_step(steps), 1), bottom = floor(low / dy + 1e-9) * dy,
                  top = ceil(high / dy - 1e-9) * dy;
     const double sx = (W - LEFT - RIGHT) / steps, sy = (H - TOP - BOTTOM) / (top - bottom);
-    fprintf(f,
-            "<figure><figcaption>%s</figcaption><svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"%s by step\">\n",
-            title, W, H, title);
+    fprintf(f, "<figure><figcaption>%s%s%s</figcaption>", title, method ? ", " : "", method ? method : "");
+    fprintf(f, "<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"%s by step\">\n", W, H, title);
     for (double y = bottom; y < top + dy / 2; y += dy)
         fprintf(f,
                 "<path class=\"grid\" d=\"M%d %.1fH%d\"/><text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%.4g</text>\n",
@@ -2832,75 +3317,158 @@ static void html_chart(FILE *f, const char *title, const char *metric, run *runs
     for (int i = 0; i < n; i++)
         for (int eval = 0; eval < 2; eval++) {
             const curve *c = run_curve(&runs[i], metric, eval, false);
-            if (!c) continue;
-            fprintf(f, "<g class=\"c%d%s\"><polyline points=\"", i % 8, eval ? " eval" : "");
-            for (int64_t k = 0; k < c->n; k++)
-                fprintf(f, "%.1f,%.1f ", LEFT + c->x[k] * sx, H - BOTTOM - (c->y[k] - bottom) * sy);
-            fputs("\"/>", f);
-            if (eval || c->n == 1)
-                for (int64_t k = 0; k < c->n; k++)
-                    fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\"/>", LEFT + c->x[k] * sx,
-                            H - BOTTOM - (c->y[k] - bottom) * sy);
-            fputs("<title>", f);
-            html_text(f, runs[i].name);
-            fprintf(f, "%s: %s at step %.0f</title></g>\n", eval ? ", held-out" : "", c->last, c->x[c->n - 1]);
+            if (c && !(method && strcmp(method, runs[i].method))) html_curve(f, &runs[i], i % 8, c, bottom, sx, sy);
         }
     fputs("</svg></figure>\n", f);
 }
-/* before: HTML in front of the charts; NULL: a sentence. Every number of the table is written as it is in the files. */
+static const char report_style[] =
+    ":root { color-scheme: light dark; --page: #f9f9f7; --card: #fff; --ink: #111; --soft: #5c5b57; --line: #e3e2dd;\n"
+    " --c0: #2a78d6; --c1: #d9480f; --c2: #0b8a5f; --c3: #8a3ffc; --c4: #8f6b00; --c5: #c2255c; --c6: #0b7285; "
+    "--c7: #5c5b57 }\n"
+    "@media (prefers-color-scheme: dark) { :root { --page: #121212; --card: #1c1c1b; --ink: #f2f1ee; --soft: #a9a8a2;\n"
+    " --line: #35342f; --c0: #5aa2f5; --c1: #ff8a4c; --c2: #34c38f; --c3: #b794ff; --c4: #e0b53a; --c5: #ff7ba3; "
+    "--c6: #3cc7dc; --c7: #a9a8a2 } }\n"
+    "body { margin: 0; padding: 28px 24px 40px; background: var(--page); color: var(--ink);\n"
+    " font: 15px/1.5 system-ui, sans-serif }\n"
+    "main { max-width: 1500px; margin: auto }\n"
+    "h1 { font-size: 22px; margin: 0 0 4px }\n"
+    "h2 { font-size: 16px; margin: 26px 0 8px }\n"
+    "p { margin: 4px 0 12px; color: var(--soft); max-width: 75ch }\n"
+    ".legend { display: flex; flex-wrap: wrap; gap: 4px 20px; padding: 10px 0; position: sticky; top: 0; z-index: 2;\n"
+    " background: var(--page) }\n"
+    ".legend span, .legend label { display: flex; align-items: center; gap: 7px; overflow-wrap: anywhere }\n"
+    ".legend i { flex: none; width: 20px; border-top: 3px solid }\n"
+    ".legend i.eval { border-top-style: dashed }\n"
+    ".legend input { width: 110px; accent-color: var(--c0) }\n"
+    ".charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); gap: 14px }\n"
+    "figure { position: relative; margin: 0; padding: 12px 14px 6px; background: var(--card);\n"
+    " border: 1px solid var(--line); border-radius: 8px }\n"
+    "figcaption { font-weight: 600 }\n"
+    "svg { display: block; width: 100%; height: auto; touch-action: pan-y }\n"
+    "svg text { font-size: 12px; fill: var(--soft) }\n"
+    ".grid, .pointer { stroke: var(--line); fill: none }\n"
+    ".pointer { stroke: var(--soft) }\n"
+    "polyline { fill: none; stroke: currentColor; stroke-width: 1.8; stroke-linejoin: round }\n"
+    "circle { fill: currentColor }\n"
+    ".eval polyline { stroke-dasharray: 6 4 }\n"
+    ".raw { opacity: .25 }\n"
+    ".tip { position: absolute; top: 8px; padding: 4px 8px; background: var(--page); border: 1px solid var(--line);\n"
+    " border-radius: 6px; font-size: 12px; line-height: 1.45; pointer-events: none; white-space: pre; z-index: 1;\n"
+    " font-variant-numeric: tabular-nums; max-width: 60%; overflow: hidden; text-overflow: ellipsis }\n"
+    ".tip b { color: var(--ink); font-weight: 600 }\n"
+    ".scroll { overflow-x: auto }\n"
+    "table { border-collapse: collapse; font-variant-numeric: tabular-nums }\n"
+    "th, td { padding: 5px 14px 5px 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }\n"
+    "th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page) }\n"
+    "thead th { color: var(--soft); font-weight: 600 }\n"
+    "@media (max-width: 500px) { body { padding: 16px 12px 30px } th, td { padding-right: 10px; font-size: 13px }\n"
+    " figure { padding: 10px 8px 4px } svg text { font-size: 14px } }\n";
+/* The values at the pointer's step, and curves smoothed over a share of the run: an average whose weights fall with the
+   distance in steps. Points are [x, y of the picture, step, value as text]. */
+static const char report_script[] =
+    "const charts = [...document.querySelectorAll('svg')].map(svg => ({svg, curves: [...svg.querySelectorAll('g')].map("
+    "g => {\n"
+    "  const line = g.querySelector('polyline'), at = line.getAttribute('points').trim().split(' ');\n"
+    "  const value = g.querySelector('desc').textContent.split(',').map(v => v.split(' '));\n"
+    "  return {g, line, points: at.map((p, i) => [...p.split(',').map(Number), +value[i][0], value[i][1]]),\n"
+    "    name: g.querySelector('title').textContent.replace(/: [^:]*$/, ''), color: g.classList[0],\n"
+    "    eval: g.classList.contains('eval')};\n"
+    "})}));\n"
+    "for (const chart of charts) {\n"
+    "  const figure = chart.svg.parentNode;\n"
+    "  const leave = () => figure.querySelectorAll('.tip, .pointer').forEach(e => e.remove());\n"
+    "  const show = event => {\n"
+    "    leave();\n"
+    "    const box = chart.svg.getBoundingClientRect(), x = (event.clientX - box.left) * 460 / box.width;\n"
+    "    const near = points => points.reduce((a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a);\n"
+    "    const found = chart.curves.map(c => [c, near(c.points)]);\n"
+    "    const at = near(found.map(f => f[1])), line = document.createElementNS(chart.svg.namespaceURI, 'path');\n"
+    "    line.setAttribute('class', 'pointer');\n"
+    "    line.setAttribute('d', 'M' + at[0] + ' 12V220');\n"
+    "    chart.svg.append(line);\n"
+    "    const tip = document.createElement('div'), head = document.createElement('b');\n"
+    "    tip.className = 'tip';\n"
+    "    tip.style[x < 250 ? 'right' : 'left'] = '10px';\n"
+    "    head.textContent = 'step ' + at[2];\n"
+    "    tip.append(head);\n"
+    "    for (const [c, p] of found) {\n"
+    "      const row = document.createElement('div');\n"
+    "      row.className = c.color;\n"
+    "      row.textContent = p[3] + (p[2] == at[2] ? '' : ' at ' + p[2]) + '  ' + c.name;\n"
+    "      tip.append(row);\n"
+    "    }\n"
+    "    figure.append(tip);\n"
+    "  };\n"
+    "  chart.svg.addEventListener('pointermove', show);\n"
+    "  chart.svg.addEventListener('pointerdown', show);\n"
+    "  chart.svg.addEventListener('pointerleave', leave);\n"
+    "}\n"
+    "const label = document.createElement('label'), slider = document.createElement('input');\n"
+    "Object.assign(slider, {type: 'range', min: 0, max: 1, step: 0.01, value: 0, id: 'smoothing'});\n"
+    "label.append('smoothing', slider);\n"
+    "document.querySelector('.legend').append(label);\n"
+    "slider.addEventListener('input', () => {\n"
+    "  const width = slider.value * slider.value * 100;\n"
+    "  for (const chart of charts) for (const c of chart.curves) {\n"
+    "    c.smooth?.remove();\n"
+    "    c.line.classList.toggle('raw', width > 0 && !c.eval);\n"
+    "    if (width == 0 || c.eval) continue;\n"
+    "    let sum = 0, weights = 0, x = c.points[0][0];\n"
+    "    c.smooth = c.line.cloneNode();\n"
+    "    c.smooth.setAttribute('class', 'smooth');\n"
+    "    c.smooth.setAttribute('points', c.points.map(p => {\n"
+    "      const keep = Math.exp((x - p[0]) / width);\n"
+    "      sum = sum * keep + p[1];\n"
+    "      weights = weights * keep + 1;\n"
+    "      x = p[0];\n"
+    "      return x + ',' + (sum / weights).toFixed(1);\n"
+    "    }).join(' '));\n"
+    "    c.g.append(c.smooth);\n"
+    "  }\n"
+    "});\n";
+/* Losses and gradients of different methods are drawn apart: they differ in size. */
+static void html_charts(FILE *f, run *runs, int n) {
+    static const struct { const char *title, *metric; bool apart; } charts[] = {
+        {"loss", "loss", true},
+        {"margin of rewards", "rewards/margins", false},
+        {"accuracy", "rewards/accuracies", false},
+        {"accuracy of the source's answer", "rewards/source_accuracies", false},
+        {"accuracy of the target's answer", "rewards/pivot_accuracies", false},
+        {"alpha", "cur_alpha", false},
+        {"learning rate", "learning_rate", false},
+        {"norm of the gradient", "grad_norm", true},
+        {"log-prob of the source's answer", "logps/source_chosen", false},
+        {"log-prob of the target's answer", "logps/target_chosen", false},
+        {"log-prob of the rejected answer", "logps/rejected", false}};
+    bool differ = false;
+    for (int i = 1; i < n; i++) differ = differ || strcmp(runs[i].method, runs[0].method);
+    for (size_t k = 0; k < sizeof charts / sizeof *charts; k++)
+        for (int i = 0; i < n; i++) {                  /* once, or once for every method */
+            bool seen = i > 0 && !(differ && charts[k].apart);
+            for (int j = 0; j < i; j++) seen = seen || !strcmp(runs[j].method, runs[i].method);
+            const char *method = differ && charts[k].apart ? runs[i].method : NULL;
+            if (!seen) html_chart(f, charts[k].title, charts[k].metric, method, runs, n);
+        }
+}
+/* before: HTML in front of the charts; NULL: a sentence. */
 static bool report_write(const char *path, const char *title, const char *before, run *runs, int n) {
-    static const struct {
-        const char *title, *metric;
-    } charts[] = {{"loss", "loss"},
-                  {"margin of rewards", "rewards/margins"},
-                  {"accuracy", "rewards/accuracies"},
-                  {"accuracy of the source's answer", "rewards/source_accuracies"},
-                  {"accuracy of the target's answer", "rewards/pivot_accuracies"},
-                  {"alpha", "cur_alpha"},
-                  {"learning rate", "learning_rate"},
-                  {"norm of the gradient", "grad_norm"},
-                  {"log-prob of the source's answer", "logps/source_chosen"},
-                  {"log-prob of the target's answer", "logps/target_chosen"},
-                  {"log-prob of the rejected answer", "logps/rejected"}};
     output out;
     bool eval = false;
+    double steps = 1;
     if (!output_open(&out, path)) return false;
     FILE *f = out.f;
-    fputs("<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" "
-          "content=\"width=device-width\"><title>",
-          f);
+    for (int i = 0; i < n; i++) steps = fmax(steps, (double)runs[i].steps);
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < runs[i].n; k++) curve_thin(&runs[i].curves[k], steps);
+    fputs("<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">"
+          "<meta name=\"viewport\" content=\"width=device-width\"><title>", f);
     html_text(f, title);
-    fputs("</title>\n<style>\n"
-          ":root{color-scheme:light "
-          "dark;--page:#f9f9f7;--card:#fff;--ink:#111;--soft:#5c5b57;--line:#e3e2dd;--c0:#2a78d6;--c1:#d9480f;--c2:#"
-          "0b8a5f;--c3:#8a3ffc;--c4:#b28600;--c5:#c2255c;--c6:#0c8599;--c7:#5c5b57}\n"
-          "@media(prefers-color-scheme:dark){:root{--page:#121212;--card:#1c1c1b;--ink:#f2f1ee;--soft:#a9a8a2;--line:#"
-          "35342f;--c0:#5aa2f5;--c1:#ff8a4c;--c2:#34c38f;--c3:#b794ff;--c4:#e0b53a;--c5:#ff7ba3;--c6:#3cc7dc;--c7:#"
-          "a9a8a2}}\n"
-          "body{margin:0;padding:28px 24px 40px;background:var(--page);color:var(--ink);font:15px/1.5 "
-          "system-ui,sans-serif}main{max-width:1500px;margin:auto}h1{font-size:22px;margin:0 0 "
-          "4px}h2{font-size:16px;margin:26px 0 8px}\n"
-          "p{margin:4px 0 12px;color:var(--soft);max-width:75ch}.legend{display:flex;flex-wrap:wrap;gap:4px "
-          "20px;padding:10px 0;position:sticky;top:0;background:var(--page)}.legend "
-          "span{display:flex;align-items:center;gap:7px}\n"
-          ".legend i{width:20px;border-top:3px solid}.legend "
-          "i.eval{border-top-style:dashed}.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(340px,1fr)"
-          ");gap:14px}\n"
-          "figure{margin:0;padding:12px 14px 6px;background:var(--card);border:1px solid "
-          "var(--line);border-radius:8px}figcaption{font-weight:600}svg{display:block;width:100%;height:auto}svg "
-          "text{font-size:12px;fill:var(--soft)}\n"
-          ".grid{stroke:var(--line);fill:none}polyline{fill:none;stroke:currentColor;stroke-width:1.8;stroke-linejoin:"
-          "round}circle{fill:currentColor}.eval polyline{stroke-dasharray:6 4}\n"
-          ".scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}th,td{padding:5px "
-          "14px 5px 0;text-align:right;border-bottom:1px solid "
-          "var(--line);white-space:nowrap}th:first-child,td:first-child{text-align:left}thead "
-          "th{color:var(--soft);font-weight:600}\n",
-          f);
-    for (int i = 0; i < 8; i++) fprintf(f, ".c%d{color:var(--c%d)}", i, i);
-    fputs("\n</style>\n<main><h1>", f);
+    fprintf(f, "</title>\n<style>\n%s", report_style);
+    for (int i = 0; i < 8; i++) fprintf(f, ".c%d { color: var(--c%d) }\n", i, i);
+    fputs("</style>\n<main><h1>", f);
     html_text(f, title);
     fputs("</h1>\n", f);
-    fputs(before ? before : "<p>Every step of metrics.jsonl, drawn over the number of the step.</p>\n", f);
+    fputs(before ? before : "<p>The steps of metrics.jsonl, drawn over the number of the step.</p>\n", f);
     fputs("<div class=\"legend\">", f);
     for (int i = 0; i < n; i++) {
         fprintf(f, "<span><i class=\"c%d\"></i>", i % 8);
@@ -2910,8 +3478,7 @@ static bool report_write(const char *path, const char *title, const char *before
     }
     if (eval) fputs("<span><i class=\"eval\"></i>held-out</span>", f);
     fputs("</div>\n<div class=\"charts\">\n", f);
-    for (size_t i = 0; i < sizeof charts / sizeof *charts; i++)
-        html_chart(f, charts[i].title, charts[i].metric, runs, n);
+    html_charts(f, runs, n);
     fputs("</div>\n<h2>At the last step</h2><div class=\"scroll\"><table><thead><tr><th>metric</th>", f);
     for (int i = 0; i < n; i++)
         fputs("<th>", f), html_text(f, runs[i].name), fprintf(f, ", step %lld</th>", (long long)runs[i].steps);
@@ -2925,27 +3492,77 @@ static bool report_write(const char *path, const char *title, const char *before
             fputs(c->eval ? "<tr><td>eval_" : "<tr><td>", f), html_text(f, c->name), fputs("</td>", f);
             for (int j = 0; j < n; j++) {
                 const curve *d = run_curve(&runs[j], c->name, c->eval, false);
-                fprintf(f, "<td>%s</td>", d ? d->last : "");
+                fprintf(f, "<td>%s</td>", d ? figure(d->y[d->n - 1]).s : "");
             }
             fputs("</tr>\n", f);
         }
-    fputs("</tbody></table></div></main></html>\n", f);
+    fprintf(f, "</tbody></table></div></main>\n<script>\n%s</script></html>\n", report_script);
     return output_close(&out, true);
 }
+static void csv_text(FILE *f, const char *s) {         /* in quotes where it needs them */
+    const bool plain_text = !strpbrk(s, ",\"\n\r");
+    if (!plain_text) fputc('"', f);
+    for (; *s; s++) {
+        if (*s == '"') fputc('"', f);
+        fputc(*s, f);
+    }
+    if (!plain_text) fputc('"', f);
+}
+/* run, step, and a column for every metric that one of the runs has, as in metrics.jsonl; a line for every step. */
+static bool csv_write(const char *path, run *runs, int n) {
+    output out;
+    run columns = {0};
+    int64_t *next = NULL;            /* of the run's curves: the point that is written next */
+    bool ok = output_open(&out, path);
+    for (int i = 0; i < n && ok; i++)
+        for (int k = 0; k < runs[i].n && ok; k++) {
+            const curve *c = &runs[i].curves[k];
+            ok = run_curve(&columns, c->name, c->eval, true) != NULL;
+        }
+    ok = ok && (next = malloc((size_t)columns.n * sizeof *next));
+    if (out.f && !ok) complain("out of memory");
+    if (ok) fputs("run,step", out.f);
+    for (int k = 0; k < columns.n && ok; k++)
+        fprintf(out.f, columns.curves[k].eval ? ",eval_" : ","), csv_text(out.f, columns.curves[k].name);
+    for (int i = 0; i < n && ok; i++) {
+        for (int k = 0; k < columns.n; k++) next[k] = 0;
+        for (;;) {
+            double step = INFINITY;
+            for (int k = 0; k < columns.n; k++) {
+                const curve *c = run_curve(&runs[i], columns.curves[k].name, columns.curves[k].eval, false);
+                if (c && next[k] < c->n) step = fmin(step, c->x[next[k]]);
+            }
+            if (isinf(step)) break;
+            fputc('\n', out.f), csv_text(out.f, runs[i].name), fprintf(out.f, ",%.0f", step);
+            for (int k = 0; k < columns.n; k++) {
+                const curve *c = run_curve(&runs[i], columns.curves[k].name, columns.curves[k].eval, false);
+                fputc(',', out.f);
+                if (c && next[k] < c->n && c->x[next[k]] == step) json_real(out.f, c->y[next[k]++]);
+            }
+        }
+    }
+    if (ok) fputc('\n', out.f);
+    run_free(&columns);
+    free(next);
+    return output_close(&out, ok);
+}
+/* title NULL: a table in place of the pictures */
 static int report(session *z, const char *const *dirs, int n, const char *path, const char *title, const char *before) {
     run *runs = calloc((size_t)n, sizeof *runs);
     bool ok = runs != NULL;
     if (!ok) complain("out of memory");
     for (int i = 0; i < n && ok; i++) ok = run_read(z, &runs[i], dirs[i]);
-    ok = ok && report_write(path, title, before, runs, n);
+    ok = ok && (title ? report_write(path, title, before, runs, n) : csv_write(path, runs, n));
     for (int i = 0; i < n && runs; i++) run_free(&runs[i]);
     free(runs);
     return ok ? 0 : 1;
 }
 static int run_report(const settings *s, session *z) {
-    const char *dirs[1 + sizeof s->more / sizeof *s->more] = {s->path}, *path = s->out ? s->out : "report.html";
+    const char *dirs[1 + sizeof s->more / sizeof *s->more] = {s->path};
+    const char *path = s->csv ? "metrics.csv" : "report.html";
+    if (s->out) path = s->out;
     memcpy(dirs + 1, s->more, sizeof s->more);
-    if (report(z, dirs, 1 + (int)s->n_more, path, "wrpo: training runs", NULL)) return 1;
+    if (report(z, dirs, 1 + (int)s->n_more, path, s->csv ? NULL : "wrpo: training runs", NULL)) return 1;
     printf("%s: %lld runs\n", path, (long long)s->n_more + 1);
     return 0;
 }
@@ -3932,9 +4549,9 @@ static int run_demo(const settings *s, session *z) {
     for (int64_t i = 0; i < seeds && !code; i++) {
         demo_row *rows = all + i * DEMO_ROWS;
         memcpy(rows, demo_rows, sizeof demo_rows);
-        if (!scratch_make(folder, sizeof folder, s->keep)) { code = 1; break; }
+        if (!scratch_make(folder, sizeof folder, s->keep_folder)) { code = 1; break; }
         printf("WRPO in miniature, seed %lld. Paths are relative to %s%s\n", (long long)(first + i), folder,
-               s->keep ? "" : ", which is removed at the end (--keep)");
+               s->keep_folder ? "" : ", which is removed at the end (--keep-folder)");
         snprintf(caption, sizeof caption,
                  "%d held-out problems, three answers each, 95 %% intervals over problems; seed %lld",
                  demo_sizes[s->quick].heldout, (long long)(first + i));
@@ -3945,7 +4562,7 @@ static int run_demo(const settings *s, session *z) {
                    demo_ordered(rows) ? "so it is here" : "NOT so here");
         if (!code && i == 0) code = demo_report(z, folder, rows, path, caption);
         fflush(stdout);
-        if (s->keep) printf("kept: %s\n", folder);
+        if (s->keep_folder) printf("kept: %s\n", folder);
         else scratch_drop(folder);
     }
     if (!code && seeds > 1) {        /* over seeds: mean, and an interval from their spread */
@@ -3999,6 +4616,7 @@ static int run_demo(const settings *s, session *z) {
 #define DATA "--data-format --system-message --max-length --max-prompt-length " \
              "--tokenization --sft-on --packing --date --limit "
 #define SAMPLING "--system-message --temperature --top-p --top-k --max-tokens --seed --batch --date --device "
+static int run_help(const settings *s, session *z), run_completion(const settings *s, session *z);
 static const command commands[] = {
     {"init", "", "--config --tokenizer --out", "--seed --save-dtype --max-shard-size --threads --help", run_init,
      "Random weights as a Hugging Face directory: norms 1, biases 0, the others N(0, initializer_range)."},
@@ -4015,7 +4633,8 @@ static const command commands[] = {
     {"train", "", "--model --data --out",
      LOSS DATA "--micro-tokens --alpha-schedule --learning-rate --lr-scheduler --warmup-ratio --weight-decay "
                "--max-grad-norm --batch-size --accumulation --recompute --memory-limit "
-               "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --save-steps "
+               "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-split --eval-steps --log-steps "
+               "--save-steps --keep --save-best --tensorboard --dry-run --config "
                "--lora-r --lora-alpha --lora-dropout --lora-target --rslora --adapter "
                "--resume --device --dtype --moments --save-dtype --save-rounding --max-shard-size --save-eos --lanes "
                "--threads "
@@ -4064,10 +4683,14 @@ static const command commands[] = {
      run_fuse,
      "The whole recipe: sources and target answer, rewards, SFT, records, preference training, held-out win rates. "
      "Every stage's file stays in --out, and the same command goes on where it was stopped."},
-    {"report", "RUN_DIR...", "", "--out --threads --help", run_report,
-     "The metrics.jsonl of runs, one over the other, as an HTML file that needs nothing else (report.html)."},
-    {"demo", "", "", "--seed --seeds --out --keep --quick --device --threads --help", run_demo,
+    {"report", "RUN_DIR...", "", "--out --csv --threads --help", run_report,
+     "The metrics.jsonl of runs, one over the other, as an HTML file that needs nothing else (report.html), or as a "
+     "table (metrics.csv)."},
+    {"demo", "", "", "--seed --seeds --out --keep-folder --quick --device --threads --help", run_demo,
      "What `wrpo` alone runs: the paper in miniature, from prompts to a table and report.html."},
+    {"help", "[COMMAND]", "", "--help", run_help, "This list, or a command's options."},
+    {"completion", "", "", "--help", run_completion,
+     "Completion for bash, of commands, options and files: eval \"$(wrpo completion)\"."},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 static int help(void) {
@@ -4085,37 +4708,86 @@ static const command *find_command(const char *name) {
     return NULL;
 }
 static int parsed(const command **of, int argc, char **argv, settings *s) {        /* which command; the exit code */
-    if (argc == 0 || !strncmp(argv[0], "--", 2)) return parse(*of, argc, argv, s);
-    const command *c = find_command(argv[0]);
-    if (!c) return misuse(*of, "unknown command \"%s\"", argv[0]);
-    *of = c;
-    return parse(c, argc - 1, argv + 1, s);
+    if (argc > 0 && strncmp(argv[0], "--", 2)) {
+        const command *c = find_command(argv[0]);
+        if (!c) return misuse(*of, "unknown command \"%s\"", argv[0]);
+        *of = c;
+        argc--, argv++;
+    }
+    s->command = *of;
+    return parse(*of, argc, argv, s);
 }
-static int dispatch(int argc, char **argv) {
-    static const command program = {"",       "",
-                                    "",       "--seed --seeds --out --keep --quick --device --threads --version --help",
-                                    run_demo, ""}; /* wrpo without a command */
-    const command *c = &program;
-    settings s = unset;
+static int run_help(const settings *s, session *z) {
+    (void)z;
+    if (!s->path) return help();
+    const command *c = find_command(s->path);
+    if (!c) return misuse(s->command, "unknown command \"%s\"", s->path);
+    help_command(c);
+    return 0;
+}
+/* A function of bash that completes commands, options, their words and files. */
+static int run_completion(const settings *s, session *z) {
+    (void)s, (void)z;
+    printf("# wrpo %s: eval \"$(wrpo completion)\" in ~/.bashrc\n_wrpo() {\n"
+           "    local at=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} words=\n"
+           "    COMPREPLY=()\n    case $before in\n", WRPO_VERSION);
+    for (int i = 0; i < N_OPTIONS; i++) {
+        const option *o = &options[i];
+        if (o->kind == FLAG) continue;
+        printf("    %s) ", o->name);
+        if (o->names) printf("words=\"");
+        for (int k = 0; o->names && o->names(k); k++) printf("%s%s", k ? " " : "", o->names(k));
+        if (o->names) printf("\" ;;\n");
+        else if (!strcmp(o->value, "DIR")) printf("COMPREPLY=($(compgen -d -- \"$at\")); return ;;\n");
+        else printf("return ;;\n");                    /* the shell's own: files */
+    }
+    printf("    *)\n        case $COMP_CWORD:${COMP_WORDS[1]} in\n        1:* | 2:help) words=\"");
+    for (int i = 0; i < N_COMMANDS; i++) printf("%s%s", i ? " " : "", commands[i].name);
+    printf("\" ;;\n");
+    for (int i = 0; i < N_COMMANDS; i++) {
+        printf("        *:%s) words=\"", commands[i].name);
+        for (int k = 0, n = 0; k < N_OPTIONS; k++)
+            if (find_option(&commands[i], options[k].name, strlen(options[k].name)))
+                printf("%s%s", n++ ? " " : "", options[k].name);
+        printf("\" ;;\n");
+    }
+    printf("        esac\n"
+           "        [ \"$COMP_CWORD\" = 1 ] || [ \"${COMP_WORDS[1]}\" = help ] || [ \"${at#-}\" != \"$at\" ] "
+           "|| words= ;;\n    esac\n    COMPREPLY=($(compgen -W \"$words\" -- \"$at\"))\n}\n"
+           "complete -o default -F _wrpo wrpo\n");
+    return 0;
+}
+static int dispatch_to(const command *program, int argc, char **argv, settings *s) {
+    const command *c = program;
     session z = {.argc = argc, .argv = argv};
-    static int depth;                /* the demo runs other commands */
-    int code = parsed(&c, argc, argv, &s);
+    static int depth;                /* the demo and fuse run other commands */
+    int code = parsed(&c, argc, argv, s);
     if (!depth) code = worst(code);
     if (code) return code;
-    if (s.help) return c == &program ? help() : (help_command(c), 0);
-    if (s.version) return printf("wrpo %s\n", WRPO_VERSION), 0;
+    if (s->help) return c == program ? help() : (help_command(c), 0);
+    if (s->version) return printf("wrpo %s\n", WRPO_VERSION), 0;
     if (ranks.ranks > 1 && !depth) together = listed(of_all_ranks, c->name);
     if (ranks.rank && !together) return 0;
-    if (c->run == run_init) s.dtype = s.save_dtype;    /* no larger in memory than in the file */
-    if (!session_open(&z, &s)) return 1;
+    if (c->run == run_init) s->dtype = s->save_dtype;  /* no larger in memory than in the file */
+    if (!session_open(&z, s)) return 1;
     depth++;
-    code = session_begin(&z, c, &s) ? c->run(&s, &z) : 1;
+    code = session_begin(&z, c, s) ? c->run(s, &z) : 1;
     depth--;
     if (together && wrpo_agree(z.ctx, code ? WRPO_E_IO : WRPO_OK, code ? said : NULL) && !code) code = fail(&z);
     session_close(&z);
     session_end(&z, code != 0);
     if (fflush(stdout) != 0 || ferror(stdout))
         code = complain("standard output: cannot be written: %s", strerror(errno));
+    return code;
+}
+static int dispatch(int argc, char **argv) {
+    static const char *const of_program =
+        "--seed --seeds --out --keep-folder --quick --device --threads --version --help";
+    const command program = {"", "", "", of_program, run_demo, ""};    /* wrpo without a command */
+    settings s = unset;
+    const int code = dispatch_to(&program, argc, argv, &s);
+    wrpo_json_free(s.file_ctx, s.file);
+    wrpo_close(s.file_ctx);
     return code;
 }
 int main(int argc, char **argv) {

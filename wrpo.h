@@ -433,6 +433,10 @@ typedef struct wrpo_data_desc {
     wrpo_tokenization tokenization;  /* 0 = clean */
     int64_t max_length, max_prompt_length;  /* tokens; 0 = 2048, and 1800 / 2048 of max_length */
     int64_t limit;           /* read only that many records; 0 = all */
+    /* Share of the records, in [0, 1), that are set aside for evaluation; 0 = none. A hash of the prompt's messages
+       decides: records of one prompt stay together, whatever the tokenizer, the order or the length of the file */
+    double eval_split;
+    bool eval_part;          /* read those; false: read the others */
     wrpo_data_format format; /* 0 = by the keys of each record; all of a file have one format */
     const char *system_message;  /* the turn of the system in records that have none; "": an empty one, where the chat
                                 template knows of such turns, as in the authors' trainer; NULL: none */
@@ -802,9 +806,12 @@ typedef struct wrpo_train_desc {
        then read from the directory. */
     const char *resume;
     /* save.dir not NULL: wrpo_train writes save.dir/checkpoint-K if it ends early, after K steps (not after a device's
-       error), and every save_steps steps (0 = never). Then all files of the checkpoint that this call wrote before are
-       removed. */
-    wrpo_save_desc save; int64_t save_steps;
+       error), and every save_steps steps (0 = never). Then all files of the checkpoint that is the oldest but `keep`
+       (0 = 1) of those that this call wrote are removed. */
+    wrpo_save_desc save; int64_t save_steps, keep;
+    /* A metric: after an evaluation that has the least "loss" so far, or the most of another, wrpo_train saves the
+       model in save.dir/best. A run that goes on knows the earlier ones by out_dir. NULL = never */
+    const char *save_best;
     bool save_model;         /* wrpo_train saves the model in save.dir when it has done all steps. Where a finished
                                 model is, metrics.jsonl is replaced only then, with it */
     bool (*on_step)(const wrpo_metrics *m, const wrpo_metrics *eval /* or NULL */, void *user);  /* 0 = none */
@@ -819,6 +826,9 @@ typedef struct wrpo_bytes {  /* of a rank's run, before anything is allocated */
 } wrpo_bytes;
 typedef struct wrpo_trainer wrpo_trainer;
 WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc);  /* the zeros, resolved: log this */
+/* The settings, zeros resolved, as one line of JSON under the names of the fields; no directories, data, callbacks.
+   wrpo_free(text). */
+WRPO_API wrpo_result wrpo_train_desc_json(wrpo_ctx *ctx, const wrpo_train_desc *desc, char **text);
 /* data NULL: micro_tokens rows. adapter: a new one is trained; NULL: all weights are. */
 WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
         const wrpo_train_desc *desc, const wrpo_adapter_desc *adapter, wrpo_bytes *out);
@@ -4355,7 +4365,8 @@ static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data
     X(micro_tokens,  WRPO__MICRO_TOKENS, x >= 1 && x <= 0x1p30, "1 to 2^30", true) \
     X(recompute,     0,     x >= -1,              "a number of layers, or -1 for all", false) \
     X(eval_steps,    0,     x >= 0,               "at least 0",             true) \
-    X(save_steps,    0,     x >= 0 && (x == 0 || d->save.dir), "at least 0, and a directory in save", false)
+    X(save_steps,    0,     x >= 0 && (x == 0 || d->save.dir), "at least 0, and a directory in save", false) \
+    X(keep,          1,     x >= 1,               "at least 1",             false)
 
 WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
     wrpo_train_desc d = {0};
@@ -4372,7 +4383,18 @@ WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
     if (!d.seed) d.seed = 42;
     return d;
 }
+/* A metric by its name. false: none that an evaluation has, and that is the loss or rises as a model gets better. */
+static bool wrpo__metric(const wrpo_metrics *m, const char *name, double *out) {
+    const size_t n = strlen(name);
+    if (strcmp(name, "loss") && strncmp(name, "rewards/", 8) && strncmp(name, "logps/", 6)) return false;
+    if (n > 9 && !strcmp(name + n - 9, "/rejected")) return false;
+#define WRPO__X(field, key) if (!strcmp(name, key)) return *out = m->field, true;
+    WRPO_METRICS(WRPO__X)
+#undef WRPO__X
+    return false;
+}
 static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d resolved */
+    const wrpo_metrics none = {0};
     double x;
 #define WRPO__X(field, otherwise, valid, want, same) x = (double)d->field; WRPO__RANGE(valid, #field, x, want);
     WRPO__SETTINGS(WRPO__X)
@@ -4383,6 +4405,12 @@ static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d 
     WRPO__RANGE(wrpo_alpha_schedule_name((int)d->alpha_schedule), "alpha_schedule", d->alpha_schedule,
                 "one of wrpo_alpha_schedule");
     WRPO__RANGE(wrpo_moments_name((int)d->moments), "moments", d->moments, "one of wrpo_moments");
+    const bool sft = d->loss.method == WRPO_METHOD_SFT;
+    if (d->save_best && (!wrpo__metric(&none, d->save_best, &x) || (sft && strcmp(d->save_best, "loss"))))
+        wrpo__fail(ctx, WRPO_E_ARG, "save_best: want loss%s, found %.60s",
+                   sft ? "" : ", rewards/margins, rewards/accuracies or such", d->save_best);
+    if (d->save_best && (!d->eval_data || !d->save.dir))
+        wrpo__fail(ctx, WRPO_E_ARG, "save_best: want eval_data, and a directory in save");
 }
 
 /* ---- the trainer, made in three phases: wrpo__trainer_new ---- */
@@ -4586,7 +4614,7 @@ WRPO_API void wrpo_trainer_free(wrpo_trainer *t) {
 
 /* ---- metrics: means over records, under the names of the authors' trainer. Only the loss has record.weight ---- */
 typedef struct wrpo__tally { wrpo_metrics m; double chosen, chosen_rows, rejected, rejected_rows; } wrpo__tally;
-static double wrpo__wins(double gap, double w) { return isnan(gap) ? NAN : w * (gap > 0); }
+static double wrpo__wins(double gap) { return isnan(gap) ? NAN : gap > 0; }
 /* Adds a record of weight w, except for its loss. r: its responses with their log-probs; packed: where they are. */
 static void wrpo__tally_add(wrpo__tally *t, const wrpo__run *run, const wrpo_loss_desc *d, double alpha,
                             const wrpo_record *record, const wrpo_response *r, const wrpo__location *packed, double w) {
@@ -4624,9 +4652,9 @@ static void wrpo__tally_add(wrpo__tally *t, const wrpo__run *run, const wrpo_los
     m->logps_chosen += w * all_chosen / chosen;
     m->rewards_chosen += w * weighted;
     m->rewards_margins += w * (weighted - rejected);
-    m->rewards_accuracies += wrpo__wins(weighted - rejected, w);
-    m->rewards_source_accuracies += wrpo__wins(source, w);
-    m->rewards_target_accuracies += wrpo__wins(target, w);
+    m->rewards_accuracies += wrpo__wins(weighted - rejected);  /* counted: a sum of weights would not end in 1 */
+    m->rewards_source_accuracies += wrpo__wins(source);
+    m->rewards_target_accuracies += wrpo__wins(target);
 }
 static void wrpo__tally_sum(wrpo__tally *t, const wrpo__tally *record) {
 #define WRPO__X(field, name) t->m.field += record->m.field;
@@ -4639,6 +4667,9 @@ static void wrpo__tally_sum(wrpo__tally *t, const wrpo__tally *record) {
 }
 static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double alpha, double begin) {
     wrpo_metrics *m = &tally->m;
+    m->rewards_accuracies /= (double)m->records;
+    m->rewards_source_accuracies /= (double)m->records;
+    m->rewards_target_accuracies /= (double)m->records;
     m->logits_chosen = tally->chosen / tally->chosen_rows;
     m->logits_rejected = tally->rejected / tally->rejected_rows;
     m->cur_alpha = wrpo__rules[t->desc.loss.method].inside ? alpha : NAN;
@@ -6967,7 +6998,7 @@ WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first
 static bool wrpo__is_side_file(const char *name) {  /* other than config.json, which is written anew */
     static const char *const ends[] = {".json", ".jinja", ".txt", ".model", ".md", ".py", "LICENSE", "NOTICE"};
     if (name[0] == '.' || !strncmp(name, "reference_logps", 15) || wrpo__ends(name, ".index.json")) return false;
-    if (wrpo__in_words("config.json trainer_state.json " WRPO__ADAPTER_CONFIG, name)) return false;
+    if (wrpo__in_words("config.json run.json trainer_state.json " WRPO__ADAPTER_CONFIG, name)) return false;
     for (int i = 0; i < WRPO__COUNT(ends); i++)
         if (wrpo__ends(name, ends[i])) return true;
     return false;
@@ -10517,7 +10548,7 @@ typedef struct wrpo__reading {  /* a file on its way into data */
     wrpo_tokenizer *tok;
     wrpo_data_desc desc;  /* resolved */
     wrpo_data_format format;  /* of the file; AUTO: not known yet */
-    int64_t read;  /* records */
+    int64_t read, passed;  /* records; those of the other part of an eval_split */
     /* What warnings are about: answers, of them not shown whole; records; one example of what `parted` lost */
     int64_t said_count, dropped, parted, rewritten, unscored;
     char lost[64];
@@ -11267,6 +11298,17 @@ static void wrpo__name_record(const wrpo__reading *in) {
     if (colon) n += snprintf(e->text + n, sizeof e->text - (size_t)n, "%lld:", (long long)was.column);
     snprintf(e->text + n, sizeof e->text - (size_t)n, " record \"%.60s\": %.430s", in->id, text);
 }
+/* Is the record one of eval_split? By its prompt's roles and texts. */
+static bool wrpo__set_aside(const wrpo__reading *in) {
+    static const char *const keys[] = {"role", "content"};
+    uint64_t h = 0;
+    for (const wrpo_json *m = in->prompt->child; m; m = m->next)
+        for (int k = 0; k < 2; k++) {
+            const wrpo_json *v = wrpo_json_get(m, keys[k]);
+            if (v && v->kind == WRPO_JSON_STRING) h = wrpo__hash(h, v->text, v->size);
+        }
+    return (double)(wrpo__hash(0, &h, sizeof h) >> 11) * 0x1p-53 < in->desc.eval_split;
+}
 /* ---- packing: one stream of tokens, cut into rows; after so many records anew, as TRL's map does ---- */
 enum { WRPO__PACK_BLOCK = 1000 };
 static void wrpo__flush_stream(wrpo__reading *in) {  /* the first token of a row cannot be scored */
@@ -11303,6 +11345,10 @@ static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n, const
     in->said = NULL;
     in->answers = NULL;
     wrpo__read_record(in, root ? root : wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
+    if (in->desc.eval_split > 0 && wrpo__set_aside(in) != in->desc.eval_part) {
+        in->passed++;
+        return;
+    }
     wrpo__read_source_logps(in, in->root);
     if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in);
     else if (in->desc.sft_on) wrpo__tokenize_sft(in);
@@ -11359,7 +11405,7 @@ static bool wrpo__next_record(wrpo__records *r) {
 }
 static void wrpo__read_file(wrpo__reading *in, wrpo__arena *work) {
     wrpo__records r = wrpo__records_open(work, in->desc.path);
-    while ((!in->desc.limit || in->read < in->desc.limit) && wrpo__next_record(&r)) {
+    while ((!in->desc.limit || in->read + in->passed < in->desc.limit) && wrpo__next_record(&r)) {
         in->line = r.number;
         wrpo__rethrow(in->ctx, wrpo__load_line(in, r.line.text, r.line.size, r.root));
     }
@@ -11395,6 +11441,7 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
     WRPO__RANGE(*max_length >= 0, "max_length", *max_length, "at least 0");
     WRPO__RANGE(*max_prompt >= 0, "max_prompt_length", *max_prompt, "at least 0");
     WRPO__RANGE(desc->limit >= 0, "limit", desc->limit, "at least 0");
+    WRPO__RANGE(desc->eval_split >= 0 && desc->eval_split < 1, "eval_split", desc->eval_split, "a number in [0, 1)");
     WRPO__RANGE(wrpo_data_format_name((int)desc->format), "format", desc->format, "one of wrpo_data_format");
     WRPO__RANGE(wrpo_sft_on_name((int)desc->sft_on), "sft_on", desc->sft_on, "one of wrpo_sft_on");
     if (desc->tokenization == WRPO_TOKENIZATION_AUTHORS && (desc->sft_on || desc->packing))
@@ -11407,6 +11454,9 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
     wrpo__arena *work = wrpo__sub_arena(arena);  /* what goes when the file is read */
     in.pack = wrpo__sub_arena(arena);
     wrpo__read_file(&in, work);
+    if (!in.read && in.passed)
+        wrpo__fail(ctx, WRPO_E_ARG, "eval_split: want a share that leaves records in both parts of %s, found %g of "
+                   "%lld records", desc->path, desc->eval_split, (long long)in.passed);
     if (!in.read) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
     wrpo__flush_stream(&in);
     data->stats.format = in.format;
@@ -12784,6 +12834,11 @@ static uint64_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *parts,
     return h;
 }
 static void wrpo__log_kept(wrpo_trainer *t, double kept);
+static const char *wrpo__log_path(const wrpo_trainer *t) {  /* of the lines of metrics so far; NULL: none */
+    const char *log = t->part ? t->part->part : NULL;  /* until it has its name */
+    if (t->out_dir && (!log || !wrpo__disk_exists(log))) log = wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl");
+    return log;
+}
 static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo_ctx *ctx = t->ctx;
     wrpo__arena *temp = wrpo__current;
@@ -12795,8 +12850,7 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo__rounding r = {0};
     wrpo__model_save(temp, t->model, desc, &r);
     if (d->save_steps && t->k < t->T && t->k % d->save_steps == 0) wrpo__log_kept(t, wrpo__kept(&r));
-    const char *log = t->part ? t->part->part : NULL;  /* until it has its name */
-    if (t->out_dir && (!log || !wrpo__disk_exists(log))) log = wrpo__join(temp, t->out_dir, "metrics.jsonl");
+    const char *log = wrpo__log_path(t);
     const wrpo__file *metrics = !wrpo__me(ctx) && log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
     const int64_t eight = 8;
     int64_t log_size = metrics ? (int64_t)metrics->size : 0;
@@ -12961,6 +13015,34 @@ WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, con
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, *text = wrpo__metrics_json(ctx, m, prefix));
     return wrpo__end(&wrpo__entry);
 }
+/* ---- settings as JSON, likewise ---- */
+static char *wrpo__desc_json(wrpo_ctx *ctx, const wrpo_train_desc *desc) {
+    const wrpo_train_desc d = wrpo_train_defaults(desc);
+    wrpo__text out = {.arena = wrpo__current};
+    wrpo__train_check(ctx, &d);
+    wrpo__text_printf(&out, "{\"method\": \"%s\", \"pair\": \"%s\", \"moments\": \"%s\"",
+                      wrpo_method_name((int)d.loss.method), wrpo_pair_name((int)d.loss.pair),
+                      wrpo_moments_name((int)d.moments));
+    wrpo__text_printf(&out, ", \"fusion\": \"%s\", \"alpha_schedule\": \"%s\", \"lr_schedule\": \"%s\"",
+                      wrpo_fusion_name((int)d.loss.fusion), wrpo_alpha_schedule_name((int)d.alpha_schedule),
+                      wrpo_lr_schedule_name((int)d.lr_schedule));
+    wrpo__text_printf(&out, ", \"ipo_sum\": %s, \"no_shuffle\": %s, \"seed\": %llu",
+                      d.loss.ipo_sum ? "true" : "false", d.no_shuffle ? "true" : "false", (unsigned long long)d.seed);
+    wrpo__put_metric(&out, "", "beta", d.loss.beta);
+    wrpo__put_metric(&out, "", "label_smoothing", d.loss.label_smoothing + 0.0);
+    wrpo__put_metric(&out, "", "gamma_ratio", d.loss.gamma_ratio + 0.0);
+    wrpo__put_metric(&out, "", "sft_weight", d.loss.sft_weight + 0.0);
+#define WRPO__X(field, otherwise, valid, want, same) wrpo__put_metric(&out, "", #field, (double)d.field + 0.0);
+    WRPO__SETTINGS(WRPO__X)
+#undef WRPO__X
+    wrpo__text_puts(&out, "}");
+    return wrpo__handout(ctx, out.data, out.size);
+}
+WRPO_API wrpo_result wrpo_train_desc_json(wrpo_ctx *ctx, const wrpo_train_desc *desc, char **text) {
+    *text = NULL;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, *text = wrpo__desc_json(ctx, desc));
+    return wrpo__end(&wrpo__entry);
+}
 static void wrpo__log_line(wrpo_trainer *t, wrpo__text line) {
     wrpo__text_puts(&line, "\n");
     if (fwrite(line.data, 1, line.size, t->metrics) != line.size || fflush(t->metrics) != 0)
@@ -13060,23 +13142,63 @@ static void wrpo__drop_checkpoint(wrpo__arena *temp, const char *dir) {
     wrpo__rename_dir(temp->ctx, dir, aside);
     wrpo__remove_dir(temp, aside);
 }
-/* save.dir/checkpoint-K, whole from its first moment; then the one before it goes, of step *saved (-1: none). */
-static void wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
+/* save.dir/checkpoint-K, whole from its first moment; then one that is too many goes. This call, which began after
+   `first` steps, wrote those before at multiples of save_steps. */
+static void wrpo__checkpoint(wrpo_trainer *t, int64_t first, int64_t *saved) {
     wrpo__arena *temp = wrpo__current;
     const char *dir = t->desc.save.dir, *name = wrpo__format(temp, "%s/checkpoint-%lld", dir, (long long)t->k);
-    const char *old = wrpo__format(temp, "%s/checkpoint-%lld", dir, (long long)*saved);
     const char *part = wrpo__format(temp, "%s" WRPO__PART, name, (unsigned long)wrpo__process());
     wrpo_save_desc save = t->desc.save;
+    const int64_t every = t->desc.save_steps, gone = every ? ((t->k - 1) / every - t->desc.keep + 1) * every : 0;
+    const char *old = wrpo__format(temp, "%s/checkpoint-%lld", dir, (long long)gone);
     save.dir = part;
     wrpo__trainer_save(t, &save);
     wrpo__drop_checkpoint(temp, name);  /* of another run */
     wrpo__rename_dir(t->ctx, part, name);
-    const bool other = *saved >= 0 && *saved != t->k;
     *saved = t->k;
-    if (other) wrpo__drop_checkpoint(temp, old);
+    if (gone > first) wrpo__drop_checkpoint(temp, old);
 }
-static wrpo_result wrpo__checkpoint_entry(wrpo_trainer *t, int64_t *saved) {
-    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__checkpoint(t, saved));
+static wrpo_result wrpo__checkpoint_entry(wrpo_trainer *t, int64_t first, int64_t *saved) {
+    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__checkpoint(t, first, saved));
+    return wrpo__end(&wrpo__entry);
+}
+static bool wrpo__is_better(const char *metric, double x, double best) {
+    return isnan(best) || (strcmp(metric, "loss") ? x > best : x < best);
+}
+/* The best value in the lines of metrics that a run which goes on begins with; NaN: none. */
+static double wrpo__best_before(const wrpo_trainer *t) {
+    const char *path = t->k ? wrpo__log_path(t) : NULL;
+    double best = NAN;
+    if (!path || !t->metrics || fflush(t->metrics) != 0) return best;
+    wrpo__lines in = {.file = wrpo__disk_open(wrpo__current, path)};
+    while (wrpo__next_line(&in)) {
+        const wrpo_json *line = wrpo__json_parse(wrpo__current, path, in.number, in.text, in.size);
+        const wrpo_json *v = wrpo_json_get(line, wrpo__format(wrpo__current, "eval_%s", t->desc.save_best));
+        if (v && wrpo__is_better(t->desc.save_best, v->number, best)) best = v->number;
+    }
+    return best;
+}
+/* After an evaluation: save.dir/best, if it is better than *best. e NULL: before the first one. */
+static void wrpo__save_best(const wrpo_trainer *t, const wrpo_metrics *e, double *best) {
+    const char *metric = t->desc.save_best;
+    wrpo_save_desc save = t->desc.save;
+    double x = NAN;
+    if (!e) {                        /* the first rank has the lines */
+        wrpo__text mine = {.arena = wrpo__current};
+        *best = wrpo__best_before(t);
+        wrpo__text_add(&mine, (const char *)best, sizeof *best);
+        memcpy(best, wrpo__share_texts(t->ctx, &mine)[0], sizeof *best);
+    }
+    if (e && (!wrpo__metric(e, metric, &x) || isnan(x)))
+        wrpo__fail(t->ctx, WRPO_E_ARG, "save_best: this evaluation has no %s", metric);
+    if (!e || !wrpo__is_better(metric, x, *best)) return;
+    save.dir = wrpo__join(wrpo__current, save.dir, "best");
+    wrpo__rethrow(t->ctx, wrpo_model_save(t->model, &save));
+    *best = x;
+    wrpo__log(t->ctx, WRPO_LOG_INFO, "%s: step %lld, eval_%s %.4g", save.dir, (long long)t->k, metric, x);
+}
+static wrpo_result wrpo__best_entry(const wrpo_trainer *t, const wrpo_metrics *e, double *best) {
+    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__save_best(t, e, best));
     return wrpo__end(&wrpo__entry);
 }
 /* The metrics are complete. Those that wait get their name with the model. */
@@ -13105,7 +13227,9 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
     const wrpo_train_desc *d = &t->desc;
     const int64_t first = t->k;
     int64_t saved = -1;
+    double best = NAN;
     bool go = true;
+    if (d->save_best) r = wrpo__best_entry(t, NULL, &best);
     m.step = t->k;
     m.steps = t->T;
     m.seconds = wrpo__now() - t->start;
@@ -13114,7 +13238,8 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
         const bool end = t->k == t->T, eval = d->eval_data && (end || (d->eval_steps && t->k % d->eval_steps == 0));
         const bool save = !end && d->save_steps && t->k % d->save_steps == 0;
         if (r == WRPO_OK && eval) r = wrpo_trainer_eval(t, d->eval_data, &e);
-        if (r == WRPO_OK && save) r = wrpo__checkpoint_entry(t, &saved);
+        if (r == WRPO_OK && eval && d->save_best) r = wrpo__best_entry(t, &e, &best);
+        if (r == WRPO_OK && save) r = wrpo__checkpoint_entry(t, first, &saved);
         if (r == WRPO_OK && d->on_step) go = d->on_step(&m, eval ? &e : NULL, d->user);
         if (r == WRPO_OK && ctx->desc.group && t->k < t->T)    /* one that stops stops all */
             r = wrpo_agree(ctx, go ? WRPO_OK : WRPO_E_STOPPED, "stopped by the callback");
@@ -13126,7 +13251,7 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
     if (r == WRPO_OK && d->save_model) r = wrpo__save_last(t);
     if (d->save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && t->k > first && t->k != saved) {  /* it ends early */
         const wrpo_error why = ctx->error;
-        if (wrpo__checkpoint_entry(t, &saved) == WRPO_OK) ctx->error = why;
+        if (wrpo__checkpoint_entry(t, first, &saved) == WRPO_OK) ctx->error = why;
         else r = ctx->error.code;
     }
     m.step = t->k;  /* a step whose line could not be written is done */

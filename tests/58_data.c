@@ -305,6 +305,63 @@ static void refusals(void) {
     CHECK(wrpo_data_from_ids(ctx, &empty, 1, &data) == WRPO_E_ARG && !data, "ids without a scored token");
 }
 
+/* A part set aside for evaluation: the two parts are the file, a prompt is in one of them, and neither the template
+   nor the order of the lines moves it. */
+static bool split_has(const wrpo_data *data, const char *id) {
+    for (int64_t i = 0; i < wrpo_data_count(data); i++)
+        if (!strcmp(wrpo_data_record(data, i).prompt_id, id)) return true;
+    return false;
+}
+static void splits(void) {
+    enum { N = 400 };
+    static char text[N * 120], back[N * 120];
+    static bool held[N];
+    static const char *const line =
+        "{\"prompt_id\":%d,\"prompt\":\"question %d\",\"chosen\":\"%d\",\"rejected\":\"no\"}\n";
+    size_t n = 0, m = 0;
+    for (int i = 0; i < N; i++) {    /* two records of each prompt */
+        const int k = N - 1 - i;
+        n += (size_t)snprintf(text + n, sizeof text - n, line, i, i / 2, i);
+        m += (size_t)snprintf(back + m, sizeof back - m, line, k, k / 2, k);
+    }
+    for (int turn = 0; turn < 2; turn++) {             /* then with another template and order */
+        static const char *const other = "\"{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}\"";
+        wrpo_tokenizer *tok = tokenizer(turn ? other : chatml);
+        wrpo_data *part[2];
+        for (int k = 0; k < 2; k++) {
+            part[k] = load(tok, turn ? back : text, (wrpo_data_desc){.eval_split = 0.2, .eval_part = k});
+            CHECK(part[k], "%s", wrpo_last_error(ctx)->text);
+            if (!part[k]) return;
+        }
+        const int64_t count = wrpo_data_count(part[1]);
+        CHECK(wrpo_data_count(part[0]) + count == N && count > N / 8 && count < N * 3 / 10, "%lld of %d are held out",
+              (long long)count, N);
+        for (int i = 0; i < N; i++) {
+            char id[16];
+            snprintf(id, sizeof id, "%d", i);
+            const bool in = split_has(part[1], id);
+            CHECK(in != split_has(part[0], id), "record %d is in both parts or in none", i);
+            if (i % 2) CHECK(in == held[i - 1], "the prompt of records %d and %d is in both parts", i - 1, i);
+            if (turn) CHECK(in == held[i], "record %d has moved", i);
+            held[i] = in;
+        }
+        wrpo_data_free(part[0]);
+        part[0] = load(tok, text, (wrpo_data_desc){.eval_split = 0.2, .limit = 100});
+        wrpo_data_free(part[1]);
+        part[1] = load(tok, text, (wrpo_data_desc){.eval_split = 0.2, .limit = 100, .eval_part = true});
+        CHECK(wrpo_data_count(part[0]) + wrpo_data_count(part[1]) == 100, "the limit is of the file's records");
+        wrpo_data_free(part[0]), wrpo_data_free(part[1]);
+        static const struct { double split; bool part; const char *says;
+        } bad[] = {{1, false, "eval_split: want a number in [0, 1), found 1"},
+                   {-0.5, false, "eval_split: want a number in [0, 1)"},
+                   {NAN, true, "eval_split: want a number in [0, 1)"},
+                   {1e-9, true, "eval_split: want a share that leaves records in both parts of"}};
+        for (int i = 0; i < 4; i++)
+            CHECK(!load(tok, text, (wrpo_data_desc){.eval_split = bad[i].split, .eval_part = bad[i].part}) &&
+                      strstr(wrpo_last_error(ctx)->text, bad[i].says), "split %d: %s", i, wrpo_last_error(ctx)->text);
+        wrpo_tokenizer_free(tok);
+    }
+}
 /* JSON in which ' stands for ". */
 static const char *doubled(const char *text) {
     static char out[2000];
@@ -854,7 +911,7 @@ int main(void) {
     char command[100];
     snprintf(command, sizeof command, "mkdir -p %s", dir);
     CHECK(system(command) == 0, "mkdir");
-    forms(), endings(), cut(), refusals();
+    forms(), endings(), cut(), refusals(), splits();
     tiny_tokenizer(dir, chatml), tiny_put(dir, "data.jsonl", QUAD "\n" QUAD "\n");
     allocations();
     named();

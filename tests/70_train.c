@@ -153,6 +153,138 @@ static void caller_files(void) {
     wrpo_data_free(data);
     wrpo_close(ctx);
 }
+/* The model of the evaluation with the least loss is in best/, and the last `keep` checkpoints stay. A run that goes on
+   knows the best one of the run before. */
+typedef struct best_run { double loss[16]; int evals; float weight[16]; int64_t stop; wrpo_model *model; } best_run;
+static bool on_best(const wrpo_metrics *m, const wrpo_metrics *eval, void *user) {
+    best_run *b = user;
+    if (eval && b->evals < 16) b->loss[b->evals] = eval->loss;
+    if (eval && b->evals < 16) b->weight[b->evals++] = ((const float *)b->model->weights[0].data)[0];
+    return m->step != b->stop;
+}
+static void expect_best(const char *out, const best_run *b, int first, const char *what) {
+    wrpo_model *m;
+    wrpo_ctx *ctx = open_ctx(1);
+    char path[200];
+    int best = first;
+    for (int i = first; i < b->evals; i++)
+        if (b->loss[i] < b->loss[best]) best = i;
+    snprintf(path, sizeof path, "%s/best", out);
+    CHECK(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = path}, &m) == WRPO_OK, "%s: %s", what,
+          wrpo_last_error(ctx)->text);
+    if (m)
+        CHECK(((const float *)m->weights[0].data)[0] == b->weight[best], "%s: not those of evaluation %d", what, best);
+    wrpo_model_free(m), wrpo_close(ctx);
+}
+static void best_and_kept(void) {
+    char out[96], path[200];
+    wrpo_ctx *ctx = open_ctx(1);
+    wrpo_data *data = make_data(ctx, 0, 8), *held = make_data(ctx, 8, 5);
+    best_run b = {0};
+    snprintf(out, sizeof out, "%s/best", dir);
+    wrpo_train_desc d = {.learning_rate = 0.05, .batch_size = 4, .max_steps = 11, .out_dir = out, .save.dir = out,
+                         .save_steps = 2, .keep = 3, .eval_data = held, .eval_steps = 1, .save_best = "loss",
+                         .warmup_ratio = WRPO_ZERO, .on_step = on_best, .user = &b, .loss.beta = 0.5};
+    b.model = make_model(ctx);
+    CHECK(wrpo_train(b.model, data, &d, NULL) == WRPO_OK && b.evals == 11, "%s", wrpo_last_error(ctx)->text);
+    wrpo_model_free(b.model);
+    expect_best(out, &b, 0, "best");
+    int rises = 0;
+    for (int i = 1; i < b.evals; i++) rises += b.loss[i] > b.loss[i - 1];
+    CHECK(rises, "the loss only falls: the last one is the best, nothing is shown");
+    for (int k = 1; k < 12; k++) {
+        snprintf(path, sizeof path, "%s/checkpoint-%d", out, k);
+        CHECK((access(path, F_OK) == 0) == (k == 6 || k == 8 || k == 10), "%s: three are kept", path);
+    }
+    /* stopped after step 7, between two checkpoints; then on from there */
+    char from[200], again[96];
+    snprintf(again, sizeof again, "%s/best2", dir);
+    d.out_dir = d.save.dir = again;
+    best_run c = {.stop = 7};
+    d.user = &c;
+    c.model = make_model(ctx);
+    CHECK(wrpo_train(c.model, data, &d, NULL) == WRPO_E_STOPPED && c.evals == 7, "%s", wrpo_last_error(ctx)->text);
+    wrpo_model_free(c.model);
+    for (int k = 1; k < 12; k++) {
+        snprintf(path, sizeof path, "%s/checkpoint-%d", again, k);
+        CHECK((access(path, F_OK) == 0) == (k == 4 || k == 6 || k == 7), "%s: three are kept, the last one too", path);
+    }
+    snprintf(from, sizeof from, "%s/checkpoint-7", again);
+    d.resume = from, c.stop = 0;
+    c.model = make_model(ctx);
+    CHECK(wrpo_train(c.model, data, &d, NULL) == WRPO_OK && c.evals == 11, "%s", wrpo_last_error(ctx)->text);
+    wrpo_model_free(c.model);
+    expect_best(again, &c, 0, "best, after a resume");
+    CHECK(!memcmp(b.loss, c.loss, sizeof b.loss), "other losses after a resume");
+    /* each allocation fails once */
+    wrpo_ctx *scarce;
+    if (wrpo_open(&(wrpo_desc){.threads = 1, .memory = {counting_alloc, counting_free, NULL}}, &scarce) != WRPO_OK)
+        exit(2);
+    wrpo_data *few = make_data(scarce, 0, 2);
+    wrpo_metrics e = {.loss = 1};
+    wrpo_trainer *t = NULL;
+    wrpo_model *model = make_model(scarce);
+    d.resume = NULL, d.eval_data = few;
+    CHECK(wrpo_trainer_open(model, few, &d, &t) == WRPO_OK, "%s", wrpo_last_error(scarce)->text);
+    int64_t n = 0;
+    double best = NAN;
+    for (wrpo_result r = WRPO_E_MEMORY; r != WRPO_OK && n < 2000; n++) {
+        const int64_t before = live;
+        fail_at = calls + n;
+        r = wrpo__best_entry(t, NULL, &best) ? WRPO_E_MEMORY : wrpo__best_entry(t, &e, &best);
+        fail_at = -1;
+        CHECK((r == WRPO_OK || r == WRPO_E_MEMORY) && live == before, "allocation %lld: %d", (long long)n, r);
+        if (r != WRPO_OK) CHECK(isnan(best), "allocation %lld: a best that is not saved", (long long)n);
+    }
+    CHECK(n > 10 && n < 2000 && best == 1, "%lld allocations", (long long)n);
+    e.loss = 2;
+    CHECK(wrpo__best_entry(t, &e, &best) == WRPO_OK && best == 1, "a worse one");
+    e.loss = NAN;
+    CHECK(wrpo__best_entry(t, &e, &best) == WRPO_E_ARG, "no loss");
+    wrpo_trainer_free(t), wrpo_model_free(model), wrpo_data_free(few), wrpo_close(scarce);
+    /* what cannot be */
+    static const char *const bad[] = {"grad_norm", "rewards/rejected", "logps/rejected", "rewards/", "eval_loss", ""};
+    d.eval_data = held;
+    model = make_model(ctx);
+    for (int i = 0; i < 8; i++) {
+        d.save_best = i < 6 ? bad[i] : "loss", d.eval_data = i == 6 ? NULL : held, d.save.dir = i == 7 ? NULL : again;
+        d.save_steps = 0;
+        CHECK(wrpo_train(model, data, &d, NULL) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "save_best: want"),
+              "best by %s: %s", d.save_best, wrpo_last_error(ctx)->text);
+    }
+    wrpo_model_free(model);
+    wrpo_data_free(data), wrpo_data_free(held), wrpo_close(ctx);
+}
+/* A desc as JSON: every setting once, resolved. */
+static void as_json(wrpo_ctx *ctx) {
+    const wrpo_train_desc d = {.loss.method = WRPO_METHOD_SIMPO, .warmup_ratio = WRPO_ZERO, .batch_size = 6,
+                               .accumulation = 2, .seed = 7, .no_shuffle = true, .learning_rate = 1e-7, .keep = 4};
+    static const struct { const char *key, *text; } want[] = {
+        {"method", "simpo"}, {"pair", "target"}, {"alpha_schedule", "linear"}, {"lr_schedule", "cosine"},
+        {"moments", "f32"}, {"ipo_sum", NULL}, {"no_shuffle", NULL}, {"seed", "7"}, {"beta", "10"},
+        {"label_smoothing", "0"}, {"gamma_ratio", "0.3"}, {"sft_weight", "0"}, {"fusion", "margin"},
+        {"alpha", "0.1"}, {"alpha_power", "2"},
+        {"learning_rate", "1e-7"}, {"warmup_ratio", "0"}, {"beta1", "0.9"}, {"beta2", "0.999"}, {"eps", "1e-8"},
+        {"weight_decay", "0"}, {"max_grad_norm", "1"}, {"epochs", "1"}, {"batch_size", "6"}, {"accumulation", "2"},
+        {"max_steps", "0"}, {"micro_tokens", "1024"}, {"recompute", "0"}, {"eval_steps", "0"}, {"save_steps", "0"},
+        {"keep", "4"}};
+    enum { COUNT = sizeof want / sizeof *want };
+    char *text;
+    wrpo_json *v = NULL;
+    CHECK(wrpo_train_desc_json(ctx, &d, &text) == WRPO_OK &&
+              wrpo_json_parse(ctx, "desc", text, strlen(text), &v) == WRPO_OK && v->count == COUNT,
+          "%s: %s", text, wrpo_last_error(ctx)->text);
+    for (int i = 0; v && i < COUNT; i++) {
+        const wrpo_json *m = wrpo_json_get(v, want[i].key);
+        CHECK(m && (want[i].text ? m->text && !strcmp(m->text, want[i].text) : m->kind == WRPO_JSON_BOOL), "%s in %s",
+              want[i].key, text);
+    }
+    CHECK(v && wrpo_json_get(v, "no_shuffle")->boolean && !wrpo_json_get(v, "ipo_sum")->boolean, "%s", text);
+    wrpo_json_free(ctx, v), wrpo_free(ctx, text);
+    CHECK(wrpo_train_desc_json(ctx, &(wrpo_train_desc){.epochs = -1}, &text) == WRPO_E_ARG && !text &&
+              strstr(wrpo_last_error(ctx)->text, "epochs: want a positive number"), "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_train_desc_json(ctx, &(wrpo_train_desc){.keep = -1}, &text) == WRPO_E_ARG && !text, "keep -1");
+}
 int main(void) {
     snprintf(dir, sizeof dir, "tmp_train_%ld", (long)getpid());
     wrpo_ctx *ctx = open_ctx(2);
@@ -847,6 +979,8 @@ int main(void) {
         wrpo_data_free(data), wrpo_model_free(model);
     }
     caller_files();
+    best_and_kept();
+    as_json(ctx);
     char command[128];
     snprintf(command, sizeof command, "rm -rf %s", dir);
     CHECK(system(command) == 0, "rm");

@@ -700,8 +700,8 @@ check "report: one picture a metric" test "$(grep -c '<svg' runs.html)" -ge 8
 check "report: two runs and the held-out data" \
     grep -q '<i class="c1"></i>fused</span><span><i class="eval"></i>held-out' runs.html
 check "report: nothing to load" test -z "$(grep -oE 'https?:|src=|href=|@import|url\(' runs.html)"
-for m in loss grad_norm rewards/margins eval_loss; do      # the last numbers are the file's, digit for digit
-    v=$(sed -n "s|.*\"$m\": \([^,}]*\).*|\1|p" new/metrics.jsonl | tail -1)
+for m in loss grad_norm rewards/margins eval_loss; do      # the last numbers are the file's, to 4 digits
+    v=$(printf %.4g "$(sed -n "s|.*\"$m\": \([^,}]*\).*|\1|p" new/metrics.jsonl | tail -1)")
     check "report: $m is $v" grep -q "<tr><td>$m</td><td>$v</td>" runs.html
 done
 bad "report: no such run" 1 'nowhere/metrics.jsonl: cannot be opened' report nowhere
