@@ -1,7 +1,7 @@
 #!/bin/sh
-# The fusion family on a real pretrained model and real records: SFT, then WRPO, DPO and InfiFPO-WRPO from it, each as an
-# adapter. Prints, for each seed and in the mean, what each did to held-out records; answers to five prompts before and
-# after; and CPU seconds.
+# The fusion family on a real pretrained model and real records: SFT, then WRPO, DPO and InfiFPO-WRPO from it, each as
+# an adapter. Prints, for each seed and in the mean, what each did to held-out records; answers to five prompts before
+# and after; and CPU seconds.
 # usage: sh bench/real_fusion.sh WRPO MODEL QUADS OUT
 #   MODEL   SmolLM2-135M-Instruct, say     QUADS  alpacaeval/quads.jsonl, or other records of this form
 # Sizes, from the environment (a full run: RECORDS=128 HELD=64 LENGTH=768 SFT=64 SOURCE=128, hours for each seed):
@@ -12,13 +12,14 @@
 # An interrupted run goes on, a stage at a time; with more SEEDS it adds those.
 #
 # Of the records that are short enough, the first HELD are held out, the next five are asked, the next SOURCE train the
-# second source: MODEL again, with an adapter of its own. A seed draws the records of SFT and of preference training from
-# the others, and is the seed of the adapters and of the order. All have rank 16, rate 2e-4 (cosine, 10 % warm-up), batch
-# 4, one epoch. Beta is 0.1 for WRPO and DPO, whose rewards are sums over tokens. It is 0.1 times the mean number of
-# tokens of an answer for InfiFPO-WRPO, whose rewards are means over them. Alpha is 0.5, constant. Nothing was tuned.
+# second source: MODEL again, with an adapter of its own. A seed draws the records of SFT and of preference training
+# from the others, and is the seed of the adapters and of the order. All have rank 16, rate 2e-4 (cosine, 10 % warm-up),
+# batch 4, one epoch. Beta is 0.1 for WRPO and DPO, whose rewards are sums over tokens. For InfiFPO-WRPO, whose rewards
+# are means over tokens, it is 0.1 times the mean number of tokens of an answer. Alpha is 0.5, constant. Nothing was
+# tuned.
 # Columns: log-prob per token of the source's answer and of the rejected one. Then against the model before (SFT against
-# MODEL, the others against SFT): how many nats more the answer's log-prob rose than the rejected one's, in the mean, and
-# the share of the records in which it did; for the source's answer and for the target's.
+# MODEL, the others against SFT): how many nats more the answer's log-prob rose than the rejected one's, in the mean,
+# and the share of the records in which it did; for the source's answer and for the target's.
 set -e
 wrpo=$1 model=$2 quads=$3 out=$4
 [ -n "$out" ] || { sed -n '2,11p' "$0"; exit 2; }
@@ -36,7 +37,8 @@ stage() {   # a file that is there when it is done, its CPU seconds in it, then 
     ("$wrpo" "$@" --threads "$threads" >"$done.log" 2>&1 || { cat "$done.log" >&2; exit 1; }; times >"$done.part")
     mv "$done.part" "$done"
 }
-numbers() { sed 's/"prompt_id": "[^"]*"//; s/[^-0-9.]/ /g' "$1"; }   # of logprob's lines: log-probs, tokens, the prompt's
+# Of logprob's lines the log-probs, their tokens and the prompt's tokens.
+numbers() { sed 's/"prompt_id": "[^"]*"//; s/[^-0-9.]/ /g' "$1"; }
 train() {   # name, options: the adapter $out/name
     name=$1; shift
     [ -e "$out/$name.done" ] || rm -rf "${out:?}/$name"
