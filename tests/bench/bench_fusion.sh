@@ -185,12 +185,13 @@ table)
     [ "$(grep -c . "$OUT/grid.txt")" -eq 81 ] || { echo "$OUT/grid.txt: want its 81 runs: tune first"; exit 1; }
     touch "$OUT/table.txt"
     for method in infifpo infifpo-wrpo sft; do
-        set -- "$1" "$2" "$3" "$4" $(best $method)
-        options="--learning-rate $5 --beta $6"
+        settings=$(best $method)
+        rate=${settings% *} beta=${settings#* }
+        options="--learning-rate $rate --beta $beta"
         case $method in
         infifpo) INFIFPO="--method infifpo $options" ;;
         infifpo-wrpo) BOTH="--method infifpo-wrpo $options --alpha 0.5 --alpha-schedule constant" ;;
-        sft) SFT="--method sft --learning-rate $5 --epochs $6" ;;
+        sft) SFT="--method sft --learning-rate $rate --epochs $beta" ;;
         esac
     done
     # shellcheck disable=SC2086
@@ -210,8 +211,7 @@ table)
         constant="$WRPO 0.5 --alpha-schedule constant"
         row anchor-0.1 $constant --sft-weight 0.1 --data "$D/quads.jsonl"
         row anchor-1 $constant --sft-weight 1 --data "$D/quads.jsonl"
-        one= others= all=
-        k=0
+        one='' others='' all='' k=0
         for name in $SOURCES; do
             file=$D/$name-wrpo-scored.jsonl all="$all $D/$name-wrpo-scored.jsonl"
             if [ $k -eq $((seed % 3)) ]; then one=$file; else others="$others $file"; fi

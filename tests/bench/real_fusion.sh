@@ -118,19 +118,19 @@ for seed in $seeds; do
         { x = x * 48271 % 2147483647; printf "%010d\t%s\n", x, $0 }' | sort | cut -f2- >"$out/others.jsonl"
     head -n "$sft" "$out/others.jsonl" >"$out/sft-$seed.jsonl"
     sed -n "$((sft + 1)),$((sft + records))p" "$out/others.jsonl" >"$out/train-$seed.jsonl"
-    train sft-$seed --method sft --data "$out/sft-$seed.jsonl" --lora-r 16 --seed "$seed"
-    held sft-$seed --adapter "$out/sft-$seed"
+    train "sft-$seed" --method sft --data "$out/sft-$seed.jsonl" --lora-r 16 --seed "$seed"
+    held "sft-$seed" --adapter "$out/sft-$seed"
     stage "$out/sources-$seed.done" logprob --model "$model" --adapter "$out/other" --data "$out/train-$seed.jsonl" \
         --as-source other --max-length "$length" --out "$out/sources-$seed.jsonl"
     from="--adapter $out/sft-$seed --seed $seed"
     # shellcheck disable=SC2086
-    train wrpo-$seed $from --data "$out/train-$seed.jsonl" --beta 0.1 --alpha 0.5 --alpha-schedule constant
+    train "wrpo-$seed" $from --data "$out/train-$seed.jsonl" --beta 0.1 --alpha 0.5 --alpha-schedule constant
     # shellcheck disable=SC2086
-    train dpo-$seed $from --data "$out/train-$seed.jsonl" --beta 0.1 --method dpo
+    train "dpo-$seed" $from --data "$out/train-$seed.jsonl" --beta 0.1 --method dpo
     # shellcheck disable=SC2086
-    train infifpo-wrpo-$seed $from --data "$out/sources-$seed.jsonl" --beta "$beta" --alpha 0.5 \
+    train "infifpo-wrpo-$seed" $from --data "$out/sources-$seed.jsonl" --beta "$beta" --alpha 0.5 \
         --alpha-schedule constant --method infifpo-wrpo
-    for name in wrpo dpo infifpo-wrpo; do held $name-$seed --adapter "$out/$name-$seed"; done
+    for name in wrpo dpo infifpo-wrpo; do held "$name-$seed" --adapter "$out/$name-$seed"; done
     finished="$finished $seed"
     {
         row - model model
@@ -140,8 +140,8 @@ for seed in $seeds; do
 done
 table
 echo
-for name in other $(for s in $finished; do echo sft-$s sources-$s wrpo-$s dpo-$s infifpo-wrpo-$s; done); do
-    echo "$name: $(cpu $name) CPU seconds, memory $(sed -n 's/.*memory peak //p' "$out/$name.done.log" | tail -n 1)"
+for name in other $(for s in $finished; do echo "sft-$s sources-$s wrpo-$s dpo-$s infifpo-wrpo-$s"; done); do
+    echo "$name: $(cpu "$name") CPU seconds, memory $(sed -n 's/.*memory peak //p' "$out/$name.done.log" | tail -n 1)"
 done
 first=${seeds%% *}
 for name in model sft-$first wrpo-$first dpo-$first infifpo-wrpo-$first; do
