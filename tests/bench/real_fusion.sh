@@ -19,7 +19,8 @@
 # tuned.
 # Columns: log-prob per token of the source's answer and of the rejected one. Then against the model before (SFT against
 # MODEL, the others against SFT): how many nats more the answer's log-prob rose than the rejected one's, in the mean,
-# and the share of the records in which it did; for the source's answer and for the target's.
+# and the share of the records in which it did; for the source's answer and for the target's. The intervals have 95 %:
+# a seed's over the held-out records, that of the mean over the seeds.
 set -e
 wrpo=$1 model=$2 quads=$3 out=$4
 [ -n "$out" ] || { sed -n '2,11p' "$0"; exit 2; }
@@ -58,9 +59,12 @@ row() {     # seed, name, the model before: a line of rows.txt
         # Source, target, rejected; their tokens; the prompt'\''s tokens; the same of the model before.
         source = $1 - $8 - $3 + $10; target = $2 - $9 - $3 + $10
         n++; a += $1 / $4; b += $3 / $6; s += source; t += target; sw += source > 0; tw += target > 0
+        ss += source * source; tt += target * target
     } END {
-        sub(/-[0-9]+$/, "", name)
-        printf "%s %s %.6f %.6f %.6f %.6f %.6f %.6f\n", name, seed, a / n, b / n, s / n, sw / n, t / n, tw / n
+        sub(/-[0-9]+$/, "", name); a /= n; b /= n; s /= n; t /= n
+        se = sqrt((ss / n - s * s) / (n - 1)); te = sqrt((tt / n - t * t) / (n - 1))
+        printf "%s %s %.6f %.6f %.6f %.6f %.6f %.6f %.6f %.6f\n", name, seed, a, b, s, 1.96 * se, sw / n, \
+            t, 1.96 * te, tw / n
     }'
 }
 cpu() { awk 'NR == 2 { gsub(/[ms]/, " "); print $1 * 60 + $2 + $3 * 60 + $4 }' "$out/$1.done"; }
@@ -68,17 +72,19 @@ table() {   # of rows.txt
     echo "| model | seed | log-prob per token, source | rejected | source margin | rose | target margin | rose |"
     echo "|---|---|---|---|---|---|---|---|"
     awk '{
-        printf "| %s | %s | %.4f | %.4f | %+.3f | %.3f | %+.3f | %.3f |\n", $1, $2, $3, $4, $5, $6, $7, $8
+        printf "| %s | %s | %.4f | %.4f | %+.2f ± %.2f | %.3f | %+.2f ± %.2f | %.3f |\n", $1, $2, \
+            $3, $4, $5, $6, $7, $8, $9, $10
         if (!($1 in n)) order[++m] = $1
-        n[$1]++; for (i = 3; i <= 8; i++) { sum[$1, i] += $i; squares[$1, i] += $i * $i }
+        n[$1]++; for (i = 3; i <= 10; i++) { sum[$1, i] += $i; squares[$1, i] += $i * $i }
     } END {
         split("12.706 4.303 3.182 2.776", t95, " ")
         for (k = 1; k <= m; k++) if (n[order[k]] > 1) {
             name = order[k]; count = n[name]; printf "| %s | mean of %d |", name, count
-            for (i = 3; i <= 8; i++) {
+            for (i = 3; i <= 10; i++) {
                 mean = sum[name, i] / count; spread = (squares[name, i] - count * mean * mean) / (count - 1)
-                form = i < 5 ? " %.4f ± %.4f |" : i % 2 ? " %+.3f ± %.3f |" : " %.3f ± %.3f |"
-                printf form, mean, t95[count - 1] * sqrt((spread > 0 ? spread : 0) / count)
+                half = t95[count - 1] * sqrt((spread > 0 ? spread : 0) / count)
+                if (i == 5 || i == 8) printf " %+.2f ± %.2f |", mean, half
+                else if (i != 6 && i != 9) printf i < 5 ? " %.4f |" : " %.3f |", mean
             }
             print ""
         }
