@@ -4707,7 +4707,7 @@ static const command *find_command(const char *name) {
         if (!strcmp(name, commands[i].name)) return &commands[i];
     return NULL;
 }
-static int parsed(const command **of, int argc, char **argv, settings *s) {        /* which command; the exit code */
+static int parse_line(const command **of, int argc, char **argv, settings *s) {        /* which command; the exit code */
     if (argc > 0 && strncmp(argv[0], "--", 2)) {
         const command *c = find_command(argv[0]);
         if (!c) return misuse(*of, "unknown command \"%s\"", argv[0]);
@@ -4761,7 +4761,7 @@ static int dispatch_to(const command *program, int argc, char **argv, settings *
     const command *c = program;
     session z = {.argc = argc, .argv = argv};
     static int depth;                /* the demo and fuse run other commands */
-    int code = parsed(&c, argc, argv, s);
+    int code = parse_line(&c, argc, argv, s);
     if (!depth) code = worst(code);
     if (code) return code;
     if (s->help) return c == program ? help() : (help_command(c), 0);

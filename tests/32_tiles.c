@@ -5,24 +5,24 @@
 #define _POSIX_C_SOURCE 200809L
 #include <stdint.h>
 #include <string.h>
-static _Thread_local struct { int configured; float f[8][16][16]; } unit;
+static _Thread_local struct { int configured; float f[8][16][16]; } tiles_unit;
 static int misuses;
 static void tile_config(const void *p) {
     const unsigned char *b = p;
-    unit.configured = b[0] == 1 && b[1] == 0;
+    tiles_unit.configured = b[0] == 1 && b[1] == 0;
     for (int t = 0; t < 8; t++)
-        unit.configured = unit.configured && b[16 + 2 * t] == 64 && b[17 + 2 * t] == 0 && b[48 + t] == 16;
+        tiles_unit.configured = tiles_unit.configured && b[16 + 2 * t] == 64 && b[17 + 2 * t] == 0 && b[48 + t] == 16;
     for (int t = 0; t < 8; t++)
-        for (int i = 0; i < 256; i++) unit.f[t][i / 16][i % 16] = 1e30f;      /* what was not loaded shows */
+        for (int i = 0; i < 256; i++) tiles_unit.f[t][i / 16][i % 16] = 1e30f;      /* what was not loaded shows */
 }
-static void tile_use(void) { if (!unit.configured) misuses++; }
+static void tile_use(void) { if (!tiles_unit.configured) misuses++; }
 static void tile_load(int t, const void *p, int64_t stride) {
     tile_use();
-    for (int r = 0; r < 16; r++) memcpy(unit.f[t][r], (const char *)p + r * stride, 64);
+    for (int r = 0; r < 16; r++) memcpy(tiles_unit.f[t][r], (const char *)p + r * stride, 64);
 }
 static void tile_store(int t, void *p, int64_t stride) {
     tile_use();
-    for (int r = 0; r < 16; r++) memcpy((char *)p + r * stride, unit.f[t][r], 64);
+    for (int r = 0; r < 16; r++) memcpy((char *)p + r * stride, tiles_unit.f[t][r], 64);
 }
 static float tile_part(float word, int high) {
     uint32_t bits;
@@ -37,15 +37,15 @@ static void tile_dot(int c, int a, int b) {
         for (int j = 0; j < 16; j++) {
             float low = 0, high = 0;
             for (int k = 0; k < 16; k++) {
-                low += tile_part(unit.f[a][i][k], 0) * tile_part(unit.f[b][k][j], 0);
-                high += tile_part(unit.f[a][i][k], 1) * tile_part(unit.f[b][k][j], 1);
+                low += tile_part(tiles_unit.f[a][i][k], 0) * tile_part(tiles_unit.f[b][k][j], 0);
+                high += tile_part(tiles_unit.f[a][i][k], 1) * tile_part(tiles_unit.f[b][k][j], 1);
             }
-            unit.f[c][i][j] += low + high;
+            tiles_unit.f[c][i][j] += low + high;
         }
 }
 #define WRPO__TILE_CONFIG(p) tile_config(p)
-#define WRPO__TILE_RELEASE() (unit.configured = 0)
-#define WRPO__TILE_ZERO(t) (tile_use(), memset(unit.f[t], 0, sizeof unit.f[t]))
+#define WRPO__TILE_RELEASE() (tiles_unit.configured = 0)
+#define WRPO__TILE_ZERO(t) (tile_use(), memset(tiles_unit.f[t], 0, sizeof tiles_unit.f[t]))
 #define WRPO__TILE_LOAD(t, p, stride) tile_load(t, p, stride)
 #define WRPO__TILE_STORE(t, p, stride) tile_store(t, p, stride)
 #define WRPO__TILE_DOT(c, a, b) tile_dot(c, a, b)

@@ -47,7 +47,8 @@ tune)
     for seed in 1 2 3; do
         if ! grep -qs '^kept: ' "$OUT/$seed/demo.txt"; then
             rm -rf "$OUT/$seed"; mkdir "$OUT/$seed"
-            TMPDIR=$OUT/$seed "$W" demo --seed $seed --keep-folder --out "$OUT/$seed/report.html" >"$OUT/$seed/demo.txt" ||
+            TMPDIR=$OUT/$seed "$W" demo --seed $seed --keep-folder --out "$OUT/$seed/report.html" \
+                >"$OUT/$seed/demo.txt" ||
                 exit 1
         fi
         D=$(sed -n 's/^kept: //p' "$OUT/$seed/demo.txt")

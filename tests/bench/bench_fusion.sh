@@ -45,7 +45,8 @@ WRPO="--beta 1 --learning-rate 5e-4 --alpha"
 demo() {    # seed: its models and files, in $D
     if ! grep -qs '^kept: ' "$OUT/$1/demo.txt"; then
         rm -rf "${OUT:?}/$1"; mkdir "$OUT/$1"
-        TMPDIR=$OUT/$1 "$W" demo --seed "$1" --keep --out "$OUT/$1/report.html" >"$OUT/$1/demo.txt" || exit 1
+        TMPDIR=$OUT/$1 "$W" demo --seed "$1" --keep-folder --out "$OUT/$1/report.html" \
+            >"$OUT/$1/demo.txt" || exit 1
     fi
     D=$(sed -n 's/^kept: //p' "$OUT/$1/demo.txt") X=$OUT/$1/more
     mkdir -p "$X"
