@@ -2103,7 +2103,7 @@ static int measure(session *z, const wrpo_train_desc *desc, pace *out) {
 static int dry_run(const settings *s, session *z, const wrpo_train_desc *desc) {
     const wrpo_train_desc d = wrpo_train_defaults(desc);
     const int method = (int)d.loss.method;
-    pace p;
+    pace p = {0};
     char path[4200];
     struct stat is;
     snprintf(path, sizeof path, "%s/trainer_state.wrpo", s->resume ? s->resume : "");
