@@ -5843,12 +5843,13 @@ static void wrpo__round(const wrpo__save *save, const char *name, int64_t first,
     const wrpo_tensor_info *t = r->from ? wrpo_tensors_find(r->from, name) : NULL;
     const bool measured = t && wrpo__float_dtype(t) && first + n <= t->count;
     const uint64_t stream = wrpo__hash(0, name, strlen(name));
-    double sums[WRPO__CHUNK / PIECE][2] = {{0}};
+    double sums[WRPO__CHUNK / PIECE][2];
     const int threads = save->temp->ctx->desc.threads;
     if (!r->random && !measured) return;
     if (measured) wrpo__to_float(r->old, t, first, n);
     WRPO__PARFOR(threads)
-    for (int64_t piece = 0; piece < wrpo__div_up(n, PIECE); piece++)
+    for (int64_t piece = 0; piece < wrpo__div_up(n, PIECE); piece++) {
+        double changed = 0, kept = 0;
         for (int64_t i = piece * PIECE; i < WRPO__MIN(n, (piece + 1) * PIECE); i++) {
             const float w = save->chunk[i];
             float to = wrpo__rounded(save->dtype, w);
@@ -5860,10 +5861,13 @@ static void wrpo__round(const wrpo__save *save, const char *name, int64_t first,
             save->chunk[i] = to;
             if (!measured) continue;
             const double d = (double)w - (double)r->old[i];
-            sums[piece][0] += d * d;
-            sums[piece][1] += ((double)to - (double)wrpo__rounded(save->dtype, r->old[i])) * d;
+            changed += d * d;
+            kept += ((double)to - (double)wrpo__rounded(save->dtype, r->old[i])) * d;
         }
-    for (int64_t piece = 0; measured && piece < wrpo__div_up(n, PIECE); piece++) {
+        sums[piece][0] = changed;
+        sums[piece][1] = kept;
+    }
+    for (int64_t piece = 0; piece < wrpo__div_up(n, PIECE); piece++) {
         r->changed += sums[piece][0];
         r->kept += sums[piece][1];
     }
