@@ -43,8 +43,8 @@ for object in "$@"; do
                     if (!best || i - j + 1 < best) best = i - j + 1
                 }
                 if (!best) { print object ", " level ": no loop with " want " multiply-adds"; exit 1 }
-                printf "%s, %s: %d instructions for %d multiply-adds (%.2f each), %d would be the fewest\n", object, level,
-                    best, want, best / want, fewest
+                printf "%s, %s: %d instructions for %d multiply-adds (%.2f each), %d would be the fewest\n", object,
+                    level, best, want, best / want, fewest
                 exit best > 1.1 * fewest
             }' || code=1
     done <<EOF
