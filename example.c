@@ -1033,8 +1033,15 @@ static bool writes_directory(const command *c) {
         if (!strcmp(c->name, list[i])) return true;
     return false;
 }
+/* A source may be NAME=DIR. */
+static const char *source_dir(const char *given) {
+    const char *equal = strchr(given, '=');
+    return equal && !memchr(given, '/', (size_t)(equal - given)) ? equal + 1 : given;
+}
 static void inputs_find(const command *c, const settings *s) {
     inputs.count = 0;
+    for (int64_t i = 0; s->source && i <= s->n_more; i++)
+        input_add(source_dir(i ? s->more[i - 1] : s->source), "--source");
     for (int i = 0; i < N_OPTIONS; i++) {
         const option *o = &options[i];
         const void *at = (const char *)s + o->at;
@@ -1044,8 +1051,8 @@ static void inputs_find(const command *c, const settings *s) {
         if (listed(c->required, o->name) || listed(c->optional, o->name)) input_add(path, o->name);
     }
     if (s->path) input_add(s->path, c->operand);
-    for (int64_t i = 0; i < s->n_more; i++)
-        input_add(s->more[i], s->path ? c->operand : s->source ? "--source" : s->with ? "--with" : "--in");
+    for (int64_t i = 0; i < s->n_more && !s->source; i++)
+        input_add(s->more[i], s->path ? c->operand : s->with ? "--with" : "--in");
 }
 /* The files of a directory that the command writes, or may write. */
 static bool would_write(const command *c, const char *name) {
@@ -1159,7 +1166,7 @@ static void session_end(session *z, bool failed) {
 #else
     if (z->lock) remove(path), fclose(z->lock);        /* nobody has it while it is there */
 #endif
-    if (z->dir && failed) output_dir_drop(z->dir, z->made);
+    if (z->dir) output_dir_drop(z->dir, z->made);      /* if nothing was written */
     free(inputs.list);
     inputs.list = NULL, inputs.count = 0, inputs.spoilt = false;
 }
@@ -3713,12 +3720,10 @@ static void fuse_plan(recipe *r) {
 /* ---- its plan: checked, and how long it takes at most ---- */
 /* The name and the directory of a source, NAME=DIR or DIR. */
 static bool fuse_source(recipe *r, const char *given) {
-    const char *equal = strchr(given, '=');
-    const bool has_name = equal && !memchr(given, '/', (size_t)(equal - given));
-    const char *dir = has_name ? equal + 1 : given;
+    const char *dir = source_dir(given);
     const settings named = {.model = dir};
-    const char *name = has_name ? fuse_text(r, "%.*s", (int)(equal - given), given)
-                                : fuse_text(r, "%s", model_name(&named));
+    const char *name = dir != given ? fuse_text(r, "%.*s", (int)(dir - given) - 1, given)
+                                    : fuse_text(r, "%s", model_name(&named));
     for (int i = 0; i < r->sources; i++)
         if (!strcmp(r->name[i], name))
             return complain("--source: two sources are called %s: want NAME=%s for one of them", name, dir), false;

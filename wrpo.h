@@ -5262,7 +5262,8 @@ typedef struct wrpo__rounding {
     const wrpo_tensors *from;        /* NULL: nothing is measured */
     float *old;                      /* [CHUNK] */
     double changed, kept;            /* sums of d^2 and (rounded w - rounded from) d, d = w - from */
-    wrpo__writer *(*done)(void *user, double kept); void *user;    /* may be NULL; see wrpo__model_save */
+    wrpo__writer *(*done)(void *user, double kept); void *user;    /* may be NULL. Called when the weights are written;
+                                        the file that it returns, or NULL, gets its name with theirs */
 } wrpo__rounding;
 static double wrpo__kept(const wrpo__rounding *r) { return r->changed > 0 ? r->kept / r->changed : (double)NAN; }
 typedef struct wrpo__save {  /* one save in progress */
@@ -5274,7 +5275,7 @@ typedef struct wrpo__save {  /* one save in progress */
     wrpo__placed *placed; int64_t n;  /* the tensors, sorted by name */
     int64_t shards;
     wrpo__save_fn fn; void *user;
-    wrpo__rounding *rounding;        /* may be NULL */
+    wrpo__rounding *rounding;
     float *chunk;  /* [CHUNK] */
 } wrpo__save;
 
@@ -5351,19 +5352,19 @@ static float wrpo__rounded(wrpo_dtype dtype, float x) {
 static void wrpo__round(const wrpo__save *save, const char *name, int64_t first, int64_t n) {
     enum { PIECE = 1 << 14 };
     wrpo__rounding *r = save->rounding;
-    const wrpo_tensor_info *t = r && r->from ? wrpo_tensors_find(r->from, name) : NULL;
-    const bool measured = t && wrpo__float_dtype(t) && first + n <= t->count, random = r && r->random;
+    const wrpo_tensor_info *t = r->from ? wrpo_tensors_find(r->from, name) : NULL;
+    const bool measured = t && wrpo__float_dtype(t) && first + n <= t->count;
     const uint64_t stream = wrpo__hash(0, name, strlen(name));
     double sums[WRPO__CHUNK / PIECE][2] = {{0}};
     const int threads = save->temp->ctx->desc.threads;
-    if (!random && !measured) return;
+    if (!r->random && !measured) return;
     if (measured) wrpo__to_float(r->old, t, first, n);
     WRPO__PARFOR(threads)
     for (int64_t piece = 0; piece < wrpo__div_up(n, PIECE); piece++)
         for (int64_t i = piece * PIECE; i < WRPO__MIN(n, (piece + 1) * PIECE); i++) {
             const float w = save->chunk[i];
             float to = wrpo__rounded(save->dtype, w);
-            if (random && isfinite(to)) {
+            if (r->random && isfinite(to)) {
                 const uint64_t at = (uint64_t)(first + i);
                 const uint32_t dice = wrpo__random(0, stream, at / 8).v[at % 8 / 2] >> at % 2 * 16;
                 to = wrpo__bits_float((wrpo__float_bits(w) + (dice & 0xFFFF)) & 0xFFFF0000u);
@@ -5459,7 +5460,7 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const char *f
         for (int64_t s = 0; s < files; s++) same_names = same_names || wrpo__disk_exists(ready[s]->path);
         if (same_names) wrpo__remove(ctx, index_path);
     }
-    wrpo__writer *last = rounding && rounding->done ? rounding->done(rounding->user, wrpo__kept(rounding)) : NULL;
+    wrpo__writer *last = rounding->done ? rounding->done(rounding->user, wrpo__kept(rounding)) : NULL;
     if (last) stbds_arrput(sides, last);
     for (int64_t i = 0; i < stbds_arrlen(sides); i++) wrpo__remove(ctx, sides[i]->path);
     wrpo__sync_parent(index_path);
@@ -6669,10 +6670,8 @@ static const wrpo__adapter **wrpo__merged(wrpo__arena *arena, const wrpo_model *
     }
     return of;
 }
-/* done: called when the weights are written; the file that it returns, if any, gets its name with theirs. Returns the
-   share of the change since the load that the rounding kept; NaN: not known, or nothing changed. */
-static double wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc,
-        wrpo__writer *(*done)(void *user, double kept), void *user) {
+static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc,
+        wrpo__rounding *r) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo__save_check(arena, model, desc);
     wrpo__make_dir(ctx, desc->dir);
@@ -6681,16 +6680,16 @@ static double wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, cons
     const int64_t begin = alone ? lora->first : 0, end = lora && !alone ? lora->first : model->n_weights;
     const wrpo_dtype dtype = desc->dtype ? desc->dtype : alone ? WRPO_DTYPE_F32 : model->dtype;
     const bool loaded = model->dir && model->dir == model->tokenizer_dir;
-    wrpo__rounding r = {.random = desc->random_rounding && dtype == WRPO_DTYPE_BF16, .done = done, .user = user};
     wrpo_tensors *from = NULL;
+    r->random = desc->random_rounding && dtype == WRPO_DTYPE_BF16;
     if (loaded && !alone && dtype != WRPO_DTYPE_F32) {
         const wrpo_result opened = wrpo_tensors_open(ctx, model->dir, &from);
         if (opened == WRPO_E_MEMORY) wrpo__rethrow(ctx, opened);       /* other failures: it is gone */
     }
     if (from) {
         wrpo__on_free(arena, wrpo__tensors_drop, from);
-        r.from = from;
-        r.old = wrpo__raw(arena, WRPO__CHUNK, sizeof *r.old);
+        r->from = from;
+        r->old = wrpo__raw(arena, WRPO__CHUNK, sizeof *r->old);
     }
     wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
     const wrpo__slice *s = wrpo__slices(arena, model);
@@ -6709,17 +6708,16 @@ static double wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, cons
     else sides = wrpo__save_sides(arena, model, desc->dir, dtype);
     const char *file = alone ? WRPO__ADAPTER_FILE : NULL;
     wrpo__tensors_save(arena, desc->dir, file, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving,
-            sides, &r);
-    const double kept = wrpo__kept(&r);
-    if (r.changed > 0)
+            sides, r);
+    const double kept = wrpo__kept(r);
+    if (r->changed > 0)
         wrpo__log(ctx, kept < 0.5 ? WRPO_LOG_WARN : WRPO_LOG_INFO, "%s: %.3g %% of the change to the weights is left "
                 "after they were rounded to %s%s", desc->dir, 100 * kept, wrpo__dtype_name(dtype),
                 kept < 0.5 ? ": --save-dtype f32 (wrpo_save_desc.dtype) keeps all of it" : "");
-    return kept;
 }
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
     WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true,
-               wrpo__model_save(wrpo__current, model, desc, NULL, NULL));
+               wrpo__model_save(wrpo__current, model, desc, &(wrpo__rounding){0}));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -12065,8 +12063,9 @@ static uint64_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *parts,
 }
 static void wrpo__log_kept(wrpo_trainer *t, double kept);
 static const char *wrpo__log_path(const wrpo_trainer *t) {  /* of the lines of metrics so far; NULL: none */
-    if (!t->out_dir) return NULL;
-    return t->part ? t->part->part : wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl");
+    const char *log = t->part ? t->part->part : NULL;  /* until it has its name */
+    if (t->out_dir && (!log || !wrpo__disk_exists(log))) log = wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl");
+    return log;
 }
 static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo_ctx *ctx = t->ctx;
@@ -12076,8 +12075,9 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE);
     /* 1. The model, without an old state beside it, not even for a moment. */
     wrpo__remove(ctx, path);
-    const double kept = wrpo__model_save(temp, t->model, desc, NULL, NULL);
-    if (d->save_steps && t->k < t->T && t->k % d->save_steps == 0) wrpo__log_kept(t, kept);    /* a save of the plan */
+    wrpo__rounding r = {0};
+    wrpo__model_save(temp, t->model, desc, &r);
+    if (d->save_steps && t->k < t->T && t->k % d->save_steps == 0) wrpo__log_kept(t, wrpo__kept(&r));
     const char *log = wrpo__log_path(t);
     const wrpo__file *metrics = log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
     const int64_t eight = 8;
@@ -12426,7 +12426,8 @@ static wrpo__writer *wrpo__metrics_done(void *user, double kept) {
 }
 static wrpo_result wrpo__save_last(wrpo_trainer *t) {
     WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true,
-               wrpo__model_save(wrpo__current, t->model, &t->desc.save, wrpo__metrics_done, t));
+               wrpo__model_save(wrpo__current, t->model, &t->desc.save,
+                                &(wrpo__rounding){.done = wrpo__metrics_done, .user = t}));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,

@@ -160,7 +160,7 @@ static void armorm(const wrpo_json *golden) {
             t[m->n_weights + i] =
                 (wrpo__save_tensor){gated[i].name, gated[i].cols ? 2 : 1, {gated[i].rows, gated[i].cols, 0, 0}};
         wrpo__tensors_save(arena, at("armorm"), NULL, t, m->n_weights + HEADS, WRPO_DTYPE_F32, 0, by_formula, m, NULL,
-                           NULL);
+                           &(wrpo__rounding){0});
         wrpo_reward *r = load(at("armorm"), 0, 0);
         if (r) {
             static const int32_t without[] = {1, 2, 128009, 128006, 78191, 128007, 9, 128009};
@@ -179,11 +179,11 @@ static void armorm(const wrpo_json *golden) {
             wrpo_reward_free(r);
         }
         wrpo__tensors_save(arena, at("armorm"), NULL, t, m->n_weights + HEADS - 1, WRPO_DTYPE_F32, 0, by_formula, m,
-                           NULL, NULL);
+                           NULL, &(wrpo__rounding){0});
         refuse(at("armorm"), 0, "gating.logit_scale is missing");
         t[m->n_weights].shape[0] = 4;
         wrpo__tensors_save(arena, at("armorm"), NULL, t, m->n_weights + HEADS, WRPO_DTYPE_F32, 0, by_formula, m, NULL,
-                           NULL);
+                           &(wrpo__rounding){0});
         refuse(at("armorm"), 0, "reward_transform_matrix");
     }
     CHECK(wrpo__end(&wrpo__entry) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);

@@ -6,7 +6,8 @@
                            FUZZ_TARGET=json afl-fuzz -i build/fuzz/json -o out -x fuzz/words.dict -- build/fuzz/replay
                            @@
                            FUZZ_TARGET=json build/fuzz/replay build/fuzz/found-json-...
-                           build/fuzz/replay --seeds DIR writes DIR/TARGET/..., the inputs to begin with
+                           build/fuzz/replay --seeds DIR writes DIR/TARGET/..., the inputs to begin with: those of
+                           corpus/ among them, which 88_corpus.sh runs on every commit
    Files come from memory (wrpo_desc.files); only example.c's reader of questions gets a file. Runs in tests/. */
 #define _POSIX_C_SOURCE 200809L
 #include <stdint.h>
@@ -305,6 +306,27 @@ static void seed_file(const char *dir, const char *name, int number, const char 
     seed(dir, name, number, text, size);
     free(text);
 }
+/* The lines of corpus/TARGET.txt: inputs that reach much of a reader. A byte is written as in words.dict: itself, \\ or
+   \xNN. */
+static void seed_corpus(const char *dir, const char *name) {
+    char path[100];
+    size_t size, n = 0;
+    int number = 1000;
+    snprintf(path, sizeof path, "fuzz/corpus/%s.txt", name);
+    char *text = load(path, &size);
+    for (size_t i = 0; i < size; i++) {                /* in place: it becomes shorter */
+        unsigned byte = (unsigned char)text[i];
+        if (byte == '\n') {
+            seed(dir, name, number++, text, n);
+            n = 0;
+            continue;
+        }
+        if (byte == '\\' && i + 3 < size && sscanf(text + i, "\\x%2x", &byte) == 1) i += 3;
+        else if (byte == '\\' && i + 1 < size) byte = (unsigned char)text[++i];
+        text[n++] = (char)byte;
+    }
+    free(text);
+}
 /* The inputs to begin with: small files, the committed goldens, and the state of a run that is made here. */
 static void write_seeds(const char *dir) {
     static const struct { const char *name, *text;
@@ -372,6 +394,7 @@ static void write_seeds(const char *dir) {
     };
     for (int i = 0; i < (int)(sizeof small / sizeof *small); i++)
         seed(dir, small[i].name, i, small[i].text, strlen(small[i].text));
+    for (int i = 0; i < (int)(sizeof targets / sizeof *targets); i++) seed_corpus(dir, targets[i].name);
     seed(dir, "tensors", 90, SHARD, sizeof SHARD - 1);
     seed_file(dir, "adapter", 0, "golden/adapters/llama/adapter_config.json");
     seed_file(dir, "adapter", 1, "golden/adapters/qwen3/adapter_config.json");
