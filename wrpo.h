@@ -186,10 +186,6 @@ typedef struct wrpo_group {
    not, and ended by close if open started it. The library calls it from the thread that calls the library. */
 WRPO_API wrpo_result wrpo_mpi_open(wrpo_group *out, wrpo_error *why);
 WRPO_API void wrpo_mpi_close(wrpo_group *group);
-/* The same ranks, but exchange and gather go from device to device over NCCL: wrpo_cuda.cu with -DWRPO_NCCL. Open the
-   context with the result; host lives until close, which comes after wrpo_close. */
-WRPO_API wrpo_result wrpo_nccl_open(const wrpo_group *host, wrpo_group *out, wrpo_error *why);
-WRPO_API void wrpo_nccl_close(wrpo_group *group);
 
 typedef struct wrpo_desc {
     const wrpo_backend *backend;  /* 0 = wrpo_backend_cpu() */
@@ -1959,8 +1955,7 @@ static wrpo_result wrpo__open(wrpo_desc d, wrpo_ctx **out) {
         return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: lanes: want the number of ranks times a power of two");
     d.lanes = levels * ranks;
     if (ranks > 1 && d.backend && !d.backend->host && !d.group->device)
-        return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: group: want one that moves a device's memory: "
-                                "wrpo_nccl_open, in a build with -DWRPO_NCCL");
+        return wrpo__open_fails(&d, WRPO_E_UNSUPPORTED, "wrpo_open: group: want one that moves a device's memory");
     if (d.lanes > 1 && d.backend && !d.backend->sum)
         return wrpo__open_fails(&d, WRPO_E_UNSUPPORTED, "wrpo_open: lanes: this backend has no sum");
 #ifndef _OPENMP

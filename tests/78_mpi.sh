@@ -36,8 +36,8 @@ ranks() { # how many, command line
     n=$1; shift
     rm -f pid.*
     case $MPI in
-    openmpi) timeout 120 mpirun.openmpi --oversubscribe -np "$n" sh rank.sh "$B/wrpo_$MPI" "$@" >out.txt 2>err.txt ;;
-    mpich) timeout 120 mpiexec.mpich -np "$n" sh rank.sh "$B/wrpo_$MPI" "$@" >out.txt 2>err.txt ;;
+    openmpi) timeout 900 mpirun.openmpi --oversubscribe -np "$n" sh rank.sh "$B/wrpo_$MPI" "$@" >out.txt 2>err.txt ;;
+    mpich) timeout 900 mpiexec.mpich -np "$n" sh rank.sh "$B/wrpo_$MPI" "$@" >out.txt 2>err.txt ;;
     esac </dev/null
 }
 state() { "$B/76_ranks" "$1" "$2"; }                   # a hash of a checkpoint and of the metrics, without the times
@@ -186,7 +186,7 @@ done
 # ---- what is larger than a message is moved in pieces
 for MPI in $mpis; do
     case $MPI in openmpi) start="mpirun.openmpi --oversubscribe" ;; mpich) start=mpiexec.mpich ;; esac
-    timeout 120 $start -np 3 "$B/mpi_pieces_$MPI" >out.txt 2>err.txt </dev/null; code=$?
+    timeout 900 $start -np 3 "$B/mpi_pieces_$MPI" >out.txt 2>err.txt </dev/null; code=$?
     check "$MPI: pieces" test $code -eq 0 -a "$(grep -c whole out.txt)" -eq 3
 done
 echo "mpi: $passed passed, $failed failed, $skipped skipped"

@@ -6,7 +6,7 @@
 #define WRPO_MPI
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-enum { MOST = 4000 };
+enum { MOST = 500 };
 static unsigned char byte_of(int rank, size_t i) { return (unsigned char)((size_t)rank * 37 + i * 11 + i / 251); }
 static float float_of(int from, int to, size_t i) { return (float)(from * 1000 + to) + (float)i / 8192; }
 static int pieces(const wrpo_group *g, size_t n) {
