@@ -3,10 +3,12 @@
 # names must fail, in the way that it names. Bugs of different kernels share a copy (compiling is what takes the time),
 # because the test of one does not run the kernels of the others. The graphs' test runs all kernels, so its bugs have
 # copies of their own.
-# usage, in this folder: sh 82_cuda_mutants.sh [PROGRAM [PATTERN]]      PATTERN: of the names of the bugs to plant
+# usage, in this folder: sh 82_cuda_mutants.sh [PROGRAM [PATTERN [COPIES]]]
+#   PATTERN   of the names of the bugs to plant (all)
+#   COPIES    of each way to run at most (1: the first bug of each kernel, in minutes; 99: every bug, as CI does)
 # (needs a C++ compiler; CXX, CC and EMU as the Makefile sets them)
 passed=0 failed=0 skipped=0
-only=${2:-.}
+only=${2:-.} most=${3:-1}
 CC=${CC:-cc} CXX=${CXX:-g++}
 : "${EMU:=-std=c++17 -fno-strict-aliasing -ffp-contract=off -Wno-unknown-pragmas -I.. -include support/cuda_emu.h}"
 case $1 in */asan/*)
@@ -42,6 +44,7 @@ mutant() {
     if [ "$script" != none ]; then
         copy=1
         while grep -qsx -e "$kernel" -e graphs -e ring "$B/bugs/$way-$copy.kernels"; do copy=$((copy + 1)); done
+        [ $copy -le "$most" ] || return
         echo "$kernel" >>"$B/bugs/$way-$copy.kernels"
     fi
     source=$B/bugs/$way-$copy.cu
