@@ -284,7 +284,7 @@ typedef struct command {
    sentences to it at the end (dispatch). */
 static wrpo_group ranks = {.ranks = 1, .locals = 1};
 static bool together;                /* all of them run the command in progress; otherwise rank 0 alone */
-static const char of_all_ranks[] = "train eval logprob generate sample answer score";
+static const char of_all_ranks[] = "train eval logprob generate sample answer score fuse";
 static char said[512];               /* the first sentence of a failure here; "": none */
 
 static int complain(const char *format, ...) {         /* one sentence on stderr; the exit code of a failure */
@@ -3575,7 +3575,7 @@ static const command *find_command(const char *name);
                 " --top-k --max-tokens --seed --batch --device --threads "
 #define SCORED "--label --micro-tokens --device --dtype --threads "
 #define SELECTED "--top --tau --min-gap --max-gap --require --entropy-power --entropy-scale --threads "
-#define EITHER "--max-length --max-prompt-length --tokenization --system-message --date --micro-tokens " \
+#define EITHER "--lanes --max-length --max-prompt-length --tokenization --system-message --date --micro-tokens " \
                "--recompute --memory-limit --seed --log-steps --save-steps --device --dtype --moments --save-dtype " \
                "--max-shard-size --threads "
 #define PREFERRED "--preset --method --pair --alpha --beta --label-smoothing --gamma-ratio --ipo-sum --fusion " \
@@ -3974,39 +3974,53 @@ static int64_t fuse_checkpoints(const char *dir, bool drop) {
     names_free(&n);
     return best;
 }
+/* What is to do with a stage; step: of the checkpoint that it goes on from. The first of several ranks decides. */
+typedef struct fuse_next { enum { FUSE_RUN, FUSE_SKIP, FUSE_WHOLE } what; int64_t step; } fuse_next;
+static int fuse_decide(recipe *r, int i, uint64_t hash, fuse_next *next) {
+    stage *t = &r->stages[i];
+    struct stat st;
+    const bool there = t->out && stat(t->out, &st) == 0;
+    *next = (fuse_next){t->done && there ? FUSE_SKIP : FUSE_RUN, 0};
+    if (next->what == FUSE_SKIP) return 0;
+    if (t->done) return complain("%s: it was made by this run and is gone: want it back, or another --out", t->out);
+    printf("\n[%d of %d] $ wrpo %s\n", i + 1, r->count, stage_line(r, t, true));
+    fflush(stdout);
+    if (there && !t->begun)
+        return complain("%s: is there, and this run did not make it: want another --out", t->out);
+    /* A file appears when it is whole: then only the log was not written. A directory is worked on again. */
+    if (there && S_ISREG(st.st_mode)) {
+        next->what = FUSE_WHOLE;
+        remove(fuse_text(r, "%s.settings", t->out));   /* of sample: a kill left it */
+    }
+    if (!strcmp(t->argv[0], "train")) next->step = fuse_checkpoints(t->out, false);
+    if (!t->out || t->begun) return 0;
+    t->begun = true;
+    return fuse_log_write(r, hash) ? 0 : 1;
+}
 static int fuse_run(recipe *r, uint64_t hash) {
     for (int i = 0; i < r->count; i++) {
         stage *t = &r->stages[i];
-        struct stat st;
-        const bool there = t->out && stat(t->out, &st) == 0;
-        if (t->done && there) continue;
-        if (t->done) return complain("%s: it was made by this run and is gone: want it back, or another --out", t->out);
-        printf("\n[%d of %d] $ wrpo %s\n", i + 1, r->count, stage_line(r, t, true));
-        fflush(stdout);
-        if (there && !t->begun)
-            return complain("%s: is there, and this run did not make it: want another --out", t->out);
-        /* A file appears when it is whole: then only the log was not written. A directory is worked on again. */
-        const bool whole = there && t->begun && S_ISREG(st.st_mode);
-        if (whole) remove(fuse_text(r, "%s.settings", t->out));    /* of sample: a kill left it */
-        if (t->out && !t->begun) {
-            t->begun = true;
-            if (!fuse_log_write(r, hash)) return 1;
-        }
+        fuse_next next = {0};
+        int code = ranks.rank ? 0 : fuse_decide(r, i, hash, &next);
+        if (!from_first(r->z, &next, sizeof next, !code)) return 1;
+        if (next.what == FUSE_SKIP) continue;
         char *argv[STAGE_WORDS + 1];
         int argc = t->argc;
         memcpy(argv, t->argv, sizeof t->argv);
-        const bool trains = !strcmp(t->argv[0], "train");
-        const int64_t step = trains ? fuse_checkpoints(t->out, false) : 0;
-        if (step) argv[argc++] = (char *)fuse_text(r, "--resume=%s/checkpoint-%lld", t->out, (long long)step);
+        if (next.step)
+            argv[argc++] = (char *)fuse_text(r, "--resume=%s/checkpoint-%lld", t->out, (long long)next.step);
         if (r->failed) return complain("out of memory");
-        const int code = whole ? 0 : interrupted ? 1 : dispatch(argc, argv);
-        if (code) {
-            complain("fuse: stage %d of %d has not ended; the same command goes on from there", i + 1, r->count);
-            return code;
+        const bool outer = together;
+        together = outer && listed(of_all_ranks, t->argv[0]);
+        if (next.what == FUSE_RUN) code = interrupted ? 1 : dispatch(argc, argv);
+        together = outer;
+        if (code) complain("fuse: stage %d of %d has not ended; the same command goes on from there", i + 1, r->count);
+        t->done = !code && t->out;
+        if (t->done && !ranks.rank) {
+            if (!strcmp(t->argv[0], "train")) fuse_checkpoints(t->out, true);      /* its model is there */
+            code = fuse_log_write(r, hash) ? 0 : 1;
         }
-        if (trains) fuse_checkpoints(t->out, true);     /* its model is there */
-        t->done = t->out != NULL;
-        if (t->out && !fuse_log_write(r, hash)) return 1;
+        if (!from_first(r->z, &next, sizeof next, !code)) return 1;
     }
     return 0;
 }

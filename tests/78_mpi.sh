@@ -6,7 +6,7 @@
 #   beside PATH_TO_WRPO: wrpo_openmpi and wrpo_mpich, where they could be built, 76_ranks and mpi_pieces_*
 case $1 in /*) B=${1%/*} ;; *) B=$PWD/${1%/*} ;; esac
 KILLS=${2:-2} SEED=${3:-$$}
-W=$B/wrpo FIXTURES=$PWD/90_cli.sh
+W=$B/wrpo FIXTURES=$PWD/90_cli.sh G=$PWD/golden real=$PWD/../../shared/data/alpacaeval/quads.jsonl
 [ -x "$W" ] || { echo "usage: sh 78_mpi.sh PATH_TO_WRPO [KILLS] [SEED]"; exit 1; }
 T=$(mktemp -d) || exit 1
 trap 'rm -rf "$T"' EXIT
@@ -44,7 +44,6 @@ state() { "$B/76_ranks" "$1" "$2"; }                   # a hash of a checkpoint 
 sed -n '/^mkdir tok/,/^record()/p' "$FIXTURES" | sed '$d' >fixtures.sh && . ./fixtures.sh
 "$W" init --config config.json --tokenizer tok --out tiny --seed 3 >/dev/null || exit 1
 "$W" init --config config.json --tokenizer tok --out other --seed 4 >/dev/null || exit 1
-real=/work/shared/data/alpacaeval/quads.jsonl
 if [ -r $real ]; then head -n 60 $real >quads.jsonl
 else
     echo "skip: no real quadruples here, made ones take their place"
@@ -181,6 +180,21 @@ for MPI in $mpis; do
         test "$(state new/checkpoint-20 new)" = "$want"
     check "$MPI: the same weights" cmp -s whole/model.safetensors new/model.safetensors
     echo "$MPI: $kills kills in $starts starts, seed $SEED, whole run $took ms"
+done
+
+# ---- fuse: every stage on all ranks that can be
+i=0
+while [ $i -lt 30 ]; do i=$((i + 1)); printf '{"prompt_id": "%d", "prompt": "What is %d?"}\n' $i $i; done >prompts.jsonl
+FUSE="fuse --model $G/checkpoints/llama_f32 --source $G/checkpoints/qwen2_bf16_sharded --reward-model
+    $G/rewards/llama_f32 --prompts prompts.jsonl --n 3 --max-tokens 16 --batch-size 4 --learning-rate 1e-3 --lanes 2
+    --threads 1 --method dpo --sft-options=--batch-size=4"
+"$W" $FUSE --out fused-1 >out.txt 2>err.txt || check "fuse on one rank" false
+for MPI in $mpis; do
+    ranks 2 $FUSE --out "fused-$MPI"; code=$?
+    check "$MPI: fuse on two ranks" test $code -eq 0
+    for file in sft/model.safetensors round-1/target-scored.jsonl round-1/quads.jsonl round-1/model/model.safetensors; do
+        check "$MPI: fuse, $file" cmp -s fused-1/$file "fused-$MPI/$file"
+    done
 done
 
 # ---- what is larger than a message is moved in pieces
