@@ -4721,7 +4721,8 @@ static const command *find_command(const char *name) {
         if (!strcmp(name, commands[i].name)) return &commands[i];
     return NULL;
 }
-static int parse_line(const command **of, int argc, char **argv, settings *s) {        /* which command; the exit code */
+/* Which command; the exit code. */
+static int parse_line(const command **of, int argc, char **argv, settings *s) {
     if (argc > 0 && strncmp(argv[0], "--", 2)) {
         const command *c = find_command(argv[0]);
         if (!c) return misuse(*of, "unknown command \"%s\"", argv[0]);

@@ -192,7 +192,8 @@ FUSE="fuse --model $G/checkpoints/llama_f32 --source $G/checkpoints/qwen2_bf16_s
 for MPI in $mpis; do
     ranks 2 $FUSE --out "fused-$MPI"; code=$?
     check "$MPI: fuse on two ranks" test $code -eq 0
-    for file in sft/model.safetensors round-1/target-scored.jsonl round-1/quads.jsonl round-1/model/model.safetensors; do
+    for file in sft/model.safetensors round-1/target-scored.jsonl round-1/quads.jsonl \
+        round-1/model/model.safetensors; do
         check "$MPI: fuse, $file" cmp -s fused-1/$file "fused-$MPI/$file"
     done
 done
