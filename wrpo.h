@@ -60,23 +60,23 @@
    prints, or keeps state outside a context.
 
    Contents (search for the tag), with their lengths in lines
-       >>api         770  every public declaration, documented
-       >>base       1040  errors, arenas, text, files, threads, random numbers
-       >>loss        300  WRPO and its family, on one page; schedules of alpha and of the learning rate
-       >>ops         430  every op in plain C, forward above backward: what each one means
-       >>layout      290  the table of weights; memory measured, then assigned
-       >>model       680  the decoder, forward and backward, over packed records with a shared prompt
-       >>step        510  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
+       >>api          920  every public declaration, documented
+       >>base        1340  errors, arenas, text, files, threads, random numbers
+       >>loss         380  WRPO and its family, on one page; schedules of alpha and of the learning rate
+       >>ops          440  every op in plain C, forward above backward: what each one means
+       >>layout       320  the table of weights; memory measured, then assigned
+       >>model        740  the decoder, forward and backward, over packed records with a shared prompt
+       >>step         720  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
        ---- Stop here if you only want the algorithm ----
-       >>json        450  from files to token ids, and back: this,
-                          >>tensors 440, >>checkpoint 1040, >>token 1480, >>chat 1610, >>data 510
-       >>generate    500  samples, over a cache of keys and values
-       >>reward      380  reward models
-       >>run         600  memory plan, reference cache, metrics, resume, the loop with files
-       >>recipe      510  candidates to records, splits, win rates
-       >>mpi         130  ranks over MPI, with -DWRPO_MPI
-       >>cpu        1690  the fast ops: dispatch, SIMD, products, attention
-       >>end          23  the licence */
+       >>json         460  from files to token ids, and back: this,
+                          >>tensors 560, >>checkpoint 1330, >>token 1620, >>chat 1610, >>data 1010
+       >>generate     580  samples, over a cache of keys and values
+       >>reward       420  reward models
+       >>run          730  memory plan, reference cache, metrics, resume, the loop with files
+       >>recipe       680  candidates to records, splits, win rates
+       >>mpi           89  ranks over MPI, with -DWRPO_MPI
+       >>cpu         1880  the fast ops: dispatch, SIMD, products, attention
+       >>end           23  the licence */
 /* ---------------------------------------------------------------------------------------------- >>api
    Every public declaration. If you only want to use the library, read up to the end of this section.
 
