@@ -1068,7 +1068,10 @@ static bool session_open(session *z, const settings *s) {
     if (together ? worst(code) : code) return false;
     desc.why = &why;
     if (wrpo_open(&desc, &z->ctx)) return complain("%s", why.text), false;
-    return !s->date || !wrpo_set_date(z->ctx, s->date) || fail(z) == 0;
+    if (!s->date || !wrpo_set_date(z->ctx, s->date)) return true;
+    fail(z);
+    wrpo_close(z->ctx);
+    return false;
 }
 static void session_close(session *z) {
     screen_clear(&z->screen);

@@ -145,7 +145,7 @@ static const char *tree_differs(const tree *a, const tree *b) {
 /* ---- runs of the program, in the folder w ---- */
 typedef struct start { const char *variable, *value; } start;      /* of the environment; the list ends with NULL */
 static char said[8000], error_text[8000];              /* by the last program: standard output, standard error */
-static const char *shim_log;
+static char *shim_log;
 static char work[100];
 static pid_t begin(const char *line, const start *environment, rlim_t memory) {
     char text[2000], *words[100] = {program};
@@ -967,5 +967,7 @@ int main(int argc, char **argv) {
         printf("%ld kills, %ld power cuts, %ld faults\n", kills, cuts, faults);
     }
     tree_remove(dir);
+    tree_free(&inputs);
+    free(shim_log);
     return test_end("98_lost");
 }
