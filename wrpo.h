@@ -14337,7 +14337,7 @@ WRPO__INLINE WRPO__V WRPO__(add_product)(WRPO__V a, WRPO__V b, WRPO__V c) {
 }
 #define WRPO__ADD_PRODUCT(a, b, c) WRPO__(add_product)(a, b, c)
 #else
-#define WRPO__ADD_PRODUCT(a, b, c) WRPO__FMA(a, b, c)
+#define WRPO__ADD_PRODUCT(a, b, c) ((WRPO__V)WRPO__FMA(a, b, c))
 #endif
 #ifndef WRPO__STEP
 /* pairs is false: only AVX-512 has them */
