@@ -3181,8 +3181,8 @@ static bool curve_add(curve *c, double x, double y) {
     c->x[c->n] = x, c->y[c->n++] = y;
     return true;
 }
-/* Leaves what a screen can show: the lowest and the highest point of each of COLUMNS of the axis, the column's mean, and
-   the ends. */
+/* Leaves what a screen can show: the lowest and the highest point of each of COLUMNS of the axis, the column's mean,
+   and the ends. */
 static bool curve_thin(curve *c, double steps) {
     enum { COLUMNS = 400 };
     int64_t n = 0;
