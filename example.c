@@ -3158,7 +3158,7 @@ static int run_winrate(const settings *s, session *z) {
 typedef struct curve {               /* a metric of a run, as the file has it; for pictures, thinned */
     char name[64];
     bool eval;
-    double *x, *y;
+    double *x, *y, *mean;            /* mean: of a thinned curve, that of the steps around a point; others have none */
     int64_t n, cap;
 } curve;
 typedef struct run { const char *dir; char name[128], method[16]; curve *curves; int n; int64_t steps; } run;
@@ -3184,30 +3184,36 @@ static bool curve_add(curve *c, double x, double y) {
     c->x[c->n] = x, c->y[c->n++] = y;
     return true;
 }
-/* Leaves what a screen can show: the lowest and the highest point of each of COLUMNS of the axis, and the ends. */
-static void curve_thin(curve *c, double steps) {
+/* Leaves what a screen can show: the lowest and the highest point of each of COLUMNS of the axis, the column's mean,
+   and the ends. */
+static bool curve_thin(curve *c, double steps) {
     enum { COLUMNS = 400 };
     int64_t n = 0;
-    if (c->n <= 2 * COLUMNS) return;
+    if (c->n <= 2 * COLUMNS) return true;
+    if (!(c->mean = malloc((size_t)c->n * sizeof *c->mean))) return complain("out of memory"), false;
     for (int64_t i = 0, end; i < c->n; i = end) {
         const double column = floor(c->x[i] / steps * COLUMNS);
         int64_t low = i, high = i;
+        double sum = 0;
         for (end = i; end < c->n && floor(c->x[end] / steps * COLUMNS) == column; end++) {
             if (c->y[end] < c->y[low]) low = end;
             if (c->y[end] > c->y[high]) high = end;
+            sum += c->y[end];
         }
         const int64_t keep[] = {i > 0 ? -1 : 0, low < high ? low : high, low < high ? high : low,
                                 end < c->n ? -1 : c->n - 1};
         for (int k = 0; k < 4; k++)
             if (keep[k] >= 0 && (k == 0 || keep[k] > keep[k - 1])) {
                 c->x[n] = c->x[keep[k]];
+                c->mean[n] = sum / (double)(end - i);
                 c->y[n++] = c->y[keep[k]];
             }
     }
     c->n = n;
+    return true;
 }
 static void run_free(run *r) {
-    for (int i = 0; i < r->n; i++) free(r->curves[i].x), free(r->curves[i].y);
+    for (int i = 0; i < r->n; i++) free(r->curves[i].x), free(r->curves[i].y), free(r->curves[i].mean);
     free(r->curves);
 }
 /* The method, by run.json or, for a run that has none, by its metrics. */
@@ -3277,11 +3283,12 @@ static double nice_step(double range) {                /* 1, 2 or 5 times a powe
     return power * (rest < 1.5 ? 1 : rest < 3.5 ? 2 : rest < 7.5 ? 5 : 10);
 }
 enum { CHART_W = 460, CHART_H = 250, CHART_LEFT = 58, CHART_RIGHT = 12, CHART_TOP = 12, CHART_BOTTOM = 30 };
-/* A curve: a line, points for what is held out, and the values for the page's script. At (LEFT, H - BOTTOM) is the
+/* A curve: a line, points for what is held out, and for the page's script the values, of a thinned curve (class many)
+   also where its means are. At (LEFT, H - BOTTOM) is the
    value `bottom` at step 0; sx and sy are pixels of a step and of a unit. */
 static void html_curve(FILE *f, const run *r, int color, const curve *c, double bottom, double sx, double sy) {
     const double x0 = CHART_LEFT, y0 = CHART_H - CHART_BOTTOM;
-    fprintf(f, "<g class=\"c%d%s\"><polyline points=\"", color, c->eval ? " eval" : "");
+    fprintf(f, "<g class=\"c%d%s%s\"><polyline points=\"", color, c->eval ? " eval" : "", c->mean ? " many" : "");
     for (int64_t k = 0; k < c->n; k++) fprintf(f, "%.1f,%.1f ", x0 + c->x[k] * sx, y0 - (c->y[k] - bottom) * sy);
     fputs("\"/>", f);
     for (int64_t k = 0; k < c->n && (c->eval || c->n == 1); k++)
@@ -3289,7 +3296,10 @@ static void html_curve(FILE *f, const run *r, int color, const curve *c, double 
     fputs("<title>", f), html_text(f, r->name);
     fprintf(f, "%s: %s at step %.0f</title><desc>", c->eval ? ", held-out" : "", figure(c->y[c->n - 1]).s,
             c->x[c->n - 1]);
-    for (int64_t k = 0; k < c->n; k++) fprintf(f, "%s%.0f %s", k ? "," : "", c->x[k], figure(c->y[k]).s);
+    for (int64_t k = 0; k < c->n; k++) {
+        fprintf(f, "%s%.0f %s", k ? "," : "", c->x[k], figure(c->y[k]).s);
+        if (c->mean) fprintf(f, " %.1f", y0 - (c->mean[k] - bottom) * sy);
+    }
     fputs("</desc></g>\n", f);
 }
 /* The metric of the runs of one method, or of all (method NULL). */
@@ -3316,9 +3326,10 @@ static void html_chart(FILE *f, const char *title, const char *metric, const cha
                 LEFT, H - BOTTOM - (y - bottom) * sy, W - RIGHT, LEFT - 7, H - BOTTOM - (y - bottom) * sy + 4,
                 fabs(y) < dy / 1e6 ? 0 : y);
     for (double x = 0; x <= steps * (1 + 1e-9); x += dx)
-        fprintf(f, "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%.6g</text>\n", LEFT + x * sx, H - BOTTOM + 18, x);
-    for (int i = 0; i < n; i++)
-        for (int eval = 0; eval < 2; eval++) {
+        fprintf(f, "<text x=\"%.1f\" y=\"%d\" text-anchor=\"%s\">%.6g</text>\n", LEFT + x * sx, H - BOTTOM + 18,
+                x > 0.9 * steps ? "end" : "middle", x);
+    for (int eval = 0; eval < 2; eval++)               /* what is held out, over all lines */
+        for (int i = 0; i < n; i++) {
             const curve *c = run_curve(&runs[i], metric, eval, false);
             if (c && !(method && strcmp(method, runs[i].method))) html_curve(f, &runs[i], i % 8, c, bottom, sx, sy);
         }
@@ -3338,7 +3349,7 @@ static const char report_style[] =
     "h2 { font-size: 16px; margin: 26px 0 8px }\n"
     "p { margin: 4px 0 12px; color: var(--soft); max-width: 75ch }\n"
     ".legend { display: flex; flex-wrap: wrap; gap: 4px 20px; padding: 10px 0; position: sticky; top: 0; z-index: 2;\n"
-    " background: var(--page) }\n"
+    " background: var(--page); max-height: 30vh; overflow-y: auto }\n"
     ".legend span, .legend label { display: flex; align-items: center; gap: 7px; overflow-wrap: anywhere }\n"
     ".legend i { flex: none; width: 20px; border-top: 3px solid }\n"
     ".legend i.eval { border-top-style: dashed }\n"
@@ -3352,9 +3363,9 @@ static const char report_style[] =
     ".grid, .pointer { stroke: var(--line); fill: none }\n"
     ".pointer { stroke: var(--soft) }\n"
     "polyline { fill: none; stroke: currentColor; stroke-width: 1.8; stroke-linejoin: round }\n"
-    "circle { fill: currentColor }\n"
+    "circle { fill: currentColor; stroke: var(--card) }\n"
     ".eval polyline { stroke-dasharray: 6 4 }\n"
-    ".raw { opacity: .25 }\n"
+    ".raw, .many polyline:first-child { opacity: .25 }\n"
     ".tip { position: absolute; top: 8px; padding: 4px 8px; background: var(--page); border: 1px solid var(--line);\n"
     " border-radius: 6px; font-size: 12px; line-height: 1.45; pointer-events: none; white-space: pre; z-index: 1;\n"
     " font-variant-numeric: tabular-nums; max-width: 60%; overflow: hidden; text-overflow: ellipsis }\n"
@@ -3367,15 +3378,19 @@ static const char report_style[] =
     "@media (max-width: 500px) { body { padding: 16px 12px 30px } th, td { padding-right: 10px; font-size: 13px }\n"
     " figure { padding: 10px 8px 4px } svg text { font-size: 14px } }\n";
 /* The values at the pointer's step, and curves smoothed over a share of the run: an average whose weights fall with the
-   distance in steps. Points are [x, y of the picture, step, value as text]. */
+   distance in steps. A thinned curve is averaged over its means, and its average is drawn from the start. Points are
+   [x, y of the picture, step, value as text, y to average]. */
 static const char report_script[] =
     "const charts = [...document.querySelectorAll('svg')].map(svg => ({svg, curves: [...svg.querySelectorAll('g')].map("
     "g => {\n"
     "  const line = g.querySelector('polyline'), at = line.getAttribute('points').trim().split(' ');\n"
     "  const value = g.querySelector('desc').textContent.split(',').map(v => v.split(' '));\n"
-    "  return {g, line, points: at.map((p, i) => [...p.split(',').map(Number), +value[i][0], value[i][1]]),\n"
+    "  return {g, line, points: at.map((p, i) => {\n"
+    "      const [x, y] = p.split(',').map(Number);\n"
+    "      return [x, y, +value[i][0], value[i][1], +(value[i][2] ?? y)];\n"
+    "    }),\n"
     "    name: g.querySelector('title').textContent.replace(/: [^:]*$/, ''), color: g.classList[0],\n"
-    "    eval: g.classList.contains('eval')};\n"
+    "    eval: g.classList.contains('eval'), many: g.classList.contains('many')};\n"
     "})}));\n"
     "for (const chart of charts) {\n"
     "  const figure = chart.svg.parentNode;\n"
@@ -3410,9 +3425,9 @@ static const char report_script[] =
     "Object.assign(slider, {type: 'range', min: 0, max: 1, step: 0.01, value: 0, id: 'smoothing'});\n"
     "label.append('smoothing', slider);\n"
     "document.querySelector('.legend').append(label);\n"
-    "slider.addEventListener('input', () => {\n"
-    "  const width = slider.value * slider.value * 100;\n"
+    "const smooth = () => {\n"
     "  for (const chart of charts) for (const c of chart.curves) {\n"
+    "    const width = Math.max(slider.value * slider.value * 100, c.many ? 0.01 : 0);\n"
     "    c.smooth?.remove();\n"
     "    c.line.classList.toggle('raw', width > 0 && !c.eval);\n"
     "    if (width == 0 || c.eval) continue;\n"
@@ -3421,14 +3436,16 @@ static const char report_script[] =
     "    c.smooth.setAttribute('class', 'smooth');\n"
     "    c.smooth.setAttribute('points', c.points.map(p => {\n"
     "      const keep = Math.exp((x - p[0]) / width);\n"
-    "      sum = sum * keep + p[1];\n"
+    "      sum = sum * keep + p[4];\n"
     "      weights = weights * keep + 1;\n"
     "      x = p[0];\n"
     "      return x + ',' + (sum / weights).toFixed(1);\n"
     "    }).join(' '));\n"
     "    c.g.append(c.smooth);\n"
     "  }\n"
-    "});\n";
+    "};\n"
+    "slider.addEventListener('input', smooth);\n"
+    "smooth();\n";
 /* Losses and gradients of different methods are drawn apart: they differ in size. */
 static void html_charts(FILE *f, run *runs, int n) {
     static const struct { const char *title, *metric; bool apart; } charts[] = {
@@ -3458,11 +3475,12 @@ static bool report_write(const char *path, const char *title, const char *before
     output out;
     bool eval = false;
     double steps = 1;
-    if (!output_open(&out, path)) return false;
-    FILE *f = out.f;
     for (int i = 0; i < n; i++) steps = fmax(steps, (double)runs[i].steps);
     for (int i = 0; i < n; i++)
-        for (int k = 0; k < runs[i].n; k++) curve_thin(&runs[i].curves[k], steps);
+        for (int k = 0; k < runs[i].n; k++)
+            if (!curve_thin(&runs[i].curves[k], steps)) return false;
+    if (!output_open(&out, path)) return false;
+    FILE *f = out.f;
     fputs("<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">"
           "<meta name=\"viewport\" content=\"width=device-width\"><title>", f);
     html_text(f, title);

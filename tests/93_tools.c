@@ -66,7 +66,11 @@ static void pictures(void) {
             ok = ok && curve_add(&c, i + 1, last);
         }
         const double first = c.y[0];
-        curve_thin(&c, n);
+        double sum = 0, average = 0;
+        for (int i = 0; i < n; i++) sum += c.y[i] / n;
+        ok = curve_thin(&c, n) && ok && !c.mean == (n <= 800);
+        for (int64_t i = 0; i < c.n; i++) average += (c.mean ? c.mean : c.y)[i] / (double)c.n;
+        CHECK(fabs(average - sum) < 0.01, "%d points: mean %g, want %g", n, average, sum);
         ok = ok && c.n <= 804 && (n > 800 || c.n == n) && c.y[0] == first && c.y[c.n - 1] == last && c.x[c.n - 1] == n;
         for (int64_t i = 0; i < c.n; i++) {
             if (c.y[i] == low) low = NAN;
@@ -74,7 +78,7 @@ static void pictures(void) {
             ok = ok && (i == 0 || (c.x[i] > c.x[i - 1] && c.x[i] - c.x[i - 1] <= n / 200. + 1));
         }
         CHECK(ok && isnan(low) && isnan(high), "%d points are thinned to %d", n, (int)c.n);
-        free(c.x), free(c.y);
+        free(c.x), free(c.y), free(c.mean);
     }
 }
 int main(void) {
