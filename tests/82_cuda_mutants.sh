@@ -150,6 +150,8 @@ mutant "attention: parts of dk, two into one place" plain "attention 18" ' dk: r
     "s/part_at\(a, part, row0, g, 0\)/part_at(a, part \/ 2, row0, g, 0)/"
 mutant "attention: parts of dv, two into one place" plain "attention 18" ' dv: relative error nan' \
     "s/part_at\(a, part, row0, g, 1\)/part_at(a, part \/ 2, row0, g, 1)/"
+mutant "attention: parts of dv, the same, as a race" race "attention 18" 'ThreadSanitizer: data race' \
+    "s/part_at\(a, part, row0, g, 1\)/part_at(a, part \/ 2, row0, g, 1)/"
 mutant "attention: a cache's own keys are taken for the rows" plain "decoding 1" 'other bits' \
     "s/s.prefix_end - s.prefix \+ \(s.own_end - s.own\) - \(s.end - s.begin\)/s.prefix_end - s.prefix/"
 mutant "rmsnorm: the end of a row is overrun" plain "rmsnorm 1" 'written between rows' \
