@@ -1369,9 +1369,9 @@ struct key_tiles {
 };
 
 /* card    op: attention. A block of 4 warps for 64 lanes of a segment and a key/value head; K and V tiles alternate
-   through cp.async, one on its way while the other is used. Compute-bound: 4 d FLOP per lane and visible key (8B, 2048
-   rows: 0.34 ms at 300 TFLOP/s); q, o once, k and v once per tile. Sum: keys in tiles of 64 in order, prefix first. Any
-   even d up to 256 (HD 32, 64, 96, 128, 256), any H / G, window, softcap. */
+   through cp.async, one on its way while the other is used. Compute-bound: 4 d FLOP per lane and visible key (8B, 3
+   times 2048 rows: 0.34 ms at 300 TFLOP/s); q, o once, k and v once per tile. Sum: keys in tiles of 64 in order, prefix
+   first. Any even d up to 256 (HD 32, 64, 96, 128, 256), any H / G, window, softcap. */
 template <int HD>
 __global__ void __launch_bounds__(128)
     attention_kernel(wrpo_attn a, bf16 *o, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, attn_fast fast) {
@@ -1786,8 +1786,8 @@ void sumsq(void *d, double *out, const float *x, int64_t count) {
 /* ---- adamw ----
    card    op: adamw. A warp for a block of 256 numbers, eight a thread: moments and masters are unpacked into
    registers, stepped, packed. Every product, sum and root is rounded as on the CPU (its vector paths), so the bits are
-   the CPU's. Weight, low half, gradient and moments in, all but the gradient out: memory-bound (8B: 49 ms with float
-   moments, 31 with bf16, 22 with 8 bits). The largest of a block by a butterfly. Any count. */
+   the CPU's. Weight, low half, gradient and moments in, all but the gradient out: memory-bound (8B: 52 ms with float
+   moments, 37 with bf16, 30 with 8 bits). The largest of a block by a butterfly. Any count. */
 struct update { float keep, rate, b1, b2, beta2, correction2, eps, grad_scale; uint32_t seed_m, seed_v; };
 __device__ __forceinline__ uint32_t dice(uint32_t seed, int64_t i) { /* 32 bits: a hash of (seed, i) */
     uint32_t x = seed + (uint32_t)i * 0x9E3779B9u;

@@ -145,6 +145,13 @@ mutant "attention: a part of dk and dv is lost" plain "attention 18" 'relative e
     "s/part < parts; part\+\+/part < parts - 1; part++/"
 mutant "attention: parts of dk and dv overlap" plain "attention 18" 'relative error' \
     "s/end = tiles \* \(part \+ 1\) \/ parts/end = min(tiles, tiles * (part + 1) \/ parts + 1)/"
+# The sums read a place that no block has written: NaN, in the keys of the prompt alone.
+mutant "attention: parts of dk, two into one place" plain "attention 18" ' dk: relative error nan' \
+    "s/part_at\(a, part, row0, g, 0\)/part_at(a, part \/ 2, row0, g, 0)/"
+mutant "attention: parts of dv, two into one place" plain "attention 18" ' dv: relative error nan' \
+    "s/part_at\(a, part, row0, g, 1\)/part_at(a, part \/ 2, row0, g, 1)/"
+mutant "attention: parts of dv, the same, as a race" race "attention 18" 'ThreadSanitizer: data race' \
+    "s/part_at\(a, part, row0, g, 1\)/part_at(a, part \/ 2, row0, g, 1)/"
 mutant "attention: a cache's own keys are taken for the rows" plain "decoding 1" 'other bits' \
     "s/s.prefix_end - s.prefix \+ \(s.own_end - s.own\) - \(s.end - s.begin\)/s.prefix_end - s.prefix/"
 mutant "rmsnorm: the end of a row is overrun" plain "rmsnorm 1" 'written between rows' \

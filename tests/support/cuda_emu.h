@@ -66,9 +66,11 @@ struct uint3 { unsigned x, y, z; };
 struct alignas(8) float2 { float x, y; };      struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(8) uint2 { unsigned x, y; };    struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct alignas(8) int2 { int x, y; };          struct alignas(16) int4 { int x, y, z, w; };
-static inline float2 make_float2(float x, float y) { return {x, y}; }
-static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+// always_inline: g++ does not show a store of a call's result to ThreadSanitizer, *p = make_float2(...) at -O0
+#define EMU_MAKE static inline __attribute__((always_inline))
+EMU_MAKE float2 make_float2(float x, float y) { return {x, y}; }
+EMU_MAKE float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+EMU_MAKE uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 // ---- bf16 --------------------------------------------------------------------------------------------------------
 struct __nv_bfloat16 {
     uint16_t bits;

@@ -23,6 +23,11 @@ enum { SANITIZED = 1 };              /* everything takes ten times as long */
 #else
 enum { SANITIZED = 0 };
 #endif
+/* The larger error of two. NaN is larger than any number, and stays: fmax(worst, NaN) is worst. */
+static inline double test_larger(double worst, double error) {
+    if (isnan(worst) || isnan(error)) return NAN;
+    return worst > error ? worst : error;
+}
 static inline int test_end(const char *name) {
     printf("%s: %d passed, %d failed, %d skipped\n", name, test_passed, test_failed, test_skipped);
     return test_failed ? 1 : 0;
