@@ -11389,7 +11389,9 @@ static wrpo__records wrpo__records_open(wrpo__arena *arena, const char *path) {
     wrpo__records r = {.line = {.file = wrpo__open_file(arena, path)}};
     wrpo__check_kind(arena->ctx, r.line.file, path);
     wrpo__lines l = r.line;
-    if (!wrpo__next_line(&l) || l.text[wrpo__jskip_space(l.text, l.size, 0)] != '[') return r;
+    if (!wrpo__next_line(&l)) return r;
+    const size_t begin = wrpo__jskip_space(l.text, l.size, 0);
+    if (begin == l.size || l.text[begin] != '[') return r;
     const size_t size = l.file->size - (size_t)(l.text - (const char *)l.file->data);
     r.array = wrpo__json_parse(arena, path, l.number, l.text, size);
     return r;

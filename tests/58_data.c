@@ -706,6 +706,7 @@ static void brought(void) {
     }
     static const char *const kinds[][2] = {{"PAR1x", "parquet"}, {"ARROW1xx", "Arrow"}, {"\xFF\xFF\xFF\xFFx", "Arrow"},
                                            {"\x1F\x8Bx", "gzip"}, {"\x28\xB5\x2F\xFDx", "zstd"}, {"PK\3\4x", "zip"}};
+    CHECK(!load(tok, "\x1c", (wrpo_data_desc){0}), "a line of a control character");
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         char want[100];
         snprintf(want, sizeof want, "want JSON lines, found %s: convert it with", kinds[i][1]);
