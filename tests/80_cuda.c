@@ -547,9 +547,11 @@ static void test_model_with(wrpo_ctx *cpu, wrpo_ctx *gpu, const char *what, cons
             float *first = recompute ? b.grads : NULL;
             one_side(&b, far, c, adapter, recompute * c->num_hidden_layers);
             double worst = 0, mean = 0, scale = 0, worst_grad = 0;
-            for (int64_t i = 0; i < a.run->n; i++)
-                mean = test_larger(mean, fabs((double)a.mean[i] - (double)b.mean[i])),
+            for (int64_t i = 0; i < a.run->n; i++) {
+                if (isnan(a.mean[i]) && isnan(b.mean[i])) continue;            /* soft caps: there is none */
+                mean = test_larger(mean, fabs((double)a.mean[i] - (double)b.mean[i]));
                 scale = fmax(scale, fabs((double)a.mean[i]));
+            }
             int64_t targets = 0;
             for (int i = 0; i < 4; i++) for (int k = 0; k < 3; k++) targets += answers[i + 2][k].count;
             for (int64_t i = 0; i < targets; i++)

@@ -18,7 +18,8 @@ if ! echo "$nothing" | $CLANG -x c -fsanitize=fuzzer,address,undefined - -o $B/w
     exit 0
 fi
 sanitize="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
-# Without the fast ops, which read no file and take clang minutes. No trace of every comparison: it takes most of the time where tables are unpacked, and words.dict has the words.
+# Without the fast ops, which read no file and take clang minutes. No trace
+# of every comparison: it takes most of the time where tables are unpacked, and words.dict has the words.
 coverage="-fsanitize=fuzzer-no-link -fno-sanitize-coverage=trace-cmp"
 ${MAKE:-make} --no-print-directory BUILD=$B CC="$CLANG" WARN="-std=c11 -g -Wall -Wextra" \
     CFLAGS="-O1 -DWRPO_NO_SIMD $sanitize $coverage" $B/fuzz $B/replay || exit 1
