@@ -121,6 +121,8 @@ words=$(grep -nE '\bgetenv *\(' ../wrpo.h)
 if [ -z "$words" ]; then ok; else bad "the library reads the environment: $words"; fi
 top=$(cd .. && ls -A | grep -vE '^(wrpo\.h|wrpo_cuda\.cu|example\.c|tests|LICENSE|README\.md|wrpo|report\.html|\..*)$')
 if [ -z "$top" ]; then ok; else bad "the top level holds $top"; fi
+folders=$(ls -d */ | grep -vE '^(bench|build|fuzz|golden|support|tmp.*)/$')
+if [ -z "$folders" ]; then ok; else bad "tests/ holds $folders"; fi
 
 # ---- size and width
 bytes=$(wc -c <../wrpo.h)
