@@ -2277,7 +2277,6 @@ static int by_id(const void *a, const void *b) {
     const int order = strcmp(prompt_id(sorting, i), prompt_id(sorting, k));
     return order ? order : i < k ? -1 : 1;
 }
-/* Leaves out prompts that the model is given a second time; how many, or -1. */
 static int by_ids(const void *a, const void *b) {
     const int64_t i = *(const int64_t *)a, k = *(const int64_t *)b;
     const wrpo_prompt *x = &sorting->list[i], *y = &sorting->list[k];
@@ -2285,13 +2284,20 @@ static int by_ids(const void *a, const void *b) {
                                            : memcmp(x->ids, y->ids, (size_t)x->count * sizeof *x->ids);
     return order ? order : i < k ? -1 : 1;
 }
-static int64_t prompts_dedup(session *z, prompts *p) {
-    int64_t *order = malloc((size_t)p->count * sizeof *order + 1), kept = 0;
-    const int64_t all = p->count;
-    if (!order) return complain("out of memory"), -1;
-    for (int64_t i = 0; i < all; i++) order[i] = i;
+/* Indices in this order; NULL: out of memory. free(order). */
+static int64_t *prompts_order(const prompts *p, int (*by)(const void *, const void *)) {
+    int64_t *order = malloc((size_t)p->count * sizeof *order + 1);
+    if (!order) return complain("out of memory"), NULL;
+    for (int64_t i = 0; i < p->count; i++) order[i] = i;
     sorting = p;
-    qsort(order, (size_t)all, sizeof *order, by_ids);
+    qsort(order, (size_t)p->count, sizeof *order, by);
+    return order;
+}
+/* Leaves out prompts that the model is given a second time; how many, or -1. */
+static int64_t prompts_dedup(session *z, prompts *p) {
+    int64_t *order = prompts_order(p, by_ids), kept = 0;
+    const int64_t all = p->count;
+    if (!order) return -1;
     for (int64_t i = 1, first = 0; i < all; i++) {
         const wrpo_prompt *x = &p->list[order[first]], *y = &p->list[order[i]];
         const bool same = x->count == y->count && !memcmp(x->ids, y->ids, (size_t)x->count * sizeof *x->ids);
@@ -2310,11 +2316,8 @@ static int64_t prompts_dedup(session *z, prompts *p) {
     return all - kept;
 }
 static bool prompts_differ(const prompts *p, const char *name) {
-    int64_t *order = malloc((size_t)p->count * sizeof *order + 1);
-    bool ok = order || (complain("out of memory"), false);
-    for (int64_t i = 0; ok && i < p->count; i++) order[i] = i;
-    sorting = p;
-    if (ok) qsort(order, (size_t)p->count, sizeof *order, by_id);
+    int64_t *order = prompts_order(p, by_id);
+    bool ok = order != NULL;
     for (int64_t i = 1; ok && i < p->count; i++) {
         const char *id = prompt_id(p, order[i]);
         if (strcmp(id, prompt_id(p, order[i - 1]))) continue;
@@ -3863,13 +3866,15 @@ static bool fuse_size(session *z, const char *dir, bool reward, double *paramete
     *parameters = (double)n;
     return true;
 }
-static bool fuse_prompts(recipe *r) {
+/* Counts the prompts of the parts. hash: of the file. */
+static bool fuse_prompts(recipe *r, uint64_t *hash) {
     const settings *s = r->s;
     double n = 0;
     lines in;
     wrpo_json *v;
     int code;
     if (!lines_open(&in, s->prompts)) return false;
+    *hash = fnv(FNV, in.data, in.size);
     while ((code = lines_next(r->z, &in, true, &v)) == 1) {
         wrpo_json_free(r->z->ctx, v);
         n++;
@@ -4050,16 +4055,14 @@ static int fuse(recipe *r) {
     session *z = r->z;
     double made = 1, read = 1, todo = 0;
     size_t none;
-    lines in;
+    uint64_t hash;
     if (!fuse_source(r, s->source)) return 1;
     for (int64_t i = 0; i < s->n_more; i++)
         if (!fuse_source(r, s->more[i])) return 1;
     if (!fuse_size(z, s->model, false, &r->target) || !fuse_size(z, s->reward_model, true, &r->reward)) return 1;
     for (int i = 0; i < r->sources; i++)
         if (!fuse_size(z, r->dir[i], false, &r->parameters[i])) return 1;
-    if (!fuse_prompts(r) || !lines_open(&in, s->prompts)) return 1;
-    const uint64_t hash = fnv(FNV, in.data, in.size);
-    free(in.data);
+    if (!fuse_prompts(r, &hash)) return 1;
     fuse_plan(r);
     for (int i = 0; i < r->count && !r->failed; i++) {
         stage *t = &r->stages[i];
