@@ -395,7 +395,7 @@ static void chart(const char *html, const char *title, const char *metric, const
     CHECK(n >= 3, "%s: %d lines", title, n);
     n = 0;
     for (const char *p = begin; (p = strstr(p, "<text x=\"")) && p < end; p++)
-        if (sscanf(p, "<text x=\"%lf\" y=\"238\" text-anchor=\"middle\">%lf<", &x[n > 0], &at) == 2)
+        if (sscanf(p, "<text x=\"%lf\" y=\"238\" text-anchor=\"%*[a-z]\">%lf<", &x[n > 0], &at) == 2)
             step[n > 0] = at, n++;
     CHECK(n >= 2 && step[0] == 0, "%s: %d steps named", title, n);
     const double dy = (value[1] - value[0]) / (y[1] - y[0]), dx = (step[1] - step[0]) / (x[1] - x[0]);
