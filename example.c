@@ -3021,16 +3021,17 @@ static bool on_scored(int64_t done, int64_t of, void *user) {
     screen_draw(&z->screen, (double)done / (double)of, &piece, 1);
     return !interrupted && inputs_same();
 }
+static bool load_reward(const settings *s, session *z) {
+    const wrpo_reward_desc d = {
+        .dir = s->reward_model, .adapter = s->adapter, .label = s->label, .micro_tokens = s->micro_tokens};
+    return wrpo_reward_load(z->ctx, &d, &z->reward) == WRPO_OK;
+}
 static int run_score(const settings *s, session *z) {
     const wrpo_reward_file_desc d = {
         .in = s->in, .out = s->out, .rescore = s->rescore, .on_line = on_scored, .user = z};
     wrpo_reward_file_stats t;
     catch_signals();
-    if (wrpo_reward_load(
-            z->ctx, &(wrpo_reward_desc){.dir = s->reward_model, .label = s->label, .micro_tokens = s->micro_tokens},
-            &z->reward) ||
-        wrpo_reward_file(z->reward, &d, &t))
-        return fail(z);
+    if (!load_reward(s, z) || wrpo_reward_file(z->reward, &d, &t)) return fail(z);
     screen_clear(&z->screen);
     printf("%s: %s prompts, %s responses scored, %s rewards kept", s->out, grouped(t.prompts).s, grouped(t.scored).s,
            grouped(t.kept).s);
@@ -3093,10 +3094,7 @@ static int run_split(const settings *s, session *z) {
  * b.jsonl. */
 static int winrate_score(const settings *s, session *z, const char *folder, char path[2][4200]) {
     wrpo_reward_file_stats t;
-    if (wrpo_reward_load(
-            z->ctx, &(wrpo_reward_desc){.dir = s->reward_model, .label = s->label, .micro_tokens = s->micro_tokens},
-            &z->reward))
-        return fail(z);
+    if (!load_reward(s, z)) return fail(z);
     for (int b = 0; b < 2; b++) {
         const wrpo_reward_file_desc d = {
             .in = b ? s->b : s->a, .out = path[b], .rescore = s->rescore, .on_line = on_scored, .user = z};
@@ -4699,10 +4697,10 @@ static const command commands[] = {
      "--preset --adapter --name " SAMPLING "--limit --threads --help", run_answer,
      "Answers to the questions of AlpacaEval 2, MT-Bench or Arena-Hard, as their judges read them."},
     {"score", "", "--reward-model --in --out",
-     "--rescore --label --micro-tokens --date --device --dtype --threads --help",
+     "--adapter --rescore --label --micro-tokens --date --device --dtype --threads --help",
      run_score,
      "Gives the responses of a file of candidates, or answers, their rewards by a reward model. Rewards that are there "
-     "are kept."},
+     "are kept. The reward model may be a language model with an --adapter that has score.weight."},
     {"select", "", "--in --out", "--form --top --tau --min-gap --max-gap --require --strong --weak --entropy-power "
      "--entropy-scale --threads --help",
      run_select,

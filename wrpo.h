@@ -616,6 +616,8 @@ WRPO_API wrpo_result wrpo_answer(wrpo_model *model, wrpo_tokenizer *tok, const c
 typedef struct wrpo_reward wrpo_reward;
 typedef struct wrpo_reward_desc {
     const char *dir;
+    const char *adapter;     /* directory of an adapter; one with score.weight (modules_to_save) makes a language model
+                                a reward model. NULL: one beside config.json is applied */
     int64_t label;           /* which row of score.weight is the reward, from 1; 0 = it has only one */
     int64_t micro_tokens;    /* rows computed at once, a longer conversation alone; 0 = 1024 */
 } wrpo_reward_desc;
@@ -6395,6 +6397,7 @@ static void wrpo__config_parse(const wrpo_json *whole, wrpo_config *c) {
 }
 #define WRPO__ADAPTER_FILE "adapter_model.safetensors"
 #define WRPO__ADAPTER_CONFIG "adapter_config.json"
+#define WRPO__ADAPTER_SCORE "base_model.model.score.weight"
 static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {  /* path: or its directory */
     const char *config = wrpo__is_dir(path) ? wrpo__join(arena, path, "config.json") : path;
     if (!wrpo__exists(config)) wrpo__no_checkpoint(arena, path, "config.json", false);
@@ -6477,7 +6480,8 @@ static bool wrpo__is_extra(const wrpo_config *c, const char *name, int form) {
     if (form == 2 && !strncmp(name, "language_model.", 15)) name += 15;
     if (wrpo__ends(name, ".rotary_emb.inv_freq") || (c->tie_word_embeddings && !strcmp(name, head))) return true;
     switch (c->head) {
-    case WRPO_HEAD_SCORE: return !strcmp(name, "score.weight");
+    case WRPO_HEAD_SCORE:            /* also of an adapter, and the output of the language model below it */
+        return !strcmp(name, "score.weight") || !strcmp(name, WRPO__ADAPTER_SCORE) || !strcmp(name, head);
     case WRPO_HEAD_VALUE: return !strcmp(name, "v_head.weight");
     case WRPO_HEAD_GATED: return !strncmp(name, "gating.", 7) || !strcmp(name, "regression_layer.weight") ||
                                  !strcmp(name, "reward_transform_matrix");
@@ -6768,9 +6772,16 @@ static double wrpo__adapter_alpha(const wrpo_json *v) {
     if (!(v->number > 0 && v->number <= 1e6)) wrpo__refuse(v, NULL, "a positive number");
     return v->number;
 }
+/* Does modules_to_save name a reward model's head alone? PEFT adds "classifier", which decoders do not have. */
+static bool wrpo__saves_score(const wrpo_json *list) {
+    bool score = list->kind == WRPO_JSON_ARRAY && list->count > 0;
+    for (const wrpo_json *v = list->child; v; v = v->next)
+        score = score && (wrpo__json_is(v, "score") || wrpo__json_is(v, "classifier"));
+    return score;
+}
 /* adapter_config.json. A key that would change the result has the only value that is computed, or is refused. Unknown
    keys pass if they are null, false or empty. */
-static void wrpo__adapter_config(const wrpo_json *root, wrpo_adapter_desc *d) {
+static void wrpo__adapter_config(const wrpo_json *root, bool reward, wrpo_adapter_desc *d) {
     static const char read[] = "r lora_alpha lora_dropout use_rslora rank_pattern alpha_pattern peft_type",
         known[] = "task_type base_model_name_or_path revision inference_mode target_modules exclude_modules "
         "layers_to_transform layers_pattern auto_mapping peft_version loftq_config eva_config init_lora_weights "
@@ -6780,7 +6791,8 @@ static void wrpo__adapter_config(const wrpo_json *root, wrpo_adapter_desc *d) {
         const bool off = v->kind == WRPO_JSON_NULL || (v->kind == WRPO_JSON_BOOL && !v->boolean) ||
             ((v->kind == WRPO_JSON_ARRAY || v->kind == WRPO_JSON_OBJECT) && !v->count) ||
             (!strcmp(v->key, "bias") && wrpo__json_is(v, "none")) ||
-            (!strcmp(v->key, "qalora_group_size") && v->kind == WRPO_JSON_NUMBER);
+            (!strcmp(v->key, "qalora_group_size") && v->kind == WRPO_JSON_NUMBER) ||
+            (!strcmp(v->key, "modules_to_save") && reward && wrpo__saves_score(v));
         if (off || wrpo__in_words(read, v->key) || wrpo__in_words(known, v->key)) continue;
         wrpo__unsupported(v, "%.60s %s is not supported", v->key, wrpo__found(v));
     }
@@ -6841,7 +6853,7 @@ static void wrpo__adapter_load(wrpo__arena *temp, wrpo_model *model, const char 
     wrpo__lora *lora = wrpo__lora_new(model);
     const char *file = wrpo__join(temp, dir, WRPO__ADAPTER_FILE);
     const wrpo_json *root = wrpo__json_file(temp, wrpo__join(temp, dir, WRPO__ADAPTER_CONFIG));
-    wrpo__adapter_config(root, &lora->desc);
+    wrpo__adapter_config(root, model->config.head != WRPO_HEAD_LM, &lora->desc);
     const wrpo_tensors *t = wrpo__tensors_new(temp, file);
     const wrpo_json *ranks = wrpo__maybe(root, "rank_pattern", WRPO_JSON_OBJECT);
     const wrpo_json *alphas = wrpo__maybe(root, "alpha_pattern", WRPO_JSON_OBJECT);
@@ -6892,11 +6904,9 @@ WRPO_API wrpo_adapter_desc wrpo_model_adapter(const wrpo_model *model) {
     return model->lora ? model->lora->desc : (wrpo_adapter_desc){0};
 }
 /* The adapter that a model is loaded with: the desc's, or the one beside its config.json, as transformers does it. */
-static void wrpo__adapter_beside(wrpo__arena *temp, wrpo_model *model, const wrpo_model_desc *desc, bool reward) {
+static void wrpo__adapter_beside(wrpo__arena *temp, wrpo_model *model, const wrpo_model_desc *desc) {
     const bool beside = wrpo__exists(wrpo__join(temp, desc->dir, WRPO__ADAPTER_CONFIG));
     const char *dir = desc->adapter;
-    if (reward && beside)
-        wrpo__fail(model->ctx, WRPO_E_UNSUPPORTED, "%s: an adapter of a reward model is not supported", desc->dir);
     if (dir && beside) wrpo__log(model->ctx, WRPO_LOG_WARN, "%s: the adapter beside the model is left out", desc->dir);
     if (!dir && beside) dir = desc->dir;
     if (!dir) return;
@@ -6921,6 +6931,7 @@ static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *d
     if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
     wrpo__config_read(temp, desc->dir, &config);
     if (!reward) wrpo__need_language_model(ctx, desc->dir, &config);
+    else if (config.head == WRPO_HEAD_LM) config.head = WRPO_HEAD_SCORE;  /* the adapter has it */
     const bool map = desc->frozen && ctx->desc.backend->host;
     const wrpo_tensors *t = wrpo__tensors_new(map ? arena : temp, desc->dir);  /* mapped: open as long as the model */
     wrpo__untie(t, &config);
@@ -6932,7 +6943,7 @@ static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *d
     wrpo__model_memory(model);
     wrpo__copy_weights(model, 0, slices, wrpo__raw(temp, WRPO__PIECE, sizeof(float)));
     wrpo__arena_clear(temp);
-    wrpo__adapter_beside(temp, model, desc, reward);
+    wrpo__adapter_beside(temp, model, desc);
     wrpo__arena_clear(temp);
     return model;
 }
@@ -12236,22 +12247,29 @@ static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc
     wrpo_config c;
     wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
     if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_desc: dir is missing");
-    const char *dir = desc->dir;
+    const char *dir = desc->dir, *adapter = desc->adapter;
     const int64_t label = desc->label;
     WRPO__RANGE(desc->micro_tokens >= 0, "micro_tokens", desc->micro_tokens, "at least 1");
     *r = (wrpo_reward){.ctx = ctx, .arena = arena, .run_arena = wrpo__sub_arena(arena),
                        .micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS};
     wrpo__config_read(arena, dir, &c);
-    if (c.head == WRPO_HEAD_LM)
-        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a language model has no reward head: "
-                   "want architectures of sequence classification or of a reward model", dir);
-    r->model = wrpo__model_from(arena, &(wrpo_model_desc){.dir = dir, .frozen = true}, true);
+    if (!adapter && wrpo__exists(wrpo__join(arena, dir, WRPO__ADAPTER_CONFIG))) adapter = dir;
+    const wrpo_tensors *t = adapter ? wrpo__tensors_new(arena, wrpo__join(arena, adapter, WRPO__ADAPTER_FILE)) : NULL;
+    const char *score = WRPO__ADAPTER_SCORE;
+    if (!t || !wrpo_tensors_find(t, score)) {
+        if (c.head == WRPO_HEAD_LM)
+            wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a language model has no reward head: want architectures of "
+                       "sequence classification or of a reward model, or an adapter with score.weight", dir);
+        t = wrpo__tensors_in(ctx, dir);
+        score = "score.weight";
+    }
+    r->model = wrpo__model_from(arena, &(wrpo_model_desc){.dir = dir, .adapter = desc->adapter, .frozen = true}, true);
+    c.head = r->model->config.head;
     if (wrpo__exists(wrpo__join(arena, dir, "tokenizer.json"))) r->tok = wrpo__tokenizer_load(arena, dir);
-    const wrpo_tensors *t = wrpo__tensors_in(ctx, dir);
     if (c.head == WRPO_HEAD_GATED) wrpo__load_gate(r, t);
     else if (c.head == WRPO_HEAD_VALUE) r->score = wrpo__head_tensor(r, t, "v_head.weight", 1, c.hidden_size);
     else {
-        r->score = wrpo__head_tensor(r, t, "score.weight", -1, c.hidden_size);
+        r->score = wrpo__head_tensor(r, t, score, -1, c.hidden_size);
         if (label < 0 || label > r->score.rows || (!label && r->score.rows > 1))
             wrpo__label_fail(arena, dir, r->score.rows, label);
         r->score.w += WRPO__MAX(label - 1, 0) * c.hidden_size;

@@ -92,6 +92,36 @@ static void directories(const wrpo_json *all) {
     }
 }
 
+/* A language model with an adapter that has score.weight: PEFT's numbers; without it no reward model. The adapter beside
+   the model is applied, and a policy refuses it. */
+static void adapters(const wrpo_json *all) {
+    static const char base[] = "golden/rewards/llama_lora", lora[] = "golden/rewards/llama_lora/adapter";
+    const wrpo_json *golden = golden_get(all, "llama_lora");
+    wrpo_reward *r;
+    wrpo_model *policy;
+    CHECK(wrpo_reward_load(ctx, &(wrpo_reward_desc){.dir = base, .adapter = lora}, &r) == WRPO_OK, "%s",
+          wrpo_last_error(ctx)->text);
+    if (r) printf("llama_lora     rewards differ by %.1e at most\n", check_ids("llama_lora", r, golden, 0));
+    wrpo_reward_free(r);
+    refuse(base, 0, "golden/rewards/llama_lora: a language model has no reward head");
+    CHECK(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = base, .adapter = lora, .frozen = true}, &policy) != WRPO_OK &&
+              strstr(wrpo_last_error(ctx)->text, "modules_to_save an array"),
+          "a policy: %s", wrpo_last_error(ctx)->text);
+    wrpo_model_free(policy);
+    shell("cp -r %s %s", base, at("lora"));
+    shell("cp %s/* %s", lora, at("lora"));
+    if ((r = load(at("lora"), 0, 0))) check_ids("llama_lora, beside", r, golden, 0);
+    wrpo_reward_free(r);
+    char *config = get("lora/adapter_config.json"), *other = config ? strstr(config, "\"classifier\"") : NULL;
+    CHECK(other, "adapter_config.json: \"classifier\" is missing");
+    if (other) {
+        memcpy(other, "\"lm_head\"   ", 12);
+        put("lora/adapter_config.json", config);
+        refuse(at("lora"), 0, "modules_to_save an array");
+    }
+    free(config);
+}
+
 /* ---- ArmoRM ---- */
 static float *floats(const wrpo_json *v, float *to) {  /* all numbers of nested arrays */
     if (v->kind == WRPO_JSON_NUMBER) *to++ = (float)v->number;
@@ -385,6 +415,7 @@ int main(void) {
     if (wrpo_open(NULL, &ctx) != WRPO_OK) return 2;
     shell("mkdir -p %s%s", dir, "");
     const wrpo_json *all = golden_read(ctx, "golden/rewards.json");
+    adapters(all);
     directories(all);
     head_alone();
     armorm(golden_get(all, "armorm"));

@@ -18,6 +18,7 @@ import os
 import shutil
 import tempfile
 
+import peft
 import safetensors.torch
 import torch
 import transformers
@@ -91,6 +92,37 @@ def directory(name, out):
     return {"ids": ids, "scores": [score(x) for x in ids], "prompt": PROMPT, "answers": ANSWERS, "answer_scores": [score(x) for x in rendered]}
 
 
+def adapter(out):
+    """A language model's directory, and in adapter/ what PEFT saves of a reward model trained on it: score.weight is in modules_to_save."""
+    config = common.new("Llama", "llama", 16, 21, 2, 4, 2, 300, ROPE, attention_bias=False, mlp_bias=False, head_dim=4, pad_token_id=0)
+    folder = os.path.join(out, "rewards", "llama_lora")
+    with tempfile.TemporaryDirectory() as tmp:
+        common.write_config(tmp, config)
+        c = transformers.AutoConfig.from_pretrained(tmp)
+    common.fill(transformers.AutoModelForCausalLM.from_config(c, dtype=torch.float32)).save_pretrained(folder)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, attn_implementation="eager")
+    lora = peft.LoraConfig(task_type="SEQ_CLS", r=3, lora_alpha=6, target_modules=["q_proj", "o_proj", "down_proj"], modules_to_save=["score"])
+    model = peft.get_peft_model(model, lora)
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            p.data = tensor(name.replace("base_model.model.", ""), *p.shape)
+    model.save_pretrained(os.path.join(folder, "adapter"))
+    os.remove(os.path.join(folder, "adapter", "README.md"))
+    path = os.path.join(folder, "adapter", "adapter_config.json")
+    text = json.load(open(path, encoding="utf-8"))
+    text["base_model_name_or_path"] = "llama_lora"
+    text["target_modules"] = sorted(text["target_modules"])
+    json.dump(text, open(path, "w", encoding="utf-8"), indent=2)
+    families.tokenizer().save_pretrained(folder)
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, attn_implementation="eager")
+    model = peft.PeftModel.from_pretrained(base, os.path.join(folder, "adapter")).eval()
+    for where, _, files in os.walk(folder):
+        for f in files:
+            os.chmod(os.path.join(where, f), 0o644)
+    ids = [common.ids(f"reward/lora/{i}", n, 299) for i, n in enumerate((1, 7, 19, 33))] + [[5, 6, 0, 0]]
+    return {"ids": ids, "scores": [float(model(input_ids=torch.tensor([x])).logits[0, 0]) for x in ids]}
+
+
 def armorm():
     c, D, K, hidden = ARMORM, ARMORM["hidden_size"], ARMORM["num_objectives"], ARMORM["gating_hidden_dim"]
     with tempfile.TemporaryDirectory() as tmp:
@@ -132,6 +164,7 @@ def main():
         shutil.rmtree(os.path.join(out, "rewards"), ignore_errors=True)
         made = {name: directory(name, out) for name in DIRECTORIES}
         made["armorm"] = armorm()
+        made["llama_lora"] = adapter(out)
         common.write(os.path.join(out, "rewards.json"), made)
         for name, m in made.items():
             print(f"{name:14s} {len(m['ids'])} conversations, scores {json.dumps(common.rounded(m['scores'])[:4])} ...")
