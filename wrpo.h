@@ -2367,9 +2367,9 @@ static void wrpo__inv_freq_sliding(const wrpo_config *c, float *inv) {
 
      dL/dlog pi(y_ws) = beta alpha g     dL/dlog pi(y_wt) = beta (1 - alpha) g     dL/dlog pi(y_l) = -beta g
 
-   Those three numbers are all that the model's backward pass needs to know of the method. Before the
-   first update pi = ref (without dropout), so z = 0, L = ln 2 and g = eps - 1/2. At alpha = 0 this is DPO on (y_wt,
-   y_l), at 1 on (y_ws, y_l).
+   Those three numbers are all that the model's backward pass needs to know of the method. Before the first update
+   pi = ref (without dropout), so z = 0, L = ln 2 and g = eps - 1/2. At alpha = 0 this is DPO on (y_wt, y_l), at
+   alpha = 1 on (y_ws, y_l).
 
    The family. With scores s(y) and shares a(y) of the chosen responses (they sum to 1), every method is
 
@@ -2388,9 +2388,9 @@ static void wrpo__inv_freq_sliding(const wrpo_config *c, float *inv) {
    c(y) is the c_i of the source with the largest |exp l(M_i, y) - exp l(pi, y)|, or a mean of all c_i. No gradient
    goes through it. With ref as the only source, s(y) is that of dpo-norm.
 
-   FuseRL (2025) is these on K sources with shares
-   a = softmax(reward / tau) that the data bring: SFT on their best answers, then a pair method on each one's best
-   and worst. EAST weights a record's loss by the entropy of its answers. >>recipe writes such data. */
+   FuseRL (2025) is SFT on the best answers of K sources, then a pair method on each one's best and worst; the shares
+   a = softmax(reward / tau) come with the data. EAST weights a record's loss by the entropy of its answers. >>recipe
+   writes such data. */
 typedef enum wrpo__link { WRPO__LOGISTIC, WRPO__SQUARE, WRPO__HINGE, WRPO__LIKELIHOOD } wrpo__link;
 
 /* reference: what s(y) subtracts, log ref(y|x) or c(y). per_token: s(y) is divided by |y|. inside: the mean over the
@@ -3446,8 +3446,7 @@ WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, ui
 }
 
 /* ---- adapters (LoRA): a weight W [out, in] of a linear layer may have A [r, in] and B [out, r] ----
-   What they compute is at the end of the parts of a layer (>>model), how they are made, read and saved in >>checkpoint.
-   */
+   What they compute is in >>model, after the parts of a layer; >>checkpoint makes, reads and saves them. */
 typedef struct wrpo__adapter {       /* of one weight */
     int64_t rank;                    /* 0: none */
     double alpha; float scale;
