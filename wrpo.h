@@ -836,7 +836,8 @@ WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data,
 /* With the desc's files: out_dir, ref_dir, resume. */
 WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
         wrpo_trainer **out);
-WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m);  /* m->step == m->steps: that was the last */
+/* m->step == m->steps: that was the last. A step that fails before its update (no memory, NaN) changes no weight. */
+WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m);
 /* data: the training data or desc.eval_data, whose reference log-probs are known. */
 WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, wrpo_metrics *m);
 /* The model, as wrpo_model_save writes it, and beside it the run's state, for wrpo_train_desc.resume:
@@ -1866,7 +1867,7 @@ static void wrpo__moment_store(void *block, const float *x, wrpo_moments moments
     if (moments == WRPO_MOMENTS_8BIT) memcpy(codes + WRPO_BLOCK, &scale, sizeof scale);
 }
 
-/* ---- memory of the host; a device on it begins with its allocator ---- */
+/* ---- memory of the host. dev: a backend's state, whose first member is its wrpo_allocator ---- */
 static void *wrpo__host_alloc(void *dev, size_t n) {   /* a word in front of the block says where it begins */
     const wrpo_allocator *memory = dev;
     if (n > SIZE_MAX - 2 * WRPO__ALIGN) return NULL;
@@ -2359,7 +2360,7 @@ static void wrpo__inv_freq_sliding(const wrpo_config *c, float *inv) {
 
    DPO would raise y_ws above y_l. But other models' answers are improbable under pi, and pulling at them
    hard from the start wrecks it. WRPO averages the rewards of both good answers and shifts the weight
-   from its own to the source's while it learns, alpha = 0 -> 0.1 over the T steps of the run:
+   from its own to the source's while it learns: alpha = 0.1 k / T in step k = 0 ... T - 1 of the run.
 
      z = beta ( alpha d(y_ws) + (1 - alpha) d(y_wt) - d(y_l) )
      L = -(1 - eps) log sigmoid(z) - eps log sigmoid(-z)           eps: label smoothing, usually 0
@@ -2375,12 +2376,13 @@ static void wrpo__inv_freq_sliding(const wrpo_config *c, float *inv) {
 
      WRPO             link( scale (sum_y a(y) s(y) - s(y_l) - offset) )       the mean is inside the link
      pair methods     sum_y a(y) link( scale (s(y) - s(y_l) - offset) )       the mean is outside; y_l is y's own
-     SFT              sum_y a(y) -log pi(y|x) / tokens
+     SFT              sum_y a(y) (-log pi(y|x)) / tokens                      tokens: the scored ones of the batch
 
-   and the table below says which score, scale, offset and link.
+   link(z) is the loss: -log sigmoid(z) (logistic), z^2 (square) or max(0, 1 - z) (hinge). The table below says which
+   score, scale, offset and link a method has.
 
    InfiFPO (2025) also uses what the sources think of each response. l(M, y) = log M(y|x) / |y|, in M's own tokens.
-   ref is one of the sources M_i. A source is clipped, so that it never argues against the preference:
+   ref counts as a source too, M_0. A source is clipped, so that it never argues against the preference:
 
      c_i(y) = max(l(M_i, y), l(ref, y)) for a chosen y, min(...) for a rejected one
      s(y)   = l(pi, y) - c(y)
@@ -2390,30 +2392,33 @@ static void wrpo__inv_freq_sliding(const wrpo_config *c, float *inv) {
 
    FuseRL (2025) is SFT on the best answers of K sources, then a pair method on each one's best and worst; the shares
    a = softmax(reward / tau) come with the data. EAST weights a record's loss by the entropy of its answers. >>recipe
-   writes such data. */
+   writes such data.
+
+   To add a method: a value of wrpo_method (>>api), a row of wrpo__rules, a case in 20_loss.c. If no link or score fits:
+   a case in wrpo__link_loss or in wrpo__score. */
 typedef enum wrpo__link { WRPO__LOGISTIC, WRPO__SQUARE, WRPO__HINGE, WRPO__LIKELIHOOD } wrpo__link;
 
-/* reference: what s(y) subtracts, log ref(y|x) or c(y). per_token: s(y) is divided by |y|. inside: the mean over the
-   chosen responses is inside the link, as in WRPO. */
+/* beta, rate: the defaults of beta and of the learning rate. reference: what s(y) subtracts, log ref(y|x) or c(y).
+   per_token: s(y) is divided by |y|. inside: the mean over the chosen responses is inside the link, as in WRPO. */
 typedef enum wrpo__minus { WRPO__NONE, WRPO__REF, WRPO__FUSED } wrpo__minus;
 typedef struct wrpo__rule {
-    const char *name; wrpo__link link; double beta; wrpo__minus reference; bool per_token, inside;
+    const char *name; wrpo__link link; double beta, rate; wrpo__minus reference; bool per_token, inside;
 } wrpo__rule;
 /* Scale is beta and offset 0, except for simpo: offset gamma / beta, and for the square link: scale 1, offset
    1 / (2 beta). First authors: wrpo Yang 2025, dpo Rafailov 2023, ipo Azar 2024, hinge Zhao 2023, simpo Meng 2024,
    dpo-norm Yang 2025b, infifpo Gu 2025. */
 static const wrpo__rule wrpo__rules[] = {
-    /*                            name             link              beta  reference    /|y|   inside */
-    [WRPO_METHOD_WRPO]           = {"wrpo",          WRPO__LOGISTIC,   0.01, WRPO__REF,   false, true},
-    [WRPO_METHOD_DPO]            = {"dpo",           WRPO__LOGISTIC,   0.01, WRPO__REF,   false, false},
-    [WRPO_METHOD_IPO]            = {"ipo",           WRPO__SQUARE,     0.01, WRPO__REF,   true,  false},
-    [WRPO_METHOD_HINGE]          = {"hinge",         WRPO__HINGE,      0.01, WRPO__REF,   false, false},
-    [WRPO_METHOD_SIMPO]          = {"simpo",         WRPO__LOGISTIC,   10,   WRPO__NONE,  true,  false},
-    [WRPO_METHOD_DPO_NORM]       = {"dpo-norm",      WRPO__LOGISTIC,   10,   WRPO__REF,   true,  false},
-    [WRPO_METHOD_SFT]            = {"sft",           WRPO__LIKELIHOOD, 0.01, WRPO__NONE,  false, false},
-    [WRPO_METHOD_INFIFPO]        = {"infifpo",       WRPO__LOGISTIC,   2.5,  WRPO__FUSED, true,  false},
-    [WRPO_METHOD_INFIFPO_WRPO]   = {"infifpo-wrpo",  WRPO__LOGISTIC,   2.5,  WRPO__FUSED, true,  true},
-    [WRPO_METHOD_INFIFPO_IPO]    = {"infifpo-ipo",   WRPO__SQUARE,     2.5,  WRPO__FUSED, true,  false}};
+    /*                            name             link              beta  rate  reference    /|y|   inside */
+    [WRPO_METHOD_WRPO]           = {"wrpo",          WRPO__LOGISTIC,   0.01, 3e-7, WRPO__REF,   false, true},
+    [WRPO_METHOD_DPO]            = {"dpo",           WRPO__LOGISTIC,   0.01, 3e-7, WRPO__REF,   false, false},
+    [WRPO_METHOD_IPO]            = {"ipo",           WRPO__SQUARE,     0.01, 3e-7, WRPO__REF,   true,  false},
+    [WRPO_METHOD_HINGE]          = {"hinge",         WRPO__HINGE,      0.01, 3e-7, WRPO__REF,   false, false},
+    [WRPO_METHOD_SIMPO]          = {"simpo",         WRPO__LOGISTIC,   10,   1e-6, WRPO__NONE,  true,  false},
+    [WRPO_METHOD_DPO_NORM]       = {"dpo-norm",      WRPO__LOGISTIC,   10,   8e-7, WRPO__REF,   true,  false},
+    [WRPO_METHOD_SFT]            = {"sft",           WRPO__LIKELIHOOD, 0.01, 7e-6, WRPO__NONE,  false, false},
+    [WRPO_METHOD_INFIFPO]        = {"infifpo",       WRPO__LOGISTIC,   2.5,  1e-7, WRPO__FUSED, true,  false},
+    [WRPO_METHOD_INFIFPO_WRPO]   = {"infifpo-wrpo",  WRPO__LOGISTIC,   2.5,  1e-7, WRPO__FUSED, true,  true},
+    [WRPO_METHOD_INFIFPO_IPO]    = {"infifpo-ipo",   WRPO__SQUARE,     2.5,  1e-7, WRPO__FUSED, true,  false}};
 
 WRPO_API const char *wrpo_method_name(int i) {
     return i >= 0 && i < WRPO__COUNT(wrpo__rules) ? wrpo__rules[i].name : NULL;
@@ -2482,30 +2487,8 @@ static double wrpo__share(double source_share, const wrpo_response *y) {
 static bool wrpo__per_token(const wrpo_loss_desc *d) {
     return wrpo__rules[d->method].per_token && !(d->method == WRPO_METHOD_IPO && d->ipo_sum);
 }
-/* |y| l(M_i, y), so that it compares with the policy's sums. The reference is source 0. */
-static double wrpo__source_logp(const wrpo_response *y, int i) {
-    if (i == 0) return y->ref;
-    const wrpo_source_logp *m = &y->source_logps[i - 1];
-    return m->logp * ((double)y->tokens / (double)m->tokens);
-}
-/* |y| c(y): InfiFPO's reference. Confidence weighs c_i with softmax_i(1 / -l(M_i, y)). */
-static double wrpo__fused_logp(const wrpo_loss_desc *d, const wrpo_response *y) {
-    const double n = (double)y->tokens, pivot = exp((d->fusion == WRPO_FUSION_MARGIN ? y->logp : y->ref) / n);
-    const int sources = y->sources + 1;
-    double fused = y->ref, widest = -1, surest = 0, sum = 0, weights = 0;
-    for (int i = 0; i < sources; i++) surest = WRPO__MAX(surest, 1 / (1e-8 - wrpo__source_logp(y, i) / n));
-    for (int i = 0; i < sources; i++) {
-        const double m = wrpo__source_logp(y, i), margin = fabs(exp(m / n) - pivot);
-        const double clipped = y->role == WRPO_ROLE_REJECTED ? WRPO__MIN(m, y->ref) : WRPO__MAX(m, y->ref);
-        const double w = d->fusion == WRPO_FUSION_CONFIDENCE ? exp(1 / (1e-8 - m / n) - surest) : 1;
-        sum += w * clipped;
-        weights += w;
-        if (margin > widest) fused = clipped;
-        widest = WRPO__MAX(widest, margin);
-    }
-    const bool mean = d->fusion == WRPO_FUSION_MEAN || d->fusion == WRPO_FUSION_CONFIDENCE;
-    return mean ? sum / weights : fused;
-}
+static double wrpo__fused_logp(const wrpo_loss_desc *d, const wrpo_response *y);    /* |y| c(y): InfiFPO's, below */
+static const char *wrpo__source_check(const wrpo_response *y);
 /* s(y) */
 static double wrpo__score(const wrpo_loss_desc *d, const wrpo_response *y) {
     const wrpo__minus reference = wrpo__rules[d->method].reference;
@@ -2529,15 +2512,6 @@ static double wrpo__rejected_score(const wrpo_loss_desc *d, const wrpo_response 
     for (int i = 0; i < n; i++)
         if (wrpo__against(d, x, &r[i])) sum += wrpo__score(d, &r[i]);
     return sum / wrpo__opponents(d, x, r, n);
-}
-/* NULL, or what is wrong with the source models' log-probs of y. */
-static const char *wrpo__source_check(const wrpo_response *y) {
-    if (!y->sources || !y->source_logps)
-        return "the method needs \"source_logps\": the responses' log-probs under at least one source model";
-    for (int i = 0; i < y->sources; i++)
-        if (!(y->source_logps[i].logp <= 0 && isfinite(y->source_logps[i].logp) && y->source_logps[i].tokens > 0))
-            return "source_logps: want finite log-probs of at most 0, of at least one token";
-    return NULL;
 }
 /* NULL, or what the record lacks for this method at this alpha. */
 static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, const wrpo_response *r, int n) {
@@ -2620,8 +2594,8 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
     if (d.method == WRPO_METHOD_SIMPO) offset = d.gamma_ratio;
     if (rule->link == WRPO__SQUARE) offset = 1 / (2 * d.beta);
 
-    /* 1. The loss, and dL/ds(y) of the chosen responses. A share of 0 is skipped rather than multiplied by, so that
-          a response which is left out cannot touch a bit of the result and need not have been computed. */
+    /* 1. The loss, and dL/ds(y) of the chosen responses; dlogp holds dL/ds until 3. A share of 0 is skipped rather than
+          multiplied by: a response that is left out cannot touch a bit of the result and need not be computed. */
     if (rule->inside) {
         for (int i = 0; i < n; i++)
             if (wrpo__share(a, &r[i]) != 0) chosen += wrpo__share(a, &r[i]) * wrpo__score(&d, &r[i]);
@@ -2639,7 +2613,8 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
         }
     }
 
-    /* 2. What pulls the chosen up pushes their rejected down; inside the link shares sum to 1. */
+    /* 2. dL/ds(y) of the rejected: minus the sum of what their chosen ones got (inside the link scale g, as the shares
+          sum to 1), divided by the number of rejected responses in the pair, this one included. */
     for (int k = 0; k < n; k++) {
         double pull = rule->inside ? scale * g : 0;
         if (r[k].role != WRPO_ROLE_REJECTED) continue;
@@ -2663,6 +2638,41 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
         r[i].dlogp -= pull;
     }
     return loss;
+}
+
+/* ---- InfiFPO's reference: what the source models think of a response ---- */
+/* |y| l(M_i, y), so that it compares with the policy's sums. The reference is source 0. */
+static double wrpo__source_logp(const wrpo_response *y, int i) {
+    if (i == 0) return y->ref;
+    const wrpo_source_logp *m = &y->source_logps[i - 1];
+    return m->logp * ((double)y->tokens / (double)m->tokens);
+}
+/* |y| c(y): InfiFPO's reference. Confidence weighs c_i with softmax_i(1 / -l(M_i, y)). */
+static double wrpo__fused_logp(const wrpo_loss_desc *d, const wrpo_response *y) {
+    const double n = (double)y->tokens, pivot = exp((d->fusion == WRPO_FUSION_MARGIN ? y->logp : y->ref) / n);
+    const int sources = y->sources + 1;
+    double fused = y->ref, widest = -1, surest = 0, sum = 0, weights = 0;
+    for (int i = 0; i < sources; i++) surest = WRPO__MAX(surest, 1 / (1e-8 - wrpo__source_logp(y, i) / n));
+    for (int i = 0; i < sources; i++) {
+        const double m = wrpo__source_logp(y, i), margin = fabs(exp(m / n) - pivot);
+        const double clipped = y->role == WRPO_ROLE_REJECTED ? WRPO__MIN(m, y->ref) : WRPO__MAX(m, y->ref);
+        const double w = d->fusion == WRPO_FUSION_CONFIDENCE ? exp(1 / (1e-8 - m / n) - surest) : 1;
+        sum += w * clipped;
+        weights += w;
+        if (margin > widest) fused = clipped;
+        widest = WRPO__MAX(widest, margin);
+    }
+    const bool mean = d->fusion == WRPO_FUSION_MEAN || d->fusion == WRPO_FUSION_CONFIDENCE;
+    return mean ? sum / weights : fused;
+}
+/* NULL, or what is wrong with the source models' log-probs of y. */
+static const char *wrpo__source_check(const wrpo_response *y) {
+    if (!y->sources || !y->source_logps)
+        return "the method needs \"source_logps\": the responses' log-probs under at least one source model";
+    for (int i = 0; i < y->sources; i++)
+        if (!(y->source_logps[i].logp <= 0 && isfinite(y->source_logps[i].logp) && y->source_logps[i].tokens > 0))
+            return "source_logps: want finite log-probs of at most 0, of at least one token";
+    return NULL;
 }
 
 /* ---- for the metrics: rewards as the method sees them; SFT has none ---- */
@@ -2727,7 +2737,8 @@ WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_
    dL/dx. Parameters are outputs, then inputs, then sizes; ldx is the number of elements from one row of x to the
    next. Outputs and dx are written. dw and db are added to: a step sums the gradients of several micro-batches.
 
-   Inputs and outputs are float, sums are double. A matrix of weights may be bfloat16. In a context of bfloat16,
+   Inputs and outputs are float. Sums within a call are double; what only adds to memory (embed_bwd, gather_bwd, add,
+   sum) and adamw are float. A matrix of weights may be bfloat16. In a context of bfloat16,
    gemm rounds its factors as a processor with such products does; the other ops round nothing. */
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error "wrpo.h: -ffast-math and -ffinite-math-only break the handling of infinities and NaN: compile without it"
@@ -3169,7 +3180,8 @@ WRPO_API const wrpo_backend *wrpo_backend_plain(void) {
 
 /* One row per kind of tensor; cols 0: a vector. FIRST and LAST are there once. LAYER is there in each layer, and its
    name comes after "model.layers.<l>.". JOINED is like LAYER, but in memory directly after the row above: q, k and v
-   are one matrix and one product, and so are gate and up. */
+   are one matrix and one product, and so are gate and up. rows, cols and exists are locals of wrpo__layout_weights.
+   With post_norms, post_attention_layernorm is on what attention adds, and the MLP's is pre_feedforward_layernorm. */
 #define WRPO__WEIGHTS(X) \
 /*    field                       scope   name in the checkpoint               rows   cols   exists */ \
     X(embed_tokens,               FIRST,  "model.embed_tokens.weight",         V,     D,     always) \
@@ -3285,7 +3297,7 @@ static bool wrpo__follows(const wrpo_weight *a, const wrpo_weight *b) {
     const int64_t at = a->at < 0 ? -1 : a->at + wrpo__size(a);
     return b->at == at && b->dtype == a->dtype && b->decay == a->decay && b->data == end;
 }
-/* The end of the run of such weights that begins at weight i; how many elements it has in *size. */
+/* Weights from i on, each of which follows the one before: they are one array. Returns their end; *size: elements. */
 static int64_t wrpo__weight_run(const wrpo_model *model, int64_t i, int64_t *size) {
     const wrpo_weight *w = model->weights;
     *size = wrpo__size(&w[i]);
@@ -3483,15 +3495,20 @@ WRPO_API void wrpo_model_free(wrpo_model *model) {
    In: records of token ids. Out: the log-prob of every scored token; then, from dL/dlogp of each, the gradients.
    No op's result depends on the number of threads, so none here does.
 
-   Packing. A record is one prompt of P tokens and K responses of R_k tokens; it takes P + sum R_k rows (longrope and
-   dynamic rope may need the prompt again):
+   Packing. A record is one prompt of P tokens and K responses of R_k tokens. It takes P + sum R_k rows:
 
-       row   0 ...  P-1 | P ... P+R_1-1 | ...            the prompt's hidden states are computed once.
-             prompt     | response 1    | response 2     Positions of every response go on from P; a response
-       pos   0 ...  P-1 | P ... P+R_1-1 | P ... P+R_2-1  attends to the prompt and, causally, to itself.
+       row   0 ...  P-1 | P ... P+R_1-1 | P+R_1 ...
+             prompt     | response 1    | response 2
+       pos   0 ...  P-1 | P ... P+R_1-1 | P ... P+R_2-1
+
+   The prompt's hidden states are computed once. The positions of every response go on from P. A token of a response
+   sees the prompt, the tokens before it in its own response, and itself; it sees no other response. (A window hides
+   what is too far back.) Longrope and dynamic rope have other angles for some lengths: the prompt is then packed again.
 
    Records follow each other; there is no padding. The token at response position j is predicted by the row
    before it: the prompt's last row for j = 0. Only those rows get logits, in chunks.
+
+   Steps, by their numbers in the code: 1 embedding; 2 to 7 attention; 8 to 11 MLP; 12 final norm; 13 log-probs.
 
    Words.  row       one token of the packed micro-batch, and its hidden state; activations are [n, columns]
            segment   the rows of one prompt or one response: what attention takes for a sequence
@@ -3503,12 +3520,13 @@ WRPO_API void wrpo_model_free(wrpo_model *model) {
            rotate    apply the rotary position embedding to q and k
 
    To add an op: wrpo_backend (>>api), >>ops, >>cpu, wrpo_cuda.cu, tests/30_ops.c; then a call in wrpo__layer_fwd, and
-   its gradient's in wrpo__layer_bwd. A norm: its weight (>>layout), its rstd and its input (WRPO__LAYER_ACTS), a
-   wrpo__norm_fwd and a wrpo__norm_bwd in the same two functions, wrpo__norm_of. A family: its
-   model_type and names of tensors (>>checkpoint), a flag of wrpo_config at each step that differs, a case in
-   tests/40_model.c and in 42_model.c. */
+   its gradient's in wrpo__layer_bwd. A norm in a new place: its weight (>>layout), its rstd and its input
+   (WRPO__LAYER_ACTS), a wrpo__norm_fwd and a wrpo__norm_bwd in the same two functions, wrpo__norm_of. Another kind of
+   norm: an op, then wrpo__norm_fwd and wrpo__norm_bwd, through which all norms go; its bias is a weight, a mean that is
+   stored a buffer beside rstd. A family: its model_type and names of tensors (>>checkpoint), a flag of wrpo_config at
+   each step that differs, a case in tests/40_model.c and in 42_model.c. */
 
-/* ---- a run: the memory that micro-batches are computed in ---- */
+/* ---- the workspace, wrpo__run: the memory that micro-batches are computed in; not the run of training ---- */
 typedef struct wrpo__shape {         /* what there is room for */
     int64_t rows;                    /* never fewer than targets, segments or responses */
     int64_t chunk;                   /* targets in a chunk */
@@ -3524,7 +3542,8 @@ static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s
 
 /* The tables of buffers, [n, columns] each. void: activations, of the backend's act_bytes an element. train, qk_norm,
    post_norms are 0 or 1, and 0 columns are no buffer. WRPO__X is what a use of a table makes of each X.
-   Per layer: what the backward pass needs besides the x that enters the layer. */
+   Per layer: what the backward pass needs besides the x that enters the layer. The names in the columns are locals of
+   wrpo__run_layout. */
 #define WRPO__LAYER_ACTS(X) \
     X(void, mid, D * train)                            /* the residual stream after attention */ \
     X(void, qk0, (H + G) * d * qk_norm)                /* q | k before their norms */ \
@@ -3592,7 +3611,7 @@ static wrpo__shape wrpo__with_adapter(wrpo__shape shape, const wrpo_model *model
     shape.drop = model->lora && model->lora->desc.dropout > 0 ? model->lora->cols : 0;
     return shape;
 }
-/* Measures a run (r->layer may be NULL), or assigns its memory. */
+/* Measures a workspace (r->layer may be NULL), or assigns its memory. */
 static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__shape *s, wrpo__run *r, wrpo__bump *b) {
     const wrpo_backend *be = ctx->desc.backend;
     const size_t size_void = (size_t)be->act_bytes, size_float = sizeof(float);
@@ -3852,8 +3871,8 @@ static void wrpo__scale(const wrpo__run *r, void *y, const void *x, int64_t rows
     const int64_t D = r->model->config.hidden_size;
     r->be->dropout(r->dev, y, D, x, D, rows, D, &(wrpo_dropout){.scale = (float)factor});
 }
-/* x += m a W', or with post_norms x += m norm(a W'), and a W' stays in `out`; m: residual_multiplier. With post_norms x
-   may be NULL: nothing is added. */
+/* x += m a W'; or with post_norms x += m norm(a W'), and a W' stays in `out` for the backward pass. m is
+   residual_multiplier. x NULL (only with post_norms): `out` and rstd alone are wanted. */
 static void wrpo__add_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, wrpo__kind norm, void *out,
                           float *rstd, void *x, const void *a) {
     const wrpo_config *c = &r->model->config;
@@ -3902,98 +3921,6 @@ static wrpo_attn wrpo__attn_of(const wrpo__run *r, int64_t l) {
                        .softcap = (float)c->attn_logit_softcapping};
 }
 
-/* ---- adapters:  y += t B',  t = scale dropout(x) A',  for the weights w[count] of a product; of[j] is w[j]'s ----
-   The As of a product are one matrix, so one product gives t [n, rank], with columns for each of them; but with dropout
-   each A has its own x, so its own t. Weights of a fused layer share one A, so they share columns of t. */
-/* The end of the weights from i on that share t; the columns of t in *rank, 0 if w[i] has no adapter. */
-static int wrpo__adapter_group(const wrpo__run *r, const wrpo__adapter *of, int i, int count, int64_t *rank) {
-    const wrpo_weight *a = of[i].a;
-    *rank = of[i].rank;
-    for (i++; i < count && a; i++) {
-        if (!of[i].rank || of[i].shared) continue;     /* no columns of its own */
-        if (r->dropout.p > 0 || !wrpo__follows(a, of[i].a)) break;
-        *rank += of[i].rank;
-        a = of[i].a;
-    }
-    return i;
-}
-/* t *= scale: the op dropout with p 0. */
-static void wrpo__adapter_scale(const wrpo__run *r, const wrpo__adapter *of, int count, void *t, int64_t rank) {
-    for (int j = 0; j < count; j++) {
-        if (!of[j].rank || of[j].shared) continue;
-        r->be->dropout(r->dev, t, rank, t, rank, r->n, of[j].rank, &(wrpo_dropout){.scale = of[j].scale});
-        t = wrpo__at(r->be, t, of[j].rank);
-    }
-}
-static void wrpo__adapter_drop(const wrpo__run *r, const wrpo_weight *a, void *y, const void *x) {
-    wrpo_dropout d = r->dropout;
-    d.scale = 1;
-    d.stream = (uint64_t)(a - r->model->weights);
-    r->be->dropout(r->dev, y, a->cols, x, a->cols, r->n, a->cols, &d);
-}
-/* t of such a group into r->lora_t. Returns A's input: x, or r->lora_x with dropout. */
-static const void *wrpo__adapter_t(const wrpo__run *r, const wrpo__adapter *of, int count, int64_t rank,
-                                   const void *x) {
-    const wrpo_weight *a = of->a;
-    if (r->dropout.p > 0) {
-        wrpo__adapter_drop(r, a, r->lora_x, x);
-        x = r->lora_x;
-    }
-    r->be->gemm(r->dev, WRPO_MM_NT, r->lora_t, rank, x, a->cols, a->data, a->cols, a->dtype, r->n, rank, a->cols, 0);
-    wrpo__adapter_scale(r, of, count, r->lora_t, rank);
-    return x;
-}
-/* y += t B' for the weights w of a product. */
-static void wrpo__adapter_fwd(const wrpo__run *r, const wrpo__adapter *of, const wrpo_weight *w, int count,
-                              void *y, int64_t ldy, const void *x) {
-    int64_t rank;
-    for (int i = 0, end; i < count; i = end) {
-        end = wrpo__adapter_group(r, of, i, count, &rank);
-        if (rank) wrpo__adapter_t(r, &of[i], end - i, rank, x);
-        int64_t column = 0;                            /* of t, where w[j]'s begin */
-        for (int j = i; j < end; j++) {
-            const wrpo_weight *b = of[j].b;
-            if (b) r->be->gemm(r->dev, WRPO_MM_NT, y, ldy, wrpo__at(r->be, r->lora_t, column), rank, b->data, b->cols,
-                               b->dtype, r->n, b->rows, b->cols, 1);
-            if (j + 1 < end && !of[j + 1].shared) column += of[j].rank;
-            y = wrpo__at(r->be, y, w[j].rows);
-        }
-    }
-}
-/* dt = scale dy B;  dB += dy' t;  dA += dt' dropout(x);  dx += dropout(dt A).  dx or grads NULL: not computed. */
-static void wrpo__adapter_bwd(const wrpo__run *r, const wrpo__adapter *of, const wrpo_weight *w, int count,
-                              void *dx, float *grads, const void *dy, int64_t lddy, const void *x) {
-    const wrpo_backend *be = r->be;
-    const int64_t n = r->n;
-    int64_t rank;
-    for (int i = 0, end; i < count; i = end) {
-        const wrpo_weight *a = of[i].a;
-        end = wrpo__adapter_group(r, of, i, count, &rank);
-        const void *input = rank && grads ? wrpo__adapter_t(r, &of[i], end - i, rank, x) : NULL;  /* t again */
-        int64_t column = 0;                            /* of t and dt, where w[j]'s begin */
-        for (int j = i; j < end; j++) {
-            const wrpo_weight *b = of[j].b;
-            if (b) be->gemm(r->dev, WRPO_MM_NN, wrpo__at(be, r->lora_dt, column), rank, dy, lddy, b->data, b->cols,
-                            b->dtype, n, b->cols, b->rows, of[j].shared);      /* added to the columns it shares */
-            if (b && grads) be->gemm(r->dev, WRPO_MM_TN, grads + b->at, b->cols, dy, lddy,
-                                     wrpo__at(be, r->lora_t, column), rank, WRPO_DTYPE_F32, b->rows, b->cols, n, 1);
-            if (j + 1 < end && !of[j + 1].shared) column += of[j].rank;
-            dy = wrpo__at(be, dy, w[j].rows);
-        }
-        if (!rank) continue;
-        wrpo__adapter_scale(r, &of[i], end - i, r->lora_dt, rank);
-        if (grads) be->gemm(r->dev, WRPO_MM_TN, grads + a->at, a->cols, r->lora_dt, rank, input, a->cols,
-                            WRPO_DTYPE_F32, rank, a->cols, n, 1);
-        const bool drop = r->dropout.p > 0;
-        if (dx) be->gemm(r->dev, WRPO_MM_NN, drop ? r->lora_x : dx, a->cols, r->lora_dt, rank, a->data, a->cols,
-                         a->dtype, n, a->cols, rank, !drop);
-        if (dx && drop) {
-            wrpo__adapter_drop(r, a, r->lora_x, r->lora_x);
-            be->add(r->dev, dx, r->lora_x, n * a->cols);
-        }
-    }
-}
-
 /* ---- one layer ---- */
 /* The norm before the MLP. With post_norms, post_attention_layernorm is the norm on what attention adds. */
 static wrpo__kind wrpo__norm_mlp(const wrpo_config *c) {
@@ -4011,8 +3938,8 @@ static void wrpo__layer_fwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     const wrpo_attn attn = wrpo__attn_of(r, l);
     const void *in;                                    /* of attention, then of the MLP */
 
-    in = wrpo__input_fwd(r, l, WRPO__W_input_layernorm, a->rstd_attn, x);            /* 2  a = g_1 x / rms(x) */
-    if (!c->qk_norm) wrpo__linear_fwd(r, l, &wrpo__qkv, q, ld, in, false);           /* 3  q | k | v = a W' + b */
+    in = wrpo__input_fwd(r, l, WRPO__W_input_layernorm, a->rstd_attn, x);            /* 2  in = g_1 x / rms(x) */
+    if (!c->qk_norm) wrpo__linear_fwd(r, l, &wrpo__qkv, q, ld, in, false);           /* 3  q | k | v = in W' + b */
     else {
         wrpo__linear_fwd(r, l, &wrpo__qk, a->qk0, ld0, in, false);
         wrpo__linear_fwd(r, l, &wrpo__v, v, ld, in, false);
@@ -4029,15 +3956,15 @@ static void wrpo__layer_fwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     be->attention(r->dev, &attn, a->o, a->lse, q, k, v);                             /* 6  o = softmax(qk'/sqrt d) v */
     if (a->mid != x) be->copy(r->dev, a->mid, x, stream);                            /* 7  x' = x + o W' */
     wrpo__add_fwd(r, l, &wrpo__o, WRPO__W_post_attention_layernorm, a->attn_out, a->rstd_attn_out, a->mid, a->o);
-    in = wrpo__input_fwd(r, l, wrpo__norm_mlp(c), a->rstd_mlp, a->mid);              /* 8  c = g_2 x' / rms(x') */
-    wrpo__linear_fwd(r, l, &wrpo__gu, a->gu, 2 * I, in, false);                      /* 9  g | u = c W' */
+    in = wrpo__input_fwd(r, l, wrpo__norm_mlp(c), a->rstd_mlp, a->mid);              /* 8  in = g_2 x' / rms(x') */
+    wrpo__linear_fwd(r, l, &wrpo__gu, a->gu, 2 * I, in, false);                      /* 9  g | u = in W' */
     if (!x_out && !c->post_norms) return;
     be->glu(r->dev, r->h, a->gu, n, I, c->gelu);                                     /* 10 h = silu(g) u */
     if (x_out && x_out != a->mid) be->copy(r->dev, x_out, a->mid, stream);           /* 11 x'' = x' + h W' */
     wrpo__add_fwd(r, l, &wrpo__down, WRPO__W_post_feedforward_layernorm, a->mlp_out, a->rstd_mlp_out, x_out, r->h);
 }
-/* r->dx is dL/dx'' and becomes dL/dx. Numbers and formulas are those of the forward pass, in reverse. a, c and h were
-   not stored: they are computed once more. */
+/* r->dx is dL/dx'' and becomes dL/dx. The comments repeat the steps of the forward pass, in reverse. h and both `in`
+   were not stored: they are computed once more. */
 static void wrpo__layer_bwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, const void *x, float *grads) {
     const wrpo_backend *be = r->be;
     const wrpo_config *c = &r->model->config;
@@ -4047,14 +3974,13 @@ static void wrpo__layer_bwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     void *dq = r->dqkv, *dk = wrpo__at(be, dq, H * d), *dv = wrpo__at(be, dk, G * d);
     const wrpo_attn attn = wrpo__attn_of(r, l);
     const void *dy, *in;
-                                                                                     /*    was, in the forward pass: */
     dy = wrpo__add_bwd(r, l, WRPO__W_post_feedforward_layernorm, grads, a->rstd_mlp_out, a->mlp_out);
     wrpo__linear_bwd(r, l, &wrpo__down, r->dh, NULL, dy, D, NULL);                   /* 11 x'' = x' + h W', now dh */
     be->glu_bwd(r->dev, r->dgu, r->h, r->dh, a->gu, n, I, c->gelu);                  /* 10 h = silu(g) u, and h again */
     wrpo__linear_bwd(r, l, &wrpo__down, NULL, grads, dy, D, r->h);                   /* 11 now dW */
-    in = wrpo__input_fwd(r, l, wrpo__norm_mlp(c), a->rstd_mlp, a->mid);              /*    c again */
-    wrpo__linear_bwd(r, l, &wrpo__gu, r->dy, grads, r->dgu, 2 * I, in);              /* 9  g | u = c W' */
-    wrpo__input_bwd(r, l, wrpo__norm_mlp(c), grads, a->rstd_mlp, a->mid);            /* 8  c = g_2 x' / rms(x') */
+    in = wrpo__input_fwd(r, l, wrpo__norm_mlp(c), a->rstd_mlp, a->mid);              /*    in again */
+    wrpo__linear_bwd(r, l, &wrpo__gu, r->dy, grads, r->dgu, 2 * I, in);              /* 9  g | u = in W' */
+    wrpo__input_bwd(r, l, wrpo__norm_mlp(c), grads, a->rstd_mlp, a->mid);            /* 8  in = g_2 x' / rms(x') */
     dy = wrpo__add_bwd(r, l, WRPO__W_post_attention_layernorm, grads, a->rstd_attn_out, a->attn_out);
     wrpo__linear_bwd(r, l, &wrpo__o, r->d_o, grads, dy, D, a->o);                    /* 7  x' = x + o W' */
     be->attention_bwd(r->dev, &attn, dq, dk, dv, r->d_o, a->o, a->lse, q, k, v,      /* 6  o = softmax(qk'/sqrt d) v */
@@ -4064,9 +3990,9 @@ static void wrpo__layer_bwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
         wrpo__norm_bwd(r, l, WRPO__W_q_norm, grads, dq, ld, dq, NULL, a->rstd_q, a->qk0, ld0);
         wrpo__norm_bwd(r, l, WRPO__W_k_norm, grads, dk, ld, dk, NULL, a->rstd_k, wrpo__at(be, a->qk0, H * d), ld0);
     }
-    in = wrpo__input_fwd(r, l, WRPO__W_input_layernorm, a->rstd_attn, x);            /*    a again */
-    wrpo__linear_bwd(r, l, &wrpo__qkv, r->dy, grads, dq, ld, in);                    /* 3  q | k | v = a W' + b */
-    wrpo__input_bwd(r, l, WRPO__W_input_layernorm, grads, a->rstd_attn, x);          /* 2  a = g_1 x / rms(x) */
+    in = wrpo__input_fwd(r, l, WRPO__W_input_layernorm, a->rstd_attn, x);            /*    in again */
+    wrpo__linear_bwd(r, l, &wrpo__qkv, r->dy, grads, dq, ld, in);                    /* 3  q | k | v = in W' + b */
+    wrpo__input_bwd(r, l, WRPO__W_input_layernorm, grads, a->rstd_attn, x);          /* 2  in = g_1 x / rms(x) */
 }
 
 /* ---- the head: log-probs of targets ----
@@ -4076,8 +4002,9 @@ static const wrpo_weight *wrpo__head(const wrpo_model *m) {
     return m->config.tie_word_embeddings ? WRPO__W(m, embed_tokens, 0) : WRPO__W(m, lm_head, 0);
 }
 static bool wrpo__logits_fit(const wrpo__run *r) { return r->n_targets <= wrpo__span(&r->shape); }
-/* The targets of one product. On the host in float all that fit go at once. Elsewhere it is a chunk: dlogits has no
-   room for more, and no bit depends on how much memory there is. */
+/* How many targets one product takes. On the host in float: all, if their logits fit. Otherwise a chunk, as dlogits has
+   no room for more. In neither case do bits depend on the memory there is: in float each row of a product is
+   independent, and dW is summed chunk by chunk (wrpo__backward). */
 static int64_t wrpo__targets_at_once(const wrpo__run *r) {
     const bool any_shape = r->be->host && r->be->act_bytes == sizeof(float);
     return any_shape && wrpo__logits_fit(r) ? WRPO__MAX(r->n_targets, 1) : r->shape.chunk;
@@ -4085,7 +4012,7 @@ static int64_t wrpo__targets_at_once(const wrpo__run *r) {
 static float *wrpo__logits_at(const wrpo__run *r, int64_t t) {         /* of target t and those after it */
     return r->logits + (wrpo__logits_fit(r) ? t * wrpo__ldl(r->be, r->model->config.vocab_size) : 0);
 }
-/* Dividing its input by logits_scaling divides the logits. */
+/* y at the target rows, divided by logits_scaling, which divides the logits. */
 static void wrpo__head_input(const wrpo__run *r, int64_t t, int64_t count) {   /* of targets [t, t + count) */
     const wrpo_config *c = &r->model->config;
     r->be->gather(r->dev, r->hid, r->y, r->target_row + t, count, c->hidden_size);
@@ -4214,6 +4141,98 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
     wrpo__sync(m->ctx);
 }
 
+/* ---- adapters:  y += t B',  t = scale dropout(x) A',  for the weights w[count] of a product; of[j] is w[j]'s ----
+   The A matrices of a product lie together, so one product gives t [n, rank]. With dropout each A has its own x, so its
+   own t. Weights of a fused layer share one A, so they share columns of t. */
+/* The end of the weights from i on that share t; the columns of t in *rank, 0 if w[i] has no adapter. */
+static int wrpo__adapter_group(const wrpo__run *r, const wrpo__adapter *of, int i, int count, int64_t *rank) {
+    const wrpo_weight *a = of[i].a;
+    *rank = of[i].rank;
+    for (i++; i < count && a; i++) {
+        if (!of[i].rank || of[i].shared) continue;     /* no columns of its own */
+        if (r->dropout.p > 0 || !wrpo__follows(a, of[i].a)) break;
+        *rank += of[i].rank;
+        a = of[i].a;
+    }
+    return i;
+}
+/* t *= scale: the op dropout with p 0. */
+static void wrpo__adapter_scale(const wrpo__run *r, const wrpo__adapter *of, int count, void *t, int64_t rank) {
+    for (int j = 0; j < count; j++) {
+        if (!of[j].rank || of[j].shared) continue;
+        r->be->dropout(r->dev, t, rank, t, rank, r->n, of[j].rank, &(wrpo_dropout){.scale = of[j].scale});
+        t = wrpo__at(r->be, t, of[j].rank);
+    }
+}
+static void wrpo__adapter_drop(const wrpo__run *r, const wrpo_weight *a, void *y, const void *x) {
+    wrpo_dropout d = r->dropout;
+    d.scale = 1;
+    d.stream = (uint64_t)(a - r->model->weights);
+    r->be->dropout(r->dev, y, a->cols, x, a->cols, r->n, a->cols, &d);
+}
+/* t of such a group into r->lora_t. Returns A's input: x, or r->lora_x with dropout. */
+static const void *wrpo__adapter_t(const wrpo__run *r, const wrpo__adapter *of, int count, int64_t rank,
+                                   const void *x) {
+    const wrpo_weight *a = of->a;
+    if (r->dropout.p > 0) {
+        wrpo__adapter_drop(r, a, r->lora_x, x);
+        x = r->lora_x;
+    }
+    r->be->gemm(r->dev, WRPO_MM_NT, r->lora_t, rank, x, a->cols, a->data, a->cols, a->dtype, r->n, rank, a->cols, 0);
+    wrpo__adapter_scale(r, of, count, r->lora_t, rank);
+    return x;
+}
+/* y += t B' for the weights w of a product. */
+static void wrpo__adapter_fwd(const wrpo__run *r, const wrpo__adapter *of, const wrpo_weight *w, int count,
+                              void *y, int64_t ldy, const void *x) {
+    int64_t rank;
+    for (int i = 0, end; i < count; i = end) {
+        end = wrpo__adapter_group(r, of, i, count, &rank);
+        if (rank) wrpo__adapter_t(r, &of[i], end - i, rank, x);
+        int64_t column = 0;                            /* of t, where w[j]'s begin */
+        for (int j = i; j < end; j++) {
+            const wrpo_weight *b = of[j].b;
+            if (b) r->be->gemm(r->dev, WRPO_MM_NT, y, ldy, wrpo__at(r->be, r->lora_t, column), rank, b->data, b->cols,
+                               b->dtype, r->n, b->rows, b->cols, 1);
+            if (j + 1 < end && !of[j + 1].shared) column += of[j].rank;
+            y = wrpo__at(r->be, y, w[j].rows);
+        }
+    }
+}
+/* dt = scale dy B;  dB += dy' t;  dA += dt' dropout(x);  dx += dropout(dt A).  dx or grads NULL: not computed. */
+static void wrpo__adapter_bwd(const wrpo__run *r, const wrpo__adapter *of, const wrpo_weight *w, int count,
+                              void *dx, float *grads, const void *dy, int64_t lddy, const void *x) {
+    const wrpo_backend *be = r->be;
+    const int64_t n = r->n;
+    int64_t rank;
+    for (int i = 0, end; i < count; i = end) {
+        const wrpo_weight *a = of[i].a;
+        end = wrpo__adapter_group(r, of, i, count, &rank);
+        const void *input = rank && grads ? wrpo__adapter_t(r, &of[i], end - i, rank, x) : NULL;  /* t again */
+        int64_t column = 0;                            /* of t and dt, where w[j]'s begin */
+        for (int j = i; j < end; j++) {
+            const wrpo_weight *b = of[j].b;
+            if (b) be->gemm(r->dev, WRPO_MM_NN, wrpo__at(be, r->lora_dt, column), rank, dy, lddy, b->data, b->cols,
+                            b->dtype, n, b->cols, b->rows, of[j].shared);      /* added to the columns it shares */
+            if (b && grads) be->gemm(r->dev, WRPO_MM_TN, grads + b->at, b->cols, dy, lddy,
+                                     wrpo__at(be, r->lora_t, column), rank, WRPO_DTYPE_F32, b->rows, b->cols, n, 1);
+            if (j + 1 < end && !of[j + 1].shared) column += of[j].rank;
+            dy = wrpo__at(be, dy, w[j].rows);
+        }
+        if (!rank) continue;
+        wrpo__adapter_scale(r, &of[i], end - i, r->lora_dt, rank);
+        if (grads) be->gemm(r->dev, WRPO_MM_TN, grads + a->at, a->cols, r->lora_dt, rank, input, a->cols,
+                            WRPO_DTYPE_F32, rank, a->cols, n, 1);
+        const bool drop = r->dropout.p > 0;
+        if (dx) be->gemm(r->dev, WRPO_MM_NN, drop ? r->lora_x : dx, a->cols, r->lora_dt, rank, a->data, a->cols,
+                         a->dtype, n, a->cols, rank, !drop);
+        if (dx && drop) {
+            wrpo__adapter_drop(r, a, r->lora_x, r->lora_x);
+            be->add(r->dev, dx, r->lora_x, n * a->cols);
+        }
+    }
+}
+
 /* --------------------------------------------------------------------------------------------- >>step
    One optimizer step: wrpo__step, at the end of this section. In: a model, records of token ids. Out: the model after
    the step, its metrics. wrpo__step is four phases:
@@ -4222,21 +4241,22 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
         every record on the host (wrpo_loss: WRPO is there), backward to gradients
      3. the norm of all gradients, and the factor that clips it
      4. AdamW on all weights, or on an adapter's; only matrices decay
-   Several ranks deal the micro-batches to each other in 2. Before 3 each gets the sum of all gradients for its shard of
-   what is trained, which it updates in 4; then all get all weights. Without a wrpo_group the shard is everything.
+   With several ranks, each computes some of the micro-batches in 2. Before 3 each gets the sum of all ranks' gradients
+   for its shard of what is trained. It updates that shard in 4. Then all ranks get all weights. Without a wrpo_group
+   the one shard is everything.
    The reference is the policy as it is before step 1, or another model. Its log-probs of all responses are computed
    once, when the trainer is made; nothing else of it is needed.
 
    Steps are counted as the authors' trainer counts them, for N records:
-     micro-batches of an epoch   M = ceil(N / (batch_size / accumulation))
-     steps of an epoch           S = floor(M / accumulation), at least 1
+     parts of an epoch           M = ceil(N / (batch_size / accumulation))
+     steps of an epoch           S = floor(M / accumulation), at least 1; the records left over are not used
      steps of the run            T = ceil(epochs S), at least 1; or max_steps
-   The loss of a step is the mean over its micro-batches of the mean over their records. These micro-batches only
-   define that mean. How many rows are computed at once is micro_tokens: it changes no log-prob, but the order in which
-   gradients are added, so their last bits.
+   A step's loss is the mean over its parts of the mean over a part's records; a part is the authors' micro-batch. Parts
+   only define that mean. micro_tokens says how many rows are computed at once, in micro-batches of our own. It changes
+   no log-prob. It changes the order in which gradients are added, and so their last bits.
 
    To add a setting: a field of wrpo_train_desc, a row of WRPO__SETTINGS, an option of example.c. A metric: a row of
-   WRPO_METRICS (>>api), its value in wrpo__tally_add. A method: >>loss, nothing here.                             */
+   WRPO_METRICS (>>api), its value in wrpo__tally_add. A method: see >>loss. */
 
 /* ---- log-probs of records: packed until micro_tokens rows are full; a longer record goes alone ---- */
 enum { WRPO__MICRO_TOKENS = 1024 };
@@ -4251,14 +4271,15 @@ static int64_t wrpo__run_rows(const wrpo_config *c, const wrpo_data *data, int64
     }
     return WRPO__MAX(all, longest);
 }
-/* Records list[first..count) (list NULL: i itself) as micro-batches: as many as fit, at least one. The rows before, and
-   who computes it: micro-batch b is in lane b modulo lanes, and the lanes are dealt to the ranks in order. */
+/* Records list[first..end) (list NULL: i itself) as micro-batches: as many records as fit, at least one. row: how many
+   rows of the pass come before it (dropout numbers elements by it). Micro-batch b is in lane b modulo lanes, and the
+   lanes are dealt to the ranks in order. */
 typedef struct wrpo__micro { int64_t begin, end, row; int lane; } wrpo__micro;
 static wrpo__micro *wrpo__micros(const wrpo_ctx *ctx, const wrpo_config *c, const wrpo_data *data, const int64_t *list,
-                                 int64_t first, int64_t count, int64_t micro_tokens) {   /* an stb array */
+                                 int64_t first, int64_t end, int64_t micro_tokens) {     /* an stb array */
     wrpo__micro *all = NULL;
     int64_t row = 0, n = 0;
-    for (int64_t i = first; i < count; i++, row += n) {
+    for (int64_t i = first; i < end; i++, row += n) {
         const int64_t b = stbds_arrlen(all);
         n = wrpo__record_rows(c, &data->records[list ? list[i] : i]);
         const wrpo__micro next = {i, i + 1, row, (int)(b % ctx->desc.lanes)};
@@ -4367,11 +4388,7 @@ static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data
 WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
     wrpo_train_desc d = {0};
     if (desc) d = *desc;
-    double rate = 3e-7;
-    if (d.loss.method == WRPO_METHOD_SFT) rate = 7e-6;
-    if (d.loss.method == WRPO_METHOD_SIMPO) rate = 1e-6;
-    if (d.loss.method == WRPO_METHOD_DPO_NORM) rate = 8e-7;
-    if (d.loss.method >= WRPO_METHOD_INFIFPO) rate = 1e-7;
+    const double rate = wrpo_method_name((int)d.loss.method) ? wrpo__rules[d.loss.method].rate : 3e-7;
     d.loss = wrpo__loss_defaults(d.loss);
 #define WRPO__X(field, otherwise, valid, want, same) if (wrpo__is_default((double)d.field)) d.field = otherwise;
     WRPO__SETTINGS(WRPO__X)
@@ -4438,7 +4455,7 @@ struct wrpo_trainer {
     wrpo_train_desc desc;            /* resolved */
     wrpo__set train, eval;
     int64_t rows;                    /* of the workspace: the most that a micro-batch of either set needs */
-    int64_t micro;                   /* batch_size / accumulation */
+    int64_t part_size;               /* batch_size / accumulation */
     int64_t steps_per_epoch, T, k;   /* S, T, and how many steps are done */
     int64_t *order, order_epoch;     /* [N] the records in this epoch's order */
     double *weight;                  /* [batch_size] of each record in a step's loss */
@@ -4546,8 +4563,8 @@ static wrpo_trainer *wrpo__trainer_begin(wrpo__arena *arena, wrpo_model *policy,
     wrpo__set_begin(t, &t->eval, d->eval_data);
     wrpo__same_inputs(t, train);
     const int64_t N = t->train.N;
-    t->micro = d->batch_size / d->accumulation;
-    t->steps_per_epoch = WRPO__MAX(wrpo__div_up(N, t->micro) / d->accumulation, 1);
+    t->part_size = d->batch_size / d->accumulation;
+    t->steps_per_epoch = WRPO__MAX(wrpo__div_up(N, t->part_size) / d->accumulation, 1);
     const double steps = ceil(d->epochs * (double)t->steps_per_epoch - 1e-9);
     t->T = d->max_steps ? d->max_steps : WRPO__MAX((int64_t)steps, 1);
     t->order = wrpo__alloc(arena, (size_t)N, sizeof *t->order);
@@ -4733,7 +4750,9 @@ static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *lis
     wrpo__tally *own = wrpo__raw(wrpo__current, (size_t)count, sizeof *own);           /* of each record */
     const int lanes = (int)(t->ctx->desc.lanes / wrpo__ranks(t->ctx)), first = wrpo__me(t->ctx) * lanes;
     const int64_t size = t->split.padded;
-    float *grads = t->grads;         /* of a level: those below it are sums of 1, 2, 4, ... lanes */
+    float *grads = t->grads;         /* of the level that the lane is computed in */
+    /* Lanes are added as a binary counter carries: after an odd lane, its array is added to the one before it, and
+       again for each further low bit of the lane's number that is 1. log2(lanes) + 1 arrays are enough. */
     for (int lane = 0; lane < lanes; lane++, grads += size) {
         if (train) r->be->zero(r->dev, grads, (size_t)size * sizeof *grads);
         for (const wrpo__micro *micro = all; micro < end; micro++)
@@ -4759,29 +4778,6 @@ static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *lis
     tally->m.records = count;
 }
 
-/* ---- one optimizer step ---- */
-/* The records of step k, *list[count], and in t->weight what each counts for in the loss. */
-static int64_t wrpo__next_batch(wrpo_trainer *t, const int64_t **list) {
-    const int64_t epoch = t->k / t->steps_per_epoch, step = t->k % t->steps_per_epoch, N = t->train.N;
-    if (epoch != t->order_epoch) {   /* Fisher-Yates, from the identity: the order depends on seed and epoch alone */
-        for (int64_t i = 0; i < N; i++) t->order[i] = i;
-        for (int64_t i = N - 1; i > 0 && !t->desc.no_shuffle; i--) {
-            const uint64_t draw = wrpo__random64(t->desc.seed, (uint64_t)epoch, (uint64_t)i);
-            const int64_t j = (int64_t)(draw % (uint64_t)(i + 1)), swap = t->order[i];
-            t->order[i] = t->order[j];
-            t->order[j] = swap;
-        }
-        t->order_epoch = epoch;
-    }
-    const int64_t first = step * t->desc.batch_size, count = WRPO__MIN(t->desc.batch_size, N - first);
-    const int64_t parts = wrpo__div_up(count, t->micro);
-    for (int64_t i = 0; i < count; i++) {
-        const int64_t part = i / t->micro, size = WRPO__MIN(t->micro, count - part * t->micro);
-        t->weight[i] = 1 / ((double)parts * (double)size);
-    }
-    *list = t->order + first;
-    return count;
-}
 /* ---- between ranks: the sum of all gradients for each one's shard; then the weights of all shards, for all ---- */
 /* The sum over ranks, in pairs as over lanes, where this rank's shard is in t->grads. */
 static void wrpo__reduce(wrpo_trainer *t) {
@@ -4799,24 +4795,6 @@ static void wrpo__reduce(wrpo_trainer *t) {
                 be->sum(ctx->dev, part + i * n, part + (i + apart) * n, n);
         be->copy(ctx->dev, mine + at, part, (size_t)n * sizeof *mine);
     }
-}
-/* The norm of the gradient: sums over units, added in order. */
-static double wrpo__grad_norm(wrpo_trainer *t) {
-    wrpo_ctx *ctx = t->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    const int64_t count = t->model->count, unit = wrpo__unit(ctx, count), lanes = ctx->desc.lanes;
-    const int64_t own = lanes / wrpo__ranks(ctx), first = own * wrpo__me(ctx);
-    double *sums = wrpo__alloc(wrpo__current, (size_t)lanes, sizeof *sums), total = 0;
-    for (int64_t i = first; i < first + own; i++) {
-        const int64_t n = WRPO__MIN(count - i * unit, unit);
-        be->zero(ctx->dev, t->sumsq, sizeof *t->sumsq);
-        if (n > 0) be->sumsq(ctx->dev, t->sumsq, t->grads + i * unit, n);
-        be->get(ctx->dev, &sums[i], t->sumsq, sizeof *sums);
-    }
-    wrpo__sync(ctx);
-    wrpo__gather(ctx, sums, (size_t)own * sizeof *sums);
-    for (int64_t i = 0; i < lanes; i++) total += sums[i];
-    return sqrt(total);
 }
 /* Weights of elements [from, from + n), put together: to the buffer, from it (put), or neither (NULL). Their bytes. */
 static size_t wrpo__weights_move(const wrpo_model *model, int64_t from, int64_t n, char *buffer, bool put) {
@@ -4850,6 +4828,48 @@ static void wrpo__spread(wrpo_trainer *t) {
         for (int i = 0; i < g->ranks; i++)
             if (i != g->rank) wrpo__weights_move(t->model, i * shard + at, n, moving + (size_t)i * most, true);
     }
+}
+
+/* ---- one optimizer step ---- */
+/* The records of step k, *list[count], and in t->weight what each counts for in the loss. */
+static int64_t wrpo__next_batch(wrpo_trainer *t, const int64_t **list) {
+    const int64_t epoch = t->k / t->steps_per_epoch, step = t->k % t->steps_per_epoch, N = t->train.N;
+    if (epoch != t->order_epoch) {   /* Fisher-Yates, from the identity: the order depends on seed and epoch alone */
+        for (int64_t i = 0; i < N; i++) t->order[i] = i;
+        for (int64_t i = N - 1; i > 0 && !t->desc.no_shuffle; i--) {
+            const uint64_t draw = wrpo__random64(t->desc.seed, (uint64_t)epoch, (uint64_t)i);
+            const int64_t j = (int64_t)(draw % (uint64_t)(i + 1)), swap = t->order[i];
+            t->order[i] = t->order[j];
+            t->order[j] = swap;
+        }
+        t->order_epoch = epoch;
+    }
+    const int64_t first = step * t->desc.batch_size, count = WRPO__MIN(t->desc.batch_size, N - first);
+    const int64_t parts = wrpo__div_up(count, t->part_size);
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t part = i / t->part_size, size = WRPO__MIN(t->part_size, count - part * t->part_size);
+        t->weight[i] = 1 / ((double)parts * (double)size);
+    }
+    *list = t->order + first;
+    return count;
+}
+/* The norm of the gradient: sums over units, added in order. */
+static double wrpo__grad_norm(wrpo_trainer *t) {
+    wrpo_ctx *ctx = t->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    const int64_t count = t->model->count, unit = wrpo__unit(ctx, count), lanes = ctx->desc.lanes;
+    const int64_t own = lanes / wrpo__ranks(ctx), first = own * wrpo__me(ctx);
+    double *sums = wrpo__alloc(wrpo__current, (size_t)lanes, sizeof *sums), total = 0;
+    for (int64_t i = first; i < first + own; i++) {
+        const int64_t n = WRPO__MIN(count - i * unit, unit);
+        be->zero(ctx->dev, t->sumsq, sizeof *t->sumsq);
+        if (n > 0) be->sumsq(ctx->dev, t->sumsq, t->grads + i * unit, n);
+        be->get(ctx->dev, &sums[i], t->sumsq, sizeof *sums);
+    }
+    wrpo__sync(ctx);
+    wrpo__gather(ctx, sums, (size_t)own * sizeof *sums);
+    for (int64_t i = 0; i < lanes; i++) total += sums[i];
+    return sqrt(total);
 }
 /* AdamW on every run of weights that are contiguous and decay alike, as far as it is in this rank's shard: matrices
    decay, norms and biases do not. A part of a run draws the whole's numbers: its seed is that of its first element. */
@@ -4885,8 +4905,8 @@ static wrpo_metrics wrpo__step(wrpo_trainer *t) {
     const double begin = wrpo__now();
     if (t->k >= t->T) wrpo__fail(ctx, WRPO_E_ARG, "all %lld steps are done", (long long)t->T);
 
-    /* 1. The schedules' values for step k = 0 ... T - 1: a rising alpha never has its end value, and with warm-up the
-          rate of the first step is 0. The records of the batch. */
+    /* 1. Alpha and the learning rate of step k = 0 ... T - 1, and the records of its batch. A rising alpha never has
+          its end value; with warm-up the rate of the first step is 0. */
     const int64_t warmup = (int64_t)ceil(d->warmup_ratio * (double)t->T - 1e-9);
     const double alpha = wrpo_alpha(d->alpha_schedule, d->alpha_power, d->alpha, t->k, t->T);
     const double lr = d->learning_rate * wrpo_lr_factor(d->lr_schedule, warmup, t->k, t->T) + 0.0;      /* no -0 */
@@ -4894,7 +4914,8 @@ static wrpo_metrics wrpo__step(wrpo_trainer *t) {
     /* 2. Gradients of the batch's loss. */
     wrpo__pass(t, &t->train, list, t->weight, count, alpha, true, &tally);
     wrpo__reduce(t);
-    /* 3. Their global norm. Above max_grad_norm they are scaled down to it: a factor in AdamW. */
+    /* 3. Their global norm. Above max_grad_norm they are clipped to it: AdamW multiplies each gradient by a factor as
+          it reads it, and the clipped gradient is never stored. */
     const double norm = wrpo__grad_norm(t), clip = d->max_grad_norm > 0 ? d->max_grad_norm / (norm + 1e-6) : 1;
     if (!isfinite(norm))
         wrpo__fail(ctx, WRPO_E_NOT_FINITE, "step %lld: the gradient is not finite (batch of %lld records, the first is "
