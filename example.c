@@ -283,7 +283,9 @@ typedef struct command {
 /* Of several ranks, started by mpirun, the first speaks and writes. The others' output goes to /dev/null, and their
    sentences to it at the end (dispatch). */
 static wrpo_group ranks = {.ranks = 1, .locals = 1};
+#ifdef WRPO_NCCL
 static wrpo_group devices;           /* the same ranks, on --device cuda */
+#endif
 static bool together;                /* all of them run the command in progress; otherwise rank 0 alone */
 static const char of_all_ranks[] = "train eval logprob generate sample answer score fuse";
 static char said[512];               /* the first sentence of a failure here; "": none */
@@ -1075,11 +1077,13 @@ static bool session_open(session *z, const settings *s) {
     if (together ? worst(code) : code) return false;
     desc.why = &why;
 #ifdef WRPO_NCCL
-    int64_t on[2] = {s->device == 1, s->device != 1};  /* ranks that were told the other device would wait for ever */
-    if (together && (ranks.most(ranks.self, &on[0], &why) || ranks.most(ranks.self, &on[1], &why)))
-        return complain("%s", why.text), false;
-    if (on[0] && on[1]) return complain("--device: want the same on all ranks"), false;
-    if (together && on[0]) {
+    int64_t first = s->device;       /* ranks that were told other devices would wait for each other */
+    if (together && ranks.broadcast(ranks.self, &first, sizeof first, 0, &why)) return complain("%s", why.text), false;
+    int64_t other = s->device == first ? 0 : ranks.ranks - ranks.rank;
+    if (together && ranks.most(ranks.self, &other, &why)) return complain("%s", why.text), false;
+    if (other)
+        return complain("rank %d: --device: want that of rank 0, found another", ranks.ranks - (int)other), false;
+    if (together && first == 1) {
         if (!devices.self && wrpo_nccl_open(&ranks, &devices, &why)) return complain("%s", why.text), false;
         desc.group = &devices;
     }
