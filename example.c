@@ -283,6 +283,9 @@ typedef struct command {
 /* Of several ranks, started by mpirun, the first speaks and writes. The others' output goes to /dev/null, and their
    sentences to it at the end (dispatch). */
 static wrpo_group ranks = {.ranks = 1, .locals = 1};
+#ifdef WRPO_NCCL
+static wrpo_group devices;           /* the same ranks, on --device cuda */
+#endif
 static bool together;                /* all of them run the command in progress; otherwise rank 0 alone */
 static const char of_all_ranks[] = "train eval logprob generate sample answer score fuse";
 static char said[512];               /* the first sentence of a failure here; "": none */
@@ -1052,6 +1055,12 @@ static bool session_desc(session *z, const settings *s, wrpo_desc *out) {
         if (graphs && strcmp(graphs, "0") != 0 && strcmp(graphs, "1") != 0)
             return complain("WRPO_GRAPHS: want 0 or 1, found %s", graphs), false;
         if (graphs && *graphs == '0') cuda.features &= ~(unsigned)WRPO_FEATURE_GRAPHS;
+#ifndef WRPO_NCCL
+        if (together) {
+            complain("--device cuda on several ranks: this program was compiled without it: want -DWRPO_NCCL");
+            return false;
+        }
+#endif
 #else
         complain("--device cuda: this program was compiled without it: want nvcc -DWRPO_CUDA and wrpo_cuda.cu on its "
                  "command line");
@@ -1067,6 +1076,18 @@ static bool session_open(session *z, const settings *s) {
     const int code = session_desc(z, s, &desc) ? 0 : 1;
     if (together ? worst(code) : code) return false;
     desc.why = &why;
+#ifdef WRPO_NCCL
+    int64_t first = s->device;       /* ranks that were told other devices would wait for each other */
+    if (together && ranks.broadcast(ranks.self, &first, sizeof first, 0, &why)) return complain("%s", why.text), false;
+    int64_t other = s->device == first ? 0 : ranks.ranks - ranks.rank;
+    if (together && ranks.most(ranks.self, &other, &why)) return complain("%s", why.text), false;
+    if (other)
+        return complain("rank %d: --device: want that of rank 0, found another", ranks.ranks - (int)other), false;
+    if (together && first == 1) {
+        if (!devices.self && wrpo_nccl_open(&ranks, &devices, &why)) return complain("%s", why.text), false;
+        desc.group = &devices;
+    }
+#endif
     if (wrpo_open(&desc, &z->ctx)) return complain("%s", why.text), false;
     if (!s->date || !wrpo_set_date(z->ctx, s->date)) return true;
     fail(z);
@@ -4840,6 +4861,9 @@ int main(int argc, char **argv) {
     if (wrpo_mpi_open(&ranks, &why)) return complain("%s", why.text);
     if (ranks.rank && !freopen("/dev/null", "w", stdout)) return 1;
     const int code = dispatch(argc - 1, argv + 1);
+#ifdef WRPO_NCCL
+    wrpo_nccl_close(&devices);
+#endif
     wrpo_mpi_close(&ranks);
     return code;
 #else

@@ -186,6 +186,10 @@ typedef struct wrpo_group {
    not, and ended by close if open started it. The library calls it from the thread that calls the library. */
 WRPO_API wrpo_result wrpo_mpi_open(wrpo_group *out, wrpo_error *why);
 WRPO_API void wrpo_mpi_close(wrpo_group *group);
+/* Ranks with a device each, the one of their place on the machine, which becomes the thread's current one: exchange and
+   gather by NCCL, the rest by `hosts`, which stays until close. In wrpo_cuda.cu, compiled with -DWRPO_NCCL. */
+WRPO_API wrpo_result wrpo_nccl_open(const wrpo_group *hosts, wrpo_group *out, wrpo_error *why);  /* [all] */
+WRPO_API void wrpo_nccl_close(wrpo_group *group);
 
 typedef struct wrpo_desc {
     const wrpo_backend *backend;  /* 0 = wrpo_backend_cpu() */

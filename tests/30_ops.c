@@ -248,7 +248,7 @@ static void test_gemm_pairs(run *t, const int64_t *arg) {
     wrpo_close(ctx);
 }
 
-/* ---- embed, gather, bias, colsum, add: args n, D, rows of the table, extra ---- */
+/* ---- embed, gather, bias, colsum, add, sum: args n, D, rows of the table, extra ---- */
 /* p 0 scales. Otherwise about a share p is 0 and the rest is scaled; an element is the same whatever rows are computed
    with it; and the gradient is the op itself: it has the mask of its row and column. */
 static void test_dropout(run *t, int64_t n, int64_t D, int64_t ld) {
@@ -349,6 +349,9 @@ static void test_rows(run *t, const int64_t *arg) {
     plain->add(ref, sum_want, y, n * D);
     t->be->add(t->dev, sum, y, n * D);
     result(t, "add", "y", sum, n, D, D, sum_want, 1e-7);
+    plain->sum(ref, sum_want, y, n * D);
+    t->be->sum(t->dev, sum, y, n * D);
+    result(t, "sum", "y", sum, n, D, D, sum_want, 0);
     test_dropout(t, n, D, ld);
     double squares = 3, found = 3;
     plain->sumsq(ref, &squares, x, n * D);

@@ -1,5 +1,5 @@
 /* Several ranks, here threads (support/ranks.h): the bits of one rank, the memory of a share of it, and no rank that
-   waits for one that failed. */
+   waits for one that failed. The same on devices, which are run on the host (cuda_emu.h), over NCCL (nccl_emu.h). */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 #include "support/test.h"
@@ -13,7 +13,7 @@ enum { HELD = 5, STEPS = 4 };
 typedef enum fault { NONE, DATA, RATE, RECORD, WEIGHTS, NAN_WEIGHT, MEMORY, NO_STATE, STOP, FAULTS } fault;
 typedef struct job {
     wrpo_dtype dtype; wrpo_moments moments; int64_t lanes, lora, micro_tokens, memory_limit;
-    const wrpo_backend *backend;
+    bool devices;                    /* of CUDA, over NCCL; otherwise the CPU */
     const char *out, *resume, *save; /* save: its state after the last step */
     int64_t save_at;                 /* steps, then it stops; 0: to the end */
     fault fault; int faulty;         /* on this rank */
@@ -40,16 +40,24 @@ static void work(mate *m) {
     const bool bad = m->rank == j->faulty;
     meter memory = {.fail_at = bad && j->fault == MEMORY ? j->fail_at : -1};
     wrpo_error why = {0};
-    const wrpo_desc open = {.threads = 1, .dtype = j->dtype, .lanes = j->lanes, .why = &why, .backend = j->backend,
+    wrpo_group nccl = {0};
+    const wrpo_group *group = m->of->ranks > 1 ? &m->group : NULL;
+    const wrpo_backend *backend = NULL;
+    wrpo_result r = WRPO_OK;
+#ifdef WRPO_EMULATED
+    if (j->devices) backend = wrpo_backend_cuda();
+    if (j->devices && group) r = wrpo_nccl_open(group, &nccl, &why), group = &nccl;
+#endif
+    const wrpo_desc open = {.threads = 1, .dtype = j->dtype, .lanes = j->lanes, .why = &why, .backend = backend,
                             .memory_limit = (size_t)j->memory_limit,
-                            .memory = {meter_alloc, meter_free, &memory}, .group = m->of->ranks > 1 ? &m->group : NULL};
+                            .memory = {meter_alloc, meter_free, &memory}, .group = group};
     wrpo_ctx *ctx;
     wrpo_model *model = NULL;
     wrpo_data *data = NULL, *held = NULL;
     wrpo_trainer *t = NULL;
     wrpo_metrics last = {0}, held_out;
     wrpo_record own[N];
-    wrpo_result r = wrpo_open(&open, &ctx);
+    if (!r) r = wrpo_open(&open, &ctx);
     if (r) {
         j->result[m->rank] = r;
         snprintf(j->text[m->rank], sizeof j->text[0], "%s", why.text);
@@ -100,6 +108,9 @@ static void work(mate *m) {
     wrpo_data_free(held);
     wrpo_model_free(model);
     wrpo_close(ctx);
+#ifdef WRPO_EMULATED
+    if (j->devices) wrpo_nccl_close(&nccl);
+#endif
     j->allocations[m->rank] = memory.calls;
     if (memory.live) {
         j->result[m->rank] = WRPO_E_ARG;
@@ -271,6 +282,50 @@ static void failures(void) {
     }
 }
 
+/* ---- on devices: the same bits, and errors of NCCL on one rank end them all ---- */
+static void on_devices(void) {
+#ifdef WRPO_EMULATED
+    static const struct { const char *fail, *devices, *text; } table[] = {
+        {"1:0", "4", "rank 1: ncclCommInitRankConfig: unhandled system error: asked to fail"},
+        {"2:1", "4", "the group failed: rank 2: ncclSend and ncclRecv: unhandled system error: asked to fail"},
+        {"0:2", "4", "the group failed: rank 0: ncclAllGather: unhandled system error: asked to fail"},
+        {"", "0", "rank 0: cuda: no device can be used: none is there"},
+        {"", "1", "rank 0: ncclCommInitRankConfig: invalid usage: Duplicate GPU detected: ranks 0 and 1"}};
+    setenv("EMU_DEVICES", "4", 1);
+    for (int kind = 0; kind < (SANITIZED ? 1 : 3); kind++) {
+        uint64_t want = 0;
+        job j = {.devices = true, .lanes = 4, .lora = kind == 2 ? 4 : 0, .out = place("out"),
+                 .moments = kind == 1 ? WRPO_MOMENTS_8BIT : WRPO_MOMENTS_F32, .save = place(kind == 2 ? "lora" : "state")};
+        for (int ranks = 1; ranks <= 4; ranks *= 2) {
+            run(ranks, &j);
+            sound(&j, ranks, "devices");
+            const uint64_t h = state_of(j.save, j.out);
+            if (ranks == 1) want = h;
+            CHECK(h && h == want, "%d devices, kind %d: other bits than one", ranks, kind);
+        }
+        job half = j, rest = j;
+        half.save_at = STEPS / 2, half.save = rest.resume = place(kind == 2 ? "lora_half" : "half");
+        run(4, &half);
+        sound(&half, 4, "half on devices");
+        run(2, &rest);
+        sound(&rest, 2, "the rest on devices");
+        CHECK(state_of(j.save, j.out) == want, "2 devices after 4, kind %d: other bits", kind);
+    }
+    for (int k = 0; k < WRPO__COUNT(table); k++) {
+        job j = {.devices = true, .out = place("out")};
+        setenv("NCCL_EMU_FAIL", table[k].fail, 1);
+        setenv("EMU_DEVICES", table[k].devices, 1);
+        run(3, &j);
+        for (int i = 0; i < 3; i++)
+            CHECK(j.result[i] == WRPO_E_DEVICE && strstr(j.text[i], table[k].text), "NCCL %d: rank %d: code %d, \"%s\"",
+                  k, i, (int)j.result[i], j.text[i]);
+    }
+    unsetenv("NCCL_EMU_FAIL");
+#else
+    SKIP(1, "no C++ compiler: ranks on devices");
+#endif
+}
+
 /* ---- memory ---- */
 static void memory(void) {
     size_t peak[5] = {0}, predicted[5] = {0};
@@ -306,10 +361,13 @@ int main(int argc, char **argv) {
     fputs(config_text, f);
     fclose(f);
     make_records();
-    bits();
-    default_lanes();
-    failures();
-    memory();
+    if (argc == 1) {                 /* 76_ranks devices: these alone */
+        bits();
+        default_lanes();
+        failures();
+        memory();
+    }
+    on_devices();
     char command[128];
     snprintf(command, sizeof command, "rm -rf %s", dir);
     CHECK(system(command) == 0, "%s", command);

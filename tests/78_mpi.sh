@@ -1,11 +1,13 @@
 #!/bin/sh
 # The program on several ranks, over Open MPI and MPICH: with --lanes the bits do not depend on the number of ranks, a
 # run goes on with another number, one rank's bad input or death ends them all, and nothing half-written is left.
-# usage, in this folder: sh 78_mpi.sh PATH_TO_WRPO [KILLS] [SEED]
+# usage, in this folder: sh 78_mpi.sh PATH_TO_WRPO [KILLS] [SEED] [PARTS]
 #   10 kills or more: every type of weights and moments on both
-#   beside PATH_TO_WRPO: wrpo_openmpi and wrpo_mpich, where they could be built, 76_ranks and mpi_pieces_*
+#   PARTS, of these: bits files bad devices kills fuse pieces
+#   beside PATH_TO_WRPO: wrpo_openmpi (with devices and NCCL, emulated, where there is a C++ compiler) and wrpo_mpich
+#   (with devices), where they could be built, 76_ranks and mpi_pieces_*
 case $1 in /*) B=${1%/*} ;; *) B=$PWD/${1%/*} ;; esac
-KILLS=${2:-2} SEED=${3:-$$}
+KILLS=${2:-2} SEED=${3:-$$} PARTS=${4:-bits files bad devices kills fuse pieces}
 W=$B/wrpo FIXTURES=$PWD/90_cli.sh G=$PWD/golden real=$PWD/../../shared/data/alpacaeval/quads.jsonl
 [ -x "$W" ] || { echo "usage: sh 78_mpi.sh PATH_TO_WRPO [KILLS] [SEED]"; exit 1; }
 T=$(mktemp -d) || exit 1
@@ -71,6 +73,7 @@ same() { # what, directory: as the first of this kind
     check "$1: weights" cmp -s first.safetensors $2/model.safetensors
     check "$1: nothing half-written" test -z "$(find . -name '*.part')"
 }
+of() { case " $PARTS " in *" $1 "*) echo "$mpis" ;; esac; }      # the MPIs that take part of the tests
 mpis=
 for MPI in openmpi mpich; do
     if [ -x "$B/wrpo_$MPI" ]; then mpis="$mpis $MPI"; else echo "skip: $MPI is not here"; skipped=$((skipped + 1)); fi
@@ -80,7 +83,7 @@ kinds="f32-f32 bf16-8bit" every=
 for kind in $kinds; do
     set -- ${kind%-*} ${kind#*-}
     want=
-    for MPI in $mpis; do
+    for MPI in $(of bits); do
         [ "$MPI $kind$every" = "mpich f32-f32" ] && continue
         for n in 1 2 4; do
             rm -rf new
@@ -89,7 +92,7 @@ for kind in $kinds; do
         done
     done
 done
-for MPI in $mpis; do # default lanes: the bits of the same number of ranks
+for MPI in $(of bits); do # default lanes: the bits of the same number of ranks
     for n in 3; do
         args=$(echo "$TRAIN" | sed 's/--lanes 4//')
         rm -rf new again
@@ -98,33 +101,55 @@ for MPI in $mpis; do # default lanes: the bits of the same number of ranks
     done
 done
 
-# ---- log-probs, samples and rewards: the file of one rank
-"$W" logprob --model tiny --data quads.jsonl --max-length 160 --out logprob.1 >/dev/null 2>err.txt
-"$W" sample --model tiny --prompts prompts.jsonl --as source --max-tokens 30 --out sample.1 >/dev/null 2>err.txt
-for MPI in $mpis; do
+# ---- log-probs, samples, rewards, answers and metrics: the file of one rank
+i=0
+while [ $i -lt 9 ]; do
+    i=$((i + 1)); printf '{"prompt_id": "c%d", "prompt": "question %d", "target": [{"content": "yes %d"}, {"content": "no"}]}\n' \
+        $i $i $i
+done >candidates.jsonl
+i=0
+while [ $i -lt 7 ]; do i=$((i + 1)); printf '{"instruction": "What is %d?", "dataset": "d"}\n' $i; done >questions.jsonl
+of_one() { # name, command line without --out: its file is that of one rank, but for times
+    name=$1; shift
+    plain() { sed -E 's/"(eval_)?(seconds|tokens_per_second)": [^,}]*//g' "$1"; }
+    [ -e "$name.1" ] || "$W" "$@" --out "$name.1" >out.txt 2>err.txt || check "$name: one rank" false
     for n in 2 3; do
-        rm -f logprob.n sample.n
-        ranks $n logprob --model tiny --data quads.jsonl --max-length 160 --out logprob.n
-        check "$MPI, $n ranks: log-probs" cmp -s logprob.1 logprob.n
-        ranks $n sample --model tiny --prompts prompts.jsonl --as source --max-tokens 30 --out sample.n
-        check "$MPI, $n ranks: samples" cmp -s sample.1 sample.n
+        rm -f "$name.n"
+        ranks $n "$@" --out "$name.n"
+        plain "$name.1" >a.txt; plain "$name.n" >b.txt
+        check "$MPI, $n ranks: $name" test -s a.txt
+        check "$MPI, $n ranks: $name: the file of one rank" cmp -s a.txt b.txt
     done
+}
+R=$G/rewards/llama_f32
+for MPI in $(of files); do
+    of_one logprob logprob --model tiny --data quads.jsonl --max-length 160
+    of_one sample sample --model tiny --prompts prompts.jsonl --as source --max-tokens 30
+    of_one score score --reward-model "$R" --in candidates.jsonl
+    of_one answer answer --model "$G/checkpoints/llama_f32" --bench alpacaeval --questions questions.jsonl \
+        --max-tokens 12 --date 2026-11-29
+    of_one eval eval --model tiny --ref other --data held.jsonl --max-length 160
 done
 
 # ---- one rank is given something bad: one sentence that names it, exit code 1, nothing left
-bad() { # what, pattern, arguments of rank 1 that replace others
+bad() { # what, pattern, arguments of rank 1 that replace others, command line (TRAIN)
     rm -rf new
     BAD=1 WITH=$3
-    ranks 2 $TRAIN --out new; code=$?
+    ranks 2 ${4:-$TRAIN} --out new; code=$?
     BAD=none
     check "$MPI, $1: exit code $code" test $code -eq 1
     check "$MPI, $1: the sentence" grep -q "^wrpo: rank 1: .*$2" err.txt
     check "$MPI, $1: one sentence" test "$(grep '^wrpo: ' err.txt | grep -vc warning)" -eq 1
-    check "$MPI, $1: nothing left" test ! -e new/model.safetensors -a -z "$(find . -name '*.part')"
+    check "$MPI, $1: nothing left" test ! -f new -a ! -e new/model.safetensors -a -z "$(find . -name '*.part')"
 }
 sed '3s/"content": "/&x/' quads.jsonl >changed.jsonl
 sed '4s/^{/{"weight": NaN, /' quads.jsonl >nan.jsonl
-for MPI in $mpis; do
+mkdir -p changed && cp -r tiny/. changed && sed 's/"rms_norm_eps": [^,]*/"rms_norm_eps": 0.5/' tiny/config.json \
+    >changed/config.json
+head -n 5 prompts.jsonl >fewer.jsonl
+head -n 3 held.jsonl >held3.jsonl
+printf '{"prompt_id"' >cut.jsonl
+for MPI in $(of bad); do
     bad "no data file" "none.jsonl" "--data none.jsonl"
     bad "another rate" "learning_rate: want that of rank 0" "--learning-rate 2e-3"
     bad "another record" "the data: want that of rank 0" "--data changed.jsonl"
@@ -132,6 +157,54 @@ for MPI in $mpis; do
     bad "other weights" "the model's weights: want that of rank 0" "--model other"
     bad "no memory" "memory" "--memory-limit 1000"
     bad "other lanes" "lanes: want" "--lanes 6"
+    bad "another config" "the config of the model: want that of rank 0" "--model changed"
+    bad "other eval data" "the eval data: want that of rank 0" "--eval-data held3.jsonl"
+    bad "no model" "nowhere" "--model nowhere"
+    bad "no checkpoint" "nowhere" "--resume nowhere"
+    bad "fewer prompts" "the prompts and the settings of sampling: want that of rank 0" "--prompts fewer.jsonl" \
+        "sample --model tiny --prompts prompts.jsonl --as source --max-tokens 9"
+    bad "prompts that are cut" "cut.jsonl:1:" "--prompts cut.jsonl" \
+        "sample --model tiny --prompts prompts.jsonl --as source --max-tokens 9"
+    bad "rewards to replace" "want that of rank 0" "--rescore" "score --reward-model $R --in candidates.jsonl"
+    bad "no reward model" "nowhere" "--reward-model nowhere" "score --reward-model $R --in candidates.jsonl"
+    bad "no questions" "none.jsonl" "--questions none.jsonl" \
+        "answer --model $G/checkpoints/llama_f32 --bench alpacaeval --questions questions.jsonl --max-tokens 5"
+    bad "log-probs of no file" "none.jsonl" "--data none.jsonl" "logprob --model tiny --data quads.jsonl"
+done
+
+# ---- ranks on devices, over NCCL, both emulated: the bits of one; refused where NCCL was left out
+EMU_DEVICES=4
+export EMU_DEVICES
+DEVICE="train --model tiny --data quads.jsonl --max-length 60 --batch-size 4 --micro-tokens 100 --lanes 4 --max-steps 2
+    --learning-rate 1e-3 --device cuda --moments 8bit --save-steps 1"
+for MPI in $(of devices); do
+    ranks 2 $DEVICE --out new; code=$?
+    if grep -q 'without it: want nvcc' err.txt; then
+        echo "skip: $MPI: there was no C++ compiler"; skipped=$((skipped + 1)); continue
+    fi
+    if [ $MPI = mpich ]; then
+        check "$MPI, devices: refused" grep -q '^wrpo: .*several ranks: .*want -DWRPO_NCCL' err.txt
+        check "$MPI, devices: exit code" test $code -eq 1 -a ! -e new/model.safetensors
+        continue
+    fi
+    want=
+    for n in 1 2 4; do
+        rm -rf new
+        ranks $n $DEVICE --out new; code=$?
+        check "$MPI, $n devices: exit code" test $code -eq 0
+        s=$(state new/checkpoint-1 new)
+        [ -n "$want" ] || { want=$s; cp new/model.safetensors first.safetensors; }
+        check "$MPI, $n devices: moments and metrics" test -n "$s" -a "$s" = "$want"
+        check "$MPI, $n devices: weights" cmp -s first.safetensors new/model.safetensors
+    done
+    bad "the other device" "--device: want that of rank 0" "--device cpu" "$DEVICE"
+    NCCL_EMU_FAIL=1:1
+    export NCCL_EMU_FAIL
+    ranks 2 $DEVICE --out new; code=$?
+    check "$MPI, an error of NCCL: exit code" test $code -eq 1
+    check "$MPI, an error of NCCL: the sentence" \
+        grep -q '^wrpo: rank 0: the group failed: rank 1: ncclSend and ncclRecv: unhandled system error' err.txt
+    unset NCCL_EMU_FAIL
 done
 
 # ---- a random rank is killed at a random moment: all end, what is saved is whole, and the run goes on from it with
@@ -141,7 +214,7 @@ random() { # an integer below $1; draw is counted by the caller, as this is a pr
     awk -v s=$((SEED * 1000 + draw)) -v n="$1" 'BEGIN { srand(s); srand(s + int(rand() * 1e6)); print int(rand() * n) }'
 }
 LONG="$(echo "$TRAIN" | sed 's/--max-steps 10/--max-steps 22/') --dtype bf16 --moments 8bit"
-for MPI in $mpis; do
+for MPI in $(of kills); do
     rm -rf whole
     begin=$(date +%s%N)
     ranks 2 $LONG --out whole; code=$?
@@ -188,8 +261,8 @@ while [ $i -lt 30 ]; do i=$((i + 1)); printf '{"prompt_id": "%d", "prompt": "Wha
 FUSE="fuse --model $G/checkpoints/llama_f32 --source $G/checkpoints/qwen2_bf16_sharded --reward-model
     $G/rewards/llama_f32 --prompts prompts.jsonl --n 3 --max-tokens 16 --batch-size 4 --learning-rate 1e-3 --lanes 2
     --threads 1 --method dpo --sft-options=--batch-size=4"
-"$W" $FUSE --out fused-1 >out.txt 2>err.txt || check "fuse on one rank" false
-for MPI in $mpis; do
+[ -z "$(of fuse)" ] || "$W" $FUSE --out fused-1 >out.txt 2>err.txt || check "fuse on one rank" false
+for MPI in $(of fuse); do
     ranks 2 $FUSE --out "fused-$MPI"; code=$?
     check "$MPI: fuse on two ranks" test $code -eq 0
     for file in sft/model.safetensors round-1/target-scored.jsonl round-1/quads.jsonl \
@@ -199,7 +272,7 @@ for MPI in $mpis; do
 done
 
 # ---- what is larger than a message is moved in pieces
-for MPI in $mpis; do
+for MPI in $(of pieces); do
     case $MPI in openmpi) start="mpirun.openmpi --oversubscribe" ;; mpich) start=mpiexec.mpich ;; esac
     timeout 900 $start -np 3 "$B/mpi_pieces_$MPI" >out.txt 2>err.txt </dev/null; code=$?
     check "$MPI: pieces" test $code -eq 0 -a "$(grep -c whole out.txt)" -eq 3

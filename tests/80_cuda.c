@@ -189,7 +189,7 @@ static void test_gemm(run *t, const int64_t *arg) {
     free(x), free(y);
 }
 
-/* ---- embed, gather, bias, colsum, add, sumsq: args n, D, rows of the table, extra ---- */
+/* ---- embed, gather, bias, colsum, add, sum, sumsq: args n, D, rows of the table, extra ---- */
 static void test_rows(run *t, const int64_t *arg) {
     const int64_t n = arg[0], D = arg[1], V = arg[2], ld = D + arg[3];
     int32_t *ids = host(t, (size_t)n * 4);
@@ -216,6 +216,9 @@ static void test_rows(run *t, const int64_t *arg) {
     result(t, "scatter", "y", to, n, D, 3 * ld, 0);
     t->be->add(t->d, y.dev, x.dev, n * D), t->ref->add(c, y.host, x.host, n * D);
     result(t, "add", "y", y, n, D, D, 4e-3);
+    array gradient = rnd(t, n * D, 4, -1, 1), other = rnd(t, n * D, 4, -1, 1);
+    t->be->sum(t->d, gradient.dev, other.dev, n * D), t->ref->sum(c, gradient.host, other.host, n * D);
+    result(t, "sum", "y", gradient, n, D, D, 0);
     t->be->gather_bwd(t->d, w.dev, x.dev, dids, n, D), t->ref->gather_bwd(c, w.host, x.host, ids, n, D);
     result(t, "gather_bwd", "dx", w, V, D, D, 4e-3);
     const wrpo_dropout drops[] = {{.scale = 1.5f}, {.scale = 2, .p = 0.3f, .seed = 5, .stream = 9, .row = 3}};
@@ -752,8 +755,8 @@ static void test_generation(wrpo_ctx *gpu) {
  * fails ---- */
 #ifdef WRPO_EMULATED   /* recorded and launched so far; alive; calls that reached a device, the current one; how often
                           cuBLASLt's heuristic was asked, its products */
-extern int64_t emu_captures, emu_replays, emu_graphs, emu_calls[2], emu_asked, emu_lt_products;
-extern int emu_device;
+extern int64_t emu_captures, emu_replays, emu_graphs, emu_calls[8], emu_asked, emu_lt_products;
+extern _Thread_local int emu_device;
 #else
 static int64_t emu_captures, emu_replays, emu_graphs, emu_calls[2], emu_asked, emu_lt_products;
 static int emu_device;

@@ -1,7 +1,7 @@
 #!/bin/sh
 # What nvcc says of wrpo_cuda.cu without a GPU: it compiles for sm_80 and sm_90a without a warning, spills no more than
 # the few bytes listed here, uses tensor cores (and wgmma and TMA in code for sm_90a) where meant and atomics nowhere;
-# the program links, with and without cuBLASLt, and says so where there is no device.
+# the program links, with and without cuBLASLt, and says so where there is no device; ranks over NCCL compile.
 # usage, in this folder: sh cuda_nvcc.sh        NVCC=path if it is not found; without nvcc: one skip
 passed=0 failed=0
 NVCC=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
@@ -119,5 +119,12 @@ program() {   # what, flags...
 }
 program "with cuBLASLt" -lcublasLt
 program "without" -DWRPO_NO_CUBLAS
-echo "cuda_nvcc: $passed passed, $failed failed, 0 skipped"
+# NCCL's header is looked for where it is installed, and in PATH_OF_NCCL/include, as NVIDIA's wheel has it
+nccl="-DWRPO_NCCL ${PATH_OF_NCCL:+-I$PATH_OF_NCCL/include}" skipped=0
+if echo '#include <nccl.h>' >"$B/has.cu" && "$NVCC" $nccl -c "$B/has.cu" -o "$B/has.o" 2>/dev/null; then
+    if "$NVCC" -std=c++17 -O1 -Werror all-warnings -gencode=arch=compute_80,code=sm_80 $nccl -c ../wrpo_cuda.cu \
+        -o "$B/nccl.o" -I.. >"$B/log" 2>&1; then ok
+    else bad "NCCL: does not compile without warnings"; tail -3 "$B/log"; fi
+else echo "skip: nccl.h is not installed (nor in PATH_OF_NCCL/include)"; skipped=1; fi
+echo "cuda_nvcc: $passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

@@ -11,7 +11,9 @@
 //   EMU_LT_FAIL cuBLASLt refuses every product
 //   EMU_MEMORY  bytes of device memory; without it, what the host has
 //   EMU_GRAPH_FAIL=begin, end, instantiate or launch: that call of the graphs' has no memory
-// There are two devices; emu_device is the current one, emu_calls[i] counts the calls that reached device i. A copy
+//   EMU_DEVICES how many devices there are, up to 8; 2 without it
+// emu_device is the thread's current device, emu_calls[i] counts the calls that reached device i. Threads of the host
+// may use one each: kernels run one after another, under one lock. A copy
 // between host and device lands as late as it may (EMU_ASYNC=0): before the next work of its stream, or when it is
 // waited for.
 // -fsanitize=address: out-of-bounds shared and global accesses; -fsanitize=thread: data races inside and between blocks
@@ -29,7 +31,9 @@
 #include <numeric>
 #include <tuple>
 #include <vector>
+#include <atomic>
 #include <malloc.h>
+#include <mutex>
 #include <type_traits>
 #include <utility>
 #include <sys/mman.h>
@@ -254,7 +258,7 @@ EMU_RAW void launch(const char* name, const void* kernel, dim3 grid, dim3 block,
     size_t most = 48 * 1024;
     for (int i = 0; i < n_allowed; ++i)
         if (allowed[i].kernel == kernel) most = allowed[i].bytes;
-    kernel_name = name; ++launches; grid_dim = grid; block_dim = block; nthreads = int(block.x * block.y * block.z);
+    host.stack = nullptr; kernel_name = name; ++launches; grid_dim = grid; block_dim = block; nthreads = int(block.x * block.y * block.z);
     cur = nullptr;
     if (!nthreads || !grid.x || !grid.y || !grid.z) fail("empty launch");
     if (nthreads > MAX_THREADS || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) fail("launch too large");
@@ -353,20 +357,23 @@ EMU_RAW void launch(const char* name, const void* kernel, dim3 grid, dim3 block,
 // recorded and launched so far; alive now. The current device, what reached each; how often cuBLASLt's heuristic was
 // asked, and its products
 extern "C" {
-__attribute__((weak)) int64_t emu_captures, emu_replays, emu_graphs, emu_calls[2], emu_asked, emu_lt_products;
-__attribute__((weak)) int emu_device;
+__attribute__((weak)) int64_t emu_captures, emu_replays, emu_graphs, emu_calls[8], emu_asked, emu_lt_products;
+__attribute__((weak)) __thread int emu_device;
 }
 namespace emu {
 // ---- streams, capture ----------------------------------------------------------------------------------------------
 // A stream runs kernels at once; copies between host and device wait for its next work. While it is captured, nothing
 // runs: launches are kept with copies of their arguments, device copies and fills likewise, and what waits, allocates
 // or touches host memory is an error that spoils the capture, as in the runtime's thread-local mode.
-enum { UNSUPPORTED = 900, INVALIDATED = 901, OTHER_DEVICE = 400 };
+inline std::recursive_mutex one;                                 // of all that threads of the host share
+typedef std::lock_guard<std::recursive_mutex> Lock;
+enum { NOT_READY = 600, UNSUPPORTED = 900, INVALIDATED = 901, OTHER_DEVICE = 400 };
 struct Graph { std::vector<std::function<void()>> nodes; };
 struct Pending { void* to; const void* from; size_t n; int64_t number; };
 struct Stream {
     Graph* graph = nullptr; bool spoilt = false; int device = emu_device;
     std::vector<Pending> pending; int64_t copies = 0;
+    std::atomic<int> busy{0};                                    // with what NCCL moves
     void land(int64_t upto) {                                    // the oldest first
         size_t i = 0;
         for (; i < pending.size() && pending[i].number <= upto; ++i)
@@ -375,7 +382,7 @@ struct Stream {
     }
 };
 struct Event { Stream* stream = nullptr; int64_t copies = 0; };
-inline Stream* captured; inline int last_error;
+inline thread_local Stream* captured; inline thread_local int last_error;
 inline int failed(int e) { if (e) last_error = e; return e; }
 inline bool asked_to_fail(const char* what) { const char* e = getenv("EMU_GRAPH_FAIL"); return e && !strcmp(e, what); }
 // 0: nothing is captured
@@ -385,8 +392,9 @@ inline int illegal() {
     return failed(captured ? UNSUPPORTED : 0);
 }
 template <class F> int keep_or_run(Stream* s, F work) {
-    ++emu_calls[emu_device];
+    Lock lock(one); ++emu_calls[emu_device];
     if (s->device != emu_device) return failed(OTHER_DEVICE);
+    if (s->busy) fail("work behind NCCL's, which is not modelled");
     if (!s->graph) { s->land(s->copies); work(); return 0; }
     if (s->spoilt) return failed(INVALIDATED);
     s->graph->nodes.push_back(work); return 0;
@@ -728,6 +736,7 @@ enum {
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
     cudaErrorInvalidResourceHandle = emu::OTHER_DEVICE,
+    cudaErrorNotReady = emu::NOT_READY,
     cudaErrorUnknown = 999,
     cudaErrorStreamCaptureUnsupported = emu::UNSUPPORTED,
     cudaErrorStreamCaptureInvalidated = emu::INVALIDATED
@@ -754,6 +763,7 @@ inline size_t memory_total() {
 }
 template <class T> inline cudaError_t cudaMalloc(T** p, size_t n) {
     *p = nullptr; void* q;
+    emu::Lock lock(emu::one);
     if (int e = emu::illegal()) return e;
     if (emu::memory_used > emu::memory_total() || n > emu::memory_total() - emu::memory_used ||
         posix_memalign(&q, 256, n ? n : 1))
@@ -761,12 +771,14 @@ template <class T> inline cudaError_t cudaMalloc(T** p, size_t n) {
     memset(q, 0xff, n); emu::memory_used += malloc_usable_size(q); *p = (T*)q; return cudaSuccess;      // poison: NaN
 }
 inline cudaError_t cudaFree(void* p) {
+    emu::Lock lock(emu::one);
     if (int e = emu::illegal()) return e;
     if (p) emu::memory_used -= malloc_usable_size(p);
     free(p);
     return 0;
 }
 inline cudaError_t cudaMemGetInfo(size_t* free_, size_t* total) {
+    emu::Lock lock(emu::one);
     *total = emu::memory_total();
     *free_ = *total - std::min(*total, emu::memory_used);
     return 0;
@@ -774,11 +786,13 @@ inline cudaError_t cudaMemGetInfo(size_t* free_, size_t* total) {
 // Pinned memory is counted in no limit. Only it may take part in a copy that does not wait.
 namespace emu { inline std::vector<std::pair<char*, size_t>> pinned; }
 inline cudaError_t cudaMallocHost(void** p, size_t n) {
+    emu::Lock lock(emu::one);
     if (int e = emu::illegal()) return e;
     if (n > emu::memory_total() || posix_memalign(p, 256, n)) return emu::failed(cudaErrorMemoryAllocation);
     emu::pinned.push_back({(char*)*p, n}); return 0;
 }
 inline cudaError_t cudaFreeHost(void* p) {
+    emu::Lock lock(emu::one);
     if (int e = emu::illegal()) return e;
     for (size_t i = 0; i < emu::pinned.size(); ++i)
         if (emu::pinned[i].first == p) { emu::pinned.erase(emu::pinned.begin() + (long)i); break; }
@@ -787,6 +801,7 @@ inline cudaError_t cudaFreeHost(void* p) {
 inline cudaError_t cudaMemcpyAsync(void* d, const void* s, size_t n, cudaMemcpyKind kind, cudaStream_t st) {
     if (kind == cudaMemcpyDeviceToDevice) return emu::keep_or_run(st, [=]() { memcpy(d, s, n); });
     if (st->graph) return emu::illegal();
+    emu::Lock lock(emu::one);
     ++emu_calls[emu_device];
     if (st->device != emu_device) return emu::failed(emu::OTHER_DEVICE);
     const char* e = getenv("EMU_ASYNC"); const char* h = (const char*)(kind == cudaMemcpyHostToDevice ? s : d);
@@ -825,6 +840,10 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     if (s->graph) return emu::illegal();
     ++emu_calls[emu_device]; s->land(s->copies); return 0;
 }
+inline cudaError_t cudaStreamQuery(cudaStream_t s) {
+    if (s->busy) return emu::NOT_READY;
+    s->land(s->copies); return 0;
+}
 inline cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
     if (s->graph) return emu::failed(cudaErrorInvalidValue);
     if (emu::asked_to_fail("begin")) return emu::failed(cudaErrorMemoryAllocation);
@@ -861,7 +880,10 @@ inline const char* cudaGetErrorString(cudaError_t e) {
         : e                               ? "invalid argument"
                                           : "no error";
 }
-inline cudaError_t cudaGetDeviceCount(int* n) { *n = 2; return 0; }
+inline cudaError_t cudaGetDeviceCount(int* n) {
+    const char* e = getenv("EMU_DEVICES");
+    *n = e ? atoi(e) : 2; return 0;
+}
 inline cudaError_t cudaGetDevice(int* d) { *d = emu_device; return 0; }
 inline cudaError_t cudaSetDevice(int d) { emu_device = d; return 0; }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
@@ -873,6 +895,7 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
     return 0;
 }
 template <class F> inline cudaError_t cudaFuncSetAttribute(F f, int, int bytes) {
+    emu::Lock lock(emu::one);
     ++emu_calls[emu_device]; emu::allow((const void*)f, (size_t)bytes);
     return 0;
 }
