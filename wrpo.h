@@ -5611,9 +5611,9 @@ static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const 
     t->bytes = (size_t)want;
     t->data = data + begin;
 }
-/* A .safetensors file, mapped into the arena: its tensors, sorted by name. */
-static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
-    wrpo__arena *temp = wrpo__sub_arena(arena);
+/* Adds the tensors of a .safetensors file, which is mapped into the arena. */
+static void wrpo__file_open(wrpo_tensors *all, const char *path) {
+    wrpo__arena *arena = all->arena, *temp = wrpo__sub_arena(arena);
     const wrpo__file *f = wrpo__open_file(arena, path);
     if (f->size < 8) wrpo__fail_format("%s: want 8 bytes of header size, found a file of %zu", path, f->size);
     unsigned long long header;
@@ -5632,8 +5632,10 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     const wrpo_json *metadata = wrpo_json_get(wrpo__want(root, WRPO_JSON_OBJECT, "the header"), "__metadata__");
     if (metadata) wrpo__want(metadata, WRPO_JSON_OBJECT, NULL);
     WRPO__EACH(v, metadata) wrpo__want(v, WRPO_JSON_STRING, NULL);
-    wrpo_tensors part = {arena, root->count - (metadata != NULL), NULL};
-    wrpo_tensor_info *t = part.info = wrpo__raw(arena, (size_t)part.count, sizeof *t);
+    const size_t before = (size_t)all->count, count = (size_t)root->count - (metadata != NULL);
+    all->count += (int64_t)count;
+    all->info = wrpo__resize(arena, all->info, (before + count) * sizeof *all->info);
+    wrpo_tensor_info *t = all->info + before;
     WRPO__EACH(v, root) {
         if (v == metadata) continue;
         snprintf(name, room, "%s: %.80s", path, v->key);
@@ -5642,9 +5644,9 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
         wrpo__tensor_read(arena, v, data, size, t++);
     }
     wrpo__arena_clear(temp);
-    if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_offset);
+    qsort(all->info + before, count, sizeof *t, wrpo__by_offset);
     size_t covered = 0;
-    for (t = part.info; t < part.info + part.count; t++) {
+    for (t = all->info + before; t < all->info + all->count; t++) {
         const size_t begin = (size_t)((const unsigned char *)t->data - data);
         if (begin != covered)
             wrpo__wrong_tensor(t, "want data from byte %zu on, found %zu: %s", covered, begin,
@@ -5652,75 +5654,57 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
         covered += t->bytes;
     }
     if (covered != size) wrpo__fail_format("%s: want %zu bytes of data, found %zu", path, covered, size);
-    if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_first_name);
-    return part;
+    qsort(all->info, before + count, sizeof *t, wrpo__by_first_name);
 }
 
 /* ---- many files: the index maps every tensor to its file ----
    What its files have is read, as transformers does it. Where the index says something else, that is a warning. */
-typedef struct wrpo__part { const char *file; wrpo_tensors tensors; } wrpo__part;
-/* an stb array */
-static wrpo__part *wrpo__index_parts(wrpo__arena *arena, wrpo__arena *temp, const char *path, const wrpo_json *map) {
-    const int dir = (int)(wrpo__basename(path) - path);
-    wrpo__part *parts = NULL;
-    WRPO__EACH(v, map) {
-        int64_t p = 0;
-        wrpo__want(v, WRPO_JSON_STRING, NULL);
-        if (!v->size || strlen(v->text) != v->size || strpbrk(v->text, "/\\") || strstr(v->text, ".."))
-            wrpo__refuse(v, NULL, "the name of a file beside the index");
-        while (p < stbds_arrlen(parts) && strcmp(parts[p].file, v->text)) p++;
-        if (p < stbds_arrlen(parts)) continue;
-        const wrpo__part part = {v->text, wrpo__file_open(arena, wrpo__format(temp, "%.*s%s", dir, path, v->text))};
-        stbds_arrput(parts, part);
-    }
-    return parts;
-}
-static wrpo_tensors wrpo__index_open(wrpo__arena *arena, const char *path) {
-    wrpo__arena *temp = wrpo__sub_arena(arena);
+static void wrpo__index_open(wrpo_tensors *all, const char *path) {
+    wrpo__arena *temp = wrpo__sub_arena(all->arena);
     const wrpo_json *root = wrpo__want(wrpo__json_file(temp, path), WRPO_JSON_OBJECT, "the index");
     const wrpo_json *map = wrpo__need(root, "weight_map", WRPO_JSON_OBJECT);
     const wrpo_json *size = wrpo_json_get(wrpo__maybe(root, "metadata", WRPO_JSON_OBJECT), "total_size");
-    wrpo__part *parts = wrpo__index_parts(arena, temp, path, map);
-    wrpo_tensors all = {.arena = arena};
+    const int dir = (int)(wrpo__basename(path) - path);
+    const char **files = NULL;
     double bytes = 0;
-    for (int64_t p = 0; p < stbds_arrlen(parts); p++) all.count += parts[p].tensors.count;
-    wrpo_tensor_info *next = all.info = wrpo__raw(arena, (size_t)all.count, sizeof *all.info);
-    for (int64_t p = 0; p < stbds_arrlen(parts); p++) {
-        const wrpo_tensors *t = &parts[p].tensors;
-        if (t->count) memcpy(next, t->info, (size_t)t->count * sizeof *next);
-        next += t->count;
-        wrpo__block_free(t->info);
-    }
-    stbds_arrfree(parts);
-    if (all.count) qsort(all.info, (size_t)all.count, sizeof *all.info, wrpo__by_first_name);
-    bool *named = wrpo__alloc(temp, (size_t)all.count, sizeof *named);
-    const char *nowhere = NULL;
-    int64_t absent = 0, unnamed = all.count, first = 0;
     WRPO__EACH(v, map) {
-        const wrpo_tensor_info *t = strlen(v->key) == v->key_size ? wrpo_tensors_find(&all, v->key) : NULL;
+        int64_t k = 0;
+        wrpo__want(v, WRPO_JSON_STRING, NULL);
+        if (!v->size || strlen(v->text) != v->size || strpbrk(v->text, "/\\") || strstr(v->text, ".."))
+            wrpo__refuse(v, NULL, "the name of a file beside the index");
+        while (k < stbds_arrlen(files) && strcmp(files[k], v->text)) k++;
+        if (k < stbds_arrlen(files)) continue;
+        stbds_arrput(files, v->text);
+        wrpo__file_open(all, wrpo__format(temp, "%.*s%s", dir, path, v->text));
+    }
+    stbds_arrfree(files);
+    bool *named = wrpo__alloc(temp, (size_t)all->count, sizeof *named);
+    const char *nowhere = NULL;
+    int64_t absent = 0, unnamed = all->count, first = 0;
+    WRPO__EACH(v, map) {
+        const wrpo_tensor_info *t = strlen(v->key) == v->key_size ? wrpo_tensors_find(all, v->key) : NULL;
         const bool there = t && !strcmp(wrpo__basename(t->file), v->text);
         if (there) {
-            named[t - all.info] = true;
+            named[t - all->info] = true;
             unnamed--;
         } else if (!absent++) nowhere = wrpo__legible(v->key, v->key_size);
     }
-    for (int64_t i = 0; i < all.count; i++) {
-        const wrpo_tensor_info *t = &all.info[i];
+    for (int64_t i = 0; i < all->count; i++) {
+        const wrpo_tensor_info *t = &all->info[i];
         bytes += (double)t->bytes;
         if (i > 0 && !strcmp(t->name, t[-1].name))
             wrpo__wrong_tensor(t, "want it once, found it in %s too", t[-1].file);
     }
-    while (first < all.count && named[first]) first++;
+    while (first < all->count && named[first]) first++;
     if (absent)
         wrpo__warn("%s: its files do not have what it says of %lld tensors, such as %s", path, (long long)absent,
                 nowhere);
     if (unnamed)
         wrpo__warn("%s: %lld tensors of its files are not named there, such as %s: they are read as well", path,
-                (long long)unnamed, all.info[first].name);
+                (long long)unnamed, all->info[first].name);
     if (size && !(size->kind == WRPO_JSON_NUMBER && size->number == bytes))
         wrpo__warn("%s:%d: total_size: want %.0f, found %s", path, size->line, bytes, wrpo__found(size));
     wrpo__arena_clear(temp);
-    return all;
 }
 
 /* ---- open ---- */
@@ -5733,7 +5717,9 @@ static wrpo_tensors *wrpo__tensors_new(wrpo__arena *arena, const char *path) {
         if (!wrpo__exists(file)) wrpo__no_checkpoint(arena, path, WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE, false);
     }
     wrpo_tensors *t = WRPO__NEW(arena, wrpo_tensors);
-    *t = wrpo__ends(file, ".json") ? wrpo__index_open(arena, file) : wrpo__file_open(arena, file);
+    t->arena = arena;
+    if (wrpo__ends(file, ".json")) wrpo__index_open(t, file);
+    else wrpo__file_open(t, file);
     return t;
 }
 WRPO_API wrpo_result wrpo_tensors_open(wrpo_ctx *ctx, const char *path, wrpo_tensors **out) {
@@ -6773,8 +6759,8 @@ static bool wrpo__ends_layer(const char *layer, const char *name) {  /* whole, o
     const size_t n = strlen(layer), k = strlen(name);
     return wrpo__ends(layer, name) && (n == k || layer[n - k - 1] == '.');
 }
-/* rank_pattern or alpha_pattern: the value of the first key that ends the layer's name, or with ^ is all of it. As PEFT,
-   but other regular expressions are refused. */
+/* rank_pattern or alpha_pattern: the value of the first key that ends the layer's name, or with ^ is all of it. As
+   PEFT, but other regular expressions are refused. */
 static const wrpo_json *wrpo__adapter_pattern(const wrpo_json *pattern, const char *layer) {
     WRPO__EACH(v, pattern) {
         const bool whole = v->key[0] == '^';
@@ -6791,8 +6777,8 @@ static bool wrpo__names_layer(const wrpo_json *list, const char *layer) {  /* do
         if (wrpo__ends_layer(layer, wrpo__want(v, WRPO_JSON_STRING, list->key)->text)) return true;
     return false;
 }
-/* PEFT leaves out tensors that the config does not mean, and makes adapters that the file lacks. Here both must agree as
-   far as the config has names; a regular expression means what the file has. */
+/* PEFT leaves out tensors that the config does not mean, and makes adapters that the file lacks. Here both must agree
+   as far as the config has names; a regular expression means what the file has. */
 static void wrpo__adapter_agrees(const wrpo_json *root, const char *layer, int64_t l, bool found) {
     const wrpo_json *target = wrpo__present(root, "target_modules"), *not = wrpo__present(root, "exclude_modules");
     const wrpo_json *layers = wrpo__present(root, "layers_to_transform");
@@ -7493,7 +7479,7 @@ static void wrpo__nfc(const wrpo__unicode *u, const char *s, size_t n, wrpo__tex
 /* ---- regex: the part of oniguruma's syntax that tokenizers use ----
    A pattern is alternatives of items: a literal, an escape or a class in brackets, and ? * + {m,n} ?+ *+ ++ or none; a
    lookahead for one of these; ^ and $, ends of lines; a group (...), (?:...) or (?i:...), and ? or none. A class may
-   have classes in it, and && between parts. The pattern becomes a tree; matching backtracks no deeper than its length. */
+   have classes in it, and && between parts. The pattern becomes a tree; matching backtracks no deeper than that. */
 typedef enum wrpo__rx_kind {
     WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_GROUP, WRPO__RX_BEGIN, WRPO__RX_END
 } wrpo__rx_kind;
@@ -7501,7 +7487,7 @@ typedef struct wrpo__range { int32_t first, last; } wrpo__range;
 typedef struct wrpo__regex {  /* one item */
     wrpo__rx_kind kind;
     struct wrpo__regex *next;
-    struct wrpo__regex *items, *other;  /* GROUP: an alternative, and the others; SET: classes in it, one to intersect */
+    struct wrpo__regex *items, *other;  /* GROUP: an alternative, the others; SET: classes in it, one to intersect */
     int64_t min, max;  /* min: of characters in a match; max: SET only */
     bool possessive, negative, optional;  /* SET: never gives back; AHEAD: (?!...); GROUP: (...)? */
     bool ascii[128], negate;  /* ascii[c]: is c < 128 in the set? The rest decides for others */
