@@ -5973,9 +5973,9 @@ enum {  /* bits: the families, in the order of the table; two heads */
     WRPO__GRANITE = WRPO__GRANITE3 | WRPO__GRANITE4, WRPO__SWITCHED = WRPO__QWEN | WRPO__SMOLLM3,
     WRPO__WINDOWED = WRPO__MISTRAL | WRPO__SWITCHED | WRPO__GEMMA | WRPO__PHI3
 };
-/* Where a key is absent. 0: a key/value head for each head; hidden_size / heads; no window. */
+/* Where a key is absent. 0: a key/value head for each head; hidden_size / heads; no window; 2048 positions. */
 static const wrpo_config wrpo__families[] = {
-    {.model_type = "llama", .max_position_embeddings = 2048},
+    {.model_type = "llama"},
     {.model_type = "mistral", .num_key_value_heads = 8, .max_position_embeddings = 131072, .sliding_window = 4096},
     {.model_type = "qwen2", .num_key_value_heads = 32, .max_position_embeddings = 32768, .sliding_window = 4096,
      .attention_bias = true},
@@ -5986,7 +5986,7 @@ static const wrpo_config wrpo__families[] = {
      .scale_embeddings = true, .query_pre_attn_scalar = 256, .attn_logit_softcapping = 50,
      .final_logit_softcapping = 30},
     {.model_type = "phi3", .max_position_embeddings = 4096, .rms_norm_eps = 1e-5},
-    {.model_type = "internlm2", .max_position_embeddings = 2048, .attention_bias = true},
+    {.model_type = "internlm2", .attention_bias = true},
     {.model_type = "gemma3_text", .vocab_size = 262208, .hidden_size = 2304, .intermediate_size = 9216,
      .num_hidden_layers = 26, .num_attention_heads = 8, .num_key_value_heads = 4, .head_dim = 256,
      .max_position_embeddings = 131072, .sliding_window = 4096, .rope.theta = 1e6, .sliding_rope_theta = 1e4,
@@ -5994,10 +5994,10 @@ static const wrpo_config wrpo__families[] = {
      .scale_embeddings = true, .query_pre_attn_scalar = 256},
     {.model_type = "smollm3", .num_key_value_heads = 4, .max_position_embeddings = 32768, .rope.theta = 2e6,
      .tie_word_embeddings = true},
-    {.model_type = "olmo2", .max_position_embeddings = 2048, .rms_norm_eps = 1e-5, .qk_norm = true,
-     .qk_norm_rows = true, .post_norms = true, .no_pre_norms = true},
-    {.model_type = "granite", .max_position_embeddings = 2048, .attention_multiplier = 1},
-    {.model_type = "granitemoehybrid", .max_position_embeddings = 2048, .attention_multiplier = 1}};
+    {.model_type = "olmo2", .rms_norm_eps = 1e-5, .qk_norm = true, .qk_norm_rows = true, .post_norms = true,
+     .no_pre_norms = true},
+    {.model_type = "granite", .attention_multiplier = 1},
+    {.model_type = "granitemoehybrid", .attention_multiplier = 1}};
 
 /* The keys that set a field, for the families or heads that read them: integers in a range, numbers above 0. null is as
    if absent; of the kinds OR_NONE it is 0. */
@@ -6304,7 +6304,7 @@ static void wrpo__config_granite4(const wrpo_json *root) {
     wrpo__need(root, "layer_types", WRPO_JSON_ARRAY);
     wrpo__need(root, "shared_intermediate_size", WRPO_JSON_NUMBER);
     const wrpo_json *position = wrpo__need(root, "position_embedding_type", WRPO_JSON_STRING);
-    if (!wrpo__json_is(position, "rope")) wrpo__refuse(position, NULL, "rope");
+    wrpo__check(wrpo__json_is(position, "rope"), position, "rope");
 }
 /* Of several modalities the text model's; *class: what transformers calls it. */
 static const wrpo_json *wrpo__config_text(const wrpo_json *root, const char **class) {
@@ -6332,6 +6332,7 @@ static void wrpo__config_parse(const wrpo_json *whole, wrpo_config *c) {
     *c = wrpo__families[family];
     wrpo__config_head(in);
     if (c->rms_norm_eps == 0) c->rms_norm_eps = 1e-6;
+    if (!c->max_position_embeddings) c->max_position_embeddings = 2048;
     c->initializer_range = 0.02;
     c->pad_token_id = c->reward_token_id = -1;
     if (c->head == WRPO_HEAD_GATED) c->gating_temperature = 10;
@@ -6394,18 +6395,14 @@ WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_conf
 /* ---- names: where the weights of the table are in the files ----
    The table has the Llama layout. Phi-3 and InternLM2 have other names, and tensors with the rows of several weights in
    the order of the table. InternLM2's wqkv has G groups: the query heads of a key/value head, its key, its value. */
-static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
-    {"phi3", "q_proj", "qkv_proj"}, {"phi3", "k_proj", "qkv_proj"}, {"phi3", "v_proj", "qkv_proj"},
-    {"phi3", "gate_proj", "gate_up_proj"}, {"phi3", "up_proj", "gate_up_proj"},
-    {"granitemoehybrid", "mlp.gate_proj", "shared_mlp.input_linear"},
-    {"granitemoehybrid", "mlp.up_proj", "shared_mlp.input_linear"},
-    {"granitemoehybrid", "mlp.down_proj", "shared_mlp.output_linear"},
-    {"internlm2", "embed_tokens", "tok_embeddings"}, {"internlm2", "lm_head", "output"},
-    {"internlm2", "self_attn.q_proj", "attention.wqkv"}, {"internlm2", "self_attn.k_proj", "attention.wqkv"},
-    {"internlm2", "self_attn.v_proj", "attention.wqkv"}, {"internlm2", "self_attn.o_proj", "attention.wo"},
-    {"internlm2", "input_layernorm", "attention_norm"}, {"internlm2", "post_attention_layernorm", "ffn_norm"},
-    {"internlm2", "mlp.gate_proj", "feed_forward.w1"}, {"internlm2", "mlp.up_proj", "feed_forward.w3"},
-    {"internlm2", "mlp.down_proj", "feed_forward.w2"}};
+static const struct { const char *family, *names; } wrpo__renames[] = {    /* our name, theirs, ... */
+    {"phi3", "q_proj qkv_proj k_proj qkv_proj v_proj qkv_proj gate_proj gate_up_proj up_proj gate_up_proj"},
+    {"granitemoehybrid", "mlp.gate_proj shared_mlp.input_linear mlp.up_proj shared_mlp.input_linear "
+                         "mlp.down_proj shared_mlp.output_linear"},
+    {"internlm2", "embed_tokens tok_embeddings lm_head output self_attn.q_proj attention.wqkv "
+                  "self_attn.k_proj attention.wqkv self_attn.v_proj attention.wqkv self_attn.o_proj attention.wo "
+                  "input_layernorm attention_norm post_attention_layernorm ffn_norm mlp.gate_proj feed_forward.w1 "
+                  "mlp.up_proj feed_forward.w3 mlp.down_proj feed_forward.w2"}};
 typedef struct wrpo__slice {  /* row r of a weight is row r / own * stride + first + r % own of tensor `name` */
     const char *name;
     int64_t rows, stride, first, own;  /* rows: of the tensor */
@@ -6413,11 +6410,14 @@ typedef struct wrpo__slice {  /* row r of a weight is row r / own * stride + fir
     bool mapped;  /* the weight is used where the file has it */
 } wrpo__slice;
 static const char *wrpo__file_name(const wrpo_config *c, const char *name) {
-    for (int64_t i = 0; i < WRPO__COUNT(wrpo__renames); i++) {
-        const char *ours = wrpo__renames[i].ours, *found = strstr(name, ours);
-        if (found && !strcmp(c->model_type, wrpo__renames[i].family))
-            return wrpo__format(wrpo__current, "%.*s%s%s", (int)(found - name), name, wrpo__renames[i].theirs,
-                    found + strlen(ours));
+    char ours[32], theirs[32];
+    for (int i = 0; i < WRPO__COUNT(wrpo__renames); i++) {
+        const char *rest = strcmp(c->model_type, wrpo__renames[i].family) ? "" : wrpo__renames[i].names;
+        for (int n; sscanf(rest, "%31s %31s%n", ours, theirs, &n) == 2; rest += n) {
+            const char *found = strstr(name, ours);
+            if (!found) continue;
+            return wrpo__format(wrpo__current, "%.*s%s%s", (int)(found - name), name, theirs, found + strlen(ours));
+        }
     }
     return name;
 }
@@ -6743,7 +6743,7 @@ static void wrpo__adapter_config(const wrpo_json *root, wrpo_adapter_desc *d) {
         wrpo__unsupported(v, "%.60s %s is not supported", v->key, wrpo__found(v));
     }
     const wrpo_json *type = wrpo__need(root, "peft_type", WRPO_JSON_STRING);
-    if (!wrpo__json_is(type, "LORA")) wrpo__refuse(type, NULL, "LORA");
+    wrpo__check(wrpo__json_is(type, "LORA"), type, "LORA");
     const wrpo_json *init = wrpo__present(root, "init_lora_weights");  /* others change the base as they are loaded */
     if (init && init->kind != WRPO_JSON_BOOL &&
             !(init->kind == WRPO_JSON_STRING && wrpo__listed("gaussian orthogonal eva mica", init->text)))
@@ -6954,10 +6954,11 @@ static bool wrpo__is_side_file(const char *name) {  /* other than config.json, w
     return false;
 }
 /* One more side file, unless it is there with the same content. */
-static void wrpo__side_file(wrpo__arena *arena, wrpo__writer ***sides, const char *to, const void *data, size_t size) {
-    const wrpo__file *old = wrpo__disk_exists(to) ? wrpo__disk_open(arena, to) : NULL;
+static void wrpo__side_file(wrpo__save *save, const char *name, const void *data, size_t size) {
+    const char *to = wrpo__join(save->temp, save->dir, name);
+    const wrpo__file *old = wrpo__disk_exists(to) ? wrpo__disk_open(save->temp, to) : NULL;
     if (old && old->size == size && !memcmp(old->data, data, size)) return;
-    stbds_arrput(*sides, wrpo__write_whole(arena, to, data, size));
+    stbds_arrput(save->sides, wrpo__write_whole(save->temp, to, data, size));
 }
 /* Where a value begins, by line and column. */
 static const char *wrpo__json_place(const char *text, const wrpo_json *v) {
@@ -6967,15 +6968,12 @@ static const char *wrpo__json_place(const char *text, const wrpo_json *v) {
     return text;
 }
 static const char *wrpo__json_end(const char *s) {  /* where the value that begins there ends */
-    int depth = 0;
-    if (!strchr("\"{[", *s)) return s + strcspn(s, ",}] \t\r\n");
-    do {
-        if (*s == '"')
-            for (s++; *s != '"'; s++) s += *s == '\\';
-        depth += (*s == '{' || *s == '[') - (*s == '}' || *s == ']');
-        s++;
-    } while (depth > 0);
-    return s;
+    const size_t n = strlen(s);
+    wrpo__json_in in = {wrpo__current, "", s, s + n, 1, s, wrpo__raw(wrpo__current, n + 1, 1)};
+    wrpo_json v = {0};
+    wrpo__json_value(&in, &v, 0);
+    while (strchr(" \t\r\n", in.at[-1])) in.at--;
+    return in.at;
 }
 /* Appends an object's text, unchanged except for some members, or, with add, what it lacks. value NULL: no edit. */
 typedef struct wrpo__json_edit { const char *key, *value; bool add; } wrpo__json_edit;
@@ -7001,14 +6999,14 @@ static void wrpo__json_edited(wrpo__text *out, const char *text, const wrpo_json
 }
 /* config.json, unchanged except for what is written: the dtype; whether it is tied; a language model where a base model
    or one of several modalities was read. */
-static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const char *from, const char *to,
-        const wrpo_config *c, wrpo_dtype dtype) {
+static void wrpo__save_config(wrpo__save *save, const char *from, const wrpo_config *c) {
+    wrpo__arena *arena = save->temp;
     const wrpo__file *f = wrpo__open_file(arena, from);
     const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *class = NULL;
     const wrpo_json *whole = wrpo__json_parse(arena, from, 1, text, f->size);
     const wrpo_json *root = wrpo__config_text(whole, &class), *tie = wrpo__present(root, "tie_word_embeddings");
     const wrpo_json *name = wrpo_json_get(root, "architectures");
-    const char *type = wrpo__format(arena, "\"%s\"", wrpo__dtypes[dtype].torch);
+    const char *type = wrpo__format(arena, "\"%s\"", wrpo__dtypes[save->dtype].torch);
     bool tied = tie && tie->kind == WRPO_JSON_BOOL && tie->boolean;
     for (int i = 0; !tie && i < WRPO__COUNT(wrpo__families); i++)
         if (!strcmp(c->model_type, wrpo__families[i].model_type)) tied = wrpo__families[i].tie_word_embeddings;
@@ -7027,55 +7025,51 @@ static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const c
     wrpo__text_add(&out, text, (size_t)(begin - text));
     wrpo__json_edited(&out, text, root, edits, WRPO__COUNT(edits));
     wrpo__text_puts(&out, end);
-    wrpo__side_file(arena, sides, to, out.data, out.size);
+    wrpo__side_file(save, "config.json", out.data, out.size);
 }
-static void wrpo__save_eos(wrpo__arena *arena, wrpo__writer ***sides, const char *from, const char *to,
-        const wrpo_save_desc *desc) {
+#define WRPO__GENERATION_CONFIG "generation_config.json"
+static void wrpo__save_eos(wrpo__save *save, const char *from, const wrpo_save_desc *desc) {
+    wrpo__arena *arena = save->temp;
     wrpo__text list = {.arena = arena}, out = {.arena = arena};
     const wrpo__file *f = from ? wrpo__open_file(arena, from) : NULL;
     const char *text = f ? wrpo__strndup(arena, (const char *)f->data, f->size) : "{}";
-    const wrpo_json *root = wrpo__json_parse(arena, from ? from : to, 1, text, strlen(text));
+    const wrpo_json *root = wrpo__json_parse(arena, from ? from : WRPO__GENERATION_CONFIG, 1, text, strlen(text));
     for (int64_t i = 0; i < desc->eos_count; i++)
         wrpo__text_puts(&list, wrpo__format(arena, "%s%d", i ? ", " : "[", (int)desc->eos[i]));
     wrpo__text_puts(&list, "]");
     const wrpo__json_edit edit = {"eos_token_id", list.data, true};
     wrpo__json_edited(&out, text, wrpo__want(root, WRPO_JSON_OBJECT, NULL), &edit, 1);
     wrpo__text_puts(&out, "\n");
-    wrpo__side_file(arena, sides, to, out.data, out.size);
+    wrpo__side_file(save, WRPO__GENERATION_CONFIG, out.data, out.size);
 }
 /* Of the tokenizer's directory, then of the model's, where names are not taken. */
-static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc,
-        wrpo_dtype dtype) {
-    static const char generation[] = "generation_config.json";
-    wrpo__writer **sides = NULL;
+static void wrpo__save_sides(wrpo__save *save, const wrpo_model *model, const wrpo_save_desc *desc) {
+    wrpo__arena *arena = save->temp;
     const bool dir = wrpo__is_dir(model->dir);  /* else it is the path of a config.json */
-    const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL}, *to = desc->dir, *stops = NULL;
-    const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
-    wrpo__save_config(arena, &sides, config, wrpo__join(arena, to, "config.json"), &model->config, dtype);
+    const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL}, *stops = NULL;
+    wrpo__save_config(save, dir ? wrpo__join(arena, model->dir, "config.json") : model->dir, &model->config);
     for (int i = 0; i < 2; i++) {
         const wrpo__name *names = from[i] ? wrpo__list_dir(arena, from[i]) : NULL;
         for (int64_t k = 0; k < stbds_arrlen(names); k++) {
             const char *name = names[k].text, *path = wrpo__join(arena, from[i], name);
             const bool taken = i && from[0] && wrpo__exists(wrpo__join(arena, from[0], name));
             if (taken || !wrpo__is_side_file(name) || wrpo__is_dir(path)) continue;
-            if (desc->eos_count && !strcmp(name, generation)) {
+            if (desc->eos_count && !strcmp(name, WRPO__GENERATION_CONFIG)) {
                 stops = path;
                 continue;
             }
             const wrpo__file *f = wrpo__open_file(arena, path);
-            wrpo__side_file(arena, &sides, wrpo__join(arena, to, name), f->data, f->size);
+            wrpo__side_file(save, name, f->data, f->size);
         }
     }
-    if (desc->eos_count) wrpo__save_eos(arena, &sides, stops, wrpo__join(arena, to, generation), desc);
-    return sides;
+    if (desc->eos_count) wrpo__save_eos(save, stops, desc);
 }
 /* adapter_config.json, as PEFT writes it. Patterns name layers whose rank or alpha differs. target_modules names layers
    one by one where not all of a name have an adapter. */
-static void wrpo__save_adapter_config(wrpo__arena *arena, wrpo__writer ***sides, const wrpo_model *model,
-        const char *dir) {
+static void wrpo__save_adapter_config(wrpo__save *save, const wrpo_model *model) {
     const wrpo__lora *lora = model->lora;
     const wrpo_adapter_desc *d = &lora->desc;
-    wrpo__text out = {.arena = arena}, targets = out, ranks = out, alphas = out;
+    wrpo__text out = {.arena = save->temp}, targets = out, ranks = out, alphas = out;
     wrpo__text_puts(&ranks, "");                       /* never NULL */
     wrpo__text_puts(&alphas, "");
     int64_t adapted[WRPO__LINEARS] = {0};
@@ -7107,7 +7101,7 @@ static void wrpo__save_adapter_config(wrpo__arena *arena, wrpo__writer ***sides,
             "\"fan_in_fan_out\": false,\n  \"modules_to_save\": null,\n  \"init_lora_weights\": true,\n  "
             "\"inference_mode\": true\n}\n", (long long)d->r, wrpo__number_text(d->alpha),
             wrpo__number_text(d->dropout), d->rslora ? "true" : "false", targets.data, ranks.data, alphas.data);
-    wrpo__side_file(arena, sides, wrpo__join(arena, dir, WRPO__ADAPTER_CONFIG), out.data, out.size);
+    wrpo__side_file(save, WRPO__ADAPTER_CONFIG, out.data, out.size);
 }
 /* first[tensor]: the first weight in it. of[weight]: its adapter, if it is merged; a, b: A and B of weight `merged` */
 typedef struct wrpo__saving {
@@ -7180,15 +7174,6 @@ static void wrpo__save_check(wrpo__arena *temp, const wrpo_model *model, const w
         WRPO__RANGE(desc->eos[i] >= 0 && desc->eos[i] < model->config.vocab_size, "wrpo_save_desc.eos", desc->eos[i],
                     "a token's id");
 }
-static const wrpo__adapter **wrpo__merged(wrpo__arena *arena, const wrpo_model *model) {
-    const wrpo__adapter **of = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *of);
-    for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
-        wrpo__adapter *adapter;
-        const wrpo_weight *w = wrpo__linear_at(model, model->lora, i, &adapter);
-        if (adapter->rank) of[w - model->weights] = adapter;
-    }
-    return of;
-}
 static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc,
         wrpo__rounding *r) {
     wrpo_ctx *ctx = arena->ctx;
@@ -7214,19 +7199,24 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
     const wrpo__slice *s = wrpo__slices(arena, model);
     wrpo__saving saving = {.model = model, .slices = s};
     saving.first = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.first);
-    if (desc->merge) saving.of = wrpo__merged(arena, model);
-    int64_t tensors = 0;
+    if (desc->merge) saving.of = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.of);
+    for (int64_t i = 0; desc->merge && i < wrpo__linear_count(model); i++) {
+        wrpo__adapter *of;
+        const wrpo_weight *w = wrpo__linear_at(model, lora, i, &of);
+        if (of->rank) saving.of[w - model->weights] = of;
+    }
+    wrpo__save save = {.temp = arena, .dir = desc->dir, .file = alone ? WRPO__ADAPTER_FILE : NULL, .t = t,
+                       .dtype = dtype, .max_shard_size = desc->max_shard_size, .fn = wrpo__save_piece,
+                       .user = &saving, .rounding = r};
     for (int64_t i = begin; i < end; i++) {
         const wrpo_weight *w = &model->weights[i];
         if (s[i].first) continue;  /* in the tensor of an earlier weight */
-        t[tensors] = (wrpo__save_tensor){s[i].name, w->vector ? 1 : 2, {s[i].rows, w->cols, 0, 0}};
-        saving.first[tensors++] = i;
+        t[save.n] = (wrpo__save_tensor){s[i].name, w->vector ? 1 : 2, {s[i].rows, w->cols, 0, 0}};
+        saving.first[save.n++] = i;
     }
-    wrpo__writer **sides = NULL;
-    if (alone) wrpo__save_adapter_config(arena, &sides, model, desc->dir);
-    else sides = wrpo__save_sides(arena, model, desc, dtype);
-    wrpo__tensors_save(&(wrpo__save){arena, desc->dir, alone ? WRPO__ADAPTER_FILE : NULL, t, tensors, dtype,
-            desc->max_shard_size, wrpo__save_piece, &saving, sides, r, NULL, 0, NULL});
+    if (alone) wrpo__save_adapter_config(&save, model);
+    else wrpo__save_sides(&save, model, desc);
+    wrpo__tensors_save(&save);
     const double kept = wrpo__kept(r);
     if (r->changed > 0)
         wrpo__log(ctx, kept < 0.5 ? WRPO_LOG_WARN : WRPO_LOG_INFO, "%s: %.3g %% of the change to the weights is left "
