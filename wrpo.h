@@ -6610,14 +6610,15 @@ static wrpo__lora *wrpo__lora_new(wrpo_model *model) {
     lora->of = wrpo__alloc(model->arena, (size_t)model->config.num_hidden_layers, WRPO__KINDS * sizeof *lora->of);
     return lora;
 }
-/* The i-th linear weight, layer by layer; *of: its adapter. */
-static const wrpo_weight *wrpo__linear_at(const wrpo_model *model, const wrpo__lora *lora, int64_t i,
+/* The i-th linear weight, layer by layer, and its adapter; false: there are no more. */
+static bool wrpo__linear_at(const wrpo_model *model, const wrpo__lora *lora, int64_t i, const wrpo_weight **w,
         wrpo__adapter **of) {
     const wrpo__kind kind = wrpo__linears[i % WRPO__LINEARS];
+    if (i == model->config.num_hidden_layers * WRPO__LINEARS) return false;
     *of = &lora->of[i / WRPO__LINEARS * WRPO__KINDS + (int64_t)kind];
-    return wrpo__weight(model, kind, i / WRPO__LINEARS);
+    *w = wrpo__weight(model, kind, i / WRPO__LINEARS);
+    return true;
 }
-static int64_t wrpo__linear_count(const wrpo_model *model) { return model->config.num_hidden_layers * WRPO__LINEARS; }
 static wrpo__adapter wrpo__adapter_of(const wrpo_config *c, const wrpo_weight *w, int64_t rank, double alpha,
         bool rslora) {
     const double root = rslora ? sqrt((double)rank) : (double)rank;
@@ -6683,9 +6684,9 @@ static void wrpo__adapter_begin(wrpo_model *model, const wrpo_adapter_desc *desc
     WRPO__RANGE(d->r >= 1 && d->r <= WRPO__MAX_RANK, "r", d->r, "a rank from 1 to 4096");
     WRPO__RANGE(d->alpha > 0 && d->alpha <= 1e6, "alpha", d->alpha, "a number above 0, to 1000000");
     WRPO__RANGE(d->dropout >= 0 && d->dropout <= 0.999, "dropout", d->dropout, "a number in [0, 0.999]");
-    for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
-        wrpo__adapter *of;
-        const wrpo_weight *w = wrpo__linear_at(model, lora, i, &of);
+    const wrpo_weight *w;
+    wrpo__adapter *of;
+    for (int64_t i = 0; wrpo__linear_at(model, lora, i, &w, &of); i++) {
         const char *leaf = strrchr(wrpo__layer_name(&model->config, w), '.') + 1;
         if (all || wrpo__listed(target, leaf)) *of = wrpo__adapter_of(&model->config, w, d->r, d->alpha, d->rslora);
         if (i < WRPO__LINEARS && !wrpo__is_fused(&model->config, w))
@@ -6803,9 +6804,9 @@ static void wrpo__adapter_load(wrpo__arena *temp, wrpo_model *model, const char 
     const wrpo_tensors *t = wrpo__tensors_new(temp, file);
     const wrpo_json *ranks = wrpo__maybe(root, "rank_pattern", WRPO_JSON_OBJECT);
     const wrpo_json *alphas = wrpo__maybe(root, "alpha_pattern", WRPO_JSON_OBJECT);
-    for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
-        wrpo__adapter *of;
-        const wrpo_weight *w = wrpo__linear_at(model, lora, i, &of);
+    const wrpo_weight *w;
+    wrpo__adapter *of;
+    for (int64_t i = 0; wrpo__linear_at(model, lora, i, &w, &of); i++) {
         const char *layer = wrpo__layer_name(&model->config, w);
         const bool found = wrpo_tensors_find(t, wrpo__format(temp, "base_model.model.%s.lora_A.weight", layer));
         wrpo__adapter_agrees(root, layer, i / WRPO__LINEARS, found);
@@ -6975,27 +6976,31 @@ static const char *wrpo__json_end(const char *s) {  /* where the value that begi
     while (strchr(" \t\r\n", in.at[-1])) in.at--;
     return in.at;
 }
-/* Appends an object's text, unchanged except for some members, or, with add, what it lacks. value NULL: no edit. */
+/* A side file with the text of a whole value, of which `object` is or becomes all: unchanged except for some members,
+   or, with add, what it lacks. value NULL: no edit. */
 typedef struct wrpo__json_edit { const char *key, *value; bool add; } wrpo__json_edit;
-static void wrpo__json_edited(wrpo__text *out, const char *text, const wrpo_json *object, const wrpo__json_edit *edits,
-        int count) {
-    const char *rest = wrpo__json_place(text, object), *end = wrpo__json_end(rest);
+static void wrpo__save_edited(wrpo__save *save, const char *name, const char *text, const wrpo_json *whole,
+        const wrpo_json *object, const wrpo__json_edit *edits, int count) {
+    const char *begin = wrpo__json_place(text, whole), *rest = wrpo__json_place(text, object);
+    const char *end = wrpo__json_end(rest);
     int64_t members = object->count;
-    wrpo__text_add(out, rest++, 1);
-    for (int i = 0; i < count; i++) {
-        if (!edits[i].value || !edits[i].add || wrpo_json_get(object, edits[i].key)) continue;
-        const char *const parts[] = {"\n  \"", edits[i].key, "\": ", edits[i].value, members++ ? "," : ""};
-        for (int k = 0; k < 5; k++) wrpo__text_puts(out, parts[k]);
-    }
+    wrpo__text out = {.arena = save->temp};
+    wrpo__text_add(&out, text, (size_t)(begin - text));
+    wrpo__text_add(&out, rest++, 1);
+    for (int i = 0; i < count; i++)
+        if (edits[i].value && edits[i].add && !wrpo_json_get(object, edits[i].key))
+            wrpo__text_printf(&out, "\n  \"%s\": %s%s", edits[i].key, edits[i].value, members++ ? "," : "");
     WRPO__EACH(v, object)
         for (int i = 0; i < count; i++) {
             if (!edits[i].value || strcmp(edits[i].key, v->key)) continue;
             const char *at = wrpo__json_place(text, v);
-            wrpo__text_add(out, rest, (size_t)(at - rest));
-            wrpo__text_puts(out, edits[i].value);
+            wrpo__text_add(&out, rest, (size_t)(at - rest));
+            wrpo__text_puts(&out, edits[i].value);
             rest = wrpo__json_end(at);
         }
-    wrpo__text_add(out, rest, (size_t)(end - rest));
+    wrpo__text_add(&out, rest, (size_t)(end - rest));
+    wrpo__text_puts(&out, wrpo__json_end(begin));
+    wrpo__side_file(save, name, out.data, out.size);
 }
 /* config.json, unchanged except for what is written: the dtype; whether it is tied; a language model where a base model
    or one of several modalities was read. */
@@ -7020,27 +7025,20 @@ static void wrpo__save_config(wrpo__save *save, const char *from, const wrpo_con
         {"dtype", root != whole || wrpo__present(root, "dtype") ? type : NULL, true},
         {"tie_word_embeddings", differs ? tying : NULL, true},
         {"architectures", class, true}};
-    wrpo__text out = {.arena = arena};
-    const char *begin = wrpo__json_place(text, whole), *end = wrpo__json_end(begin);
-    wrpo__text_add(&out, text, (size_t)(begin - text));
-    wrpo__json_edited(&out, text, root, edits, WRPO__COUNT(edits));
-    wrpo__text_puts(&out, end);
-    wrpo__side_file(save, "config.json", out.data, out.size);
+    wrpo__save_edited(save, "config.json", text, whole, root, edits, WRPO__COUNT(edits));
 }
 #define WRPO__GENERATION_CONFIG "generation_config.json"
 static void wrpo__save_eos(wrpo__save *save, const char *from, const wrpo_save_desc *desc) {
     wrpo__arena *arena = save->temp;
-    wrpo__text list = {.arena = arena}, out = {.arena = arena};
+    wrpo__text list = {.arena = arena};
     const wrpo__file *f = from ? wrpo__open_file(arena, from) : NULL;
-    const char *text = f ? wrpo__strndup(arena, (const char *)f->data, f->size) : "{}";
+    const char *text = f ? wrpo__strndup(arena, (const char *)f->data, f->size) : "{}\n";
     const wrpo_json *root = wrpo__json_parse(arena, from ? from : WRPO__GENERATION_CONFIG, 1, text, strlen(text));
     for (int64_t i = 0; i < desc->eos_count; i++)
-        wrpo__text_puts(&list, wrpo__format(arena, "%s%d", i ? ", " : "[", (int)desc->eos[i]));
+        wrpo__text_printf(&list, "%s%d", i ? ", " : "[", (int)desc->eos[i]);
     wrpo__text_puts(&list, "]");
     const wrpo__json_edit edit = {"eos_token_id", list.data, true};
-    wrpo__json_edited(&out, text, wrpo__want(root, WRPO_JSON_OBJECT, NULL), &edit, 1);
-    wrpo__text_puts(&out, "\n");
-    wrpo__side_file(save, WRPO__GENERATION_CONFIG, out.data, out.size);
+    wrpo__save_edited(save, WRPO__GENERATION_CONFIG, text, root, wrpo__want(root, WRPO_JSON_OBJECT, NULL), &edit, 1);
 }
 /* Of the tokenizer's directory, then of the model's, where names are not taken. */
 static void wrpo__save_sides(wrpo__save *save, const wrpo_model *model, const wrpo_save_desc *desc) {
@@ -7073,13 +7071,10 @@ static void wrpo__save_adapter_config(wrpo__save *save, const wrpo_model *model)
     wrpo__text_puts(&ranks, "");                       /* never NULL */
     wrpo__text_puts(&alphas, "");
     int64_t adapted[WRPO__LINEARS] = {0};
+    const wrpo_weight *w;
     wrpo__adapter *of;
-    for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
-        wrpo__linear_at(model, lora, i, &of);
-        adapted[i % WRPO__LINEARS] += of->rank > 0;
-    }
-    for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
-        const wrpo_weight *w = wrpo__linear_at(model, lora, i, &of);
+    for (int64_t i = 0; wrpo__linear_at(model, lora, i, &w, &of); i++) adapted[i % WRPO__LINEARS] += of->rank > 0;
+    for (int64_t i = 0; wrpo__linear_at(model, lora, i, &w, &of); i++) {
         const bool everywhere = adapted[i % WRPO__LINEARS] == model->config.num_hidden_layers;
         if (!of->rank || of->shared) continue;
         const char *name = wrpo__layer_name(&model->config, w);
@@ -7200,11 +7195,10 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
     wrpo__saving saving = {.model = model, .slices = s};
     saving.first = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.first);
     if (desc->merge) saving.of = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.of);
-    for (int64_t i = 0; desc->merge && i < wrpo__linear_count(model); i++) {
-        wrpo__adapter *of;
-        const wrpo_weight *w = wrpo__linear_at(model, lora, i, &of);
-        if (of->rank) saving.of[w - model->weights] = of;
-    }
+    const wrpo_weight *linear;
+    wrpo__adapter *of;
+    for (int64_t i = 0; desc->merge && wrpo__linear_at(model, lora, i, &linear, &of); i++)
+        if (of->rank) saving.of[linear - model->weights] = of;
     wrpo__save save = {.temp = arena, .dir = desc->dir, .file = alone ? WRPO__ADAPTER_FILE : NULL, .t = t,
                        .dtype = dtype, .max_shard_size = desc->max_shard_size, .fn = wrpo__save_piece,
                        .user = &saving, .rounding = r};
@@ -7483,6 +7477,7 @@ typedef struct wrpo__regex {  /* one item */
     bool ascii[128], negate;  /* ascii[c]: is c < 128 in the set? The rest decides for others */
     uint32_t classes;
     wrpo__range *ranges;  /* stb array */
+    bool assigned;  /* the ranges have no code points that Unicode has not assigned */
     const uint16_t *unicode;  /* the class of each code point */
 } wrpo__regex;
 typedef struct wrpo__rx_rest { const wrpo__regex *x; const struct wrpo__rx_rest *up; } wrpo__rx_rest;
@@ -7493,8 +7488,10 @@ typedef struct wrpo__piece {  /* of a text, or of the tokens to decode; valid UT
 } wrpo__piece;
 
 static bool wrpo__set_has(const wrpo__regex *x, int32_t c) {
-    bool in = x->classes >> (x->unicode[c] & 15) & 1;
-    for (int64_t k = 0; k < stbds_arrlen(x->ranges) && !in; k++) in = c >= x->ranges[k].first && c <= x->ranges[k].last;
+    const int class = x->unicode[c] & 15;
+    const int64_t n = x->assigned && class == WRPO__OTHER ? 0 : stbds_arrlen(x->ranges);
+    bool in = x->classes >> class & 1;
+    for (int64_t k = 0; k < n && !in; k++) in = c >= x->ranges[k].first && c <= x->ranges[k].last;
     for (const wrpo__regex *part = x->items; part && !in; part = part->next) in = wrpo__set_has(part, c);
     return (in && (!x->other || wrpo__set_has(x->other, c))) != x->negate;
 }
@@ -8071,23 +8068,15 @@ static bool wrpo__rx_escape(wrpo__rx_parser *p, wrpo__regex *x, bool many) {
         {"p{Lm}", 1u << WRPO__LM, ""}, {"p{Lo}", 1u << WRPO__LO, ""}, {"p{N}", WRPO__N, ""},
         {"p{M}", 1u << WRPO__M, ""}, {"p{P}", 1u << WRPO__P | 1u << WRPO__PC, ""},
         {"p{S}", 1u << WRPO__S | 1u << WRPO__SW, ""},
-        {"p{Han}", 0,
-         "2E80-2E99 2E9B-2EF3 2F00-2FD5 3005 3007 3021-3029 3038-303B 3400-4DBF 4E00-9FFF F900-FA6D FA70-FAD9 "
-         "16FE2-16FE3 16FF0-16FF1 20000-2A6DF 2A700-2B739 2B740-2B81D 2B820-2CEA1 2CEB0-2EBE0 2EBF0-2EE5D "
-         "2F800-2FA1D 30000-3134A 31350-323AF"},
-        {"p{Hiragana}", 0, "3041-3096 309D-309F 1B001-1B11F 1B132 1B150-1B152 1F200"},
-        {"p{Katakana}", 0,
-         "30A1-30FA 30FD-30FF 31F0-31FF 32D0-32FE 3300-3357 FF66-FF6F FF71-FF9D 1AFF0-1AFF3 1AFF5-1AFFB "
-         "1AFFD-1AFFE 1B000 1B120-1B122 1B155 1B164-1B167"},
-        {"p{Hangul}", 0,
-         "1100-11FF 302E-302F 3131-318E 3200-321E 3260-327E A960-A97C AC00-D7A3 D7B0-D7C6 D7CB-D7FB FFA0-FFBE "
-         "FFC2-FFC7 FFCA-FFCF FFD2-FFD7 FFDA-FFDC"},
         {"w", WRPO__WORD & ~(1u << WRPO__CW), "B2-B3 B9 BC-BE"},
-        {"p{P since Unicode 9}", 0,
-         "61D 9FD A76 C77 C84 1B4E-1B4F 1B7D-1B7F 2E43-2E4F 2E52-2E5D 10D6E 10EAD 10F55-10F59 10F86-10F89 "
-         "113D4-113D5 113D7-113D8 1144B-1144F 1145A-1145B 1145D 11660-1166C 116B9 1183B 11944-11946 119E2 "
-         "11A3F-11A46 11A9A-11A9C 11A9E-11AA2 11B00-11B09 11BE1 11C41-11C45 11C70-11C71 11EF7-11EF8 "
-         "11F43-11F4F 11FFF 12FF1-12FF2 16D6D-16D6F 16E97-16E9A 16FE2 1E5FF 1E95E-1E95F"}};
+        {"p{Han}", 0, "2E80-2FD5 3005 3007 3021-3029 3038-303B 3400-4DBF 4E00-9FFF F900-FAD9 16FE2-16FE3 16FF0-16FF1 "
+                      "20000-323AF"},
+        {"p{Hiragana}", 0, "3041-3096 309D-309F 1B001-1B11F 1B132-1B152 1F200"},
+        {"p{Katakana}", 0, "30A1-30FA 30FD-30FF 31F0-31FF 32D0-32FE 3300-3357 FF66-FF6F FF71-FF9D 1AFF0-1B000 "
+                           "1B120-1B122 1B155-1B167"},
+        {"p{Hangul}", 0, "1100-11FF 302E-302F 3131-318E 3200-321E 3260-327E A960-A97C AC00-D7FB FFA0-FFDC"},
+        {"p{P since Unicode 9}", 0, "61D 9FD-A76 C77-C84 1B4E-1B4F 1B7D-1B7F 2E43-2E5D 10D6E-10F89 113D4-1145D "
+                                    "11660-116B9 1183B-11FFF 12FF1-12FF2 16D6D-16FE2 1E5FF-1E95F"}};  /* of \p{P} */
     const size_t at = p->i;
     if (!wrpo__rx_take(p, "\\")) return false;
     for (int k = 0; k < WRPO__COUNT(escapes); k++, p->i = at + 1) {
@@ -8098,7 +8087,8 @@ static bool wrpo__rx_escape(wrpo__rx_parser *p, wrpo__regex *x, bool many) {
         const char *r = many && classes ? "" : escapes[k].ranges;
         wrpo__regex *set = *r ? wrpo__rx_new(p, WRPO__RX_SET) : NULL;
         if (set) {
-            *set = (wrpo__regex){.classes = classes, .negate = other, .unicode = x->unicode, .next = x->items};
+            *set = (wrpo__regex){.classes = classes, .negate = other, .assigned = true, .unicode = x->unicode,
+                                 .next = x->items};
             x->items = set;
         } else x->classes |= other ? WRPO__CLASSES ^ classes : classes;
         while (*r) {
@@ -8259,30 +8249,32 @@ static const wrpo__regex *wrpo__load_regex(wrpo_tokenizer *tok, const wrpo_json 
 }
 
 /* ---- load: components ---- */
+/* Reads what a component says into its edit e; puts edits before it. */
+#define WRPO__READ(name) static void wrpo__read_##name(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e)
 static void wrpo__put_edit(wrpo_tokenizer *tok, wrpo__edit e) { stbds_arrput(*tok->edits, e); }
-static void wrpo__read_pattern(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+WRPO__READ(pattern) {
     const wrpo_json *pattern = wrpo__need(v, "pattern", WRPO_JSON_OBJECT);
     bool literal = wrpo_json_get(pattern, "String");
     v = wrpo__need(pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
     e->regex = wrpo__load_regex(tok, v, v->text, v->size, literal);
 }
-static void wrpo__read_behavior(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+WRPO__READ(behavior) {
     static const char names[] = "Removed Isolated MergedWithPrevious MergedWithNext Contiguous";
     const wrpo_json *behavior = wrpo__maybe(v, "behavior", WRPO_JSON_STRING);
     (void)tok;
     if (behavior) e->behavior = (wrpo__behavior)wrpo__load_choice(behavior, "Split behavior", names);
 }
-static void wrpo__read_split(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+WRPO__READ(split) {
     wrpo__need(v, "behavior", WRPO_JSON_STRING);
     wrpo__read_behavior(tok, v, e);
     e->invert = wrpo__switch(v, "invert", false);
     wrpo__read_pattern(tok, v, e);
 }
-static void wrpo__read_digits(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+WRPO__READ(digits) {
     (void)tok;
     if (wrpo__switch(v, "individual_digits", false)) e->behavior = WRPO__ISOLATED;
 }
-static void wrpo__read_byte_level(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+WRPO__READ(byte_level) {
     static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
     (void)e;
     if (wrpo__switch(v, "add_prefix_space", true))
@@ -8302,7 +8294,7 @@ static bool wrpo__keeps_count(const wrpo__edit *e) {
     const wrpo__regex *x = e->regex->items;
     return wrpo__one_char(e) && !e->regex->other && x->kind == WRPO__RX_SET && !x->next && x->min == 1 && x->max == 1;
 }
-static void wrpo__read_metaspace(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+WRPO__READ(metaspace) {
     const wrpo_json *scheme = wrpo__maybe(v, "prepend_scheme", WRPO_JSON_STRING);
     const int choice = scheme ? wrpo__load_choice(scheme, "prepend_scheme", "always first never") : 0;
     const bool first = choice == 1, never = choice == 2;
@@ -8323,25 +8315,25 @@ static void wrpo__read_metaspace(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__
     e->behavior = WRPO__MERGED_WITH_NEXT;
     e->regex = wrpo__load_regex(tok, v, e->text, e->size, true);
 }
-static void wrpo__read_unmark(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+WRPO__READ(unmark) {
     e->regex = wrpo__load_regex(tok, v, e->text, e->size, true);
     e->text = " ";
     e->size = 1;
     e->first = !wrpo__json_is(wrpo_json_get(v, "prepend_scheme"), "never");
 }
-static void wrpo__read_strip(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+WRPO__READ(strip) {
     (void)tok;
     e->start = wrpo__load_count(wrpo__need(v, "start", WRPO_JSON_NUMBER), INT32_MAX);
     e->stop = wrpo__load_count(wrpo__need(v, "stop", WRPO_JSON_NUMBER), INT32_MAX);
 }
 /* The post-processor: the ids before and after a single text. */
-static void wrpo__read_template(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+WRPO__READ(template) {
     int32_t **ids = &tok->prefix;
     const wrpo_json *wrong = NULL;
     (void)e;
     if (tok->has_template) wrpo__load_refuse("more than one", wrpo_json_get(v, "type"));
     tok->has_template = true;
-    for (const wrpo_json *k = wrpo__need(v, "single", WRPO_JSON_ARRAY)->child; k; k = k->next) {
+    WRPO__EACH(k, wrpo__need(v, "single", WRPO_JSON_ARRAY)) {
         const wrpo_json *text = wrpo__maybe(k, "Sequence", WRPO_JSON_OBJECT);
         if (text) {
             if (ids == &tok->suffix || !wrpo__json_is(wrpo_json_get(text, "id"), "A")) wrong = k;
@@ -8351,7 +8343,7 @@ static void wrpo__read_template(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__e
         const wrpo_json *tokens = wrpo__need(v, "special_tokens", WRPO_JSON_OBJECT);
         const wrpo_json *token = wrpo__need(k, "SpecialToken", WRPO_JSON_OBJECT);
         token = wrpo__need(tokens, wrpo__need(token, "id", WRPO_JSON_STRING)->text, WRPO_JSON_OBJECT);
-        for (const wrpo_json *i = wrpo__need(token, "ids", WRPO_JSON_ARRAY)->child; i; i = i->next)
+        WRPO__EACH(i, wrpo__need(token, "ids", WRPO_JSON_ARRAY))
             stbds_arrput(*ids, wrpo__load_count(i, tok->size - 1));
     }
     if (wrong || ids == &tok->prefix)
@@ -8363,7 +8355,7 @@ typedef struct wrpo__component {
     const char *list, *type;
     wrpo__edit edit;
     const char *text, *regex;  /* the key of the edit's text; its regex */
-    void (*read)(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e);  /* the rest of e, and edits before it */
+    void (*read)(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e);
 } wrpo__component;
 /* Digits has numbers as Rust has them, of Unicode 17: also U+11DE0..11DE9 and U+16FF4..16FF6. Punctuation and
    Whitespace have Rust's classes: all of ASCII's punctuation and Unicode 8's; \w with the two joiners. */
@@ -8392,7 +8384,6 @@ static const wrpo__component wrpo__components[] = {
 };
 /* A component, or a Sequence, which may nest. members: the key of its members. */
 static void wrpo__load_component(wrpo_tokenizer *tok, const wrpo_json *v, const char *list, const char *members) {
-    if (!v) return;
     const wrpo_json *type = wrpo__need(v, "type", WRPO_JSON_STRING);
     if (wrpo__json_is(type, "Sequence")) {
         v = wrpo__need(v, members, WRPO_JSON_ARRAY);
@@ -8414,6 +8405,11 @@ static void wrpo__load_component(wrpo_tokenizer *tok, const wrpo_json *v, const 
     if (c->read) c->read(tok, v, &e);
     if (e.kind == WRPO__EDIT_NFC) wrpo__unicode_load_nfc(&tok->unicode);
     if (e.kind != WRPO__EDIT_NONE) wrpo__put_edit(tok, e);
+}
+
+static void wrpo__load_list(wrpo_tokenizer *tok, const wrpo_json *root, const char *list, const char *members) {
+    const wrpo_json *v = wrpo__present(root, list);
+    if (v) wrpo__load_component(tok, v, list, members);
 }
 
 /* ---- load: the model ---- */
@@ -8469,7 +8465,7 @@ static void wrpo__load_merges(wrpo_tokenizer *tok, const wrpo_json *merges) {
     wrpo__text text = {.arena = tok->scratch};
     int32_t rank = 0;
     tok->merges = wrpo__free_slots(tok, merges->count, sizeof *tok->merges, &tok->merge_mask);
-    for (const wrpo_json *v = merges->child; v; v = v->next, rank++) {
+    WRPO__EACH(v, merges) {
         wrpo_json part[3];  /* left, right, both */
         int32_t id[3];
         if (!wrpo__merge_parts(v, part))
@@ -8488,6 +8484,7 @@ static void wrpo__load_merges(wrpo_tokenizer *tok, const wrpo_json *merges) {
         wrpo__merge merge = {wrpo__pair(id[0], id[1]), rank, id[2]};
         *wrpo__merge_slot(tok, id[0], id[1]) = merge;  /* of equal pairs the last counts */
         tok->cuts = tok->cuts && !wrpo__mark_within(text.data, text.size);
+        rank++;
     }
 }
 static void wrpo__load_model(wrpo_tokenizer *tok, const wrpo_json *model, int64_t added) {
@@ -8710,22 +8707,21 @@ static const wrpo_json *wrpo__load_json(wrpo_tokenizer *tok, wrpo__arena *arena,
 static void wrpo__load_edits(wrpo_tokenizer *tok, const wrpo_json *root) {
     tok->edits = &tok->encoder;
     wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED});
-    wrpo__load_component(tok, wrpo__present(root, "normalizer"), "normalizer", "normalizers");
+    wrpo__load_list(tok, root, "normalizer", "normalizers");
     tok->normalizer_end = stbds_arrlen(tok->encoder);
     wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED, .normalized = true});
-    wrpo__load_component(tok, wrpo__present(root, "pre_tokenizer"), "pre_tokenizer", "pretokenizers");
+    wrpo__load_list(tok, root, "pre_tokenizer", "pretokenizers");
     if (tok->cuts)
         wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__MERGED_WITH_NEXT,
                 .regex = wrpo__load_regex(tok, root, "\xE2\x96\x81+", 4, false)});
     tok->has_decoder = wrpo__present(root, "decoder");
     tok->edits = &tok->decoder;
-    wrpo__load_component(tok, wrpo__present(root, "decoder"), "decoder", "decoders");
+    wrpo__load_list(tok, root, "decoder", "decoders");
 }
-static void wrpo__tokenizer_init(wrpo_tokenizer *tok, wrpo__arena *arena, const char *dir) {
-    tok->ctx = arena->ctx;
-    tok->arena = arena;
-    tok->dir = wrpo__strndup(arena, dir, strlen(dir));
-    tok->scratch = wrpo__sub_arena(arena);
+static wrpo_tokenizer *wrpo__tokenizer_new(wrpo__arena *arena, const char *dir) {
+    wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
+    *tok = (wrpo_tokenizer){.ctx = arena->ctx, .arena = arena, .scratch = wrpo__sub_arena(arena),
+                            .dir = wrpo__strndup(arena, dir, strlen(dir))};
     double now = wrpo__now();
     tok->seed = wrpo__hash((uint64_t)(uintptr_t)arena, &now, sizeof now);  /* for speed: ids do not depend on it */
     wrpo__unicode_load_classes(arena, &tok->unicode);
@@ -8737,6 +8733,7 @@ static void wrpo__tokenizer_init(wrpo_tokenizer *tok, wrpo__arena *arena, const 
         tok->char_byte[c] = (int16_t)b;
     }
     stbds_arrput(tok->added, ((wrpo__added){"", 0, -1, 0}));
+    return tok;
 }
 static int64_t wrpo__leaves(const wrpo_json *v) {  /* members of an object, and their members */
     int64_t n = 0;
@@ -8744,8 +8741,7 @@ static int64_t wrpo__leaves(const wrpo_json *v) {  /* members of an object, and 
     return n;
 }
 static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir) {
-    wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
-    wrpo__tokenizer_init(tok, arena, dir);
+    wrpo_tokenizer *tok = wrpo__tokenizer_new(arena, dir);
     wrpo__work work = {.tok = tok, .out.arena = tok->scratch};
     tok->work = &work;
 
@@ -8763,7 +8759,7 @@ static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir)
     wrpo__load_model(tok, model, (added ? added->count : 0) + wrpo__leaves(tok->config) + wrpo__leaves(map));
     wrpo__load_edits(tok, root);
     wrpo__load_added(tok, added, false);
-    wrpo__load_component(tok, wrpo__present(root, "post_processor"), "post_processor", "processors");
+    wrpo__load_list(tok, root, "post_processor", "processors");
 
     wrpo__load_added(tok, again, true);
     wrpo__load_specials(tok, map);
@@ -10279,30 +10275,35 @@ static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jcall *c
     wrpo__jgo(J, at);
     return wrpo__jcut(J, from);
 }
+static void wrpo__jgeneration(wrpo__jinja *J) {  /* marks what is learned from */
+    size_t *span = J->spans && !J->idle ? stbds_arraddnptr(*J->spans, 2) : NULL;
+    const int64_t at = span ? stbds_arrlen(*J->spans) - 2 : 0;
+    if (span) *span = J->out.size;
+    wrpo__jbody(J, "endgeneration", wrpo__jscope(J->scope));
+    if (span) (*J->spans)[at + 1] = J->out.size;
+    wrpo__jneed(J, "endgeneration");
+}
 static void wrpo__jstatement(wrpo__jinja *J) {
+    static const struct { const char *name; void (*fn)(wrpo__jinja *J); } statements[] = {
+        {"if", wrpo__jif}, {"for", wrpo__jfor}, {"set", wrpo__jassign}, {"macro", wrpo__jmacro},
+        {"generation", wrpo__jgeneration}};
     int loops = J->loops;
-    if (wrpo__jtake(J, "if")) wrpo__jif(J);
-    else if (wrpo__jtake(J, "for")) wrpo__jfor(J);
-    else if (wrpo__jat(J, "break continue")) {
+    if (wrpo__jat(J, "break continue")) {
         if (J->idle && loops == 0) wrpo__jexpected(J, "a loop around this");
         if (!J->idle) J->flow = J->at->value->s[0];
         wrpo__jgo(J, J->at + 1);
-    } else if (wrpo__jat(J, "block extends include import from autoescape call filter with print do debug trans"))
-        wrpo__jrefuse(J, "statement \"%.*s\"", WRPO__J_SHOW(J->at->value));
-    else {
-        J->loops = 0;  /* break and continue stay within */
-        if (wrpo__jtake(J, "set")) wrpo__jassign(J);
-        else if (wrpo__jtake(J, "macro")) wrpo__jmacro(J);
-        else if (wrpo__jtake(J, "generation")) {  /* marks what is learned from */
-            size_t *span = J->spans && !J->idle ? stbds_arraddnptr(*J->spans, 2) : NULL;
-            const int64_t at = span ? stbds_arrlen(*J->spans) - 2 : 0;
-            if (span) *span = J->out.size;
-            wrpo__jbody(J, "endgeneration", wrpo__jscope(J->scope));
-            if (span) (*J->spans)[at + 1] = J->out.size;
-            wrpo__jneed(J, "endgeneration");
-        } else wrpo__jexpected(J, "a statement");
+        return;
     }
-    J->loops = loops;
+    if (wrpo__jat(J, "block extends include import from autoescape call filter with print do debug trans"))
+        wrpo__jrefuse(J, "statement \"%.*s\"", WRPO__J_SHOW(J->at->value));
+    for (int k = 0; k < WRPO__COUNT(statements); k++) {
+        if (!wrpo__jtake(J, statements[k].name)) continue;
+        if (k > 1) J->loops = 0;  /* break and continue stay within */
+        statements[k].fn(J);
+        J->loops = loops;
+        return;
+    }
+    wrpo__jexpected(J, "a statement");
 }
 
 /* ---- a template, compiled once per tokenizer; a conversation through it ---- */
@@ -10352,17 +10353,14 @@ static wrpo__jv wrpo__jfrom_json(wrpo__jinja *J, const wrpo_json *j) {
 /* As transformers shows a message: without keys that are null, its reasoning under both names that templates know. */
 static const char *const wrpo__reasoning[] = {"reasoning_content", "thinking", "reasoning"};
 static wrpo__jv wrpo__jmessage(wrpo__jinja *J, const wrpo_json *message) {
-    wrpo_json given = {.kind = WRPO_JSON_OBJECT};
-    WRPO__EACH(m, message)
-        if (m->kind != WRPO_JSON_NULL) wrpo__json_put(&given, m, NULL);
-    wrpo__jv v = wrpo__jfrom_json(J, &given), reasoning = NULL;
     wrpo__jval *d = wrpo__jnew(WRPO__J_DICT);
-    for (int i = 0; i < 3 && !wrpo__jgiven(reasoning); i++)
-        reasoning = wrpo__jdict_get(J, v, wrpo__jstring(wrpo__reasoning[i]));
-    if (!wrpo__jgiven(reasoning)) return v;
-    wrpo__jdict_put(J, d, wrpo__jstring("thinking"), reasoning);
-    for (int64_t i = 0; i < v->count; i++) wrpo__jdict_put(J, d, v->keys[i], v->items[i]);
-    wrpo__jdict_put(J, d, wrpo__jstring("reasoning_content"), reasoning);
+    const wrpo_json *given = NULL;
+    for (int i = 0; i < 3 && !given; i++) given = wrpo__present(message, wrpo__reasoning[i]);
+    wrpo__jv reasoning = given ? wrpo__jfrom_json(J, given) : NULL;
+    if (reasoning) wrpo__jdict_put(J, d, wrpo__jstring("thinking"), reasoning);
+    WRPO__EACH(m, message)
+        if (m->kind != WRPO_JSON_NULL) wrpo__jdict_put(J, d, wrpo__jbytes(m->key, m->key_size), wrpo__jfrom_json(J, m));
+    if (reasoning) wrpo__jdict_put(J, d, wrpo__jstring("reasoning_content"), reasoning);
     return d;
 }
 /* Appends the conversation to out. spans: as in wrpo__jinja. */
