@@ -5496,8 +5496,8 @@ static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int6
 /* ---- files that are something else: a sentence each ---- */
 static const struct wrpo__foreign {
     const char *name, *magic; size_t size;  /* part of its name; how it begins. NULL: no matter */
-    bool tokens;                            /* of a tokenizer */
-    const char *says;                       /* what it is, and the way out */
+    bool tokens;  /* of a tokenizer */
+    const char *says;  /* what it is, and the way out */
 } wrpo__foreign[] = {
     {".gguf", "GGUF", 4, false, "a GGUF file: want the safetensors checkpoint that it was made from"},
     {"pytorch_model", "PK\3\4", 4, false,
@@ -5539,7 +5539,7 @@ _Noreturn static void wrpo__no_checkpoint(wrpo__arena *arena, const char *path, 
                 wrpo__fail(arena->ctx, WRPO_E_IO, "%s: no %s in this directory, but %s, %s", path, want, names[i].text,
                         wrpo__foreign[k].says);
     wrpo__fail(arena->ctx, WRPO_E_IO, "%s: want a %s's directory, found no %s in it", path,
-               tokens ? "tokenizer" : "checkpoint", want);
+            tokens ? "tokenizer" : "checkpoint", want);
 }
 
 /* ---- one file ---- */
@@ -5742,26 +5742,26 @@ typedef void (*wrpo__save_fn)(void *user, int64_t tensor, int64_t first, int64_t
 typedef struct wrpo__placed { const char *name; const wrpo__save_tensor *t; int64_t bytes, shard; } wrpo__placed;
 /* How a save rounds, and what that leaves of the change since `from`. */
 typedef struct wrpo__rounding {
-    bool random;                     /* BF16: up or down by chance, the weight in the mean */
-    const wrpo_tensors *from;        /* NULL: nothing is measured */
-    float *old;                      /* [CHUNK] */
-    double changed, kept;            /* sums of d^2 and (rounded w - rounded from) d, d = w - from */
-    wrpo__writer *(*done)(void *user, double kept); void *user;    /* may be NULL. Called when the weights are written;
+    bool random;  /* BF16: up or down by chance, the weight in the mean */
+    const wrpo_tensors *from;  /* NULL: nothing is measured */
+    float *old;  /* [CHUNK] */
+    double changed, kept;  /* sums of d^2 and (rounded w - rounded from) d, d = w - from */
+    wrpo__writer *(*done)(void *user, double kept); void *user;  /* may be NULL. Called when the weights are written;
                                         the file that it returns, or NULL, gets its name with theirs */
 } wrpo__rounding;
 static double wrpo__kept(const wrpo__rounding *r) { return r->changed > 0 ? r->kept / r->changed : (double)NAN; }
-typedef struct wrpo__save {          /* one save */
+typedef struct wrpo__save {  /* one save */
     wrpo__arena *temp;
-    const char *dir;                 /* exists */
-    const char *file;                /* the name of a single file; NULL: model.safetensors or shards */
+    const char *dir;  /* exists */
+    const char *file;  /* the name of a single file; NULL: model.safetensors or shards */
     const wrpo__save_tensor *t; int64_t n;
-    wrpo_dtype dtype;                /* 0: F32 */
-    int64_t max_shard_size;          /* 0: 5e9 bytes */
-    wrpo__save_fn fn; void *user;    /* called for each file's tensors in the order of their names */
-    wrpo__writer **sides;            /* an stb array of whole files that wait for their names */
+    wrpo_dtype dtype;  /* 0: F32 */
+    int64_t max_shard_size;  /* 0: 5e9 bytes */
+    wrpo__save_fn fn; void *user;  /* called for each file's tensors in the order of their names */
+    wrpo__writer **sides;  /* an stb array of whole files that wait for their names */
     wrpo__rounding *rounding;
-    wrpo__placed *placed; int64_t shards;              /* in progress: the tensors, sorted by name */
-    float *chunk;                    /* [CHUNK] */
+    wrpo__placed *placed; int64_t shards;  /* in progress: the tensors, sorted by name */
+    float *chunk;  /* [CHUNK] */
 } wrpo__save;
 
 static char *wrpo__shard_file(const wrpo__save *save, int64_t shard) {
@@ -5937,7 +5937,7 @@ static void wrpo__tensors_save(wrpo__save *save) {
     save->chunk = wrpo__raw(temp, WRPO__CHUNK, sizeof *save->chunk);
     for (int64_t s = 0; s < files; s++) ready[s] = wrpo__shard_write(save, s);
     const char *index_path = wrpo__join(temp, save->dir, WRPO__INDEX_FILE);
-    char **stale = save->file ? NULL : wrpo__stale_shards(save);     /* now: nothing may fail once names are given */
+    char **stale = save->file ? NULL : wrpo__stale_shards(save);  /* now: nothing may fail once names are given */
     if (save->shards > 1) {
         index = wrpo__index_write(save, index_path);
         bool same_names = false;  /* then the old index would open old and new shards together */
@@ -6019,7 +6019,7 @@ wrpo__keys[] = {
     WRPO__KEY(initializer_range, ALL, NUMBER, 0, 0),
     WRPO__KEY(tie_word_embeddings, ALL, SWITCH, 0, 0),
     WRPO__KEY(attention_bias, LLAMA | WRPO__QWEN3 | WRPO__GEMMA | WRPO__SMOLLM3 | WRPO__OLMO2 | WRPO__GRANITE, SWITCH,
-              0, 0),
+            0, 0),
     {"bias", WRPO__INTERNLM2, WRPO__SWITCH, offsetof(wrpo_config, attention_bias), 0, 0},
     WRPO__KEY(query_pre_attn_scalar, GEMMA, NUMBER, 0, 0),
     WRPO__KEY(attn_logit_softcapping, GEMMA2, NUMBER_OR_NONE, 0, 0),
@@ -6376,7 +6376,7 @@ static void wrpo__config_parse(const wrpo_json *whole, wrpo_config *c) {
     for (int k = 0; k < 4 && !c->dtype; k++)
         for (int i = WRPO_DTYPE_F32; i <= WRPO_DTYPE_F16; i++)
             if (wrpo__json_is(wrpo__present(k < 2 ? root : whole, k % 2 ? "torch_dtype" : "dtype"),
-                              wrpo__dtypes[i].torch)) c->dtype = (wrpo_dtype)i;
+                    wrpo__dtypes[i].torch)) c->dtype = (wrpo_dtype)i;
 }
 #define WRPO__ADAPTER_FILE "adapter_model.safetensors"
 #define WRPO__ADAPTER_CONFIG "adapter_config.json"
@@ -6395,7 +6395,7 @@ WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_conf
 /* ---- names: where the weights of the table are in the files ----
    The table has the Llama layout. Phi-3 and InternLM2 have other names, and tensors with the rows of several weights in
    the order of the table. InternLM2's wqkv has G groups: the query heads of a key/value head, its key, its value. */
-static const struct { const char *family, *names; } wrpo__renames[] = {    /* our name, theirs, ... */
+static const struct { const char *family, *names; } wrpo__renames[] = {  /* our name, theirs, ... */
     {"phi3", "q_proj qkv_proj k_proj qkv_proj v_proj qkv_proj gate_proj gate_up_proj up_proj gate_up_proj"},
     {"granitemoehybrid", "mlp.gate_proj shared_mlp.input_linear mlp.up_proj shared_mlp.input_linear "
                          "mlp.down_proj shared_mlp.output_linear"},
@@ -6654,7 +6654,7 @@ static void wrpo__adapter_table(wrpo_model *model, wrpo__lora *lora) {
             }
             const int stem = (int)strlen(of_weight[j].name) - (int)strlen("weight");
             const char *name = wrpo__format(model->arena, "base_model.model.%.*slora_%c.weight", stem,
-                                            of_weight[j].name, is_b ? 'B' : 'A');
+                    of_weight[j].name, is_b ? 'B' : 'A');
             *next = (wrpo_weight){.name = name, .rows = is_b ? of_weight[j].rows : of[j].rank,
                                   .cols = is_b ? of[j].rank : of_weight[j].cols, .decay = true, .at = model->count,
                                   .dtype = model->ctx->desc.dtype};
@@ -6705,7 +6705,7 @@ static void wrpo__adapter_begin(wrpo_model *model, const wrpo_adapter_desc *desc
 static void wrpo__adapter_new(wrpo_model *model, const wrpo_adapter_desc *desc) {
     const int64_t first = model->n_weights;
     wrpo__adapter_begin(model, desc);
-    wrpo__model_memory(model);                         /* cleared: every B is 0 */
+    wrpo__model_memory(model);  /* cleared: every B is 0 */
     float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
     for (int64_t i = first; i < model->n_weights; i++) {
         const wrpo_weight *w = &model->weights[i];
@@ -6813,8 +6813,7 @@ static void wrpo__adapter_load(wrpo__arena *temp, wrpo_model *model, const char 
         if (!found) continue;
         const wrpo_json *rank = wrpo__adapter_pattern(ranks, layer);
         const wrpo_json *alpha = wrpo__adapter_pattern(alphas, layer);
-        *of = wrpo__adapter_of(&model->config, w,
-                rank ? wrpo__integer(rank, 1, WRPO__MAX_RANK, NULL) : lora->desc.r,
+        *of = wrpo__adapter_of(&model->config, w, rank ? wrpo__integer(rank, 1, WRPO__MAX_RANK, NULL) : lora->desc.r,
                 alpha ? wrpo__adapter_alpha(alpha) : lora->desc.alpha, lora->desc.rslora);
     }
     for (int64_t i = 0; i < t->count; i++)
@@ -6922,7 +6921,7 @@ WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, 
 
 /* ---- weights in and out; one of `get` and `put` is NULL ---- */
 static void wrpo__weight_move(wrpo_model *model, int64_t i, int64_t first, int64_t count,
-                              float *get, const float *put) {
+        float *get, const float *put) {
     wrpo_ctx *ctx = model->ctx;
     if (i < 0 || i >= model->n_weights)
         wrpo__fail_arg("weight %lld: want 0 to %lld", (long long)i, (long long)model->n_weights - 1);
@@ -7068,7 +7067,7 @@ static void wrpo__save_adapter_config(wrpo__save *save, const wrpo_model *model)
     const wrpo__lora *lora = model->lora;
     const wrpo_adapter_desc *d = &lora->desc;
     wrpo__text out = {.arena = save->temp}, targets = out, ranks = out, alphas = out;
-    wrpo__text_puts(&ranks, "");                       /* never NULL */
+    wrpo__text_puts(&ranks, "");  /* never NULL */
     wrpo__text_puts(&alphas, "");
     int64_t adapted[WRPO__LINEARS] = {0};
     const wrpo_weight *w;
@@ -7167,7 +7166,7 @@ static void wrpo__save_check(wrpo__arena *temp, const wrpo_model *model, const w
     WRPO__RANGE(desc->max_shard_size >= 0, "max_shard_size", desc->max_shard_size, "a number of bytes");
     for (int64_t i = 0; i < desc->eos_count; i++)
         WRPO__RANGE(desc->eos[i] >= 0 && desc->eos[i] < model->config.vocab_size, "wrpo_save_desc.eos", desc->eos[i],
-                    "a token's id");
+                "a token's id");
 }
 static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc,
         wrpo__rounding *r) {
@@ -7183,7 +7182,7 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
     r->random = desc->random_rounding && dtype == WRPO_DTYPE_BF16;
     if (loaded && !alone && dtype != WRPO_DTYPE_F32) {
         const wrpo_result opened = wrpo_tensors_open(ctx, model->dir, &from);
-        if (opened == WRPO_E_MEMORY) wrpo__rethrow(ctx, opened);       /* other failures: it is gone */
+        if (opened == WRPO_E_MEMORY) wrpo__rethrow(ctx, opened);  /* other failures: it is gone */
     }
     if (from) {
         wrpo__on_free(arena, wrpo__tensors_drop, from);
@@ -7219,7 +7218,7 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
 }
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
     WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true,
-                   wrpo__model_save(wrpo__current, model, desc, &(wrpo__rounding){0}));
+            wrpo__model_save(wrpo__current, model, desc, &(wrpo__rounding){0}));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -8007,8 +8006,8 @@ typedef struct wrpo__rx_parser {
 } wrpo__rx_parser;
 
 _Noreturn static void wrpo__rx_fail(const wrpo__rx_parser *p, const char *what) {
-    wrpo__unsupported(p->json,
-                    "regex, byte %zu: %s is not supported: %.*s", p->i + 1, what, (int)WRPO__MIN(p->n, 200), p->s);
+    wrpo__unsupported(p->json, "regex, byte %zu: %s is not supported: %.*s", p->i + 1, what, (int)WRPO__MIN(p->n, 200),
+            p->s);
 }
 static bool wrpo__rx_sees(const wrpo__rx_parser *p, const char *any) {  /* is one of these next? */
     return !p->literal && p->i < p->n && p->s[p->i] && strchr(any, p->s[p->i]);
@@ -8239,7 +8238,7 @@ static wrpo__regex *wrpo__rx_alternatives(wrpo__rx_parser *p) {
     return x;
 }
 static const wrpo__regex *wrpo__load_regex(wrpo_tokenizer *tok, const wrpo_json *v, const char *s, size_t n,
-                                           bool literal) {
+        bool literal) {
     wrpo__rx_parser p = {.tok = tok, .json = v, .s = s, .n = n, .literal = literal};
     if (n > 4096) wrpo__rx_fail(&p, "a pattern this long");
     const wrpo__regex *x = wrpo__rx_alternatives(&p);
@@ -8348,7 +8347,7 @@ WRPO__READ(template) {
     }
     if (wrong || ids == &tok->prefix)
         wrpo__unsupported(wrong ? wrong : v, "TemplateProcessing: want text A "
-                        "once in \"single\", found %s", wrong ? "another sequence" : "none");
+                "once in \"single\", found %s", wrong ? "another sequence" : "none");
 }
 
 typedef struct wrpo__component {
@@ -8469,8 +8468,8 @@ static void wrpo__load_merges(wrpo_tokenizer *tok, const wrpo_json *merges) {
         wrpo_json part[3];  /* left, right, both */
         int32_t id[3];
         if (!wrpo__merge_parts(v, part))
-            wrpo__wrong(v, "merge %d: want two tokens, as two strings or with one space between them, "
-                            "found %s", (int)rank, wrpo__found(v));
+            wrpo__wrong(v, "merge %d: want two tokens, as two strings or with one space between them, found %s",
+                    (int)rank, wrpo__found(v));
         text.size = 0;
         for (int k = 0; k < 2; k++) wrpo__text_add(&text, part[k].text, part[k].size);
         part[2].text = text.data;
@@ -8479,7 +8478,7 @@ static void wrpo__load_merges(wrpo_tokenizer *tok, const wrpo_json *merges) {
             id[k] = wrpo__model_id(tok, part[k].text, part[k].size);
             if (id[k] < 0)
                 wrpo__wrong(v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank,
-                                k == 2 ? "result" : "part", wrpo__legible(part[k].text, part[k].size));
+                        k == 2 ? "result" : "part", wrpo__legible(part[k].text, part[k].size));
         }
         wrpo__merge merge = {wrpo__pair(id[0], id[1]), rank, id[2]};
         *wrpo__merge_slot(tok, id[0], id[1]) = merge;  /* of equal pairs the last counts */
@@ -8575,12 +8574,11 @@ static void wrpo__load_added(wrpo_tokenizer *tok, const wrpo_json *list, bool ag
         const char *shown = wrpo__legible(content->text, content->size);
         if (strcmp(found, want) != 0 && !others++)
             other = wrpo__format(tok->scratch, "%s:%d: added token \"%s\": its id is %s, %s, and not %.40s", v->name,
-                                 v->line, shown, want, known ? "which the vocabulary gives it" : "the next one free",
-                                 found);
+                    v->line, shown, want, known ? "which the vocabulary gives it" : "the next one free", found);
         if (!(token->flags & WRPO__TOKEN_ADDED)) wrpo__add_token(tok, v, id, flags);
         else if ((token->flags & ~(uint32_t)(WRPO__TOKEN_MODEL | WRPO__TOKEN_RENAMED)) != flags)
             wrpo__wrong(v, "added token \"%s\" %s", shown,
-                            again ? "has other flags in tokenizer.json" : "stands twice, with different flags");
+                    again ? "has other flags in tokenizer.json" : "stands twice, with different flags");
     }
     if (others) wrpo__warn("%s%s: so the tokenizers library has it", other, others > 1 ? "; and others" : "");
 }
@@ -8661,7 +8659,7 @@ static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map) {
         if (!wrpo__switch(tok->config, adds[i], i == 0)) continue;
         if (ids[i] < 0)
             wrpo__wrong(v ? v : class_name, "%s is true%s, but no %s is in the vocabulary", adds[i],
-                            v ? "" : ", as this class has it", wrpo__special_names[i]);
+                    v ? "" : ", as this class has it", wrpo__special_names[i]);
         stbds_arrput(*list, ids[i]);
     }
 }
@@ -8785,7 +8783,7 @@ static int32_t *wrpo__encode_new(wrpo_tokenizer *tok, const char *text, size_t s
     return wrpo__handout(tok->ctx, ids, (size_t)*count * sizeof *ids);
 }
 WRPO_API wrpo_result wrpo_tokenizer_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags,
-                                           int32_t **ids, int64_t *count) {
+        int32_t **ids, int64_t *count) {
     *ids = NULL;
     *count = 0;
     WRPO__ENTRY(tok->ctx, true, *ids = wrpo__encode_new(tok, text, size, flags, count));
@@ -8797,11 +8795,10 @@ static char *wrpo__decode_new(wrpo_tokenizer *tok, const int32_t *ids, int64_t c
     return wrpo__handout(tok->ctx, out.data, out.size);
 }
 WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special,
-                                           char **text, size_t *size) {
+        char **text, size_t *size) {
     *text = NULL;
     *size = 0;
-    WRPO__ENTRY(tok->ctx, true,
-               *text = wrpo__decode_new(tok, ids, count, skip_special, size));
+    WRPO__ENTRY(tok->ctx, true, *text = wrpo__decode_new(tok, ids, count, skip_special, size));
 }
 
 /* --------------------------------------------------------------------------------------------- >>chat
@@ -8884,7 +8881,7 @@ _Noreturn WRPO__PRINTF(3, 4) static void wrpo__jraise(wrpo__jinja *J, wrpo_resul
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     wrpo__fail_at(J->ctx, code, J->line, 0, "chat template, line %d: %s%s", J->line, text,
-                  code == WRPO_E_UNSUPPORTED ? " is not supported" : "");
+            code == WRPO_E_UNSUPPORTED ? " is not supported" : "");
 }
 #define wrpo__jfail(J, ...) wrpo__jraise(J, WRPO_E_FORMAT, __VA_ARGS__)  /* Python refuses it too */
 #define wrpo__jrefuse(J, ...) wrpo__jraise(J, WRPO_E_UNSUPPORTED, __VA_ARGS__)  /* ... is not supported */
@@ -10365,7 +10362,7 @@ static wrpo__jv wrpo__jmessage(wrpo__jinja *J, const wrpo_json *message) {
 }
 /* Appends the conversation to out. spans: as in wrpo__jinja. */
 static void wrpo__chat_at(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
-                          const wrpo_json *kwargs, size_t **spans, wrpo__text *out) {
+        const wrpo_json *kwargs, size_t **spans, wrpo__text *out) {
     wrpo_ctx *ctx = tok->ctx;
     const wrpo_json *tools = wrpo__present(kwargs, "tools");
     wrpo__template *t = &tok->chat[tok->chat[1].text && tools];  /* as transformers */
@@ -10394,14 +10391,14 @@ static void wrpo__chat_at(wrpo_tokenizer *tok, const wrpo_json *messages, bool a
     *out = J.out;
 }
 static void wrpo__chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
-                       const wrpo_json *kwargs, char **text, size_t *size) {
+        const wrpo_json *kwargs, char **text, size_t *size) {
     wrpo__text out = {.arena = wrpo__current};
     wrpo__chat_at(tok, messages, add_generation_prompt, kwargs, NULL, &out);
     *text = wrpo__handout(tok->ctx, out.data, out.size);
     *size = out.size;
 }
 WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
-                                         const wrpo_json *kwargs, char **text, size_t *size) {
+        const wrpo_json *kwargs, char **text, size_t *size) {
     wrpo_ctx *ctx = tok->ctx;
     *text = NULL;
     *size = 0;
