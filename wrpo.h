@@ -5008,11 +5008,15 @@ typedef struct wrpo__json_in {
     char *out;  /* where the next unescaped text goes */
 } wrpo__json_in;
 
-static int64_t wrpo__json_column(const wrpo__json_in *in) { return in->at - in->line_begin + 1; }
+static void wrpo__json_here(const wrpo__json_in *in, wrpo_json *v) {
+    v->name = in->name;
+    v->line = (int32_t)WRPO__MIN(in->line, INT32_MAX);
+    v->column = (int32_t)(in->at - in->line_begin + 1);
+}
 _Noreturn static void wrpo__json_stop(wrpo__json_in *in, const char *want, const char *found) {
-    const int64_t column = wrpo__json_column(in);
-    wrpo__fail_at(in->arena->ctx, WRPO_E_FORMAT, in->line, column, "%s:%lld:%lld: want %s, found %s", in->name,
-            (long long)in->line, (long long)column, want, found);
+    wrpo_json place = {0};
+    wrpo__json_here(in, &place);
+    wrpo__wrong(&place, "want %s, found %s", want, found);
 }
 _Noreturn static void wrpo__json_expect(wrpo__json_in *in, const char *want) {
     const size_t n = (size_t)(in->end - in->at);
@@ -5191,9 +5195,7 @@ static void wrpo__json_members(wrpo__json_in *in, wrpo_json *v, int depth) {  /*
 /* One value, and the space around it. */
 static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth) {
     wrpo__json_space(in);
-    v->name = in->name;
-    v->line = (int32_t)WRPO__MIN(in->line, INT32_MAX);
-    v->column = (int32_t)wrpo__json_column(in);
+    wrpo__json_here(in, v);
     const char c = wrpo__json_peek(in);
     if (wrpo__json_take(in, "\"")) {
         v->kind = WRPO_JSON_STRING;
@@ -7704,10 +7706,8 @@ static void wrpo__cut_added(wrpo__work *w, const wrpo__piece *p, bool normalized
         if (!a) continue;
         size_t begin = i, end = next, size;
         uint32_t flags = w->tok->tokens[a->id].flags;
-        if (flags & WRPO__TOKEN_SINGLE_WORD) {
-            if (begin > 0 && wrpo__in_class(w, p, wrpo__before(p->s, begin), WRPO__WORD)) continue;
-            if (wrpo__in_class(w, p, end, WRPO__WORD)) continue;
-        }
+        const bool joined = begin > 0 && wrpo__in_class(w, p, wrpo__before(p->s, begin), WRPO__WORD);
+        if (flags & WRPO__TOKEN_SINGLE_WORD && (joined || wrpo__in_class(w, p, end, WRPO__WORD))) continue;
         if (flags & WRPO__TOKEN_LSTRIP) {
             begin = WRPO__MAX(begin, done);
             while (begin > done && wrpo__in_class(w, p, wrpo__before(p->s, begin), 1 << WRPO__SPACE))
@@ -8449,12 +8449,14 @@ static bool wrpo__mark_within(const char *s, size_t n) {
 }
 /* Both tokens of a merge: "left right" or ["left", "right"]. */
 static bool wrpo__merge_parts(const wrpo_json *v, wrpo_json part[2]) {
-    const bool pair = v->kind == WRPO_JSON_ARRAY && v->count == 2, string = v->kind == WRPO_JSON_STRING;
-    const char *space = string ? memchr(v->text, ' ', v->size) : NULL;
-    if (!pair && !space) return false;
-    part[0] = pair ? *v->child : *v;
-    part[1] = pair ? *v->child->next : *v;
-    if (pair) return part[0].kind == WRPO_JSON_STRING && part[1].kind == WRPO_JSON_STRING;
+    if (v->kind == WRPO_JSON_ARRAY && v->count == 2) {
+        part[0] = *v->child;
+        part[1] = *v->child->next;
+        return part[0].kind == WRPO_JSON_STRING && part[1].kind == WRPO_JSON_STRING;
+    }
+    const char *space = v->kind == WRPO_JSON_STRING ? memchr(v->text, ' ', v->size) : NULL;
+    if (!space) return false;
+    part[0] = part[1] = *v;
     part[0].size = (size_t)(space - v->text);
     part[1].text = space + 1;
     part[1].size -= part[0].size + 1;
@@ -8689,11 +8691,10 @@ static void wrpo__load_templates(wrpo_tokenizer *tok, const wrpo_json *v) {
         const char *path = wrpo__join(tok->arena, tok->dir, files[i]);
         if (!wrpo__exists(path)) continue;
         const wrpo__file *f = wrpo__open_file(tok->scratch, path);
-        const char *text = (const char *)f->data;
-        wrpo__need_utf8(path, text, f->size);
+        wrpo__need_utf8(path, (const char *)f->data, f->size);
         if (!found) memset(tok->chat, 0, sizeof tok->chat);
         found = true;
-        wrpo__set_template(tok, i, text, f->size);
+        wrpo__set_template(tok, i, (const char *)f->data, f->size);
     }
 }
 /* An object in a file of the directory; NULL: no such file. */
