@@ -3138,22 +3138,24 @@ static void wrpo__plain_adamw(void *dev, void *w, uint16_t *low, void *m, void *
     }
 }
 
+/* The fields of a backend on the host: its functions are wrpo__LEVEL_OP. */
+#define WRPO__HOST_BACKEND(level) \
+    .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true, .close = wrpo__##level##_close, \
+    .alloc = wrpo__host_alloc, .release = wrpo__host_release, .put = wrpo__host_copy, .get = wrpo__host_copy, \
+    .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = wrpo__##level##_gemm, \
+    .embed = wrpo__##level##_embed, .embed_bwd = wrpo__##level##_embed_bwd, .gather = wrpo__##level##_gather, \
+    .gather_bwd = wrpo__##level##_gather_bwd, .scatter = wrpo__##level##_scatter, .bias = wrpo__##level##_bias, \
+    .bias_bwd = wrpo__##level##_bias_bwd, .colsum = wrpo__##level##_colsum, .add = wrpo__##level##_add, \
+    .dropout = wrpo__##level##_dropout, .rmsnorm = wrpo__##level##_rmsnorm, \
+    .rmsnorm_bwd = wrpo__##level##_rmsnorm_bwd, .rope = wrpo__##level##_rope, \
+    .attention = wrpo__##level##_attention, .attention_bwd = wrpo__##level##_attention_bwd, \
+    .attention_scratch = wrpo__##level##_attention_scratch, .glu = wrpo__##level##_glu, \
+    .glu_bwd = wrpo__##level##_glu_bwd, .logprob = wrpo__##level##_logprob, \
+    .logprob_bwd = wrpo__##level##_logprob_bwd, .sum = wrpo__##level##_sum, .sumsq = wrpo__##level##_sumsq, \
+    .adamw = wrpo__##level##_adamw
 WRPO_API const wrpo_backend *wrpo_backend_plain(void) {
-    static const wrpo_backend backend = {
-        .name = "plain", .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true,
-        .open = wrpo__plain_open, .close = wrpo__plain_close, .alloc = wrpo__host_alloc, .release = wrpo__host_release,
-        .put = wrpo__host_copy, .get = wrpo__host_copy, .copy = wrpo__host_copy, .zero = wrpo__host_zero,
-        .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = wrpo__plain_gemm,
-        .embed = wrpo__plain_embed, .embed_bwd = wrpo__plain_embed_bwd,
-        .gather = wrpo__plain_gather, .gather_bwd = wrpo__plain_gather_bwd, .scatter = wrpo__plain_scatter,
-        .bias = wrpo__plain_bias, .bias_bwd = wrpo__plain_bias_bwd, .colsum = wrpo__plain_colsum,
-        .add = wrpo__plain_add, .dropout = wrpo__plain_dropout,
-        .rmsnorm = wrpo__plain_rmsnorm, .rmsnorm_bwd = wrpo__plain_rmsnorm_bwd, .rope = wrpo__plain_rope,
-        .attention = wrpo__plain_attention, .attention_bwd = wrpo__plain_attention_bwd,
-        .attention_scratch = wrpo__plain_attention_scratch, .glu = wrpo__plain_glu, .glu_bwd = wrpo__plain_glu_bwd,
-        .logprob = wrpo__plain_logprob, .logprob_bwd = wrpo__plain_logprob_bwd,
-        .sum = wrpo__plain_sum, .sumsq = wrpo__plain_sumsq, .adamw = wrpo__plain_adamw
-    };
+    static const wrpo_backend backend = {.name = "plain", .open = wrpo__plain_open, .copy = wrpo__host_copy,
+                                         .zero = wrpo__host_zero, WRPO__HOST_BACKEND(plain)};
     return &backend;
 }
 
@@ -14087,49 +14089,6 @@ typedef struct wrpo__mask { const float *positions; float window, softcap; bool 
 static const char *wrpo__address(const void *x, wrpo_dtype type, int64_t i) {  /* of element i */
     return (const char *)x + i * (type == WRPO_DTYPE_F32 ? 4 : 2);
 }
-/* The kernels: result, name, parameters. Those named like an op compute a row of it. */
-#define WRPO__KERNELS(X) \
-    X(void, scale, (float *y, float s, const void *x, wrpo_dtype type, int64_t n))             /* y = s x */ \
-    X(void, axpy, (float *y, float s, const float *x, int64_t n))                              /* y += s x */ \
-    X(float, dot, (const float *x, const float *y, int64_t n)) \
-    X(void, rmsnorm, (float *y, float *rstd, const float *x, const float *w, int64_t n, float eps, float plus)) \
-    X(void, rmsnorm_bwd, (float *dx, float *dw, const float *dy, const float *dres, const float *x, const float *w, \
-                          float rstd, int64_t n, float plus)) \
-    X(void, rope, (float *x, const float *table, int64_t heads, int64_t d, float sign)) \
-    X(void, glu, (float *h, const float *gu, int64_t n, bool gelu)) \
-    X(void, glu_bwd, (float *dgu, float *h, const float *dh, const float *gu, int64_t n, bool gelu)) \
-    X(double, lse, (const float *x, int64_t n, float softcap)) \
-    X(void, logprob_bwd, (float *y, const float *x, int64_t target, float lse, float g, int64_t n, float softcap)) \
-    X(double, sumsq, (const float *x, int64_t n)) \
-    X(void, adamw, (void *w, uint16_t *low, void *m, void *v, const float *g, int64_t first, int64_t n, \
-                    const wrpo_adamw *step)) \
-    X(void, pack, (wrpo__factors factors, bool is_b, wrpo__packing p)) \
-    X(void, tile, (wrpo__factors factors, int64_t words, const float *a, const float *b, int64_t ldb, wrpo__target t)) \
-    X(void, thin, (wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, int64_t ahead, wrpo__target t)) \
-    X(void, pair_rows, (float *x, int64_t rows, int64_t width)) \
-    X(void, softmax, (float *s, int64_t keys, wrpo__mask mask, float *top, float *sum, float *out, int64_t d)) \
-    X(void, softmax_row, (float *s, int64_t first, int64_t n, float softcap, float *top, float *sum, float *out, \
-                          int64_t d)) \
-    X(void, softmax_bwd, (float *s, float *dp, int64_t keys, wrpo__mask mask, const float *lse, const float *delta)) \
-    X(void, transpose, (float *rows, const float *columns, int64_t n))
-typedef struct wrpo__kernels {
-    int LANES;                       /* floats of a vector */
-    int MR, NR;                      /* rows and columns of a tile of C that is kept in registers */
-    int MR_ROOM;                     /* MR, rounded up to whole vectors */
-#define WRPO__X(result, name, parameters) result (*name) parameters;
-    WRPO__KERNELS(WRPO__X)
-#undef WRPO__X
-} wrpo__kernels;
-
-typedef struct wrpo__cpu {
-    wrpo_allocator memory;  /* first, for wrpo__host_alloc */
-    wrpo__kernels kernel;
-    int threads;
-    /* products round to bfloat16: of weights in it, and TN; with tiles, or by vectors */
-    bool pairs, tiles;
-    float *packed;                   /* [PACKED_FLOATS], shared by all threads: a part of A or B */
-    float *scratch;                  /* [threads][SCRATCH_FLOATS] */
-} wrpo__cpu;
 static bool wrpo__has_pairs(void) {
 #ifdef __x86_64__
     unsigned a, b, c, d;
@@ -14175,34 +14134,6 @@ static bool wrpo__has_tiles(void) {
 #define WRPO__TILE_DOT(c, a, b) (void)0
 static bool wrpo__has_tiles(void) { return false; }
 #endif
-static void wrpo__cpu_close(void *dev) {
-    wrpo__cpu *cpu = dev;
-    if (!cpu) return;
-    wrpo__host_release(cpu, cpu->packed);
-    wrpo__host_release(cpu, cpu->scratch);
-    cpu->memory.free(cpu, cpu->memory.user);
-}
-static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error *why, const wrpo__kernels *kernels) {
-    const unsigned features = desc->dtype == WRPO_DTYPE_BF16 ? desc->backend->features : 0;
-    wrpo__cpu *cpu = desc->memory.alloc(sizeof *cpu, desc->memory.user);
-    *dev = NULL;
-    if (cpu) {
-        *cpu = (wrpo__cpu){.memory = desc->memory, .kernel = *kernels, .threads = WRPO__MAX(desc->threads, 1)};
-        cpu->pairs = (features & WRPO_FEATURE_BF16) && wrpo__has_pairs();
-        cpu->tiles = (features & WRPO_FEATURE_AMX) && cpu->pairs && wrpo__has_tiles();
-        cpu->packed = wrpo__host_alloc(cpu, WRPO__PACKED_FLOATS * sizeof(float));
-        if ((size_t)cpu->threads < SIZE_MAX / 2 / (WRPO__SCRATCH_FLOATS * sizeof(float)))
-            cpu->scratch = wrpo__host_alloc(cpu, (size_t)cpu->threads * WRPO__SCRATCH_FLOATS * sizeof(float));
-        if (cpu->packed && cpu->scratch) {
-            *dev = cpu;
-            return WRPO_OK;
-        }
-        wrpo__cpu_close(cpu);
-    }
-    *why = (wrpo_error){.code = WRPO_E_MEMORY};
-    snprintf(why->text, sizeof why->text, "out of memory: buffers for %d threads", desc->threads);
-    return WRPO_E_MEMORY;
-}
 /* The widths. A compiler that does not tell the name of the file gets it from WRPO_FILE; without either, only the
    narrow one is compiled. */
 #if !defined(WRPO_FILE) && defined(__INCLUDE_LEVEL__)
@@ -14290,6 +14221,7 @@ enum { WRPO__(MR) = 6, WRPO__(NV) = 2 };
 #endif
 #endif
 enum {
+    WRPO__(LANES) = WRPO__LANES,
     WRPO__(NR) = WRPO__LANES * WRPO__(NV),
     WRPO__(MR_ROOM) = (WRPO__(MR) + WRPO__LANES - 1) / WRPO__LANES * WRPO__LANES,
     WRPO__(HAS_PAIRS) = WRPO__LANES == 16
@@ -14918,23 +14850,21 @@ WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, int64_t kc, 
     for (int r = 0; r < rows; r++, t.c += t.ldc)
         if (r < t.m) WRPO__PUT(t.c, t.add ? WRPO__GET(t.c) + sum[r] : sum[r]);
 }
-WRPO__INLINE void WRPO__(thin_rows)(const bool pairs, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
-                                    wrpo__target t) {
+WRPO__INLINE void WRPO__(thin_rows)(const bool pairs, const wrpo_dtype type, int64_t kc, const float *a,
+                                    wrpo__operand b, int64_t ahead, wrpo__target t) {
+    b.type = type;
     if (t.m > 8) WRPO__(thin_of)(WRPO__(MR), pairs, kc, a, b, ahead, t);
     else if (t.m > 4) WRPO__(thin_of)(WRPO__MIN(8, WRPO__(MR)), pairs, kc, a, b, ahead, t);
     else WRPO__(thin_of)(4, pairs, kc, a, b, ahead, t);
 }
 WRPO__KERNEL void WRPO__(thin)(wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
                                wrpo__target t) {
-    const wrpo__operand bf16 = {b.data, WRPO_DTYPE_BF16, b.lane, b.step};
-    const wrpo__operand f16 = {b.data, WRPO_DTYPE_F16, b.lane, b.step};
-    const wrpo__operand f32 = {b.data, WRPO_DTYPE_F32, b.lane, b.step};
-    const bool pairs = WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS;
-    if (pairs && b.type == WRPO_DTYPE_BF16) WRPO__(thin_rows)(true, kc, a, bf16, ahead, t);
-    else if (pairs) WRPO__(thin_rows)(true, kc, a, f32, ahead, t);
-    else if (b.type == WRPO_DTYPE_BF16) WRPO__(thin_rows)(false, kc, a, bf16, ahead, t);
-    else if (b.type == WRPO_DTYPE_F16) WRPO__(thin_rows)(false, kc, a, f16, ahead, t);
-    else WRPO__(thin_rows)(false, kc, a, f32, ahead, t);
+    const bool pairs = WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS, bf16 = b.type == WRPO_DTYPE_BF16;
+    if (pairs && bf16) WRPO__(thin_rows)(true, WRPO_DTYPE_BF16, kc, a, b, ahead, t);
+    else if (pairs) WRPO__(thin_rows)(true, WRPO_DTYPE_F32, kc, a, b, ahead, t);
+    else if (bf16) WRPO__(thin_rows)(false, WRPO_DTYPE_BF16, kc, a, b, ahead, t);
+    else if (b.type == WRPO_DTYPE_F16) WRPO__(thin_rows)(false, WRPO_DTYPE_F16, kc, a, b, ahead, t);
+    else WRPO__(thin_rows)(false, WRPO_DTYPE_F32, kc, a, b, ahead, t);
 }
 
 /* ---- attention: a tile of scores is s[key][NR], a column for each lane ---- */
@@ -15032,15 +14962,6 @@ WRPO__KERNEL void WRPO__(softmax_bwd)(float *s, float *dp, int64_t keys, wrpo__m
             WRPO__STORE(dp, e * (WRPO__LOAD(dp) - WRPO__LOAD(delta + j)) * slope);
         }
 }
-static const wrpo__kernels WRPO__(kernels) = {
-    WRPO__LANES, WRPO__(MR), WRPO__(NR), WRPO__(MR_ROOM),
-#define WRPO__X(result, name, parameters) WRPO__(name),
-    WRPO__KERNELS(WRPO__X)
-#undef WRPO__X
-};
-static wrpo_result WRPO__(open)(void **dev, const wrpo_desc *desc, wrpo_error *why) {
-    return wrpo__cpu_open(dev, desc, why, &WRPO__(kernels));
-}
 #undef WRPO__LEVEL
 #undef WRPO__TARGET
 #undef WRPO__MM
@@ -15058,6 +14979,69 @@ static wrpo_result WRPO__(open)(void **dev, const wrpo_desc *desc, wrpo_error *w
 #ifdef WRPO_IMPLEMENTATION
 #undef WRPO__LANES
 #ifndef WRPO_NO_SIMD
+/* ---- a backend of one width ---- */
+#define WRPO__KERNELS(X, level) \
+    X(scale, level) X(axpy, level) X(dot, level) X(rmsnorm, level) X(rmsnorm_bwd, level) X(rope, level) \
+    X(glu, level) X(glu_bwd, level) X(lse, level) X(logprob_bwd, level) X(sumsq, level) X(adamw, level) \
+    X(pack, level) X(tile, level) X(thin, level) X(pair_rows, level) X(softmax, level) X(softmax_row, level) \
+    X(softmax_bwd, level) X(transpose, level)
+#define WRPO__KERNEL_FIELD(name, level) __typeof__(&wrpo__##name##_##level) name;
+#define WRPO__KERNEL_OF(name, level) .name = wrpo__##name##_##level,
+typedef struct wrpo__kernels {
+    int LANES;                       /* floats of a vector */
+    int MR, NR;                      /* rows and columns of a tile of C that is kept in registers */
+    int MR_ROOM;                     /* MR, rounded up to whole vectors */
+    WRPO__KERNELS(WRPO__KERNEL_FIELD, generic)
+} wrpo__kernels;
+typedef struct wrpo__cpu {
+    wrpo_allocator memory;  /* first, for wrpo__host_alloc */
+    const wrpo__kernels *kernel;
+    int threads;
+    /* products round to bfloat16: of weights in it, and TN; with tiles, or by vectors */
+    bool pairs, tiles;
+    float *packed;                   /* [PACKED_FLOATS], shared by all threads: a part of A or B */
+    float *scratch;                  /* [threads][SCRATCH_FLOATS] */
+} wrpo__cpu;
+static void wrpo__cpu_close(void *dev) {
+    wrpo__cpu *cpu = dev;
+    if (!cpu) return;
+    wrpo__host_release(cpu, cpu->packed);
+    wrpo__host_release(cpu, cpu->scratch);
+    cpu->memory.free(cpu, cpu->memory.user);
+}
+static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error *why, const wrpo__kernels *kernels) {
+    const unsigned features = desc->dtype == WRPO_DTYPE_BF16 ? desc->backend->features : 0;
+    wrpo__cpu *cpu = desc->memory.alloc(sizeof *cpu, desc->memory.user);
+    *dev = NULL;
+    if (cpu) {
+        *cpu = (wrpo__cpu){.memory = desc->memory, .kernel = kernels, .threads = WRPO__MAX(desc->threads, 1)};
+        cpu->pairs = (features & WRPO_FEATURE_BF16) && wrpo__has_pairs();
+        cpu->tiles = (features & WRPO_FEATURE_AMX) && cpu->pairs && wrpo__has_tiles();
+        cpu->packed = wrpo__host_alloc(cpu, WRPO__PACKED_FLOATS * sizeof(float));
+        if ((size_t)cpu->threads < SIZE_MAX / 2 / (WRPO__SCRATCH_FLOATS * sizeof(float)))
+            cpu->scratch = wrpo__host_alloc(cpu, (size_t)cpu->threads * WRPO__SCRATCH_FLOATS * sizeof(float));
+        if (cpu->packed && cpu->scratch) {
+            *dev = cpu;
+            return WRPO_OK;
+        }
+        wrpo__cpu_close(cpu);
+    }
+    *why = (wrpo_error){.code = WRPO_E_MEMORY};
+    snprintf(why->text, sizeof why->text, "out of memory: buffers for %d threads", desc->threads);
+    return WRPO_E_MEMORY;
+}
+#define WRPO__OPEN(level) \
+    static wrpo_result wrpo__open_##level(void **dev, const wrpo_desc *desc, wrpo_error *why) { \
+        static const wrpo__kernels kernels = { \
+            .LANES = wrpo__LANES_##level, .MR = wrpo__MR_##level, .NR = wrpo__NR_##level, \
+            .MR_ROOM = wrpo__MR_ROOM_##level, WRPO__KERNELS(WRPO__KERNEL_OF, level)}; \
+        return wrpo__cpu_open(dev, desc, why, &kernels); \
+    }
+WRPO__OPEN(generic)
+#ifdef WRPO__HAVE_AVX
+WRPO__OPEN(avx2)
+WRPO__OPEN(avx512)
+#endif
 /* ---- the ops. Threads: one where waking others costs more than it saves ---- */
 static int wrpo__cpu_team(const wrpo__cpu *cpu, int64_t work) { return work <= WRPO__GRAIN ? 1 : cpu->threads; }
 static int64_t wrpo__cpu_chunk(int64_t D) { return WRPO__MAX(WRPO__GRAIN / 4 / WRPO__MAX(D, 1), 1); }
@@ -15081,7 +15065,7 @@ static void wrpo__cpu_embed(void *dev, void *y, const void *w, wrpo_dtype w_type
     const wrpo__cpu *cpu = dev;
     WRPO__PARROWS(cpu, n, D)
     for (int64_t r = 0; r < n; r++)
-        cpu->kernel.scale((float *)y + r * D, scale, wrpo__address(w, w_type, ids[r] * D), w_type, D);
+        cpu->kernel->scale((float *)y + r * D, scale, wrpo__address(w, w_type, ids[r] * D), w_type, D);
 }
 static void wrpo__cpu_embed_bwd(void *dev, float *dw, const void *dy, const int32_t *ids,
                                 int64_t n, int64_t D, float scale) {
@@ -15089,7 +15073,7 @@ static void wrpo__cpu_embed_bwd(void *dev, float *dw, const void *dy, const int3
     WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
     for (int64_t j = 0; j < D; j += WRPO__GROUP)
         for (int64_t r = 0; r < n; r++)
-            cpu->kernel.axpy(dw + ids[r] * D + j, scale, (const float *)dy + r * D + j, WRPO__MIN(D - j, WRPO__GROUP));
+            cpu->kernel->axpy(dw + ids[r] * D + j, scale, (const float *)dy + r * D + j, WRPO__MIN(D - j, WRPO__GROUP));
 }
 static void wrpo__cpu_gather(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D) {
     wrpo__cpu_embed(dev, y, x, WRPO_DTYPE_F32, index, n, D, 1);
@@ -15107,7 +15091,7 @@ static void wrpo__cpu_scatter(void *dev, void *y, int64_t ldy, const void *x, in
 static void wrpo__cpu_bias(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
     const wrpo__cpu *cpu = dev;
     WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++) cpu->kernel.axpy((float *)y + r * ldy, 1, b, D);
+    for (int64_t r = 0; r < n; r++) cpu->kernel->axpy((float *)y + r * ldy, 1, b, D);
 }
 /* y += the sum of the rows of w: GROUP columns to a task, and sums of GROUP rows first, as rounding grows with the
    longest chain */
@@ -15121,10 +15105,10 @@ static void wrpo__cpu_add_rows(const wrpo__cpu *cpu, float *y, const void *w, wr
             memset(part, 0, sizeof part);
             for (int64_t i = r; i < WRPO__MIN(n, r + WRPO__GROUP); i++) {
                 const void *row = wrpo__address(w, type, i * ld + j);
-                if (type != WRPO_DTYPE_F32) cpu->kernel.scale(floats, 1, row, type, width);
-                cpu->kernel.axpy(part, 1, type != WRPO_DTYPE_F32 ? floats : row, width);
+                if (type != WRPO_DTYPE_F32) cpu->kernel->scale(floats, 1, row, type, width);
+                cpu->kernel->axpy(part, 1, type != WRPO_DTYPE_F32 ? floats : row, width);
             }
-            cpu->kernel.axpy(y + j, 1, part, width);
+            cpu->kernel->axpy(y + j, 1, part, width);
         }
     }
 }
@@ -15139,7 +15123,7 @@ static void wrpo__cpu_add(void *dev, void *y, const void *x, int64_t count) {
     const wrpo__cpu *cpu = dev;
     WRPO__PARFOR(wrpo__cpu_team(cpu, count))
     for (int64_t i = 0; i < count; i += WRPO__GRAIN)
-        cpu->kernel.axpy((float *)y + i, 1, (const float *)x + i, WRPO__MIN(count - i, WRPO__GRAIN));
+        cpu->kernel->axpy((float *)y + i, 1, (const float *)x + i, WRPO__MIN(count - i, WRPO__GRAIN));
 }
 static void wrpo__cpu_sum(void *dev, float *y, const float *x, int64_t count) { wrpo__cpu_add(dev, y, x, count); }
 static void wrpo__cpu_dropout(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, int64_t n, int64_t D,
@@ -15150,7 +15134,7 @@ static void wrpo__cpu_dropout(void *dev, void *y, int64_t ldy, const void *x, in
         float *to = (float *)y + r * ldy;
         const float *from = (const float *)x + r * ldx;
         if (d->p > 0) wrpo__dropout_row(to, from, D, r, d);
-        else cpu->kernel.scale(to, d->scale, from, WRPO_DTYPE_F32, D);
+        else cpu->kernel->scale(to, d->scale, from, WRPO_DTYPE_F32, D);
     }
 }
 static void wrpo__cpu_rmsnorm(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w,
@@ -15159,7 +15143,7 @@ static void wrpo__cpu_rmsnorm(void *dev, void *y, int64_t ldy, float *rstd, cons
     WRPO__PARROWS(cpu, n, heads * D)
     for (int64_t r = 0; r < n; r++)
         for (int64_t h = 0; h < heads; h++)
-            cpu->kernel.rmsnorm((float *)y + r * ldy + h * D, rstd + r * heads + h,
+            cpu->kernel->rmsnorm((float *)y + r * ldy + h * D, rstd + r * heads + h,
                                 (const float *)x + r * ldx + h * D, w, D, eps, plus);
 }
 /* A task takes GROUP vectors and makes their sum for dw; then come the sums of all tasks, in order. */
@@ -15178,12 +15162,12 @@ static void wrpo__cpu_rmsnorm_bwd(void *dev, void *dx, int64_t lddx, float *dw, 
             for (int64_t i = begin; i < WRPO__MIN(vectors, begin + WRPO__GROUP); i++) {
                 const int64_t row = i / heads, column = i % heads * D;
                 const float *beside = dres ? (const float *)dres + row * lddres + column : NULL;
-                cpu->kernel.rmsnorm_bwd((float *)dx + row * lddx + column, sums + t * D,
+                cpu->kernel->rmsnorm_bwd((float *)dx + row * lddx + column, sums + t * D,
                                         (const float *)dy + row * lddy + column, beside,
                                         (const float *)x + row * ldx + column, w, rstd[i], D, plus);
             }
         }
-        for (int64_t t = 0; dw && t < tasks; t++) cpu->kernel.axpy(dw, 1, sums + t * D, D);
+        for (int64_t t = 0; dw && t < tasks; t++) cpu->kernel->axpy(dw, 1, sums + t * D, D);
     }
 }
 static void wrpo__cpu_rope(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d,
@@ -15191,19 +15175,19 @@ static void wrpo__cpu_rope(void *dev, void *x, int64_t ldx, const float *table, 
     const wrpo__cpu *cpu = dev;
     WRPO__PARROWS(cpu, n, heads * d)
     for (int64_t r = 0; r < n; r++)
-        cpu->kernel.rope((float *)x + r * ldx, table + r * (d / 2 * 2), heads, d, sign);
+        cpu->kernel->rope((float *)x + r * ldx, table + r * (d / 2 * 2), heads, d, sign);
 }
 static void wrpo__cpu_glu(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
     const wrpo__cpu *cpu = dev;
     WRPO__PARROWS(cpu, n, 4 * I)
-    for (int64_t r = 0; r < n; r++) cpu->kernel.glu((float *)h + r * I, (const float *)gu + r * 2 * I, I, gelu);
+    for (int64_t r = 0; r < n; r++) cpu->kernel->glu((float *)h + r * I, (const float *)gu + r * 2 * I, I, gelu);
 }
 static void wrpo__cpu_glu_bwd(void *dev, void *dgu, void *h, const void *dh, const void *gu,
                               int64_t n, int64_t I, bool gelu) {
     const wrpo__cpu *cpu = dev;
     WRPO__PARROWS(cpu, n, 4 * I)
     for (int64_t r = 0; r < n; r++)
-        cpu->kernel.glu_bwd((float *)dgu + r * 2 * I, h ? (float *)h + r * I : NULL, (const float *)dh + r * I,
+        cpu->kernel->glu_bwd((float *)dgu + r * 2 * I, h ? (float *)h + r * I : NULL, (const float *)dh + r * I,
                             (const float *)gu + r * 2 * I, I, gelu);
 }
 static void wrpo__cpu_logprob(void *dev, float *logp, float *lse, const float *logits, int64_t ldl,
@@ -15212,7 +15196,7 @@ static void wrpo__cpu_logprob(void *dev, float *logp, float *lse, const float *l
     WRPO__PARROWS(cpu, n, V)
     for (int64_t r = 0; r < n; r++) {
         const float *x = logits + r * ldl;
-        const double log_sum = cpu->kernel.lse(x, V, softcap);
+        const double log_sum = cpu->kernel->lse(x, V, softcap);
         double slope;
         logp[r] = (float)(wrpo__softcap((double)x[target[r]], (double)softcap, &slope) - log_sum);
         lse[r] = (float)log_sum;
@@ -15224,7 +15208,7 @@ static void wrpo__cpu_logprob_bwd(void *dev, void *dlogits, const float *logits,
     const wrpo__cpu *cpu = dev;
     WRPO__PARROWS(cpu, n, V)
     for (int64_t r = 0; r < n; r++)
-        cpu->kernel.logprob_bwd((float *)dlogits + r * ldl, logits + r * ldl, target[r], lse[r], dlogp[r], V, softcap);
+        cpu->kernel->logprob_bwd((float *)dlogits + r * ldl, logits + r * ldl, target[r], lse[r], dlogp[r], V, softcap);
 }
 /* In at most 256 parts, whatever the number of threads. */
 static void wrpo__cpu_sumsq(void *dev, double *out, const float *x, int64_t count) {
@@ -15234,7 +15218,7 @@ static void wrpo__cpu_sumsq(void *dev, double *out, const float *x, int64_t coun
     const int64_t parts = wrpo__div_up(count, size);
     WRPO__PARFOR(wrpo__cpu_team(cpu, count))
     for (int64_t i = 0; i < parts; i++)
-        part[i] = cpu->kernel.sumsq(x + i * size, WRPO__MIN(size, count - i * size));
+        part[i] = cpu->kernel->sumsq(x + i * size, WRPO__MIN(size, count - i * size));
     for (int64_t i = 0; i < parts; i++) sum += part[i];
     *out += sum;
 }
@@ -15243,7 +15227,7 @@ static void wrpo__cpu_adamw(void *dev, void *w, uint16_t *low, void *m, void *v,
     const wrpo__cpu *cpu = dev;
     WRPO__PARFOR(wrpo__cpu_team(cpu, count))
     for (int64_t i = 0; i < count; i += WRPO__GRAIN)
-        cpu->kernel.adamw(w, low, m, v, g, i, WRPO__MIN(count - i, WRPO__GRAIN), step);
+        cpu->kernel->adamw(w, low, m, v, g, i, WRPO__MIN(count - i, WRPO__GRAIN), step);
 }
 
 /* ---- gemm: Goto's scheme ----
@@ -15292,7 +15276,7 @@ static wrpo__operand wrpo__gemm_from(const wrpo__product *p, int side, int64_t l
 static void wrpo__gemm_pack(const wrpo__product *p, int side, float *panels, int64_t lane, int64_t n, int64_t k,
                             int64_t kc) {
     const int64_t words = wrpo__gemm_words(p, kc);
-    p->cpu->kernel.pack(p->factors, side == 1, (wrpo__packing){wrpo__gemm_from(p, side, lane, k), n, kc, panels,
+    p->cpu->kernel->pack(p->factors, side == 1, (wrpo__packing){wrpo__gemm_from(p, side, lane, k), n, kc, panels,
                                                                p->room[side] * words, words});
 }
 /* The shared panel of `lane` in the block of k. Blocks follow each other, each with the panels of the whole piece. */
@@ -15325,14 +15309,14 @@ static int64_t wrpo__gemm_depth(const wrpo__product *p) {
 /* The rows, which are one panel, by columns [begin, end). */
 static void wrpo__gemm_thin(const wrpo__product *p, int64_t begin, int64_t end) {
     const wrpo__operand *b = &p->operand[1];
-    const int64_t columns = p->cpu->kernel.LANES, row_bytes = b->lane * (int64_t)wrpo__dtype_size(b->type);
+    const int64_t columns = p->cpu->kernel->LANES, row_bytes = b->lane * (int64_t)wrpo__dtype_size(b->type);
     const int64_t ahead = p->k <= 1024 ? columns * row_bytes : 192;  /* of short rows, the next columns */
     for (int64_t j = begin; j < end; j += columns)
         for (int64_t k = p->k0, kc; k < p->k1; k += kc) {
             kc = wrpo__gemm_block(p, k);
             const wrpo__target c = {.c = p->c + j, .ldc = p->ldc, .m = p->lanes[0], .n = WRPO__MIN(columns, end - j),
                                     .add = p->add || k > 0};
-            p->cpu->kernel.thin(p->factors, kc, wrpo__gemm_panel(p, 0, k), wrpo__gemm_from(p, 1, j, k), ahead, c);
+            p->cpu->kernel->thin(p->factors, kc, wrpo__gemm_panel(p, 0, k), wrpo__gemm_from(p, 1, j, k), ahead, c);
         }
 }
 /* What a task most likely packs after the block of k: part i of `parts`. Only lanes with their steps side by side are
@@ -15371,7 +15355,7 @@ static void wrpo__gemm_task(const wrpo__product *p, const int64_t begin[2], cons
                     const float *b = panels[1] + (j - begin[1]) / NR * words * p->room[1];
                     const int64_t m = WRPO__MIN(MR, end[0] - i), n = WRPO__MIN(NR, end[1] - j);
                     const wrpo__ahead ahead = wrpo__gemm_ahead(p, begin[p->own], end[p->own], k, tiles, done++);
-                    p->cpu->kernel.tile(p->factors, words, a, b, p->room[1],
+                    p->cpu->kernel->tile(p->factors, words, a, b, p->room[1],
                                         (wrpo__target){p->c + i * p->ldc + j, p->ldc, m, n, p->add || k > 0, ahead});
                 }
     }
@@ -15408,7 +15392,7 @@ static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const vo
         .cpu = cpu, .c = c, .ldc = ldc, .k = k, .add = beta != 0, .lanes = {m, n},
         .operand = {{a, WRPO_DTYPE_F32, a_transposed ? 1 : lda, a_transposed ? lda : 1},
                     {b, a_transposed ? WRPO_DTYPE_F32 : b_type, b_transposed ? ldb : 1, b_transposed ? 1 : ldb}},
-        .width = {cpu->kernel.MR, cpu->kernel.NR}, .room = {cpu->kernel.MR_ROOM, cpu->kernel.NR}};
+        .width = {cpu->kernel->MR, cpu->kernel->NR}, .room = {cpu->kernel->MR_ROOM, cpu->kernel->NR}};
     if (cpu->pairs && (a_transposed || p.operand[1].type == WRPO_DTYPE_BF16))
         p.factors = cpu->tiles ? WRPO__TILES : WRPO__PAIRS;
     if (p.factors == WRPO__TILES) p.width[0] = p.room[0] = 32;
@@ -15517,6 +15501,9 @@ static int64_t wrpo__lane_row(const wrpo__lanes *b, int64_t i) { return b->seg->
 static int64_t wrpo__lane_head(const wrpo__lanes *b, int64_t i) {
     return b->g * b->x->share + (b->first + i) % b->x->share;
 }
+static int64_t wrpo__lane_number(const wrpo__lanes *b, int64_t i) {  /* of its lse */
+    return wrpo__lane_row(b, i) * b->x->a->H + wrpo__lane_head(b, i);
+}
 static int64_t wrpo__lane_position(const wrpo__lanes *b, int64_t i) {
     const int64_t row = wrpo__lane_row(b, i);
     return wrpo__query_position(b->seg + (b->segs > 1 ? row - b->seg->begin : 0), row);
@@ -15534,11 +15521,18 @@ static bool wrpo__visible(const wrpo__lanes *b, int64_t i, int64_t n, int64_t ke
     *masked = low < key0 + *seen - 1 || (window > 0 && high - key0 >= window);
     return *seen > 0 && (window <= 0 || low - (key0 + keys - 1) < window);
 }
+/* n lanes by `steps` steps of x become panels of A or, if is_b, of B. */
+static void wrpo__attention_pack(const wrpo__attention *x, bool is_b, float *panels, const float *from, int64_t lane,
+                                 int64_t step, int64_t n, int64_t steps) {
+    const int64_t words = wrpo__attention_words(x, steps), room = is_b ? x->kernel->NR : x->kernel->MR_ROOM;
+    x->kernel->pack(x->factors, is_b, (wrpo__packing){{from, WRPO_DTYPE_F32, lane, step}, n, steps, panels,
+                                                      room * words, words});
+}
 /* rows[lane][ld] = scale times the lane's vector of y, and the same as panels of B. What is missing is 0. */
 static void wrpo__lane_vectors(const wrpo__lanes *b, const float *y, int64_t ldy, float scale, float *rows, int64_t ld,
                                float *panels) {
     const wrpo__attention *x = b->x;
-    const int64_t d = x->a->d, all = wrpo__round_up(b->count, x->kernel->NR), words = wrpo__attention_words(x, d);
+    const int64_t d = x->a->d, all = wrpo__round_up(b->count, x->kernel->NR);
     for (int64_t i = 0; i < all; i++) {
         const int64_t have = i < b->count ? d : 0, ahead = i + 8;
         for (int64_t j = 0; ahead < b->count && j < d; j += 16)  /* the machine does not foresee that row */
@@ -15546,15 +15540,20 @@ static void wrpo__lane_vectors(const wrpo__lanes *b, const float *y, int64_t ldy
         if (have) x->kernel->scale(rows + i * ld, scale, y + wrpo__lane_at(b, i, ldy), WRPO_DTYPE_F32, d);
         memset(rows + i * ld + have, 0, (size_t)(ld - have) * sizeof *rows);
     }
-    x->kernel->pack(x->factors, true, (wrpo__packing){{rows, WRPO_DTYPE_F32, ld, 1}, all, d, panels,
-                                                      words * x->kernel->NR, words});
+    wrpo__attention_pack(x, true, panels, rows, ld, 1, all, d);
+}
+/* o and lse of a lane, from the sum of its outputs, its running maximum and its sum. */
+static void wrpo__lane_write(const wrpo__lanes *b, int64_t i, const float *out, float top, float sum) {
+    const wrpo__attention *x = b->x;
+    x->new_lse[wrpo__lane_number(b, i)] = top + logf(sum);
+    x->kernel->scale(x->o + wrpo__lane_at(b, i, x->a->ldo), 1 / sum, out, WRPO_DTYPE_F32, x->a->d);
 }
 static void wrpo__lane_numbers(const wrpo__lanes *b, float *numbers) {
     const int64_t NR = b->x->kernel->NR;
     for (int64_t i = 0; i < wrpo__round_up(b->count, NR); i++) {
         float *y = numbers + i / NR * 3 * NR + i % NR;
         const int64_t lane = WRPO__MIN(i, b->count - 1);
-        const int64_t at = wrpo__lane_row(b, lane) * b->x->a->H + wrpo__lane_head(b, lane);
+        const int64_t at = wrpo__lane_number(b, lane);
         y[0] = (float)wrpo__lane_position(b, lane);
         y[NR] = b->x->lse ? b->x->lse[at] : -FLT_MAX;
         y[2 * NR] = b->x->lse ? b->x->delta[at] : 0;
@@ -15562,10 +15561,9 @@ static void wrpo__lane_numbers(const wrpo__lanes *b, float *numbers) {
 }
 /* n rows of keys or values become panels of A: of their transpose if `across`. */
 static void wrpo__pack_keys(const wrpo__attention *x, float *panels, const float *rows, int64_t n, bool across) {
-    const int64_t ld = x->a->ldkv, d = x->a->d, steps = across ? n : d, words = wrpo__attention_words(x, steps);
-    const wrpo__operand from = {rows, WRPO_DTYPE_F32, across ? 1 : ld, across ? ld : 1};
-    x->kernel->pack(x->factors, false, (wrpo__packing){from, across ? d : n, steps, panels,
-                                                       x->kernel->MR_ROOM * words, words});
+    const int64_t ld = x->a->ldkv, d = x->a->d;
+    if (across) wrpo__attention_pack(x, false, panels, rows, 1, ld, d, n);
+    else wrpo__attention_pack(x, false, panels, rows, ld, 1, n, d);
 }
 /* x[n][width] in the words that the products take, in place */
 static void wrpo__to_words(const wrpo__attention *x, float *rows, int64_t n, int64_t width) {
@@ -15638,10 +15636,7 @@ static void wrpo__attention_lanes(const wrpo__lanes *b) {
         if (i % NR == 0) x->kernel->transpose(rows, w.out + i * d_mr, d);
         rows += i % NR * d;
         if (bwd) x->kernel->scale(x->dq + wrpo__lane_at(b, i, a->ldq), a->scale, rows, WRPO_DTYPE_F32, d);
-        else {
-            x->new_lse[wrpo__lane_row(b, i) * a->H + wrpo__lane_head(b, i)] = number[NR] + logf(number[2 * NR]);
-            x->kernel->scale(x->o + wrpo__lane_at(b, i, a->ldo), 1 / number[2 * NR], rows, WRPO_DTYPE_F32, d);
-        }
+        else wrpo__lane_write(b, i, rows, number[NR], number[2 * NR]);
     }
 }
 /* The pass for o where segments have one row: lanes [from, to) of those from `first` on, one panel of A, and the keys
@@ -15670,10 +15665,8 @@ static void wrpo__attention_row_tile(const wrpo__lanes *b, const wrpo__buffers *
     for (int64_t i = from; i < to; i++)
         x->kernel->softmax_row(w->p + i * x->tile, hidden[i], n, a->softcap, w->numbers + i, w->numbers + NR + i,
                                w->out + i * d_nr, d);
-    x->kernel->pack(x->factors, false, (wrpo__packing){{w->p + from * x->tile, WRPO_DTYPE_F32, x->tile, 1}, m, n,
-                                                       w->ds, 0, words});
-    if (packed) x->kernel->pack(x->factors, true, (wrpo__packing){{values, WRPO_DTYPE_F32, 1, a->ldkv}, d, n,
-                                                                  w->columns, NR * words, words});
+    wrpo__attention_pack(x, false, w->ds, w->p + from * x->tile, x->tile, 1, m, n);
+    if (packed) wrpo__attention_pack(x, true, w->columns, values, 1, a->ldkv, d, n);
     for (int64_t j = 0; j < d; j += NR)
         x->kernel->tile(x->factors, words, w->ds, packed ? w->columns + j * words : values + j, packed ? NR : a->ldkv,
                         (wrpo__target){.c = w->out + from * d_nr + j, .ldc = d_nr, .m = m, .n = NR, .add = true});
@@ -15692,8 +15685,7 @@ static void wrpo__attention_row(const wrpo__lanes *b) {
             w.numbers[i] = -FLT_MAX;
             w.numbers[NR + i] = 0;
         }
-        x->kernel->pack(x->factors, false, (wrpo__packing){{w.q_rows, WRPO_DTYPE_F32, d, 1}, count, d, w.queries, 0,
-                                                           wrpo__attention_words(x, d)});
+        wrpo__attention_pack(x, false, w.queries, w.q_rows, d, 1, count, d);
         memset(w.out, 0, (size_t)(count * d_nr) * sizeof *w.out);
         for (int64_t range = 0; range <= b->segs; range++) {  /* the prefix; own keys of each segment, for its lanes */
             const wrpo_seg *seg = b->seg + WRPO__MAX(range - 1, 0);
@@ -15705,13 +15697,8 @@ static void wrpo__attention_row(const wrpo__lanes *b) {
                 wrpo__attention_row_tile(b, &w, first, from, to, row, WRPO__MIN(x->tile, end - row),
                                          wrpo__key_position(seg, row));
         }
-        for (int64_t i = 0; i < count; i++) {
-            const int64_t lane = first + i;
-            x->new_lse[wrpo__lane_row(b, lane) * a->H + wrpo__lane_head(b, lane)] =
-                w.numbers[i] + logf(w.numbers[NR + i]);
-            x->kernel->scale(x->o + wrpo__lane_at(b, lane, a->ldo), 1 / w.numbers[NR + i], w.out + i * d_nr,
-                             WRPO_DTYPE_F32, d);
-        }
+        for (int64_t i = 0; i < count; i++)
+            wrpo__lane_write(b, first + i, w.out + i * d_nr, w.numbers[i], w.numbers[NR + i]);
     }
 }
 /* The pass for dk and dv, of rows [row, row + n) of segment `home`: from its own lanes and those of every segment that
@@ -15824,10 +15811,10 @@ static void wrpo__attention_pass(const wrpo__attention *x, int pass) {
 }
 static wrpo__attention wrpo__attention_of(const wrpo__cpu *cpu, const wrpo_attn *a, const float *q, const float *k,
                                           const float *v) {
-    const int64_t panels = cpu->kernel.MR > 8 ? 8 : 16;
+    const int64_t panels = cpu->kernel->MR > 8 ? 8 : 16;
     return (wrpo__attention){
-        .cpu = cpu, .kernel = &cpu->kernel, .a = a, .factors = cpu->pairs ? WRPO__PAIRS : WRPO__FLOATS,
-        .share = a->H / a->G, .tile = panels * cpu->kernel.MR, .q = q, .k = k, .v = v};
+        .cpu = cpu, .kernel = cpu->kernel, .a = a, .factors = cpu->pairs ? WRPO__PAIRS : WRPO__FLOATS,
+        .share = a->H / a->G, .tile = panels * cpu->kernel->MR, .q = q, .k = k, .v = v};
 }
 static void wrpo__cpu_attention(void *dev, const wrpo_attn *a, void *o, float *lse,
                                 const void *q, const void *k, const void *v) {
@@ -15850,48 +15837,38 @@ static void wrpo__cpu_attention_bwd(void *dev, const wrpo_attn *a, void *dq, voi
         const int64_t at = i / a->H * a->ldo + i % a->H * a->d;
         delta[i] = x.kernel->dot((const float *)d_o + at, (const float *)o + at, a->d);
     }
-    x.d_o = d_o, x.lse = lse, x.delta = delta;
-    x.dq = dq, x.dk = dk, x.dv = dv;
+    x.d_o = d_o;
+    x.lse = lse;
+    x.delta = delta;
+    x.dq = dq;
+    x.dk = dk;
+    x.dv = dv;
     wrpo__attention_pass(&x, WRPO__PASS_DQ);
     wrpo__attention_pass(&x, WRPO__PASS_DKV);
 }
-/* One thread does not fill the memory's lines. */
+/* By several threads, because one does not fill the memory's lines. src NULL: zeros. */
 static void wrpo__cpu_copy(void *dev, void *dst, const void *src, size_t n) {
     const wrpo__cpu *cpu = dev;
     const int64_t bytes = (int64_t)n, part = 4 * WRPO__GRAIN;
     WRPO__PARFOR(wrpo__cpu_team(cpu, bytes / 4))
-    for (int64_t i = 0; i < bytes; i += part)
-        memcpy((char *)dst + i, (const char *)src + i, (size_t)WRPO__MIN(part, bytes - i));
+    for (int64_t i = 0; i < bytes; i += part) {
+        const size_t size = (size_t)WRPO__MIN(part, bytes - i);
+        if (src) memcpy((char *)dst + i, (const char *)src + i, size);
+        else memset((char *)dst + i, 0, size);
+    }
 }
-static void wrpo__cpu_zero(void *dev, void *dst, size_t n) {
-    const wrpo__cpu *cpu = dev;
-    const int64_t bytes = (int64_t)n, part = 4 * WRPO__GRAIN;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, bytes / 4))
-    for (int64_t i = 0; i < bytes; i += part) memset((char *)dst + i, 0, (size_t)WRPO__MIN(part, bytes - i));
-}
-#define WRPO__CPU_TABLE(level, allowed) { \
-    .name = "cpu-" #level, .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true, .features = allowed, \
-    .open = wrpo__open_##level, .close = wrpo__cpu_close, .alloc = wrpo__host_alloc, .release = wrpo__host_release, \
-    .put = wrpo__host_copy, .get = wrpo__host_copy, .copy = wrpo__cpu_copy, .zero = wrpo__cpu_zero, \
-    .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = wrpo__cpu_gemm, \
-    .embed = wrpo__cpu_embed, .embed_bwd = wrpo__cpu_embed_bwd, .gather = wrpo__cpu_gather, \
-    .gather_bwd = wrpo__cpu_gather_bwd, .scatter = wrpo__cpu_scatter, .bias = wrpo__cpu_bias, \
-    .bias_bwd = wrpo__cpu_bias_bwd, .colsum = wrpo__cpu_colsum, .add = wrpo__cpu_add, \
-    .dropout = wrpo__cpu_dropout, \
-    .rmsnorm = wrpo__cpu_rmsnorm, .rmsnorm_bwd = wrpo__cpu_rmsnorm_bwd, .rope = wrpo__cpu_rope, \
-    .attention = wrpo__cpu_attention, .attention_bwd = wrpo__cpu_attention_bwd, \
-    .attention_scratch = wrpo__cpu_attention_scratch, .glu = wrpo__cpu_glu, .glu_bwd = wrpo__cpu_glu_bwd, \
-    .logprob = wrpo__cpu_logprob, .logprob_bwd = wrpo__cpu_logprob_bwd, \
-    .sum = wrpo__cpu_sum, .sumsq = wrpo__cpu_sumsq, .adamw = wrpo__cpu_adamw \
-}
+static void wrpo__cpu_zero(void *dev, void *dst, size_t n) { wrpo__cpu_copy(dev, dst, NULL, n); }
+#define WRPO__CPU_BACKEND(level, allowed) { \
+    .name = "cpu-" #level, .features = allowed, .open = wrpo__open_##level, .copy = wrpo__cpu_copy, \
+    .zero = wrpo__cpu_zero, WRPO__HOST_BACKEND(cpu)}
 #endif /* WRPO_NO_SIMD */
 WRPO_API const wrpo_backend *wrpo_backend_find(const char *name) {
 #ifndef WRPO_NO_SIMD
-    static const wrpo_backend generic = WRPO__CPU_TABLE(generic, 0);
+    static const wrpo_backend generic = WRPO__CPU_BACKEND(generic, 0);
     if (strcmp(name, "generic") == 0) return &generic;
 #ifdef WRPO__HAVE_AVX
-    static const wrpo_backend avx2 = WRPO__CPU_TABLE(avx2, 0), avx512 = WRPO__CPU_TABLE(avx512, WRPO_FEATURE_BF16);
-    static const wrpo_backend amx = WRPO__CPU_TABLE(avx512, WRPO_FEATURE_BF16 | WRPO_FEATURE_AMX);
+    static const wrpo_backend avx2 = WRPO__CPU_BACKEND(avx2, 0), avx512 = WRPO__CPU_BACKEND(avx512, WRPO_FEATURE_BF16);
+    static const wrpo_backend amx = WRPO__CPU_BACKEND(avx512, WRPO_FEATURE_BF16 | WRPO_FEATURE_AMX);
     unsigned a, b, c = 0, d;  /* 29: F16C */
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
         __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
