@@ -2174,9 +2174,19 @@ static int64_t wrpo__scored_count(const wrpo_tokens *y) {
 static const int32_t *wrpo__copy_ids(wrpo__arena *arena, const int32_t *ids, int64_t count) {
     return memcpy(wrpo__alloc(arena, (size_t)count, sizeof *ids), ids, (size_t)count * sizeof *ids);
 }
+static wrpo_data *wrpo__data_new(wrpo__arena *arena) {  /* its arrays stay in the arena, where they begin */
+    wrpo__arena *outer = wrpo__current;
+    wrpo_data *data = WRPO__NEW(arena, wrpo_data);
+    data->ctx = arena->ctx;
+    data->arena = wrpo__current = arena;
+    stbds_arrsetcap(data->records, 4);
+    stbds_arrsetcap(data->source_names, 1);
+    wrpo__current = outer;
+    return data;
+}
 /* Copies a record into the data. */
 static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
-    wrpo__arena *arena = data->arena, *outer = wrpo__current;
+    wrpo__arena *arena = data->arena;
     wrpo_tokens *responses = wrpo__alloc(arena, (size_t)record->count, sizeof *responses);
     wrpo_record r = *record;
     r.prompt_id = wrpo__strndup(arena, r.prompt_id, strlen(r.prompt_id));
@@ -2202,17 +2212,13 @@ static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
         const size_t bytes = (size_t)r.sources * sizeof *y->source_logps;
         y->source_logps = memcpy(wrpo__alloc(arena, bytes, 1), record->responses[k].source_logps, bytes);
     }
-    wrpo__current = arena;
     stbds_arrput(data->records, r);
-    wrpo__current = outer;
     data->stats.records++;
     data->stats.prompt_tokens += r.prompt_count;
     data->most = WRPO__MAX(data->most, r.count);
 }
 static wrpo_data *wrpo__data_from_ids(wrpo__arena *arena, const wrpo_record *records, int64_t count) {
-    wrpo_data *data = WRPO__NEW(arena, wrpo_data);
-    data->ctx = arena->ctx;
-    data->arena = arena;
+    wrpo_data *data = wrpo__data_new(arena);
     for (int64_t i = 0; i < count; i++) {
         wrpo_record r = records[i];
         bool ok = r.prompt_count >= 1 && r.count >= 1;
@@ -10568,13 +10574,29 @@ typedef struct wrpo__reading {  /* a file on its way into data */
     int sources;  /* the models of source_logps */
 } wrpo__reading;
 
+/* ---- values that no file has ---- */
+static wrpo_json wrpo__json_of(wrpo_json_kind kind, const char *text) {  /* text: of a string or a number, else "" */
+    return (wrpo_json){.kind = kind, .text = text, .size = strlen(text)};
+}
+static wrpo_json *wrpo__json_add(wrpo_json *parent, const char *key, wrpo_json_kind kind, const char *text) {
+    const wrpo_json v = wrpo__json_of(kind, text);
+    return wrpo__json_put(parent, &v, key);
+}
+/* An empty array or object; errors say that it is where `at` is, unless that is NULL. */
+static wrpo_json *wrpo__json_empty(wrpo_json_kind kind, const wrpo_json *at) {
+    wrpo_json *v = WRPO__NEW(wrpo__current, wrpo_json);
+    if (at) *v = (wrpo_json){.name = at->name, .line = at->line, .column = at->column};
+    v->kind = kind;
+    return v;
+}
+static void wrpo__json_put_all(wrpo_json *to, const wrpo_json *from) {  /* its members; from NULL: none */
+    for (const wrpo_json *v = from ? from->child : NULL; v; v = v->next) wrpo__json_put(to, v, NULL);
+}
+
 /* ---- a line to messages ---- */
 static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text) {  /* a bare string as a message */
-    wrpo_json *message = WRPO__NEW(wrpo__current, wrpo_json);
-    const wrpo_json name = {.kind = WRPO_JSON_STRING, .text = role, .size = strlen(role)};
-    *message = (wrpo_json){
-        .kind = WRPO_JSON_OBJECT, .name = text->name, .line = text->line, .column = text->column};
-    wrpo__json_put(message, &name, "role");
+    wrpo_json *message = wrpo__json_empty(WRPO_JSON_OBJECT, text);
+    wrpo__json_add(message, "role", WRPO_JSON_STRING, role);
     wrpo__json_put(message, text, "content");
     return message;
 }
@@ -10590,13 +10612,12 @@ static const wrpo_json *wrpo__message_get(const wrpo_json *message, const char *
 static const wrpo_json *wrpo__named_message(const wrpo_json *m) {
     const wrpo_json *from = wrpo__present(m, "from");
     if (!from || wrpo__present(m, "role")) return m;
-    wrpo_json role = *from, *out = WRPO__NEW(wrpo__current, wrpo_json);
+    wrpo_json role = *from, *out = wrpo__json_empty(WRPO_JSON_OBJECT, m);
     if (wrpo__json_is(from, "human")) role.text = "user";
     if (wrpo__json_is(from, "gpt")) role.text = "assistant";
     if (from->kind != WRPO_JSON_STRING || !wrpo__listed("system user assistant tool", role.text))
         wrpo__refuse(from, NULL, "human, gpt, system, user, assistant or tool");
     role.size = strlen(role.text);
-    *out = (wrpo_json){.kind = WRPO_JSON_OBJECT, .name = m->name, .line = m->line, .column = m->column};
     for (const wrpo_json *v = m->child; v; v = v->next)
         if (v == from) wrpo__json_put(out, &role, "role");
         else wrpo__json_put(out, v, strcmp(v->key, "value") ? NULL : "content");
@@ -10604,10 +10625,9 @@ static const wrpo_json *wrpo__named_message(const wrpo_json *m) {
 }
 /* A string, a message or a list of either, as an array of messages; a string takes the role given. */
 static wrpo_json *wrpo__messages(const wrpo_json *v, const char *role) {
-    wrpo_json *list = WRPO__NEW(wrpo__current, wrpo_json);
+    wrpo_json *list = wrpo__json_empty(WRPO_JSON_ARRAY, NULL);
     const bool many = v->kind == WRPO_JSON_ARRAY;
     const char *what = v->key ? v->key : "prompt";
-    list->kind = WRPO_JSON_ARRAY;
     for (const wrpo_json *m = many ? v->child : v; m; m = many ? m->next : NULL) {
         const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of(role, m) : m;
         if (message->kind != WRPO_JSON_OBJECT)
@@ -10708,14 +10728,8 @@ static void wrpo__read_source_logps(wrpo__reading *in, const wrpo_json *root) {
     const wrpo_json *all = wrpo__maybe(root, "source_logps", WRPO_JSON_OBJECT);
     const int64_t K = stbds_arrlen(in->answers);
     wrpo_data *data = in->data;
-    wrpo__arena *line = wrpo__current;
-    if (all && !data->stats.records)
-        for (const wrpo_json *model = all->child; model; model = model->next) {
-            const char *name = wrpo__strndup(data->arena, model->key, model->key_size);
-            wrpo__current = data->arena;
-            stbds_arrput(data->source_names, name);
-            wrpo__current = line;
-        }
+    for (const wrpo_json *v = all && !data->stats.records ? all->child : NULL; v; v = v->next)
+        stbds_arrput(data->source_names, wrpo__strndup(data->arena, v->key, v->key_size));
     in->sources = (int)stbds_arrlen(data->source_names);
     const int64_t found = all ? all->count : 0;
     if (found != in->sources)
@@ -10755,10 +10769,9 @@ static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {  /* its 
     if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS)
         wrpo__wrong(tools ? tools : kwargs,
                     "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
-    wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
-    all->kind = WRPO_JSON_OBJECT;
+    wrpo_json *all = wrpo__json_empty(WRPO_JSON_OBJECT, NULL);
     if (tools) wrpo__json_put(all, tools, "tools");
-    for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_put(all, k, NULL);
+    wrpo__json_put_all(all, kwargs);
     in->kwargs = all;
 }
 /* The value under one of the names, a list separated by spaces; NULL: there is none. */
@@ -10786,14 +10799,11 @@ static void wrpo__put_system(wrpo__reading *in) {
         wrpo__wrong(system, "%s: want the text of the system's turn in the conversation, or none; found another",
                     system->key);
     }
-    if (!system && otherwise && !there && (*otherwise || wrpo__shows_system(in->tok))) {
-        wrpo_json *text = WRPO__NEW(wrpo__current, wrpo_json);
-        *text = (wrpo_json){.kind = WRPO_JSON_STRING, .text = otherwise, .size = strlen(otherwise)};
-        system = text;
-    }
+    const wrpo_json usual = wrpo__json_of(WRPO_JSON_STRING, otherwise ? otherwise : "");
+    if (!system && otherwise && !there && (*otherwise || wrpo__shows_system(in->tok))) system = &usual;
     if (!system) return;
     wrpo_json *list = wrpo__messages(system, "system");
-    for (const wrpo_json *m = first; m; m = m->next) wrpo__json_put(list, m, NULL);
+    wrpo__json_put_all(list, in->prompt);
     in->prompt = list;
 }
 static void wrpo__end_prompt(const wrpo__reading *in) {
@@ -10890,8 +10900,7 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
     in->weight = wrpo__read_weight(wrpo__present(root, "weight"));
     if (in->weight == 0) in->weight = WRPO_ZERO;
     if (pairs && (chosen || rejected || wrpo__present(root, "messages")))
-        wrpo__wrong(pairs,
-                    "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
+        wrpo__wrong(pairs, "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
     if (weights && !chosen)
         wrpo__wrong(weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
     const wrpo_data_format format = in->format = wrpo__format_of(in, root);
@@ -10924,9 +10933,8 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
 /* ---- clean ---- */
 /* messages, NULL for none, and one more, unless it is NULL. */
 static wrpo_json *wrpo__and_message(const wrpo_json *messages, const wrpo_json *more) {
-    wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
-    all->kind = WRPO_JSON_ARRAY;
-    for (const wrpo_json *m = messages ? messages->child : NULL; m; m = m->next) wrpo__json_put(all, m, NULL);
+    wrpo_json *all = wrpo__json_empty(WRPO_JSON_ARRAY, NULL);
+    wrpo__json_put_all(all, messages);
     if (more) wrpo__json_put(all, more, NULL);
     return all;
 }
@@ -11038,10 +11046,9 @@ static bool wrpo__shows(const wrpo__text *whole, const char *text, size_t n) {
 }
 /* Counts an answer of which the template leaves something out: its reasoning, mostly. */
 static void wrpo__check_shown(wrpo__reading *in, const wrpo_json *message, const wrpo__text *whole) {
-    const wrpo_json *content = wrpo__present(message, "content");
-    bool shown = !content || content->kind != WRPO_JSON_STRING || wrpo__shows(whole, content->text, content->size);
-    for (int i = 0; i < 3; i++) {
-        const wrpo_json *v = wrpo__present(message, wrpo__reasoning[i]);
+    bool shown = true;
+    for (int i = -1; i < 3; i++) {
+        const wrpo_json *v = wrpo__present(message, i < 0 ? "content" : wrpo__reasoning[i]);
         if (v && v->kind == WRPO_JSON_STRING) shown = shown && wrpo__shows(whole, v->text, v->size);
     }
     in->said_count++;
@@ -11284,6 +11291,10 @@ static bool wrpo__next_line(wrpo__lines *l) {
     return false;
 }
 
+static wrpo_json *wrpo__line_json(wrpo__arena *arena, const wrpo__lines *l) {
+    return wrpo__json_parse(arena, l->file->path, l->number, l->text, l->size);
+}
+
 /* ---- records ---- */
 /* Puts the record's name before the sentence of an error, after its position in the file. */
 static void wrpo__name_record(const wrpo__reading *in) {
@@ -11436,11 +11447,9 @@ static void wrpo__say_counts(const wrpo__reading *in) {
 static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const wrpo_data_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
     if (!desc || !desc->path) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want a path, found NULL");
-    wrpo_data *data = WRPO__NEW(arena, wrpo_data);
+    wrpo_data *data = wrpo__data_new(arena);
     wrpo__reading in = {.ctx = ctx, .data = data, .tok = tok, .desc = *desc};
     int64_t *max_length = &in.desc.max_length, *max_prompt = &in.desc.max_prompt_length;
-    data->ctx = ctx;
-    data->arena = arena;
     WRPO__RANGE(*max_length >= 0, "max_length", *max_length, "at least 0");
     WRPO__RANGE(*max_prompt >= 0, "max_prompt_length", *max_prompt, "at least 0");
     WRPO__RANGE(desc->limit >= 0, "limit", desc->limit, "at least 0");
@@ -11520,7 +11529,7 @@ WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_token
     return wrpo__prompt_ids(&in, record, desc->raw, ids, count);
 }
 static void wrpo__find_answer_end(wrpo_tokenizer *tok, int32_t *end) {
-    const wrpo_json said = {.kind = WRPO_JSON_STRING, .text = "x", .size = 1};
+    const wrpo_json said = wrpo__json_of(WRPO_JSON_STRING, "x");
     wrpo_data none = {0};
     wrpo__reading in = {.ctx = tok->ctx, .data = &none, .tok = tok,
                         .desc = {.max_length = INT64_MAX, .max_prompt_length = INT64_MAX}};
@@ -12395,8 +12404,7 @@ static void wrpo__reward_score(wrpo_reward *reward, const wrpo_json *prompt, con
                                double *rewards) {
     wrpo__reading in = {.ctx = reward->ctx, .desc.path = "wrpo_reward_score", .id = "prompt", .line = prompt->line};
     wrpo_json *texts = wrpo__alloc(wrpo__current, (size_t)n, sizeof *texts);
-    for (int64_t k = 0; k < n; k++)
-        texts[k] = (wrpo_json){.kind = WRPO_JSON_STRING, .text = answers[k], .size = strlen(answers[k])};
+    for (int64_t k = 0; k < n; k++) texts[k] = wrpo__json_of(WRPO_JSON_STRING, answers[k]);
     wrpo__score_answers(reward, &in, prompt, texts, n, rewards);
 }
 WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers,
@@ -12409,11 +12417,6 @@ WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *pro
 /* ---- a file of candidates ---- */
 enum { WRPO__SOURCES, WRPO__TARGETS };
 static const char *const wrpo__lists[] = {"sources", "target"};  /* of responses, in a line */
-/* A new member at the end; text: of a string or a number. */
-static wrpo_json *wrpo__json_add(wrpo_json *parent, const char *key, wrpo_json_kind kind, const char *text) {
-    const wrpo_json v = {.kind = kind, .text = text, .size = strlen(text)};
-    return wrpo__json_put(parent, &v, key);
-}
 static void wrpo__set_reward(wrpo_json *entry, double reward) {
     wrpo_json *m = entry->child;
     while (m && strcmp(m->key, "reward")) m = m->next;
@@ -12447,8 +12450,7 @@ static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
     }
     const int64_t all = stbds_arrlen(list);
     if (!all)
-        wrpo__wrong(root,
-                        "want responses in \"sources\" or \"target\", or a \"content\", found none");
+        wrpo__wrong(root, "want responses in \"sources\" or \"target\", or a \"content\", found none");
     for (int64_t i = 0; i < all; i++) {
         const wrpo_json *content = wrpo__need(list[i], "content", WRPO_JSON_STRING);
         const wrpo_json *reward = wrpo__present(list[i], "reward");
@@ -12461,8 +12463,7 @@ static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
     double *rewards = wrpo__alloc(wrpo__current, (size_t)n, sizeof *rewards);
     const wrpo_json *prompt = wrpo__present(root, "prompt");
     if (n && !prompt)
-        wrpo__wrong(root,
-                        "prompt: want a string, a message or an array of messages, found none");
+        wrpo__wrong(root, "prompt: want a string, a message or an array of messages, found none");
     if (n) wrpo__score_answers(s->reward, &s->in, prompt, texts, n, rewards);
     for (int64_t k = 0; k < n; k++) wrpo__set_reward(list[k], rewards[k]);
     wrpo__text text = {.arena = wrpo__current};
@@ -12716,7 +12717,7 @@ static void wrpo__reference(const wrpo_trainer *t) {
    rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory away from it. */
 enum { WRPO__STATE_FORMAT = 2 };  /* goes up when earlier states can no longer be read; format 1 had no number */
 enum { WRPO__SAID = 3 };  /* the last settings of the file say where the run is */
-typedef struct wrpo__setting { const char *name, *text; } wrpo__setting;
+typedef struct wrpo__setting { const char *name, *text; wrpo_json_kind kind; } wrpo__setting;
 static const char *wrpo__reference_text(const wrpo_trainer *t) {
     const wrpo__set *sets[2] = {&t->train, &t->eval};
     uint64_t h = 0;
@@ -12733,45 +12734,58 @@ static const char *wrpo__set_text(const wrpo__set *set) {
 static const char *wrpo__run_date(const wrpo_trainer *t) {
     return t->train.data->date ? t->train.data->date : t->eval.data ? t->eval.data->date : NULL;
 }
+static void wrpo__add_settings(wrpo__setting **list, const wrpo__setting *table, int64_t n) {  /* NULL: no such one */
+    for (int64_t i = 0; i < n; i++)
+        if (table[i].name) stbds_arrput(*list, table[i]);
+}
+/* What a desc says of the numbers of a run; all: what a run that goes on may change too. */
+static void wrpo__desc_settings(wrpo__setting **list, const wrpo_train_desc *d, bool all) {
+    const wrpo__setting table[] = {
+        {"method", wrpo_method_name((int)d->loss.method), WRPO_JSON_STRING},
+        {"pair", wrpo_pair_name((int)d->loss.pair), WRPO_JSON_STRING},
+        {"beta", wrpo__number_text(d->loss.beta), WRPO_JSON_NUMBER},
+        {"label_smoothing", wrpo__number_text(d->loss.label_smoothing), WRPO_JSON_NUMBER},
+        {"gamma_ratio", wrpo__number_text(d->loss.gamma_ratio), WRPO_JSON_NUMBER},
+        {"ipo_sum", wrpo__number_text(d->loss.ipo_sum), WRPO_JSON_BOOL},
+        {"fusion", wrpo_fusion_name((int)d->loss.fusion), WRPO_JSON_STRING},
+        {"sft_weight", wrpo__number_text(d->loss.sft_weight), WRPO_JSON_NUMBER},
+        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), WRPO_JSON_STRING},
+        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule), WRPO_JSON_STRING},
+        {"moments", wrpo_moments_name((int)d->moments), WRPO_JSON_STRING},
+#define WRPO__X(field, otherwise, valid, want, same) \
+        {all || same ? #field : NULL, wrpo__number_text((double)d->field), WRPO_JSON_NUMBER},
+        WRPO__SETTINGS(WRPO__X)
+#undef WRPO__X
+    };
+    wrpo__add_settings(list, table, WRPO__COUNT(table));
+}
 /* What the file says of the run. All but the last ones must be the same in a run that goes on. An stb_ds array. */
 static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
     wrpo__arena *temp = wrpo__current;
     const wrpo_train_desc *d = &t->desc;
     const unsigned long long config = wrpo__config_hash(t->ctx, &t->model->config);
-    const wrpo__setting table[] = {
-        {"state_format", wrpo__number_text(WRPO__STATE_FORMAT)},
-        {"backend", t->ctx->desc.backend->name},
-        {"dtype", wrpo__dtype_name(t->ctx->desc.dtype)},
-        {"config", wrpo__format(temp, "%s %016llx", t->model->config.model_type, config)},
-        {"method", wrpo_method_name((int)d->loss.method)},
-        {"pair", wrpo_pair_name((int)d->loss.pair)},
-        {"beta", wrpo__number_text(d->loss.beta)},
-        {"label_smoothing", wrpo__number_text(d->loss.label_smoothing)},
-        {"gamma_ratio", wrpo__number_text(d->loss.gamma_ratio)},
-        {"ipo_sum", wrpo__number_text(d->loss.ipo_sum)},
-        {"fusion", wrpo_fusion_name((int)d->loss.fusion)},
-        {"sft_weight", wrpo__number_text(d->loss.sft_weight)},
-        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule)},
-        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule)},
-        {"moments", wrpo_moments_name((int)d->moments)},
-#define WRPO__X(field, otherwise, valid, want, same) {same ? #field : NULL, wrpo__number_text((double)d->field)},
-        WRPO__SETTINGS(WRPO__X)
-#undef WRPO__X
-        {t->ctx->desc.lanes > 1 ? "lanes" : NULL, wrpo__number_text((double)t->ctx->desc.lanes)},
-        {t->model->lora ? "adapter" : NULL, wrpo__adapter_text(t->model)},
-        {t->model->lora ? "base" : NULL, wrpo__base_text(t->model)},
-        {wrpo__run_date(t) ? "date" : NULL, wrpo__run_date(t)},
-        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed)},
-        {"no_shuffle", wrpo__number_text(d->no_shuffle)},
-        {"data", wrpo__set_text(&t->train)},
-        {"eval_data", wrpo__set_text(&t->eval)},
-        {"steps", wrpo__number_text((double)t->T)},
-        {"reference", wrpo__reference_text(t)},
-        {"step", wrpo__number_text((double)t->k)},
-        {"milliseconds", wrpo__number_text(WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000)))}};
+    const wrpo__setting machine[] = {
+        {"state_format", wrpo__number_text(WRPO__STATE_FORMAT), 0},
+        {"backend", t->ctx->desc.backend->name, 0},
+        {"dtype", wrpo__dtype_name(t->ctx->desc.dtype), 0},
+        {"config", wrpo__format(temp, "%s %016llx", t->model->config.model_type, config), 0}};
+    const wrpo__setting run[] = {
+        {t->ctx->desc.lanes > 1 ? "lanes" : NULL, wrpo__number_text((double)t->ctx->desc.lanes), 0},
+        {t->model->lora ? "adapter" : NULL, wrpo__adapter_text(t->model), 0},
+        {t->model->lora ? "base" : NULL, wrpo__base_text(t->model), 0},
+        {wrpo__run_date(t) ? "date" : NULL, wrpo__run_date(t), 0},
+        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0},
+        {"no_shuffle", wrpo__number_text(d->no_shuffle), 0},
+        {"data", wrpo__set_text(&t->train), 0},
+        {"eval_data", wrpo__set_text(&t->eval), 0},
+        {"steps", wrpo__number_text((double)t->T), 0},
+        {"reference", wrpo__reference_text(t), 0},
+        {"step", wrpo__number_text((double)t->k), 0},
+        {"milliseconds", wrpo__number_text(WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000))), 0}};
     wrpo__setting *out = NULL;
-    for (int64_t i = 0; i < WRPO__COUNT(table); i++)
-        if (table[i].name) stbds_arrput(out, table[i]);
+    wrpo__add_settings(&out, machine, WRPO__COUNT(machine));
+    wrpo__desc_settings(&out, d, false);
+    wrpo__add_settings(&out, run, WRPO__COUNT(run));
     return out;
 }
 typedef struct wrpo__state_part {  /* a tensor of the file: a weight as floats, or moments as they are in memory */
@@ -12917,16 +12931,18 @@ static int64_t wrpo__state_count(const wrpo__state *s, const char *name, int64_t
                    (long long)most, found);
     return n;
 }
-static const wrpo_json *wrpo__state_metadata(const char *path, const char *file) {  /* of a valid file */
+/* Checks the file, and reads its header again: tensors have no metadata. */
+static const wrpo_json *wrpo__state_metadata(wrpo_ctx *ctx, const char *path, const wrpo_tensors **tensors) {
     uint64_t size;
+    *tensors = wrpo__tensors_in(ctx, path);
+    const char *file = (const char *)wrpo__open_file(wrpo__current, path)->data;
     memcpy(&size, file, sizeof size);
     return wrpo_json_get(wrpo__json_parse(wrpo__current, path, 1, file + 8, (size_t)size), "__metadata__");
 }
 static void wrpo__checkpoint_date(wrpo_ctx *ctx, const char *dir, char **date) {
     const char *path = wrpo__join(wrpo__current, dir, WRPO__STATE_FILE);
-    wrpo__tensors_in(ctx, path);
-    const char *file = (const char *)wrpo__open_file(wrpo__current, path)->data;
-    const wrpo_json *v = wrpo_json_get(wrpo__state_metadata(path, file), "date");
+    const wrpo_tensors *tensors;
+    const wrpo_json *v = wrpo_json_get(wrpo__state_metadata(ctx, path, &tensors), "date");
     if (v) *date = wrpo__handout(ctx, v->text, v->size);
 }
 WRPO_API wrpo_result wrpo_checkpoint_date(wrpo_ctx *ctx, const char *dir, char **date) {
@@ -12938,11 +12954,10 @@ WRPO_API wrpo_result wrpo_checkpoint_date(wrpo_ctx *ctx, const char *dir, char *
 static wrpo__state wrpo__state_open(wrpo_trainer *t) {
     const char *path = wrpo__join(wrpo__current, t->desc.resume, WRPO__STATE_FILE);
     wrpo__state s = {.ctx = t->ctx, .path = path, .parts = wrpo__state_parts(t)};
-    const wrpo_tensors *tensors = wrpo__tensors_in(t->ctx, path);
-    /* 1. The settings, from the header, which is valid. It is read again: tensors have no metadata. */
-    const char *file = (const char *)wrpo__open_file(wrpo__current, path)->data;
+    const wrpo_tensors *tensors;
     uint64_t h = 0, sum;
-    s.metadata = wrpo__state_metadata(path, file);
+    /* 1. The settings. */
+    s.metadata = wrpo__state_metadata(t->ctx, path, &tensors);
     if (wrpo_json_get(s.metadata, "wrpo") && !wrpo_json_get(s.metadata, "state_format"))
         wrpo__fail(t->ctx, WRPO_E_UNSUPPORTED, "%s: state_format: want %d, which this version reads, found none: "
                    "version %.40s wrote the file, when formats had no number", path, WRPO__STATE_FORMAT,
@@ -13018,27 +13033,20 @@ WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, con
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, *text = wrpo__metrics_json(ctx, m, prefix));
     return wrpo__end(&wrpo__entry);
 }
-/* ---- settings as JSON, likewise ---- */
+/* ---- settings as JSON ---- */
 static char *wrpo__desc_json(wrpo_ctx *ctx, const wrpo_train_desc *desc) {
     const wrpo_train_desc d = wrpo_train_defaults(desc);
     wrpo__text out = {.arena = wrpo__current};
+    wrpo__setting *list = NULL;
     wrpo__train_check(ctx, &d);
-    wrpo__text_printf(&out, "{\"method\": \"%s\", \"pair\": \"%s\", \"moments\": \"%s\"",
-                      wrpo_method_name((int)d.loss.method), wrpo_pair_name((int)d.loss.pair),
-                      wrpo_moments_name((int)d.moments));
-    wrpo__text_printf(&out, ", \"fusion\": \"%s\", \"alpha_schedule\": \"%s\", \"lr_schedule\": \"%s\"",
-                      wrpo_fusion_name((int)d.loss.fusion), wrpo_alpha_schedule_name((int)d.alpha_schedule),
-                      wrpo_lr_schedule_name((int)d.lr_schedule));
-    wrpo__text_printf(&out, ", \"ipo_sum\": %s, \"no_shuffle\": %s, \"seed\": %llu",
-                      d.loss.ipo_sum ? "true" : "false", d.no_shuffle ? "true" : "false", (unsigned long long)d.seed);
-    wrpo__put_metric(&out, "", "beta", d.loss.beta);
-    wrpo__put_metric(&out, "", "label_smoothing", d.loss.label_smoothing + 0.0);
-    wrpo__put_metric(&out, "", "gamma_ratio", d.loss.gamma_ratio + 0.0);
-    wrpo__put_metric(&out, "", "sft_weight", d.loss.sft_weight + 0.0);
-#define WRPO__X(field, otherwise, valid, want, same) wrpo__put_metric(&out, "", #field, (double)d.field + 0.0);
-    WRPO__SETTINGS(WRPO__X)
-#undef WRPO__X
-    wrpo__text_puts(&out, "}");
+    wrpo__desc_settings(&list, &d, true);
+    for (const wrpo__setting *s = list; s < list + stbds_arrlen(list); s++) {
+        const char *quote = s->kind == WRPO_JSON_STRING ? "\"" : "", *text = s->text;
+        if (s->kind == WRPO_JSON_BOOL) text = *text == '1' ? "true" : "false";
+        wrpo__text_printf(&out, "%s\"%s\": %s%s%s", s == list ? "{" : ", ", s->name, quote, text, quote);
+    }
+    wrpo__text_printf(&out, ", \"no_shuffle\": %s, \"seed\": %llu}", d.no_shuffle ? "true" : "false",
+                      (unsigned long long)d.seed);
     return wrpo__handout(ctx, out.data, out.size);
 }
 WRPO_API wrpo_result wrpo_train_desc_json(wrpo_ctx *ctx, const wrpo_train_desc *desc, char **text) {
@@ -13175,7 +13183,7 @@ static double wrpo__best_before(const wrpo_trainer *t) {
     if (!path || !t->metrics || fflush(t->metrics) != 0) return best;
     wrpo__lines in = {.file = wrpo__disk_open(wrpo__current, path)};
     while (wrpo__next_line(&in)) {
-        const wrpo_json *line = wrpo__json_parse(wrpo__current, path, in.number, in.text, in.size);
+        const wrpo_json *line = wrpo__line_json(wrpo__current, &in);
         const wrpo_json *v = wrpo_json_get(line, wrpo__format(wrpo__current, "eval_%s", t->desc.save_best));
         if (v && wrpo__is_better(t->desc.save_best, v->number, best)) best = v->number;
     }
@@ -13295,18 +13303,17 @@ typedef struct wrpo__prompts {  /* the prompts of some files */
 /* ids: every line must have a prompt_id. A line that has none is a prompt of its own, under a key that is no UTF-8. */
 static void wrpo__prompts_add(wrpo__prompts *t, const char *path, bool ids) {
     for (wrpo__lines l = {.file = wrpo__open_file(t->arena, path)}; wrpo__next_line(&l); wrpo__arena_clear(t->temp)) {
-        const wrpo_json *root = wrpo__json_parse(t->temp, path, l.number, l.text, l.size);
+        const wrpo_json *root = wrpo__line_json(t->temp, &l);
         const wrpo_json *id = wrpo__present(wrpo__want(root, WRPO_JSON_OBJECT, "line"), "prompt_id");
         if (id && id->kind != WRPO_JSON_NUMBER) wrpo__want(id, WRPO_JSON_STRING, NULL);
-        if (ids && !id)
-            wrpo__wrong(root, "prompt_id: want a string or a number, found none");
+        if (ids && !id) wrpo__wrong(root, "prompt_id: want a string or a number, found none");
         char *key = id ? wrpo__strndup(t->arena, id->text, id->size)
                        : wrpo__format(t->arena, "\xFF%lld", (long long)l.number);
         if (stbds_shgeti(t->prompts, key) < 0) stbds_shput(t->prompts, key, NULL);
         wrpo__gathered *prompt = stbds_shgetp(t->prompts, key);
         if (prompt->value && stbds_arrlast(prompt->value).file == l.file)
-            wrpo__wrong(root, "prompt_id \"%.80s\": want each once in a file, found "
-                            "it in line %lld too", key, (long long)stbds_arrlast(prompt->value).number);
+            wrpo__wrong(root, "prompt_id \"%.80s\": want each once in a file, found it in line %lld too", key,
+                        (long long)stbds_arrlast(prompt->value).number);
         stbds_arrput(prompt->value, l);
     }
 }
@@ -13354,9 +13361,9 @@ static void wrpo__candidates_prompt(wrpo__prompts *t, const wrpo__lines *line, c
     if (!any) return;
     for (int k = 0; k < 3 && t->said; k++)
         if (!wrpo__json_same(says[k], t->prompt[k]))
-            wrpo__wrong(says[k] ? says[k] : root,
-                            "prompt_id \"%.80s\": want the %s as in %s:%lld, found %s", id, wrpo__prompt_keys[k],
-                            t->said->file->path, (long long)t->said->number, says[k] ? "another one" : "none");
+            wrpo__wrong(says[k] ? says[k] : root, "prompt_id \"%.80s\": want the %s as in %s:%lld, found %s", id,
+                        wrpo__prompt_keys[k], t->said->file->path, (long long)t->said->number,
+                        says[k] ? "another one" : "none");
     t->said = line;
     memcpy(t->prompt, says, sizeof says);
 }
@@ -13368,8 +13375,7 @@ static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__gathered *prompt, b
     for (int list = 0; list < 2; list++)
         if (t->lists[list]) stbds_arrsetlen(t->lists[list], 0);
     for (const wrpo__lines *l = prompt->value; l < prompt->value + stbds_arrlen(prompt->value); l++) {
-        const char *path = l->file->path;
-        const wrpo_json *root = wrpo__json_parse(t->temp, path, l->number, l->text, l->size);
+        const wrpo_json *root = wrpo__line_json(t->temp, l);
         const bool alone = compare && wrpo__present(root, "content");
         bool found = alone;
         t->id = wrpo_json_get(root, "prompt_id");
@@ -13383,8 +13389,8 @@ static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__gathered *prompt, b
             found = found || all;
         }
         if (!found)
-            wrpo__wrong(root, "prompt_id \"%.80s\": want responses in \"sources\" or "
-                            "\"target\", found neither", prompt->key);
+            wrpo__wrong(root, "prompt_id \"%.80s\": want responses in \"sources\" or \"target\", found neither",
+                        prompt->key);
     }
 }
 static int64_t wrpo__characters(const wrpo_json *text) {
@@ -13529,17 +13535,14 @@ static wrpo_json *wrpo__make_record(wrpo__selection *s) {
     const wrpo__prompts *t = &s->t;
     const wrpo_json *prompt = t->prompt[0];
     const bool many = prompt->kind == WRPO_JSON_ARRAY, quads = d->form == WRPO_FORM_QUADS;
-    wrpo_json *record = WRPO__NEW(wrpo__current, wrpo_json), *list;
-    record->kind = WRPO_JSON_OBJECT;
+    wrpo_json *record = wrpo__json_empty(WRPO_JSON_OBJECT, NULL), *list;
     wrpo__json_put(record, t->id, NULL);
     for (int k = d->form == WRPO_FORM_SFT ? 1 : 0; k < WRPO__PROMPT_KEYS; k++)
         if (t->prompt[k]) wrpo__json_put(record, t->prompt[k], NULL);
     if (d->form == WRPO_FORM_SFT) {
         list = wrpo__json_add(record, "messages", WRPO_JSON_ARRAY, "");
-        for (const wrpo_json *m = many ? prompt->child : prompt; m; m = many ? m->next : NULL) {
-            const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m;
-            wrpo__json_put(list, message, NULL);
-        }
+        for (const wrpo_json *m = many ? prompt->child : prompt; m; m = many ? m->next : NULL)
+            wrpo__json_put(list, m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m, NULL);
         wrpo__put_answer(s, list, sources->best, WRPO_ROLE_SOURCE);
     } else if (d->form == WRPO_FORM_PAIRS) {
         list = wrpo__json_add(record, "pairs", WRPO_JSON_ARRAY, "");
@@ -13575,8 +13578,7 @@ static wrpo_json *wrpo__select_prompt(wrpo__selection *s) {
         return NULL;
     }
     if (!t->prompt[0])
-        wrpo__wrong(t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of "
-                        "its lines, found none", t->id->text);
+        wrpo__wrong(t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of its lines, found none", t->id->text);
     wrpo__softmax_shares(s->sources, s->desc.tau);
     return wrpo__make_record(s);
 }
@@ -13673,10 +13675,8 @@ static void wrpo__add_models(wrpo_json *to, const wrpo_json *more) {
 }
 /* Record i with all its source_logps. */
 static const wrpo_json *wrpo__annotate(wrpo__annotation *a, const wrpo_json *root, int64_t i) {
-    wrpo_json *record = WRPO__NEW(wrpo__current, wrpo_json), *all = WRPO__NEW(wrpo__current, wrpo_json);
+    wrpo_json *record = wrpo__json_empty(WRPO_JSON_OBJECT, root), *all = wrpo__json_empty(WRPO_JSON_OBJECT, root);
     const wrpo_json *had = wrpo__maybe(root, "source_logps", WRPO_JSON_OBJECT), *id = wrpo__present(root, "prompt_id");
-    record->kind = all->kind = WRPO_JSON_OBJECT;
-    record->name = all->name = root->name;
     for (const wrpo_json *v = root->child; v; v = v->next)
         if (strcmp(v->key, "source_logps")) wrpo__json_put(record, v, NULL);
     if (had) wrpo__add_models(all, had);
@@ -13686,8 +13686,7 @@ static const wrpo_json *wrpo__annotate(wrpo__annotation *a, const wrpo_json *roo
         wrpo__wrong(root, "prompt_id \"%.80s\": want it in %lld other files, found it in %lld", id->text,
                     (long long)a->desc.n_with, (long long)stbds_arrlen(lines));
     for (const wrpo__lines *l = lines; l < lines + a->desc.n_with; l++) {
-        const wrpo_json *other = wrpo__json_parse(wrpo__current, l->file->path, l->number, l->text, l->size);
-        wrpo__add_models(all, wrpo__need(other, "source_logps", WRPO_JSON_OBJECT));
+        wrpo__add_models(all, wrpo__need(wrpo__line_json(wrpo__current, l), "source_logps", WRPO_JSON_OBJECT));
     }
     if (a->data) {
         const wrpo_record r = wrpo_data_record(a->data, i);
@@ -13746,10 +13745,8 @@ static void wrpo__source_logps_file(wrpo_ctx *ctx, wrpo_model *model, wrpo_token
     wrpo__writer *w = wrpo__create(arena, d->out);
     wrpo__records records = wrpo__records_open(arena, d->in);
     for (int64_t i = 0; wrpo__next_record(&records); i++, wrpo__arena_clear(temp)) {
-        const wrpo__lines *l = &records.line;
         wrpo__current = temp;
-        const wrpo_json *root = records.root;
-        if (!root) root = wrpo__json_parse(temp, d->in, l->number, l->text, l->size);
+        const wrpo_json *root = records.root ? records.root : wrpo__line_json(temp, &records.line);
         wrpo__write_line(w, wrpo__annotate(&a, wrpo__want(root, WRPO_JSON_OBJECT, "line"), i));
         wrpo__current = arena;
     }
@@ -13781,10 +13778,10 @@ static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int6
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts for all parts, found %lld in all", d->in, (long long)n);
     const int64_t sizes[3] = {first, n - held - first, held};
     int64_t left[3];
-    wrpo__writer *parts[3] = {NULL};
+    wrpo__writer *parts[3];
+    const int n_parts = d->out[2] ? 3 : 2;
     memcpy(left, sizes, sizeof left);
-    for (int k = 0; k < 3; k++)
-        if (d->out[k]) parts[k] = wrpo__create(arena, d->out[k]);
+    for (int k = 0; k < n_parts; k++) parts[k] = wrpo__create(arena, d->out[k]);
     for (int64_t i = 0; i < n; i++) {  /* of the n - i prompts to come, left[k] go to part k */
         const wrpo__lines *line = t.prompts[i].value;
         const int64_t draw = (int64_t)(wrpo__random64(d->seed, 0, (uint64_t)i) % (uint64_t)(n - i));
@@ -13794,15 +13791,12 @@ static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int6
         wrpo__write(parts[k], "\n", 1);
         left[k]--;
     }
-    for (int k = 0; k < 3; k++)
-        if (parts[k]) wrpo__finish(parts[k]);
-    for (int k = 1; k < 3; k++) {    /* no kill leaves one beside another first part */
-        if (!parts[k]) continue;
+    for (int k = 0; k < n_parts; k++) wrpo__finish(parts[k]);
+    for (int k = 1; k < n_parts; k++) {  /* no kill leaves one beside another first part */
         wrpo__remove(ctx, d->out[k]);
         wrpo__sync_parent(d->out[k]);
     }
-    for (int k = 0; k < 3; k++) {
-        if (!parts[k]) continue;
+    for (int k = 0; k < n_parts; k++) {
         wrpo__publish(parts[k]);
         wrpo__sync_parent(d->out[k]);
     }
