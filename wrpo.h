@@ -4950,6 +4950,12 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
    RFC 8259, strictly: valid UTF-8, no byte order mark, no lone surrogate, no key twice in an object, one value and
    nothing after it. A node knows the name of its text, its line and its column, for errors. */
 enum { WRPO__JSON_DEPTH = 256 };
+static const wrpo_json *wrpo__first(const wrpo_json *parent) { return parent ? parent->child : NULL; }
+#define WRPO__EACH(v, parent) for (const wrpo_json *v = wrpo__first(parent); v; v = v->next)
+/* A whole public entry with a new arena, and its return. */
+#define WRPO__ENTRY(ctx, temporary, call) \
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), temporary, call) \
+    return wrpo__end(&wrpo__entry)
 
 /* The text with escapes: of what JSON wants escaped, or of what a sentence should not show as it is. Bytes that are not
    UTF-8 become U+FFFD or '?'. */
@@ -5145,7 +5151,7 @@ static void wrpo__json_unique(const wrpo__json_in *in, const wrpo_json *object) 
     while (slots < (size_t)object->count * 2) slots *= 2;
     if (slots > 64) table = memset(wrpo__raw(in->arena, slots, sizeof *table), 0, slots * sizeof *table);
     int64_t steps = 16 * object->count + 1024;
-    for (const wrpo_json *b = object->child; b; b = b->next) {
+    WRPO__EACH(b, object) {
         size_t i = wrpo__hash(0, b->key, b->key_size) & (slots - 1);
         for (const wrpo_json *a; (a = table[i]) != NULL; i = (i + 1) & (slots - 1)) {
             if (a->key_size == b->key_size && !memcmp(a->key, b->key, a->key_size))
@@ -5224,7 +5230,7 @@ static wrpo_json *wrpo__json_file(wrpo__arena *arena, const char *path) {
 WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key) {
     if (!object || object->kind != WRPO_JSON_OBJECT) return NULL;
     const size_t n = strlen(key);
-    for (const wrpo_json *v = object->child; v; v = v->next)
+    WRPO__EACH(v, object)
         if (v->key_size == n && !memcmp(v->key, key, n)) return v;
     return NULL;
 }
@@ -5235,12 +5241,17 @@ static const wrpo_json *wrpo__present(const wrpo_json *object, const char *key) 
 static bool wrpo__json_is(const wrpo_json *v, const char *text) {  /* this string */
     return v && v->kind == WRPO_JSON_STRING && v->size == strlen(text) && !memcmp(v->text, text, v->size);
 }
-static bool wrpo__listed(const char *names, const char *name) {  /* in a list separated by spaces */
-    const size_t n = strlen(name);
-    for (const char *p = strstr(names, name); n && p; p = strstr(p + 1, name))
-        if ((p == names || p[-1] == ' ') && (p[n] == ' ' || !p[n])) return true;
-    return false;
+/* Which of the words s[n] is, from 1; 0: none. A space, or a comma after a word, ends it. */
+static int wrpo__word_of(const char *words, const char *s, size_t n) {
+    size_t size;
+    for (int k = 1; *words; k++) {
+        size = strcspn(words + 1, " ,") + 1;
+        if (size == n && !memcmp(words, s, n)) return k;
+        words += size + (words[size] != 0);
+    }
+    return 0;
 }
+static bool wrpo__listed(const char *words, const char *word) { return wrpo__word_of(words, word, strlen(word)); }
 static const char *wrpo__keys_text(const wrpo_json *object) {  /* "a", "b": for the end of a sentence */
     wrpo__text out = {.arena = wrpo__current};
     for (const wrpo_json *v = object->child; v && out.size < 160; v = v->next)
@@ -5361,16 +5372,13 @@ static const char *wrpo__number_text(double x) {  /* as JSON writes it */
     return text.data;
 }
 static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {  /* on one line; numbers as they were written */
-    const bool object = v->kind == WRPO_JSON_OBJECT;
-    switch (v->kind) {
-    case WRPO_JSON_NULL: wrpo__text_puts(out, "null"); return;
-    case WRPO_JSON_BOOL: wrpo__text_puts(out, v->boolean ? "true" : "false"); return;
-    case WRPO_JSON_NUMBER: wrpo__text_add(out, v->text, v->size); return;
-    case WRPO_JSON_STRING: wrpo__json_quote(out, v->text, v->size); return;
-    case WRPO_JSON_ARRAY: case WRPO_JSON_OBJECT: break;
-    }
+    const bool object = v->kind == WRPO_JSON_OBJECT, array = v->kind == WRPO_JSON_ARRAY;
+    if (v->kind == WRPO_JSON_NUMBER) wrpo__text_add(out, v->text, v->size);
+    else if (v->kind == WRPO_JSON_STRING) wrpo__json_quote(out, v->text, v->size);
+    else if (!object && !array) wrpo__text_puts(out, wrpo__found(v));
+    if (!object && !array) return;
     wrpo__text_puts(out, object ? "{" : "[");
-    for (const wrpo_json *m = v->child; m; m = m->next) {
+    WRPO__EACH(m, v) {
         if (object) wrpo__json_quote(out, m->key, m->key_size), wrpo__text_puts(out, ": ");
         wrpo__json_write(out, m);
         if (m->next) wrpo__text_puts(out, ", ");
@@ -5392,8 +5400,7 @@ static char *wrpo__json_line(wrpo_ctx *ctx, const wrpo_json *value) {
 }
 WRPO_API wrpo_result wrpo_json_parse(wrpo_ctx *ctx, const char *name, const char *text, size_t size, wrpo_json **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__json_new(wrpo__current, name, text, size));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, false, *out = wrpo__json_new(wrpo__current, name, text, size));
 }
 WRPO_API void wrpo_json_free(wrpo_ctx *ctx, wrpo_json *root) {
     (void)ctx;
@@ -5401,8 +5408,7 @@ WRPO_API void wrpo_json_free(wrpo_ctx *ctx, wrpo_json *root) {
 }
 WRPO_API wrpo_result wrpo_json_text(wrpo_ctx *ctx, const wrpo_json *value, char **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, *out = wrpo__json_line(ctx, value));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, *out = wrpo__json_line(ctx, value));
 }
 WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t size, char **out) {
     const wrpo_json value = {.kind = WRPO_JSON_STRING, .text = text, .size = size};
@@ -5457,6 +5463,12 @@ static uint16_t wrpo__float_to_f16(float x) {
         return (uint16_t)(sign | (wrpo__float_bits(fabsf(x) + 0.5f) - 0x3F000000u));
     return (uint16_t)(sign | ((a - (112u << 23) + 0xFFFu + (a >> 13 & 1)) >> 13));
 }
+static uint16_t wrpo__narrow(wrpo_dtype dtype, float x) {
+    return dtype == WRPO_DTYPE_BF16 ? wrpo__float_to_bf16(x) : wrpo__float_to_f16(x);
+}
+static uint32_t wrpo__widen(wrpo_dtype dtype, uint16_t h) {  /* the bits of the float */
+    return dtype == WRPO_DTYPE_BF16 ? (uint32_t)h << 16 : wrpo__f16_to_bits(h);
+}
 /* dst[count] = elements [first, first + count) of t, exactly. */
 static void wrpo__to_float(float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
     const wrpo_dtype dtype = wrpo__need_float(t);
@@ -5466,7 +5478,7 @@ static void wrpo__to_float(float *dst, const wrpo_tensor_info *t, int64_t first,
     for (int64_t i = 0; i < count; i++) {
         uint16_t h;
         memcpy(&h, src + 2 * i, 2);
-        const uint32_t bits = dtype == WRPO_DTYPE_BF16 ? (uint32_t)h << 16 : wrpo__f16_to_bits(h);
+        const uint32_t bits = wrpo__widen(dtype, h);
         memcpy(dst + i, &bits, 4);
     }
 }
@@ -5480,7 +5492,7 @@ static void wrpo__to_finite(float *dst, const wrpo_tensor_info *t, int64_t first
 static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int64_t count) {
     if (wrpo__dtype_size(dtype) == 4) { if (count > 0) memmove(dst, src, (size_t)count * 4); return; }
     for (int64_t i = 0; i < count; i++) {
-        const uint16_t h = dtype == WRPO_DTYPE_BF16 ? wrpo__float_to_bf16(src[i]) : wrpo__float_to_f16(src[i]);
+        const uint16_t h = wrpo__narrow(dtype, src[i]);
         memcpy((unsigned char *)dst + 2 * i, &h, 2);
     }
 }
@@ -5506,23 +5518,23 @@ static const struct wrpo__foreign {
     WRPO__X("tokenizer.model"), WRPO__X("spiece.model"), WRPO__X("tekken.json"), WRPO__X(".tiktoken"),
     WRPO__X("merges.txt"), WRPO__X("vocab.")};
 #undef WRPO__X
-/* What a file of weights is by its first bytes; NULL: it may be safetensors. */
-static const char *wrpo__foreign_weights(const void *data, size_t size) {
+/* Refuses a file that is something else by its first bytes. */
+static void wrpo__refuse_foreign(wrpo_ctx *ctx, const wrpo__file *file) {
     for (int i = 0; i < WRPO__COUNT(wrpo__foreign); i++) {
         const struct wrpo__foreign *f = &wrpo__foreign[i];
-        if (f->magic && size >= f->size && !memcmp(data, f->magic, f->size)) return f->says;
+        if (f->magic && file->size >= f->size && !memcmp(file->data, f->magic, f->size))
+            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s", file->path, f->says);
     }
-    return NULL;
 }
 /* What is wrong with a path that should be the directory of a checkpoint, or tokenizer, but has no `want` in it. */
 _Noreturn static void wrpo__no_checkpoint(wrpo__arena *arena, const char *path, const char *want, bool tokens) {
     const char *slash = strchr(path, '/');
     const bool there = wrpo__files() || wrpo__disk_exists(path);
     const bool hub = slash && slash != path && slash[1] && !strchr(slash + 1, '/') && path[0] != '.' && path[0] != '~';
-    if (!there && hub)
-        wrpo__fail(arena->ctx, WRPO_E_IO, "%s: no such directory. Nothing is downloaded: get a model of the hub with "
-                "\"hf download %s --local-dir DIR\", then name DIR", path, path);
-    if (!there) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: no such directory. Nothing is downloaded", path);
+    const char *way = ": get a model of the hub with \"hf download %s --local-dir DIR\", then name DIR";
+    if (!there)
+        wrpo__fail(arena->ctx, WRPO_E_IO, "%s: no such directory. Nothing is downloaded%s", path,
+                hub ? wrpo__format(arena, way, path) : "");
     const wrpo__name *names = wrpo__list_dir(arena, path);
     for (int k = 0; k < WRPO__COUNT(wrpo__foreign); k++)
         for (int64_t i = 0; i < stbds_arrlen(names); i++)
@@ -5549,6 +5561,13 @@ WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const 
     if (!t->count) return NULL;
     return bsearch(&name, t->info, (size_t)t->count, sizeof *t->info, wrpo__by_first_name);
 }
+static const char *wrpo__shape_text(int ndim, const int64_t *shape) {
+    wrpo__text text = {.arena = wrpo__current};
+    wrpo__text_puts(&text, "[");
+    for (int d = 0; d < ndim; d++) wrpo__text_printf(&text, d ? ",%lld" : "%lld", (long long)shape[d]);
+    wrpo__text_puts(&text, "]");
+    return text.data;
+}
 static int64_t wrpo__size_in(const wrpo_json *v, const char *what) {
     if (v->kind != WRPO_JSON_NUMBER || !v->exact || v->text[0] == '-') wrpo__refuse(v, what, "a size");
     return v->integer;
@@ -5559,7 +5578,7 @@ static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const 
     const wrpo_json *dtype = wrpo__need(entry, "dtype", WRPO_JSON_STRING);
     const wrpo_json *shape = wrpo__need(entry, "shape", WRPO_JSON_ARRAY);
     const wrpo_json *offsets = wrpo__need(entry, "data_offsets", WRPO_JSON_ARRAY);
-    for (const wrpo_json *v = entry->child; v; v = v->next)
+    WRPO__EACH(v, entry)
         if (v != dtype && v != shape && v != offsets)
             wrpo__wrong(v, "want dtype, shape and data_offsets, found \"%s\" as well",
                     wrpo__legible(v->key, v->key_size));
@@ -5572,7 +5591,7 @@ static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const 
     t->ndim = (int)shape->count;
     t->shape = dims;
     t->count = 1;
-    for (const wrpo_json *v = shape->child; v; v = v->next) {  /* the order of the format's own library */
+    WRPO__EACH(v, shape) {  /* the order of the format's own library */
         *dims = wrpo__size_in(v, "shape");
         if (*dims && t->count > INT64_MAX / *dims)
             wrpo__wrong(v, "shape: want a product that fits 63 bits, found more");
@@ -5604,8 +5623,7 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     if (f->size < 8)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want 8 bytes of header size, found a file of %zu", path, f->size);
     unsigned long long header;
-    const char *foreign = wrpo__foreign_weights(f->data, f->size);
-    if (foreign) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s", path, foreign);
+    wrpo__refuse_foreign(ctx, f);
     memcpy(&header, f->data, 8);
     if (header > WRPO__HEADER_MAX)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want a header of at most %d bytes, found %llu", path, WRPO__HEADER_MAX,
@@ -5621,10 +5639,10 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     const wrpo_json *root = wrpo__json_parse(temp, name, 1, (const char *)f->data + 8, (size_t)header);
     const wrpo_json *metadata = wrpo_json_get(wrpo__want(root, WRPO_JSON_OBJECT, "the header"), "__metadata__");
     if (metadata) wrpo__want(metadata, WRPO_JSON_OBJECT, NULL);
-    for (const wrpo_json *v = metadata ? metadata->child : NULL; v; v = v->next) wrpo__want(v, WRPO_JSON_STRING, NULL);
+    WRPO__EACH(v, metadata) wrpo__want(v, WRPO_JSON_STRING, NULL);
     wrpo_tensors part = {arena, root->count - (metadata != NULL), NULL};
     wrpo_tensor_info *t = part.info = wrpo__raw(arena, (size_t)part.count, sizeof *t);
-    for (const wrpo_json *v = root->child; v; v = v->next) {
+    WRPO__EACH(v, root) {
         if (v == metadata) continue;
         snprintf(name, room, "%s: %.80s", path, v->key);
         if (strlen(v->key) != v->key_size) wrpo__unsupported(v, "want a name without U+0000");
@@ -5653,7 +5671,7 @@ typedef struct wrpo__part { const char *file; wrpo_tensors tensors; } wrpo__part
 static wrpo__part *wrpo__index_parts(wrpo__arena *arena, wrpo__arena *temp, const char *path, const wrpo_json *map) {
     const int dir = (int)(wrpo__basename(path) - path);
     wrpo__part *parts = NULL;
-    for (const wrpo_json *v = map->child; v; v = v->next) {
+    WRPO__EACH(v, map) {
         int64_t p = 0;
         wrpo__want(v, WRPO_JSON_STRING, NULL);
         if (!v->size || strlen(v->text) != v->size || strpbrk(v->text, "/\\") || strstr(v->text, ".."))
@@ -5686,7 +5704,7 @@ static wrpo_tensors wrpo__index_open(wrpo__arena *arena, const char *path) {
     bool *named = wrpo__alloc(temp, (size_t)all.count, sizeof *named);
     const char *nowhere = NULL;
     int64_t absent = 0, unnamed = all.count, first = 0;
-    for (const wrpo_json *v = map->child; v; v = v->next) {
+    WRPO__EACH(v, map) {
         const wrpo_tensor_info *t = strlen(v->key) == v->key_size ? wrpo_tensors_find(&all, v->key) : NULL;
         const bool there = t && !strcmp(wrpo__basename(t->file), v->text);
         if (there) {
@@ -5729,8 +5747,7 @@ static wrpo_tensors *wrpo__tensors_new(wrpo__arena *arena, const char *path) {
 }
 WRPO_API wrpo_result wrpo_tensors_open(wrpo_ctx *ctx, const char *path, wrpo_tensors **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__tensors_new(wrpo__current, path));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, false, *out = wrpo__tensors_new(wrpo__current, path));
 }
 WRPO_API void wrpo_tensors_close(wrpo_tensors *t) { if (t) wrpo__arena_free(t->arena); }
 static void wrpo__tensors_drop(void *p) { wrpo_tensors_close(p); }
@@ -5756,17 +5773,18 @@ typedef struct wrpo__rounding {
                                         the file that it returns, or NULL, gets its name with theirs */
 } wrpo__rounding;
 static double wrpo__kept(const wrpo__rounding *r) { return r->changed > 0 ? r->kept / r->changed : (double)NAN; }
-typedef struct wrpo__save {  /* one save in progress */
+typedef struct wrpo__save {          /* one save */
     wrpo__arena *temp;
-    const char *dir;
-    const wrpo__save_tensor *t;
-    wrpo_dtype dtype;
+    const char *dir;                 /* exists */
     const char *file;                /* the name of a single file; NULL: model.safetensors or shards */
-    wrpo__placed *placed; int64_t n;  /* the tensors, sorted by name */
-    int64_t shards;
-    wrpo__save_fn fn; void *user;
+    const wrpo__save_tensor *t; int64_t n;
+    wrpo_dtype dtype;                /* 0: F32 */
+    int64_t max_shard_size;          /* 0: 5e9 bytes */
+    wrpo__save_fn fn; void *user;    /* called for each file's tensors in the order of their names */
+    wrpo__writer **sides;            /* an stb array of whole files that wait for their names */
     wrpo__rounding *rounding;
-    float *chunk;  /* [CHUNK] */
+    wrpo__placed *placed; int64_t shards;              /* in progress: the tensors, sorted by name */
+    float *chunk;                    /* [CHUNK] */
 } wrpo__save;
 
 static char *wrpo__shard_file(const wrpo__save *save, int64_t shard) {
@@ -5820,9 +5838,8 @@ static void wrpo__header_add(wrpo__text *header, const char *name, const char *d
         int64_t offset, int64_t bytes) {
     wrpo__text_puts(header, ",");
     wrpo__json_quote(header, name, strlen(name));
-    wrpo__text_printf(header, ":{\"dtype\":\"%s\",\"shape\":[", dtype);
-    for (int d = 0; d < ndim; d++) wrpo__text_printf(header, d ? ",%lld" : "%lld", (long long)shape[d]);
-    wrpo__text_printf(header, "],\"data_offsets\":[%lld,%lld]}", (long long)offset, (long long)(offset + bytes));
+    wrpo__text_printf(header, ":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%lld,%lld]}", dtype,
+            wrpo__shape_text(ndim, shape), (long long)offset, (long long)(offset + bytes));
 }
 static void wrpo__header_write(wrpo__writer *w, wrpo__text *header) {
     wrpo__text_puts(header, "}");
@@ -5833,10 +5850,7 @@ static void wrpo__header_write(wrpo__writer *w, wrpo__text *header) {
     wrpo__block_free(header->data);
 }
 static float wrpo__rounded(wrpo_dtype dtype, float x) {
-    if (dtype == WRPO_DTYPE_F32) return x;
-    const uint32_t bits = dtype == WRPO_DTYPE_BF16 ? (uint32_t)wrpo__float_to_bf16(x) << 16
-                                                   : wrpo__f16_to_bits(wrpo__float_to_f16(x));
-    return wrpo__bits_float(bits);
+    return dtype == WRPO_DTYPE_F32 ? x : wrpo__bits_float(wrpo__widen(dtype, wrpo__narrow(dtype, x)));
 }
 /* chunk[n] = elements [first, first + n) of a tensor, rounded to the dtype. The dice of an element are its own: a
    function of the tensor's name and its index. */
@@ -5922,51 +5936,49 @@ static wrpo__writer *wrpo__index_write(const wrpo__save *save, const char *path)
     wrpo__text_puts(&t, "\n  }\n}\n");
     return wrpo__write_whole(save->temp, path, t.data, t.size);
 }
-/* t[n] into the directory, which exists: one file, or shards of at most max_shard_size bytes (0: 5e9) and their index.
-   If `file` is not NULL, it is one file of that name, and the files of other models stay. dtype 0 is F32. fn is called
-   for each file's tensors in the order of their names. sides: an stb array of whole files that wait for their names.
-   What they replace is removed first, so that no kill leaves it with the new tensors. The directory is synced between
-   the two, before what is left of the old is removed, and at the end: nor does a power cut. */
-static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const char *file, const wrpo__save_tensor *t,
-        int64_t n, wrpo_dtype dtype, int64_t max_shard_size, wrpo__save_fn fn, void *user, wrpo__writer **sides,
-        wrpo__rounding *rounding) {
+/* With `file`, the files of other models stay. What the sides replace is removed first, so that no kill leaves it with
+   the new tensors. The directory is synced between the two, before what is left of the old is removed, and at the end:
+   nor does a power cut. */
+static void wrpo__tensors_save(wrpo__save *save) {
+    wrpo__arena *temp = save->temp;
     wrpo_ctx *ctx = temp->ctx;
-    wrpo__save save = {.temp = temp, .dir = dir, .file = file, .t = t, .n = n, .dtype = dtype, .fn = fn, .user = user,
-                       .rounding = rounding};
-    save.placed = wrpo__raw(temp, (size_t)n, sizeof *save.placed);
+    wrpo__rounding *rounding = save->rounding;
+    const int64_t n = save->n;
+    save->placed = wrpo__raw(temp, (size_t)n, sizeof *save->placed);
     for (int64_t i = 0; i < n; i++) {
-        size_t size = wrpo__dtype_size(dtype);
-        for (int d = 0; d < t[i].ndim; d++) size = wrpo__mul(ctx, size, (size_t)t[i].shape[d]);
-        save.placed[i] = (wrpo__placed){t[i].name, &t[i], (int64_t)size, 0};
+        const wrpo__save_tensor *t = &save->t[i];
+        size_t size = wrpo__dtype_size(save->dtype);
+        for (int d = 0; d < t->ndim; d++) size = wrpo__mul(ctx, size, (size_t)t->shape[d]);
+        save->placed[i] = (wrpo__placed){t->name, t, (int64_t)size, 0};
     }
-    if (max_shard_size <= 0) max_shard_size = 5000000000;
-    save.shards = wrpo__split(save.placed, n, file ? INT64_MAX : max_shard_size);
-    if (n) qsort(save.placed, (size_t)n, sizeof *save.placed, wrpo__by_first_name);
+    const int64_t limit = save->max_shard_size > 0 ? save->max_shard_size : 5000000000;
+    save->shards = wrpo__split(save->placed, n, save->file ? INT64_MAX : limit);
+    if (n) qsort(save->placed, (size_t)n, sizeof *save->placed, wrpo__by_first_name);
 
-    const int64_t files = WRPO__MAX(save.shards, 1);
+    const int64_t files = WRPO__MAX(save->shards, 1);
     wrpo__writer **ready = wrpo__alloc(temp, (size_t)files, sizeof *ready), *index = NULL;
-    save.chunk = wrpo__raw(temp, WRPO__CHUNK, sizeof *save.chunk);
-    for (int64_t s = 0; s < files; s++) ready[s] = wrpo__shard_write(&save, s);
-    const char *index_path = wrpo__join(temp, dir, WRPO__INDEX_FILE);
-    char **stale = file ? NULL : wrpo__stale_shards(&save);    /* listed now: nothing may fail once names are given */
-    if (save.shards > 1) {
-        index = wrpo__index_write(&save, index_path);
+    save->chunk = wrpo__raw(temp, WRPO__CHUNK, sizeof *save->chunk);
+    for (int64_t s = 0; s < files; s++) ready[s] = wrpo__shard_write(save, s);
+    const char *index_path = wrpo__join(temp, save->dir, WRPO__INDEX_FILE);
+    char **stale = save->file ? NULL : wrpo__stale_shards(save);     /* now: nothing may fail once names are given */
+    if (save->shards > 1) {
+        index = wrpo__index_write(save, index_path);
         bool same_names = false;  /* then the old index would open old and new shards together */
         for (int64_t s = 0; s < files; s++) same_names = same_names || wrpo__disk_exists(ready[s]->path);
         if (same_names) wrpo__remove(ctx, index_path);
     }
     wrpo__writer *last = rounding->done ? rounding->done(rounding->user, wrpo__kept(rounding)) : NULL;
-    if (last) stbds_arrput(sides, last);
-    for (int64_t i = 0; i < stbds_arrlen(sides); i++) wrpo__remove(ctx, sides[i]->path);
+    if (last) stbds_arrput(save->sides, last);
+    for (int64_t i = 0; i < stbds_arrlen(save->sides); i++) wrpo__remove(ctx, save->sides[i]->path);
     wrpo__sync_parent(index_path);
     for (int64_t s = 0; s < files; s++) wrpo__publish(ready[s]);
     if (index) wrpo__publish(index);
     wrpo__sync_parent(index_path);
-    for (int64_t i = stbds_arrlen(sides) - 1; i >= 0; i--) wrpo__publish(sides[i]);  /* config.json last */
-    if (!file) wrpo__remove(ctx, index ? wrpo__join(temp, dir, WRPO__SINGLE_FILE) : index_path);
+    for (int64_t i = stbds_arrlen(save->sides) - 1; i >= 0; i--) wrpo__publish(save->sides[i]);  /* config.json last */
+    if (!save->file) wrpo__remove(ctx, index ? wrpo__join(temp, save->dir, WRPO__SINGLE_FILE) : index_path);
     for (int64_t i = 0; i < stbds_arrlen(stale); i++) wrpo__remove(ctx, stale[i]);
     wrpo__sync_parent(index_path);
-    wrpo__block_free(save.chunk);
+    wrpo__block_free(save->chunk);
 }
 
 /* --------------------------------------------------------------------------------------- >>checkpoint
@@ -6078,14 +6090,6 @@ typedef struct wrpo__reader {
     wrpo_config *c;
     unsigned is;  /* the bits of its family and head */
 } wrpo__reader;
-static bool wrpo__in_words(const char *words, const char *word) {
-    const size_t n = strlen(word);
-    for (size_t size; *words; words += size + (words[size] != 0)) {
-        size = strcspn(words, " ,");
-        if (size == n && !memcmp(words, word, n)) return true;
-    }
-    return false;
-}
 static bool wrpo__is_known(const wrpo__reader *in, const wrpo_json *v) {
     if (v->kind == WRPO_JSON_NULL || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13)) return true;
     if (v->kind == WRPO_JSON_BOOL && v->boolean == !strcmp(v->key, "is_causal")) return true;
@@ -6094,7 +6098,7 @@ static bool wrpo__is_known(const wrpo__reader *in, const wrpo_json *v) {
     for (int i = 0; i < WRPO__COUNT(wrpo__keys); i++)
         if (in->is & wrpo__keys[i].of && !strcmp(v->key, wrpo__keys[i].key)) return true;
     for (int i = 0; i < WRPO__COUNT(wrpo__known_keys); i++)
-        if (in->is & wrpo__known_keys[i].of && wrpo__in_words(wrpo__known_keys[i].keys, v->key)) return true;
+        if (in->is & wrpo__known_keys[i].of && wrpo__listed(wrpo__known_keys[i].keys, v->key)) return true;
     return false;
 }
 /* Which of the names v is, of those that have a bit in `allowed`. */
@@ -6187,25 +6191,22 @@ static const wrpo_json *wrpo__rope_kind(const wrpo_json *r) {
 }
 /* Where a file has both spellings, transformers reads rope_scaling, and rope_theta outside of it. The other one must
    say the same. */
-static void wrpo__rope_agrees(const wrpo_json *parameters, const wrpo_json *scaling, double theta) {
-    for (const wrpo_json *from = parameters; from; from = from == parameters ? scaling : NULL)
-        for (const wrpo_json *v = from->child; v; v = v->next) {
-            const wrpo_json *other = wrpo__present(from == parameters ? scaling : parameters, v->key);
-            if (wrpo__in_words("rope_type type", v->key))
-                other = wrpo__rope_kind(from == parameters ? scaling : parameters);
-            const bool number = v->kind == WRPO_JSON_NUMBER && other && other->kind == WRPO_JSON_NUMBER;
-            bool same = number ? v->number == other->number : wrpo__json_same(v, other);
-            if (!strcmp(v->key, "rope_theta")) same = v->number == theta;
-            if (v->kind != WRPO_JSON_NULL && !same)
-                wrpo__wrong(v, "%s: \"%.60s\" is not the same in %s", from->key, v->key,
-                        from == parameters ? scaling->key : parameters->key);
-        }
+static void wrpo__rope_agrees(const wrpo_json *from, const wrpo_json *with, double theta) {
+    WRPO__EACH(v, from) {
+        const bool type = wrpo__listed("rope_type type", v->key);
+        const wrpo_json *other = type ? wrpo__rope_kind(with) : wrpo__present(with, v->key);
+        const bool number = v->kind == WRPO_JSON_NUMBER && other && other->kind == WRPO_JSON_NUMBER;
+        bool same = number ? v->number == other->number : wrpo__json_same(v, other);
+        if (!strcmp(v->key, "rope_theta")) same = v->number == theta;
+        if (v->kind != WRPO_JSON_NULL && !same)
+            wrpo__wrong(v, "%s: \"%.60s\" is not the same in %s", from->key, v->key, with->key);
+    }
 }
 /* Gemma 3's rope_parameters are one object for its layers without a window and one for those with it. The first is
    returned; the second has only a base. */
 static const wrpo_json *wrpo__rope_by_layer(const wrpo__reader *in, const wrpo_json *parameters) {
-    for (const wrpo_json *v = parameters ? parameters->child : NULL; v; v = v->next)
-        if (!wrpo__in_words("full_attention sliding_attention", v->key))
+    WRPO__EACH(v, parameters)
+        if (!wrpo__listed("full_attention sliding_attention", v->key))
             wrpo__unsupported(v, "%s: want full_attention and sliding_attention, found \"%.60s\"", parameters->key,
                     v->key);
     const wrpo_json *sliding = wrpo__present(parameters, "sliding_attention"), *type = wrpo__rope_kind(sliding);
@@ -6230,9 +6231,12 @@ static void wrpo__config_rope(const wrpo__reader *in) {
     const wrpo_json *r = scaling ? scaling : parameters, *attn;
     p->theta = wrpo__positive(in->root, "rope_theta", p->theta > 0 ? p->theta : 10000);
     p->theta = wrpo__positive(r, "rope_theta", p->theta);
-    if (parameters && scaling) wrpo__rope_agrees(parameters, scaling, p->theta);
-    for (const wrpo_json *v = r ? r->child : NULL; v; v = v->next)
-        if (v->kind != WRPO_JSON_NULL && !wrpo__in_words(keys, v->key))
+    if (parameters && scaling) {
+        wrpo__rope_agrees(parameters, scaling, p->theta);
+        wrpo__rope_agrees(scaling, parameters, p->theta);
+    }
+    WRPO__EACH(v, r)
+        if (v->kind != WRPO_JSON_NULL && !wrpo__listed(keys, v->key))
             wrpo__unsupported(v, "%s: \"%.60s\" is not supported", r->key, v->key);
     attn = wrpo__present(r, "attn_factor");
     if (attn && attn->number != 1)
@@ -6307,7 +6311,7 @@ static void wrpo__config_head(wrpo__reader *in) {
     static const char *const heads[] = {
         "ForCausalLM", "ForSequenceClassification", "ForRewardModel", "ForRewardModelWithGating"};
     const wrpo_json *list = wrpo__present(in->root, "architectures");
-    for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
+    WRPO__EACH(v, list) {
         int head = v->kind == WRPO_JSON_STRING ? 0 : 4;
         while (head < 4 && !wrpo__ends(v->text, heads[head])) head++;
         if (head == 4 && v->kind == WRPO_JSON_STRING && wrpo__ends(v->text, "Model")) head = WRPO_HEAD_LM;  /* a base */
@@ -6357,9 +6361,9 @@ static void wrpo__config_parse(const wrpo_json *whole, wrpo_config *c) {
     c->initializer_range = 0.02;
     c->pad_token_id = c->reward_token_id = -1;
     if (c->head == WRPO_HEAD_GATED) c->gating_temperature = 10;
-    for (const wrpo_json *v = root->child; v; v = v->next) {
+    WRPO__EACH(v, root) {
         const bool dropout = v->kind == WRPO_JSON_NUMBER && v->number > 0 &&
-            wrpo__in_words("attention_dropout attn_pdrop resid_pdrop embd_pdrop hidden_dropout", v->key);
+            wrpo__listed("attention_dropout attn_pdrop resid_pdrop embd_pdrop hidden_dropout", v->key);
         if (!wrpo__is_known(in, v))
             wrpo__unsupported(v, "\"%.80s\": %s is not supported for model_type %s", v->key, wrpo__found(v),
                     c->model_type);
@@ -6407,14 +6411,12 @@ static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config 
     const char *config = wrpo__is_dir(path) ? wrpo__join(arena, path, "config.json") : path;
     if (!wrpo__exists(config)) wrpo__no_checkpoint(arena, path, "config.json", false);
     const wrpo__file *f = wrpo__open_file(arena, config);
-    const char *foreign = wrpo__foreign_weights(f->data, f->size);
-    if (foreign) wrpo__fail(arena->ctx, WRPO_E_FORMAT, "%s: %s", config, foreign);
+    wrpo__refuse_foreign(arena->ctx, f);
     memset(c, 0, sizeof *c);
     wrpo__config_parse(wrpo__json_parse(arena, config, 1, (const char *)f->data, f->size), c);
 }
 WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_config *out) {
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__config_read(wrpo__current, path, out));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, wrpo__config_read(wrpo__current, path, out));
 }
 
 /* ---- names: where the weights of the table are in the files ----
@@ -6434,23 +6436,24 @@ static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
     {"internlm2", "mlp.gate_proj", "feed_forward.w1"}, {"internlm2", "mlp.up_proj", "feed_forward.w3"},
     {"internlm2", "mlp.down_proj", "feed_forward.w2"}};
 typedef struct wrpo__slice {  /* row r of a weight is row r / own * stride + first + r % own of tensor `name` */
-    char name[128];
+    const char *name;
     int64_t rows, stride, first, own;  /* rows: of the tensor */
     const wrpo_tensor_info *info;  /* the tensor, once it is found */
     bool mapped;  /* the weight is used where the file has it */
 } wrpo__slice;
-static void wrpo__file_name(const wrpo_config *c, const char *name, char out[128]) {
-    snprintf(out, 128, "%s", name);
+static const char *wrpo__file_name(const wrpo_config *c, const char *name) {
     for (int64_t i = 0; i < WRPO__COUNT(wrpo__renames); i++) {
         const char *ours = wrpo__renames[i].ours, *found = strstr(name, ours);
         if (found && !strcmp(c->model_type, wrpo__renames[i].family))
-            snprintf(out, 128, "%.*s%s%s", (int)(found - name), name, wrpo__renames[i].theirs, found + strlen(ours));
+            return wrpo__format(wrpo__current, "%.*s%s%s", (int)(found - name), name, wrpo__renames[i].theirs,
+                    found + strlen(ours));
     }
+    return name;
 }
 static wrpo__slice *wrpo__slices(wrpo__arena *arena, const wrpo_model *m) {  /* of all weights */
     const int64_t n = m->n_weights;
     wrpo__slice *s = wrpo__alloc(arena, (size_t)n, sizeof *s);
-    for (int64_t i = 0; i < n; i++) wrpo__file_name(&m->config, m->weights[i].name, s[i].name);
+    for (int64_t i = 0; i < n; i++) s[i].name = wrpo__file_name(&m->config, m->weights[i].name);
     for (int64_t i = 0, end; i < n; i = end) {  /* weights [i, end) are one tensor */
         const bool grouped = strstr(s[i].name, ".wqkv.") && !strstr(s[i].name, ".lora_A.");
         const int64_t groups = grouped ? m->config.num_key_value_heads : 1;
@@ -6469,18 +6472,11 @@ static wrpo__slice *wrpo__slices(wrpo__arena *arena, const wrpo_model *m) {  /* 
 }
 
 /* ---- tensors against the table of weights ---- */
-static void wrpo__shape_text(char *s, size_t n, int ndim, const int64_t *shape) {
-    size_t used = (size_t)snprintf(s, n, "[");
-    for (int i = 0; i < ndim && used < n; i++)
-        used += (size_t)snprintf(s + used, n - used, "%s%lld", i ? "," : "", (long long)shape[i]);
-    if (used < n) snprintf(s + used, n - used, "]");
-}
 /* A tensor that a load may leave alone: the output of a tied model, which is equal to its embedding; frequencies of
    old files; what is beside a text model; the head of a reward model, which wrpo_reward_load reads, for nothing trains
    it. form: see wrpo__prefixes. */
 static bool wrpo__is_extra(const wrpo_config *c, const char *name, int form) {
-    char head[128];
-    wrpo__file_name(c, "lm_head.weight", head);
+    const char *head = wrpo__file_name(c, "lm_head.weight");
     if (form > 1 && (strstr(name, "vision_tower.") || strstr(name, "multi_modal_projector."))) return true;
     if (form == 2 && !strncmp(name, "language_model.", 15)) name += 15;
     if (wrpo__ends(name, ".rotary_emb.inv_freq") || (c->tie_word_embeddings && !strcmp(name, head))) return true;
@@ -6499,40 +6495,36 @@ static const struct { const char *model, *head; } wrpo__prefixes[] = {
 static const wrpo_tensor_info *wrpo__find_as(const wrpo_tensors *t, int form, const char *name) {
     char found[160];
     const bool in_model = !strncmp(name, "model.", 6);
-    snprintf(found, sizeof found, "%s%s", in_model ? wrpo__prefixes[form].model : wrpo__prefixes[form].head,
-             in_model ? name + 6 : name);
+    const char *prefix = in_model ? wrpo__prefixes[form].model : wrpo__prefixes[form].head;
+    snprintf(found, sizeof found, "%s%s", prefix, in_model ? name + 6 : name);
     return wrpo_tensors_find(t, found);
 }
 /* Which of these it is: by the embedding, or, where the tied output may be in its stead, by the last norm. */
 static int wrpo__name_form(const wrpo_tensors *t, const wrpo_config *c) {
-    char name[128];
+    const char *name = wrpo__file_name(c, "model.norm.weight");
     int form = 3;
-    wrpo__file_name(c, "model.norm.weight", name);
     while (form > 0 && !wrpo__find_as(t, form, name)) form--;
     return form;
 }
 /* Of a language model's directory. Its config says that the output is the embedding, but the file has both and they
    differ: as in transformers 5 it is not. */
 static void wrpo__untie(const wrpo_tensors *t, wrpo_config *c) {
-    char name[2][128];
     if (!c->tie_word_embeddings || c->head != WRPO_HEAD_LM) return;
-    wrpo__file_name(c, "model.embed_tokens.weight", name[0]);
-    wrpo__file_name(c, "lm_head.weight", name[1]);
+    const char *in = wrpo__file_name(c, "model.embed_tokens.weight"), *out = wrpo__file_name(c, "lm_head.weight");
     const int form = wrpo__name_form(t, c);
-    const wrpo_tensor_info *embed = wrpo__find_as(t, form, name[0]), *head = wrpo__find_as(t, form, name[1]);
+    const wrpo_tensor_info *embed = wrpo__find_as(t, form, in), *head = wrpo__find_as(t, form, out);
     if (!embed || !head || (embed->bytes == head->bytes && !memcmp(embed->data, head->data, head->bytes))) return;
     c->tie_word_embeddings = false;
     wrpo__log(wrpo__current->ctx, WRPO_LOG_WARN, "%s: tie_word_embeddings is true, but %s and %s differ: they are not "
-            "tied, and a save has both", head->file, name[0], name[1]);
+            "tied, and a save has both", head->file, in, out);
 }
 /* Where the file has a weight: under its name; a tied embedding as the output. */
 static const wrpo_tensor_info *wrpo__find_weight(const wrpo_tensors *t, const wrpo_config *c, const char *name,
         int form) {
-    char head[128];
     const wrpo_tensor_info *info = wrpo__find_as(t, form, name);
-    wrpo__file_name(c, "lm_head.weight", head);
     const bool embedding = strstr(name, "embed_tokens.") || strstr(name, "tok_embeddings.");
-    return info || !embedding || !c->tie_word_embeddings ? info : wrpo__find_as(t, form, head);
+    if (info || !embedding || !c->tie_word_embeddings) return info;
+    return wrpo__find_as(t, form, wrpo__file_name(c, "lm_head.weight"));
 }
 /* The slice of each weight of the table from number `begin` on: all are there, in their shapes, and no other tensor.
    *dtype: of the first. */
@@ -6551,14 +6543,14 @@ static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, 
         const wrpo_weight *w = &m->weights[i];
         wrpo__slice *s = &slices[i];
         const wrpo_tensor_info *info = s->info = wrpo__find_weight(t, &m->config, s->name, form);
-        char want[80], found[160];
         if (!info)
             wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing%s", dir, s->name,
                     form == 1 ? ": want a causal language model's checkpoint, found a base model's" : "");
         const int64_t shape[2] = {s->rows, w->cols};
-        wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
-        wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
-        if (strcmp(want, found)) wrpo__wrong_tensor(info, "want %s, found %s", want, found);
+        const int ndim = w->vector ? 1 : 2;
+        if (info->ndim != ndim || memcmp(info->shape, shape, (size_t)ndim * sizeof *shape))
+            wrpo__wrong_tensor(info, "want %s, found %s", wrpo__shape_text(ndim, shape),
+                    wrpo__shape_text(info->ndim, info->shape));
         wrpo__need_float(info);
         if (!first) first = info;
         if (strcmp(info->dtype, first->dtype)) other = info;
@@ -6589,8 +6581,7 @@ static void wrpo__model_check(const char *dir, wrpo_config *config, int64_t *par
 WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters,
         wrpo_dtype *dtype) {
     *parameters = 0, *dtype = WRPO_DTYPE_DEFAULT;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__model_check(dir, config, parameters, dtype));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, wrpo__model_check(dir, config, parameters, dtype));
 }
 
 /* ---- load ----
@@ -6632,16 +6623,13 @@ enum { WRPO__LINEARS = 7, WRPO__MAX_RANK = 4096 };
 static const wrpo__kind wrpo__linears[WRPO__LINEARS] = {WRPO__W_q_proj, WRPO__W_k_proj, WRPO__W_v_proj, WRPO__W_o_proj,
                                                         WRPO__W_gate_proj, WRPO__W_up_proj, WRPO__W_down_proj};
 /* The layer that a weight belongs to, as its family calls it: "model.layers.0.self_attn.qkv_proj". */
-static void wrpo__layer_name(const wrpo_config *c, const wrpo_weight *w, char name[128]) {
-    wrpo__file_name(c, w->name, name);
-    name[strlen(name) - strlen(".weight")] = 0;
+static const char *wrpo__layer_name(const wrpo_config *c, const wrpo_weight *w) {
+    const char *name = wrpo__file_name(c, w->name);
+    return wrpo__strndup(wrpo__current, name, strlen(name) - strlen(".weight"));
 }
 /* Do the files fuse this weight with the one before it into one layer (qkv_proj)? */
 static bool wrpo__is_fused(const wrpo_config *c, const wrpo_weight *w) {
-    char name[128], before[128];
-    wrpo__layer_name(c, w, name);
-    wrpo__layer_name(c, w - 1, before);
-    return !strcmp(name, before);
+    return !strcmp(wrpo__layer_name(c, w), wrpo__layer_name(c, w - 1));
 }
 /* Room for the adapters of a model, none yet. From here on model->arena is an arena of their own, until it is put back:
    if something fails, nothing is left of them. */
@@ -6735,10 +6723,8 @@ static void wrpo__adapter_begin(wrpo_model *model, const wrpo_adapter_desc *desc
     for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
         wrpo__adapter *of;
         const wrpo_weight *w = wrpo__linear_at(model, lora, i, &of);
-        char name[128];
-        wrpo__layer_name(&model->config, w, name);
-        const char *leaf = strrchr(name, '.') + 1;
-        if (all || wrpo__in_words(target, leaf)) *of = wrpo__adapter_of(&model->config, w, d->r, d->alpha, d->rslora);
+        const char *leaf = strrchr(wrpo__layer_name(&model->config, w), '.') + 1;
+        if (all || wrpo__listed(target, leaf)) *of = wrpo__adapter_of(&model->config, w, d->r, d->alpha, d->rslora);
         if (i < WRPO__LINEARS && !wrpo__is_fused(&model->config, w))
             wrpo__text_printf(&used, "%s%s", used.size ? "," : "", leaf);
     }
@@ -6746,7 +6732,7 @@ static void wrpo__adapter_begin(wrpo_model *model, const wrpo_adapter_desc *desc
     for (const char *at = target; !all && (*at || at == target); at += size + (at[size] != 0)) {
         size = strcspn(at, ",");
         const char *name = wrpo__format(wrpo__current, "%.*s", (int)WRPO__MIN(size, 60), at);
-        if (!wrpo__in_words(used.data, name))
+        if (!wrpo__listed(used.data, name))
             wrpo__fail(ctx, WRPO_E_ARG, "target: want all-linear or names out of %s, found \"%s\"", used.data, name);
     }
     d->target = NULL;
@@ -6779,24 +6765,25 @@ static double wrpo__adapter_alpha(const wrpo_json *v) {
 /* adapter_config.json. A key that would change the result has the only value that is computed, or is refused. Unknown
    keys pass if they are null, false or empty. */
 static void wrpo__adapter_config(const wrpo_json *root, wrpo_adapter_desc *d) {
-    static const char read[] = "r lora_alpha lora_dropout use_rslora rank_pattern alpha_pattern peft_type",
-        known[] = "task_type base_model_name_or_path revision inference_mode target_modules exclude_modules "
+    static const char known[] =
+        "r lora_alpha lora_dropout use_rslora rank_pattern alpha_pattern peft_type "
+        "task_type base_model_name_or_path revision inference_mode target_modules exclude_modules "
         "layers_to_transform layers_pattern auto_mapping peft_version loftq_config eva_config init_lora_weights "
         "corda_config lora_ga_config megatron_config megatron_core runtime_config ensure_weight_tying";
     wrpo__want(root, WRPO_JSON_OBJECT, NULL);
-    for (const wrpo_json *v = root->child; v; v = v->next) {
+    WRPO__EACH(v, root) {
         const bool off = v->kind == WRPO_JSON_NULL || (v->kind == WRPO_JSON_BOOL && !v->boolean) ||
             ((v->kind == WRPO_JSON_ARRAY || v->kind == WRPO_JSON_OBJECT) && !v->count) ||
             (!strcmp(v->key, "bias") && wrpo__json_is(v, "none")) ||
             (!strcmp(v->key, "qalora_group_size") && v->kind == WRPO_JSON_NUMBER);
-        if (off || wrpo__in_words(read, v->key) || wrpo__in_words(known, v->key)) continue;
+        if (off || wrpo__listed(known, v->key)) continue;
         wrpo__unsupported(v, "%.60s %s is not supported", v->key, wrpo__found(v));
     }
     const wrpo_json *type = wrpo__need(root, "peft_type", WRPO_JSON_STRING);
     if (!wrpo__json_is(type, "LORA")) wrpo__refuse(type, NULL, "LORA");
     const wrpo_json *init = wrpo__present(root, "init_lora_weights");  /* others change the base as they are loaded */
     if (init && init->kind != WRPO_JSON_BOOL &&
-            !(init->kind == WRPO_JSON_STRING && wrpo__in_words("gaussian orthogonal eva mica", init->text)))
+            !(init->kind == WRPO_JSON_STRING && wrpo__listed("gaussian orthogonal eva mica", init->text)))
         wrpo__unsupported(init, "%.60s %s is not supported", init->key, wrpo__found(init));
     const wrpo_json *dropout = wrpo__maybe(root, "lora_dropout", WRPO_JSON_NUMBER);
     d->r = wrpo__integer(wrpo__need(root, "r", WRPO_JSON_NUMBER), 1, WRPO__MAX_RANK, NULL);
@@ -6805,25 +6792,26 @@ static void wrpo__adapter_config(const wrpo_json *root, wrpo_adapter_desc *d) {
     if (!(d->dropout >= 0 && d->dropout <= 0.999)) wrpo__refuse(dropout, NULL, "a number in [0, 0.999]");
     d->rslora = wrpo__switch(root, "use_rslora", false);
 }
+static bool wrpo__ends_layer(const char *layer, const char *name) {  /* whole, or from a dot on */
+    const size_t n = strlen(layer), k = strlen(name);
+    return wrpo__ends(layer, name) && (n == k || layer[n - k - 1] == '.');
+}
 /* rank_pattern or alpha_pattern: the value of the first key that ends the layer's name, at a dot, or with ^ is all of
    it; NULL: none is. As PEFT, but other regular expressions are refused. */
 static const wrpo_json *wrpo__adapter_pattern(const wrpo_json *pattern, const char *layer) {
-    for (const wrpo_json *v = pattern ? pattern->child : NULL; v; v = v->next) {
-        const char *key = v->key + (v->key[0] == '^');
-        const size_t n = strlen(layer), k = strlen(key);
-        if (strspn(key, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.") != k)
+    WRPO__EACH(v, pattern) {
+        const bool whole = v->key[0] == '^';
+        const char *key = v->key + whole;
+        if (key[strspn(key, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.")])
             wrpo__unsupported(v, "%s: want names of layers, found \"%.60s\"", pattern->key, v->key);
         wrpo__want(v, WRPO_JSON_NUMBER, NULL);
-        if (wrpo__ends(layer, key) && (n == k || (key == v->key && layer[n - k - 1] == '.'))) return v;
+        if (whole ? !strcmp(layer, key) : wrpo__ends_layer(layer, key)) return v;
     }
     return NULL;
 }
-/* Does an array of names have the layer, whole or from a dot on? */
-static bool wrpo__names_layer(const wrpo_json *list, const char *layer) {
-    for (const wrpo_json *v = list->child; v; v = v->next) {
-        const size_t n = strlen(layer), k = wrpo__want(v, WRPO_JSON_STRING, list->key)->size;
-        if (wrpo__ends(layer, v->text) && (n == k || layer[n - k - 1] == '.')) return true;
-    }
+static bool wrpo__names_layer(const wrpo_json *list, const char *layer) {  /* does an array of names have it? */
+    WRPO__EACH(v, list)
+        if (wrpo__ends_layer(layer, wrpo__want(v, WRPO_JSON_STRING, list->key)->text)) return true;
     return false;
 }
 /* PEFT leaves out tensors of layers that the config does not mean, and makes adapters that the file does not have. Here
@@ -6856,8 +6844,7 @@ static void wrpo__adapter_load(wrpo__arena *temp, wrpo_model *model, const char 
     for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
         wrpo__adapter *of;
         const wrpo_weight *w = wrpo__linear_at(model, lora, i, &of);
-        char layer[128];
-        wrpo__layer_name(&model->config, w, layer);
+        const char *layer = wrpo__layer_name(&model->config, w);
         const bool found = wrpo_tensors_find(t, wrpo__format(temp, "base_model.model.%s.lora_A.weight", layer));
         wrpo__adapter_agrees(root, layer, i / WRPO__LINEARS, found);
         if (!found) continue;
@@ -6946,8 +6933,7 @@ static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *d
 }
 static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, bool reward, wrpo_model **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_from(wrpo__current, desc, reward));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, false, *out = wrpo__model_from(wrpo__current, desc, reward));
 }
 WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) {
     return wrpo__model_load(ctx, desc, false, out);
@@ -6971,8 +6957,7 @@ static wrpo_model *wrpo__model_init(wrpo__arena *arena, const wrpo_init_desc *de
 }
 WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_init(wrpo__current, desc));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, false, *out = wrpo__model_init(wrpo__current, desc));
 }
 
 /* ---- weights in and out; one of `get` and `put` is NULL ---- */
@@ -6996,8 +6981,7 @@ WRPO_API wrpo_result wrpo_weight_get(wrpo_model *model, int64_t i, int64_t first
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first, int64_t count, const float *values) {
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__weight_move(model, i, first, count, NULL, values));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(model->ctx, true, wrpo__weight_move(model, i, first, count, NULL, values));
 }
 
 /* ---- save ----
@@ -7005,7 +6989,7 @@ WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first
 static bool wrpo__is_side_file(const char *name) {  /* other than config.json, which is written anew */
     static const char *const ends[] = {".json", ".jinja", ".txt", ".model", ".md", ".py", "LICENSE", "NOTICE"};
     if (name[0] == '.' || !strncmp(name, "reference_logps", 15) || wrpo__ends(name, ".index.json")) return false;
-    if (wrpo__in_words("config.json run.json trainer_state.json " WRPO__ADAPTER_CONFIG, name)) return false;
+    if (wrpo__listed("config.json run.json trainer_state.json " WRPO__ADAPTER_CONFIG, name)) return false;
     for (int i = 0; i < WRPO__COUNT(ends); i++)
         if (wrpo__ends(name, ends[i])) return true;
     return false;
@@ -7047,7 +7031,7 @@ static void wrpo__json_edited(wrpo__text *out, const char *text, const wrpo_json
         const char *const parts[] = {"\n  \"", edits[i].key, "\": ", edits[i].value, members++ ? "," : ""};
         for (int k = 0; k < 5; k++) wrpo__text_puts(out, parts[k]);
     }
-    for (const wrpo_json *v = object->child; v; v = v->next)
+    WRPO__EACH(v, object)
         for (int i = 0; i < count; i++) {
             if (!edits[i].value || strcmp(edits[i].key, v->key)) continue;
             const char *at = wrpo__json_place(text, v);
@@ -7145,9 +7129,8 @@ static void wrpo__save_adapter_config(wrpo__arena *arena, wrpo__writer ***sides,
     for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
         const wrpo_weight *w = wrpo__linear_at(model, lora, i, &of);
         const bool everywhere = adapted[i % WRPO__LINEARS] == model->config.num_hidden_layers;
-        char name[128];
         if (!of->rank || of->shared) continue;
-        wrpo__layer_name(&model->config, w, name);
+        const char *name = wrpo__layer_name(&model->config, w);
         if (of->rank != d->r)
             wrpo__text_printf(&ranks, "%s\"%s\": %lld", ranks.size ? ", " : "", name, (long long)of->rank);
         if (of->alpha != d->alpha)
@@ -7285,9 +7268,8 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
     wrpo__writer **sides = NULL;
     if (alone) wrpo__save_adapter_config(arena, &sides, model, desc->dir);
     else sides = wrpo__save_sides(arena, model, desc, dtype);
-    const char *file = alone ? WRPO__ADAPTER_FILE : NULL;
-    wrpo__tensors_save(arena, desc->dir, file, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving,
-            sides, r);
+    wrpo__tensors_save(&(wrpo__save){arena, desc->dir, alone ? WRPO__ADAPTER_FILE : NULL, t, tensors, dtype,
+            desc->max_shard_size, wrpo__save_piece, &saving, sides, r, NULL, 0, NULL});
     const double kept = wrpo__kept(r);
     if (r->changed > 0)
         wrpo__log(ctx, kept < 0.5 ? WRPO_LOG_WARN : WRPO_LOG_INFO, "%s: %.3g %% of the change to the weights is left "
@@ -8070,6 +8052,12 @@ static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, boo
 _Noreturn static void wrpo__load_refuse(const char *what, const wrpo_json *v) {
     wrpo__unsupported(v, "%s %s is not supported", what, wrpo__found(v));
 }
+/* Which of the words a string is, from 0; it must be one of them. */
+static int wrpo__load_choice(const wrpo_json *v, const char *what, const char *words) {
+    const int k = wrpo__word_of(words, v->text, v->size);
+    if (!k) wrpo__load_refuse(what, v);
+    return k - 1;
+}
 static int32_t wrpo__load_count(const wrpo_json *v, int64_t high) { return (int32_t)wrpo__integer(v, 0, high, NULL); }
 
 /* ---- load: regexes ---- */
@@ -8347,52 +8335,30 @@ static void wrpo__read_pattern(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__ed
     v = wrpo__need(pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
     e->regex = wrpo__load_regex(tok, v, v->text, v->size, literal);
 }
-/* Which of the names a string is; it must be one of them. */
-static int wrpo__load_choice(const wrpo_json *v, const char *what, const char *const *names, int n) {
-    for (int k = 0; k < n; k++) if (wrpo__json_is(v, names[k])) return k;
-    wrpo__load_refuse(what, v);
-}
-static wrpo__behavior wrpo__read_behavior(const wrpo_json *behavior) {
-    static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
-    return (wrpo__behavior)wrpo__load_choice(behavior, "Split behavior", names, 5);
+static void wrpo__read_behavior(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+    static const char names[] = "Removed Isolated MergedWithPrevious MergedWithNext Contiguous";
+    const wrpo_json *behavior = wrpo__maybe(v, "behavior", WRPO_JSON_STRING);
+    (void)tok;
+    if (behavior) e->behavior = (wrpo__behavior)wrpo__load_choice(behavior, "Split behavior", names);
 }
 static void wrpo__read_split(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
-    e->behavior = wrpo__read_behavior(wrpo__need(v, "behavior", WRPO_JSON_STRING));
+    wrpo__need(v, "behavior", WRPO_JSON_STRING);
+    wrpo__read_behavior(tok, v, e);
     e->invert = wrpo__switch(v, "invert", false);
     wrpo__read_pattern(tok, v, e);
 }
-static void wrpo__put_split(wrpo_tokenizer *tok, const wrpo_json *v, const char *regex, wrpo__behavior behavior) {
-    wrpo__edit e = {.kind = WRPO__EDIT_SPLIT, .behavior = behavior};
-    e.regex = wrpo__load_regex(tok, v, regex, strlen(regex), false);
-    wrpo__put_edit(tok, e);
-}
 static void wrpo__read_digits(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
-    (void)e;  /* numbers as Rust has them, of Unicode 17: also U+11DE0..11DE9 and U+16FF4..16FF6 */
-    wrpo__put_split(tok, v, "[\\p{N}\xF0\x91\xB7\xA0-\xF0\x91\xB7\xA9\xF0\x96\xBF\xB4-\xF0\x96\xBF\xB6]",
-                    wrpo__switch(v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS);
-}
-/* The library has these three in Rust's classes: \w has the two joiners too; punctuation is all of ASCII's and Unicode
-   8's. */
-static void wrpo__read_punctuation(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
-    const wrpo_json *behavior = wrpo__maybe(v, "behavior", WRPO_JSON_STRING);
-    (void)e;
-    wrpo__put_split(tok, v, "[\\p{P}$+<=>\\^`|~\xE1\x99\xAD\xF0\x91\x87\x89&&\\P{P since Unicode 9}]",
-                    behavior ? wrpo__read_behavior(behavior) : WRPO__ISOLATED);
-}
-static void wrpo__read_whitespace(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
-    static const char regex[] = "[\\w\xE2\x80\x8C\xE2\x80\x8D]+|[^\\s\\w\xE2\x80\x8C\xE2\x80\x8D]+";
-    e->invert = true;  /* what does not match is removed */
-    e->regex = wrpo__load_regex(tok, v, regex, sizeof regex - 1, false);
-}
-static void wrpo__read_whitespace_split(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
-    e->regex = wrpo__load_regex(tok, v, "\\s+", 3, false);
+    (void)tok;
+    if (wrpo__switch(v, "individual_digits", false)) e->behavior = WRPO__ISOLATED;
 }
 static void wrpo__read_byte_level(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
     static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
     (void)e;
     if (wrpo__switch(v, "add_prefix_space", true))
         wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_PREPEND, .text = " ", .size = 1, .unless = true});
-    if (wrpo__switch(v, "use_regex", true)) wrpo__put_split(tok, v, gpt2, WRPO__ISOLATED);
+    if (!wrpo__switch(v, "use_regex", true)) return;
+    wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__ISOLATED,
+            .regex = wrpo__load_regex(tok, v, gpt2, sizeof gpt2 - 1, false)});
 }
 static bool wrpo__one_char(const wrpo__edit *e) {
     size_t size = 0;
@@ -8406,9 +8372,8 @@ static bool wrpo__keeps_count(const wrpo__edit *e) {
     return wrpo__one_char(e) && !e->regex->other && x->kind == WRPO__RX_SET && !x->next && x->min == 1 && x->max == 1;
 }
 static void wrpo__read_metaspace(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
-    static const char *const names[] = {"always", "first", "never"};
     const wrpo_json *scheme = wrpo__maybe(v, "prepend_scheme", WRPO_JSON_STRING);
-    const int choice = scheme ? wrpo__load_choice(scheme, "prepend_scheme", names, 3) : 0;
+    const int choice = scheme ? wrpo__load_choice(scheme, "prepend_scheme", "always first never") : 0;
     const bool first = choice == 1, never = choice == 2;
     if (!wrpo__switch(v, "add_prefix_space", true) && !never)
         wrpo__wrong(v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
@@ -8465,29 +8430,34 @@ static void wrpo__read_template(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__e
 
 typedef struct wrpo__component {
     const char *list, *type;
-    wrpo__edit_kind kind;
-    const char *text;  /* the key of the edit's text */
+    wrpo__edit edit;
+    const char *text, *regex;  /* the key of the edit's text; its regex */
     void (*read)(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e);  /* the rest of e, and edits before it */
 } wrpo__component;
+/* Digits has numbers as Rust has them, of Unicode 17: also U+11DE0..11DE9 and U+16FF4..16FF6. Punctuation and
+   Whitespace have Rust's classes: all of ASCII's punctuation and Unicode 8's; \w with the two joiners. */
 static const wrpo__component wrpo__components[] = {
-    {"normalizer", "NFC", WRPO__EDIT_NFC, NULL, NULL},
-    {"normalizer", "Prepend", WRPO__EDIT_PREPEND, "prepend", NULL},
-    {"normalizer", "Replace", WRPO__EDIT_REPLACE, "content", wrpo__read_pattern},
-    {"pre_tokenizer", "Split", WRPO__EDIT_SPLIT, NULL, wrpo__read_split},
-    {"pre_tokenizer", "Digits", WRPO__EDIT_NONE, NULL, wrpo__read_digits},
-    {"pre_tokenizer", "Punctuation", WRPO__EDIT_NONE, NULL, wrpo__read_punctuation},
-    {"pre_tokenizer", "Whitespace", WRPO__EDIT_SPLIT, NULL, wrpo__read_whitespace},
-    {"pre_tokenizer", "WhitespaceSplit", WRPO__EDIT_SPLIT, NULL, wrpo__read_whitespace_split},
-    {"pre_tokenizer", "ByteLevel", WRPO__EDIT_BYTES, NULL, wrpo__read_byte_level},
-    {"pre_tokenizer", "Metaspace", WRPO__EDIT_REPLACE, "replacement", wrpo__read_metaspace},
-    {"post_processor", "ByteLevel", WRPO__EDIT_NONE, NULL, NULL},  /* moves offsets only */
-    {"post_processor", "TemplateProcessing", WRPO__EDIT_NONE, NULL, wrpo__read_template},
-    {"decoder", "ByteLevel", WRPO__EDIT_UNBYTES, NULL, NULL},
-    {"decoder", "ByteFallback", WRPO__EDIT_BYTE_FALLBACK, NULL, NULL},
-    {"decoder", "Fuse", WRPO__EDIT_FUSE, NULL, NULL},
-    {"decoder", "Replace", WRPO__EDIT_REPLACE, "content", wrpo__read_pattern},
-    {"decoder", "Strip", WRPO__EDIT_STRIP, "content", wrpo__read_strip},
-    {"decoder", "Metaspace", WRPO__EDIT_REPLACE, "replacement", wrpo__read_unmark},
+    {"normalizer", "NFC", {.kind = WRPO__EDIT_NFC}, NULL, NULL, NULL},
+    {"normalizer", "Prepend", {.kind = WRPO__EDIT_PREPEND}, "prepend", NULL, NULL},
+    {"normalizer", "Replace", {.kind = WRPO__EDIT_REPLACE}, "content", NULL, wrpo__read_pattern},
+    {"pre_tokenizer", "Split", {.kind = WRPO__EDIT_SPLIT}, NULL, NULL, wrpo__read_split},
+    {"pre_tokenizer", "Digits", {.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__CONTIGUOUS}, NULL,
+     "[\\p{N}\xF0\x91\xB7\xA0-\xF0\x91\xB7\xA9\xF0\x96\xBF\xB4-\xF0\x96\xBF\xB6]", wrpo__read_digits},
+    {"pre_tokenizer", "Punctuation", {.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__ISOLATED}, NULL,
+     "[\\p{P}$+<=>\\^`|~\xE1\x99\xAD\xF0\x91\x87\x89&&\\P{P since Unicode 9}]", wrpo__read_behavior},
+    {"pre_tokenizer", "Whitespace", {.kind = WRPO__EDIT_SPLIT, .invert = true}, NULL,
+     "[\\w\xE2\x80\x8C\xE2\x80\x8D]+|[^\\s\\w\xE2\x80\x8C\xE2\x80\x8D]+", NULL},
+    {"pre_tokenizer", "WhitespaceSplit", {.kind = WRPO__EDIT_SPLIT}, NULL, "\\s+", NULL},
+    {"pre_tokenizer", "ByteLevel", {.kind = WRPO__EDIT_BYTES}, NULL, NULL, wrpo__read_byte_level},
+    {"pre_tokenizer", "Metaspace", {.kind = WRPO__EDIT_REPLACE}, "replacement", NULL, wrpo__read_metaspace},
+    {"post_processor", "ByteLevel", {.kind = WRPO__EDIT_NONE}, NULL, NULL, NULL},  /* moves offsets only */
+    {"post_processor", "TemplateProcessing", {.kind = WRPO__EDIT_NONE}, NULL, NULL, wrpo__read_template},
+    {"decoder", "ByteLevel", {.kind = WRPO__EDIT_UNBYTES}, NULL, NULL, NULL},
+    {"decoder", "ByteFallback", {.kind = WRPO__EDIT_BYTE_FALLBACK}, NULL, NULL, NULL},
+    {"decoder", "Fuse", {.kind = WRPO__EDIT_FUSE}, NULL, NULL, NULL},
+    {"decoder", "Replace", {.kind = WRPO__EDIT_REPLACE}, "content", NULL, wrpo__read_pattern},
+    {"decoder", "Strip", {.kind = WRPO__EDIT_STRIP}, "content", NULL, wrpo__read_strip},
+    {"decoder", "Metaspace", {.kind = WRPO__EDIT_REPLACE}, "replacement", NULL, wrpo__read_unmark},
 };
 /* A component, or a Sequence of them, which may nest. members: the key of the Sequence's members. */
 static void wrpo__load_component(wrpo_tokenizer *tok, const wrpo_json *v, const char *list, const char *members) {
@@ -8495,13 +8465,14 @@ static void wrpo__load_component(wrpo_tokenizer *tok, const wrpo_json *v, const 
     const wrpo_json *type = wrpo__need(v, "type", WRPO_JSON_STRING);
     if (wrpo__json_is(type, "Sequence")) {
         v = wrpo__need(v, members, WRPO_JSON_ARRAY);
-        for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_component(tok, k, list, members);
+        WRPO__EACH(k, v) wrpo__load_component(tok, k, list, members);
         return;
     }
     const wrpo__component *c = wrpo__components, *end = c + WRPO__COUNT(wrpo__components);
     while (c < end && !(strcmp(c->list, list) == 0 && wrpo__json_is(type, c->type))) c++;
     if (c == end) wrpo__load_refuse(list, type);
-    wrpo__edit e = {.kind = c->kind};
+    wrpo__edit e = c->edit;
+    if (c->regex) e.regex = wrpo__load_regex(tok, v, c->regex, strlen(c->regex), false);
     if (c->text) {
         const wrpo_json *text = wrpo__need(v, c->text, WRPO_JSON_STRING);
         e.text = wrpo__strndup(tok->arena, text->text, text->size);
@@ -8522,14 +8493,14 @@ static void wrpo__new_token(wrpo_tokenizer *tok, int32_t id, const char *text, s
 static void wrpo__load_vocab(wrpo_tokenizer *tok, const wrpo_json *vocab, int64_t added) {
     size_t slots = 64;
     char text[8];
-    for (const wrpo_json *v = vocab->child; v; v = v->next)
+    WRPO__EACH(v, vocab)
         tok->size = WRPO__MAX(tok->size, wrpo__load_count(v, WRPO__MAX_ID - 1) + 1);
     while (slots < 2 * (size_t)(vocab->count + added)) slots *= 2;
     tok->next_id = vocab->count;
     tok->mask = slots - 1;
     tok->slots = memset(wrpo__raw(tok->arena, slots, sizeof *tok->slots), 0xFF, slots * sizeof *tok->slots);
     tok->tokens = wrpo__alloc(tok->arena, (size_t)(tok->size + added) + 1, sizeof *tok->tokens);
-    for (const wrpo_json *v = vocab->child; v; v = v->next) {
+    WRPO__EACH(v, vocab) {
         int32_t id = (int32_t)v->integer;
         if (tok->tokens[id].text) wrpo__wrong(v, "vocab: the id %d stands twice", (int)id);
         wrpo__new_token(tok, id, v->key, v->key_size, WRPO__TOKEN_MODEL);
@@ -8647,12 +8618,21 @@ static void wrpo__add_token(wrpo_tokenizer *tok, const wrpo_json *v, int32_t id,
     if (a.size) *at = (int32_t)stbds_arrlen(tok->added);  /* else it normalizes to nothing: never found */
     stbds_arrput(tok->added, a);
 }
+/* A token that the vocabulary lacks: it has the next id. */
+static int32_t wrpo__missing_token(wrpo_tokenizer *tok, const wrpo_json *v, const wrpo_json *text) {
+    const int32_t id = (int32_t)tok->next_id++;
+    if (tok->tokens[id].text)
+        wrpo__wrong(v, "\"%s\": its id %d is another token's", wrpo__legible(text->text, text->size), (int)id);
+    wrpo__new_token(tok, id, text->text, text->size, 0);
+    tok->size = WRPO__MAX(tok->size, id + 1);
+    return id;
+}
 /* added_tokens of tokenizer.json, then (again) added_tokens_decoder of tokenizer_config.json, whose keys are the ids:
    transformers adds what only it has. Where flags differ, the library's answer depends on its version: refused. */
 static void wrpo__load_added(wrpo_tokenizer *tok, const wrpo_json *list, bool again) {
     int64_t before = -1, others = 0;
     const char *other = NULL;
-    for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
+    WRPO__EACH(v, list) {
         const wrpo_json *content = wrpo__need(v, "content", WRPO_JSON_STRING);
         const char *found = again ? v->key : wrpo__need(v, "id", WRPO_JSON_NUMBER)->text;
         uint32_t flags = wrpo__load_flags(v, WRPO__TOKEN_ADDED, !again);
@@ -8661,7 +8641,9 @@ static void wrpo__load_added(wrpo_tokenizer *tok, const wrpo_json *list, bool ag
         /* the library chooses the id: the model's, else the next one from the size of the vocabulary on */
         int32_t id = wrpo__token_id(tok, content->text, content->size);
         bool known = id >= 0;
-        if (!known) id = (int32_t)tok->next_id++;
+        if (again && !known && strtoll(found, NULL, 10) <= before) wrpo__refuse(v, NULL, "ids that ascend");
+        before = again ? strtoll(found, NULL, 10) : -1;
+        if (!known) id = wrpo__missing_token(tok, v, content);
         wrpo__token *token = &tok->tokens[id];
         snprintf(want, sizeof want, "%d", (int)id);
         const char *shown = wrpo__legible(content->text, content->size);
@@ -8669,12 +8651,6 @@ static void wrpo__load_added(wrpo_tokenizer *tok, const wrpo_json *list, bool ag
             other = wrpo__format(tok->scratch, "%s:%d: added token \"%s\": its id is %s, %s, and not %.40s", v->name,
                                  v->line, shown, want, known ? "which the vocabulary gives it" : "the next one free",
                                  found);
-        if (again && !known && strtoll(found, NULL, 10) <= before) wrpo__refuse(v, NULL, "ids that ascend");
-        before = again ? strtoll(found, NULL, 10) : -1;
-        if (!known && token->text)
-            wrpo__wrong(v, "added token \"%s\": its id %s is another token's", shown, want);
-        if (!known) wrpo__new_token(tok, id, content->text, content->size, 0);
-        tok->size = WRPO__MAX(tok->size, id + 1);
         if (!(token->flags & WRPO__TOKEN_ADDED)) wrpo__add_token(tok, v, id, flags);
         else if ((token->flags & ~(uint32_t)(WRPO__TOKEN_MODEL | WRPO__TOKEN_RENAMED)) != flags)
             wrpo__wrong(v, "added token \"%s\" %s", shown,
@@ -8698,11 +8674,10 @@ static const wrpo__class_defaults wrpo__tokenizer_classes[] = {
 };
 /* The defaults of the class that tokenizer_config.json names, with or without "Fast"; NULL: none. */
 static const wrpo__class_defaults *wrpo__class_of(const wrpo_json *name) {
-    if (!name || name->kind != WRPO_JSON_STRING) return NULL;
-    size_t n = name->size - (wrpo__ends(name->text, "Fast") ? 4 : 0);
     for (int64_t k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
         const wrpo__class_defaults *class = &wrpo__tokenizer_classes[k];
-        if (strlen(class->name) == n && !strncmp(name->text, class->name, n)) return class;
+        const char *fast = wrpo__format(wrpo__current, "%sFast", class->name);
+        if (wrpo__json_is(name, class->name) || wrpo__json_is(name, fast)) return class;
     }
     return NULL;
 }
@@ -8720,13 +8695,7 @@ static int32_t wrpo__load_special(wrpo_tokenizer *tok, const wrpo_json *v, bool 
     if (keep) *keep = wrpo__strndup(tok->arena, text->text, text->size);
     if (text != v) flags = wrpo__load_flags(v, flags, false);
     int32_t id = wrpo__token_id(tok, text->text, text->size);
-    if (id < 0 && own && text->size) {
-        id = (int32_t)tok->next_id++;
-        if (tok->tokens[id].text)
-            wrpo__wrong(v, "%s: its id %d is another token's", wrpo__legible(text->text, text->size), (int)id);
-        wrpo__new_token(tok, id, text->text, text->size, 0);
-        tok->size = WRPO__MAX(tok->size, id + 1);
-    }
+    if (id < 0 && own && text->size) id = wrpo__missing_token(tok, v, text);
     if (id >= 0 && text->size && !(tok->tokens[id].flags & WRPO__TOKEN_ADDED)) wrpo__add_token(tok, v, id, flags);
     return id;
 }
@@ -8752,9 +8721,9 @@ static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map) {
     tok->eos = ids[1];
     for (int k = 0; k < 6; k++) {  /* in both files: such keys, then objects, then lists */
         const wrpo_json *file = files[k % 2];
-        for (const wrpo_json *v = file ? file->child : NULL; v; v = v->next) {
+        WRPO__EACH(v, file) {
             const bool list = v->kind == (k < 4 ? WRPO_JSON_OBJECT : WRPO_JSON_ARRAY) &&
-                wrpo__in_words("additional_special_tokens extra_special_tokens", v->key);
+                wrpo__listed("additional_special_tokens extra_special_tokens", v->key);
             if (k % 2 && wrpo_json_get(map, v->key)) continue;
             if (k < 2 && wrpo__ends(v->key, "_token")) wrpo__load_special(tok, v, true, NULL);
             for (const wrpo_json *t = list && k > 1 ? v->child : NULL; t; t = t->next)
@@ -8789,7 +8758,7 @@ static void wrpo__load_templates(wrpo_tokenizer *tok, const wrpo_json *v) {
         wrpo__set_template(tok, 0, v->text, v->size);
         v = NULL;
     }
-    for (const wrpo_json *k = v ? v->child : NULL; k; k = k->next)
+    WRPO__EACH(k, v)
         for (int i = 0; i < 2; i++) {
             if (!wrpo__json_is(wrpo_json_get(k, "name"), names[i])) continue;
             const wrpo_json *text = wrpo__need(k, "template", WRPO_JSON_STRING);
@@ -8824,7 +8793,9 @@ static void wrpo__load_edits(wrpo_tokenizer *tok, const wrpo_json *root) {
     tok->normalizer_end = stbds_arrlen(tok->encoder);
     wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED, .normalized = true});
     wrpo__load_component(tok, wrpo__present(root, "pre_tokenizer"), "pre_tokenizer", "pretokenizers");
-    if (tok->cuts) wrpo__put_split(tok, root, "\xE2\x96\x81+", WRPO__MERGED_WITH_NEXT);
+    if (tok->cuts)
+        wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__MERGED_WITH_NEXT,
+                .regex = wrpo__load_regex(tok, root, "\xE2\x96\x81+", 4, false)});
     tok->has_decoder = wrpo__present(root, "decoder");
     tok->edits = &tok->decoder;
     wrpo__load_component(tok, wrpo__present(root, "decoder"), "decoder", "decoders");
@@ -8884,8 +8855,7 @@ static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir)
 /* ---- the public face ---- */
 WRPO_API wrpo_result wrpo_tokenizer_load(wrpo_ctx *ctx, const char *dir, wrpo_tokenizer **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__tokenizer_load(wrpo__current, dir));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, false, *out = wrpo__tokenizer_load(wrpo__current, dir));
 }
 WRPO_API void wrpo_tokenizer_free(wrpo_tokenizer *tok) { if (tok) wrpo__arena_free(tok->arena); }
 WRPO_API int64_t wrpo_tokenizer_size(const wrpo_tokenizer *tok) { return tok->size; }
@@ -8901,8 +8871,7 @@ WRPO_API wrpo_result wrpo_tokenizer_encode(wrpo_tokenizer *tok, const char *text
                                            int32_t **ids, int64_t *count) {
     *ids = NULL;
     *count = 0;
-    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true, *ids = wrpo__encode_new(tok, text, size, flags, count));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(tok->ctx, true, *ids = wrpo__encode_new(tok, text, size, flags, count));
 }
 static char *wrpo__decode_new(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special, size_t *size) {
     wrpo__text out = {.arena = wrpo__current};
@@ -8914,9 +8883,8 @@ WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *i
                                            char **text, size_t *size) {
     *text = NULL;
     *size = 0;
-    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true,
+    WRPO__ENTRY(tok->ctx, true,
                *text = wrpo__decode_new(tok, ids, count, skip_special, size));
-    return wrpo__end(&wrpo__entry);
 }
 
 /* --------------------------------------------------------------------------------------------- >>chat
@@ -9094,15 +9062,7 @@ static bool wrpo__jtruth(wrpo__jv v) {
     return v->count > 0 || !(v->kind & WRPO__J_SIZED);
 }
 static bool wrpo__jsame(wrpo__jv a, wrpo__jv b) { return a->n == b->n && memcmp(a->s, b->s, a->n) == 0; }
-static int wrpo__jword(const char *words, wrpo__jv v) {  /* which of these words it is, from 1; 0: none */
-    size_t n;
-    for (int k = 1; *words; k++) {
-        n = strcspn(words, " ");
-        if (n == v->n && memcmp(words, v->s, n) == 0) return k;
-        words += n + (words[n] == ' ');
-    }
-    return 0;
-}
+static int wrpo__jword(const char *words, wrpo__jv v) { return wrpo__word_of(words, v->s, v->n); }
 
 /* ---- equality and order, as in Python; dicts ---- */
 static wrpo__jv wrpo__jdict_get(wrpo__jinja *J, wrpo__jv d, wrpo__jv key);
@@ -10463,7 +10423,7 @@ static wrpo__jv wrpo__jfrom_json(wrpo__jinja *J, const wrpo_json *j) {
     }
     wrpo__jval *v = wrpo__jnew(object ? WRPO__J_DICT : WRPO__J_LIST);
     wrpo__jenter(J);
-    for (const wrpo_json *x = j->child; x; x = x->next) {
+    WRPO__EACH(x, j) {
         if (object) stbds_arrput(v->keys, wrpo__jbytes(x->key, x->key_size));
         wrpo__jpush(J, v, wrpo__jfrom_json(J, x));
     }
@@ -10475,7 +10435,7 @@ static wrpo__jv wrpo__jfrom_json(wrpo__jinja *J, const wrpo_json *j) {
 static const char *const wrpo__reasoning[] = {"reasoning_content", "thinking", "reasoning"};
 static wrpo__jv wrpo__jmessage(wrpo__jinja *J, const wrpo_json *message) {
     wrpo_json given = {.kind = WRPO_JSON_OBJECT};
-    for (const wrpo_json *m = message->child; m; m = m->next)
+    WRPO__EACH(m, message)
         if (m->kind != WRPO_JSON_NULL) wrpo__json_put(&given, m, NULL);
     wrpo__jv v = wrpo__jfrom_json(J, &given), reasoning = NULL;
     wrpo__jval *d = wrpo__jnew(WRPO__J_DICT);
@@ -10502,7 +10462,7 @@ static void wrpo__chat_at(wrpo_tokenizer *tok, const wrpo_json *messages, bool a
                      .held = ctx->bytes, .spans = spans};
     wrpo__jval *list = wrpo__jnew(WRPO__J_LIST);
     J.scope = wrpo__jscope(NULL);
-    for (const wrpo_json *m = messages->child; m; m = m->next) {
+    WRPO__EACH(m, messages) {
         if (m->kind != WRPO_JSON_OBJECT) wrpo__fail(ctx, WRPO_E_ARG, "chat: want every message to be an object");
         wrpo__jpush(&J, list, wrpo__jmessage(&J, m));
     }
@@ -10512,7 +10472,7 @@ static void wrpo__chat_at(wrpo_tokenizer *tok, const wrpo_json *messages, bool a
     wrpo__jdefine(&J, "documents", &wrpo__jnone);
     wrpo__jdefine(&J, "messages", list);
     wrpo__jdefine(&J, "add_generation_prompt", wrpo__jbool(add_generation_prompt));
-    for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next)
+    WRPO__EACH(k, kwargs)
         wrpo__jdict_put(&J, J.scope, wrpo__jbytes(k->key, k->key_size), wrpo__jfrom_json(&J, k));
     wrpo__jbody(&J, "", J.scope);
     *out = J.out;
@@ -10529,8 +10489,7 @@ WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *m
     wrpo_ctx *ctx = tok->ctx;
     *text = NULL;
     *size = 0;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__chat(tok, messages, add_generation_prompt, kwargs, text, size));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, wrpo__chat(tok, messages, add_generation_prompt, kwargs, text, size));
 }
 
 /* --------------------------------------------------------------------------------------------- >>data
@@ -12185,15 +12144,13 @@ static const wrpo_tensor_info *wrpo__need_tensor(const wrpo_tensors *t, const ch
                                                  const char *dtype, int ndim, const int64_t *shape) {
     wrpo_ctx *ctx = t->arena->ctx;
     const wrpo_tensor_info *info = wrpo_tensors_find(t, name);
-    char want[80], found[160];
     if (!info) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s is missing", file, name);
     bool fits = info->ndim == ndim && (!dtype || !strcmp(info->dtype, dtype));
     for (int k = 0; fits && k < ndim; k++) fits = shape[k] < 0 ? info->shape[k] > 0 : info->shape[k] == shape[k];
-    wrpo__shape_text(want, sizeof want, ndim, shape);
-    wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
     if (!fits)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s %s", info->file, name,
-                   dtype ? dtype : "floats (-1: any number)", want, info->dtype, found);
+                   dtype ? dtype : "floats (-1: any number)", wrpo__shape_text(ndim, shape), info->dtype,
+                   wrpo__shape_text(info->ndim, info->shape));
     if (!dtype) wrpo__need_float(info);
     return info;
 }

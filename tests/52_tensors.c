@@ -521,8 +521,9 @@ static void yield(void *user, int64_t tensor, int64_t first, int64_t count, floa
 static wrpo_result save(const char *dir, const wrpo__save_tensor *t, int64_t n, wrpo_dtype dtype, int64_t limit,
                         int64_t generation) {
     TEST_TRY(ctx, wrpo__arena_new(ctx), true)
-    wrpo__tensors_save(wrpo__entry.arena, dir, NULL, t, n, dtype, limit, yield, &generation, NULL,
-                       &(wrpo__rounding){0});
+    wrpo__tensors_save(&(wrpo__save){.temp = wrpo__entry.arena, .dir = dir, .t = t, .n = n, .dtype = dtype,
+                                     .max_shard_size = limit, .fn = yield, .user = &generation,
+                                     .rounding = &(wrpo__rounding){0}});
     return wrpo__end(&wrpo__entry);
 }
 /* Of which generation the numbers of a directory are, bit for bit; -1: it does not open; 0: none, or a mixture. */
