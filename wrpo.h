@@ -1130,9 +1130,6 @@ _Noreturn WRPO__PRINTF(5, 6) static void wrpo__fail_at(wrpo_ctx *ctx, wrpo_resul
     longjmp(ctx->frame->jump, 1);
 }
 #define wrpo__fail(ctx, code, ...) wrpo__fail_at(ctx, code, 0, 0, __VA_ARGS__)
-/* A setting that must be in a range. WRPO_ZERO is shown as 0. */
-#define WRPO__RANGE(ok, name, value, wanted) \
-    if (!(ok)) wrpo__fail(ctx, WRPO_E_ARG, "%s: want %s, found %g", name, wanted, (double)(value) + 0.0)
 WRPO__PRINTF(3, 4) static void wrpo__log(wrpo_ctx *ctx, wrpo_level level, const char *format, ...) {
     char text[1024];
     if (!ctx->desc.log.fn) return;
@@ -1142,6 +1139,16 @@ WRPO__PRINTF(3, 4) static void wrpo__log(wrpo_ctx *ctx, wrpo_level level, const 
     va_end(args);
     ctx->desc.log.fn(level, text, ctx->desc.log.user);
 }
+
+#define wrpo__fail_arg(...) wrpo__fail(wrpo__current->ctx, WRPO_E_ARG, __VA_ARGS__)
+#define wrpo__fail_format(...) wrpo__fail(wrpo__current->ctx, WRPO_E_FORMAT, __VA_ARGS__)
+#define wrpo__fail_unsupported(...) wrpo__fail(wrpo__current->ctx, WRPO_E_UNSUPPORTED, __VA_ARGS__)
+#define wrpo__fail_io(...) wrpo__fail(wrpo__current->ctx, WRPO_E_IO, __VA_ARGS__)
+#define wrpo__fail_memory(...) wrpo__fail(wrpo__current->ctx, WRPO_E_MEMORY, __VA_ARGS__)
+#define wrpo__warn(...) wrpo__log(wrpo__current->ctx, WRPO_LOG_WARN, __VA_ARGS__)
+/* A setting that must be in a range. WRPO_ZERO is shown as 0. */
+#define WRPO__RANGE(ok, name, value, wanted) \
+    if (!(ok)) wrpo__fail_arg("%s: want %s, found %g", name, wanted, (double)(value) + 0.0)
 
 /* count * size, or failure. */
 static size_t wrpo__mul(wrpo_ctx *ctx, size_t count, size_t size) {
@@ -1306,8 +1313,7 @@ static void wrpo__same(wrpo_ctx *ctx, const char *what, uint64_t hash) {
     uint64_t want = hash;
     wrpo__broadcast(ctx, &want, sizeof want, 0);
     const int64_t other = wrpo__most(ctx, want == hash ? 0 : R - wrpo__me(ctx));
-    if (other)
-        wrpo__fail(ctx, WRPO_E_ARG, "rank %d: %s: want that of rank 0, found another", R - (int)other, what);
+    if (other) wrpo__fail_arg("rank %d: %s: want that of rank 0, found another", R - (int)other, what);
 }
 /* A public entry:    WRPO__CALL(ctx, arena, temporary, call);      call: one call of a private function
                       return wrpo__end(&wrpo__entry);
@@ -1341,6 +1347,13 @@ static wrpo_result wrpo__end(wrpo__frame *f) {
     if (f->failed || f->temporary) wrpo__arena_free(f->arena);
     return f->failed ? f->ctx->error.code : WRPO_OK;
 }
+/* A whole public entry with a new arena, and its return. */
+#define WRPO__ENTRY(ctx, temporary, call) \
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), temporary, call) \
+    return wrpo__end(&wrpo__entry)
+#define WRPO__ENTRY_ALL(ctx, temporary, call) \
+    WRPO__CALL_ALL(ctx, wrpo__arena_new(ctx), temporary, call); \
+    return wrpo__end(&wrpo__entry)
 /* After a nested entry that may have failed: passes its failure on. */
 static void wrpo__rethrow(wrpo_ctx *ctx, wrpo_result r) {
     if (r != WRPO_OK) longjmp(ctx->frame->jump, 1);
@@ -1371,7 +1384,7 @@ static void wrpo__rethrow(wrpo_ctx *ctx, wrpo_result r) {
 #define STB_DS_IMPLEMENTATION
 #if !defined(WRPO_STB_DS_H) && defined(__has_include)
 #if !__has_include(<stb/stb_ds.h>)
-#define WRPO_STB_DS_H "stb_ds.h"     /* beside this file, or on the include path */
+#define WRPO_STB_DS_H "stb_ds.h"  /* beside this file, or on the include path */
 #endif
 #endif
 #ifndef WRPO_STB_DS_H
@@ -1379,7 +1392,7 @@ static void wrpo__rethrow(wrpo_ctx *ctx, wrpo_result r) {
 #endif
 #include WRPO_STB_DS_H
 #undef STB_DS_IMPLEMENTATION
-#ifdef __GNUC__                      /* stb_ds says typeof, which -std=c11 does not know */
+#ifdef __GNUC__  /* stb_ds says typeof, which -std=c11 does not know */
 #undef STBDS_ADDRESSOF
 #define STBDS_ADDRESSOF(variable, value) ((__typeof__(variable)[1]){value})
 #endif
@@ -1401,7 +1414,7 @@ static void wrpo__text_add(wrpo__text *t, const char *s, size_t n) {
 }
 static void wrpo__text_puts(wrpo__text *t, const char *s) { wrpo__text_add(t, s, strlen(s)); }
 WRPO__PRINTF(2, 3) static void wrpo__text_printf(wrpo__text *t, const char *format, ...) {
-    size_t n = 32;                   /* a first guess; the second one is exact */
+    size_t n = 32;  /* a first guess; the second one is exact */
     for (bool fits = false; !fits;) {
         wrpo__text_room(t, n);
         va_list args;
@@ -1451,11 +1464,11 @@ WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p) {
    surrogate, above U+10FFFF, cut off); *size is then the maximal subpart, to be skipped. */
 static int32_t wrpo__utf8_get(const char *s, size_t n, size_t *size) {
     const unsigned char *p = (const unsigned char *)s;
-    const unsigned first = p[0], more = 1u + (first >= 0xE0) + (first >= 0xF0);        /* bytes after the first */
+    const unsigned first = p[0], more = 1u + (first >= 0xE0) + (first >= 0xF0);  /* bytes after the first */
     *size = 1;
     if (first < 0x80) return (int32_t)first;
     if (first < 0xC2 || first > 0xF4) return -1;
-    unsigned low = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;         /* the range of the second byte */
+    unsigned low = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;  /* the range of the second byte */
     unsigned high = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
     unsigned c = first & 0x3Fu >> more;
     for (size_t i = 1; i <= more; i++) {
@@ -1468,8 +1481,8 @@ static int32_t wrpo__utf8_get(const char *s, size_t n, size_t *size) {
     *size = more + 1;
     return (int32_t)c;
 }
-static size_t wrpo__utf8_put(char *s, uint32_t c) {    /* writes up to 4 bytes; returns how many */
-    static const unsigned char marks[] = {0, 0, 0xC0, 0xE0, 0xF0};     /* of the first of n bytes */
+static size_t wrpo__utf8_put(char *s, uint32_t c) {  /* writes up to 4 bytes; returns how many */
+    static const unsigned char marks[] = {0, 0, 0xC0, 0xE0, 0xF0};  /* of the first of n bytes */
     const size_t n = 1u + (c >= 0x80) + (c >= 0x800) + (c >= 0x10000);
     for (size_t i = n - 1; i > 0; i--) {
         s[i] = (char)(0x80 | (c & 0x3F));
@@ -1498,8 +1511,8 @@ static bool wrpo__disk_exists(const char *path) { struct stat st; return stat(pa
 static bool wrpo__disk_is_dir(const char *path) { struct stat st; return stat(path, &st) == 0 && S_ISDIR(st.st_mode); }
 typedef struct wrpo__file {
     const char *path; const unsigned char *data; size_t size;
-    bool mapped; FILE *in;           /* in: while it is read */
-    const wrpo_files *files; void *handle;             /* whom the bytes belong to; NULL: not a caller's */
+    bool mapped; FILE *in;  /* in: while it is read */
+    const wrpo_files *files; void *handle;  /* whom the bytes belong to; NULL: not a caller's */
 } wrpo__file;
 static void wrpo__file_drop(void *p) {
     wrpo__file *f = p;
@@ -1519,28 +1532,27 @@ static wrpo__file *wrpo__file_new(wrpo__arena *arena, const char *path) {
 }
 /* The whole file, read-only, until the arena is freed: a mapping where there is one. */
 static const wrpo__file *wrpo__disk_open(wrpo__arena *arena, const char *path) {
-    wrpo_ctx *ctx = arena->ctx;
     wrpo__file *f = wrpo__file_new(arena, path);
     wrpo__text t = {.arena = arena};
-    if (wrpo__disk_is_dir(path)) wrpo__fail(ctx, WRPO_E_IO, "%s: want a file, found a directory", path);
+    if (wrpo__disk_is_dir(path)) wrpo__fail_io("%s: want a file, found a directory", path);
     f->in = fopen(path, "rb");
-    if (!f->in) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
+    if (!f->in) wrpo__fail_io("%s: cannot be opened: %s", path, strerror(errno));
 #ifndef _WIN32
     struct stat st;
     if (fstat(fileno(f->in), &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0) {
         void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fileno(f->in), 0);
-        if (p == MAP_FAILED) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be mapped: %s", path, strerror(errno));
+        if (p == MAP_FAILED) wrpo__fail_io("%s: cannot be mapped: %s", path, strerror(errno));
         f->data = p;
         f->size = (size_t)st.st_size;
         f->mapped = true;
     }
 #endif
-    while (!f->mapped) {             /* a pipe, a terminal, no mappings: read to its end */
+    while (!f->mapped) {  /* a pipe, a terminal, no mappings: read to its end */
         char part[1 << 14];
         const size_t n = fread(part, 1, sizeof part, f->in);
         wrpo__text_add(&t, part, n);
         if (n == 0 && !ferror(f->in)) break;
-        if (n == 0 && errno != EINTR) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be read: %s", path, strerror(errno));
+        if (n == 0 && errno != EINTR) wrpo__fail_io("%s: cannot be read: %s", path, strerror(errno));
         clearerr(f->in);
     }
     fclose(f->in);
@@ -1566,13 +1578,13 @@ static wrpo__name *wrpo__disk_list(wrpo__arena *arena, const char *dir) {
 #ifdef _WIN32
     struct _finddata_t e;
     const intptr_t h = _findfirst(wrpo__join(arena, dir, "*"), &e);
-    if (h == -1) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed: %s", dir, strerror(errno));
+    if (h == -1) wrpo__fail_io("%s: cannot be listed: %s", dir, strerror(errno));
     do wrpo__add_name(arena, &names, e.name); while (_findnext(h, &e) == 0);
     _findclose(h);
 #else
     wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__dir_close, NULL);
     DIR *d = owner->p = opendir(dir);
-    if (!d) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed: %s", dir, strerror(errno));
+    if (!d) wrpo__fail_io("%s: cannot be listed: %s", dir, strerror(errno));
     for (struct dirent *e = readdir(d); e; e = readdir(d)) wrpo__add_name(arena, &names, e->d_name);
     owner->p = NULL;
     closedir(d);
@@ -1580,7 +1592,7 @@ static wrpo__name *wrpo__disk_list(wrpo__arena *arena, const char *dir) {
     if (names) qsort(names, (size_t)stbds_arrlen(names), sizeof *names, wrpo__by_name);
     return names;
 }
-static const wrpo_files *wrpo__files(void) {           /* the current context's; NULL: it reads the file system */
+static const wrpo_files *wrpo__files(void) {  /* the current context's; NULL: it reads the file system */
     const wrpo_files *files = &wrpo__current->ctx->desc.files;
     return files->open ? files : NULL;
 }
@@ -1600,7 +1612,7 @@ static const wrpo__file *wrpo__open_file(wrpo__arena *arena, const char *path) {
     if (!files) return wrpo__disk_open(arena, path);
     wrpo__file *f = wrpo__file_new(arena, path);
     const void *data = files->open(path, &f->size, &f->handle, files->user);
-    if (!data) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be opened: wrpo_desc.files has no such file", path);
+    if (!data) wrpo__fail_io("%s: cannot be opened: wrpo_desc.files has no such file", path);
     f->data = data;
     f->files = files;
     return f;
@@ -1623,7 +1635,7 @@ static void wrpo__sync_parent(const char *path) {
     const char *slash = strrchr(path, '/');
     snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
     const int d = open(dir, O_RDONLY);
-    if (d >= 0) fsync(d);            /* not every file system can */
+    if (d >= 0) fsync(d);  /* not every file system can */
     if (d >= 0) close(d);
 #else
     (void)path;
@@ -1634,7 +1646,7 @@ static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {  /* and its parent
     char part[4096];
     if (wrpo__me(ctx)) return;
     const size_t n = strlen(path);
-    if (n == 0 || n >= sizeof part) wrpo__fail(ctx, WRPO_E_IO, "\"%.200s\": not a usable path for a directory", path);
+    if (n == 0 || n >= sizeof part) wrpo__fail_io("\"%.200s\": not a usable path for a directory", path);
     for (size_t i = 1; i <= n; i++) {
         if (i < n && path[i] != '/') continue;
         memcpy(part, path, i);
@@ -1642,13 +1654,12 @@ static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {  /* and its parent
         const int r = wrpo__mkdir(part);
         const int e = errno == EEXIST ? ENOTDIR : errno;
         if (r == 0) wrpo__sync_parent(part);
-        else if (!wrpo__disk_is_dir(part))
-            wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be made: %s", part, strerror(e));
+        else if (!wrpo__disk_is_dir(part)) wrpo__fail_io("%s: cannot be made: %s", part, strerror(e));
     }
 }
 static void wrpo__remove(wrpo_ctx *ctx, const char *path) {
     if (!wrpo__me(ctx) && remove(path) != 0 && errno != ENOENT)
-        wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be removed: %s", path, strerror(errno));
+        wrpo__fail_io("%s: cannot be removed: %s", path, strerror(errno));
 }
 /* A checkpoint and its files. The state is the first to go: without it the directory is no checkpoint. */
 #define WRPO__STATE_FILE "trainer_state.wrpo"
@@ -1673,7 +1684,7 @@ static void wrpo__writer_drop(void *p) {
     w->waits = false;
 }
 _Noreturn static void wrpo__writer_fail(const wrpo__writer *w, int e) {
-    wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(e));
+    wrpo__fail_io("%s: cannot be written: %s", w->path, strerror(e));
 }
 static wrpo__writer *wrpo__create(wrpo__arena *arena, const char *path) {
     wrpo__writer *w = WRPO__NEW(arena, wrpo__writer);
@@ -1701,7 +1712,7 @@ static void wrpo__finish(wrpo__writer *w) {
 }
 static void wrpo__publish(wrpo__writer *w) {
     if (!w->waits) return;
-    errno = EIO;                     /* for Windows, which does not set it */
+    errno = EIO;  /* for Windows, which does not set it */
     if (wrpo__rename(w->part, w->path) != 0) wrpo__writer_fail(w, errno);
     w->waits = false;
 }
@@ -1712,7 +1723,7 @@ static void wrpo__commit(wrpo__writer *w) {
 }
 
 /* ---- time, threads ---- */
-static double wrpo__now(void) {      /* seconds */
+static double wrpo__now(void) {  /* seconds */
 #ifdef _WIN32
     struct __timeb64 t;
     _ftime64(&t);
@@ -1757,7 +1768,7 @@ static double wrpo__normal(uint64_t seed, uint64_t stream, uint64_t counter) { /
     const double u = ((double)r.v[0] + 0.5) / 4294967296.0, v = ((double)r.v[1] + 0.5) / 4294967296.0;
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
 }
-static uint64_t wrpo__hash(uint64_t h, const void *p, size_t n) {      /* can be chained; not against adversaries */
+static uint64_t wrpo__hash(uint64_t h, const void *p, size_t n) {  /* can be chained; not against adversaries */
     const unsigned char *s = p;
     h ^= n * 0x9E3779B97F4A7C15u;
     for (size_t i = 0; i < n; i += 8) {
@@ -1776,9 +1787,9 @@ static double wrpo__or_default(double x, double value) { return wrpo__is_default
 /* ---- number formats: bfloat16, float masters in two halves, the moments of AdamW ---- */
 static int64_t wrpo__div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static float wrpo__bits_float(uint32_t u) { float x; memcpy(&x, &u, sizeof x); return x; }
-static float wrpo__float_of(uint16_t half) { return wrpo__bits_float((uint32_t)half << 16); }    /* of bfloat16 */
+static float wrpo__float_of(uint16_t half) { return wrpo__bits_float((uint32_t)half << 16); }  /* of bfloat16 */
 static uint32_t wrpo__float_bits(float x) { uint32_t u; memcpy(&u, &x, sizeof u); return u; }
-static uint16_t wrpo__float_to_bf16(float x) {         /* to nearest, ties to even; NaN stays NaN */
+static uint16_t wrpo__float_to_bf16(float x) {  /* to nearest, ties to even; NaN stays NaN */
     const uint32_t u = wrpo__float_bits(x);
     if ((u & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)(u >> 16 | 0x40);
     return (uint16_t)((u + 0x7FFFu + (u >> 16 & 1)) >> 16);
@@ -1794,9 +1805,9 @@ static void wrpo__master_split(float x, uint16_t *high, uint16_t *low) {
 }
 static uint32_t wrpo__f16_to_bits(uint16_t h) {
     const uint32_t sign = (uint32_t)(h & 0x8000) << 16, m = h & 0x7FFFu;
-    if (m >= 0x7C00) return sign | m << 13 | 0x7F800000u;                  /* infinity, NaN with its payload */
-    if (m >= 0x0400) return sign | ((m << 13) + (112u << 23));             /* exponent bias 15 -> 127 */
-    return sign | wrpo__float_bits((float)(int32_t)m * 0x1p-24f);          /* denormal in F16, normal in F32 */
+    if (m >= 0x7C00) return sign | m << 13 | 0x7F800000u;  /* infinity, NaN with its payload */
+    if (m >= 0x0400) return sign | ((m << 13) + (112u << 23));  /* exponent bias 15 -> 127 */
+    return sign | wrpo__float_bits((float)(int32_t)m * 0x1p-24f);  /* denormal in F16, normal in F32 */
 }
 static float wrpo__element(const void *x, wrpo_dtype type, int64_t i) {
     if (type == WRPO_DTYPE_BF16) return wrpo__float_of(((const uint16_t *)x)[i]);
@@ -1828,7 +1839,7 @@ static float wrpo__code_value(float code, float scale, float top) {
     const float root = code * (1 / top), square = root * root;
     return square * square * scale;
 }
-static float wrpo__code_of(float size, float scale, float top, float dice) {   /* dice in [0, 1) */
+static float wrpo__code_of(float size, float scale, float top, float dice) {  /* dice in [0, 1) */
     const float inverse = scale >= FLT_MIN ? 1 / scale : 0, root = sqrtf(sqrtf(size * inverse)) * top;
     const float code = (float)(int)fminf(root, top - 1);
     const float low = wrpo__code_value(code, scale, top), high = wrpo__code_value(code + 1, scale, top);
@@ -1857,7 +1868,7 @@ static void wrpo__moment_store(void *block, const float *x, wrpo_moments moments
         else if (moments == WRPO_MOMENTS_BF16) ((uint16_t *)block)[i] = (uint16_t)((bits + (dice >> 16)) >> 16);
         else {
             const float code = wrpo__code_of(fabsf(x[i]), scale, second ? 255 : 127, (float)(dice >> 8) / 16777216);
-            if (second) codes[i] = (uint8_t)(x[i] > 0 ? fmaxf(code, 1) : code);        /* above 0 stays above 0 */
+            if (second) codes[i] = (uint8_t)(x[i] > 0 ? fmaxf(code, 1) : code);  /* above 0 stays above 0 */
             else codes[i] = (uint8_t)(int8_t)(x[i] < 0 ? -code : code);
         }
     }
@@ -1865,7 +1876,7 @@ static void wrpo__moment_store(void *block, const float *x, wrpo_moments moments
 }
 
 /* ---- memory of the host; a device on it begins with its allocator ---- */
-static void *wrpo__host_alloc(void *dev, size_t n) {   /* a word in front of the block says where it begins */
+static void *wrpo__host_alloc(void *dev, size_t n) {  /* a word in front of the block says where it begins */
     const wrpo_allocator *memory = dev;
     if (n > SIZE_MAX - 2 * WRPO__ALIGN) return NULL;
     char *base = memory->alloc(n + 2 * WRPO__ALIGN, memory->user);
@@ -1883,7 +1894,7 @@ static void wrpo__host_release(void *dev, void *p) {
 }
 static void wrpo__host_copy(void *dev, void *dst, const void *src, size_t n) { (void)dev; if (n) memmove(dst, src, n); }
 static void wrpo__host_zero(void *dev, void *dst, size_t n) { (void)dev; if (n) memset(dst, 0, n); }
-static size_t wrpo__host_room(void *dev) {             /* what the system can still give without swapping */
+static size_t wrpo__host_room(void *dev) {  /* what the system can still give without swapping */
     unsigned long long kib = 0;
     char line[128];
     (void)dev;
@@ -1898,7 +1909,6 @@ static wrpo_result wrpo__host_sync(void *dev, wrpo_error *why) { (void)dev; (voi
 static void *wrpo__malloc(size_t n, void *user) { (void)user; return malloc(n); }
 static void wrpo__mfree(void *p, void *user) { (void)user; free(p); }
 static wrpo_result wrpo__open_fails(const wrpo_desc *d, wrpo_result r, const char *text) {
-    if (!d->why) return r;
     *d->why = (wrpo_error){.code = r};
     snprintf(d->why->text, sizeof d->why->text, "%s", text);
     return r;
@@ -1924,12 +1934,10 @@ static bool wrpo__set_date(wrpo_ctx *ctx, const char *date) {  /* false: no such
     return true;
 }
 static void wrpo__need_date(wrpo_ctx *ctx, const char *date) {
-    if (!wrpo__set_date(ctx, date))
-        wrpo__fail(ctx, WRPO_E_ARG, "date: want a day such as 2026-11-29, found \"%.40s\"", date);
+    if (!wrpo__set_date(ctx, date)) wrpo__fail_arg("date: want a day such as 2026-11-29, found \"%.40s\"", date);
 }
 WRPO_API wrpo_result wrpo_set_date(wrpo_ctx *ctx, const char *date) {
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__need_date(ctx, date));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, wrpo__need_date(ctx, date));
 }
 WRPO_API const char *wrpo_get_date(const wrpo_ctx *ctx) { return ctx->date; }
 static int wrpo__default_threads(const wrpo_desc *d) { /* ranks that are bound to no processors share them */
@@ -1946,26 +1954,27 @@ static int wrpo__default_threads(const wrpo_desc *d) { /* ranks that are bound t
     return (int)threads;
 }
 static wrpo_result wrpo__open(wrpo_desc d, wrpo_ctx **out) {
-    if (!d.memory.alloc != !d.memory.free)
-        return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: memory: want both functions or none");
-    if (d.threads < 0) return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: threads: want at least 0");
-    if (!d.memory.alloc) d.memory = (wrpo_allocator){wrpo__malloc, wrpo__mfree, NULL};
     const int64_t ranks = d.group ? d.group->ranks : 1, levels = (d.lanes ? d.lanes : ranks) / ranks;
-    if (d.lanes < 0 || d.lanes > 1 << 20 || (d.lanes && levels * ranks != d.lanes) || (levels & (levels - 1)))
-        return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: lanes: want the number of ranks times a power of two");
+    if (!d.backend) d.backend = wrpo_backend_cpu();
+    if (!d.dtype) d.dtype = d.backend->dtype;
+    const struct { bool wrong; wrpo_result code; const char *text; } checks[] = {
+        {!d.memory.alloc != !d.memory.free, WRPO_E_ARG, "wrpo_open: memory: want both functions or none"},
+        {d.threads < 0, WRPO_E_ARG, "wrpo_open: threads: want at least 0"},
+        {d.lanes < 0 || d.lanes > 1 << 20 || (d.lanes && levels * ranks != d.lanes) || (levels & (levels - 1)),
+         WRPO_E_ARG, "wrpo_open: lanes: want the number of ranks times a power of two"},
+        {ranks > 1 && !d.backend->host && !d.group->device, WRPO_E_UNSUPPORTED,
+         "wrpo_open: group: want one that moves a device's memory"},
+        {levels * ranks > 1 && !d.backend->sum, WRPO_E_UNSUPPORTED, "wrpo_open: lanes: this backend has no sum"},
+        {d.dtype != WRPO_DTYPE_F32 && d.dtype != WRPO_DTYPE_BF16, WRPO_E_ARG,
+         "wrpo_open: dtype: want f32 or bf16"}};
+    for (int i = 0; i < WRPO__COUNT(checks); i++)
+        if (checks[i].wrong) return wrpo__open_fails(&d, checks[i].code, checks[i].text);
+    if (!d.memory.alloc) d.memory = (wrpo_allocator){wrpo__malloc, wrpo__mfree, NULL};
     d.lanes = levels * ranks;
-    if (ranks > 1 && d.backend && !d.backend->host && !d.group->device)
-        return wrpo__open_fails(&d, WRPO_E_UNSUPPORTED, "wrpo_open: group: want one that moves a device's memory");
-    if (d.lanes > 1 && d.backend && !d.backend->sum)
-        return wrpo__open_fails(&d, WRPO_E_UNSUPPORTED, "wrpo_open: lanes: this backend has no sum");
 #ifndef _OPENMP
     d.threads = 1;
 #endif
     if (!d.threads) d.threads = wrpo__default_threads(&d);
-    if (!d.backend) d.backend = wrpo_backend_cpu();
-    if (!d.dtype) d.dtype = d.backend->dtype;
-    if (d.dtype != WRPO_DTYPE_F32 && d.dtype != WRPO_DTYPE_BF16)
-        return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: dtype: want f32 or bf16");
     wrpo_ctx *ctx = d.memory.alloc(sizeof *ctx, d.memory.user);
     if (!ctx) return wrpo__open_fails(&d, WRPO_E_MEMORY, "out of memory");
     *ctx = (wrpo_ctx){.desc = d, .error = {.text = "out of memory"}};
@@ -2020,15 +2029,15 @@ WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user) {
 }
 
 /* ---- configs ---- */
-enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };    /* the largest hidden_size and head_dim of any backend */
+enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };  /* the largest hidden_size and head_dim of any backend */
 /* A config that a caller filled in keeps the limits of one that is read from a file. */
-static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
+static void wrpo__config_check(const wrpo_config *c) {
     const wrpo_rope *p = &c->rope;
     const bool llama3 = p->type == WRPO_ROPE_LLAMA3, dynamic = p->type == WRPO_ROPE_DYNAMIC;
     const bool yarn = p->type == WRPO_ROPE_YARN, longrope = p->type == WRPO_ROPE_LONGROPE;
-    const double most = 1e15, least = 1 / most, huge = 0x1p40;         /* most: of a number; huge: of positions */
+    const double most = 1e15, least = 1 / most, huge = 0x1p40;  /* most: of a number; huge: of positions */
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, dims = p->dims ? p->dims : c->head_dim;
-    double factor = longrope ? most : 1;               /* the smallest of its factors */
+    double factor = longrope ? most : 1;  /* the smallest of its factors */
     for (int i = 0; longrope && i < WRPO__MIN(dims, WRPO__MAX_D) / 2; i++)
         factor = WRPO__MIN(factor, (double)WRPO__MIN(p->short_factor[i], p->long_factor[i]));
     const struct { const char *name; double value, low, high; } limits[] = {
@@ -2064,12 +2073,10 @@ static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
         {"rope.short_factor and long_factor", factor, least, most}};
     for (int i = 0; i < WRPO__COUNT(limits); i++)
         if (!(limits[i].value >= limits[i].low && limits[i].value <= limits[i].high))
-            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name,
-                       limits[i].low, limits[i].high, limits[i].value);
-    if (!memchr(c->model_type, 0, sizeof c->model_type))
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
-    if (c->no_pre_norms && !c->post_norms)
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: no_pre_norms: want post_norms with it");
+            wrpo__fail_arg("wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name, limits[i].low,
+                           limits[i].high, limits[i].value);
+    if (!memchr(c->model_type, 0, sizeof c->model_type)) wrpo__fail_arg("wrpo_config: model_type: want a NUL");
+    if (c->no_pre_norms && !c->post_norms) wrpo__fail_arg("wrpo_config: no_pre_norms: want post_norms with it");
 }
 
 static bool wrpo__layer_bit(const uint64_t bits[8], int64_t l) { return bits[l / 64] >> l % 64 & 1; }
@@ -2085,7 +2092,7 @@ static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
     const double later[] = {c->sliding_rope_theta, c->qk_norm_rows, c->no_pre_norms, c->embedding_multiplier,
                             c->residual_multiplier, c->attention_multiplier, c->logits_scaling};
     uint64_t h = wrpo__hash(0, numbers, sizeof numbers);
-    for (int64_t i = 0; i < WRPO__COUNT(later); i++)   /* a model without them keeps its name */
+    for (int64_t i = 0; i < WRPO__COUNT(later); i++)  /* a model without them keeps its name */
         if (later[i] != 0) h = wrpo__hash(h ^ (uint64_t)i, &later[i], sizeof later[i]);
     for (int64_t l = 0; l < c->num_hidden_layers; l++)
         if (wrpo__layer_bit(c->no_rope_layers, l)) h = wrpo__hash(h, &l, sizeof l);
@@ -2112,9 +2119,8 @@ static void *wrpo__device_alloc(wrpo__arena *arena, size_t n, const char *what) 
     wrpo__on_free(arena, wrpo__device_release, b);
     b->p = be->alloc(ctx->dev, WRPO__MAX(n, 1));
     if (!b->p && !be->host && be->room)
-        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %s: %zu bytes wanted, the device has %zu left", what, n,
-                   be->room(ctx->dev));
-    if (!b->p) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %s: %zu bytes wanted, %zu held", what, n, ctx->bytes);
+        wrpo__fail_memory("out of memory: %s: %zu bytes wanted, the device has %zu left", what, n, be->room(ctx->dev));
+    if (!b->p) wrpo__fail_memory("out of memory: %s: %zu bytes wanted, %zu held", what, n, ctx->bytes);
     ctx->bytes += n;
     ctx->device_bytes += n;
     ctx->peak = WRPO__MAX(ctx->peak, ctx->bytes);
@@ -2160,11 +2166,11 @@ static void wrpo__split_put(wrpo_ctx *ctx, void *mine, int64_t size, int64_t fro
 struct wrpo_data {
     wrpo_ctx *ctx;
     wrpo__arena *arena;
-    wrpo_record *records;            /* stb array */
+    wrpo_record *records;  /* stb array */
     wrpo_data_stats stats;
-    int most;                        /* the most responses that a record has */
-    const char **source_names;       /* stb array: the models of source_logps, in the order of each response's */
-    const char *date;                /* that the chat template showed; NULL: it showed none */
+    int most;  /* the most responses that a record has */
+    const char **source_names;  /* stb array: the models of source_logps, in the order of each response's */
+    const char *date;  /* that the chat template showed; NULL: it showed none */
 };
 static int64_t wrpo__scored_count(const wrpo_tokens *y) {
     int64_t n = y->scored ? 0 : y->count - y->first;
@@ -2192,13 +2198,13 @@ static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
     r.prompt_id = wrpo__strndup(arena, r.prompt_id, strlen(r.prompt_id));
     r.prompt = wrpo__copy_ids(arena, r.prompt, r.prompt_count);
     r.responses = responses;
-    r.weight = wrpo__or_default(r.weight, 1);          /* WRPO_ZERO stays, so that a view can be given again */
+    r.weight = wrpo__or_default(r.weight, 1);  /* WRPO_ZERO stays, so that a view can be given again */
     int sources = 0, stated = 0;
     for (int k = 0; k < r.count; k++) {
         sources += record->responses[k].role == WRPO_ROLE_SOURCE;
         stated += record->responses[k].role == WRPO_ROLE_SOURCE && !wrpo__is_default(record->responses[k].share);
     }
-    const double equal = stated ? 0 : 1 / (double)sources;     /* a source's share where no source states one */
+    const double equal = stated ? 0 : 1 / (double)sources;  /* a source's share where no source states one */
     for (int k = 0; k < r.count; k++) {
         wrpo_tokens *y = &responses[k];
         *y = record->responses[k];
@@ -2225,15 +2231,12 @@ static wrpo_data *wrpo__data_from_ids(wrpo__arena *arena, const wrpo_record *rec
         for (int k = 0; ok && k < r.count; k++)
             ok = r.responses[k].first >= 0 && wrpo__scored_count(&r.responses[k]) > 0;
         if (!(r.weight >= 0 && r.weight <= DBL_MAX))
-            wrpo__fail(arena->ctx, WRPO_E_ARG, "record %lld: weight: want a finite number of at least 0, found %g",
-                       (long long)i, r.weight);
-        if (!ok)
-            wrpo__fail(arena->ctx, WRPO_E_ARG,
-                       "record %lld: want a prompt, and responses with a scored token each", (long long)i);
+            wrpo__fail_arg("record %lld: weight: want a finite number of at least 0, found %g", (long long)i, r.weight);
+        if (!ok) wrpo__fail_arg("record %lld: want a prompt, and responses with a scored token each", (long long)i);
         for (int k = 0; k < r.count; k++)
             if (r.sources < 0 || (r.sources && !r.responses[k].source_logps))
-                wrpo__fail(arena->ctx, WRPO_E_ARG, "record %lld: response %d: want source_logps of %d sources, "
-                           "found none", (long long)i, k, r.sources);
+                wrpo__fail_arg("record %lld: response %d: want source_logps of %d sources, found none", (long long)i, k,
+                               r.sources);
         if (!r.prompt_id) r.prompt_id = wrpo__format(arena, "record %lld", (long long)i);
         wrpo__data_add(data, &r);
     }
@@ -2241,38 +2244,36 @@ static wrpo_data *wrpo__data_from_ids(wrpo__arena *arena, const wrpo_record *rec
 }
 WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__data_from_ids(wrpo__current, records, count));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, false, *out = wrpo__data_from_ids(wrpo__current, records, count));
 }
 WRPO_API void wrpo_data_free(wrpo_data *data) { if (data) wrpo__arena_free(data->arena); }
 WRPO_API int64_t wrpo_data_count(const wrpo_data *data) { return data->stats.records; }
 WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i) { return data->records[i]; }
 WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data) { return data->stats; }
 /* Every id must be a row of the embedding. Errors say `what` with its name, or its number if name is NULL. */
-static void wrpo__check_ids(wrpo_ctx *ctx, int64_t V, const int32_t *ids, int64_t count, const char *what,
-                            const char *name, int64_t number) {
+static void wrpo__check_ids(int64_t V, const int32_t *ids, int64_t count, const char *what, const char *name,
+                            int64_t number) {
     for (int64_t i = 0; i < count; i++) {
         if (ids[i] >= 0 && ids[i] < V) continue;
         const char *of = name ? wrpo__format(wrpo__current, "%s \"%s\"", what, name)
                               : wrpo__format(wrpo__current, "%s %lld", what, (long long)number);
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: token id %d is outside the model's vocabulary of %lld: "
-                   "tokenizer and model do not belong together", of, (int)ids[i], (long long)V);
+        wrpo__fail_format("%s: token id %d is outside the model's vocabulary of %lld: tokenizer and model do not "
+                          "belong together", of, (int)ids[i], (long long)V);
     }
 }
-static void wrpo__check_data(wrpo_ctx *ctx, const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count) {
+static void wrpo__check_data(const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count) {
     int64_t longest = 0;
     for (const wrpo_record *record = data->records + first; record < data->records + first + count; record++) {
-        wrpo__check_ids(ctx, c->vocab_size, record->prompt, record->prompt_count, "record", record->prompt_id, 0);
+        wrpo__check_ids(c->vocab_size, record->prompt, record->prompt_count, "record", record->prompt_id, 0);
         for (int k = 0; k < record->count; k++) {
             const wrpo_tokens *y = &record->responses[k];
-            wrpo__check_ids(ctx, c->vocab_size, y->ids, y->count, "record", record->prompt_id, 0);
+            wrpo__check_ids(c->vocab_size, y->ids, y->count, "record", record->prompt_id, 0);
             longest = WRPO__MAX(longest, record->prompt_count + y->count);
         }
     }
-    if (longest > c->max_position_embeddings && longest == data->stats.longest)        /* once, not for each part */
-        wrpo__log(ctx, WRPO_LOG_WARN,
-                  "a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
-                  (long long)longest, (long long)c->max_position_embeddings);
+    if (longest > c->max_position_embeddings && longest == data->stats.longest)  /* once, not for each part */
+        wrpo__warn("a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
+                   (long long)longest, (long long)c->max_position_embeddings);
 }
 
 static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
@@ -2314,10 +2315,10 @@ static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double
     }
     for (int64_t i = 0; i < d / 2; i++) {
         const float power = powf(theta, (float)(2 * i) / (float)d);
-        inv[i] = 1.0f / (p->type == WRPO_ROPE_LONGROPE ? longrope[i] * power : power);         /* Ding et al. 2024 */
+        inv[i] = 1.0f / (p->type == WRPO_ROPE_LONGROPE ? longrope[i] * power : power);  /* Ding et al. 2024 */
         if (p->type == WRPO_ROPE_LINEAR) inv[i] /= factor;
     }
-    if (p->type == WRPO_ROPE_LLAMA3) {                 /* long waves slowed by factor, short ones kept, a ramp */
+    if (p->type == WRPO_ROPE_LLAMA3) {  /* long waves slowed by factor, short ones kept, a ramp */
         const float slow = (float)p->low_freq_factor, fast = (float)(p->high_freq_factor - p->low_freq_factor);
         const float low = (float)(length / p->low_freq_factor), high = (float)(length / p->high_freq_factor);
         for (int64_t i = 0; i < d / 2; i++) {
@@ -2326,7 +2327,7 @@ static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double
             else if (wave >= high) inv[i] = (1 - smooth) * (inv[i] / factor) + smooth * inv[i];
         }
     }
-    if (p->type == WRPO_ROPE_YARN) {                   /* Peng et al. 2023: by rotations within the original length */
+    if (p->type == WRPO_ROPE_YARN) {  /* Peng et al. 2023: by rotations within the original length */
         double first = (double)d * log(length / (p->beta_fast * 2 * pi)) / (2 * log(p->theta));
         double last = (double)d * log(length / (p->beta_slow * 2 * pi)) / (2 * log(p->theta));
         first = WRPO__MAX(p->yarn_truncate ? floor(first) : first, 0);
@@ -3438,7 +3439,7 @@ static void wrpo__model_randomize(wrpo_model *model, uint64_t seed) {
     wrpo__sync(model->ctx);
 }
 static wrpo_model *wrpo__model_random(wrpo__arena *arena, const wrpo_config *config, uint64_t seed) {
-    wrpo__config_check(arena->ctx, config);
+    wrpo__config_check(config);
     if (config->head != WRPO_HEAD_LM) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_config: head: want WRPO_HEAD_LM");
     wrpo_model *model = wrpo__model_new(arena, config);
     model->dtype = WRPO_DTYPE_F32;
@@ -4313,7 +4314,7 @@ static bool wrpo__adds_nothing(const wrpo_model *model) {
    token's log-prob, or NULL. */
 static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
                            int64_t micro_tokens, double *logps, int K, float **tokens) {
-    wrpo__check_data(model->ctx, &model->config, data, first, count);
+    wrpo__check_data(&model->config, data, first, count);
     wrpo__shape shape = {.rows = wrpo__run_rows(&model->config, data, first, count, micro_tokens)};
     shape.chunk = wrpo__head_chunk(model->ctx, &model->config, shape.rows);
     wrpo__run *r = wrpo__run_new(temp, model, &shape);
@@ -4509,7 +4510,7 @@ static void wrpo__set_begin(wrpo_trainer *t, wrpo__set *set, const wrpo_data *da
     set->N = set->data->stats.records;
     set->K = set->data->most;
     wrpo__check_roles(t->ctx, set, &t->desc);
-    wrpo__check_data(t->ctx, &t->model->config, set->data, 0, set->N);
+    wrpo__check_data(&t->model->config, set->data, 0, set->N);
     const int64_t rows = wrpo__run_rows(&t->model->config, set->data, 0, set->N, t->desc.micro_tokens);
     t->rows = WRPO__MAX(t->rows, rows);
     if (wrpo__rules[t->desc.loss.method].reference)
@@ -4952,10 +4953,6 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
 enum { WRPO__JSON_DEPTH = 256 };
 static const wrpo_json *wrpo__first(const wrpo_json *parent) { return parent ? parent->child : NULL; }
 #define WRPO__EACH(v, parent) for (const wrpo_json *v = wrpo__first(parent); v; v = v->next)
-/* A whole public entry with a new arena, and its return. */
-#define WRPO__ENTRY(ctx, temporary, call) \
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), temporary, call) \
-    return wrpo__end(&wrpo__entry)
 
 /* The text with escapes: of what JSON wants escaped, or of what a sentence should not show as it is. Bytes that are not
    UTF-8 become U+FFFD or '?'. */
@@ -10549,7 +10546,7 @@ static wrpo_json *wrpo__json_empty(wrpo_json_kind kind, const wrpo_json *at) {
     return v;
 }
 static void wrpo__json_put_all(wrpo_json *to, const wrpo_json *from) {  /* its members; from NULL: none */
-    for (const wrpo_json *v = from ? from->child : NULL; v; v = v->next) wrpo__json_put(to, v, NULL);
+    WRPO__EACH(v, from) wrpo__json_put(to, v, NULL);
 }
 
 /* ---- a line to messages ---- */
@@ -10577,7 +10574,7 @@ static const wrpo_json *wrpo__named_message(const wrpo_json *m) {
     if (from->kind != WRPO_JSON_STRING || !wrpo__listed("system user assistant tool", role.text))
         wrpo__refuse(from, NULL, "human, gpt, system, user, assistant or tool");
     role.size = strlen(role.text);
-    for (const wrpo_json *v = m->child; v; v = v->next)
+    WRPO__EACH(v, m)
         if (v == from) wrpo__json_put(out, &role, "role");
         else wrpo__json_put(out, v, strcmp(v->key, "value") ? NULL : "content");
     return out;
@@ -10666,7 +10663,7 @@ static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
         wrpo__refuse(pairs, NULL, "an array of {chosen, rejected}");
     for (int side = 0; side < 2; side++) {
         wrpo_tokens answer = {.role = side ? WRPO_ROLE_REJECTED : WRPO_ROLE_SOURCE};
-        for (const wrpo_json *p = pairs->child; p; p = p->next) {
+        WRPO__EACH(p, pairs) {
             if (p->kind != WRPO_JSON_OBJECT) wrpo__refuse(p, "pairs", "an object {chosen, rejected}");
             const wrpo_json *v = wrpo__present(p, sides[side]), *w = wrpo__present(p, "weight");
             if (!v) wrpo__wrong(p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
@@ -10687,7 +10684,7 @@ static void wrpo__read_source_logps(wrpo__reading *in, const wrpo_json *root) {
     const wrpo_json *all = wrpo__maybe(root, "source_logps", WRPO_JSON_OBJECT);
     const int64_t K = stbds_arrlen(in->answers);
     wrpo_data *data = in->data;
-    for (const wrpo_json *v = all && !data->stats.records ? all->child : NULL; v; v = v->next)
+    WRPO__EACH(v, all && !data->stats.records ? all : NULL)
         stbds_arrput(data->source_names, wrpo__strndup(data->arena, v->key, v->key_size));
     in->sources = (int)stbds_arrlen(data->source_names);
     const int64_t found = all ? all->count : 0;
@@ -10736,7 +10733,7 @@ static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {  /* its 
 /* The value under one of the names, a list separated by spaces; NULL: there is none. */
 static const wrpo_json *wrpo__field(const wrpo_json *root, const char *names) {
     const wrpo_json *v = NULL;
-    for (const wrpo_json *m = root->child; m; m = m->next) {
+    WRPO__EACH(m, root) {
         if (m->kind == WRPO_JSON_NULL || !wrpo__listed(names, m->key)) continue;
         if (v) wrpo__wrong(m, "want \"%s\" or \"%s\", found both", v->key, m->key);
         v = m;
@@ -10791,7 +10788,7 @@ WRPO_API const char *wrpo_data_format_name(int i) {
 }
 /* Messages of others than the assistant? Then the prompt is in them. */
 static bool wrpo__is_conversation(const wrpo_json *v) {
-    for (const wrpo_json *m = v && v->kind == WRPO_JSON_ARRAY ? v->child : NULL; m; m = m->next) {
+    WRPO__EACH(m, v && v->kind == WRPO_JSON_ARRAY ? v : NULL) {
         const wrpo_json *role = wrpo__present(m, "role"), *from = role ? role : wrpo__present(m, "from");
         if (from && !wrpo__json_is(from, "assistant") && !wrpo__json_is(from, "gpt")) return true;
     }
@@ -10929,7 +10926,7 @@ static wrpo_json *wrpo__with_content(const wrpo_json *message, const char *text,
     *out = *message;
     out->child = NULL;
     out->count = 0;
-    for (const wrpo_json *v = message->child; v; v = v->next) wrpo__json_put(out, v == content ? &said : v, v->key);
+    WRPO__EACH(v, message) wrpo__json_put(out, v == content ? &said : v, v->key);
     return out;
 }
 /* Bytes of the special token or EOS that text[n] begins with; 0: none. */
@@ -10955,7 +10952,7 @@ static bool wrpo__find_text(wrpo__reading *in, const wrpo_json *all, const wrpo_
     size_t n = whole->size, tail = 0, k = 0;
     wrpo_json other = {.kind = WRPO_JSON_ARRAY};
     while (marks[k + 1] && memchr(content->text, marks[k], content->size)) k++;
-    for (const wrpo_json *m = all->child; m; m = m->next)
+    WRPO__EACH(m, all)
         wrpo__json_put(&other, m == message ? wrpo__with_content(m, marks + k, 1) : m, NULL);
     const wrpo__text probe = wrpo__render_spans(in, &other, false, NULL);
     const size_t least = WRPO__MIN(n, probe.size);
@@ -11195,8 +11192,7 @@ static void wrpo__tokenize_authors(wrpo__reading *in) {
     int32_t *alone = NULL;  /* stb array */
     int64_t longest = 0, shared = INT64_MAX;
     bool cut = false;
-    if (in->tok->eos < 0)
-        wrpo__fail(in->ctx, WRPO_E_ARG, "the authors' tokenization wants an eos_token, the tokenizer has none");
+    if (in->tok->eos < 0) wrpo__fail_arg("the authors' tokenization wants an eos_token, the tokenizer has none");
     const wrpo__text before = wrpo__render(in, in->prompt, NULL, false);
     wrpo__encode(in->tok, before.data, before.size, 0, &alone);
     for (int64_t k = 0; k < K; k++) {
@@ -11273,7 +11269,7 @@ static void wrpo__name_record(const wrpo__reading *in) {
 static bool wrpo__set_aside(const wrpo__reading *in) {
     static const char *const keys[] = {"role", "content"};
     uint64_t h = 0;
-    for (const wrpo_json *m = in->prompt->child; m; m = m->next)
+    WRPO__EACH(m, in->prompt)
         for (int k = 0; k < 2; k++) {
             const wrpo_json *v = wrpo_json_get(m, keys[k]);
             if (v && v->kind == WRPO_JSON_STRING) h = wrpo__hash(h, v->text, v->size);
@@ -11344,7 +11340,7 @@ static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n
     return wrpo__end(&wrpo__entry);
 }
 /* Files in which others keep records, by their first bytes. */
-static void wrpo__check_kind(wrpo_ctx *ctx, const wrpo__file *f, const char *path) {
+static void wrpo__check_kind(const wrpo__file *f, const char *path) {
     static const struct { const char *magic; size_t size; const char *kind, *way; } kinds[] = {
         {"PAR1", 4, "parquet", "pandas.read_parquet(FILE).to_json(OUT, orient=\"records\", lines=True)"},
         {"ARROW1", 6, "Arrow", "datasets.load_from_disk(DIR).to_json(OUT)"},
@@ -11352,14 +11348,13 @@ static void wrpo__check_kind(wrpo_ctx *ctx, const wrpo__file *f, const char *pat
         {"\x1F\x8B", 2, "gzip", "gunzip"}, {"\x28\xB5\x2F\xFD", 4, "zstd", "zstd -d"}, {"PK\3\4", 4, "zip", "unzip"}};
     for (int i = 0; i < WRPO__COUNT(kinds); i++)
         if (f->size >= kinds[i].size && !memcmp(f->data, kinds[i].magic, kinds[i].size))
-            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want JSON lines, found %s: convert it with %s", path,
-                       kinds[i].kind, kinds[i].way);
+            wrpo__fail_format("%s: want JSON lines, found %s: convert it with %s", path, kinds[i].kind, kinds[i].way);
 }
 /* The records of a file: lines, or one array over any number of lines. */
 typedef struct wrpo__records { wrpo__lines line; const wrpo_json *array, *root; int64_t number; } wrpo__records;
 static wrpo__records wrpo__records_open(wrpo__arena *arena, const char *path) {
     wrpo__records r = {.line = {.file = wrpo__open_file(arena, path)}};
-    wrpo__check_kind(arena->ctx, r.line.file, path);
+    wrpo__check_kind(r.line.file, path);
     wrpo__lines l = r.line;
     if (!wrpo__next_line(&l)) return r;
     const size_t begin = wrpo__jskip_space(l.text, l.size, 0);
@@ -11384,17 +11379,15 @@ static void wrpo__read_file(wrpo__reading *in, wrpo__arena *work) {
     }
 }
 static void wrpo__say(const wrpo__reading *in, int64_t count, int64_t of, const char *what) {
-    if (count)
-        wrpo__log(in->ctx, WRPO_LOG_WARN, "%s: %lld of %lld %s", in->desc.path, (long long)count, (long long)of, what);
+    if (count) wrpo__warn("%s: %lld of %lld %s", in->desc.path, (long long)count, (long long)of, what);
 }
 /* What a user may not expect, with counts. */
 static void wrpo__say_counts(const wrpo__reading *in) {
     const wrpo_data_stats *stats = &in->data->stats;
     if (stats->truncated_prompts || stats->truncated_responses)
-        wrpo__log(in->ctx, WRPO_LOG_WARN,
-                  "%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt",
-                  in->desc.path, (long long)stats->truncated_prompts, (long long)stats->truncated_responses,
-                  (long long)in->desc.max_length, (long long)in->desc.max_prompt_length);
+        wrpo__warn("%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt",
+                   in->desc.path, (long long)stats->truncated_prompts, (long long)stats->truncated_responses,
+                   (long long)in->desc.max_length, (long long)in->desc.max_prompt_length);
     wrpo__say(in, in->dropped, in->said_count, "answers are not shown whole by the chat template, which drops their "
               "reasoning, most likely: that is not trained on");
     wrpo__say(in, in->parted, in->read, wrpo__format(wrpo__current, "records lose \"%s\": the chat template writes it "
@@ -11405,7 +11398,7 @@ static void wrpo__say_counts(const wrpo__reading *in) {
 }
 static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const wrpo_data_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
-    if (!desc || !desc->path) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want a path, found NULL");
+    if (!desc || !desc->path) wrpo__fail_arg("wrpo_data_desc: want a path, found NULL");
     wrpo_data *data = wrpo__data_new(arena);
     wrpo__reading in = {.ctx = ctx, .data = data, .tok = tok, .desc = *desc};
     int64_t *max_length = &in.desc.max_length, *max_prompt = &in.desc.max_prompt_length;
@@ -11416,19 +11409,19 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
     WRPO__RANGE(wrpo_data_format_name((int)desc->format), "format", desc->format, "one of wrpo_data_format");
     WRPO__RANGE(wrpo_sft_on_name((int)desc->sft_on), "sft_on", desc->sft_on, "one of wrpo_sft_on");
     if (desc->tokenization == WRPO_TOKENIZATION_AUTHORS && (desc->sft_on || desc->packing))
-        wrpo__fail(ctx, WRPO_E_ARG, "sft_on, packing: want the clean tokenization, found the authors'");
+        wrpo__fail_arg("sft_on, packing: want the clean tokenization, found the authors'");
     if (!*max_length) *max_length = 2048;
     if (!*max_prompt) *max_prompt = WRPO__MAX(*max_length / 2048 * 1800 + *max_length % 2048 * 1800 / 2048, 1);
     if (*max_prompt >= *max_length)
-        wrpo__fail(ctx, WRPO_E_ARG, "max_prompt_length: want less than max_length, %lld, found %lld",
-                   (long long)*max_length, (long long)*max_prompt);
+        wrpo__fail_arg("max_prompt_length: want less than max_length, %lld, found %lld", (long long)*max_length,
+                       (long long)*max_prompt);
     wrpo__arena *work = wrpo__sub_arena(arena);  /* what goes when the file is read */
     in.pack = wrpo__sub_arena(arena);
     wrpo__read_file(&in, work);
     if (!in.read && in.passed)
-        wrpo__fail(ctx, WRPO_E_ARG, "eval_split: want a share that leaves records in both parts of %s, found %g of "
-                   "%lld records", desc->path, desc->eval_split, (long long)in.passed);
-    if (!in.read) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
+        wrpo__fail_arg("eval_split: want a share that leaves records in both parts of %s, found %g of %lld records",
+                       desc->path, desc->eval_split, (long long)in.passed);
+    if (!in.read) wrpo__fail_format("%s: want records, found none", desc->path);
     wrpo__flush_stream(&in);
     data->stats.format = in.format;
     wrpo__arena_clear(work);
@@ -11436,15 +11429,12 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
     if (tok->dated) data->date = wrpo__strndup(arena, ctx->date, strlen(ctx->date));
     wrpo__say_counts(&in);
     if (!data->stats.records)
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: no record has a scored token within %lld", desc->path,
-                   (long long)*max_length);
+        wrpo__fail_format("%s: no record has a scored token within %lld", desc->path, (long long)*max_length);
     return data;
 }
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out) {
     *out = NULL;
-    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), false,
-               *out = wrpo__data_load(wrpo__current, tok, desc));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(tok->ctx, false, *out = wrpo__data_load(wrpo__current, tok, desc));
 }
 
 /* ---- for generation: the prompt alone, and what ends an answer ---- */
@@ -11502,8 +11492,7 @@ static void wrpo__find_answer_end(wrpo_tokenizer *tok, int32_t *end) {
 /* The token that ends an answer in the chat template; -1: it has none or raises here, or there is no template. */
 static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
     *end = -1;
-    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true, wrpo__find_answer_end(tok, end));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(tok->ctx, true, wrpo__find_answer_end(tok, end));
 }
 
 /* ------------------------------------------------------------------------------------------ >>generate
@@ -11571,16 +11560,16 @@ static void wrpo__generate_check(wrpo__generation *g) {
     WRPO__SAMPLING(WRPO__X)
 #undef WRPO__X
     if (!ctx->desc.backend->scatter)
-        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: this backend does not generate", ctx->desc.backend->name);
+        wrpo__fail_unsupported("%s: this backend does not generate", ctx->desc.backend->name);
     for (int64_t i = 0; i < g->count; i++) {
         const wrpo_prompt *p = &g->prompts[i];
         WRPO__RANGE(p->temperature >= 0 && p->temperature <= 1e6, "a prompt's temperature", p->temperature,
                     "a number in [0, 1e6]");
-        if (p->count < 1) wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld has no token", (long long)i);
+        if (p->count < 1) wrpo__fail_arg("prompt %lld has no token", (long long)i);
         if (p->count >= most)
-            wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld: want fewer tokens than max_position_embeddings, %lld, found %lld",
-                       (long long)i, (long long)most, (long long)p->count);
-        wrpo__check_ids(ctx, g->model->config.vocab_size, p->ids, p->count, "prompt", NULL, i);
+            wrpo__fail_arg("prompt %lld: want fewer tokens than max_position_embeddings, %lld, found %lld",
+                           (long long)i, (long long)most, (long long)p->count);
+        wrpo__check_ids(g->model->config.vocab_size, p->ids, p->count, "prompt", NULL, i);
         g->prompt_rows = WRPO__MAX(g->prompt_rows, p->count);
         shortest = WRPO__MIN(shortest, p->count);
     }
@@ -11628,8 +11617,7 @@ static void wrpo__hand_out_stops(wrpo_model *model, wrpo_tokenizer *tok, int32_t
 WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, int32_t **ids, int64_t *count) {
     *ids = NULL;
     *count = 0;
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__hand_out_stops(model, tok, ids, count));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(model->ctx, true, wrpo__hand_out_stops(model, tok, ids, count));
 }
 
 /* ---- the sampler: one row of logits, on the host ---- */
@@ -11886,8 +11874,8 @@ static wrpo__shape wrpo__generation_shape(wrpo__generation *g) {
         if (fits) return shape;
         if (batch > 1) continue;
         if (possible && ctx->desc.backend->host && !ctx->desc.memory_limit) return shape;  /* a host may swap */
-        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: one sample at a time takes %.3f GiB, there are %.3f; want fewer "
-                   "tokens", wrpo__gib(need.used), wrpo__gib(wrpo__room(ctx)));
+        wrpo__fail_memory("out of memory: one sample at a time takes %.3f GiB, there are %.3f; want fewer tokens",
+                          wrpo__gib(need.used), wrpo__gib(wrpo__room(ctx)));
     }
 }
 static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
@@ -11917,7 +11905,7 @@ static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_
 }
 /* ---- several ranks: in rounds, each computes its prompts, and all get all samples, in the prompts' order ---- */
 typedef struct wrpo__sharing { const wrpo_generate_desc *desc; wrpo__text out; int64_t done, tokens; } wrpo__sharing;
-static void wrpo__put8(wrpo__text *t, const void *p, size_t n) {       /* in whole words, so that all is aligned */
+static void wrpo__put8(wrpo__text *t, const void *p, size_t n) {  /* in whole words, so that all is aligned */
     wrpo__text_add(t, p, n);
     wrpo__text_add(t, "\0\0\0\0\0\0\0", (8 - n % 8) % 8);
 }
@@ -11964,7 +11952,7 @@ static void wrpo__generate_all(wrpo_model *model, const wrpo_prompt *prompts, in
     if (count > 1) own.on_text = NULL;
     own.user = &r;
     for (int64_t n; r.done < count; r.done += n) {
-        const int64_t each = WRPO__MAX(4 * d.batch / d.n, 1);          /* prompts of a rank in a round */
+        const int64_t each = WRPO__MAX(4 * d.batch / d.n, 1);  /* prompts of a rank in a round */
         wrpo__current = temp;
         n = WRPO__MIN(count - r.done, each * R);
         r.out = (wrpo__text){.arena = temp};
@@ -11991,8 +11979,7 @@ static void wrpo__generate_all(wrpo_model *model, const wrpo_prompt *prompts, in
 }
 WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
                                    const wrpo_generate_desc *desc) {
-    WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__generate_all(model, prompts, count, desc));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(model->ctx, true, wrpo__generate_all(model, prompts, count, desc));
 }
 
 /* ---- log-probs of records ---- */
@@ -12001,8 +11988,8 @@ static void wrpo__logprobs_part(wrpo_model *model, const wrpo_data *data, int64_
     const int64_t N = data->stats.records;
     float *tokens = NULL;
     if (first < 0 || count < 0 || first > N || count > N - first)
-        wrpo__fail(model->ctx, WRPO_E_ARG, "%lld records from %lld on: the data has %lld", (long long)count,
-                   (long long)first, (long long)N);
+        wrpo__fail_arg("%lld records from %lld on: the data has %lld", (long long)count, (long long)first,
+                       (long long)N);
     wrpo__logprobs(wrpo__current, model, data, first, count, WRPO__MICRO_TOKENS, logps, data->most,
                    per_token ? &tokens : NULL);
     if (per_token) tokens = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
@@ -12012,9 +11999,7 @@ static void wrpo__logprobs_part(wrpo_model *model, const wrpo_data *data, int64_
 WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
                                    double *logps, float **per_token) {
     if (per_token) *per_token = NULL;
-    WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true,
-               wrpo__logprobs_part(model, data, first, count, logps, per_token));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(model->ctx, true, wrpo__logprobs_part(model, data, first, count, logps, per_token));
 }
 
 /* ---- hidden states and logits of one sequence of token ids ---- */
@@ -12032,8 +12017,8 @@ static void wrpo__hidden(wrpo_model *model, const int32_t *ids, int64_t count, f
     wrpo_ctx *ctx = model->ctx;
     const int64_t V = model->config.vocab_size;
     const float cap = (float)model->config.final_logit_softcapping;
-    if (count < 1) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_hidden: want at least one token id, found %lld", (long long)count);
-    wrpo__check_ids(ctx, V, ids, count, "wrpo_hidden: sequence", NULL, 1);
+    if (count < 1) wrpo__fail_arg("wrpo_hidden: want at least one token id, found %lld", (long long)count);
+    wrpo__check_ids(V, ids, count, "wrpo_hidden: sequence", NULL, 1);
     const wrpo__shape shape = {.rows = count, .chunk = wrpo__head_chunk(ctx, &model->config, count)};
     wrpo__run *r = wrpo__run_new(wrpo__current, model, &shape);
     wrpo__pack_begin(r);
@@ -12046,7 +12031,7 @@ static void wrpo__hidden(wrpo_model *model, const int32_t *ids, int64_t count, f
     for (int64_t t = 0, n; t < r->n_targets; t += n) {
         n = WRPO__MIN(shape.chunk, r->n_targets - t);
         wrpo__logits(r, t, n);
-        const int64_t ldl = wrpo__ldl(r->be, V), rows = ldl == V ? n : 1;      /* at once */
+        const int64_t ldl = wrpo__ldl(r->be, V), rows = ldl == V ? n : 1;  /* at once */
         for (int64_t i = 0; i < n; i += rows)
             r->be->get(r->dev, logits + (t + i) * V, wrpo__logits_at(r, t) + i * ldl,
                        (size_t)(rows * V) * sizeof *logits);
@@ -12056,8 +12041,7 @@ static void wrpo__hidden(wrpo_model *model, const int32_t *ids, int64_t count, f
 }
 WRPO_API wrpo_result wrpo_hidden(wrpo_model *model, const int32_t *ids, int64_t count, float *hidden, float *logits) {
     wrpo_ctx *ctx = model->ctx;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__hidden(model, ids, count, hidden, logits));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, wrpo__hidden(model, ids, count, hidden, logits));
 }
 
 /* ---- a prompt's text in, the answer's text out ---- */
@@ -12072,8 +12056,7 @@ static void wrpo__answer_prompt(wrpo_model *model, wrpo_tokenizer *tok, const ch
     if (desc) d = *desc;
     d.tokenizer = tok;
     d.n = 1;
-    if (tok->ctx != model->ctx)
-        wrpo__fail(model->ctx, WRPO_E_ARG, "wrpo_answer: want a tokenizer of the model's context");
+    if (tok->ctx != model->ctx) wrpo__fail_arg("wrpo_answer: want a tokenizer of the model's context");
     wrpo__cleanup *owner = wrpo__on_free(wrpo__current, wrpo__block_free, NULL);
     wrpo__rethrow(model->ctx, wrpo_tokenizer_prompt(tok, NULL, &record, &ids, &one.count));
     one.ids = owner->p = ids;
@@ -12083,8 +12066,7 @@ static void wrpo__answer_prompt(wrpo_model *model, wrpo_tokenizer *tok, const ch
 WRPO_API wrpo_result wrpo_answer(wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
                                  const wrpo_generate_desc *desc, char **answer) {
     *answer = NULL;
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__answer_prompt(model, tok, prompt, desc, answer));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(model->ctx, true, wrpo__answer_prompt(model, tok, prompt, desc, answer));
 }
 
 /* ------------------------------------------------------------------------------------------- >>reward
@@ -12142,15 +12124,14 @@ static double wrpo__gated_score(const wrpo__gate *g, const double *last, const d
 /* The tensor `name`, which must have this shape (-1: any number) and this dtype (NULL: one of floats). */
 static const wrpo_tensor_info *wrpo__need_tensor(const wrpo_tensors *t, const char *file, const char *name,
                                                  const char *dtype, int ndim, const int64_t *shape) {
-    wrpo_ctx *ctx = t->arena->ctx;
     const wrpo_tensor_info *info = wrpo_tensors_find(t, name);
-    if (!info) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s is missing", file, name);
+    if (!info) wrpo__fail_format("%s: %s is missing", file, name);
     bool fits = info->ndim == ndim && (!dtype || !strcmp(info->dtype, dtype));
     for (int k = 0; fits && k < ndim; k++) fits = shape[k] < 0 ? info->shape[k] > 0 : info->shape[k] == shape[k];
     if (!fits)
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s %s", info->file, name,
-                   dtype ? dtype : "floats (-1: any number)", wrpo__shape_text(ndim, shape), info->dtype,
-                   wrpo__shape_text(info->ndim, info->shape));
+        wrpo__fail_format("%s: %s: want %s %s, found %s %s", info->file, name,
+                          dtype ? dtype : "floats (-1: any number)", wrpo__shape_text(ndim, shape), info->dtype,
+                          wrpo__shape_text(info->ndim, info->shape));
     if (!dtype) wrpo__need_float(info);
     return info;
 }
@@ -12174,16 +12155,16 @@ static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
         wrpo__dense *layer = &g->layer[g->layers];
         if (!wrpo_tensors_find(t, name) && g->layers) break;
         if (g->layers == WRPO__GATE_LAYERS)
-            wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: a gate of more than %d layers is not supported", r->model->dir,
-                       WRPO__GATE_LAYERS);
+            wrpo__fail_unsupported("%s: a gate of more than %d layers is not supported", r->model->dir,
+                                   WRPO__GATE_LAYERS);
         *layer = wrpo__head_tensor(r, t, name, -1, cols);
         layer->b = wrpo__head_tensor(r, t, bias, layer->rows, 0).w;
         cols = layer->rows;
         g->widest = WRPO__MAX(g->widest, WRPO__MAX(cols, layer->cols));
     }
     if (cols != g->regression.rows)
-        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: the gate weighs %lld objectives, regression_layer.weight has %lld",
-                   r->model->dir, (long long)cols, (long long)g->regression.rows);
+        wrpo__fail_format("%s: the gate weighs %lld objectives, regression_layer.weight has %lld", r->model->dir,
+                          (long long)cols, (long long)g->regression.rows);
     g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", 1, 0).w;
     g->temperature = r->model->config.gating_temperature;
 }
@@ -12196,14 +12177,14 @@ _Noreturn static void wrpo__label_fail(wrpo__arena *arena, const char *dir, int6
                                             v && v->kind == WRPO_JSON_STRING ? v->text : ""));
     }
     const char *found = label ? wrpo__format(arena, "%lld", (long long)label) : "none";
-    wrpo__fail(arena->ctx, WRPO_E_ARG, "%s: score.weight has %lld rows: want the reward's as label (--label), one of "
-               "%s; found %s", dir, (long long)rows, list.data, found);
+    wrpo__fail_arg("%s: score.weight has %lld rows: want the reward's as label (--label), one of %s; found %s", dir,
+                   (long long)rows, list.data, found);
 }
 static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo_config c;
     wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
-    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_desc: dir is missing");
+    if (!desc || !desc->dir) wrpo__fail_arg("wrpo_reward_desc: dir is missing");
     const char *dir = desc->dir;
     const int64_t label = desc->label;
     WRPO__RANGE(desc->micro_tokens >= 0, "micro_tokens", desc->micro_tokens, "at least 1");
@@ -12211,8 +12192,8 @@ static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc
                        .micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS};
     wrpo__config_read(arena, dir, &c);
     if (c.head == WRPO_HEAD_LM)
-        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a language model has no reward head: "
-                   "want architectures of sequence classification or of a reward model", dir);
+        wrpo__fail_unsupported("%s: a language model has no reward head: want architectures of sequence classification "
+                               "or of a reward model", dir);
     r->model = wrpo__model_from(arena, &(wrpo_model_desc){.dir = dir, .frozen = true}, true);
     if (wrpo__exists(wrpo__join(arena, dir, "tokenizer.json"))) r->tok = wrpo__tokenizer_load(arena, dir);
     const wrpo_tensors *t = wrpo__tensors_in(ctx, dir);
@@ -12225,13 +12206,12 @@ static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc
         r->score.w += WRPO__MAX(label - 1, 0) * c.hidden_size;
         r->score.rows = 1;
     }
-    if (c.head != WRPO_HEAD_SCORE && label) wrpo__fail(ctx, WRPO_E_ARG, "label: %s has one reward only", dir);
+    if (c.head != WRPO_HEAD_SCORE && label) wrpo__fail_arg("label: %s has one reward only", dir);
     return r;
 }
 WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__reward_load(wrpo__current, desc));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, false, *out = wrpo__reward_load(wrpo__current, desc));
 }
 WRPO_API void wrpo_reward_free(wrpo_reward *reward) { if (reward) wrpo__arena_free(reward->arena); }
 WRPO_API const wrpo_config *wrpo_reward_config(const wrpo_reward *reward) { return &reward->model->config; }
@@ -12284,8 +12264,8 @@ static int64_t wrpo__score_some(wrpo_reward *w, wrpo__conversation *list, int64_
         wrpo__pack_rotary(w->run, y->count);
         if (P && y == list + first) wrpo__pack_seg(w->run, y->ids, P, 0, 0, 0);
         if (!wrpo__pooled(c, y))
-            wrpo__fail(w->ctx, WRPO_E_FORMAT, "conversation %lld: want the header of an assistant's answer, which the "
-                       "gate of this reward model looks for, found none", (long long)(y - list) + 1);
+            wrpo__fail_format("conversation %lld: want the header of an assistant's answer, which the gate of this "
+                              "reward model looks for, found none", (long long)(y - list) + 1);
         for (int i = 0; i < 2; i++)
             if (y->rows[i] >= P) y->rows[i] += w->run->n - P;
         wrpo__pack_seg(w->run, y->ids + P, y->count - P, P, 0, P);
@@ -12314,9 +12294,8 @@ static void wrpo__score_ids(wrpo_reward *w, const int32_t *const *ids, const int
     for (int64_t k = 0; k < n; k++) {
         int64_t count = counts[k], same = 0;
         const int32_t *own = ids[k];
-        if (count < 1)
-            wrpo__fail(w->ctx, WRPO_E_ARG, "conversation %lld: want at least one token, found none", (long long)k + 1);
-        wrpo__check_ids(w->ctx, c->vocab_size, own, count, "conversation", NULL, k + 1);
+        if (count < 1) wrpo__fail_arg("conversation %lld: want at least one token, found none", (long long)k + 1);
+        wrpo__check_ids(c->vocab_size, own, count, "conversation", NULL, k + 1);
         if (c->head == WRPO_HEAD_VALUE && own[count - 1] != c->reward_token_id) {
             int32_t *longer = wrpo__alloc(wrpo__current, (size_t)count + 1, sizeof *longer);
             memcpy(longer, own, (size_t)count * sizeof *longer);
@@ -12324,8 +12303,8 @@ static void wrpo__score_ids(wrpo_reward *w, const int32_t *const *ids, const int
             own = longer;
         }
         if (count > c->max_position_embeddings && !w->warned) {
-            wrpo__log(w->ctx, WRPO_LOG_WARN, "a conversation of %lld tokens is longer than the reward model's "
-                      "max_position_embeddings %lld", (long long)count, (long long)c->max_position_embeddings);
+            wrpo__warn("a conversation of %lld tokens is longer than the reward model's max_position_embeddings %lld",
+                       (long long)count, (long long)c->max_position_embeddings);
             w->warned = true;
         }
         list[k] = (wrpo__conversation){.ids = own, .count = count};
@@ -12337,14 +12316,13 @@ static void wrpo__score_ids(wrpo_reward *w, const int32_t *const *ids, const int
 }
 WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts,
                                            int64_t n, double *rewards) {
-    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true, wrpo__score_ids(reward, ids, counts, n, rewards));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(reward->ctx, true, wrpo__score_ids(reward, ids, counts, n, rewards));
 }
 /* answers[n]: strings. Errors name the line and record of in. */
 static void wrpo__score_answers(wrpo_reward *w, wrpo__reading *in, const wrpo_json *prompt, const wrpo_json *answers,
                                 int64_t n, double *rewards) {
     wrpo__arena *temp = wrpo__current;
-    if (!w->tok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: tokenizer.json: want it to score texts, found none", w->model->dir);
+    if (!w->tok) wrpo__fail_io("%s: tokenizer.json: want it to score texts, found none", w->model->dir);
     in->prompt = wrpo__messages(prompt, "user");
     if (in->root) wrpo__put_system(in);
     int32_t **ids = wrpo__alloc(temp, (size_t)n, sizeof *ids);
@@ -12366,9 +12344,7 @@ static void wrpo__reward_score(wrpo_reward *reward, const wrpo_json *prompt, con
 }
 WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers,
                                        int64_t n, double *rewards) {
-    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true,
-               wrpo__reward_score(reward, prompt, answers, n, rewards));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(reward->ctx, true, wrpo__reward_score(reward, prompt, answers, n, rewards));
 }
 
 /* ---- a file of candidates ---- */
@@ -12438,8 +12414,7 @@ static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n
 static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc, wrpo_reward_file_stats *stats) {
     wrpo_ctx *ctx = reward->ctx;
     int64_t lines = 0, done = 0;
-    if (!desc || !desc->in || !desc->out)
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_file_desc: want in and out, found NULL");
+    if (!desc || !desc->in || !desc->out) wrpo__fail_arg("wrpo_reward_file_desc: want in and out, found NULL");
     const wrpo__file *f = wrpo__open_file(wrpo__current, desc->in);
     wrpo__scoring s = {.reward = reward, .rescore = desc->rescore,
                        .in = {.ctx = ctx, .desc.path = desc->in}};
@@ -12451,7 +12426,7 @@ static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *
         wrpo__same_weights(reward->model, "the model's weights");
     }
     for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) lines++;
-    if (!lines) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want lines of candidates, found none", desc->in);
+    if (!lines) wrpo__fail_format("%s: want lines of candidates, found none", desc->in);
     for (wrpo__lines l = {.file = f}; done < lines;) {  /* in rounds: the ranks take lines in turn, all get all */
         const int64_t end = WRPO__MIN(lines, done + round);
         wrpo__current = temp;
@@ -12489,8 +12464,7 @@ static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *
 WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc,
                                       wrpo_reward_file_stats *out) {
     *out = (wrpo_reward_file_stats){.least = NAN, .most = NAN};
-    WRPO__CALL_ALL(reward->ctx, wrpo__arena_new(reward->ctx), true, wrpo__reward_file(reward, desc, out));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(reward->ctx, true, wrpo__reward_file(reward, desc, out));
 }
 
 /* ---------------------------------------------------------------------------------------------- >>run
@@ -12506,8 +12480,7 @@ static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t
     shape = wrpo__with_adapter(shape, model);
     wrpo__run_layout(model->ctx, &model->config, &shape, &run, &b);
     if (b.overflow)
-        wrpo__fail(model->ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address "
-                   "space", (long long)rows);
+        wrpo__fail_memory("out of memory: %lld rows of this model do not fit into the address space", (long long)rows);
     const wrpo__division split = wrpo__division_of(model->ctx, model->count, moments);
     out->parameters = wrpo_model_parameters(model);
     out->gradients = split.gradients + split.moving;
@@ -12536,7 +12509,7 @@ static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wr
                               const wrpo_train_desc *desc, const wrpo_adapter_desc *adapter, wrpo_bytes *out) {
     const wrpo_train_desc d = wrpo_train_defaults(desc);
     wrpo__bump weights = {0};
-    wrpo__config_check(ctx, config);
+    wrpo__config_check(config);
     wrpo__train_check(ctx, &d);
     const bool mapped = adapter && ctx->desc.backend->host;
     wrpo_model *table = wrpo__model_table(wrpo__current, config, mapped ? config->dtype : ctx->desc.dtype);
@@ -12563,8 +12536,7 @@ static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wr
 WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
                                       const wrpo_train_desc *desc, const wrpo_adapter_desc *adapter, wrpo_bytes *out) {
     *out = (wrpo_bytes){0};
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__train_bytes(ctx, config, data, desc, adapter, out));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, wrpo__train_bytes(ctx, config, data, desc, adapter, out));
 }
 /* What would fit: first other moments, then fewer rows at once. */
 static const char *wrpo__would_fit(const wrpo_trainer *t, size_t room) {
@@ -12584,14 +12556,14 @@ static const char *wrpo__would_fit(const wrpo_trainer *t, size_t room) {
 }
 /* What a run takes and recomputes, or an error that says what would fit. Only the weights are in memory yet. */
 static wrpo_bytes wrpo__fitted(const wrpo_trainer *t) {
-    const size_t free = wrpo__room(t->ctx), mapped = t->model->mapped;     /* which shall stay in memory too */
+    const size_t free = wrpo__room(t->ctx), mapped = t->model->mapped;  /* which shall stay in memory too */
     const size_t room = free > mapped ? free - mapped : 0;
     const bool host = t->ctx->desc.backend->host, swaps = host && !t->ctx->desc.memory_limit;
     wrpo_bytes need;
     if (wrpo__fit(t->model, t->desc.moments, t->desc.recompute, t->rows, room, &need) || swaps) return need;
-    wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; "
-               "%s", wrpo__gib(need.device), host ? "its limit has" : "the device has", wrpo__gib(room),
-               wrpo__would_fit(t, room));
+    wrpo__fail_memory("out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; %s",
+                      wrpo__gib(need.device), host ? "its limit has" : "the device has", wrpo__gib(room),
+                      wrpo__would_fit(t, room));
 }
 
 /* ---- the reference: log-probs [N, K], computed once, kept in a file under a name that tells model and data ---- */
@@ -12619,7 +12591,7 @@ static const char *wrpo__base_text(const wrpo_model *model) {
     return wrpo__format(wrpo__current, "%016llx", (unsigned long long)h);
 }
 static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data) {
-    const char *adapter = wrpo__adapter_text(model);   /* its scales */
+    const char *adapter = wrpo__adapter_text(model);  /* its scales */
     uint64_t h = wrpo__config_hash(model->ctx, &model->config);
     if (model->lora) h = wrpo__hash(h, adapter, strlen(adapter));
     return wrpo__data_hash(wrpo__weights_hash(model, h), data);
@@ -12632,7 +12604,7 @@ static bool wrpo__reference_read(wrpo_ctx *ctx, const char *path, const wrpo__se
     const wrpo__file *f = wrpo__disk_open(wrpo__current, path);
     if (wrpo_json_parse(ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
     const bool whole = root->kind == WRPO_JSON_ARRAY && root->count == set->N * set->K;
-    for (const wrpo_json *v = whole ? root->child : NULL; v; v = v->next)
+    WRPO__EACH(v, whole ? root : NULL)
         *to++ = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
     wrpo_json_free(ctx, root);
     return whole;
@@ -12674,7 +12646,10 @@ static void wrpo__reference(const wrpo_trainer *t) {
    rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory away from it. */
 enum { WRPO__STATE_FORMAT = 2 };  /* goes up when earlier states can no longer be read; format 1 had no number */
 enum { WRPO__SAID = 3 };  /* the last settings of the file say where the run is */
-typedef struct wrpo__setting { const char *name, *text; wrpo_json_kind kind; } wrpo__setting;
+typedef struct wrpo__setting {
+    const char *name, *text;
+    enum { WRPO__AS_NUMBER, WRPO__AS_WORD, WRPO__AS_BOOL } kind;  /* in JSON */
+} wrpo__setting;
 static const char *wrpo__reference_text(const wrpo_trainer *t) {
     const wrpo__set *sets[2] = {&t->train, &t->eval};
     uint64_t h = 0;
@@ -12698,19 +12673,19 @@ static void wrpo__add_settings(wrpo__setting **list, const wrpo__setting *table,
 /* What a desc says of the numbers of a run; all: what a run that goes on may change too. */
 static void wrpo__desc_settings(wrpo__setting **list, const wrpo_train_desc *d, bool all) {
     const wrpo__setting table[] = {
-        {"method", wrpo_method_name((int)d->loss.method), WRPO_JSON_STRING},
-        {"pair", wrpo_pair_name((int)d->loss.pair), WRPO_JSON_STRING},
-        {"beta", wrpo__number_text(d->loss.beta), WRPO_JSON_NUMBER},
-        {"label_smoothing", wrpo__number_text(d->loss.label_smoothing), WRPO_JSON_NUMBER},
-        {"gamma_ratio", wrpo__number_text(d->loss.gamma_ratio), WRPO_JSON_NUMBER},
-        {"ipo_sum", wrpo__number_text(d->loss.ipo_sum), WRPO_JSON_BOOL},
-        {"fusion", wrpo_fusion_name((int)d->loss.fusion), WRPO_JSON_STRING},
-        {"sft_weight", wrpo__number_text(d->loss.sft_weight), WRPO_JSON_NUMBER},
-        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), WRPO_JSON_STRING},
-        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule), WRPO_JSON_STRING},
-        {"moments", wrpo_moments_name((int)d->moments), WRPO_JSON_STRING},
+        {"method", wrpo_method_name((int)d->loss.method), WRPO__AS_WORD},
+        {"pair", wrpo_pair_name((int)d->loss.pair), WRPO__AS_WORD},
+        {"beta", wrpo__number_text(d->loss.beta), WRPO__AS_NUMBER},
+        {"label_smoothing", wrpo__number_text(d->loss.label_smoothing), WRPO__AS_NUMBER},
+        {"gamma_ratio", wrpo__number_text(d->loss.gamma_ratio), WRPO__AS_NUMBER},
+        {"ipo_sum", wrpo__number_text(d->loss.ipo_sum), WRPO__AS_BOOL},
+        {"fusion", wrpo_fusion_name((int)d->loss.fusion), WRPO__AS_WORD},
+        {"sft_weight", wrpo__number_text(d->loss.sft_weight), WRPO__AS_NUMBER},
+        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), WRPO__AS_WORD},
+        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule), WRPO__AS_WORD},
+        {"moments", wrpo_moments_name((int)d->moments), WRPO__AS_WORD},
 #define WRPO__X(field, otherwise, valid, want, same) \
-        {all || same ? #field : NULL, wrpo__number_text((double)d->field), WRPO_JSON_NUMBER},
+        {all || same ? #field : NULL, wrpo__number_text((double)d->field), WRPO__AS_NUMBER},
         WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
     };
@@ -12763,7 +12738,7 @@ static wrpo__state_part *wrpo__state_parts(const wrpo_trainer *t) {
         for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
             const wrpo_weight *w = &t->model->weights[i];
             end = i + 1;
-            if (w->at < 0) continue;                   /* frozen beside an adapter */
+            if (w->at < 0) continue;  /* frozen beside an adapter */
             const bool half = moment && moments == WRPO_MOMENTS_BF16;
             const size_t each = half ? 2 : 4;
             wrpo__state_part p = {.w = w, .moment = moment, .dtype = half ? "BF16" : "F32", .ndim = w->vector ? 1 : 2,
@@ -12828,7 +12803,7 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     const wrpo__file *metrics = !wrpo__me(ctx) && log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
     const int64_t eight = 8;
     int64_t log_size = metrics ? (int64_t)metrics->size : 0;
-    while (log_size && metrics->data[log_size - 1] != '\n') log_size--;   /* a line that the disk did not take whole */
+    while (log_size && metrics->data[log_size - 1] != '\n') log_size--;  /* a line that the disk did not take whole */
     const wrpo__setting *settings = wrpo__state_settings(t);
     const wrpo__state_part *parts = wrpo__state_parts(t), *p = parts;
     /* 2. The header. The checksum is of the metadata, then of all data. */
@@ -12855,8 +12830,7 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo__commit(w);
 }
 WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
-    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__trainer_save(t, desc));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(t->ctx, true, wrpo__trainer_save(t, desc));
 }
 
 /* ---- resume: wrpo__state_open before anything is computed, wrpo__state_restore when the memory is taken ---- */
@@ -12884,8 +12858,8 @@ static int64_t wrpo__state_count(const wrpo__state *s, const char *name, int64_t
     const char *found = wrpo__state_text(s, name);
     const long long n = strtoll(found, NULL, 10);
     if (strspn(found, "0123456789") != strlen(found) || n > most)
-        wrpo__fail(s->ctx, WRPO_E_FORMAT, "%s: %s: want a whole number up to %lld, found %.100s", s->path, name,
-                   (long long)most, found);
+        wrpo__fail_format("%s: %s: want a whole number up to %lld, found %.100s", s->path, name, (long long)most,
+                          found);
     return n;
 }
 /* Checks the file, and reads its header again: tensors have no metadata. */
@@ -12904,8 +12878,7 @@ static void wrpo__checkpoint_date(wrpo_ctx *ctx, const char *dir, char **date) {
 }
 WRPO_API wrpo_result wrpo_checkpoint_date(wrpo_ctx *ctx, const char *dir, char **date) {
     *date = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__checkpoint_date(ctx, dir, date));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, wrpo__checkpoint_date(ctx, dir, date));
 }
 /* The file is whole and, except for the reference, of this run. The state lives as long as the current arena. */
 static wrpo__state wrpo__state_open(wrpo_trainer *t) {
@@ -12916,9 +12889,9 @@ static wrpo__state wrpo__state_open(wrpo_trainer *t) {
     /* 1. The settings. */
     s.metadata = wrpo__state_metadata(t->ctx, path, &tensors);
     if (wrpo_json_get(s.metadata, "wrpo") && !wrpo_json_get(s.metadata, "state_format"))
-        wrpo__fail(t->ctx, WRPO_E_UNSUPPORTED, "%s: state_format: want %d, which this version reads, found none: "
-                   "version %.40s wrote the file, when formats had no number", path, WRPO__STATE_FORMAT,
-                   wrpo__state_text(&s, "wrpo"));
+        wrpo__fail_unsupported("%s: state_format: want %d, which this version reads, found none: version %.40s wrote "
+                               "the file, when formats had no number", path, WRPO__STATE_FORMAT,
+                               wrpo__state_text(&s, "wrpo"));
     if (!t->model->lora && wrpo_json_get(s.metadata, "adapter")) wrpo__state_same(&s, "adapter", "none");
     if (t->ctx->desc.lanes == 1 && wrpo_json_get(s.metadata, "lanes")) wrpo__state_same(&s, "lanes", "1");
     const wrpo__setting *settings = wrpo__state_settings(t);
@@ -12936,14 +12909,14 @@ static wrpo__state wrpo__state_open(wrpo_trainer *t) {
     const long long want = stbds_arrlen(s.parts) + 2, found = wrpo_tensors_count(tensors);
     s.log = wrpo__need_tensor(tensors, path, "metrics.jsonl", "U8", 1, &log_size);
     memcpy(&sum, wrpo__need_tensor(tensors, path, "checksum", "U8", 1, &eight)->data, sizeof sum);
-    if (found != want) wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, want, found);
+    if (found != want) wrpo__fail_format("%s: want %lld tensors, found %lld", path, want, found);
     for (wrpo__state_part *p = s.parts; p < s.parts + stbds_arrlen(s.parts); p++)
         p->data = wrpo__need_tensor(tensors, path, p->name, p->dtype, p->ndim, p->shape)->data;
     h = wrpo__state_move(t, s.parts, NULL, false, h);
     h = wrpo__hash(h, s.log->data, s.log->bytes);
     if (h != sum)
-        wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written",
-                   path, (unsigned long long)sum, (unsigned long long)h);
+        wrpo__fail_format("%s: checksum: want %016llx, found %016llx: not the bytes that were written", path,
+                          (unsigned long long)sum, (unsigned long long)h);
     s.sum = sum;
     return s;
 }
@@ -12987,8 +12960,7 @@ static char *wrpo__metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char
 }
 WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix, char **text) {
     *text = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, *text = wrpo__metrics_json(ctx, m, prefix));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, *text = wrpo__metrics_json(ctx, m, prefix));
 }
 /* ---- settings as JSON ---- */
 static char *wrpo__desc_json(wrpo_ctx *ctx, const wrpo_train_desc *desc) {
@@ -12998,8 +12970,8 @@ static char *wrpo__desc_json(wrpo_ctx *ctx, const wrpo_train_desc *desc) {
     wrpo__train_check(ctx, &d);
     wrpo__desc_settings(&list, &d, true);
     for (const wrpo__setting *s = list; s < list + stbds_arrlen(list); s++) {
-        const char *quote = s->kind == WRPO_JSON_STRING ? "\"" : "", *text = s->text;
-        if (s->kind == WRPO_JSON_BOOL) text = *text == '1' ? "true" : "false";
+        const char *quote = s->kind == WRPO__AS_WORD ? "\"" : "", *text = s->text;
+        if (s->kind == WRPO__AS_BOOL) text = *text == '1' ? "true" : "false";
         wrpo__text_printf(&out, "%s\"%s\": %s%s%s", s == list ? "{" : ", ", s->name, quote, text, quote);
     }
     wrpo__text_printf(&out, ", \"no_shuffle\": %s, \"seed\": %llu}", d.no_shuffle ? "true" : "false",
@@ -13008,13 +12980,12 @@ static char *wrpo__desc_json(wrpo_ctx *ctx, const wrpo_train_desc *desc) {
 }
 WRPO_API wrpo_result wrpo_train_desc_json(wrpo_ctx *ctx, const wrpo_train_desc *desc, char **text) {
     *text = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, *text = wrpo__desc_json(ctx, desc));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, *text = wrpo__desc_json(ctx, desc));
 }
 static void wrpo__log_line(wrpo_trainer *t, wrpo__text line) {
     wrpo__text_puts(&line, "\n");
     if (fwrite(line.data, 1, line.size, t->metrics) != line.size || fflush(t->metrics) != 0)
-        wrpo__fail(t->ctx, WRPO_E_IO, "%s/metrics.jsonl: cannot be written: %s", t->out_dir, strerror(errno));
+        wrpo__fail_io("%s/metrics.jsonl: cannot be written: %s", t->out_dir, strerror(errno));
 }
 static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix) {
     wrpo__text line = wrpo__metrics_text(m, prefix);
@@ -13044,8 +13015,7 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     const bool resume = train && t->desc.resume;
     wrpo__state state = {0};
     wrpo_bytes plan = {0};
-    if (t->desc.save_model && !t->desc.save.dir)
-        wrpo__fail(t->ctx, WRPO_E_ARG, "wrpo_train_desc: save_model: save.dir is missing");
+    if (t->desc.save_model && !t->desc.save.dir) wrpo__fail_arg("wrpo_train_desc: save_model: save.dir is missing");
     if (out_dir) {
         t->out_dir = wrpo__strndup(arena, out_dir, strlen(out_dir));
         wrpo__make_dir(t->ctx, out_dir);
@@ -13071,7 +13041,7 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
         wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__close_file, NULL);
         if (t->part) t->metrics = t->part->f;
         else owner->p = t->metrics = fopen(path, resume ? "a" : "w");
-        if (!t->metrics) wrpo__fail(t->ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
+        if (!t->metrics) wrpo__fail_io("%s: cannot be written: %s", path, strerror(errno));
         t->log = wrpo__log_metrics;
     }
     wrpo__agree(t->ctx);
@@ -13080,9 +13050,7 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
 WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                        wrpo_trainer **out) {
     *out = NULL;
-    WRPO__CALL_ALL(policy->ctx, wrpo__arena_new(policy->ctx), false,
-                   *out = wrpo__trainer_open(policy, data, desc, true));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(policy->ctx, false, *out = wrpo__trainer_open(policy, data, desc, true));
 }
 
 /* ---- evaluation and the loop ---- */
@@ -13095,12 +13063,11 @@ static void wrpo__eval(wrpo_model *model, const wrpo_data *data, const wrpo_trai
     m->epoch = NAN;
 }
 WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
-    WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__eval(model, data, desc, m));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(model->ctx, true, wrpo__eval(model, data, desc, m));
 }
 static void wrpo__rename_dir(wrpo_ctx *ctx, const char *from, const char *to) {
     if (wrpo__me(ctx)) return;
-    if (wrpo__rename(from, to) != 0) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be renamed: %s", from, strerror(errno));
+    if (wrpo__rename(from, to) != 0) wrpo__fail_io("%s: cannot be renamed: %s", from, strerror(errno));
     wrpo__sync_parent(to);
 }
 /* By another name: half removed, it must not look whole. Process 0 is nobody's. */
@@ -13127,8 +13094,7 @@ static void wrpo__checkpoint(wrpo_trainer *t, int64_t first, int64_t *saved) {
     if (gone > first) wrpo__drop_checkpoint(temp, old);
 }
 static wrpo_result wrpo__checkpoint_entry(wrpo_trainer *t, int64_t first, int64_t *saved) {
-    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__checkpoint(t, first, saved));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(t->ctx, true, wrpo__checkpoint(t, first, saved));
 }
 static bool wrpo__is_better(const char *metric, double x, double best) {
     return isnan(best) || (strcmp(metric, "loss") ? x > best : x < best);
@@ -13151,14 +13117,13 @@ static void wrpo__save_best(const wrpo_trainer *t, const wrpo_metrics *e, double
     const char *metric = t->desc.save_best;
     wrpo_save_desc save = t->desc.save;
     double x = NAN;
-    if (!e) {                        /* the first rank has the lines */
+    if (!e) {  /* the first rank has the lines */
         wrpo__text mine = {.arena = wrpo__current};
         *best = wrpo__best_before(t);
         wrpo__text_add(&mine, (const char *)best, sizeof *best);
         memcpy(best, wrpo__share_texts(t->ctx, &mine)[0], sizeof *best);
     }
-    if (e && (!wrpo__metric(e, metric, &x) || isnan(x)))
-        wrpo__fail(t->ctx, WRPO_E_ARG, "save_best: this evaluation has no %s", metric);
+    if (e && (!wrpo__metric(e, metric, &x) || isnan(x))) wrpo__fail_arg("save_best: this evaluation has no %s", metric);
     if (!e || !wrpo__is_better(metric, x, *best)) return;
     save.dir = wrpo__join(wrpo__current, save.dir, "best");
     wrpo__rethrow(t->ctx, wrpo_model_save(t->model, &save));
@@ -13166,8 +13131,7 @@ static void wrpo__save_best(const wrpo_trainer *t, const wrpo_metrics *e, double
     wrpo__log(t->ctx, WRPO_LOG_INFO, "%s: step %lld, eval_%s %.4g", save.dir, (long long)t->k, metric, x);
 }
 static wrpo_result wrpo__best_entry(const wrpo_trainer *t, const wrpo_metrics *e, double *best) {
-    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__save_best(t, e, best));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(t->ctx, true, wrpo__save_best(t, e, best));
 }
 /* The metrics are complete. Those that wait get their name with the model. */
 static wrpo__writer *wrpo__metrics_done(void *user, double kept) {
@@ -13179,10 +13143,9 @@ static wrpo__writer *wrpo__metrics_done(void *user, double kept) {
     return t->part;
 }
 static wrpo_result wrpo__save_last(wrpo_trainer *t) {
-    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true,
-                   wrpo__model_save(wrpo__current, t->model, &t->desc.save,
-                                    &(wrpo__rounding){.done = wrpo__metrics_done, .user = t}));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(t->ctx, true,
+                    wrpo__model_save(wrpo__current, t->model, &t->desc.save,
+                                     &(wrpo__rounding){.done = wrpo__metrics_done, .user = t}));
 }
 WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                 wrpo_metrics *last) {
@@ -13209,7 +13172,7 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
         if (r == WRPO_OK && eval && d->save_best) r = wrpo__best_entry(t, &e, &best);
         if (r == WRPO_OK && save) r = wrpo__checkpoint_entry(t, first, &saved);
         if (r == WRPO_OK && d->on_step) go = d->on_step(&m, eval ? &e : NULL, d->user);
-        if (r == WRPO_OK && ctx->desc.group && t->k < t->T)    /* one that stops stops all */
+        if (r == WRPO_OK && ctx->desc.group && t->k < t->T)  /* one that stops stops all */
             r = wrpo_agree(ctx, go ? WRPO_OK : WRPO_E_STOPPED, "stopped by the callback");
     }
     if (r == WRPO_OK && t->k < t->T) {
@@ -13278,8 +13241,7 @@ static void wrpo__prompts_open(wrpo__prompts *t, const char *const *paths, int64
     wrpo__arena *arena = wrpo__current;
     *t = (wrpo__prompts){.ctx = arena->ctx, .arena = arena, .temp = wrpo__sub_arena(arena)};
     for (int64_t i = 0; i < n; i++) wrpo__prompts_add(t, paths[i], ids);
-    if (!t->prompts)
-        wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
+    if (!t->prompts) wrpo__fail_format("%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
 }
 static void wrpo__add_response(wrpo__prompts *t, const wrpo_json *v, const char *model, int list) {
     wrpo__scored r = {.content = wrpo__need(v, "content", WRPO_JSON_STRING), .reward = NAN, .right = true};
@@ -13340,7 +13302,7 @@ static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__gathered *prompt, b
         if (alone) wrpo__add_response(t, root, "", WRPO__TARGETS);
         for (int k = 0; k < 2 && !alone; k++) {
             const wrpo_json *all = wrpo__maybe(root, wrpo__lists[k], WRPO_JSON_ARRAY);
-            for (const wrpo_json *v = all ? all->child : NULL; v; v = v->next)
+            WRPO__EACH(v, all)
                 wrpo__add_response(t, v, wrpo__need(v, "model", WRPO_JSON_STRING)->text,
                                    compare ? WRPO__TARGETS : k);
             found = found || all;
@@ -13544,7 +13506,7 @@ static wrpo_json *wrpo__select_prompt(wrpo__selection *s) {
     if (wrpo__is_default((double)d->field)) d->field = otherwise; \
     const double x = (double)d->field; \
     WRPO__RANGE(valid, #field, x, wanted); }
-static void wrpo__select_settings(wrpo_ctx *ctx, wrpo_select_desc *d) {
+static void wrpo__select_settings(wrpo_select_desc *d) {
     const bool quads = d->form == WRPO_FORM_QUADS, sft = d->form == WRPO_FORM_SFT;
     WRPO__RANGE(wrpo_form_name((int)d->form), "form", d->form, "one of wrpo_form");
     WRPO__SETTING(top, 1, x == 1 || (x > 1 && quads), "at least 1, and more than 1 for quads only");
@@ -13555,10 +13517,10 @@ static void wrpo__select_settings(wrpo_ctx *ctx, wrpo_select_desc *d) {
                   "a finite number of at least min_gap, and 0 for sft");
     const bool delta = d->form == WRPO_FORM_DELTA;
     if (delta ? !d->strong || !d->weak || !strcmp(d->strong, d->weak) : d->strong || d->weak)
-        wrpo__fail(ctx, WRPO_E_ARG, "strong, weak: want the names of two models for the form delta, else NULL");
+        wrpo__fail_arg("strong, weak: want the names of two models for the form delta, else NULL");
     if (delta && (d->min_gap != 0 || d->max_gap != 0 || d->require || d->entropy_power != 0))
-        wrpo__fail(ctx, WRPO_E_ARG, "min_gap, max_gap, require, entropy_power: want none for the form delta, which "
-                   "reads models' names alone");
+        wrpo__fail_arg("min_gap, max_gap, require, entropy_power: want none for the form delta, which reads models' "
+                       "names alone");
     WRPO__SETTING(entropy_power, 0, x >= 0 && x <= 100, "a number from 0 to 100");
     WRPO__SETTING(entropy_scale, 6.8, x > 0 && x <= DBL_MAX, "a finite number above 0");
 }
@@ -13582,7 +13544,7 @@ static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats)
     wrpo__selection s = {.stats = stats};
     wrpo_select_desc *d = &s.desc;
     if (desc) *d = *desc;
-    wrpo__select_settings(arena->ctx, d);
+    wrpo__select_settings(d);
     wrpo__prompts_open(&s.t, d->in, d->n_in, true);
     s.t.require = d->require;
     s.t.unscored = d->form == WRPO_FORM_DELTA;
@@ -13597,10 +13559,10 @@ static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats)
         wrpo__current = arena;
     }
     if (!stats->records)
-        wrpo__fail(arena->ctx, WRPO_E_FORMAT, "%s: no prompt gives a record: of %lld, %lld have no source response, "
-                   "%lld no target response, %lld equal texts, %lld rewards too close", d->in[0],
-                   (long long)stats->prompts, (long long)stats->no_source, (long long)stats->no_target,
-                   (long long)stats->equal, (long long)stats->gap);
+        wrpo__fail_format("%s: no prompt gives a record: of %lld, %lld have no source response, %lld no target "
+                          "response, %lld equal texts, %lld rewards too close", d->in[0], (long long)stats->prompts,
+                          (long long)stats->no_source, (long long)stats->no_target, (long long)stats->equal,
+                          (long long)stats->gap);
     for (int role = 0; role < 3; role++) {
         stats->reward[role] /= s.count[role];
         stats->length[role] /= s.count[role];
@@ -13611,8 +13573,7 @@ static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats)
 }
 WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wrpo_select_stats *out) {
     *out = (wrpo_select_stats){0};
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__select(desc, out));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, wrpo__select(desc, out));
 }
 
 /* ---- log-probs under a source model ---- */
@@ -13624,7 +13585,7 @@ typedef struct wrpo__annotation {  /* a file of records on its way to one with m
 } wrpo__annotation;
 /* Adds the models of more to those of `to`, which has none of them. */
 static void wrpo__add_models(wrpo_json *to, const wrpo_json *more) {
-    for (const wrpo_json *model = more->child; model; model = model->next) {
+    WRPO__EACH(model, more) {
         if (wrpo_json_get(to, model->key))
             wrpo__wrong(model, "source_logps: want each model once, found \"%.80s\" again", model->key);
         wrpo__json_put(to, model, NULL);
@@ -13634,7 +13595,7 @@ static void wrpo__add_models(wrpo_json *to, const wrpo_json *more) {
 static const wrpo_json *wrpo__annotate(wrpo__annotation *a, const wrpo_json *root, int64_t i) {
     wrpo_json *record = wrpo__json_empty(WRPO_JSON_OBJECT, root), *all = wrpo__json_empty(WRPO_JSON_OBJECT, root);
     const wrpo_json *had = wrpo__maybe(root, "source_logps", WRPO_JSON_OBJECT), *id = wrpo__present(root, "prompt_id");
-    for (const wrpo_json *v = root->child; v; v = v->next)
+    WRPO__EACH(v, root)
         if (strcmp(v->key, "source_logps")) wrpo__json_put(record, v, NULL);
     if (had) wrpo__add_models(all, had);
     if (a->desc.n_with && !id) wrpo__wrong(root, "prompt_id: want one, to find the record in other files; found none");
@@ -13665,7 +13626,7 @@ static void wrpo__source_logps_run(wrpo__annotation *a, wrpo_model *model) {
     const int64_t N = a->data->stats.records;
     wrpo__arena *temp = wrpo__sub_arena(wrpo__current);
     a->logps = wrpo__alloc(wrpo__current, wrpo__mul(model->ctx, (size_t)N, (size_t)K), sizeof *a->logps);
-    wrpo__check_data(model->ctx, &model->config, a->data, 0, N);
+    wrpo__check_data(&model->config, a->data, 0, N);
     for (int64_t at = 0; at < N; at += PART) {
         const int64_t count = WRPO__MIN(PART, N - at);
         wrpo__logprobs(temp, model, a->data, at, count, a->desc.micro_tokens, a->logps + at * K, K, NULL);
@@ -13675,14 +13636,13 @@ static void wrpo__source_logps_run(wrpo__annotation *a, wrpo_model *model) {
                        (long long)N);
     }
 }
-static void wrpo__source_logps_file(wrpo_ctx *ctx, wrpo_model *model, wrpo_tokenizer *tok,
-                                    const wrpo_source_logps_desc *desc) {
+static void wrpo__source_logps_file(wrpo_model *model, wrpo_tokenizer *tok, const wrpo_source_logps_desc *desc) {
     wrpo__arena *arena = wrpo__current, *temp = wrpo__sub_arena(arena);
     wrpo__annotation a = {.desc = desc ? *desc : (wrpo_source_logps_desc){0}};
     const wrpo_source_logps_desc *d = &a.desc;
     if (!d->in || !d->out || !model != !tok || (model && !d->name) || (!model && !d->n_with))
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_source_logps_desc: want in and out, and a model, its tokenizer and a name, "
-                   "or files of `with`");
+        wrpo__fail_arg("wrpo_source_logps_desc: want in and out, and a model, its tokenizer and a name, or files of "
+                       "`with`");
     WRPO__RANGE(d->max_length >= 0, "max_length", d->max_length, "at least 0");
     WRPO__RANGE(d->micro_tokens >= 0 && d->micro_tokens <= 1 << 30, "micro_tokens", d->micro_tokens, "0 to 2^30");
     if (!d->micro_tokens) a.desc.micro_tokens = WRPO__MICRO_TOKENS;
@@ -13694,9 +13654,9 @@ static void wrpo__source_logps_file(wrpo_ctx *ctx, wrpo_model *model, wrpo_token
         a.data = wrpo__data_load(wrpo__sub_arena(arena), tok, &data);
         const int64_t cut = a.data->stats.truncated_prompts + a.data->stats.truncated_responses;
         if (cut)
-            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts with responses of at most %lld tokens, found %lld that "
-                       "are longer: of what is cut the model would give another log-prob", d->in, (long long)length,
-                       (long long)cut);
+            wrpo__fail_format("%s: want prompts with responses of at most %lld tokens, found %lld that are longer: of "
+                              "what is cut the model would give another log-prob", d->in, (long long)length,
+                              (long long)cut);
         wrpo__source_logps_run(&a, model);
     }
     wrpo__writer *w = wrpo__create(arena, d->out);
@@ -13711,8 +13671,7 @@ static void wrpo__source_logps_file(wrpo_ctx *ctx, wrpo_model *model, wrpo_token
 }
 WRPO_API wrpo_result wrpo_source_logps(wrpo_ctx *ctx, wrpo_model *model, wrpo_tokenizer *tok,
                                        const wrpo_source_logps_desc *desc) {
-    WRPO__CALL_ALL(ctx, wrpo__arena_new(ctx), true, wrpo__source_logps_file(ctx, model, tok, desc));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(ctx, true, wrpo__source_logps_file(model, tok, desc));
 }
 
 /* ---- split ---- */
@@ -13721,18 +13680,16 @@ static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int6
     wrpo__prompts t;
     wrpo_split_desc *d = &(wrpo_split_desc){0};
     if (desc) *d = *desc;
-    if (!d->in || !d->out[0] || !d->out[1])
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and two of out, found NULL");
+    if (!d->in || !d->out[0] || !d->out[1]) wrpo__fail_arg("wrpo_split_desc: want in and two of out, found NULL");
     WRPO__SETTING(share, 1.0 / 3, x > 0 && x < 1, "a number between 0 and 1");
     WRPO__SETTING(heldout, 0, x >= 0 && x < 1, "a number from 0 to below 1");
-    if (!d->out[2] != (d->heldout == 0))
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want heldout and a third of out, or neither");
+    if (!d->out[2] != (d->heldout == 0)) wrpo__fail_arg("wrpo_split_desc: want heldout and a third of out, or neither");
     if (!d->seed) d->seed = 42;
     wrpo__prompts_open(&t, &d->in, 1, false);
     const int64_t n = stbds_shlen(t.prompts), held = (int64_t)floor(d->heldout * (double)n + 0.5);
     const int64_t first = (int64_t)floor(d->share * (double)(n - held) + 0.5);
     if (first < 1 || first >= n - held || (d->out[2] && held < 1))
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts for all parts, found %lld in all", d->in, (long long)n);
+        wrpo__fail_format("%s: want prompts for all parts, found %lld in all", d->in, (long long)n);
     const int64_t sizes[3] = {first, n - held - first, held};
     int64_t left[3];
     wrpo__writer *parts[3];
@@ -13761,8 +13718,7 @@ static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int6
 }
 WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[3]) {
     memset(counts, 0, 3 * sizeof *counts);
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__split_prompts(ctx, desc, counts));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, wrpo__split_prompts(ctx, desc, counts));
 }
 
 /* ---- win rate ---- */
@@ -13815,8 +13771,8 @@ static double wrpo__compare(wrpo__prompts sides[2], const char *id, wrpo_winrate
         const wrpo__scored *list = t->lists[WRPO__TARGETS];
         const double count = (double)stbds_arrlen(list);
         if (count == 0)
-            wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: prompt_id \"%.80s\": want an answer with text, found none",
-                       prompt->value->file->path, id);
+            wrpo__fail_format("%s: prompt_id \"%.80s\": want an answer with text, found none",
+                              prompt->value->file->path, id);
         for (int64_t k = 0; k < stbds_arrlen(list); k++) {
             out->reward[side] += list[k].reward / count;
             length[side] += (double)wrpo__characters(list[k].content) / count;
@@ -13835,12 +13791,12 @@ static double wrpo__compare(wrpo__prompts sides[2], const char *id, wrpo_winrate
     *longer = length[0] - length[1];
     return (win + 0.5 * tie) / pairs;
 }
-static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
+static void wrpo__winrate(const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
     wrpo__arena *arena = wrpo__current;
     wrpo__prompts sides[2];
     wrpo_winrate_desc *d = &(wrpo_winrate_desc){0};
     if (desc) *d = *desc;
-    if (!d->a || !d->b) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_winrate_desc: want a and b, found NULL");
+    if (!d->a || !d->b) wrpo__fail_arg("wrpo_winrate_desc: want a and b, found NULL");
     WRPO__SETTING(resamples, 1000, x >= 1 && x <= 1 << 24, "1 to 2^24");
     if (!d->seed) d->seed = 42;
     wrpo__prompts_open(&sides[0], &d->a, 1, true);
@@ -13857,7 +13813,7 @@ static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_win
         squares += x[n] * x[n];
         n++;
     }
-    if (!n) wrpo__fail(ctx, WRPO_E_FORMAT, "%s, %s: want prompts with the same prompt_id, found none", d->a, d->b);
+    if (!n) wrpo__fail_format("%s, %s: want prompts with the same prompt_id, found none", d->a, d->b);
     const double N = (double)n, sd = sqrt(squares / N);
     out->prompts = n;
     out->only_a = all - n;
@@ -13888,8 +13844,7 @@ static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_win
 }
 WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
     *out = (wrpo_winrate_stats){0};
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__winrate(ctx, desc, out));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, wrpo__winrate(desc, out));
 }
 
 #ifdef WRPO_MPI
@@ -14008,19 +13963,19 @@ WRPO_API void wrpo_mpi_close(wrpo_group *group) {
 #include <arm_neon.h>
 #endif
 enum {
-    WRPO__KC = 384,                  /* a product sums k in blocks of this many words */
-    WRPO__MC = 504,                  /* rows of A, one block deep, that stay in the core's own cache */
-    WRPO__A_PANELS = 12,             /* panels that a task packs for itself, of A */
-    WRPO__B_PANELS = 8,              /* or of B */
+    WRPO__KC = 384,  /* a product sums k in blocks of this many words */
+    WRPO__MC = 504,  /* rows of A, one block deep, that stay in the core's own cache */
+    WRPO__A_PANELS = 12,  /* panels that a task packs for itself, of A */
+    WRPO__B_PANELS = 8,  /* or of B */
     WRPO__PACKED_FLOATS = WRPO__MAX_HIDDEN,  /* of the buffer that threads share; rmsnorm_bwd needs a row of it */
     WRPO__SCRATCH_FLOATS = 1 << 19,  /* of each thread's own */
-    WRPO__GRAIN = 1 << 14,           /* elements that are worth a task */
-    WRPO__GROUP = 64                 /* rows, or columns, that a task sums at a time */
+    WRPO__GRAIN = 1 << 14,  /* elements that are worth a task */
+    WRPO__GROUP = 64  /* rows, or columns, that a task sums at a time */
 };
-typedef enum wrpo__factors {         /* what a product multiplies. A word is the float of one step of k or, in pairs, */
-    WRPO__FLOATS,                    /* two steps rounded to bfloat16, the first one in the low half */
-    WRPO__PAIRS,                     /* by vectors (AVX512_BF16) */
-    WRPO__TILES                      /* by tiles (AMX) */
+typedef enum wrpo__factors {  /* what a product multiplies. A word is the float of one step of k or, in pairs, */
+    WRPO__FLOATS,  /* two steps rounded to bfloat16, the first one in the low half */
+    WRPO__PAIRS,  /* by vectors (AVX512_BF16) */
+    WRPO__TILES  /* by tiles (AMX) */
 } wrpo__factors;
 /* A or B of a product. Lanes are the rows of A or the columns of B, steps are those of k. */
 typedef struct wrpo__operand {
@@ -14939,9 +14894,9 @@ WRPO__KERNEL void WRPO__(softmax_bwd)(float *s, float *dp, int64_t keys, wrpo__m
 #define WRPO__KERNEL_FIELD(name, level) __typeof__(&wrpo__##name##_##level) name;
 #define WRPO__KERNEL_OF(name, level) .name = wrpo__##name##_##level,
 typedef struct wrpo__kernels {
-    int LANES;                       /* floats of a vector */
-    int MR, NR;                      /* rows and columns of a tile of C that is kept in registers */
-    int MR_ROOM;                     /* MR, rounded up to whole vectors */
+    int LANES;  /* floats of a vector */
+    int MR, NR;  /* rows and columns of a tile of C that is kept in registers */
+    int MR_ROOM;  /* MR, rounded up to whole vectors */
     WRPO__KERNELS(WRPO__KERNEL_FIELD, generic)
 } wrpo__kernels;
 typedef struct wrpo__cpu {
@@ -14950,8 +14905,8 @@ typedef struct wrpo__cpu {
     int threads;
     /* products round to bfloat16: of weights in it, and TN; with tiles, or by vectors */
     bool pairs, tiles;
-    float *packed;                   /* [PACKED_FLOATS], shared by all threads: a part of A or B */
-    float *scratch;                  /* [threads][SCRATCH_FLOATS] */
+    float *packed;  /* [PACKED_FLOATS], shared by all threads: a part of A or B */
+    float *scratch;  /* [threads][SCRATCH_FLOATS] */
 } wrpo__cpu;
 static void wrpo__cpu_close(void *dev) {
     wrpo__cpu *cpu = dev;
@@ -15201,8 +15156,8 @@ typedef struct wrpo__product {
     int64_t width[2], room[2];  /* of a panel: its lanes, and floats per word */
     float *c; int64_t ldc, k;
     bool add, thin;
-    int shared, own;                 /* which of the two is shared, and which a task packs for itself */
-    int64_t begin, end, k0, k1;      /* the current piece: shared lanes [begin, end), steps [k0, k1) */
+    int shared, own;  /* which of the two is shared, and which a task packs for itself */
+    int64_t begin, end, k0, k1;  /* the current piece: shared lanes [begin, end), steps [k0, k1) */
 } wrpo__product;
 /* Steps of the block that begins at k; the last two blocks are about equal. */
 static int64_t wrpo__gemm_block(const wrpo__product *p, int64_t k) {
@@ -15353,7 +15308,7 @@ static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const vo
     if (k <= 0 && !p.add)
         for (int64_t i = 0; i < m; i++) memset(p.c + i * ldc, 0, (size_t)n * sizeof(float));
 
-    const int threads = m * n * k <= 1 << 19 ? 1 : cpu->threads;           /* to wake a thread takes longer */
+    const int threads = m * n * k <= 1 << 19 ? 1 : cpu->threads;  /* to wake a thread takes longer */
     const int64_t own_panels = wrpo__div_up(p.lanes[p.own], p.width[p.own]);
     const int64_t most = WRPO__MIN(p.own == 0 ? WRPO__A_PANELS : WRPO__B_PANELS, own_panels / (2 * threads));
     const int64_t strip = wrpo__gemm_strip(own_panels, most, threads) * p.width[p.own];
