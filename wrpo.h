@@ -1214,6 +1214,7 @@ static void *wrpo__alloc(wrpo__arena *arena, size_t count, size_t size) {
     return memset(p, 0, n);
 }
 #define WRPO__NEW(arena, T) ((T *)wrpo__alloc(arena, 1, sizeof(T)))
+#define WRPO__ARRAY(T, n) ((T *)wrpo__alloc(wrpo__current, (size_t)(n), sizeof(T)))
 static char *wrpo__strndup(wrpo__arena *arena, const char *s, size_t n) {
     char *p = wrpo__alloc(arena, n + 1, 1);
     if (n) memcpy(p, s, n);
@@ -10692,7 +10693,7 @@ static void wrpo__read_source_logps(wrpo__reading *in, const wrpo_json *root) {
         wrpo__wrong(all ? all : root, "source_logps: want %d models, as in the first record, found %lld", in->sources,
                     (long long)found);
     for (int64_t k = 0; k < K && in->sources; k++)
-        in->answers[k].source_logps = wrpo__alloc(wrpo__current, (size_t)in->sources, sizeof(wrpo_source_logp));
+        in->answers[k].source_logps = WRPO__ARRAY(wrpo_source_logp, in->sources);
     for (int i = 0; i < in->sources; i++) {
         const wrpo_json *model = wrpo__need(all, data->source_names[i], WRPO_JSON_ARRAY), *pair = model->child;
         if (model->count != K)
@@ -11045,9 +11046,9 @@ static int64_t wrpo__encode_after(const wrpo__reading *in, const wrpo__text *bef
 static void wrpo__tokenize_clean(wrpo__reading *in) {
     const wrpo__text before = wrpo__render(in, in->prompt, NULL, true);
     const int64_t K = stbds_arrlen(in->answers);
-    int32_t *prompt = NULL, **all = wrpo__alloc(wrpo__current, (size_t)K, sizeof *all);
-    int64_t *first = wrpo__alloc(wrpo__current, (size_t)K, sizeof *first);  /* of all[k], what is not the prompt's */
-    bool *parted = wrpo__alloc(wrpo__current, (size_t)K, sizeof *parted), lost = false, rewritten = false;
+    int32_t *prompt = NULL, **all = WRPO__ARRAY(int32_t *, K);
+    int64_t *first = WRPO__ARRAY(int64_t, K);  /* of all[k], what is not the prompt's */
+    bool *parted = WRPO__ARRAY(bool, K), lost = false, rewritten = false;
     wrpo__encode(in->tok, before.data, before.size, 0, &prompt);
     int64_t full = stbds_arrlen(prompt);  /* what all conversations have of it: they share one prompt */
     for (int64_t k = 0; k < K; k++) {
@@ -11131,7 +11132,7 @@ static void wrpo__tokenize_sft(wrpo__reading *in) {
     wrpo__encode(in->tok, whole.data, whole.size, 0, &ids);
     const int64_t n = stbds_arrlen(ids), most = in->desc.packing ? n : WRPO__MIN(n, in->desc.max_length);
     int64_t count = in->desc.packing ? n : 0, P = in->desc.packing ? 0 : most;
-    bool *scored = wrpo__alloc(wrpo__current, (size_t)n, sizeof *scored), gaps = false;
+    bool *scored = WRPO__ARRAY(bool, n), gaps = false;
     if (every) wrpo__check_shown(in, in->said[0], &whole);
     else if (!spans) spans = wrpo__assistant_spans(in, all, &whole);
     for (int64_t k = 0; k < stbds_arrlen(spans) && !every; k += 2) {
@@ -11334,10 +11335,12 @@ static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n, const
     wrpo__data_add(in->data, &record);
 }
 /* An entry of its own: its arena goes with it, and an error learns which record it is about. */
+#define WRPO__RECORD_ENTRY(in, call) \
+    WRPO__CALL((in)->ctx, wrpo__arena_new((in)->ctx), true, call) \
+    if (wrpo__entry.failed) wrpo__name_record(in); \
+    return wrpo__end(&wrpo__entry)
 static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n, const wrpo_json *root) {
-    WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__read_line(in, text, n, root));
-    if (wrpo__entry.failed) wrpo__name_record(in);
-    return wrpo__end(&wrpo__entry);
+    WRPO__RECORD_ENTRY(in, wrpo__read_line(in, text, n, root));
 }
 /* Files in which others keep records, by their first bytes. */
 static void wrpo__check_kind(const wrpo__file *f, const char *path) {
@@ -11463,9 +11466,7 @@ static void wrpo__tokenize_prompt(wrpo__reading *in, const wrpo_json *record, bo
 }
 static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids,
                                     int64_t *count) {
-    WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__tokenize_prompt(in, record, raw, ids, count));
-    if (wrpo__entry.failed) wrpo__name_record(in);
-    return wrpo__end(&wrpo__entry);
+    WRPO__RECORD_ENTRY(in, wrpo__tokenize_prompt(in, record, raw, ids, count));
 }
 WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc,
                                            const wrpo_json *record, int32_t **ids, int64_t *count) {
@@ -11897,7 +11898,7 @@ static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_
     g->run = wrpo__run_new(arena, model, &shape);
     for (int64_t i = g->prompt_slots; i-- > 0;) stbds_arrput(g->free_prompts, i);
     for (int64_t i = d->batch; i-- > 0;) stbds_arrput(g->free_samples, i);
-    g->samples = wrpo__alloc(arena, (size_t)d->n, sizeof *g->samples);
+    g->samples = WRPO__ARRAY(wrpo_sample, d->n);
     g->draws = wrpo__raw(arena, (size_t)shape.rows, sizeof(wrpo__draft *));
     g->logits = wrpo__raw(arena, logits, sizeof *g->logits);
     g->weights = wrpo__raw(arena, logits, sizeof *g->weights);
@@ -11956,8 +11957,8 @@ static void wrpo__generate_all(wrpo_model *model, const wrpo_prompt *prompts, in
         wrpo__current = temp;
         n = WRPO__MIN(count - r.done, each * R);
         r.out = (wrpo__text){.arena = temp};
-        wrpo_prompt *list = wrpo__alloc(temp, (size_t)each, sizeof *list);
-        wrpo_sample *y = wrpo__alloc(temp, (size_t)d.n, sizeof *y);
+        wrpo_prompt *list = WRPO__ARRAY(wrpo_prompt, each);
+        wrpo_sample *y = WRPO__ARRAY(wrpo_sample, d.n);
         int64_t k = 0;
         for (int64_t i = rank; i < n; i += R) list[k++] = prompts[r.done + i];
         wrpo__generate(model, list, k, &own, NULL);
@@ -12256,9 +12257,8 @@ static int64_t wrpo__score_some(wrpo_reward *w, wrpo__conversation *list, int64_
         wrpo__arena_clear(w->run_arena);
         w->run = wrpo__run_new(w->run_arena, w->model, &(wrpo__shape){.rows = rows});
     }
-    float *row = wrpo__alloc(wrpo__current, (size_t)D, sizeof *row);
-    double *hidden = wrpo__alloc(wrpo__current, (size_t)D, 2 * sizeof *hidden);
-    double *scratch = wrpo__alloc(wrpo__current, (size_t)w->gate.widest, 3 * sizeof *scratch);
+    float *row = WRPO__ARRAY(float, D);
+    double *hidden = WRPO__ARRAY(double, 2 * D), *scratch = WRPO__ARRAY(double, 3 * w->gate.widest);
     wrpo__pack_begin(w->run);
     for (wrpo__conversation *y = list + first; y < list + end; y++) {
         wrpo__pack_rotary(w->run, y->count);
@@ -12289,7 +12289,7 @@ static int64_t wrpo__score_some(wrpo_reward *w, wrpo__conversation *list, int64_
 static void wrpo__score_ids(wrpo_reward *w, const int32_t *const *ids, const int64_t *counts, int64_t n,
                             double *rewards) {
     const wrpo_config *c = &w->model->config;
-    wrpo__conversation *list = wrpo__alloc(wrpo__current, (size_t)n, sizeof *list);
+    wrpo__conversation *list = WRPO__ARRAY(wrpo__conversation, n);
     int64_t shared = INT64_MAX;  /* that many first tokens, and their angles, are the same in all */
     for (int64_t k = 0; k < n; k++) {
         int64_t count = counts[k], same = 0;
@@ -12297,7 +12297,7 @@ static void wrpo__score_ids(wrpo_reward *w, const int32_t *const *ids, const int
         if (count < 1) wrpo__fail_arg("conversation %lld: want at least one token, found none", (long long)k + 1);
         wrpo__check_ids(c->vocab_size, own, count, "conversation", NULL, k + 1);
         if (c->head == WRPO_HEAD_VALUE && own[count - 1] != c->reward_token_id) {
-            int32_t *longer = wrpo__alloc(wrpo__current, (size_t)count + 1, sizeof *longer);
+            int32_t *longer = WRPO__ARRAY(int32_t, count + 1);
             memcpy(longer, own, (size_t)count * sizeof *longer);
             longer[count++] = (int32_t)c->reward_token_id;
             own = longer;
@@ -12321,12 +12321,11 @@ WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *c
 /* answers[n]: strings. Errors name the line and record of in. */
 static void wrpo__score_answers(wrpo_reward *w, wrpo__reading *in, const wrpo_json *prompt, const wrpo_json *answers,
                                 int64_t n, double *rewards) {
-    wrpo__arena *temp = wrpo__current;
     if (!w->tok) wrpo__fail_io("%s: tokenizer.json: want it to score texts, found none", w->model->dir);
     in->prompt = wrpo__messages(prompt, "user");
     if (in->root) wrpo__put_system(in);
-    int32_t **ids = wrpo__alloc(temp, (size_t)n, sizeof *ids);
-    int64_t *counts = wrpo__alloc(temp, (size_t)n, sizeof *counts);
+    int32_t **ids = WRPO__ARRAY(int32_t *, n);
+    int64_t *counts = WRPO__ARRAY(int64_t, n);
     in->tok = w->tok;
     for (int64_t k = 0; k < n; k++) {
         const wrpo__text text = wrpo__render(in, in->prompt, wrpo__message_of("assistant", &answers[k]), false);
@@ -12338,7 +12337,7 @@ static void wrpo__score_answers(wrpo_reward *w, wrpo__reading *in, const wrpo_js
 static void wrpo__reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers, int64_t n,
                                double *rewards) {
     wrpo__reading in = {.ctx = reward->ctx, .desc.path = "wrpo_reward_score", .id = "prompt", .line = prompt->line};
-    wrpo_json *texts = wrpo__alloc(wrpo__current, (size_t)n, sizeof *texts);
+    wrpo_json *texts = WRPO__ARRAY(wrpo_json, n);
     for (int64_t k = 0; k < n; k++) texts[k] = wrpo__json_of(WRPO_JSON_STRING, answers[k]);
     wrpo__score_answers(reward, &in, prompt, texts, n, rewards);
 }
@@ -12393,7 +12392,7 @@ static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
         stbds_arrput(texts, *content);
     }
     const int64_t n = stbds_arrlen(texts);
-    double *rewards = wrpo__alloc(wrpo__current, (size_t)n, sizeof *rewards);
+    double *rewards = WRPO__ARRAY(double, n);
     const wrpo_json *prompt = wrpo__present(root, "prompt");
     if (n && !prompt)
         wrpo__wrong(root, "prompt: want a string, a message or an array of messages, found none");
@@ -12406,10 +12405,8 @@ static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
     wrpo__put8(&s->out, rewards, (size_t)n * sizeof *rewards);
     wrpo__put8(&s->out, text.data, text.size);
 }
-static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {  /* an entry, as in >>data */
-    WRPO__CALL(s->in.ctx, wrpo__arena_new(s->in.ctx), true, wrpo__score_text(s, text, n));
-    if (wrpo__entry.failed) wrpo__name_record(&s->in);
-    return wrpo__end(&wrpo__entry);
+static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {
+    WRPO__RECORD_ENTRY(&s->in, wrpo__score_text(s, text, n));
 }
 static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc, wrpo_reward_file_stats *stats) {
     wrpo_ctx *ctx = reward->ctx;
@@ -13792,7 +13789,6 @@ static double wrpo__compare(wrpo__prompts sides[2], const char *id, wrpo_winrate
     return (win + 0.5 * tie) / pairs;
 }
 static void wrpo__winrate(const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
-    wrpo__arena *arena = wrpo__current;
     wrpo__prompts sides[2];
     wrpo_winrate_desc *d = &(wrpo_winrate_desc){0};
     if (desc) *d = *desc;
@@ -13803,7 +13799,7 @@ static void wrpo__winrate(const wrpo_winrate_desc *desc, wrpo_winrate_stats *out
     wrpo__prompts_open(&sides[1], &d->b, 1, true);
     /* 1. The prompts of both files: values y, differences of length x. */
     const int64_t all = stbds_shlen(sides[0].prompts);
-    double *y = wrpo__alloc(arena, (size_t)all, sizeof *y), *x = wrpo__alloc(arena, (size_t)all, sizeof *x);
+    double *y = WRPO__ARRAY(double, all), *x = WRPO__ARRAY(double, all);
     double squares = 0;
     int64_t n = 0;
     for (int64_t i = 0; i < all; i++) {
@@ -13826,9 +13822,9 @@ static void wrpo__winrate(const wrpo_winrate_desc *desc, wrpo_winrate_stats *out
         out->length[side] /= N;
     }
     /* 2. The rates, and their intervals from resampled prompts. */
-    int64_t *sample = wrpo__alloc(arena, (size_t)n, sizeof *sample);
-    double *rates = wrpo__alloc(arena, (size_t)d->resamples, sizeof *rates);
-    double *controlled = wrpo__alloc(arena, (size_t)d->resamples, sizeof *controlled);
+    int64_t *sample = WRPO__ARRAY(int64_t, n);
+    double *rates = WRPO__ARRAY(double, d->resamples);
+    double *controlled = WRPO__ARRAY(double, d->resamples);
     for (int64_t i = 0; i < n; i++) {
         x[i] = sd > 0 ? tanh(x[i] / sd) : 0;
         sample[i] = i;
