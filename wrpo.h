@@ -14079,6 +14079,7 @@ static bool wrpo__has_tiles(void) { return false; }
 #else
 #define WRPO__UNROLL _Pragma("GCC unroll 16")
 #endif
+#define WRPO__UNROLLED(i, n) WRPO__UNROLL for (int i = 0; i < (n); i++)
 #define WRPO__PREFETCH(p, write) __builtin_prefetch(p, write)
 /* V is a vector of floats, U one of their bits, I one of integers; H is one of bfloat16, the high halves of floats. */
 #define WRPO__V WRPO__(v)
@@ -14227,6 +14228,7 @@ WRPO__INLINE void WRPO__(write)(float *y, int64_t left, WRPO__V x) {
     if (left >= WRPO__LANES) WRPO__STORE(y, x);
     else for (int64_t k = 0; k < left; k++) y[k] = x[k];
 }
+#define WRPO__VECTORS(i, n) for (int64_t i = 0; i < (n); i += WRPO__LANES)
 /* The same in the loops of kernels over a row of n elements: the vector at i. */
 #define WRPO__GET(x) WRPO__(read)(x, WRPO_DTYPE_F32, i, n - i, 0)
 #define WRPO__PUT(y, x) WRPO__(write)((y) + i, n - i, x)
@@ -14248,13 +14250,11 @@ WRPO__INLINE void WRPO__(turn)(WRPO__V *x) {
     WRPO__V t[WRPO__LANES];
     WRPO__UNROLL
     for (int w = 1; w < WRPO__LANES; w *= 2) {
-        WRPO__UNROLL
-        for (int i = 0; i < WRPO__LANES / 2; i++) {
+        WRPO__UNROLLED(i, WRPO__LANES / 2) {
             t[2 * i] = WRPO__SHUFFLE(x[i], x[i + WRPO__LANES / 2], WRPO__LOW);
             t[2 * i + 1] = WRPO__SHUFFLE(x[i], x[i + WRPO__LANES / 2], WRPO__HIGH);
         }
-        WRPO__UNROLL
-        for (int i = 0; i < WRPO__LANES; i++) x[i] = t[i];
+        WRPO__UNROLLED(i, WRPO__LANES) x[i] = t[i];
     }
 }
 /* e^x, relative error below 1.2e-7: x = z ln 2 + r with integer z and |r| <= ln 2 / 2, e^r by a polynomial.
@@ -14291,31 +14291,31 @@ WRPO__INLINE WRPO__V WRPO__(tanh)(WRPO__V x) {
 
 /* ---- rows ---- */
 WRPO__KERNEL void WRPO__(scale)(float *y, float s, const void *x, wrpo_dtype type, int64_t n) {
-    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__PUT(y, s * WRPO__(read)(x, type, i, n - i, 0));
+    WRPO__VECTORS(i, n) WRPO__PUT(y, s * WRPO__(read)(x, type, i, n - i, 0));
 }
 WRPO__KERNEL void WRPO__(axpy)(float *y, float s, const float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__PUT(y, WRPO__FMA(s, WRPO__GET(x), WRPO__GET(y)));
+    WRPO__VECTORS(i, n) WRPO__PUT(y, WRPO__FMA(s, WRPO__GET(x), WRPO__GET(y)));
 }
 WRPO__KERNEL float WRPO__(dot)(const float *x, const float *y, int64_t n) {
     WRPO__V s = {0};
-    for (int64_t i = 0; i < n; i += WRPO__LANES) s = WRPO__FMA(WRPO__GET(x), WRPO__GET(y), s);
+    WRPO__VECTORS(i, n) s = WRPO__FMA(WRPO__GET(x), WRPO__GET(y), s);
     return WRPO__(sum)(s);
 }
 WRPO__KERNEL void WRPO__(rmsnorm)(float *y, float *rstd, const float *x, const float *w, int64_t n, float eps,
                                   float plus) {
     WRPO__V squares = {0};
-    for (int64_t i = 0; i < n; i += WRPO__LANES) squares = WRPO__FMA(WRPO__GET(x), WRPO__GET(x), squares);
+    WRPO__VECTORS(i, n) squares = WRPO__FMA(WRPO__GET(x), WRPO__GET(x), squares);
     const float s = 1 / sqrtf(WRPO__(sum)(squares) / (float)n + eps);
-    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__PUT(y, WRPO__GET(x) * s * (WRPO__GET(w) + plus));
+    WRPO__VECTORS(i, n) WRPO__PUT(y, WRPO__GET(x) * s * (WRPO__GET(w) + plus));
     *rstd = s;
 }
 WRPO__KERNEL void WRPO__(rmsnorm_bwd)(float *dx, float *dw, const float *dy, const float *dres, const float *x,
                                       const float *w, float rstd, int64_t n, float plus) {
     WRPO__V dot = {0};
-    for (int64_t i = 0; i < n; i += WRPO__LANES)
+    WRPO__VECTORS(i, n)
         dot = WRPO__FMA(WRPO__GET(dy) * (WRPO__GET(w) + plus), WRPO__GET(x), dot);
     const float c = WRPO__(sum)(dot) / (float)n * rstd * rstd;
-    for (int64_t i = 0; i < n; i += WRPO__LANES) {  /* dy is read before dx is written, which may be dy */
+    WRPO__VECTORS(i, n) {  /* dy is read before dx is written, which may be dy */
         const WRPO__V d = WRPO__GET(dy), in = WRPO__GET(x);
         const WRPO__V v = (d * (WRPO__GET(w) + plus) - c * in) * rstd;
         WRPO__PUT(dw, WRPO__FMA(d * rstd, in, WRPO__GET(dw)));
@@ -14325,9 +14325,12 @@ WRPO__KERNEL void WRPO__(rmsnorm_bwd)(float *dx, float *dw, const float *dy, con
 WRPO__KERNEL void WRPO__(rope)(float *x, const float *table, int64_t heads, int64_t d, float sign) {
     const int64_t n = d / 2;
     float cosine[WRPO__MAX_D / 2], sine[WRPO__MAX_D / 2];
-    for (int64_t i = 0; i < n; i++) cosine[i] = table[2 * i], sine[i] = sign * table[2 * i + 1];
+    for (int64_t i = 0; i < n; i++) {
+        cosine[i] = table[2 * i];
+        sine[i] = sign * table[2 * i + 1];
+    }
     for (int64_t h = 0; h < heads; h++, x += d)
-        for (int64_t i = 0; i < n; i += WRPO__LANES) {
+        WRPO__VECTORS(i, n) {
             const WRPO__V c = WRPO__GET(cosine), s = WRPO__GET(sine), x1 = WRPO__GET(x), x2 = WRPO__GET(x + n);
             WRPO__PUT(x, x1 * c - x2 * s);
             WRPO__PUT(x + n, x2 * c + x1 * s);
@@ -14347,7 +14350,7 @@ WRPO__INLINE WRPO__V WRPO__(act)(WRPO__V g, bool gelu, WRPO__V *slope) {
 /* What is written is fetched ahead too: by itself the machine does so only for what is read. */
 WRPO__KERNEL void WRPO__(glu)(float *h, const float *gu, int64_t n, bool gelu) {
     WRPO__V slope;
-    for (int64_t i = 0; i < n; i += WRPO__LANES) {
+    WRPO__VECTORS(i, n) {
         WRPO__PREFETCH(gu + i + 512, 0);
         WRPO__PREFETCH(gu + n + i + 512, 0);
         WRPO__PREFETCH(h + i + 512, 1);
@@ -14355,7 +14358,7 @@ WRPO__KERNEL void WRPO__(glu)(float *h, const float *gu, int64_t n, bool gelu) {
     }
 }
 WRPO__KERNEL void WRPO__(glu_bwd)(float *dgu, float *h, const float *dh, const float *gu, int64_t n, bool gelu) {
-    for (int64_t i = 0; i < n; i += WRPO__LANES) {
+    WRPO__VECTORS(i, n) {
         WRPO__PREFETCH(gu + i + 512, 0);
         WRPO__PREFETCH(gu + n + i + 512, 0);
         WRPO__PREFETCH(dh + i + 512, 0);
@@ -14398,7 +14401,7 @@ WRPO__KERNEL double WRPO__(lse)(const float *x, int64_t n, float softcap) {
 WRPO__KERNEL void WRPO__(logprob_bwd)(float *y, const float *x, int64_t target, float lse, float g, int64_t n,
                                       float softcap) {
     const float t = softcap > 0 ? tanhf(x[target] / softcap) : 0;
-    for (int64_t i = 0; i < n; i += WRPO__LANES) {
+    WRPO__VECTORS(i, n) {
         const WRPO__V v = WRPO__(softcap)(WRPO__GET(x), softcap);
         WRPO__V p = WRPO__(exp)(v - lse);
         if (softcap > 0) {  /* p of -inf is 0: its slope must be finite */
@@ -14424,7 +14427,7 @@ WRPO__KERNEL void WRPO__(adamw_floats)(float *w, float *m, float *v, const float
     const float keep = (float)(1 - (double)step->lr * (double)step->weight_decay);
     const float rate = (float)((double)step->lr / step->correction1), correction2 = (float)step->correction2;
     const float new1 = (float)(1 - (double)step->beta1), new2 = (float)(1 - (double)step->beta2);
-    for (int64_t i = 0; i < n; i += WRPO__LANES) {
+    WRPO__VECTORS(i, n) {
         const WRPO__V gradient = WRPO__GET(g) * step->grad_scale, old = WRPO__GET(m);
         const WRPO__V m_now = WRPO__FMA(new1, gradient - old, old);
         const WRPO__V v_now = WRPO__FMA(new2 * gradient, gradient, WRPO__GET(v) * step->beta2);
@@ -14441,13 +14444,13 @@ WRPO__KERNEL void WRPO__(moment_load)(float *x, const void *block, bool bf16, bo
     const uint8_t *codes = block;
     float scale;
     if (bf16) {
-        for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES)
+        WRPO__VECTORS(i, WRPO_BLOCK)
             WRPO__STORE(x + i, WRPO__LOAD_BF16((const uint16_t *)block + i));
         return;
     }
     memcpy(&scale, codes + WRPO_BLOCK, sizeof scale);
     for (int64_t i = 0; i < WRPO_BLOCK; i++) x[i] = second ? (float)codes[i] : (float)(int8_t)codes[i];
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) {
+    WRPO__VECTORS(i, WRPO_BLOCK) {
         const WRPO__V code = WRPO__LOAD(x + i), size = WRPO__(code_value)(code, scale, second ? 255 : 127);
         WRPO__STORE(x + i, WRPO__(select)(WRPO__LESS(code, 0.0f), -size, size));
     }
@@ -14465,11 +14468,11 @@ WRPO__KERNEL void WRPO__(moment_store)(void *block, const float *x, bool bf16, b
         return;
     }
     WRPO__V most = {0};
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES)
+    WRPO__VECTORS(i, WRPO_BLOCK)
         most = WRPO__(max)(most, WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)));
     const float scale = WRPO__(largest)(most), inverse = scale >= FLT_MIN ? 1 / scale : 0;
     for (int64_t i = 0; i < WRPO_BLOCK; i++) code[i] = (float)(int32_t)(dice[i] >> 8) * (1.0f / 16777216);
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) {
+    WRPO__VECTORS(i, WRPO_BLOCK) {
         const WRPO__V size = WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)), chance = WRPO__LOAD(code + i);
         WRPO__V q = WRPO__(sqrt)(WRPO__(sqrt)(size * inverse)) * top;
         q = WRPO__TRUNCATE(-WRPO__(max)(-q, WRPO__VECTOR(1 - top)));  /* q and q + 1 are the codes around it */
@@ -14507,7 +14510,6 @@ WRPO__KERNEL void WRPO__(adamw)(void *w, uint16_t *low, void *m, void *v, const 
         for (int64_t k = 0; low && k < WRPO_BLOCK; k++) wrpo__master_split(w_now[k], &high[k], &low[i + k]);
     }
 }
-
 
 /* ---- products: panels and tiles ----
    A packed panel of A is a[word][MR_ROOM], of B b[word][NR]: the lanes of a word are side by side. The tile multiplies
@@ -14556,8 +14558,7 @@ WRPO__INLINE void WRPO__(square)(WRPO__V *x, const bool across, const bool pairs
     if (steps < whole || (across && !inside)) {
         WRPO__V t[WRPO__LANES];
         WRPO__(square_end)(t, across, pairs, from, at, count, lanes, steps);
-        WRPO__UNROLL
-        for (int i = 0; i < WRPO__LANES; i++) x[i] = t[i];
+        WRPO__UNROLLED(i, WRPO__LANES) x[i] = t[i];
         return;
     }
     WRPO__UNROLL
@@ -14590,8 +14591,7 @@ WRPO__INLINE void WRPO__(pack_as)(const bool across, const int width, const int 
                 const int64_t count = across ? wrpo__div_up(steps, step) : in_panel;
                 WRPO__(square)(x, across, pairs, p.from, at, count, lanes, steps, 192);
                 if (across == by_lane) WRPO__(turn)(x);
-                WRPO__UNROLL
-                for (int i = 0; i < WRPO__LANES; i++)
+                WRPO__UNROLLED(i, WRPO__LANES)
                     if (by_lane || word + i < p.words) WRPO__STORE(to + i * (by_lane ? p.words : room), x[i]);
             }
         }
@@ -14620,18 +14620,15 @@ WRPO__KERNEL void WRPO__(pack)(wrpo__factors factors, bool is_b, wrpo__packing p
 WRPO__INLINE void WRPO__(tile_write)(const float *tile, wrpo__target t) {
     const int64_t n = t.n;
     for (; t.m > 0; t.m--, t.c += t.ldc, tile += WRPO__(NR))
-        for (int64_t i = 0; i < n; i += WRPO__LANES)
+        WRPO__VECTORS(i, n)
             WRPO__PUT(t.c, t.add ? WRPO__GET(t.c) + WRPO__LOAD(tile + i) : WRPO__LOAD(tile + i));
 }
 WRPO__INLINE void WRPO__(tile_step)(const int rows, const bool pairs, const float *a, const float *b,
                                     WRPO__V (*x)[WRPO__(NV)]) {
     WRPO__V bk[WRPO__(NV)];
-    WRPO__UNROLL
-    for (int j = 0; j < WRPO__(NV); j++) bk[j] = WRPO__LOAD(b + j * WRPO__LANES);
-    WRPO__UNROLL
-    for (int i = 0; i < rows; i++) {
-        WRPO__UNROLL
-        for (int j = 0; j < WRPO__(NV); j++) {
+    WRPO__UNROLLED(j, WRPO__(NV)) bk[j] = WRPO__LOAD(b + j * WRPO__LANES);
+    WRPO__UNROLLED(i, rows) {
+        WRPO__UNROLLED(j, WRPO__(NV)) {
             const WRPO__V row = WRPO__BROADCAST(a[i]);
             x[i][j] = pairs ? (WRPO__V)WRPO__STEP(true, row, bk[j], x[i][j]) : WRPO__ADD_PRODUCT(row, bk[j], x[i][j]);
         }
@@ -14641,10 +14638,8 @@ WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t word
                                   int64_t ldb, wrpo__target t) {
     enum { NV = WRPO__(NV), LANES = WRPO__LANES };
     WRPO__V x[WRPO__(MR)][NV];
-    WRPO__UNROLL
-    for (int i = 0; i < rows; i++) {
-        WRPO__UNROLL
-        for (int j = 0; j < NV; j++) {
+    WRPO__UNROLLED(i, rows) {
+        WRPO__UNROLLED(j, NV) {
             x[i][j] = (WRPO__V){0};
             WRPO__PREFETCH(t.c + (t.m == rows ? i : 0) * t.ldc + j * LANES, 1);
         }
@@ -14657,8 +14652,7 @@ WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t word
         for (; word < end; word += 4, a += 4 * WRPO__(MR_ROOM), b += 4 * ldb) {
             WRPO__UNROLL
             for (int i = 0; i < 4 * WRPO__(MR_ROOM); i += 16) WRPO__PREFETCH(a + 8 * WRPO__(MR_ROOM) + i, 0);
-            WRPO__UNROLL
-            for (int i = 0; i < 4; i++) {
+            WRPO__UNROLLED(i, 4) {
                 WRPO__(tile_step)(rows, pairs, a + i * WRPO__(MR_ROOM), b + i * ldb, x);
                 __asm__ volatile("" ::: "memory");  /* loads that move up would need more registers than there are */
             }
@@ -14673,8 +14667,7 @@ WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t word
     }
     WRPO__UNROLL
     for (int i = 0; i < rows; i++, t.c += t.ldc) {
-        WRPO__UNROLL
-        for (int j = 0; j < NV; j++) {
+        WRPO__UNROLLED(j, NV) {
             float *c = t.c + j * LANES;
             WRPO__STORE(c, t.add ? WRPO__LOAD(c) + x[i][j] : x[i][j]);
         }
@@ -14716,8 +14709,7 @@ WRPO__KERNEL void WRPO__(tile)(wrpo__factors factors, int64_t words, const float
 /* The same for few rows: one panel of A and at most LANES columns of b, whose steps are side by side in memory. They
    are turned in registers and not packed, because each is used for m rows only. bfloat16 is turned two steps a word. */
 WRPO__INLINE void WRPO__(thin_step)(const int rows, const bool pairs, const float *a, WRPO__V x, WRPO__V *sum) {
-    WRPO__UNROLL
-    for (int r = 0; r < rows; r++) sum[r] = WRPO__STEP(pairs, WRPO__BROADCAST(a[r]), x, sum[r]);
+    WRPO__UNROLLED(r, rows) sum[r] = WRPO__STEP(pairs, WRPO__BROADCAST(a[r]), x, sum[r]);
 }
 WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, int64_t kc, const float *a, wrpo__operand b,
                                   int64_t ahead, wrpo__target t) {
@@ -14726,13 +14718,11 @@ WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, int64_t kc, 
     const int whole = two ? 2 * LANES : LANES;
     WRPO__V sum[WRPO__(MR)], x[LANES];
     int64_t k = 0;
-    WRPO__UNROLL
-    for (int r = 0; r < rows; r++) sum[r] = (WRPO__V){0};
+    WRPO__UNROLLED(r, rows) sum[r] = (WRPO__V){0};
     for (; k + whole <= kc && t.n == LANES; k += whole, a += (pairs ? LANES : whole) * ROOM) {
         WRPO__(square)(x, false, two, b, k, LANES, 0, whole, ahead);
         WRPO__(turn)(x);
-        WRPO__UNROLL
-        for (int i = 0; i < LANES; i++) {
+        WRPO__UNROLLED(i, LANES) {
             if (!split) WRPO__(thin_step)(rows, pairs, a + i * ROOM, x[i], sum);
             else {
                 WRPO__(thin_step)(rows, false, a + 2 * i * ROOM, WRPO__FLOATS(WRPO__BITS(x[i]) << 16), sum);
@@ -14773,7 +14763,7 @@ WRPO__KERNEL void WRPO__(thin)(wrpo__factors factors, int64_t kc, const float *a
 /* x[rows][width] becomes words [rows / 2][width], in place; a last single row is paired with 0. */
 WRPO__KERNEL void WRPO__(pair_rows)(float *x, int64_t rows, int64_t width) {
     for (int64_t r = 0; r < rows; r += 2)
-        for (int64_t j = 0; j < width; j += WRPO__LANES) {
+        WRPO__VECTORS(j, width) {
             const WRPO__U low = WRPO__BITS(WRPO__LOAD(x + r * width + j));
             const WRPO__U high = r + 1 < rows ? WRPO__BITS(WRPO__LOAD(x + (r + 1) * width + j)) : (WRPO__U){0};
             WRPO__STORE(x + r / 2 * width + j, WRPO__(pair_across)(low, high, true));
@@ -14782,7 +14772,7 @@ WRPO__KERNEL void WRPO__(pair_rows)(float *x, int64_t rows, int64_t width) {
 /* rows[NR][n] from columns[n][NR] */
 WRPO__KERNEL void WRPO__(transpose)(float *rows, const float *columns, int64_t n) {
     for (int lane = 0; lane < WRPO__(NR); lane += WRPO__LANES)
-        for (int64_t i = 0; i < n; i += WRPO__LANES) {
+        WRPO__VECTORS(i, n) {
             WRPO__V x[WRPO__LANES];
             for (int k = 0; k < WRPO__LANES; k++)
                 x[k] = i + k < n ? WRPO__LOAD(columns + (i + k) * WRPO__(NR) + lane) : (WRPO__V){0};
@@ -14803,11 +14793,12 @@ WRPO__KERNEL void WRPO__(softmax)(float *s, int64_t keys, wrpo__mask mask, float
                                   int64_t d) {
     enum { NV = WRPO__(NV), NR = WRPO__(NR), LANES = WRPO__LANES };
     WRPO__V most[NV], part[NV], factor[NV];
-    WRPO__UNROLL
-    for (int j = 0; j < NV; j++) most[j] = WRPO__LOAD(top + j * LANES), part[j] = (WRPO__V){0};
+    WRPO__UNROLLED(j, NV) {
+        most[j] = WRPO__LOAD(top + j * LANES);
+        part[j] = (WRPO__V){0};
+    }
     for (int64_t k = 0; k < keys; k++) {
-        WRPO__UNROLL
-        for (int j = 0; j < NV; j++) {
+        WRPO__UNROLLED(j, NV) {
             float *p = s + k * NR + j * LANES;
             const WRPO__V x = WRPO__(masked)(WRPO__(softcap)(WRPO__LOAD(p), mask.softcap), k, j * LANES, mask);
             if (mask.masked || mask.softcap > 0) WRPO__STORE(p, x);
@@ -14815,8 +14806,7 @@ WRPO__KERNEL void WRPO__(softmax)(float *s, int64_t keys, wrpo__mask mask, float
         }
     }
     for (int64_t k = 0; k < keys; k++) {
-        WRPO__UNROLL
-        for (int j = 0; j < NV; j++) {
+        WRPO__UNROLLED(j, NV) {
             float *p = s + k * NR + j * LANES;
             const WRPO__V e = WRPO__(exp)(WRPO__LOAD(p) - most[j]);
             part[j] += e;
@@ -14838,13 +14828,13 @@ WRPO__KERNEL void WRPO__(softmax_row)(float *s, int64_t first, int64_t n, float 
     WRPO__V most = WRPO__VECTOR(*top);
     float part = 0;
     for (int64_t i = 0; i < first; i++) s[i] = -INFINITY;
-    for (int64_t i = 0; i < n; i += WRPO__LANES) {
+    WRPO__VECTORS(i, n) {
         const WRPO__V x = WRPO__(softcap)(WRPO__(read)(s, WRPO_DTYPE_F32, i, n - i, -INFINITY), softcap);
         if (softcap > 0) WRPO__PUT(s, x);
         most = WRPO__(max)(most, x);
     }
     const float high = WRPO__(largest)(most);
-    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__PUT(s, WRPO__(exp)(WRPO__GET(s) - high));
+    WRPO__VECTORS(i, n) WRPO__PUT(s, WRPO__(exp)(WRPO__GET(s) - high));
     for (int64_t i = 0; i < n; i++) part += s[i];
     const WRPO__V factor = WRPO__(exp)(WRPO__VECTOR(*top - high));
     *sum = ((WRPO__V)WRPO__FMA(*sum, factor, part))[0];
@@ -14947,12 +14937,15 @@ WRPO__OPEN(avx512)
 /* ---- the ops. Threads: one where waking others costs more than it saves ---- */
 static int wrpo__cpu_team(const wrpo__cpu *cpu, int64_t work) { return work <= WRPO__GRAIN ? 1 : cpu->threads; }
 static int64_t wrpo__cpu_chunk(int64_t D) { return WRPO__MAX(WRPO__GRAIN / 4 / WRPO__MAX(D, 1), 1); }
-/* WRPO__PARROWS(cpu, n, D) for (...) body: WRPO__PARFOR for n rows of D elements, several rows at a time. */
+/* WRPO__PARROWS(cpu, r, n, D) body: WRPO__PARFOR for each row r of n, of D elements, several rows at a time. */
 #ifdef _OPENMP
-#define WRPO__PARROWS(cpu, n, D) \
-    WRPO__PRAGMA(omp parallel for num_threads(wrpo__cpu_team(cpu, (n) * (D))) schedule(dynamic, wrpo__cpu_chunk(D)))
+#define WRPO__PARROWS(cpu, r, n, D) \
+    WRPO__PRAGMA(omp parallel for num_threads(wrpo__cpu_team(cpu, (n) * (D))) schedule(dynamic, wrpo__cpu_chunk(D))) \
+    for (int64_t r = 0; r < (n); r++)
 #else
-#define WRPO__PARROWS(cpu, n, D) (void)(wrpo__cpu_team(cpu, (n) * (D)) + wrpo__cpu_chunk(D));
+#define WRPO__PARROWS(cpu, r, n, D) \
+    (void)(wrpo__cpu_team(cpu, (n) * (D)) + wrpo__cpu_chunk(D)); \
+    for (int64_t r = 0; r < (n); r++)
 #endif
 static float *wrpo__cpu_scratch(const wrpo__cpu *cpu) {  /* of the calling thread */
 #ifdef _OPENMP
@@ -14965,8 +14958,7 @@ static float *wrpo__cpu_scratch(const wrpo__cpu *cpu) {  /* of the calling threa
 static void wrpo__cpu_embed(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids,
                             int64_t n, int64_t D, float scale) {
     const wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++)
+    WRPO__PARROWS(cpu, r, n, D)
         cpu->kernel->scale((float *)y + r * D, scale, wrpo__address(w, w_type, ids[r] * D), w_type, D);
 }
 static void wrpo__cpu_embed_bwd(void *dev, float *dw, const void *dy, const int32_t *ids,
@@ -14986,14 +14978,12 @@ static void wrpo__cpu_gather_bwd(void *dev, void *dx, const void *dy, const int3
 static void wrpo__cpu_scatter(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index,
                               int64_t n, int64_t D) {
     const wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++)
+    WRPO__PARROWS(cpu, r, n, D)
         memcpy((float *)y + index[r] * ldy, (const float *)x + r * ldx, (size_t)D * sizeof(float));
 }
 static void wrpo__cpu_bias(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
     const wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++) cpu->kernel->axpy((float *)y + r * ldy, 1, b, D);
+    WRPO__PARROWS(cpu, r, n, D) cpu->kernel->axpy((float *)y + r * ldy, 1, b, D);
 }
 /* y += the sum of the rows of w: GROUP columns to a task, and sums of GROUP rows first, as rounding grows with the
    longest chain */
@@ -15031,8 +15021,7 @@ static void wrpo__cpu_sum(void *dev, float *y, const float *x, int64_t count) { 
 static void wrpo__cpu_dropout(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, int64_t n, int64_t D,
                               const wrpo_dropout *d) {
     const wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++) {
+    WRPO__PARROWS(cpu, r, n, D) {
         float *to = (float *)y + r * ldy;
         const float *from = (const float *)x + r * ldx;
         if (d->p > 0) wrpo__dropout_row(to, from, D, r, d);
@@ -15042,8 +15031,7 @@ static void wrpo__cpu_dropout(void *dev, void *y, int64_t ldy, const void *x, in
 static void wrpo__cpu_rmsnorm(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w,
                               int64_t n, int64_t heads, int64_t D, float eps, float plus) {
     const wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, heads * D)
-    for (int64_t r = 0; r < n; r++)
+    WRPO__PARROWS(cpu, r, n, heads * D)
         for (int64_t h = 0; h < heads; h++)
             cpu->kernel->rmsnorm((float *)y + r * ldy + h * D, rstd + r * heads + h,
                                 (const float *)x + r * ldx + h * D, w, D, eps, plus);
@@ -15075,28 +15063,24 @@ static void wrpo__cpu_rmsnorm_bwd(void *dev, void *dx, int64_t lddx, float *dw, 
 static void wrpo__cpu_rope(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d,
                            float sign) {
     const wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, heads * d)
-    for (int64_t r = 0; r < n; r++)
+    WRPO__PARROWS(cpu, r, n, heads * d)
         cpu->kernel->rope((float *)x + r * ldx, table + r * (d / 2 * 2), heads, d, sign);
 }
 static void wrpo__cpu_glu(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
     const wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, 4 * I)
-    for (int64_t r = 0; r < n; r++) cpu->kernel->glu((float *)h + r * I, (const float *)gu + r * 2 * I, I, gelu);
+    WRPO__PARROWS(cpu, r, n, 4 * I) cpu->kernel->glu((float *)h + r * I, (const float *)gu + r * 2 * I, I, gelu);
 }
 static void wrpo__cpu_glu_bwd(void *dev, void *dgu, void *h, const void *dh, const void *gu,
                               int64_t n, int64_t I, bool gelu) {
     const wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, 4 * I)
-    for (int64_t r = 0; r < n; r++)
+    WRPO__PARROWS(cpu, r, n, 4 * I)
         cpu->kernel->glu_bwd((float *)dgu + r * 2 * I, h ? (float *)h + r * I : NULL, (const float *)dh + r * I,
                             (const float *)gu + r * 2 * I, I, gelu);
 }
 static void wrpo__cpu_logprob(void *dev, float *logp, float *lse, const float *logits, int64_t ldl,
                               const int32_t *target, int64_t n, int64_t V, float softcap) {
     const wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, V)
-    for (int64_t r = 0; r < n; r++) {
+    WRPO__PARROWS(cpu, r, n, V) {
         const float *x = logits + r * ldl;
         const double log_sum = cpu->kernel->lse(x, V, softcap);
         double slope;
@@ -15108,8 +15092,7 @@ static void wrpo__cpu_logprob_bwd(void *dev, void *dlogits, const float *logits,
                                   const int32_t *target, const float *lse, const float *dlogp, int64_t n, int64_t V,
                                   float softcap) {
     const wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, V)
-    for (int64_t r = 0; r < n; r++)
+    WRPO__PARROWS(cpu, r, n, V)
         cpu->kernel->logprob_bwd((float *)dlogits + r * ldl, logits + r * ldl, target[r], lse[r], dlogp[r], V, softcap);
 }
 /* In at most 256 parts, whatever the number of threads. */
@@ -15193,7 +15176,9 @@ static int64_t wrpo__gemm_strip(int64_t panels, int64_t most, int threads) {
     int64_t best = 1, least = INT64_MAX;
     for (int64_t p = WRPO__MAX(most, 1); p >= 1; p--) {
         const int64_t time = wrpo__div_up(wrpo__div_up(panels, p), threads) * (4 * p + 1);
-        if (time < least) least = time, best = p;
+        if (time >= least) continue;
+        least = time;
+        best = p;
     }
     return best;
 }
