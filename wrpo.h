@@ -4955,8 +4955,7 @@ enum { WRPO__JSON_DEPTH = 256 };
 static const wrpo_json *wrpo__first(const wrpo_json *parent) { return parent ? parent->child : NULL; }
 #define WRPO__EACH(v, parent) for (const wrpo_json *v = wrpo__first(parent); v; v = v->next)
 
-/* The text with escapes: of what JSON wants escaped, or of what a sentence should not show as it is. Bytes that are not
-   UTF-8 become U+FFFD or '?'. */
+/* With JSON's escapes, or those of what a sentence should not show. What is not UTF-8 becomes U+FFFD or '?'. */
 static void wrpo__json_escape(wrpo__text *out, const char *s, size_t n, bool sentence) {
     static const char special[] = "\"\\\b\f\n\r\t", escape[] = "\"\\bfnrt";
     size_t done = 0;
@@ -4968,7 +4967,7 @@ static void wrpo__json_escape(wrpo__text *out, const char *s, size_t n, bool sen
         const char *simple = c > 0 ? strchr(special, c) : NULL;
         if (c < 0) wrpo__text_puts(out, sentence ? "?" : "\xEF\xBF\xBD");
         else if (simple) wrpo__text_printf(out, "\\%c", escape[simple - special]);
-        else wrpo__text_printf(out, "\\u%04X", (unsigned)c);
+        else wrpo__text_printf(out, "\\u%04x", (unsigned)c);
     }
     wrpo__text_add(out, s + done, n - done);
 }
@@ -4997,6 +4996,11 @@ static void wrpo__fail_json(wrpo_result code, const wrpo_json *v, const char *fo
     if (!v->name) wrpo__fail(ctx, code, "%s", text);
     wrpo__fail_at(ctx, code, v->line, v->column, "%s:%d:%d: %s", v->name, v->line, v->column, text);
 }
+/* Likewise without a place, and a warning, in the current context. */
+#define wrpo__fail_arg(...) wrpo__fail(wrpo__current->ctx, WRPO_E_ARG, __VA_ARGS__)
+#define wrpo__fail_format(...) wrpo__fail(wrpo__current->ctx, WRPO_E_FORMAT, __VA_ARGS__)
+#define wrpo__fail_unsupported(...) wrpo__fail(wrpo__current->ctx, WRPO_E_UNSUPPORTED, __VA_ARGS__)
+#define wrpo__warn(...) wrpo__log(wrpo__current->ctx, WRPO_LOG_WARN, __VA_ARGS__)
 #define wrpo__wrong(v, ...) wrpo__fail_json(WRPO_E_FORMAT, v, __VA_ARGS__)
 #define wrpo__unsupported(v, ...) wrpo__fail_json(WRPO_E_UNSUPPORTED, v, __VA_ARGS__)
 
@@ -5006,7 +5010,7 @@ typedef struct wrpo__json_in {
     const char *name;
     const char *at, *end;  /* what is left to read */
     int64_t line;
-    const char *line_begin;  /* moved on by the bytes that continue a code point: they are no columns */
+    const char *line_begin;  /* moved on by bytes that continue a code point: no columns */
     char *out;  /* where the next unescaped text goes */
 } wrpo__json_in;
 
@@ -5016,7 +5020,6 @@ _Noreturn static void wrpo__json_stop(wrpo__json_in *in, const char *want, const
     wrpo__fail_at(in->arena->ctx, WRPO_E_FORMAT, in->line, column, "%s:%lld:%lld: want %s, found %s", in->name,
             (long long)in->line, (long long)column, want, found);
 }
-/* Refuses the next character. */
 _Noreturn static void wrpo__json_expect(wrpo__json_in *in, const char *want) {
     const size_t n = (size_t)(in->end - in->at);
     const char *found = "the end of the text";
@@ -5034,7 +5037,7 @@ _Noreturn static void wrpo__json_expect(wrpo__json_in *in, const char *want) {
     wrpo__json_stop(in, want, found);
 }
 static char wrpo__json_peek(const wrpo__json_in *in) { return in->at < in->end ? *in->at : 0; }  /* 0 is never valid */
-static bool wrpo__json_take(wrpo__json_in *in, const char *any) {  /* one of these characters */
+static bool wrpo__json_take(wrpo__json_in *in, const char *any) {
     const char c = wrpo__json_peek(in);
     const bool found = c && strchr(any, c);
     in->at += found;
@@ -5062,7 +5065,7 @@ static uint32_t wrpo__json_hex4(wrpo__json_in *in) {
     }
     return c;
 }
-/* The code point after \u; of a surrogate pair, both halves. */
+/* After \u; of a surrogate pair, both halves. */
 static uint32_t wrpo__json_unicode(wrpo__json_in *in) {
     const char *begin = in->at - 2;
     const uint32_t c = wrpo__json_hex4(in);
@@ -5075,8 +5078,8 @@ static uint32_t wrpo__json_unicode(wrpo__json_in *in) {
     in->at = begin;
     wrpo__json_stop(in, "both halves of a surrogate pair", wrpo__format(in->arena, "\\u%04X alone", (unsigned)c));
 }
-/* A string, after its opening quote. Unescaped text is never longer than its source: its NUL replaces a quote, and
-   every number is followed by a byte. So one buffer of the text's size and 1 holds all strings, keys and numbers. */
+/* A string, after its opening quote. Unescaped text is never longer than its source: its NUL replaces a quote, and a
+   byte follows every number. So one buffer of the text's size and 1 holds all strings, keys and numbers. */
 static const char *wrpo__json_string(wrpo__json_in *in, size_t *size) {
     static const char escapes[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
     char *begin = in->out;
@@ -5141,12 +5144,15 @@ static bool wrpo__json_word(wrpo__json_in *in, const char *word) {
     if (found) in->at += n;
     return found;
 }
-/* Every key of this object once. The hash table is at most half full. Keys made to collide, which would take quadratic
-   time, are refused long before. */
+static size_t wrpo__table_size(int64_t n) {  /* the slots of a hash table that n things fill by half at most */
+    size_t slots = 64;
+    while (slots < (size_t)n * 2) slots *= 2;
+    return slots;
+}
+/* Every key of this object once. Keys made to collide, which would take quadratic time, are refused long before. */
 static void wrpo__json_unique(const wrpo__json_in *in, const wrpo_json *object) {
     const wrpo_json *small[64] = {0}, **table = small;
-    size_t slots = 64;
-    while (slots < (size_t)object->count * 2) slots *= 2;
+    const size_t slots = wrpo__table_size(object->count);
     if (slots > 64) table = memset(wrpo__raw(in->arena, slots, sizeof *table), 0, slots * sizeof *table);
     int64_t steps = 16 * object->count + 1024;
     WRPO__EACH(b, object) {
@@ -5207,11 +5213,9 @@ static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth) {
     else if (!wrpo__json_word(in, "null")) wrpo__json_expect(in, "a value");
     wrpo__json_space(in);
 }
-/* The text as a tree in the arena. name: what errors call it; it outlives the tree. line: the text's in a file of JSON
-   lines, else 1. */
+/* name: what errors call the text; it outlives the tree. line: the text's in a file of JSON lines, else 1. */
 static wrpo_json *wrpo__json_parse(wrpo__arena *arena, const char *name, int64_t line, const char *text, size_t n) {
-    if (n >= INT32_MAX)
-        wrpo__fail(arena->ctx, WRPO_E_UNSUPPORTED, "%s: want less than 2 GiB of JSON, found %zu bytes", name, n);
+    if (n >= INT32_MAX) wrpo__fail_unsupported("%s: want less than 2 GiB of JSON, found %zu bytes", name, n);
     if (!n) text = "";
     wrpo__json_in in = {arena, name, text, text + n, line, text, wrpo__raw(arena, n + 1, 1)};
     wrpo_json *root = WRPO__NEW(arena, wrpo_json);
@@ -5268,7 +5272,7 @@ static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
 }
 static const char *const wrpo__json_kinds[] = {
     "null", "true or false", "a number", "a string", "an array", "an object"};
-static const char *wrpo__found(const wrpo_json *v) {  /* what a value is, for the end of a sentence */
+static const char *wrpo__found(const wrpo_json *v) {  /* for the end of a sentence */
     if (v->kind == WRPO_JSON_NULL) return "null";
     if (v->kind == WRPO_JSON_BOOL) return v->boolean ? "true" : "false";
     if (v->kind == WRPO_JSON_NUMBER) return wrpo__legible(v->text, v->size);
@@ -5284,7 +5288,7 @@ static const wrpo_json *wrpo__want(const wrpo_json *v, wrpo_json_kind kind, cons
     if (v->kind != kind) wrpo__refuse(v, what, wrpo__json_kinds[kind]);
     return v;
 }
-/* A member of an object: NULL if it is absent or null, else of this kind. */
+/* A member of this kind; NULL: absent or null. */
 static const wrpo_json *wrpo__maybe(const wrpo_json *object, const char *key, wrpo_json_kind kind) {
     const wrpo_json *v = wrpo__present(wrpo__want(object, WRPO_JSON_OBJECT, NULL), key);
     return v ? wrpo__want(v, kind, NULL) : NULL;
@@ -5293,7 +5297,7 @@ static bool wrpo__switch(const wrpo_json *object, const char *key, bool otherwis
     const wrpo_json *v = wrpo__maybe(object, key, WRPO_JSON_BOOL);
     return v ? v->boolean : otherwise;
 }
-/* A member that must be there, of this kind. */
+/* A member of this kind, which must be there. */
 static const wrpo_json *wrpo__need(const wrpo_json *object, const char *key, wrpo_json_kind kind) {
     const wrpo_json *v = wrpo_json_get(wrpo__want(object, WRPO_JSON_OBJECT, NULL), key);
     if (!v) wrpo__wrong(object, "%s: want %s, found no such key in this object", key, wrpo__json_kinds[kind]);
@@ -5309,7 +5313,7 @@ static double wrpo__real(const wrpo_json *v, const char *what) {
     return v->number;
 }
 
-/* A new last member: a shallow copy, for a node is in one list only. key NULL: its own. */
+/* A new last member: a shallow copy, as a node is in one list only. key NULL: its own. */
 static wrpo_json *wrpo__json_put(wrpo_json *parent, const wrpo_json *v, const char *key) {
     wrpo_json **tail = &parent->child, *copy = WRPO__NEW(wrpo__current, wrpo_json);
     while (*tail) tail = &(*tail)->next;
@@ -5334,8 +5338,8 @@ static int wrpo__json_digits_of(double x, char digits[24], int *power) {
     digits[n] = 0;
     *power = (int)strtol(p + 1, NULL, 10);
     if (n < 17) return n;
-    /* Below a power of two the doubles are closer together than above it. There the 16 digits rounded up may read back
-       as x where the nearest 16 do not. */
+    /* Below a power of two doubles are closer than above it: the 16 digits rounded up may read back as x where the
+       nearest 16 do not. */
     char up[24];
     int i = 15;
     memcpy(up, digits, 16);
@@ -5347,7 +5351,7 @@ static int wrpo__json_digits_of(double x, char digits[24], int *power) {
     digits[16] = 0;
     return 16;
 }
-/* A finite x as JSON writes it here (5, 1e-7) or as Python's repr does (5.0, 1e-07). */
+/* A finite x: 5, 1e-7, or as Python's repr: 5.0, 1e-07. */
 static void wrpo__double_write(wrpo__text *out, double x, bool python) {
     char digits[24];
     int power;
@@ -5516,15 +5520,15 @@ static const struct wrpo__foreign {
     WRPO__X("tokenizer.model"), WRPO__X("spiece.model"), WRPO__X("tekken.json"), WRPO__X(".tiktoken"),
     WRPO__X("merges.txt"), WRPO__X("vocab.")};
 #undef WRPO__X
-/* Refuses a file that is something else by its first bytes. */
-static void wrpo__refuse_foreign(wrpo_ctx *ctx, const wrpo__file *file) {
+/* By its first bytes. */
+static void wrpo__refuse_foreign(const wrpo__file *file) {
     for (int i = 0; i < WRPO__COUNT(wrpo__foreign); i++) {
         const struct wrpo__foreign *f = &wrpo__foreign[i];
         if (f->magic && file->size >= f->size && !memcmp(file->data, f->magic, f->size))
-            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s", file->path, f->says);
+            wrpo__fail_format("%s: %s", file->path, f->says);
     }
 }
-/* What is wrong with a path that should be the directory of a checkpoint, or tokenizer, but has no `want` in it. */
+/* Says why a path that should be the directory of a checkpoint, or tokenizer, has no `want`. */
 _Noreturn static void wrpo__no_checkpoint(wrpo__arena *arena, const char *path, const char *want, bool tokens) {
     const char *slash = strchr(path, '/');
     const bool there = wrpo__files() || wrpo__disk_exists(path);
@@ -5551,7 +5555,7 @@ static int wrpo__by_offset(const void *x, const void *y) {  /* where the data be
     if (a->data != b->data) return (uintptr_t)a->data < (uintptr_t)b->data ? -1 : 1;
     return (a->bytes > b->bytes) - (a->bytes < b->bytes);
 }
-/* Of structs that begin with their name. */
+/* of structs that begin with their name */
 static int wrpo__by_first_name(const void *x, const void *y) {
     return strcmp(*(const char *const *)x, *(const char *const *)y);
 }
@@ -5570,7 +5574,7 @@ static int64_t wrpo__size_in(const wrpo_json *v, const char *what) {
     if (v->kind != WRPO_JSON_NUMBER || !v->exact || v->text[0] == '-') wrpo__refuse(v, what, "a size");
     return v->integer;
 }
-/* One entry of the header; data[size]: all that follows the header. */
+/* data[size]: all that follows the header */
 static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const unsigned char *data, size_t size,
         wrpo_tensor_info *t) {
     const wrpo_json *dtype = wrpo__need(entry, "dtype", WRPO_JSON_STRING);
@@ -5613,21 +5617,17 @@ static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const 
     t->bytes = (size_t)want;
     t->data = data + begin;
 }
-/* A .safetensors file, mapped into the arena: its tensors, sorted by name. */
-static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
-    wrpo_ctx *ctx = arena->ctx;
-    wrpo__arena *temp = wrpo__sub_arena(arena);
+/* Adds the tensors of a .safetensors file, which is mapped into the arena. */
+static void wrpo__file_open(wrpo_tensors *all, const char *path) {
+    wrpo__arena *arena = all->arena, *temp = wrpo__sub_arena(arena);
     const wrpo__file *f = wrpo__open_file(arena, path);
-    if (f->size < 8)
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want 8 bytes of header size, found a file of %zu", path, f->size);
+    if (f->size < 8) wrpo__fail_format("%s: want 8 bytes of header size, found a file of %zu", path, f->size);
     unsigned long long header;
-    wrpo__refuse_foreign(ctx, f);
+    wrpo__refuse_foreign(f);
     memcpy(&header, f->data, 8);
     if (header > WRPO__HEADER_MAX)
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want a header of at most %d bytes, found %llu", path, WRPO__HEADER_MAX,
-                header);
-    if (header > f->size - 8)
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %llu bytes of header, found %zu", path, header, f->size - 8);
+        wrpo__fail_format("%s: want a header of at most %d bytes, found %llu", path, WRPO__HEADER_MAX, header);
+    if (header > f->size - 8) wrpo__fail_format("%s: want %llu bytes of header, found %zu", path, header, f->size - 8);
     const unsigned char *data = f->data + 8 + header;
     const size_t size = f->size - 8 - (size_t)header;
 
@@ -5638,8 +5638,10 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     const wrpo_json *metadata = wrpo_json_get(wrpo__want(root, WRPO_JSON_OBJECT, "the header"), "__metadata__");
     if (metadata) wrpo__want(metadata, WRPO_JSON_OBJECT, NULL);
     WRPO__EACH(v, metadata) wrpo__want(v, WRPO_JSON_STRING, NULL);
-    wrpo_tensors part = {arena, root->count - (metadata != NULL), NULL};
-    wrpo_tensor_info *t = part.info = wrpo__raw(arena, (size_t)part.count, sizeof *t);
+    const size_t before = (size_t)all->count, count = (size_t)root->count - (metadata != NULL);
+    all->count += (int64_t)count;
+    all->info = wrpo__resize(arena, all->info, (before + count) * sizeof *all->info);
+    wrpo_tensor_info *t = all->info + before;
     WRPO__EACH(v, root) {
         if (v == metadata) continue;
         snprintf(name, room, "%s: %.80s", path, v->key);
@@ -5648,90 +5650,71 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
         wrpo__tensor_read(arena, v, data, size, t++);
     }
     wrpo__arena_clear(temp);
-    if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_offset);
+    qsort(all->info + before, count, sizeof *t, wrpo__by_offset);
     size_t covered = 0;
-    for (t = part.info; t < part.info + part.count; t++) {
+    for (t = all->info + before; t < all->info + all->count; t++) {
         const size_t begin = (size_t)((const unsigned char *)t->data - data);
         if (begin != covered)
             wrpo__wrong_tensor(t, "want data from byte %zu on, found %zu: %s", covered, begin,
                     begin < covered ? "an overlap" : "a hole");
         covered += t->bytes;
     }
-    if (covered != size) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %zu bytes of data, found %zu", path, covered, size);
-    if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_first_name);
-    return part;
+    if (covered != size) wrpo__fail_format("%s: want %zu bytes of data, found %zu", path, covered, size);
+    qsort(all->info, before + count, sizeof *t, wrpo__by_first_name);
 }
 
 /* ---- many files: the index maps every tensor to its file ----
    What its files have is read, as transformers does it. Where the index says something else, that is a warning. */
-typedef struct wrpo__part { const char *file; wrpo_tensors tensors; } wrpo__part;
-/* The files that the index names, opened; an stb_ds array. */
-static wrpo__part *wrpo__index_parts(wrpo__arena *arena, wrpo__arena *temp, const char *path, const wrpo_json *map) {
-    const int dir = (int)(wrpo__basename(path) - path);
-    wrpo__part *parts = NULL;
-    WRPO__EACH(v, map) {
-        int64_t p = 0;
-        wrpo__want(v, WRPO_JSON_STRING, NULL);
-        if (!v->size || strlen(v->text) != v->size || strpbrk(v->text, "/\\") || strstr(v->text, ".."))
-            wrpo__refuse(v, NULL, "the name of a file beside the index");
-        while (p < stbds_arrlen(parts) && strcmp(parts[p].file, v->text)) p++;
-        if (p < stbds_arrlen(parts)) continue;
-        const wrpo__part part = {v->text, wrpo__file_open(arena, wrpo__format(temp, "%.*s%s", dir, path, v->text))};
-        stbds_arrput(parts, part);
-    }
-    return parts;
-}
-static wrpo_tensors wrpo__index_open(wrpo__arena *arena, const char *path) {
-    wrpo__arena *temp = wrpo__sub_arena(arena);
+static void wrpo__index_open(wrpo_tensors *all, const char *path) {
+    wrpo__arena *temp = wrpo__sub_arena(all->arena);
     const wrpo_json *root = wrpo__want(wrpo__json_file(temp, path), WRPO_JSON_OBJECT, "the index");
     const wrpo_json *map = wrpo__need(root, "weight_map", WRPO_JSON_OBJECT);
     const wrpo_json *size = wrpo_json_get(wrpo__maybe(root, "metadata", WRPO_JSON_OBJECT), "total_size");
-    wrpo__part *parts = wrpo__index_parts(arena, temp, path, map);
-    wrpo_tensors all = {.arena = arena};
+    const int dir = (int)(wrpo__basename(path) - path);
+    const char **files = NULL;
     double bytes = 0;
-    for (int64_t p = 0; p < stbds_arrlen(parts); p++) all.count += parts[p].tensors.count;
-    wrpo_tensor_info *next = all.info = wrpo__raw(arena, (size_t)all.count, sizeof *all.info);
-    for (int64_t p = 0; p < stbds_arrlen(parts); p++) {
-        const wrpo_tensors *t = &parts[p].tensors;
-        if (t->count) memcpy(next, t->info, (size_t)t->count * sizeof *next);
-        next += t->count;
-        wrpo__block_free(t->info);
-    }
-    stbds_arrfree(parts);
-    if (all.count) qsort(all.info, (size_t)all.count, sizeof *all.info, wrpo__by_first_name);
-    bool *named = wrpo__alloc(temp, (size_t)all.count, sizeof *named);
-    const char *nowhere = NULL;
-    int64_t absent = 0, unnamed = all.count, first = 0;
     WRPO__EACH(v, map) {
-        const wrpo_tensor_info *t = strlen(v->key) == v->key_size ? wrpo_tensors_find(&all, v->key) : NULL;
+        int64_t k = 0;
+        wrpo__want(v, WRPO_JSON_STRING, NULL);
+        if (!v->size || strlen(v->text) != v->size || strpbrk(v->text, "/\\") || strstr(v->text, ".."))
+            wrpo__refuse(v, NULL, "the name of a file beside the index");
+        while (k < stbds_arrlen(files) && strcmp(files[k], v->text)) k++;
+        if (k < stbds_arrlen(files)) continue;
+        stbds_arrput(files, v->text);
+        wrpo__file_open(all, wrpo__format(temp, "%.*s%s", dir, path, v->text));
+    }
+    stbds_arrfree(files);
+    bool *named = wrpo__alloc(temp, (size_t)all->count, sizeof *named);
+    const char *nowhere = NULL;
+    int64_t absent = 0, unnamed = all->count, first = 0;
+    WRPO__EACH(v, map) {
+        const wrpo_tensor_info *t = strlen(v->key) == v->key_size ? wrpo_tensors_find(all, v->key) : NULL;
         const bool there = t && !strcmp(wrpo__basename(t->file), v->text);
         if (there) {
-            named[t - all.info] = true;
+            named[t - all->info] = true;
             unnamed--;
         } else if (!absent++) nowhere = wrpo__legible(v->key, v->key_size);
     }
-    for (int64_t i = 0; i < all.count; i++) {
-        const wrpo_tensor_info *t = &all.info[i];
+    for (int64_t i = 0; i < all->count; i++) {
+        const wrpo_tensor_info *t = &all->info[i];
         bytes += (double)t->bytes;
         if (i > 0 && !strcmp(t->name, t[-1].name))
             wrpo__wrong_tensor(t, "want it once, found it in %s too", t[-1].file);
     }
-    while (first < all.count && named[first]) first++;
+    while (first < all->count && named[first]) first++;
     if (absent)
-        wrpo__log(arena->ctx, WRPO_LOG_WARN, "%s: its files do not have what it says of %lld tensors, such as %s", path,
-                (long long)absent, nowhere);
+        wrpo__warn("%s: its files do not have what it says of %lld tensors, such as %s", path, (long long)absent,
+                nowhere);
     if (unnamed)
-        wrpo__log(arena->ctx, WRPO_LOG_WARN, "%s: %lld tensors of its files are not named there, such as %s: they are "
-                "read as well", path, (long long)unnamed, all.info[first].name);
+        wrpo__warn("%s: %lld tensors of its files are not named there, such as %s: they are read as well", path,
+                (long long)unnamed, all->info[first].name);
     if (size && !(size->kind == WRPO_JSON_NUMBER && size->number == bytes))
-        wrpo__log(arena->ctx, WRPO_LOG_WARN, "%s:%d: total_size: want %.0f, found %s", path, size->line, bytes,
-                wrpo__found(size));
+        wrpo__warn("%s:%d: total_size: want %.0f, found %s", path, size->line, bytes, wrpo__found(size));
     wrpo__arena_clear(temp);
-    return all;
 }
 
 /* ---- open ---- */
-/* A directory is read as transformers reads it: the single file first, then the index. Nothing is guessed. */
+/* A directory is read as transformers does: the single file first, then the index. */
 static wrpo_tensors *wrpo__tensors_new(wrpo__arena *arena, const char *path) {
     const char *file = path;
     if (wrpo__is_dir(path)) {
@@ -5740,7 +5723,9 @@ static wrpo_tensors *wrpo__tensors_new(wrpo__arena *arena, const char *path) {
         if (!wrpo__exists(file)) wrpo__no_checkpoint(arena, path, WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE, false);
     }
     wrpo_tensors *t = WRPO__NEW(arena, wrpo_tensors);
-    *t = wrpo__ends(file, ".json") ? wrpo__index_open(arena, file) : wrpo__file_open(arena, file);
+    t->arena = arena;
+    if (wrpo__ends(file, ".json")) wrpo__index_open(t, file);
+    else wrpo__file_open(t, file);
     return t;
 }
 WRPO_API wrpo_result wrpo_tensors_open(wrpo_ctx *ctx, const char *path, wrpo_tensors **out) {
@@ -5796,7 +5781,7 @@ static wrpo__writer *wrpo__write_whole(wrpo__arena *arena, const char *path, con
     wrpo__finish(w);
     return w;
 }
-/* The paths of the shards in dir that belong to a split into another number of files; an stb_ds array. */
+/* The shards in dir of a split into another number of files; an stb array. */
 static char **wrpo__stale_shards(const wrpo__save *save) {
     if (wrpo__me(save->temp->ctx)) return NULL;
     const wrpo__name *names = wrpo__disk_list(save->temp, save->dir);
@@ -5810,9 +5795,9 @@ static char **wrpo__stale_shards(const wrpo__save *save) {
     }
     return stale;
 }
-/* The shard of each tensor, from 0; returns how many there are. The split is huggingface_hub's: in the order given,
-   tensors fill a shard until the next does not fit. A tensor above the limit gets a shard of its own at once, while the
-   shard that is being filled stays open and so takes a later number. */
+/* The shard of each tensor; returns their number. The split is huggingface_hub's: in the order given, tensors fill a
+   shard until the next does not fit. A tensor above the limit gets a shard at once; the shard being filled stays open
+   and so takes a later number. */
 static int64_t wrpo__split(wrpo__placed *p, int64_t n, int64_t limit) {
     int64_t shards = 0, filled = 0, first = 0, waiting = 0;  /* the open shard: of the tensors [first, i) */
     for (int64_t i = 0; i <= n; i++) {
@@ -5850,8 +5835,8 @@ static void wrpo__header_write(wrpo__writer *w, wrpo__text *header) {
 static float wrpo__rounded(wrpo_dtype dtype, float x) {
     return dtype == WRPO_DTYPE_F32 ? x : wrpo__bits_float(wrpo__widen(dtype, wrpo__narrow(dtype, x)));
 }
-/* chunk[n] = elements [first, first + n) of a tensor, rounded to the dtype. The dice of an element are its own: a
-   function of the tensor's name and its index. */
+/* chunk[n] = elements [first, first + n) of a tensor, rounded. An element's dice depend on the tensor's name and its
+   index alone. */
 static void wrpo__round(const wrpo__save *save, const char *name, int64_t first, int64_t n) {
     enum { PIECE = 1 << 14 };
     wrpo__rounding *r = save->rounding;
@@ -5887,7 +5872,7 @@ static void wrpo__round(const wrpo__save *save, const char *name, int64_t first,
         r->kept += sums[piece][1];
     }
 }
-/* A file under its part name. */
+/* under its part name */
 static wrpo__writer *wrpo__shard_write(const wrpo__save *save, int64_t shard) {
     const char *path = wrpo__join(save->temp, save->dir, wrpo__shard_file(save, shard));
     const int64_t size = (int64_t)wrpo__dtype_size(save->dtype);
@@ -5994,9 +5979,9 @@ enum {  /* bits: the families, in the order of the table; two heads */
     WRPO__GRANITE = WRPO__GRANITE3 | WRPO__GRANITE4, WRPO__SWITCHED = WRPO__QWEN | WRPO__SMOLLM3,
     WRPO__WINDOWED = WRPO__MISTRAL | WRPO__SWITCHED | WRPO__GEMMA | WRPO__PHI3
 };
-/* What transformers takes where a key is absent. 0: a key/value head for each head; hidden_size / heads; no window. */
+/* Where a key is absent. 0: a key/value head for each head; hidden_size / heads; no window; 2048 positions. */
 static const wrpo_config wrpo__families[] = {
-    {.model_type = "llama", .max_position_embeddings = 2048},
+    {.model_type = "llama"},
     {.model_type = "mistral", .num_key_value_heads = 8, .max_position_embeddings = 131072, .sliding_window = 4096},
     {.model_type = "qwen2", .num_key_value_heads = 32, .max_position_embeddings = 32768, .sliding_window = 4096,
      .attention_bias = true},
@@ -6007,7 +5992,7 @@ static const wrpo_config wrpo__families[] = {
      .scale_embeddings = true, .query_pre_attn_scalar = 256, .attn_logit_softcapping = 50,
      .final_logit_softcapping = 30},
     {.model_type = "phi3", .max_position_embeddings = 4096, .rms_norm_eps = 1e-5},
-    {.model_type = "internlm2", .max_position_embeddings = 2048, .attention_bias = true},
+    {.model_type = "internlm2", .attention_bias = true},
     {.model_type = "gemma3_text", .vocab_size = 262208, .hidden_size = 2304, .intermediate_size = 9216,
      .num_hidden_layers = 26, .num_attention_heads = 8, .num_key_value_heads = 4, .head_dim = 256,
      .max_position_embeddings = 131072, .sliding_window = 4096, .rope.theta = 1e6, .sliding_rope_theta = 1e4,
@@ -6015,13 +6000,13 @@ static const wrpo_config wrpo__families[] = {
      .scale_embeddings = true, .query_pre_attn_scalar = 256},
     {.model_type = "smollm3", .num_key_value_heads = 4, .max_position_embeddings = 32768, .rope.theta = 2e6,
      .tie_word_embeddings = true},
-    {.model_type = "olmo2", .max_position_embeddings = 2048, .rms_norm_eps = 1e-5, .qk_norm = true,
-     .qk_norm_rows = true, .post_norms = true, .no_pre_norms = true},
-    {.model_type = "granite", .max_position_embeddings = 2048, .attention_multiplier = 1},
-    {.model_type = "granitemoehybrid", .max_position_embeddings = 2048, .attention_multiplier = 1}};
+    {.model_type = "olmo2", .rms_norm_eps = 1e-5, .qk_norm = true, .qk_norm_rows = true, .post_norms = true,
+     .no_pre_norms = true},
+    {.model_type = "granite", .attention_multiplier = 1},
+    {.model_type = "granitemoehybrid", .attention_multiplier = 1}};
 
-/* The keys that set a field, each for the families or heads that read it: integers in a range, numbers above 0. A key
-   that is null is as if absent; of the kinds OR_NONE it is 0. */
+/* The keys that set a field, for the families or heads that read them: integers in a range, numbers above 0. null is as
+   if absent; of the kinds OR_NONE it is 0. */
 typedef enum wrpo__key_kind {
     WRPO__REQUIRED, WRPO__INTEGER, WRPO__INTEGER_OR_NONE, WRPO__NUMBER, WRPO__NUMBER_OR_NONE, WRPO__SWITCH
 } wrpo__key_kind;
@@ -6099,7 +6084,7 @@ static bool wrpo__is_known(const wrpo__reader *in, const wrpo_json *v) {
         if (in->is & wrpo__known_keys[i].of && wrpo__listed(wrpo__known_keys[i].keys, v->key)) return true;
     return false;
 }
-/* Which of the names v is, of those that have a bit in `allowed`. */
+/* which of the names with a bit in `allowed` */
 static int wrpo__choice(const wrpo_json *v, const char *what, const char *const *names, unsigned allowed) {
     wrpo__text list = {.arena = wrpo__current};
     for (int i = 0; names[i]; i++) {
@@ -6139,7 +6124,7 @@ static void wrpo__config_key(const wrpo__reader *in, const struct wrpo__key *k) 
 
 static const char *const wrpo__rope_names[] = {"default", "linear", "llama3", "yarn", "dynamic", "longrope", NULL};
 WRPO__NAMED(wrpo_rope_name, wrpo__rope_names)
-/* An array of positive numbers, one for each pair of elements that is rotated. */
+/* One for each pair of elements that is rotated. */
 static void wrpo__rope_factors(const wrpo_json *r, const char *key, float *out, int64_t count) {
     const wrpo_json *list = wrpo__present(r, key);
     bool fits = list && list->kind == WRPO_JSON_ARRAY && list->count == count;
@@ -6149,7 +6134,7 @@ static void wrpo__rope_factors(const wrpo_json *r, const char *key, float *out, 
     }
     if (!fits) wrpo__wrong(list ? list : r, "%s: want %lld positive numbers", key, (long long)count);
 }
-/* What types other than default read from their object r. */
+/* Types other than default. */
 static void wrpo__rope_scaling(const wrpo__reader *in, const wrpo_json *r) {
     static const char key[] = "original_max_position_embeddings";
     wrpo_rope *p = &in->c->rope;
@@ -6187,8 +6172,7 @@ static const wrpo_json *wrpo__rope_kind(const wrpo_json *r) {
     const wrpo_json *type = wrpo__present(r, "rope_type");
     return type ? type : wrpo__present(r, "type");
 }
-/* Where a file has both spellings, transformers reads rope_scaling, and rope_theta outside of it. The other one must
-   say the same. */
+/* transformers reads rope_scaling if both spellings are there, and rope_theta outside of it. The other must agree. */
 static void wrpo__rope_agrees(const wrpo_json *from, const wrpo_json *with, double theta) {
     WRPO__EACH(v, from) {
         const bool type = wrpo__listed("rope_type type", v->key);
@@ -6200,8 +6184,7 @@ static void wrpo__rope_agrees(const wrpo_json *from, const wrpo_json *with, doub
             wrpo__wrong(v, "%s: \"%.60s\" is not the same in %s", from->key, v->key, with->key);
     }
 }
-/* Gemma 3's rope_parameters are one object for its layers without a window and one for those with it. The first is
-   returned; the second has only a base. */
+/* Gemma 3 has an object for its layers without a window, which is returned, and one for those with it: only a base. */
 static const wrpo_json *wrpo__rope_by_layer(const wrpo__reader *in, const wrpo_json *parameters) {
     WRPO__EACH(v, parameters)
         if (!wrpo__listed("full_attention sliding_attention", v->key))
@@ -6238,8 +6221,7 @@ static void wrpo__config_rope(const wrpo__reader *in) {
             wrpo__unsupported(v, "%s: \"%.60s\" is not supported", r->key, v->key);
     attn = wrpo__present(r, "attn_factor");
     if (attn && attn->number != 1)
-        wrpo__log(wrpo__current->ctx, WRPO_LOG_WARN, "%s: %s: attn_factor is left out, as transformers does",
-                attn->name, r->key);
+        wrpo__warn("%s: %s: attn_factor is left out, as transformers does", attn->name, r->key);
 
     unsigned allowed = 63;  /* a bit for each type */
     if (phi3) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LONGROPE;
@@ -6273,8 +6255,8 @@ static void wrpo__config_no_rope(const wrpo__reader *in) {
         if (v) v = v->next;
     }
 }
-/* Which layers have a window: all; Qwen's from max_window_layers on; Gemma 2's even ones; Gemma 3's, except for every
-   sixth; SmolLM3's that do not rotate. layer_types overrides. */
+/* Layers with a window: all; Qwen's from max_window_layers on; Gemma 2's even ones; Gemma 3's but every sixth;
+   SmolLM3's that do not rotate. layer_types overrides. */
 static void wrpo__config_windows(const wrpo__reader *in) {
     static const char *const types[] = {"full_attention", "sliding_attention", "attention", NULL};
     static const char size_key[] = "sliding_window_size";
@@ -6321,16 +6303,16 @@ static void wrpo__config_head(wrpo__reader *in) {
     }
     in->is |= (unsigned)WRPO__HEADS << in->c->head;
 }
-/* Of Granite 4's hybrids the dense ones, which have neither experts nor Mamba layers. */
+/* Granite 4's dense models: no experts, no Mamba layers. */
 static void wrpo__config_granite4(const wrpo_json *root) {
     const wrpo_json *experts = wrpo__need(root, "num_local_experts", WRPO_JSON_NUMBER);
     if (experts->number != 0) wrpo__refuse(experts, NULL, "0: mixtures of experts are not supported");
     wrpo__need(root, "layer_types", WRPO_JSON_ARRAY);
     wrpo__need(root, "shared_intermediate_size", WRPO_JSON_NUMBER);
     const wrpo_json *position = wrpo__need(root, "position_embedding_type", WRPO_JSON_STRING);
-    if (!wrpo__json_is(position, "rope")) wrpo__refuse(position, NULL, "rope");
+    wrpo__check(wrpo__json_is(position, "rope"), position, "rope");
 }
-/* The text model's config in that of a model of several modalities; *class: what transformers calls it. */
+/* Of several modalities the text model's; *class: what transformers calls it. */
 static const wrpo_json *wrpo__config_text(const wrpo_json *root, const char **class) {
     const wrpo_json *text = wrpo__maybe(root, "text_config", WRPO_JSON_OBJECT);
     const wrpo_json *type = wrpo__need(root, "model_type", WRPO_JSON_STRING);
@@ -6356,6 +6338,7 @@ static void wrpo__config_parse(const wrpo_json *whole, wrpo_config *c) {
     *c = wrpo__families[family];
     wrpo__config_head(in);
     if (c->rms_norm_eps == 0) c->rms_norm_eps = 1e-6;
+    if (!c->max_position_embeddings) c->max_position_embeddings = 2048;
     c->initializer_range = 0.02;
     c->pad_token_id = c->reward_token_id = -1;
     if (c->head == WRPO_HEAD_GATED) c->gating_temperature = 10;
@@ -6365,9 +6348,7 @@ static void wrpo__config_parse(const wrpo_json *whole, wrpo_config *c) {
         if (!wrpo__is_known(in, v))
             wrpo__unsupported(v, "\"%.80s\": %s is not supported for model_type %s", v->key, wrpo__found(v),
                     c->model_type);
-        if (dropout)
-            wrpo__log(wrpo__current->ctx, WRPO_LOG_WARN, "%s: %s %g: the model is trained without it", v->name, v->key,
-                    v->number);
+        if (dropout) wrpo__warn("%s: %s %g: the model is trained without it", v->name, v->key, v->number);
     }
     for (int i = 0; i < WRPO__COUNT(wrpo__keys); i++)
         if (in->is & wrpo__keys[i].of) wrpo__config_key(in, &wrpo__keys[i]);
@@ -6409,7 +6390,7 @@ static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config 
     const char *config = wrpo__is_dir(path) ? wrpo__join(arena, path, "config.json") : path;
     if (!wrpo__exists(config)) wrpo__no_checkpoint(arena, path, "config.json", false);
     const wrpo__file *f = wrpo__open_file(arena, config);
-    wrpo__refuse_foreign(arena->ctx, f);
+    wrpo__refuse_foreign(f);
     memset(c, 0, sizeof *c);
     wrpo__config_parse(wrpo__json_parse(arena, config, 1, (const char *)f->data, f->size), c);
 }
@@ -6418,21 +6399,16 @@ WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_conf
 }
 
 /* ---- names: where the weights of the table are in the files ----
-   The table has the Llama layout. Phi-3 and InternLM2 have other names, and tensors that hold the rows of several
-   weights, one weight after the other in the order of the table. InternLM2's wqkv does so within each of G groups: the
-   query heads of one key/value head, then its key, then its value. */
-static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
-    {"phi3", "q_proj", "qkv_proj"}, {"phi3", "k_proj", "qkv_proj"}, {"phi3", "v_proj", "qkv_proj"},
-    {"phi3", "gate_proj", "gate_up_proj"}, {"phi3", "up_proj", "gate_up_proj"},
-    {"granitemoehybrid", "mlp.gate_proj", "shared_mlp.input_linear"},
-    {"granitemoehybrid", "mlp.up_proj", "shared_mlp.input_linear"},
-    {"granitemoehybrid", "mlp.down_proj", "shared_mlp.output_linear"},
-    {"internlm2", "embed_tokens", "tok_embeddings"}, {"internlm2", "lm_head", "output"},
-    {"internlm2", "self_attn.q_proj", "attention.wqkv"}, {"internlm2", "self_attn.k_proj", "attention.wqkv"},
-    {"internlm2", "self_attn.v_proj", "attention.wqkv"}, {"internlm2", "self_attn.o_proj", "attention.wo"},
-    {"internlm2", "input_layernorm", "attention_norm"}, {"internlm2", "post_attention_layernorm", "ffn_norm"},
-    {"internlm2", "mlp.gate_proj", "feed_forward.w1"}, {"internlm2", "mlp.up_proj", "feed_forward.w3"},
-    {"internlm2", "mlp.down_proj", "feed_forward.w2"}};
+   The table has the Llama layout. Phi-3 and InternLM2 have other names, and tensors with the rows of several weights in
+   the order of the table. InternLM2's wqkv has G groups: the query heads of a key/value head, its key, its value. */
+static const struct { const char *family, *names; } wrpo__renames[] = {    /* our name, theirs, ... */
+    {"phi3", "q_proj qkv_proj k_proj qkv_proj v_proj qkv_proj gate_proj gate_up_proj up_proj gate_up_proj"},
+    {"granitemoehybrid", "mlp.gate_proj shared_mlp.input_linear mlp.up_proj shared_mlp.input_linear "
+                         "mlp.down_proj shared_mlp.output_linear"},
+    {"internlm2", "embed_tokens tok_embeddings lm_head output self_attn.q_proj attention.wqkv "
+                  "self_attn.k_proj attention.wqkv self_attn.v_proj attention.wqkv self_attn.o_proj attention.wo "
+                  "input_layernorm attention_norm post_attention_layernorm ffn_norm mlp.gate_proj feed_forward.w1 "
+                  "mlp.up_proj feed_forward.w3 mlp.down_proj feed_forward.w2"}};
 typedef struct wrpo__slice {  /* row r of a weight is row r / own * stride + first + r % own of tensor `name` */
     const char *name;
     int64_t rows, stride, first, own;  /* rows: of the tensor */
@@ -6440,11 +6416,14 @@ typedef struct wrpo__slice {  /* row r of a weight is row r / own * stride + fir
     bool mapped;  /* the weight is used where the file has it */
 } wrpo__slice;
 static const char *wrpo__file_name(const wrpo_config *c, const char *name) {
-    for (int64_t i = 0; i < WRPO__COUNT(wrpo__renames); i++) {
-        const char *ours = wrpo__renames[i].ours, *found = strstr(name, ours);
-        if (found && !strcmp(c->model_type, wrpo__renames[i].family))
-            return wrpo__format(wrpo__current, "%.*s%s%s", (int)(found - name), name, wrpo__renames[i].theirs,
-                    found + strlen(ours));
+    char ours[32], theirs[32];
+    for (int i = 0; i < WRPO__COUNT(wrpo__renames); i++) {
+        const char *rest = strcmp(c->model_type, wrpo__renames[i].family) ? "" : wrpo__renames[i].names;
+        for (int n; sscanf(rest, "%31s %31s%n", ours, theirs, &n) == 2; rest += n) {
+            const char *found = strstr(name, ours);
+            if (!found) continue;
+            return wrpo__format(wrpo__current, "%.*s%s%s", (int)(found - name), name, theirs, found + strlen(ours));
+        }
     }
     return name;
 }
@@ -6470,9 +6449,8 @@ static wrpo__slice *wrpo__slices(wrpo__arena *arena, const wrpo_model *m) {  /* 
 }
 
 /* ---- tensors against the table of weights ---- */
-/* A tensor that a load may leave alone: the output of a tied model, which is equal to its embedding; frequencies of
-   old files; what is beside a text model; the head of a reward model, which wrpo_reward_load reads, for nothing trains
-   it. form: see wrpo__prefixes. */
+/* A tensor that a load leaves alone: a tied output; frequencies of old files; what is beside a text model; a reward
+   model's head, which wrpo_reward_load reads. form: see wrpo__prefixes. */
 static bool wrpo__is_extra(const wrpo_config *c, const char *name, int form) {
     const char *head = wrpo__file_name(c, "lm_head.weight");
     if (form > 1 && (strstr(name, "vision_tower.") || strstr(name, "multi_modal_projector."))) return true;
@@ -6486,8 +6464,7 @@ static bool wrpo__is_extra(const wrpo_config *c, const char *name, int form) {
     default: return false;
     }
 }
-/* What the file has in front of a name, instead of "model." or of nothing: of a base model; of a text model beside
-   others, before and since transformers 4.52. */
+/* Instead of "model." or of nothing: a base model; a text model beside others, before and since transformers 4.52. */
 static const struct { const char *model, *head; } wrpo__prefixes[] = {
     {"model.", ""}, {"", ""}, {"language_model.model.", "language_model."}, {"model.language_model.", ""}};
 static const wrpo_tensor_info *wrpo__find_as(const wrpo_tensors *t, int form, const char *name) {
@@ -6497,15 +6474,15 @@ static const wrpo_tensor_info *wrpo__find_as(const wrpo_tensors *t, int form, co
     snprintf(found, sizeof found, "%s%s", prefix, in_model ? name + 6 : name);
     return wrpo_tensors_find(t, found);
 }
-/* Which of these it is: by the embedding, or, where the tied output may be in its stead, by the last norm. */
+/* Which of these, by the last norm. */
 static int wrpo__name_form(const wrpo_tensors *t, const wrpo_config *c) {
     const char *name = wrpo__file_name(c, "model.norm.weight");
     int form = 3;
     while (form > 0 && !wrpo__find_as(t, form, name)) form--;
     return form;
 }
-/* Of a language model's directory. Its config says that the output is the embedding, but the file has both and they
-   differ: as in transformers 5 it is not. */
+/* If a language model's config says that the output is the embedding, but the file has both and they differ, it is
+   not: as in transformers 5. */
 static void wrpo__untie(const wrpo_tensors *t, wrpo_config *c) {
     if (!c->tie_word_embeddings || c->head != WRPO_HEAD_LM) return;
     const char *in = wrpo__file_name(c, "model.embed_tokens.weight"), *out = wrpo__file_name(c, "lm_head.weight");
@@ -6513,10 +6490,10 @@ static void wrpo__untie(const wrpo_tensors *t, wrpo_config *c) {
     const wrpo_tensor_info *embed = wrpo__find_as(t, form, in), *head = wrpo__find_as(t, form, out);
     if (!embed || !head || (embed->bytes == head->bytes && !memcmp(embed->data, head->data, head->bytes))) return;
     c->tie_word_embeddings = false;
-    wrpo__log(wrpo__current->ctx, WRPO_LOG_WARN, "%s: tie_word_embeddings is true, but %s and %s differ: they are not "
-            "tied, and a save has both", head->file, in, out);
+    wrpo__warn("%s: tie_word_embeddings is true, but %s and %s differ: they are not tied, and a save has both",
+            head->file, in, out);
 }
-/* Where the file has a weight: under its name; a tied embedding as the output. */
+/* Under its name, or a tied embedding as the output. */
 static const wrpo_tensor_info *wrpo__find_weight(const wrpo_tensors *t, const wrpo_config *c, const char *name,
         int form) {
     const wrpo_tensor_info *info = wrpo__find_as(t, form, name);
@@ -6524,25 +6501,21 @@ static const wrpo_tensor_info *wrpo__find_weight(const wrpo_tensors *t, const wr
     if (info || !embedding || !c->tie_word_embeddings) return info;
     return wrpo__find_as(t, form, wrpo__file_name(c, "lm_head.weight"));
 }
-/* The slice of each weight of the table from number `begin` on: all are there, in their shapes, and no other tensor.
-   *dtype: of the first. */
+/* The slice of each weight from `begin` on: all are there, in their shapes, and nothing else. *dtype: of the first. */
 static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, int64_t begin, const char *dir,
         const wrpo_tensors *t, wrpo_dtype *dtype) {
     const wrpo_tensor_info *first = NULL, *other = NULL;
     wrpo__slice *slices = wrpo__slices(arena, m);
     bool *seen = wrpo__alloc(arena, (size_t)t->count, sizeof *seen);
     const int form = begin ? 0 : wrpo__name_form(t, &m->config);
-    if (form == 1)
-        wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: a base model's file, whose names lack \"model.\": a save has them", dir);
-    if (form > 1)
-        wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: a model of several modalities: its text model is read and saved, alone",
-                  dir);
+    if (form == 1) wrpo__warn("%s: a base model's file, whose names lack \"model.\": a save has them", dir);
+    if (form > 1) wrpo__warn("%s: a model of several modalities: its text model is read and saved, alone", dir);
     for (int64_t i = begin; i < m->n_weights; i++) {
         const wrpo_weight *w = &m->weights[i];
         wrpo__slice *s = &slices[i];
         const wrpo_tensor_info *info = s->info = wrpo__find_weight(t, &m->config, s->name, form);
         if (!info)
-            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing%s", dir, s->name,
+            wrpo__fail_format("%s: %s is missing%s", dir, s->name,
                     form == 1 ? ": want a causal language model's checkpoint, found a base model's" : "");
         const int64_t shape[2] = {s->rows, w->cols};
         const int ndim = w->vector ? 1 : 2;
@@ -6555,8 +6528,8 @@ static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, 
         seen[info - t->info] = true;
     }
     if (other)
-        wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: %s is %s, %s %s: saved again, all are %s unless a type is asked for", dir,
-                first->name, first->dtype, other->name, other->dtype, first->dtype);
+        wrpo__warn("%s: %s is %s, %s %s: saved again, all are %s unless a type is asked for", dir, first->name,
+                first->dtype, other->name, other->dtype, first->dtype);
     for (int64_t i = 0; i < t->count; i++)
         if (!seen[i] && !wrpo__is_extra(&m->config, t->info[i].name, form))
             wrpo__wrong_tensor(&t->info[i], "no such tensor in a %s of this config", m->config.model_type);
@@ -6600,8 +6573,8 @@ static void wrpo__map_weights(wrpo_model *model, wrpo__slice *slices) {
         floats = floats || dtype != WRPO_DTYPE_BF16;
     }
     if (floats && model->ctx->desc.dtype == WRPO_DTYPE_BF16)
-        wrpo__log(model->ctx, WRPO_LOG_WARN, "%s: not all matrices are BF16: products with the others are computed in "
-                "float, not in bfloat16", model->dir);
+        wrpo__warn("%s: not all matrices are BF16: products with the others are computed in float, not in bfloat16",
+                model->dir);
 }
 static void wrpo__copy_weights(wrpo_model *model, int64_t begin, const wrpo__slice *slices, float *piece) {
     for (int64_t i = begin; i < model->n_weights; i++) {
@@ -6625,42 +6598,41 @@ static const char *wrpo__layer_name(const wrpo_config *c, const wrpo_weight *w) 
     const char *name = wrpo__file_name(c, w->name);
     return wrpo__strndup(wrpo__current, name, strlen(name) - strlen(".weight"));
 }
-/* Do the files fuse this weight with the one before it into one layer (qkv_proj)? */
+/* with the weight before it, into one layer (qkv_proj)? */
 static bool wrpo__is_fused(const wrpo_config *c, const wrpo_weight *w) {
     return !strcmp(wrpo__layer_name(c, w), wrpo__layer_name(c, w - 1));
 }
-/* Room for the adapters of a model, none yet. From here on model->arena is an arena of their own, until it is put back:
-   if something fails, nothing is left of them. */
+/* Room for adapters, none yet. Until it is put back, model->arena is an arena of their own: after a failure nothing is
+   left of them. */
 static wrpo__lora *wrpo__lora_new(wrpo_model *model) {
     wrpo_ctx *ctx = model->ctx;
-    if (model->lora) wrpo__fail(ctx, WRPO_E_ARG, "the model has an adapter already");
-    if (model->low)
-        wrpo__fail(ctx, WRPO_E_ARG, "an adapter, in a context of bfloat16: want a model that was loaded frozen");
+    if (model->lora) wrpo__fail_arg("the model has an adapter already");
+    if (model->low) wrpo__fail_arg("an adapter, in a context of bfloat16: want a model that was loaded frozen");
     if (!ctx->desc.backend->dropout)
-        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: the backend has no dropout, which adapters need",
-                ctx->desc.backend->name);
-    if (model->trainers) wrpo__fail(ctx, WRPO_E_ARG, "an adapter: want a model that no trainer trains");
+        wrpo__fail_unsupported("%s: the backend has no dropout, which adapters need", ctx->desc.backend->name);
+    if (model->trainers) wrpo__fail_arg("an adapter: want a model that no trainer trains");
     model->arena = wrpo__sub_arena(model->arena);
     wrpo__lora *lora = WRPO__NEW(model->arena, wrpo__lora);
     lora->of = wrpo__alloc(model->arena, (size_t)model->config.num_hidden_layers, WRPO__KINDS * sizeof *lora->of);
     return lora;
 }
-/* The i-th linear weight of the model, of its layers in order; its adapter in *of. */
-static const wrpo_weight *wrpo__linear_at(const wrpo_model *model, const wrpo__lora *lora, int64_t i,
+/* The i-th linear weight, layer by layer, and its adapter; false: there are no more. */
+static bool wrpo__linear_at(const wrpo_model *model, const wrpo__lora *lora, int64_t i, const wrpo_weight **w,
         wrpo__adapter **of) {
     const wrpo__kind kind = wrpo__linears[i % WRPO__LINEARS];
+    if (i == model->config.num_hidden_layers * WRPO__LINEARS) return false;
     *of = &lora->of[i / WRPO__LINEARS * WRPO__KINDS + (int64_t)kind];
-    return wrpo__weight(model, kind, i / WRPO__LINEARS);
+    *w = wrpo__weight(model, kind, i / WRPO__LINEARS);
+    return true;
 }
-static int64_t wrpo__linear_count(const wrpo_model *model) { return model->config.num_hidden_layers * WRPO__LINEARS; }
 static wrpo__adapter wrpo__adapter_of(const wrpo_config *c, const wrpo_weight *w, int64_t rank, double alpha,
         bool rslora) {
     const double root = rslora ? sqrt((double)rank) : (double)rank;
     return (wrpo__adapter){.rank = rank, .alpha = alpha, .scale = (float)(alpha / root),
                            .shared = wrpo__is_fused(c, w)};
 }
-/* Appends what lora->of says to the table: for each product its As, which are one matrix, then its Bs. All are one run
-   of memory. The other weights are trained no more. */
+/* Appends to the table, for each product, its As, which are one matrix, then its Bs. All are one run of memory. The
+   other weights are trained no more. */
 static void wrpo__adapter_table(wrpo_model *model, wrpo__lora *lora) {
     const wrpo__linear products[] = {wrpo__qkv, wrpo__o, wrpo__gu, wrpo__down};
     const int64_t L = model->config.num_hidden_layers, n = model->n_weights;
@@ -6718,9 +6690,9 @@ static void wrpo__adapter_begin(wrpo_model *model, const wrpo_adapter_desc *desc
     WRPO__RANGE(d->r >= 1 && d->r <= WRPO__MAX_RANK, "r", d->r, "a rank from 1 to 4096");
     WRPO__RANGE(d->alpha > 0 && d->alpha <= 1e6, "alpha", d->alpha, "a number above 0, to 1000000");
     WRPO__RANGE(d->dropout >= 0 && d->dropout <= 0.999, "dropout", d->dropout, "a number in [0, 0.999]");
-    for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
-        wrpo__adapter *of;
-        const wrpo_weight *w = wrpo__linear_at(model, lora, i, &of);
+    const wrpo_weight *w;
+    wrpo__adapter *of;
+    for (int64_t i = 0; wrpo__linear_at(model, lora, i, &w, &of); i++) {
         const char *leaf = strrchr(wrpo__layer_name(&model->config, w), '.') + 1;
         if (all || wrpo__listed(target, leaf)) *of = wrpo__adapter_of(&model->config, w, d->r, d->alpha, d->rslora);
         if (i < WRPO__LINEARS && !wrpo__is_fused(&model->config, w))
@@ -6731,7 +6703,7 @@ static void wrpo__adapter_begin(wrpo_model *model, const wrpo_adapter_desc *desc
         size = strcspn(at, ",");
         const char *name = wrpo__format(wrpo__current, "%.*s", (int)WRPO__MIN(size, 60), at);
         if (!wrpo__listed(used.data, name))
-            wrpo__fail(ctx, WRPO_E_ARG, "target: want all-linear or names out of %s, found \"%s\"", used.data, name);
+            wrpo__fail_arg("target: want all-linear or names out of %s, found \"%s\"", used.data, name);
     }
     d->target = NULL;
     wrpo__adapter_table(model, lora);
@@ -6760,8 +6732,8 @@ static double wrpo__adapter_alpha(const wrpo_json *v) {
     if (!(v->number > 0 && v->number <= 1e6)) wrpo__refuse(v, NULL, "a positive number");
     return v->number;
 }
-/* adapter_config.json. A key that would change the result has the only value that is computed, or is refused. Unknown
-   keys pass if they are null, false or empty. */
+/* A key that would change the result has the value that is computed, or is refused. Unknown keys pass if they are null,
+   false or empty. */
 static void wrpo__adapter_config(const wrpo_json *root, wrpo_adapter_desc *d) {
     static const char known[] =
         "r lora_alpha lora_dropout use_rslora rank_pattern alpha_pattern peft_type "
@@ -6778,7 +6750,7 @@ static void wrpo__adapter_config(const wrpo_json *root, wrpo_adapter_desc *d) {
         wrpo__unsupported(v, "%.60s %s is not supported", v->key, wrpo__found(v));
     }
     const wrpo_json *type = wrpo__need(root, "peft_type", WRPO_JSON_STRING);
-    if (!wrpo__json_is(type, "LORA")) wrpo__refuse(type, NULL, "LORA");
+    wrpo__check(wrpo__json_is(type, "LORA"), type, "LORA");
     const wrpo_json *init = wrpo__present(root, "init_lora_weights");  /* others change the base as they are loaded */
     if (init && init->kind != WRPO_JSON_BOOL &&
             !(init->kind == WRPO_JSON_STRING && wrpo__listed("gaussian orthogonal eva mica", init->text)))
@@ -6794,8 +6766,8 @@ static bool wrpo__ends_layer(const char *layer, const char *name) {  /* whole, o
     const size_t n = strlen(layer), k = strlen(name);
     return wrpo__ends(layer, name) && (n == k || layer[n - k - 1] == '.');
 }
-/* rank_pattern or alpha_pattern: the value of the first key that ends the layer's name, at a dot, or with ^ is all of
-   it; NULL: none is. As PEFT, but other regular expressions are refused. */
+/* rank_pattern or alpha_pattern: the value of the first key that ends the layer's name, or with ^ is all of it. As
+   PEFT, but other regular expressions are refused. */
 static const wrpo_json *wrpo__adapter_pattern(const wrpo_json *pattern, const char *layer) {
     WRPO__EACH(v, pattern) {
         const bool whole = v->key[0] == '^';
@@ -6812,8 +6784,8 @@ static bool wrpo__names_layer(const wrpo_json *list, const char *layer) {  /* do
         if (wrpo__ends_layer(layer, wrpo__want(v, WRPO_JSON_STRING, list->key)->text)) return true;
     return false;
 }
-/* PEFT leaves out tensors of layers that the config does not mean, and makes adapters that the file does not have. Here
-   the two must agree, as far as the config has names; a regular expression is taken to mean what the file has. */
+/* PEFT leaves out tensors that the config does not mean, and makes adapters that the file lacks. Here both must agree
+   as far as the config has names; a regular expression means what the file has. */
 static void wrpo__adapter_agrees(const wrpo_json *root, const char *layer, int64_t l, bool found) {
     const wrpo_json *target = wrpo__present(root, "target_modules"), *not = wrpo__present(root, "exclude_modules");
     const wrpo_json *layers = wrpo__present(root, "layers_to_transform");
@@ -6829,9 +6801,8 @@ static void wrpo__adapter_agrees(const wrpo_json *root, const char *layer, int64
             found ? "want no" : "want", layer, found ? "its tensors" : "none");
 }
 static void wrpo__adapter_load(wrpo__arena *temp, wrpo_model *model, const char *dir) {
-    wrpo_ctx *ctx = model->ctx;
     const int64_t first = model->n_weights;
-    if (!dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_adapter_load: dir is missing");
+    if (!dir) wrpo__fail_arg("wrpo_adapter_load: dir is missing");
     wrpo__lora *lora = wrpo__lora_new(model);
     const char *file = wrpo__join(temp, dir, WRPO__ADAPTER_FILE);
     const wrpo_json *root = wrpo__json_file(temp, wrpo__join(temp, dir, WRPO__ADAPTER_CONFIG));
@@ -6839,9 +6810,9 @@ static void wrpo__adapter_load(wrpo__arena *temp, wrpo_model *model, const char 
     const wrpo_tensors *t = wrpo__tensors_new(temp, file);
     const wrpo_json *ranks = wrpo__maybe(root, "rank_pattern", WRPO_JSON_OBJECT);
     const wrpo_json *alphas = wrpo__maybe(root, "alpha_pattern", WRPO_JSON_OBJECT);
-    for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
-        wrpo__adapter *of;
-        const wrpo_weight *w = wrpo__linear_at(model, lora, i, &of);
+    const wrpo_weight *w;
+    wrpo__adapter *of;
+    for (int64_t i = 0; wrpo__linear_at(model, lora, i, &w, &of); i++) {
         const char *layer = wrpo__layer_name(&model->config, w);
         const bool found = wrpo_tensors_find(t, wrpo__format(temp, "base_model.model.%s.lora_A.weight", layer));
         wrpo__adapter_agrees(root, layer, i / WRPO__LINEARS, found);
@@ -6854,10 +6825,10 @@ static void wrpo__adapter_load(wrpo__arena *temp, wrpo_model *model, const char 
     }
     for (int64_t i = 0; i < t->count; i++)
         if (strstr(t->info[i].name, "embed_tokens.") || strstr(t->info[i].name, "lm_head."))
-            wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: an adapter of the embedding or of lm_head is not supported",
-                    file, t->info[i].name);
+            wrpo__fail_unsupported("%s: %s: an adapter of the embedding or of lm_head is not supported", file,
+                    t->info[i].name);
     wrpo__adapter_table(model, lora);
-    if (!model->count && !t->count) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want an adapter, found no tensors", file);
+    if (!model->count && !t->count) wrpo__fail_format("%s: want an adapter, found no tensors", file);
     wrpo_dtype dtype;
     wrpo__slice *slices = wrpo__find_weights(temp, model, first, file, t, &dtype);
     wrpo__model_memory(model);
@@ -6884,36 +6855,33 @@ WRPO_API wrpo_result wrpo_adapter_load(wrpo_model *model, const char *dir) {
 WRPO_API wrpo_adapter_desc wrpo_model_adapter(const wrpo_model *model) {
     return model->lora ? model->lora->desc : (wrpo_adapter_desc){0};
 }
-/* The adapter that a model is loaded with: the desc's, or the one beside its config.json, as transformers does it. */
+/* The desc's adapter, or the one beside config.json, as transformers does it. */
 static void wrpo__adapter_beside(wrpo__arena *temp, wrpo_model *model, const wrpo_model_desc *desc, bool reward) {
     const bool beside = wrpo__exists(wrpo__join(temp, desc->dir, WRPO__ADAPTER_CONFIG));
     const char *dir = desc->adapter;
-    if (reward && beside)
-        wrpo__fail(model->ctx, WRPO_E_UNSUPPORTED, "%s: an adapter of a reward model is not supported", desc->dir);
-    if (dir && beside) wrpo__log(model->ctx, WRPO_LOG_WARN, "%s: the adapter beside the model is left out", desc->dir);
+    if (reward && beside) wrpo__fail_unsupported("%s: an adapter of a reward model is not supported", desc->dir);
+    if (dir && beside) wrpo__warn("%s: the adapter beside the model is left out", desc->dir);
     if (!dir && beside) dir = desc->dir;
     if (!dir) return;
-    if (!desc->frozen)
-        wrpo__fail(model->ctx, WRPO_E_ARG, "%s: an adapter: want it merged into the model, or the model loaded "
-                "frozen", dir);
+    if (!desc->frozen) wrpo__fail_arg("%s: an adapter: want it merged into the model, or the model loaded frozen", dir);
     wrpo__arena *arena = model->arena;
     wrpo__adapter_load(temp, model, dir);
     model->arena = arena;
     if (!desc->adapter) wrpo__log(model->ctx, WRPO_LOG_INFO, "%s: the adapter beside the model is applied", dir);
 }
 
-static void wrpo__need_language_model(wrpo_ctx *ctx, const char *dir, const wrpo_config *c) {
+static void wrpo__need_language_model(const char *dir, const wrpo_config *c) {
     if (c->head != WRPO_HEAD_LM)
-        wrpo__fail(ctx, WRPO_E_UNSUPPORTED,
-                "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
+        wrpo__fail_unsupported("%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train",
+                dir);
 }
 static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *desc, bool reward) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo__arena *temp = wrpo__sub_arena(arena);
     wrpo_config config;
-    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
+    if (!desc || !desc->dir) wrpo__fail_arg("wrpo_model_desc: dir is missing");
     wrpo__config_read(temp, desc->dir, &config);
-    if (!reward) wrpo__need_language_model(ctx, desc->dir, &config);
+    if (!reward) wrpo__need_language_model(desc->dir, &config);
     const bool map = desc->frozen && ctx->desc.backend->host;
     const wrpo_tensors *t = wrpo__tensors_new(map ? arena : temp, desc->dir);  /* mapped: open as long as the model */
     wrpo__untie(t, &config);
@@ -6940,9 +6908,9 @@ WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc,
 /* ---- random weights ---- */
 static wrpo_model *wrpo__model_init(wrpo__arena *arena, const wrpo_init_desc *desc) {
     wrpo_config config;
-    if (!desc || !desc->config) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
+    if (!desc || !desc->config) wrpo__fail_arg("wrpo_init_desc: config is missing");
     wrpo__config_read(arena, desc->config, &config);
-    wrpo__need_language_model(arena->ctx, desc->config, &config);
+    wrpo__need_language_model(desc->config, &config);
     wrpo_model *model = wrpo__model_table(arena, &config, arena->ctx->desc.dtype);
     model->frozen = desc->frozen;
     wrpo__model_memory(model);
@@ -6963,13 +6931,13 @@ static void wrpo__weight_move(wrpo_model *model, int64_t i, int64_t first, int64
                               float *get, const float *put) {
     wrpo_ctx *ctx = model->ctx;
     if (i < 0 || i >= model->n_weights)
-        wrpo__fail(ctx, WRPO_E_ARG, "weight %lld: want 0 to %lld", (long long)i, (long long)model->n_weights - 1);
+        wrpo__fail_arg("weight %lld: want 0 to %lld", (long long)i, (long long)model->n_weights - 1);
     const wrpo_weight *w = &model->weights[i];
     if (first < 0 || count < 0 || first > wrpo__size(w) || count > wrpo__size(w) - first)
-        wrpo__fail(ctx, WRPO_E_ARG, "%s: %lld elements from %lld on: it has %lld", w->name, (long long)count,
-                   (long long)first, (long long)wrpo__size(w));
+        wrpo__fail_arg("%s: %lld elements from %lld on: it has %lld", w->name, (long long)count, (long long)first,
+                (long long)wrpo__size(w));
     if (put && model->frozen && !(model->lora && w->at >= 0))
-        wrpo__fail(ctx, WRPO_E_ARG, "%s: the model was loaded frozen (wrpo_model_desc)", w->name);
+        wrpo__fail_arg("%s: the model was loaded frozen (wrpo_model_desc)", w->name);
     if (put) wrpo__weight_put(model, w, first, count, put);
     else wrpo__weight_get(model, w, first, count, get);
     wrpo__sync(ctx);
@@ -6992,13 +6960,14 @@ static bool wrpo__is_side_file(const char *name) {  /* other than config.json, w
         if (wrpo__ends(name, ends[i])) return true;
     return false;
 }
-/* One more side file, whole under its part name. Nothing if it is there already with the same content. */
-static void wrpo__side_file(wrpo__arena *arena, wrpo__writer ***sides, const char *to, const void *data, size_t size) {
-    const wrpo__file *old = wrpo__disk_exists(to) ? wrpo__disk_open(arena, to) : NULL;
+/* One more side file, unless it is there with the same content. */
+static void wrpo__side_file(wrpo__save *save, const char *name, const void *data, size_t size) {
+    const char *to = wrpo__join(save->temp, save->dir, name);
+    const wrpo__file *old = wrpo__disk_exists(to) ? wrpo__disk_open(save->temp, to) : NULL;
     if (old && old->size == size && !memcmp(old->data, data, size)) return;
-    stbds_arrput(*sides, wrpo__write_whole(arena, to, data, size));
+    stbds_arrput(save->sides, wrpo__write_whole(save->temp, to, data, size));
 }
-/* Where a value begins in its text, by line and column. */
+/* Where a value begins, by line and column. */
 static const char *wrpo__json_place(const char *text, const wrpo_json *v) {
     for (int32_t i = 1; i < v->line; i++) text = strchr(text, '\n') + 1;
     for (int32_t i = 1; i < v->column; i++)
@@ -7006,49 +6975,49 @@ static const char *wrpo__json_place(const char *text, const wrpo_json *v) {
     return text;
 }
 static const char *wrpo__json_end(const char *s) {  /* where the value that begins there ends */
-    int depth = 0;
-    if (!strchr("\"{[", *s)) return s + strcspn(s, ",}] \t\r\n");
-    do {
-        if (*s == '"')
-            for (s++; *s != '"'; s++) s += *s == '\\';
-        depth += (*s == '{' || *s == '[') - (*s == '}' || *s == ']');
-        s++;
-    } while (depth > 0);
-    return s;
+    const size_t n = strlen(s);
+    wrpo__json_in in = {wrpo__current, "", s, s + n, 1, s, wrpo__raw(wrpo__current, n + 1, 1)};
+    wrpo_json v = {0};
+    wrpo__json_value(&in, &v, 0);
+    while (strchr(" \t\r\n", in.at[-1])) in.at--;
+    return in.at;
 }
-/* Appends the text of an object, unchanged except for some members: value becomes theirs, or, with add, one that it
-   lacks. value NULL: none. */
+/* A side file with the text of a whole value, of which `object` is or becomes all: unchanged except for some members,
+   or, with add, what it lacks. value NULL: no edit. */
 typedef struct wrpo__json_edit { const char *key, *value; bool add; } wrpo__json_edit;
-static void wrpo__json_edited(wrpo__text *out, const char *text, const wrpo_json *object, const wrpo__json_edit *edits,
-        int count) {
-    const char *rest = wrpo__json_place(text, object), *end = wrpo__json_end(rest);
+static void wrpo__save_edited(wrpo__save *save, const char *name, const char *text, const wrpo_json *whole,
+        const wrpo_json *object, const wrpo__json_edit *edits, int count) {
+    const char *begin = wrpo__json_place(text, whole), *rest = wrpo__json_place(text, object);
+    const char *end = wrpo__json_end(rest);
     int64_t members = object->count;
-    wrpo__text_add(out, rest++, 1);
-    for (int i = 0; i < count; i++) {
-        if (!edits[i].value || !edits[i].add || wrpo_json_get(object, edits[i].key)) continue;
-        const char *const parts[] = {"\n  \"", edits[i].key, "\": ", edits[i].value, members++ ? "," : ""};
-        for (int k = 0; k < 5; k++) wrpo__text_puts(out, parts[k]);
-    }
+    wrpo__text out = {.arena = save->temp};
+    wrpo__text_add(&out, text, (size_t)(begin - text));
+    wrpo__text_add(&out, rest++, 1);
+    for (int i = 0; i < count; i++)
+        if (edits[i].value && edits[i].add && !wrpo_json_get(object, edits[i].key))
+            wrpo__text_printf(&out, "\n  \"%s\": %s%s", edits[i].key, edits[i].value, members++ ? "," : "");
     WRPO__EACH(v, object)
         for (int i = 0; i < count; i++) {
             if (!edits[i].value || strcmp(edits[i].key, v->key)) continue;
             const char *at = wrpo__json_place(text, v);
-            wrpo__text_add(out, rest, (size_t)(at - rest));
-            wrpo__text_puts(out, edits[i].value);
+            wrpo__text_add(&out, rest, (size_t)(at - rest));
+            wrpo__text_puts(&out, edits[i].value);
             rest = wrpo__json_end(at);
         }
-    wrpo__text_add(out, rest, (size_t)(end - rest));
+    wrpo__text_add(&out, rest, (size_t)(end - rest));
+    wrpo__text_puts(&out, wrpo__json_end(begin));
+    wrpo__side_file(save, name, out.data, out.size);
 }
-/* config.json, unchanged except for what the weights written are: dtype / torch_dtype; not tied where they are not; a
-   language model where a base model's file was read, or the text model of one of several modalities. */
-static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const char *from, const char *to,
-        const wrpo_config *c, wrpo_dtype dtype) {
+/* config.json, unchanged except for what is written: the dtype; whether it is tied; a language model where a base model
+   or one of several modalities was read. */
+static void wrpo__save_config(wrpo__save *save, const char *from, const wrpo_config *c) {
+    wrpo__arena *arena = save->temp;
     const wrpo__file *f = wrpo__open_file(arena, from);
     const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *class = NULL;
     const wrpo_json *whole = wrpo__json_parse(arena, from, 1, text, f->size);
     const wrpo_json *root = wrpo__config_text(whole, &class), *tie = wrpo__present(root, "tie_word_embeddings");
     const wrpo_json *name = wrpo_json_get(root, "architectures");
-    const char *type = wrpo__format(arena, "\"%s\"", wrpo__dtypes[dtype].torch);
+    const char *type = wrpo__format(arena, "\"%s\"", wrpo__dtypes[save->dtype].torch);
     bool tied = tie && tie->kind == WRPO_JSON_BOOL && tie->boolean;
     for (int i = 0; !tie && i < WRPO__COUNT(wrpo__families); i++)
         if (!strcmp(c->model_type, wrpo__families[i].model_type)) tied = wrpo__families[i].tie_word_embeddings;
@@ -7062,70 +7031,56 @@ static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const c
         {"dtype", root != whole || wrpo__present(root, "dtype") ? type : NULL, true},
         {"tie_word_embeddings", differs ? tying : NULL, true},
         {"architectures", class, true}};
-    wrpo__text out = {.arena = arena};
-    const char *begin = wrpo__json_place(text, whole), *end = wrpo__json_end(begin);
-    wrpo__text_add(&out, text, (size_t)(begin - text));
-    wrpo__json_edited(&out, text, root, edits, WRPO__COUNT(edits));
-    wrpo__text_puts(&out, end);
-    wrpo__side_file(arena, sides, to, out.data, out.size);
+    wrpo__save_edited(save, "config.json", text, whole, root, edits, WRPO__COUNT(edits));
 }
-static void wrpo__save_eos(wrpo__arena *arena, wrpo__writer ***sides, const char *from, const char *to,
-        const wrpo_save_desc *desc) {
-    wrpo__text list = {.arena = arena}, out = {.arena = arena};
+#define WRPO__GENERATION_CONFIG "generation_config.json"
+static void wrpo__save_eos(wrpo__save *save, const char *from, const wrpo_save_desc *desc) {
+    wrpo__arena *arena = save->temp;
+    wrpo__text list = {.arena = arena};
     const wrpo__file *f = from ? wrpo__open_file(arena, from) : NULL;
-    const char *text = f ? wrpo__strndup(arena, (const char *)f->data, f->size) : "{}";
-    const wrpo_json *root = wrpo__json_parse(arena, from ? from : to, 1, text, strlen(text));
+    const char *text = f ? wrpo__strndup(arena, (const char *)f->data, f->size) : "{}\n";
+    const wrpo_json *root = wrpo__json_parse(arena, from ? from : WRPO__GENERATION_CONFIG, 1, text, strlen(text));
     for (int64_t i = 0; i < desc->eos_count; i++)
-        wrpo__text_puts(&list, wrpo__format(arena, "%s%d", i ? ", " : "[", (int)desc->eos[i]));
+        wrpo__text_printf(&list, "%s%d", i ? ", " : "[", (int)desc->eos[i]);
     wrpo__text_puts(&list, "]");
     const wrpo__json_edit edit = {"eos_token_id", list.data, true};
-    wrpo__json_edited(&out, text, wrpo__want(root, WRPO_JSON_OBJECT, NULL), &edit, 1);
-    wrpo__text_puts(&out, "\n");
-    wrpo__side_file(arena, sides, to, out.data, out.size);
+    wrpo__save_edited(save, WRPO__GENERATION_CONFIG, text, root, wrpo__want(root, WRPO_JSON_OBJECT, NULL), &edit, 1);
 }
-/* The side files of the tokenizer's directory, then of the model's, where names are not taken yet. */
-static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc,
-        wrpo_dtype dtype) {
-    static const char generation[] = "generation_config.json";
-    wrpo__writer **sides = NULL;
+/* Of the tokenizer's directory, then of the model's, where names are not taken. */
+static void wrpo__save_sides(wrpo__save *save, const wrpo_model *model, const wrpo_save_desc *desc) {
+    wrpo__arena *arena = save->temp;
     const bool dir = wrpo__is_dir(model->dir);  /* else it is the path of a config.json */
-    const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL}, *to = desc->dir, *stops = NULL;
-    const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
-    wrpo__save_config(arena, &sides, config, wrpo__join(arena, to, "config.json"), &model->config, dtype);
+    const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL}, *stops = NULL;
+    wrpo__save_config(save, dir ? wrpo__join(arena, model->dir, "config.json") : model->dir, &model->config);
     for (int i = 0; i < 2; i++) {
         const wrpo__name *names = from[i] ? wrpo__list_dir(arena, from[i]) : NULL;
         for (int64_t k = 0; k < stbds_arrlen(names); k++) {
             const char *name = names[k].text, *path = wrpo__join(arena, from[i], name);
             const bool taken = i && from[0] && wrpo__exists(wrpo__join(arena, from[0], name));
             if (taken || !wrpo__is_side_file(name) || wrpo__is_dir(path)) continue;
-            if (desc->eos_count && !strcmp(name, generation)) {
+            if (desc->eos_count && !strcmp(name, WRPO__GENERATION_CONFIG)) {
                 stops = path;
                 continue;
             }
             const wrpo__file *f = wrpo__open_file(arena, path);
-            wrpo__side_file(arena, &sides, wrpo__join(arena, to, name), f->data, f->size);
+            wrpo__side_file(save, name, f->data, f->size);
         }
     }
-    if (desc->eos_count) wrpo__save_eos(arena, &sides, stops, wrpo__join(arena, to, generation), desc);
-    return sides;
+    if (desc->eos_count) wrpo__save_eos(save, stops, desc);
 }
-/* adapter_config.json, as PEFT writes it. A layer whose rank or alpha differs is named in a pattern. target_modules
-   names layers one by one where not all of a name have an adapter. */
-static void wrpo__save_adapter_config(wrpo__arena *arena, wrpo__writer ***sides, const wrpo_model *model,
-        const char *dir) {
+/* adapter_config.json, as PEFT writes it. Patterns name layers whose rank or alpha differs. target_modules names layers
+   one by one where not all of a name have an adapter. */
+static void wrpo__save_adapter_config(wrpo__save *save, const wrpo_model *model) {
     const wrpo__lora *lora = model->lora;
     const wrpo_adapter_desc *d = &lora->desc;
-    wrpo__text out = {.arena = arena}, targets = out, ranks = out, alphas = out;
+    wrpo__text out = {.arena = save->temp}, targets = out, ranks = out, alphas = out;
     wrpo__text_puts(&ranks, "");                       /* never NULL */
     wrpo__text_puts(&alphas, "");
     int64_t adapted[WRPO__LINEARS] = {0};
+    const wrpo_weight *w;
     wrpo__adapter *of;
-    for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
-        wrpo__linear_at(model, lora, i, &of);
-        adapted[i % WRPO__LINEARS] += of->rank > 0;
-    }
-    for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
-        const wrpo_weight *w = wrpo__linear_at(model, lora, i, &of);
+    for (int64_t i = 0; wrpo__linear_at(model, lora, i, &w, &of); i++) adapted[i % WRPO__LINEARS] += of->rank > 0;
+    for (int64_t i = 0; wrpo__linear_at(model, lora, i, &w, &of); i++) {
         const bool everywhere = adapted[i % WRPO__LINEARS] == model->config.num_hidden_layers;
         if (!of->rank || of->shared) continue;
         const char *name = wrpo__layer_name(&model->config, w);
@@ -7147,7 +7102,7 @@ static void wrpo__save_adapter_config(wrpo__arena *arena, wrpo__writer ***sides,
             "\"fan_in_fan_out\": false,\n  \"modules_to_save\": null,\n  \"init_lora_weights\": true,\n  "
             "\"inference_mode\": true\n}\n", (long long)d->r, wrpo__number_text(d->alpha),
             wrpo__number_text(d->dropout), d->rslora ? "true" : "false", targets.data, ranks.data, alphas.data);
-    wrpo__side_file(arena, sides, wrpo__join(arena, dir, WRPO__ADAPTER_CONFIG), out.data, out.size);
+    wrpo__side_file(save, WRPO__ADAPTER_CONFIG, out.data, out.size);
 }
 /* first[tensor]: the first weight in it. of[weight]: its adapter, if it is merged; a, b: A and B of weight `merged` */
 typedef struct wrpo__saving {
@@ -7195,40 +7150,30 @@ static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t 
         wrpo__merge_adapter(saving, w, at, n, dst);
     }
 }
-/* With an adapter, a directory that something is read from must not be written to. An adapter and another model must
-   not come to be beside each other. */
-static void wrpo__other_dir(wrpo_ctx *ctx, const char *dir, const char *input, const char *what) {
+/* With an adapter, no directory that was read is written to, and no adapter comes to be beside another model. */
+static void wrpo__other_dir(const char *dir, const char *input, const char *what) {
     struct stat a, b;
     if (!input || stat(dir, &a) || stat(input, &b)) return;
     if (a.st_ino ? a.st_dev == b.st_dev && a.st_ino == b.st_ino : !strcmp(dir, input))
-        wrpo__fail(ctx, WRPO_E_ARG, "%s: want another directory than that of %s", dir, what);
+        wrpo__fail_arg("%s: want another directory than that of %s", dir, what);
 }
 static void wrpo__save_check(wrpo__arena *temp, const wrpo_model *model, const wrpo_save_desc *desc) {
     wrpo_ctx *ctx = model->ctx;
-    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+    if (!desc || !desc->dir) wrpo__fail_arg("wrpo_save_desc: dir is missing");
     const bool alone = model->lora && !desc->merge;
     const char *other = wrpo__join(temp, desc->dir, alone ? "config.json" : WRPO__ADAPTER_CONFIG);
     if (!model->dir && !alone)
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_save: want a model with a config.json, found one of wrpo_model_new");
-    if (desc->merge && !model->lora) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_save: merge: the model has no adapter");
-    if (model->lora) wrpo__other_dir(ctx, desc->dir, model->lora->dir, "the adapter");
-    if (model->lora) wrpo__other_dir(ctx, desc->dir, model->dir, "the adapter's base");
+        wrpo__fail_arg("wrpo_model_save: want a model with a config.json, found one of wrpo_model_new");
+    if (desc->merge && !model->lora) wrpo__fail_arg("wrpo_model_save: merge: the model has no adapter");
+    if (model->lora) wrpo__other_dir(desc->dir, model->lora->dir, "the adapter");
+    if (model->lora) wrpo__other_dir(desc->dir, model->dir, "the adapter's base");
     if (wrpo__disk_exists(other))
-        wrpo__fail(ctx, WRPO_E_ARG, "%s: %s would be beside it: want another directory, or remove it", other,
+        wrpo__fail_arg("%s: %s would be beside it: want another directory, or remove it", other,
                 alone ? "an adapter" : "a whole model");
     WRPO__RANGE(desc->max_shard_size >= 0, "max_shard_size", desc->max_shard_size, "a number of bytes");
     for (int64_t i = 0; i < desc->eos_count; i++)
         WRPO__RANGE(desc->eos[i] >= 0 && desc->eos[i] < model->config.vocab_size, "wrpo_save_desc.eos", desc->eos[i],
                     "a token's id");
-}
-static const wrpo__adapter **wrpo__merged(wrpo__arena *arena, const wrpo_model *model) {
-    const wrpo__adapter **of = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *of);
-    for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
-        wrpo__adapter *adapter;
-        const wrpo_weight *w = wrpo__linear_at(model, model->lora, i, &adapter);
-        if (adapter->rank) of[w - model->weights] = adapter;
-    }
-    return of;
 }
 static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc,
         wrpo__rounding *r) {
@@ -7255,19 +7200,23 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
     const wrpo__slice *s = wrpo__slices(arena, model);
     wrpo__saving saving = {.model = model, .slices = s};
     saving.first = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.first);
-    if (desc->merge) saving.of = wrpo__merged(arena, model);
-    int64_t tensors = 0;
+    if (desc->merge) saving.of = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.of);
+    const wrpo_weight *linear;
+    wrpo__adapter *of;
+    for (int64_t i = 0; desc->merge && wrpo__linear_at(model, lora, i, &linear, &of); i++)
+        if (of->rank) saving.of[linear - model->weights] = of;
+    wrpo__save save = {.temp = arena, .dir = desc->dir, .file = alone ? WRPO__ADAPTER_FILE : NULL, .t = t,
+                       .dtype = dtype, .max_shard_size = desc->max_shard_size, .fn = wrpo__save_piece,
+                       .user = &saving, .rounding = r};
     for (int64_t i = begin; i < end; i++) {
         const wrpo_weight *w = &model->weights[i];
         if (s[i].first) continue;  /* in the tensor of an earlier weight */
-        t[tensors] = (wrpo__save_tensor){s[i].name, w->vector ? 1 : 2, {s[i].rows, w->cols, 0, 0}};
-        saving.first[tensors++] = i;
+        t[save.n] = (wrpo__save_tensor){s[i].name, w->vector ? 1 : 2, {s[i].rows, w->cols, 0, 0}};
+        saving.first[save.n++] = i;
     }
-    wrpo__writer **sides = NULL;
-    if (alone) wrpo__save_adapter_config(arena, &sides, model, desc->dir);
-    else sides = wrpo__save_sides(arena, model, desc, dtype);
-    wrpo__tensors_save(&(wrpo__save){arena, desc->dir, alone ? WRPO__ADAPTER_FILE : NULL, t, tensors, dtype,
-            desc->max_shard_size, wrpo__save_piece, &saving, sides, r, NULL, 0, NULL});
+    if (alone) wrpo__save_adapter_config(&save, model);
+    else wrpo__save_sides(&save, model, desc);
+    wrpo__tensors_save(&save);
     const double kept = wrpo__kept(r);
     if (r->changed > 0)
         wrpo__log(ctx, kept < 0.5 ? WRPO_LOG_WARN : WRPO_LOG_INFO, "%s: %.3g %% of the change to the weights is left "
@@ -7289,15 +7238,12 @@ WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *de
        ids --> a text for each token --> decoder --> text
 
    Between these steps the text is a list of pieces: words and added tokens. All before BPE is a list of edits, and so
-   is the decoder. An edit rewrites or cuts every piece that is no added token. What a file asks for beyond that is
-   refused by name when it is loaded.
-
-   A new normalizer, pre-tokenizer or decoder needs a row in wrpo__components and, if the edits cannot express it, a
-   kind of edit (wrpo__edit_piece).                                                                                 */
+   is the decoder. An edit rewrites or cuts every piece that is no added token. Loading refuses all else by name. A new
+   normalizer, pre-tokenizer or decoder is a row of wrpo__components and, if need be, a kind of edit.               */
 
 /* ---- Unicode: one class for each code point, and what NFC needs ----
-   The classes divide the code points as oniguruma's regexes do (Unicode 16) and as \w of Rust's regex does, which
-   added tokens ask for (WRPO__WORD). NFC is that of Unicode 9, as the library has it. */
+   Classes are those of oniguruma's regexes (Unicode 16) and of \w in Rust's regex, for added tokens (WRPO__WORD). NFC
+   is Unicode 9's, as in the library. */
 typedef enum wrpo__class {
     WRPO__OTHER, WRPO__LU, WRPO__LL, WRPO__LT, WRPO__LM, WRPO__LO, WRPO__M, WRPO__ND, WRPO__NL /* numbers in \w */,
     WRPO__NO, WRPO__P, WRPO__S, WRPO__SPACE, WRPO__PC /* punctuation in \w */, WRPO__SW /* symbols in \w */,
@@ -7381,7 +7327,7 @@ static const char *const wrpo__unicode_nfc[] = {
 "L'WPX'(h1hN:jovcN3-esfNS37*'vh^<W.>e=F6xG6o1,{PxUwv~,u2BC3^'6ib wC8q<:b*q3N]>aD0KWYA74kd%)Nqx3WFU}Jh@WRt-=L0G2^oIoesQ",
 "dKyXy1K<t4z9%"
 };
-/* A number is its size in bits, in unary, then the bits below the highest. Its context is its kind: class, gap... */
+/* A number: its size in bits, in unary, then the bits below the highest. Context: what it is (class, gap...). */
 typedef struct wrpo__packed {
     const char *const *line, *s;  /* the next line, and what is left of this one */
     uint32_t range, code;
@@ -7414,7 +7360,7 @@ static int wrpo__by_key(const void *a, const void *b) {
     return (*x > *y) - (*x < *y);
 }
 static void wrpo__sort(wrpo__keyed *list, int64_t n) { qsort(list, (size_t)n, sizeof *list, wrpo__by_key); }
-static const wrpo__keyed *wrpo__find_key(const wrpo__keyed *list, int64_t key) {  /* in a sorted stb array; or NULL */
+static const wrpo__keyed *wrpo__find_key(const wrpo__keyed *list, int64_t key) {  /* in a sorted stb array */
     return bsearch(&key, list, (size_t)stbds_arrlen(list), sizeof *list, wrpo__by_key);
 }
 typedef struct wrpo__unicode {
@@ -7453,7 +7399,7 @@ static void wrpo__unicode_load_nfc(wrpo__unicode *u) {
             wrpo__add_parts(u, c, part[0], kind == 1 ? 0 : part[1], kind == 0);
         }
     }
-    for (c = 0xAC00; c < 0xAC00 + 11172; c++) {  /* Hangul: another syllable and a final, or an initial and a vowel */
+    for (c = 0xAC00; c < 0xAC00 + 11172; c++) {  /* Hangul: a syllable and a final, or an initial and a vowel */
         int32_t i = c - 0xAC00, final = i % 28;
         if (final) wrpo__add_parts(u, c, c - final, 0x11A7 + final, true);
         else wrpo__add_parts(u, c, 0x1100 + i / 588, 0x1161 + i / 28 % 21, true);
@@ -7466,13 +7412,17 @@ static size_t wrpo__before(const char *s, size_t i) {  /* where the code point b
     do i--; while (i > 0 && ((unsigned char)s[i] & 0xC0) == 0x80);
     return i;
 }
-static size_t wrpo__valid_utf8(const char *s, size_t n) {  /* how many of the bytes, up to the first that is not */
+static size_t wrpo__valid_utf8(const char *s, size_t n) {  /* the bytes before the first that is not */
     size_t i = 0;
     for (size_t size; i < n && wrpo__utf8_get(s + i, n - i, &size) >= 0; i += size) {}
     return i;
 }
 
-/* Appends the parts of c as marks. Their keys: the combining class, then the index, so that sorts are stable. */
+static void wrpo__need_utf8(const char *what, const char *s, size_t n) {
+    const size_t valid = wrpo__valid_utf8(s, n);
+    if (valid < n) wrpo__fail_format("%s: not UTF-8 at byte %zu", what, valid);
+}
+/* Appends the parts of c. Keys: the combining class, then the index, so that sorts are stable. */
 static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__keyed **marks) {
     const wrpo__keyed *parts = wrpo__find_key(u->parts, c);
     if (parts) {
@@ -7484,7 +7434,7 @@ static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__keyed **mar
     wrpo__keyed mark = {wrpo__pair(u->kind[c] >> 8, (int32_t)stbds_arrlen(*marks)), c};
     stbds_arrput(*marks, mark);
 }
-/* Sorts each run of marks by combining class, composes, and appends what is left to out. */
+/* Sorts each run of marks, composes, and appends what is left. */
 static void wrpo__compose(const wrpo__unicode *u, wrpo__keyed *m, wrpo__text *out) {
     int64_t n = stbds_arrlen(m), starter = -1, kept = 0;
     for (int64_t i = 0, run; i < n; i += run + 1) {
@@ -7505,7 +7455,6 @@ static void wrpo__compose(const wrpo__unicode *u, wrpo__keyed *m, wrpo__text *ou
         wrpo__text_add(out, bytes, wrpo__utf8_put(bytes, (uint32_t)m[i].value));
     }
 }
-/* Appends NFC of s to out. */
 static void wrpo__nfc(const wrpo__unicode *u, const char *s, size_t n, wrpo__text *out, wrpo__keyed **marks) {
     bool careful = false;
     stbds_arrsetlen(*marks, 0);
@@ -7519,9 +7468,8 @@ static void wrpo__nfc(const wrpo__unicode *u, const char *s, size_t n, wrpo__tex
 
 /* ---- regex: the part of oniguruma's syntax that tokenizers use ----
    A pattern is alternatives of items: a literal, an escape or a class in brackets, and ? * + {m,n} ?+ *+ ++ or none; a
-   lookahead for one of these; ^ and $, which are the ends of lines; a group (...), (?:...) or (?i:...), and ? or none.
-   A class may have classes in it, and && between its parts. The pattern becomes a tree; matching backtracks no deeper
-   than it is long. */
+   lookahead for one of these; ^ and $, ends of lines; a group (...), (?:...) or (?i:...), and ? or none. A class may
+   have classes in it, and && between parts. The pattern becomes a tree; matching backtracks no deeper than that. */
 typedef enum wrpo__rx_kind {
     WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_GROUP, WRPO__RX_BEGIN, WRPO__RX_END
 } wrpo__rx_kind;
@@ -7529,25 +7477,27 @@ typedef struct wrpo__range { int32_t first, last; } wrpo__range;
 typedef struct wrpo__regex {  /* one item */
     wrpo__rx_kind kind;
     struct wrpo__regex *next;
-    struct wrpo__regex *items, *other;  /* GROUP: of one alternative, and the group of the others; SET: classes that are
-                                           in it, and one that it is only the common part with */
+    struct wrpo__regex *items, *other;  /* GROUP: an alternative, the others; SET: classes in it, one to intersect */
     int64_t min, max;  /* min: of characters in a match; max: SET only */
     bool possessive, negative, optional;  /* SET: never gives back; AHEAD: (?!...); GROUP: (...)? */
-    bool ascii[128], negate;  /* ascii[c]: is c < 128 in the set? What follows decides for other code points */
+    bool ascii[128], negate;  /* ascii[c]: is c < 128 in the set? The rest decides for others */
     uint32_t classes;
     wrpo__range *ranges;  /* stb array */
+    bool assigned;  /* the ranges have no code points that Unicode has not assigned */
     const uint16_t *unicode;  /* the class of each code point */
 } wrpo__regex;
 typedef struct wrpo__rx_rest { const wrpo__regex *x; const struct wrpo__rx_rest *up; } wrpo__rx_rest;
-typedef struct wrpo__piece {  /* of the text to tokenize, or of the tokens to decode; valid UTF-8 */
+typedef struct wrpo__piece {  /* of a text, or of the tokens to decode; valid UTF-8 */
     const char *s; size_t n;
     int32_t id;  /* >= 0: an added token, which no edit changes */
     bool first;  /* of the whole text */
 } wrpo__piece;
 
 static bool wrpo__set_has(const wrpo__regex *x, int32_t c) {
-    bool in = x->classes >> (x->unicode[c] & 15) & 1;
-    for (int64_t k = 0; k < stbds_arrlen(x->ranges) && !in; k++) in = c >= x->ranges[k].first && c <= x->ranges[k].last;
+    const int class = x->unicode[c] & 15;
+    const int64_t n = x->assigned && class == WRPO__OTHER ? 0 : stbds_arrlen(x->ranges);
+    bool in = x->classes >> class & 1;
+    for (int64_t k = 0; k < n && !in; k++) in = c >= x->ranges[k].first && c <= x->ranges[k].last;
     for (const wrpo__regex *part = x->items; part && !in; part = part->next) in = wrpo__set_has(part, c);
     return (in && (!x->other || wrpo__set_has(x->other, c))) != x->negate;
 }
@@ -7558,7 +7508,7 @@ static size_t wrpo__set_at(const wrpo__regex *x, const wrpo__piece *p, size_t i)
     if ((unsigned char)p->s[i] < 128) return x->ascii[(unsigned char)p->s[i]];
     return wrpo__set_has(x, wrpo__utf8_get(p->s + i, p->n - i, &size)) ? size : 0;
 }
-/* Where a match of x and what follows that begins at p->s[i] ends; 0: none. rest: what follows the groups around x. */
+/* Where a match of x and what follows ends; 0: none. rest: what follows the groups around x. */
 static size_t wrpo__rx_match(const wrpo__regex *x, const wrpo__rx_rest *rest, const wrpo__piece *p, size_t i) {
     for (; x || rest; x = x->next) {
         int64_t count = 0;
@@ -7586,7 +7536,7 @@ static size_t wrpo__rx_match(const wrpo__regex *x, const wrpo__rx_rest *rest, co
             for (; count < x->max && (size = wrpo__set_at(x, p, i)) > 0; count++) i += size;
             if (count < x->min) return 0;
             if (x->possessive || !(x->next || rest)) break;
-            for (; count > x->min; count--) {  /* tries the longest first; this loop goes on with the shortest */
+            for (; count > x->min; count--) {  /* the longest first; the loop goes on with the shortest */
                 end = wrpo__rx_match(x->next, rest, p, i);
                 if (end) return end;
                 i = wrpo__before(p->s, i);
@@ -7595,7 +7545,7 @@ static size_t wrpo__rx_match(const wrpo__regex *x, const wrpo__rx_rest *rest, co
     }
     return i;
 }
-/* The first match from p->s[from] on: [*begin, end); none: both are p->n. No pattern matches the empty text. */
+/* The first match from `from` on: [*begin, end); none: both are p->n. No pattern matches the empty text. */
 static size_t wrpo__rx_find(const wrpo__regex *rx, const wrpo__piece *p, size_t from, size_t *begin) {
     for (*begin = from; *begin < p->n; ++*begin) {
         if (((unsigned char)p->s[*begin] & 0xC0) == 0x80) continue;
@@ -7618,16 +7568,16 @@ typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10];
 
 typedef enum wrpo__edit_kind {
     WRPO__EDIT_NONE,
-    WRPO__EDIT_ADDED,          /* cuts out added tokens: those of normalized text, or of raw text */
+    WRPO__EDIT_ADDED,          /* cuts out added tokens, of normalized or raw text */
     WRPO__EDIT_NFC,
-    WRPO__EDIT_REPLACE,        /* what matches regex becomes text; first: nothing, in the first token */
-    WRPO__EDIT_PREPEND,        /* text before a piece; unless: if it is not there yet; first: before the first only */
+    WRPO__EDIT_REPLACE,        /* a match of regex becomes text; first: nothing, in the first token */
+    WRPO__EDIT_PREPEND,        /* text before a piece; unless it is there; first: before the first only */
     WRPO__EDIT_SPLIT,          /* cuts where regex matches; invert: where it does not */
     WRPO__EDIT_BYTES,          /* each byte becomes a character of GPT-2's alphabet */
     WRPO__EDIT_UNBYTES,        /* and back; all tokens become one */
     WRPO__EDIT_BYTE_FALLBACK,  /* <0xNN> becomes a byte */
     WRPO__EDIT_FUSE,           /* all tokens become one */
-    WRPO__EDIT_STRIP           /* takes text away, at most start and stop times */
+    WRPO__EDIT_STRIP           /* takes text off, at most start and stop times */
 } wrpo__edit_kind;
 typedef enum wrpo__behavior {  /* SPLIT: what becomes of a match */
     WRPO__REMOVED, WRPO__ISOLATED, WRPO__MERGED_WITH_PREVIOUS, WRPO__MERGED_WITH_NEXT, WRPO__CONTIGUOUS
@@ -7647,7 +7597,7 @@ typedef struct wrpo__template {  /* text NULL: none */
 } wrpo__template;
 struct wrpo_tokenizer {
     wrpo_ctx *ctx;
-    wrpo__arena *arena, *scratch;  /* scratch: what one call needs; cleared by the next */
+    wrpo__arena *arena, *scratch;  /* scratch: for one call */
     const char *dir;  /* where it was loaded from */
     wrpo__unicode unicode;
     wrpo__token *tokens; int64_t size;  /* by id */
@@ -7655,7 +7605,7 @@ struct wrpo_tokenizer {
     wrpo__merge *merges; uint64_t merge_mask, seed;  /* pair -> rank and id: open addressing; seed: of both */
     wrpo__added *added;  /* stb array; [0] is none */
     int32_t heads[2][256];  /* [normalized][first byte] -> the longest added token, next: one not longer */
-    wrpo__edit *encoder, *decoder;  /* stb arrays; encoder: added tokens, normalizer, these again, pre-tokenizer */
+    wrpo__edit *encoder, *decoder;  /* stb arrays; encoder: added, normalizer, added, pre-tokenizer */
     bool has_decoder, byte_fallback, fuse_unk, ignore_merges;
     const char *unk_text;  /* the model's unk_token, or NULL */
     int32_t unk, bytes[256], small[WRPO__SMALL_CHARS];  /* ids: of unk_text, <0xNN>, the characters below U+0400 */
@@ -7665,7 +7615,7 @@ struct wrpo_tokenizer {
     const wrpo_json *config;  /* tokenizer_config.json, or NULL */
     const char *special[7];  /* texts of wrpo__special_names; NULL: none */
     int32_t bos, eos;  /* -1: none */
-    wrpo__template chat[2];  /* the second, if there is one: for conversations with tools */
+    wrpo__template chat[2];  /* the second: for conversations with tools */
     bool dated;  /* one of them has asked for the date */
     /* only while it is loaded: */
     struct wrpo__work *work;  /* normalizes the texts of added tokens */
@@ -7675,7 +7625,7 @@ struct wrpo_tokenizer {
     bool has_template, cuts;  /* cuts: see wrpo__mark_within */
 };
 
-/* Hash tables of our own: texts may hold NULs, and the maps of stb_ds change a seed that all threads share. */
+/* Our own hash tables: texts may hold NULs, and the maps of stb_ds change a seed that threads share. */
 static int32_t *wrpo__slot(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* of the id of s; -1: none yet */
     for (uint64_t at = wrpo__hash(tok->seed, s, n);; at++) {
         int32_t *id = &tok->slots[at & tok->mask];
@@ -7709,10 +7659,10 @@ typedef struct wrpo__work {
     wrpo_tokenizer *tok;
     wrpo__arena *outer;  /* the arena that was current before */
     bool continues;  /* nothing is put before the first piece */
-    wrpo__piece *pieces, *put;  /* stb arrays, like those below; put: what an edit makes of the pieces */
-    wrpo__text out;  /* what an edit writes, until it is a piece */
+    wrpo__piece *pieces, *put;  /* stb arrays, as below; put: what an edit makes */
+    wrpo__text out;  /* a piece in the making */
     wrpo__symbol *symbols;
-    wrpo__keyed *marks, *heap;  /* heap: possible merges; key: rank, left symbol; value: the merged one */
+    wrpo__keyed *marks, *heap;  /* heap: merges; key: rank, left symbol; value: the merged one */
 } wrpo__work;
 static const char wrpo__no_char[] = "\xEF\xBF\xBD";  /* U+FFFD: for bytes that are not UTF-8 */
 
@@ -7720,7 +7670,7 @@ static void wrpo__put_piece(wrpo__work *w, const char *s, size_t n, bool first) 
     wrpo__piece p = {s, n, -1, first};
     stbds_arrput(w->put, p);
 }
-/* p[from..to), unless it is empty. id: of the added token that it is, or -1 */
+/* p[from..to), unless it is empty. id: of the added token, or -1 */
 static void wrpo__put_part(wrpo__work *w, const wrpo__piece *p, size_t from, size_t to, int32_t id) {
     if (from >= to) return;
     wrpo__put_piece(w, p->s + from, to - from, p->first && from == 0);
@@ -7743,7 +7693,7 @@ static size_t wrpo__in_class(const wrpo__work *w, const wrpo__piece *p, size_t i
     int32_t c = wrpo__utf8_get(p->s + i, p->n - i, &size);
     return classes >> (w->tok->unicode.kind[c] & 15) & 1 ? size : 0;
 }
-/* The added token at p->s[i], the longest; NULL: there is none. */
+/* the longest at p->s[i], or NULL */
 static const wrpo__added *wrpo__added_at(const wrpo_tokenizer *tok, bool normalized, const wrpo__piece *p, size_t i) {
     for (int32_t at = tok->heads[normalized][(unsigned char)p->s[i]]; at; at = tok->added[at].next) {
         const wrpo__added *a = &tok->added[at];
@@ -7751,8 +7701,8 @@ static const wrpo__added *wrpo__added_at(const wrpo_tokenizer *tok, bool normali
     }
     return NULL;
 }
-/* Cuts a piece at added tokens: the leftmost, there the longest, as the library does it. If a token strips the space on
-   its right and the next one begins with that space, the space comes twice, as in the library. */
+/* Cuts at added tokens: the leftmost, there the longest. If a token strips the space on its right and the next begins
+   with that space, the space comes twice: as in the library. */
 static void wrpo__cut_added(wrpo__work *w, const wrpo__piece *p, bool normalized) {
     size_t done = 0, next;
     for (size_t i = 0; i < p->n; i = next) {
@@ -7778,19 +7728,19 @@ static void wrpo__cut_added(wrpo__work *w, const wrpo__piece *p, bool normalized
     }
     wrpo__put_part(w, p, done, p->n, -1);
 }
-/* Does a part of a text join the part before it? before, matched: whether each matches the pattern. */
+/* Does a part join the part before it? before, matched: whether each matches. */
 static bool wrpo__joins(wrpo__behavior behavior, bool before, bool matched) {
     if (behavior == WRPO__MERGED_WITH_PREVIOUS) return matched && !before;
     if (behavior == WRPO__MERGED_WITH_NEXT) return before && !matched;
     return behavior == WRPO__CONTIGUOUS && before == matched;
 }
 static void wrpo__split_piece(wrpo__work *w, const wrpo__edit *e, const wrpo__piece *p) {
-    size_t end = 0, open = SIZE_MAX;  /* open: where the piece that grows begins; SIZE_MAX: there is none */
+    size_t end = 0, open = SIZE_MAX;  /* open: where the growing piece begins; SIZE_MAX: none */
     bool before = false;
     while (end < p->n) {
         size_t match[2];
         match[1] = wrpo__rx_find(e->regex, p, end, &match[0]);
-        for (int k = 0; k < 2; k++) {  /* what is before the match, then the match */
+        for (int k = 0; k < 2; k++) {  /* before the match, then the match */
             size_t begin = end;
             end = match[k];
             if (begin == end) continue;
@@ -7805,20 +7755,20 @@ static void wrpo__split_piece(wrpo__work *w, const wrpo__edit *e, const wrpo__pi
     }
     wrpo__put_part(w, p, open, end, -1);
 }
-static bool wrpo__begins(const wrpo__edit *e, const char *s, size_t n) {  /* does s begin with the edit's text? */
+static bool wrpo__begins(const wrpo__edit *e, const char *s, size_t n) {  /* with the edit's text? */
     return n >= e->size && memcmp(s, e->text, e->size) == 0;
 }
 static int wrpo__byte_token(const char *s, size_t n) {  /* the byte NN of <0xNN>; -1: another token */
     if (n != 6 || memcmp(s, "<0x", 3) != 0 || strspn(s + 3, "0123456789ABCDEFabcdef") != 2 || s[5] != '>') return -1;
     return (int)strtol(s + 3, NULL, 16);
 }
-/* <0xNN> tokens in a row are the bytes of a text; if that is not UTF-8, each byte becomes U+FFFD. */
+/* <0xNN> tokens in a row are a text; if that is not UTF-8, each byte becomes U+FFFD. */
 static void wrpo__end_bytes(wrpo__work *w) {
     size_t n = w->out.size;
     if (n && wrpo__valid_utf8(w->out.data, n) == n) wrpo__put_out(w, false);
     else for (w->out.size = 0; n > 0; n--) wrpo__put_piece(w, wrpo__no_char, 3, false);
 }
-/* All tokens have become one. What is not UTF-8 becomes U+FFFD. */
+/* What is not UTF-8 becomes U+FFFD. */
 static void wrpo__put_fused(wrpo__work *w) {
     wrpo__text raw = w->out;
     w->out = (wrpo__text){.arena = raw.arena};
@@ -7834,7 +7784,7 @@ static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, const wrpo__pie
     const char *s = p->s;
     size_t n = p->n, i = 0, size, begin = out->size;
     int byte;
-    switch (e->kind) {  /* after the switch, s[i..n) is added to out */
+    switch (e->kind) {  /* then s[i..n) is added to out */
     case WRPO__EDIT_ADDED: wrpo__cut_added(w, p, e->normalized); return;
     case WRPO__EDIT_SPLIT: wrpo__split_piece(w, e, p); return;
     case WRPO__EDIT_NFC:
@@ -7863,7 +7813,7 @@ static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, const wrpo__pie
             wrpo__text_add(out, (char[]){(char)byte}, 1);
         }
         if (i == n) break;
-        out->size = begin;  /* a token with a character outside the alphabet is text already */
+        out->size = begin;  /* a character outside the alphabet: text already */
         i = 0;
         break;
     case WRPO__EDIT_BYTE_FALLBACK:
@@ -7904,7 +7854,7 @@ static void wrpo__put_symbol(wrpo__work *w, int32_t id) {
 }
 static void wrpo__symbols(wrpo__work *w, const char *s, size_t n) {
     const wrpo_tokenizer *tok = w->tok;
-    bool pending = false;  /* an unknown character whose unk is not written yet */
+    bool pending = false;  /* an unk to be written */
     int32_t whole = tok->ignore_merges ? wrpo__model_id(tok, s, n) : -1;
     stbds_arrsetlen(w->symbols, 0);
     if (whole >= 0) { wrpo__put_symbol(w, whole); n = 0; }
@@ -7919,8 +7869,8 @@ static void wrpo__symbols(wrpo__work *w, const char *s, size_t n) {
         }
         if (id < 0 && !tok->unk_text) continue;  /* dropped, as the library drops it */
         if (id < 0 && tok->unk < 0)
-            wrpo__fail(tok->ctx, WRPO_E_FORMAT, "a character has no token, and unk_token \"%.80s\" is not in the "
-                       "vocabulary", tok->unk_text);
+            wrpo__fail_format("a character has no token, and unk_token \"%.80s\" is not in the vocabulary",
+                    tok->unk_text);
         if (pending && (id >= 0 || !tok->fuse_unk)) wrpo__put_symbol(w, tok->unk);
         pending = id < 0;
         if (id >= 0) wrpo__put_symbol(w, id);
@@ -7929,7 +7879,7 @@ static void wrpo__symbols(wrpo__work *w, const char *s, size_t n) {
     if (stbds_arrlen(w->symbols)) stbds_arrlast(w->symbols).next = -1;
 }
 /* A binary heap: the lowest rank first, of equal ranks the leftmost. */
-static void wrpo__push_merge(wrpo__work *w, int32_t at) {  /* of symbol `at` and the next, if there is one */
+static void wrpo__push_merge(wrpo__work *w, int32_t at) {  /* of symbol `at` and the next */
     int32_t next = w->symbols[at].next;
     if (next < 0) return;
     const wrpo__merge *m = wrpo__merge_slot(w->tok, w->symbols[at].id, w->symbols[next].id);
@@ -7958,7 +7908,7 @@ static void wrpo__merge_symbols(wrpo__work *w) {
     while (stbds_arrlen(w->heap)) {
         wrpo__keyed best = wrpo__pop_merge(w);
         int32_t at = (int32_t)(best.key & 0xFFFFFFFF), next = y[at].next;
-        if (y[at].id < 0 || next < 0) continue;  /* merged into another symbol since */
+        if (y[at].id < 0 || next < 0) continue;  /* merged since */
         const wrpo__merge *m = wrpo__merge_slot(w->tok, y[at].id, y[next].id);
         if (m->rank < 0 || m->id != best.value) continue;  /* another pair is here now */
         y[at].id = m->id;
@@ -8003,14 +7953,11 @@ static void wrpo__work_end(const wrpo__work *w) {
     wrpo__current = w->outer;
     wrpo__arena_clear(w->tok->scratch);
 }
-/* Appends the ids of text to *ids, an stb array of the caller's arena. */
+/* *ids: an stb array of the caller's arena */
 static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsigned flags, int32_t **ids) {
-    const size_t valid = wrpo__valid_utf8(text, n);
     const bool special = flags & WRPO_TOKENIZER_SPECIAL;
-    if (n > INT32_MAX)
-        wrpo__fail(tok->ctx, WRPO_E_UNSUPPORTED, "a text of %zu bytes: at most %d can be tokenized at once", n,
-                   INT32_MAX);
-    if (valid < n) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", valid);
+    if (n > INT32_MAX) wrpo__fail_unsupported("a text of %zu bytes: at most %d can be tokenized at once", n, INT32_MAX);
+    wrpo__need_utf8("text to tokenize", text, n);
     if (!*ids) stbds_arrsetcap(*ids, n / 4 + 16);  /* before the scratch arena becomes the current one */
     wrpo__work w = wrpo__work_begin(tok);
     w.continues = flags & WRPO_TOKENIZER_CONTINUE;
@@ -8024,14 +7971,13 @@ static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsign
     if (special) wrpo__put_ids(ids, tok->suffix, stbds_arrlen(tok->suffix));
     wrpo__work_end(&w);
 }
-/* Appends the text of ids to out. */
 static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, bool skip_special, wrpo__text *out) {
     wrpo__work w = wrpo__work_begin(tok);
     for (int64_t i = 0; i < n; i++) {
         const wrpo__token *token = wrpo__token_of(tok, ids[i]);
         if (!token)
-            wrpo__fail(tok->ctx, WRPO_E_ARG, "id %lld of the text to decode: no token has the id %d; they go to %lld",
-                       (long long)i, (int)ids[i], (long long)tok->size - 1);
+            wrpo__fail_arg("id %lld of the text to decode: no token has the id %d; they go to %lld", (long long)i,
+                    (int)ids[i], (long long)tok->size - 1);
         const wrpo__added *a = token->flags & WRPO__TOKEN_RENAMED ? tok->added : NULL;
         if (skip_special && token->flags & WRPO__TOKEN_SPECIAL && !a) continue;
         while (a && a->id != ids[i]) a++;
@@ -8050,7 +7996,7 @@ static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, boo
 _Noreturn static void wrpo__load_refuse(const char *what, const wrpo_json *v) {
     wrpo__unsupported(v, "%s %s is not supported", what, wrpo__found(v));
 }
-/* Which of the words a string is, from 0; it must be one of them. */
+/* Which of the words v is, from 0. */
 static int wrpo__load_choice(const wrpo_json *v, const char *what, const char *words) {
     const int k = wrpo__word_of(words, v->text, v->size);
     if (!k) wrpo__load_refuse(what, v);
@@ -8070,7 +8016,7 @@ _Noreturn static void wrpo__rx_fail(const wrpo__rx_parser *p, const char *what) 
     wrpo__unsupported(p->json,
                     "regex, byte %zu: %s is not supported: %.*s", p->i + 1, what, (int)WRPO__MIN(p->n, 200), p->s);
 }
-static bool wrpo__rx_sees(const wrpo__rx_parser *p, const char *any) {  /* is the next character one of these? */
+static bool wrpo__rx_sees(const wrpo__rx_parser *p, const char *any) {  /* is one of these next? */
     return !p->literal && p->i < p->n && p->s[p->i] && strchr(any, p->s[p->i]);
 }
 static void wrpo__rx_refuse(const wrpo__rx_parser *p, const char *any, const char *what) {
@@ -8098,26 +8044,14 @@ static int64_t wrpo__rx_number(wrpo__rx_parser *p, int64_t otherwise) {
     }
     return v;
 }
-/* After a backslash: the classes of the escape, or 0 and the one code point *c. */
-static uint32_t wrpo__rx_escape(wrpo__rx_parser *p, int32_t *c) {
-    static const struct { const char *name; uint32_t classes; } escapes[] = {
-        {"s", 1u << WRPO__SPACE}, {"d", 1u << WRPO__ND}, {"p{Nd}", 1u << WRPO__ND}, {"p{L}", WRPO__L},
-        {"p{Lu}", 1u << WRPO__LU}, {"p{Ll}", 1u << WRPO__LL}, {"p{Lt}", 1u << WRPO__LT}, {"p{Lm}", 1u << WRPO__LM},
-        {"p{Lo}", 1u << WRPO__LO}, {"p{N}", WRPO__N}, {"p{M}", 1u << WRPO__M},
-        {"p{P}", 1u << WRPO__P | 1u << WRPO__PC}, {"p{S}", 1u << WRPO__S | 1u << WRPO__SW},
-    };
+static int32_t wrpo__rx_escaped(wrpo__rx_parser *p) {  /* the code point that is meant after a backslash */
     static const char letters[] = "nrtfva", controls[] = "\n\r\t\f\v\a";
-    *c = wrpo__rx_char(p);
-    int32_t low = *c | 32;
-    for (int64_t k = 0; k < WRPO__COUNT(escapes); k++)
-        if (low == escapes[k].name[0] && wrpo__rx_take(p, escapes[k].name + 1))
-            return *c == low ? escapes[k].classes : WRPO__CLASSES ^ escapes[k].classes;  /* \s or \S */
+    const int32_t c = wrpo__rx_char(p), low = c | 32;
     if (low == 'p') wrpo__rx_refuse(p, "{", "this property");
-    const char *control = *c > 0 && *c < 128 ? strchr(letters, *c) : NULL;
-    if (control) *c = controls[control - letters];
-    else if (*c < 32 || *c > 127 || (low >= 'a' && low <= 'z') || (*c >= '0' && *c <= '9'))
-        wrpo__rx_fail(p, "this escape");
-    return 0;
+    const char *control = c > 0 && c < 128 ? strchr(letters, c) : NULL;
+    if (control) return controls[control - letters];
+    if (c < 32 || c > 127 || (low >= 'a' && low <= 'z') || (c >= '0' && c <= '9')) wrpo__rx_fail(p, "this escape");
+    return c;
 }
 static bool wrpo__rx_dash(const wrpo__rx_parser *p) {  /* of a range: a '-' before ']' is a literal */
     return wrpo__rx_sees(p, "-") && !(p->i + 1 < p->n && p->s[p->i + 1] == ']');
@@ -8131,55 +8065,51 @@ static wrpo__regex *wrpo__rx_new(wrpo__rx_parser *p, wrpo__rx_kind kind) {
 static void wrpo__rx_range(wrpo__regex *x, int32_t first, int32_t last) {
     stbds_arrput(x->ranges, ((wrpo__range){first, last}));
 }
-/* Adds an escape that is more than general categories, or what is none of it, to a set: a script, or \w, which has its
-   ranges only outside of brackets (many): so the library has it. */
-static bool wrpo__rx_script(wrpo__rx_parser *p, wrpo__regex *x, bool many) {
-    static const struct { const char *name; uint32_t classes; const char *ranges; } scripts[] = {
-        {"p{Han}", 0,
-         "2E80-2E99 2E9B-2EF3 2F00-2FD5 3005 3007 3021-3029 3038-303B 3400-4DBF 4E00-9FFF F900-FA6D FA70-FAD9 "
-         "16FE2-16FE3 16FF0-16FF1 20000-2A6DF 2A700-2B739 2B740-2B81D 2B820-2CEA1 2CEB0-2EBE0 2EBF0-2EE5D "
-         "2F800-2FA1D 30000-3134A 31350-323AF"},
-        {"p{Hiragana}", 0, "3041-3096 309D-309F 1B001-1B11F 1B132 1B150-1B152 1F200"},
-        {"p{Katakana}", 0,
-         "30A1-30FA 30FD-30FF 31F0-31FF 32D0-32FE 3300-3357 FF66-FF6F FF71-FF9D 1AFF0-1AFF3 1AFF5-1AFFB "
-         "1AFFD-1AFFE 1B000 1B120-1B122 1B155 1B164-1B167"},
-        {"p{Hangul}", 0,
-         "1100-11FF 302E-302F 3131-318E 3200-321E 3260-327E A960-A97C AC00-D7A3 D7B0-D7C6 D7CB-D7FB FFA0-FFBE "
-         "FFC2-FFC7 FFCA-FFCF FFD2-FFD7 FFDA-FFDC"},
+/* Adds a class that is an escape, or what is none of it (\S), to a set. \w has its ranges only outside of brackets
+   (many): so the library has it. */
+static bool wrpo__rx_escape(wrpo__rx_parser *p, wrpo__regex *x, bool many) {
+    static const struct { const char *name; uint32_t classes; const char *ranges; } escapes[] = {
+        {"s", 1u << WRPO__SPACE, ""}, {"d", 1u << WRPO__ND, ""}, {"p{Nd}", 1u << WRPO__ND, ""}, {"p{L}", WRPO__L, ""},
+        {"p{Lu}", 1u << WRPO__LU, ""}, {"p{Ll}", 1u << WRPO__LL, ""}, {"p{Lt}", 1u << WRPO__LT, ""},
+        {"p{Lm}", 1u << WRPO__LM, ""}, {"p{Lo}", 1u << WRPO__LO, ""}, {"p{N}", WRPO__N, ""},
+        {"p{M}", 1u << WRPO__M, ""}, {"p{P}", 1u << WRPO__P | 1u << WRPO__PC, ""},
+        {"p{S}", 1u << WRPO__S | 1u << WRPO__SW, ""},
         {"w", WRPO__WORD & ~(1u << WRPO__CW), "B2-B3 B9 BC-BE"},
-        {"p{P since Unicode 9}", 0,
-         "61D 9FD A76 C77 C84 1B4E-1B4F 1B7D-1B7F 2E43-2E4F 2E52-2E5D 10D6E 10EAD 10F55-10F59 10F86-10F89 "
-         "113D4-113D5 113D7-113D8 1144B-1144F 1145A-1145B 1145D 11660-1166C 116B9 1183B 11944-11946 119E2 "
-         "11A3F-11A46 11A9A-11A9C 11A9E-11AA2 11B00-11B09 11BE1 11C41-11C45 11C70-11C71 11EF7-11EF8 "
-         "11F43-11F4F 11FFF 12FF1-12FF2 16D6D-16D6F 16E97-16E9A 16FE2 1E5FF 1E95E-1E95F"}};
+        {"p{Han}", 0, "2E80-2FD5 3005 3007 3021-3029 3038-303B 3400-4DBF 4E00-9FFF F900-FAD9 16FE2-16FE3 16FF0-16FF1 "
+                      "20000-323AF"},
+        {"p{Hiragana}", 0, "3041-3096 309D-309F 1B001-1B11F 1B132-1B152 1F200"},
+        {"p{Katakana}", 0, "30A1-30FA 30FD-30FF 31F0-31FF 32D0-32FE 3300-3357 FF66-FF6F FF71-FF9D 1AFF0-1B000 "
+                           "1B120-1B122 1B155-1B167"},
+        {"p{Hangul}", 0, "1100-11FF 302E-302F 3131-318E 3200-321E 3260-327E A960-A97C AC00-D7FB FFA0-FFDC"},
+        {"p{P since Unicode 9}", 0, "61D 9FD-A76 C77-C84 1B4E-1B4F 1B7D-1B7F 2E43-2E5D 10D6E-10F89 113D4-1145D "
+                                    "11660-116B9 1183B-11FFF 12FF1-12FF2 16D6D-16FE2 1E5FF-1E95F"}};  /* of \p{P} */
     const size_t at = p->i;
     if (!wrpo__rx_take(p, "\\")) return false;
-    for (int k = 0; k < WRPO__COUNT(scripts); k++) {
-        const bool other = p->i < p->n && p->s[p->i] == (scripts[k].name[0] ^ 32);
+    for (int k = 0; k < WRPO__COUNT(escapes); k++, p->i = at + 1) {
+        const bool other = p->i < p->n && p->s[p->i] == (escapes[k].name[0] ^ 32);
+        const uint32_t classes = escapes[k].classes;
         p->i += other;
-        if (!wrpo__rx_take(p, scripts[k].name + other)) {
-            p->i = at + 1;
-            continue;
-        }
-        wrpo__regex *set = wrpo__rx_new(p, WRPO__RX_SET);
-        set->negate = other;
-        set->classes = scripts[k].classes;
-        const char *r = many && set->classes ? "" : scripts[k].ranges;
+        if (!wrpo__rx_take(p, escapes[k].name + other)) continue;
+        const char *r = many && classes ? "" : escapes[k].ranges;
+        wrpo__regex *set = *r ? wrpo__rx_new(p, WRPO__RX_SET) : NULL;
+        if (set) {
+            *set = (wrpo__regex){.classes = classes, .negate = other, .assigned = true, .unicode = x->unicode,
+                                 .next = x->items};
+            x->items = set;
+        } else x->classes |= other ? WRPO__CLASSES ^ classes : classes;
         while (*r) {
             char *end;
             const int32_t first = (int32_t)strtol(r, &end, 16);
             wrpo__rx_range(set, first, *end == '-' ? (int32_t)strtol(end + 1, &end, 16) : first);
             r = end;
         }
-        set->next = x->items;
-        x->items = set;
         return true;
     }
     p->i = at;
     return false;
 }
-/* In (?i:...) a letter is a class of its cases. Only ASCII is folded, where U+017F and U+212A fold too; two letters in
-   a row that a ligature folds to are refused. */
+/* In (?i:...) a letter is a class of its cases. Only ASCII is folded, to which U+017F and U+212A fold; two letters that
+   a ligature folds to are refused. */
 static void wrpo__rx_fold(wrpo__rx_parser *p, wrpo__regex *x, int32_t letter, bool many) {
     static const char *const ligatures[] = {"ss", "ff", "fi", "fl", "st"};
     const int32_t low = letter | 32;
@@ -8191,19 +8121,18 @@ static void wrpo__rx_fold(wrpo__rx_parser *p, wrpo__regex *x, int32_t letter, bo
     if (low == 's') wrpo__rx_range(x, 0x17F, 0x17F);
     if (low == 'k') wrpo__rx_range(x, 0x212A, 0x212A);
 }
-/* Adds a literal or an escape to a set, in brackets (many) also a range. */
+/* Adds a literal or an escape, in brackets (many) also a range. */
 static void wrpo__rx_element(wrpo__rx_parser *p, wrpo__regex *x, bool many) {
-    if (!p->literal && !p->fold && wrpo__rx_script(p, x, many)) return;
+    if (wrpo__rx_escape(p, x, many)) return;
     int32_t first = wrpo__rx_char(p);
-    uint32_t classes = first == '\\' && !p->literal ? wrpo__rx_escape(p, &first) : 0;
+    if (first == '\\' && !p->literal) first = wrpo__rx_escaped(p);
     int32_t last = first;
-    x->classes |= classes;
-    if (classes) return;
     if (many && wrpo__rx_dash(p)) {
         p->i++;
         wrpo__rx_refuse(p, "[", "a class within a class");
         last = wrpo__rx_char(p);
-        if ((last == '\\' && wrpo__rx_escape(p, &last)) || last < first) wrpo__rx_fail(p, "this range");
+        if (last == '\\') last = wrpo__rx_escaped(p);
+        if (last < first) wrpo__rx_fail(p, "this range");
     }
     wrpo__rx_range(x, first, last);
     if (p->fold && last >= 128) wrpo__rx_fail(p, "anything but ASCII letters in (?i:...)");
@@ -8212,7 +8141,7 @@ static void wrpo__rx_element(wrpo__rx_parser *p, wrpo__regex *x, bool many) {
 static void wrpo__rx_unfoldable(const wrpo__rx_parser *p) {
     if (p->fold) wrpo__rx_refuse(p, "\\.", "anything but ASCII letters in (?i:...)");
 }
-/* What is in brackets, up to the last one or to the one that ends a class in it. */
+/* What is in brackets, up to the closing one. */
 static void wrpo__rx_class(wrpo__rx_parser *p, wrpo__regex *x) {
     if (++p->depth > 400) wrpo__rx_fail(p, "so deep a nest of classes");
     for (bool begun = false; !wrpo__rx_sees(p, "]"); begun = true) {
@@ -8326,30 +8255,32 @@ static const wrpo__regex *wrpo__load_regex(wrpo_tokenizer *tok, const wrpo_json 
 }
 
 /* ---- load: components ---- */
+/* Reads what a component says into its edit e; puts edits before it. */
+#define WRPO__READ(name) static void wrpo__read_##name(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e)
 static void wrpo__put_edit(wrpo_tokenizer *tok, wrpo__edit e) { stbds_arrput(*tok->edits, e); }
-static void wrpo__read_pattern(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+WRPO__READ(pattern) {
     const wrpo_json *pattern = wrpo__need(v, "pattern", WRPO_JSON_OBJECT);
     bool literal = wrpo_json_get(pattern, "String");
     v = wrpo__need(pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
     e->regex = wrpo__load_regex(tok, v, v->text, v->size, literal);
 }
-static void wrpo__read_behavior(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+WRPO__READ(behavior) {
     static const char names[] = "Removed Isolated MergedWithPrevious MergedWithNext Contiguous";
     const wrpo_json *behavior = wrpo__maybe(v, "behavior", WRPO_JSON_STRING);
     (void)tok;
     if (behavior) e->behavior = (wrpo__behavior)wrpo__load_choice(behavior, "Split behavior", names);
 }
-static void wrpo__read_split(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+WRPO__READ(split) {
     wrpo__need(v, "behavior", WRPO_JSON_STRING);
     wrpo__read_behavior(tok, v, e);
     e->invert = wrpo__switch(v, "invert", false);
     wrpo__read_pattern(tok, v, e);
 }
-static void wrpo__read_digits(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+WRPO__READ(digits) {
     (void)tok;
     if (wrpo__switch(v, "individual_digits", false)) e->behavior = WRPO__ISOLATED;
 }
-static void wrpo__read_byte_level(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+WRPO__READ(byte_level) {
     static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
     (void)e;
     if (wrpo__switch(v, "add_prefix_space", true))
@@ -8369,13 +8300,13 @@ static bool wrpo__keeps_count(const wrpo__edit *e) {
     const wrpo__regex *x = e->regex->items;
     return wrpo__one_char(e) && !e->regex->other && x->kind == WRPO__RX_SET && !x->next && x->min == 1 && x->max == 1;
 }
-static void wrpo__read_metaspace(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+WRPO__READ(metaspace) {
     const wrpo_json *scheme = wrpo__maybe(v, "prepend_scheme", WRPO_JSON_STRING);
     const int choice = scheme ? wrpo__load_choice(scheme, "prepend_scheme", "always first never") : 0;
     const bool first = choice == 1, never = choice == 2;
     if (!wrpo__switch(v, "add_prefix_space", true) && !never)
         wrpo__wrong(v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
-    /* "first" means the first of the original text, which is known if the normalizer keeps the number of characters */
+    /* "first" is of the original text: known if the normalizer keeps the number of characters */
     for (int64_t i = 1; i < tok->normalizer_end && first; i++)
         if (!wrpo__keeps_count(&tok->encoder[i]))
             wrpo__load_refuse("after this normalizer, prepend_scheme", scheme);
@@ -8390,25 +8321,25 @@ static void wrpo__read_metaspace(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__
     e->behavior = WRPO__MERGED_WITH_NEXT;
     e->regex = wrpo__load_regex(tok, v, e->text, e->size, true);
 }
-static void wrpo__read_unmark(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+WRPO__READ(unmark) {
     e->regex = wrpo__load_regex(tok, v, e->text, e->size, true);
     e->text = " ";
     e->size = 1;
     e->first = !wrpo__json_is(wrpo_json_get(v, "prepend_scheme"), "never");
 }
-static void wrpo__read_strip(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+WRPO__READ(strip) {
     (void)tok;
     e->start = wrpo__load_count(wrpo__need(v, "start", WRPO_JSON_NUMBER), INT32_MAX);
     e->stop = wrpo__load_count(wrpo__need(v, "stop", WRPO_JSON_NUMBER), INT32_MAX);
 }
-/* The post-processor: only what a single text gets, ids before and after it. */
-static void wrpo__read_template(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e) {
+/* The post-processor: the ids before and after a single text. */
+WRPO__READ(template) {
     int32_t **ids = &tok->prefix;
     const wrpo_json *wrong = NULL;
     (void)e;
     if (tok->has_template) wrpo__load_refuse("more than one", wrpo_json_get(v, "type"));
     tok->has_template = true;
-    for (const wrpo_json *k = wrpo__need(v, "single", WRPO_JSON_ARRAY)->child; k; k = k->next) {
+    WRPO__EACH(k, wrpo__need(v, "single", WRPO_JSON_ARRAY)) {
         const wrpo_json *text = wrpo__maybe(k, "Sequence", WRPO_JSON_OBJECT);
         if (text) {
             if (ids == &tok->suffix || !wrpo__json_is(wrpo_json_get(text, "id"), "A")) wrong = k;
@@ -8418,7 +8349,7 @@ static void wrpo__read_template(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__e
         const wrpo_json *tokens = wrpo__need(v, "special_tokens", WRPO_JSON_OBJECT);
         const wrpo_json *token = wrpo__need(k, "SpecialToken", WRPO_JSON_OBJECT);
         token = wrpo__need(tokens, wrpo__need(token, "id", WRPO_JSON_STRING)->text, WRPO_JSON_OBJECT);
-        for (const wrpo_json *i = wrpo__need(token, "ids", WRPO_JSON_ARRAY)->child; i; i = i->next)
+        WRPO__EACH(i, wrpo__need(token, "ids", WRPO_JSON_ARRAY))
             stbds_arrput(*ids, wrpo__load_count(i, tok->size - 1));
     }
     if (wrong || ids == &tok->prefix)
@@ -8430,7 +8361,7 @@ typedef struct wrpo__component {
     const char *list, *type;
     wrpo__edit edit;
     const char *text, *regex;  /* the key of the edit's text; its regex */
-    void (*read)(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e);  /* the rest of e, and edits before it */
+    void (*read)(wrpo_tokenizer *tok, const wrpo_json *v, wrpo__edit *e);
 } wrpo__component;
 /* Digits has numbers as Rust has them, of Unicode 17: also U+11DE0..11DE9 and U+16FF4..16FF6. Punctuation and
    Whitespace have Rust's classes: all of ASCII's punctuation and Unicode 8's; \w with the two joiners. */
@@ -8457,9 +8388,8 @@ static const wrpo__component wrpo__components[] = {
     {"decoder", "Strip", {.kind = WRPO__EDIT_STRIP}, "content", NULL, wrpo__read_strip},
     {"decoder", "Metaspace", {.kind = WRPO__EDIT_REPLACE}, "replacement", NULL, wrpo__read_unmark},
 };
-/* A component, or a Sequence of them, which may nest. members: the key of the Sequence's members. */
+/* A component, or a Sequence, which may nest. members: the key of its members. */
 static void wrpo__load_component(wrpo_tokenizer *tok, const wrpo_json *v, const char *list, const char *members) {
-    if (!v) return;
     const wrpo_json *type = wrpo__need(v, "type", WRPO_JSON_STRING);
     if (wrpo__json_is(type, "Sequence")) {
         v = wrpo__need(v, members, WRPO_JSON_ARRAY);
@@ -8483,20 +8413,27 @@ static void wrpo__load_component(wrpo_tokenizer *tok, const wrpo_json *v, const 
     if (e.kind != WRPO__EDIT_NONE) wrpo__put_edit(tok, e);
 }
 
+static void wrpo__load_list(wrpo_tokenizer *tok, const wrpo_json *root, const char *list, const char *members) {
+    const wrpo_json *v = wrpo__present(root, list);
+    if (v) wrpo__load_component(tok, v, list, members);
+}
+
 /* ---- load: the model ---- */
 static void wrpo__new_token(wrpo_tokenizer *tok, int32_t id, const char *text, size_t size, uint32_t flags) {
     tok->tokens[id] = (wrpo__token){wrpo__strndup(tok->arena, text, size), (uint32_t)size, flags};
     *wrpo__slot(tok, text, size) = id;
 }
+static void *wrpo__free_slots(wrpo_tokenizer *tok, int64_t n, size_t size, uint64_t *mask) {  /* all bits are set */
+    const size_t slots = wrpo__table_size(n);
+    *mask = slots - 1;
+    return memset(wrpo__raw(tok->arena, slots, size), 0xFF, slots * size);
+}
 static void wrpo__load_vocab(wrpo_tokenizer *tok, const wrpo_json *vocab, int64_t added) {
-    size_t slots = 64;
     char text[8];
     WRPO__EACH(v, vocab)
         tok->size = WRPO__MAX(tok->size, wrpo__load_count(v, WRPO__MAX_ID - 1) + 1);
-    while (slots < 2 * (size_t)(vocab->count + added)) slots *= 2;
     tok->next_id = vocab->count;
-    tok->mask = slots - 1;
-    tok->slots = memset(wrpo__raw(tok->arena, slots, sizeof *tok->slots), 0xFF, slots * sizeof *tok->slots);
+    tok->slots = wrpo__free_slots(tok, vocab->count + added, sizeof *tok->slots, &tok->mask);
     tok->tokens = wrpo__alloc(tok->arena, (size_t)(tok->size + added) + 1, sizeof *tok->tokens);
     WRPO__EACH(v, vocab) {
         int32_t id = (int32_t)v->integer;
@@ -8509,9 +8446,8 @@ static void wrpo__load_vocab(wrpo_tokenizer *tok, const wrpo_json *vocab, int64_
         tok->bytes[k] = wrpo__model_id(tok, text, 6);
     }
 }
-/* SentencePiece models have no pre-tokenizer: a whole text is one word. If no merge makes a token with a mark (U+2581)
-   after another character, and none is dropped for want of an unk_token, no merge reaches across such a place: cutting
-   there changes nothing, and words are short again. */
+/* SentencePiece models have no pre-tokenizer: a text is one word. If no merge makes a token with a mark (U+2581) after
+   another character, and none is dropped for want of an unk_token, cutting there changes nothing: words are short. */
 static const char wrpo__mark[] = "\xE2\x96\x81";
 static bool wrpo__mark_within(const char *s, size_t n) {
     for (size_t i = 1; i + 3 <= n; i++)
@@ -8533,12 +8469,9 @@ static bool wrpo__merge_parts(const wrpo_json *v, wrpo_json part[2]) {
 }
 static void wrpo__load_merges(wrpo_tokenizer *tok, const wrpo_json *merges) {
     wrpo__text text = {.arena = tok->scratch};
-    size_t slots = 64;
     int32_t rank = 0;
-    while (slots < 2 * (size_t)merges->count) slots *= 2;
-    tok->merge_mask = slots - 1;
-    tok->merges = memset(wrpo__raw(tok->arena, slots, sizeof *tok->merges), 0xFF, slots * sizeof *tok->merges);
-    for (const wrpo_json *v = merges->child; v; v = v->next, rank++) {
+    tok->merges = wrpo__free_slots(tok, merges->count, sizeof *tok->merges, &tok->merge_mask);
+    WRPO__EACH(v, merges) {
         wrpo_json part[3];  /* left, right, both */
         int32_t id[3];
         if (!wrpo__merge_parts(v, part))
@@ -8557,6 +8490,7 @@ static void wrpo__load_merges(wrpo_tokenizer *tok, const wrpo_json *merges) {
         wrpo__merge merge = {wrpo__pair(id[0], id[1]), rank, id[2]};
         *wrpo__merge_slot(tok, id[0], id[1]) = merge;  /* of equal pairs the last counts */
         tok->cuts = tok->cuts && !wrpo__mark_within(text.data, text.size);
+        rank++;
     }
 }
 static void wrpo__load_model(wrpo_tokenizer *tok, const wrpo_json *model, int64_t added) {
@@ -8584,7 +8518,7 @@ static void wrpo__load_model(wrpo_tokenizer *tok, const wrpo_json *model, int64_
 }
 
 /* ---- load: added and special tokens ---- */
-/* all: no flag may be absent. Otherwise an absent one is false, but an absent "normalized" is "not special". */
+/* all: no flag may be absent; else an absent one is false, but "normalized" is "not special". */
 static uint32_t wrpo__load_flags(const wrpo_json *v, uint32_t flags, bool all) {
     static const char *const keys[] = {"single_word", "lstrip", "rstrip", "special", "normalized"};
     for (int k = 0; k < 5; k++) {  /* in the order of the flags */
@@ -8604,7 +8538,7 @@ static void wrpo__add_token(wrpo_tokenizer *tok, const wrpo_json *v, int32_t id,
         const wrpo__piece *p = tok->work->pieces;  /* one: a normalizer does not cut */
         a.size = (uint32_t)p->n;
         a.text = wrpo__strndup(tok->arena, p->s, p->n);
-        /* the library decodes it to its normalized form, which it does not find among the special ones */
+        /* the library decodes to the normalized form, which is not among its special tokens */
         if (a.size != token->size || memcmp(a.text, token->text, a.size) != 0) token->flags |= WRPO__TOKEN_RENAMED;
     }
     int32_t *at = &tok->heads[normalized][(unsigned char)a.text[0]];
@@ -8613,10 +8547,10 @@ static void wrpo__add_token(wrpo_tokenizer *tok, const wrpo_json *v, int32_t id,
         if (memcmp(b->text, a.text, a.size) == 0)
             wrpo__wrong(v, "added token %d looks like added token %d", (int)id, (int)b->id);
     a.next = *at;
-    if (a.size) *at = (int32_t)stbds_arrlen(tok->added);  /* else it normalizes to nothing: never found */
+    if (a.size) *at = (int32_t)stbds_arrlen(tok->added);  /* else never found */
     stbds_arrput(tok->added, a);
 }
-/* A token that the vocabulary lacks: it has the next id. */
+/* A token that the vocabulary lacks gets the next id. */
 static int32_t wrpo__missing_token(wrpo_tokenizer *tok, const wrpo_json *v, const wrpo_json *text) {
     const int32_t id = (int32_t)tok->next_id++;
     if (tok->tokens[id].text)
@@ -8625,8 +8559,8 @@ static int32_t wrpo__missing_token(wrpo_tokenizer *tok, const wrpo_json *v, cons
     tok->size = WRPO__MAX(tok->size, id + 1);
     return id;
 }
-/* added_tokens of tokenizer.json, then (again) added_tokens_decoder of tokenizer_config.json, whose keys are the ids:
-   transformers adds what only it has. Where flags differ, the library's answer depends on its version: refused. */
+/* added_tokens of tokenizer.json, then (again) added_tokens_decoder of tokenizer_config.json, whose keys are ids. Where
+   flags differ, the library's answer depends on its version: refused. */
 static void wrpo__load_added(wrpo_tokenizer *tok, const wrpo_json *list, bool again) {
     int64_t before = -1, others = 0;
     const char *other = NULL;
@@ -8636,7 +8570,7 @@ static void wrpo__load_added(wrpo_tokenizer *tok, const wrpo_json *list, bool ag
         uint32_t flags = wrpo__load_flags(v, WRPO__TOKEN_ADDED, !again);
         char want[16];
         if (!content->size) continue;
-        /* the library chooses the id: the model's, else the next one from the size of the vocabulary on */
+        /* the library's choice: the model's id, else the next from the vocabulary's size on */
         int32_t id = wrpo__token_id(tok, content->text, content->size);
         bool known = id >= 0;
         if (again && !known && strtoll(found, NULL, 10) <= before) wrpo__refuse(v, NULL, "ids that ascend");
@@ -8654,15 +8588,13 @@ static void wrpo__load_added(wrpo_tokenizer *tok, const wrpo_json *list, bool ag
             wrpo__wrong(v, "added token \"%s\" %s", shown,
                             again ? "has other flags in tokenizer.json" : "stands twice, with different flags");
     }
-    if (others)
-        wrpo__log(tok->ctx, WRPO_LOG_WARN, "%s%s: so the tokenizers library has it", other,
-                  others > 1 ? "; and others" : "");
+    if (others) wrpo__warn("%s%s: so the tokenizers library has it", other, others > 1 ? "; and others" : "");
 }
 
 static const char *const wrpo__special_names[7] = {
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
 };
-/* What some tokenizer classes of transformers bring with them: special tokens, Llama and Gemma a post-processor too. */
+/* What tokenizer classes of transformers bring: special tokens, and a post-processor. */
 typedef struct wrpo__class_defaults { const char *name, *special[7]; bool processor; } wrpo__class_defaults;
 static const wrpo__class_defaults wrpo__tokenizer_classes[] = {
     {"LlamaTokenizer", {"<s>", "</s>", "<unk>"}, true},
@@ -8670,7 +8602,7 @@ static const wrpo__class_defaults wrpo__tokenizer_classes[] = {
     {"GPT2Tokenizer", {"<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
     {"Qwen2Tokenizer", {NULL, "<|endoftext|>", "<|endoftext|>", NULL, "<|endoftext|>"}, false},
 };
-/* The defaults of the class that tokenizer_config.json names, with or without "Fast"; NULL: none. */
+/* with or without "Fast"; NULL: none */
 static const wrpo__class_defaults *wrpo__class_of(const wrpo_json *name) {
     for (int64_t k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
         const wrpo__class_defaults *class = &wrpo__tokenizer_classes[k];
@@ -8679,10 +8611,9 @@ static const wrpo__class_defaults *wrpo__class_of(const wrpo_json *name) {
     }
     return NULL;
 }
-/* A special token, a string or an object that holds it, becomes an added token, as in transformers; if it is not in the
-   vocabulary, with the next id. Only where it is a class's default (not own) it does not: the model has no row for it.
-   Returns its id, or -1. keep: where its text goes, which templates use; NULL: nowhere, and what is no token is
-   ignored. */
+/* A special token, a string or an object that holds it, becomes an added token, as in transformers; with the next id
+   if it is not in the vocabulary, except a class's default (not own), for which the model has no row. Returns its id,
+   or -1. keep: where its text goes, for templates; NULL: nowhere, and what is no token is ignored. */
 static int32_t wrpo__load_special(wrpo_tokenizer *tok, const wrpo_json *v, bool own, const char **keep) {
     const wrpo_json *text = v && v->kind == WRPO_JSON_OBJECT ? wrpo_json_get(v, "content") : v;
     uint32_t flags = WRPO__TOKEN_ADDED | WRPO__TOKEN_SPECIAL;
@@ -8697,10 +8628,9 @@ static int32_t wrpo__load_special(wrpo_tokenizer *tok, const wrpo_json *v, bool 
     if (id >= 0 && text->size && !(tok->tokens[id].flags & WRPO__TOKEN_ADDED)) wrpo__add_token(tok, v, id, flags);
     return id;
 }
-/* The special tokens of tokenizer_config.json. Those of special_tokens_map.json go first if the config has no
-   added_tokens_decoder; if it has one, that file is not read (map NULL). Those of the tokenizer's class are for what is
-   absent. Others have any key that ends in _token, or are the members of two objects or lists. The order gives ids to
-   those that are not in the vocabulary. */
+/* The special tokens of tokenizer_config.json; before them those of special_tokens_map.json, which is read only if the
+   config has no added_tokens_decoder (else map is NULL); after them those of the tokenizer's class. Others have any key
+   that ends in _token, or are members of two objects or lists. The order decides the ids of new ones. */
 static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map) {
     static const char *const adds[] = {"add_bos_token", "add_eos_token"};
     const wrpo_json *const files[2] = {map, tok->config};
@@ -8729,7 +8659,7 @@ static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map) {
         }
     }
     if (!class || !class->processor) return;
-    /* transformers (4.x) gives these classes a post-processor of their own, whatever tokenizer.json says */
+    /* as in transformers 4.x, whatever tokenizer.json says */
     tok->prefix = tok->suffix = NULL;
     for (int i = 0; i < 2; i++) {
         int32_t **list = i ? &tok->suffix : &tok->prefix;
@@ -8746,8 +8676,8 @@ static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map) {
 static void wrpo__set_template(wrpo_tokenizer *tok, int i, const char *text, size_t size) {
     tok->chat[i] = (wrpo__template){.text = wrpo__strndup(tok->arena, text, size), .size = size};
 }
-/* chat_template of the config: a string, or a list of {name, template}, of which two names count. Templates in files of
-   their own go first: if there is one, the config's do not count. */
+/* chat_template: a string, or a list of {name, template}, of which two names count. If a template has its own file, the
+   config's do not count. */
 static void wrpo__load_templates(wrpo_tokenizer *tok, const wrpo_json *v) {
     static const char *const names[] = {"default", "tool_use"};
     static const char *const files[] = {"chat_template.jinja", "additional_chat_templates/tool_use.jinja"};
@@ -8768,52 +8698,48 @@ static void wrpo__load_templates(wrpo_tokenizer *tok, const wrpo_json *v) {
         if (!wrpo__exists(path)) continue;
         const wrpo__file *f = wrpo__open_file(tok->scratch, path);
         const char *text = (const char *)f->data;
-        const size_t valid = wrpo__valid_utf8(text, f->size);
-        if (valid < f->size) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "%s: not UTF-8 at byte %zu", path, valid);
+        wrpo__need_utf8(path, text, f->size);
         if (!found) memset(tok->chat, 0, sizeof tok->chat);
         found = true;
         wrpo__set_template(tok, i, text, f->size);
     }
 }
-/* The JSON object in a file of the directory, in the arena; NULL if there is no such file. */
+/* An object in a file of the directory; NULL: no such file. */
 static const wrpo_json *wrpo__load_json(wrpo_tokenizer *tok, wrpo__arena *arena, const char *file) {
     const char *path = wrpo__join(tok->arena, tok->dir, file);
     if (!wrpo__exists(path)) return NULL;
-    const wrpo__file *f = wrpo__open_file(tok->scratch, path);
-    const wrpo_json *root = wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size);
-    return wrpo__want(root, WRPO_JSON_OBJECT, file);
+    return wrpo__want(wrpo__json_file(arena, path), WRPO_JSON_OBJECT, file);
 }
-/* The steps before BPE, and the decoder. */
 static void wrpo__load_edits(wrpo_tokenizer *tok, const wrpo_json *root) {
     tok->edits = &tok->encoder;
     wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED});
-    wrpo__load_component(tok, wrpo__present(root, "normalizer"), "normalizer", "normalizers");
+    wrpo__load_list(tok, root, "normalizer", "normalizers");
     tok->normalizer_end = stbds_arrlen(tok->encoder);
     wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED, .normalized = true});
-    wrpo__load_component(tok, wrpo__present(root, "pre_tokenizer"), "pre_tokenizer", "pretokenizers");
+    wrpo__load_list(tok, root, "pre_tokenizer", "pretokenizers");
     if (tok->cuts)
         wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__MERGED_WITH_NEXT,
                 .regex = wrpo__load_regex(tok, root, "\xE2\x96\x81+", 4, false)});
     tok->has_decoder = wrpo__present(root, "decoder");
     tok->edits = &tok->decoder;
-    wrpo__load_component(tok, wrpo__present(root, "decoder"), "decoder", "decoders");
+    wrpo__load_list(tok, root, "decoder", "decoders");
 }
-static void wrpo__tokenizer_init(wrpo_tokenizer *tok, wrpo__arena *arena, const char *dir) {
-    tok->ctx = arena->ctx;
-    tok->arena = arena;
-    tok->dir = wrpo__strndup(arena, dir, strlen(dir));
-    tok->scratch = wrpo__sub_arena(arena);
+static wrpo_tokenizer *wrpo__tokenizer_new(wrpo__arena *arena, const char *dir) {
+    wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
+    *tok = (wrpo_tokenizer){.ctx = arena->ctx, .arena = arena, .scratch = wrpo__sub_arena(arena),
+                            .dir = wrpo__strndup(arena, dir, strlen(dir))};
     double now = wrpo__now();
-    tok->seed = wrpo__hash((uint64_t)(uintptr_t)arena, &now, sizeof now);  /* decides about speed, never about ids */
+    tok->seed = wrpo__hash((uint64_t)(uintptr_t)arena, &now, sizeof now);  /* for speed: ids do not depend on it */
     wrpo__unicode_load_classes(arena, &tok->unicode);
     uint32_t next = 0x100;
     memset(tok->char_byte, 0xFF, sizeof tok->char_byte);
-    for (uint32_t b = 0; b < 256; b++) {  /* printable Latin-1 is itself, the other bytes are U+0100 and up */
+    for (uint32_t b = 0; b < 256; b++) {  /* printable Latin-1 is itself; others are U+0100 and up */
         const uint32_t c = (b > 32 && b < 127) || (b > 160 && b != 173) ? b : next++;
         wrpo__utf8_put(tok->byte_text[b], c);
         tok->char_byte[c] = (int16_t)b;
     }
     stbds_arrput(tok->added, ((wrpo__added){"", 0, -1, 0}));
+    return tok;
 }
 static int64_t wrpo__leaves(const wrpo_json *v) {  /* members of an object, and their members */
     int64_t n = 0;
@@ -8821,8 +8747,7 @@ static int64_t wrpo__leaves(const wrpo_json *v) {  /* members of an object, and 
     return n;
 }
 static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir) {
-    wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
-    wrpo__tokenizer_init(tok, arena, dir);
+    wrpo_tokenizer *tok = wrpo__tokenizer_new(arena, dir);
     wrpo__work work = {.tok = tok, .out.arena = tok->scratch};
     tok->work = &work;
 
@@ -8833,14 +8758,14 @@ static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir)
     if (!root) wrpo__no_checkpoint(arena, dir, "tokenizer.json", true);
     const wrpo_json *version = wrpo__maybe(root, "version", WRPO_JSON_STRING);
     if (version && !wrpo__json_is(version, "1.0")) wrpo__load_refuse("tokenizer.json version", version);
-    /* truncation and padding are for batches of a fixed shape: transformers switches both off for a plain call */
+    /* truncation and padding are off in a plain call of transformers */
     const wrpo_json *model = wrpo__need(root, "model", WRPO_JSON_OBJECT);
     const wrpo_json *added = wrpo__maybe(root, "added_tokens", WRPO_JSON_ARRAY);
     const wrpo_json *map = again ? NULL : wrpo__load_json(tok, tok->scratch, "special_tokens_map.json");
     wrpo__load_model(tok, model, (added ? added->count : 0) + wrpo__leaves(tok->config) + wrpo__leaves(map));
     wrpo__load_edits(tok, root);
     wrpo__load_added(tok, added, false);
-    wrpo__load_component(tok, wrpo__present(root, "post_processor"), "post_processor", "processors");
+    wrpo__load_list(tok, root, "post_processor", "processors");
 
     wrpo__load_added(tok, again, true);
     wrpo__load_specials(tok, map);
@@ -8890,21 +8815,19 @@ WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *i
 
    The environment is that of transformers: sandboxed, trim_blocks, lstrip_blocks, one final newline dropped,
    `break` and `continue`, `{% generation %}`, tojson without HTML escapes, raise_exception and strftime_now.
-   The output is what Python prints. What Python refuses is WRPO_E_FORMAT with the template's line. What this
-   interpreter does not know is WRPO_E_UNSUPPORTED by name, never a guess: inheritance, imports, call, filter,
-   with and raw blocks, recursive loops, varargs, chained comparisons, powers, format strings, escaping, and
-   every filter, test, method and function without a row in wrpo__jdefs.
-   One difference is known and not refused:  {% for m in messages %}{{ bos_token }}{% endfor %}{% set bos_token = 1 %}
-   Jinja sees that the template sets bos_token, so the first use is of an undefined variable: nothing is written. Here a
-   name is looked up when it is read: the caller's bos_token is written.
+   The output is what Python prints. What Python refuses is WRPO_E_FORMAT with the template's line. What is not
+   known here is WRPO_E_UNSUPPORTED by name: inheritance, imports, call, filter, with and raw blocks, recursive
+   loops, varargs, chained comparisons, powers, format strings, escaping, and all without a row in wrpo__jdefs.
+   One difference is not refused:  {% for m in messages %}{{ bos_token }}{% endfor %}{% set bos_token = 1 %}
+   Jinja sees that the template sets bos_token and writes nothing for an undefined variable. Here the caller's
+   bos_token is written, for a name is looked up when it is read.
 
    A template becomes tokens once per tokenizer. There is no tree: compiling reads all tokens while J->idle, to
-   find errors of grammar and note the jumps between tokens; each rendering reads them again. While J->idle
-   nothing is looked up, computed or written, and the values that the readers return mean nothing. A rendering
-   skips that way what must not be evaluated.
+   find errors of grammar and note jumps between tokens; each rendering reads them again. While J->idle nothing
+   is looked up, computed or written, and values mean nothing. A rendering skips code that way.
    Names: jv is a value; J is the state of one compilation or rendering.                                     */
 
-/* A template is a stranger's program: it gets this much and no more. */
+/* A template is a stranger's program: it gets no more. */
 enum {
     WRPO__J_MAX_DEPTH = 1000,  /* of nesting times recursion, and of values */
     WRPO__J_MAX_STEPS = 20000000,  /* tokens read, elements compared, pieces of text written */
@@ -8950,10 +8873,10 @@ typedef struct wrpo__jinja {  /* one compilation or one rendering */
     int idle;  /* above 0: tokens are only read */
     int line, depth, loops;  /* of the current token */
     wrpo__jval *scope;
-    wrpo__text out;  /* the rendering; its end may be a string in the making: wrpo__jcut */
-    char flow;  /* on the way out to the loop: 'b' break, 'c' continue; else 0 */
+    wrpo__text out;  /* the rendering, and strings in the making: wrpo__jcut */
+    char flow;  /* 'b' break, 'c' continue; else 0 */
     int64_t steps; size_t held;  /* steps done; bytes that the context held before */
-    size_t **spans;  /* where generation blocks begin and end in out: an stb array of bytes; NULL: not wanted */
+    size_t **spans;  /* stb array: where generation blocks begin and end in out; NULL: not wanted */
     /* A compilation: */
     const char *s; size_t n, next;  /* the template with newlines \n; where its next token begins */
     bool fresh;  /* the text after the last tag begins a line */
@@ -8972,7 +8895,7 @@ _Noreturn WRPO__PRINTF(3, 4) static void wrpo__jraise(wrpo__jinja *J, wrpo_resul
 #define wrpo__jfail(J, ...) wrpo__jraise(J, WRPO_E_FORMAT, __VA_ARGS__)  /* Python refuses it too */
 #define wrpo__jrefuse(J, ...) wrpo__jraise(J, WRPO_E_UNSUPPORTED, __VA_ARGS__)  /* ... is not supported */
 #define WRPO__J_SHOW(v) (int)WRPO__MIN((v)->n, 60), (v)->s  /* for "%.*s" */
-static void wrpo__jspend(wrpo__jinja *J, size_t bytes) {  /* wherever something can run or grow */
+static void wrpo__jspend(wrpo__jinja *J, size_t bytes) {
     J->steps += 1 + (int64_t)(bytes >> 5);
     if (J->steps > WRPO__J_MAX_STEPS) wrpo__jfail(J, "the template runs too long: %d steps", WRPO__J_MAX_STEPS);
     if (J->ctx->bytes > J->held + WRPO__J_MAX_BYTES)
@@ -8991,7 +8914,7 @@ static wrpo__jval *wrpo__jmake(wrpo__jval v) {
 static wrpo__jval *wrpo__jnew(int kind) { return WRPO__J_VAL(.kind = kind); }
 static const wrpo__jval wrpo__jnone = {.kind = WRPO__J_NONE}, wrpo__jempty = {.kind = WRPO__J_STR, .s = ""};
 static wrpo__jv wrpo__jbool(bool b) {
-    static const wrpo__jval values[] = {{.kind = WRPO__J_BOOL, .i = 0}, {.kind = WRPO__J_BOOL, .i = 1}};
+    static const wrpo__jval values[] = {{.kind = WRPO__J_BOOL}, {.kind = WRPO__J_BOOL, .i = 1}};
     return &values[b];
 }
 static wrpo__jv wrpo__jint(int64_t i) { return WRPO__J_VAL(.kind = WRPO__J_INT, .i = i); }
@@ -9006,18 +8929,17 @@ static wrpo__jv wrpo__jstring(const char *s) { return wrpo__jbytes(s, strlen(s))
 static wrpo__jv wrpo__jundefined(wrpo__jv name) {
     return WRPO__J_VAL(.kind = WRPO__J_UNDEFINED, .s = name->s, .n = name->n);
 }
-/* A value that shares another one's items. */
 static wrpo__jv wrpo__jshare(int kind, wrpo__jv *items, int64_t count) {
     return WRPO__J_VAL(.kind = kind, .items = items, .count = count);
 }
 static wrpo__jval *wrpo__jscope(wrpo__jval *around) { return WRPO__J_VAL(.kind = WRPO__J_NAMESPACE, .scope = around); }
-/* Appends an item to a value under construction; in a dict, the caller appends its key. */
+/* Appends an item to a new value. In a dict, the caller appends its key. */
 static void wrpo__jpush(wrpo__jinja *J, wrpo__jval *to, wrpo__jv item) {
     wrpo__jspend(J, 0);
     stbds_arrput(to->items, item);
     to->count++;
 }
-/* Takes what was written since J->out.size was `from` off the output, as a string. */
+/* Takes the output from `from` on back, as a string. */
 static wrpo__jv wrpo__jcut(wrpo__jinja *J, size_t from) {
     size_t n = J->out.size - from;
     if (!n) return &wrpo__jempty;
@@ -9041,7 +8963,7 @@ static const char *wrpo__jtype(wrpo__jv v) {
     while (v->kind >> bit > 1) bit++;
     return names[bit];
 }
-static wrpo__jv wrpo__jwant(wrpo__jinja *J, wrpo__jv v, int kinds, const char *what) {  /* v, if it is of these */
+static wrpo__jv wrpo__jwant(wrpo__jinja *J, wrpo__jv v, int kinds, const char *what) {
     if (v->kind & kinds) return v;
     if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail(J, "\"%.*s\" is undefined", WRPO__J_SHOW(v));
     wrpo__jfail(J, "want %s, found %s", what, wrpo__jtype(v));
@@ -9152,7 +9074,7 @@ static bool wrpo__jone_of(wrpo__jinja *J, wrpo__jv chars, const char *s, size_t 
     if (!chars) return wrpo__jspace(wrpo__utf8_get(s, n, &n));
     return wrpo__jfind(J, chars, &(wrpo__jval){.s = s, .n = n}, 0) != SIZE_MAX;
 }
-/* Where s[from..to) without such code points at its front begins; at its back ends. */
+/* Where s[from..to) begins without such code points at its front; ends without those at its back. */
 static size_t wrpo__jlstrip(wrpo__jinja *J, wrpo__jv chars, const char *s, size_t from, size_t to) {
     for (size_t size; from < to; from += size) {
         wrpo__utf8_get(s + from, to - from, &size);
@@ -9172,9 +9094,9 @@ static int wrpo__jclass(wrpo__jinja *J, int32_t c) {  /* the bit of a code point
     if (!J->tok->unicode.kind) wrpo__unicode_load_classes(J->tok->arena, &J->tok->unicode);
     return 1 << (J->tok->unicode.kind[c] & 15);
 }
-/* A code point in upper or lower case: ASCII, Latin-1, Cyrillic. Other letters that have a case are refused. */
+/* ASCII, Latin-1, Cyrillic; other letters that have a case are refused. */
 static int32_t wrpo__jcase(wrpo__jinja *J, int32_t c, bool upper) {
-    static const int32_t ranges[][3] = {  /* first and last capital, distance to the small letters */
+    static const int32_t ranges[][3] = {  /* capitals from, to; distance to the small letters */
         {'A', 'Z', 32}, {0xC0, 0xD6, 32}, {0xD8, 0xDE, 32}, {0x400, 0x40F, 80}, {0x410, 0x42F, 32}};
     for (int64_t k = 0; k < WRPO__COUNT(ranges); k++) {
         int32_t first = ranges[k][0], last = ranges[k][1], by = ranges[k][2];
@@ -9200,7 +9122,7 @@ static wrpo__jv wrpo__jrecase(wrpo__jinja *J, wrpo__jv v, int op) {
     }
     return wrpo__jcut(J, from);
 }
-/* The INT or FLOAT that int() and float() read from v; NULL: v is no decimal number. */
+/* What int() and float() read from v; NULL: no decimal number. */
 static wrpo__jv wrpo__jread_number(wrpo__jinja *J, wrpo__jv v) {
     static const char digits[] = "0123456789";
     size_t begin = wrpo__jskip_space(v->s, v->n, 0), n = wrpo__jrstrip(J, NULL, v->s, begin, v->n) - begin;
@@ -9225,20 +9147,18 @@ typedef struct wrpo__jstyle {
     wrpo__jv item, key, indent;  /* what follows an item, a key; indent NULL: all on one line */
     int depth;  /* J->depth around the outermost value */
 } wrpo__jstyle;
-static void wrpo__jquote(wrpo__jinja *J, wrpo__jv v, bool json) {
-    bool apostrophe = !json && (!memchr(v->s, '\'', v->n) || memchr(v->s, '"', v->n));
+static void wrpo__jquote(wrpo__jinja *J, wrpo__jv v) {  /* repr(v) */
+    bool apostrophe = !memchr(v->s, '\'', v->n) || memchr(v->s, '"', v->n);
     char quote = apostrophe ? '\'' : '"';
-    const char marks[] = {'\n', '\r', '\t', '\\', quote, '\b', '\f'}, names[] = {'n', 'r', 't', '\\', quote, 'b', 'f'};
+    const char marks[] = {'\n', '\r', '\t', '\\', quote}, names[] = {'n', 'r', 't', '\\', quote};
     int hidden = 1 << WRPO__OTHER | 1 << WRPO__SPACE | 1 << WRPO__CW;  /* str.isprintable goes by it */
-    if (!json) wrpo__jplain(J, v);
     wrpo__jput(J, &quote, 1);
-    for (size_t i = 0, size; i < v->n; i += size) {
+    for (size_t i = 0, size; i < wrpo__jplain(J, v)->n; i += size) {
         int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
-        const char *mark = c > 0 && c < 128 ? memchr(marks, c, json ? 7 : 5) : NULL;
-        bool printable = c >= 32 && (json || c < 127 || !(wrpo__jclass(J, c) & hidden));
+        const char *mark = c > 0 && c < 128 ? memchr(marks, c, sizeof marks) : NULL;
         if (mark) wrpo__text_printf(&J->out, "\\%c", names[mark - marks]);
-        else if (c < 0 || printable) wrpo__jput(J, v->s + i, size);
-        else if (c < 0x100 && !json) wrpo__text_printf(&J->out, "\\x%02x", (unsigned)c);
+        else if (c >= 32 && (c < 127 || !(wrpo__jclass(J, c) & hidden))) wrpo__jput(J, v->s + i, size);
+        else if (c < 0x100) wrpo__text_printf(&J->out, "\\x%02x", (unsigned)c);
         else wrpo__text_printf(&J->out, c < 0x10000 ? "\\u%04x" : "\\U%08x", (unsigned)c);
     }
     wrpo__jput(J, &quote, 1);
@@ -9257,7 +9177,11 @@ static void wrpo__jwrite(wrpo__jinja *J, wrpo__jv v, const wrpo__jstyle *style) 
     case WRPO__J_BOOL: wrpo__text_puts(&J->out, words[v->i][json]); return;
     case WRPO__J_INT: wrpo__text_printf(&J->out, "%lld", (long long)v->i); return;
     case WRPO__J_FLOAT: wrpo__double_write(&J->out, v->f, true); return;
-    case WRPO__J_STR: wrpo__jquote(J, v, json); return;
+    case WRPO__J_STR:
+        wrpo__jspend(J, v->n);
+        if (json) wrpo__json_quote(&J->out, v->s, v->n);
+        else wrpo__jquote(J, v);
+        return;
     case WRPO__J_DICT: brackets = "{}"; break;
     case WRPO__J_LIST: case WRPO__J_TUPLE: break;
     default:
@@ -9285,8 +9209,8 @@ static void wrpo__jwrite(wrpo__jinja *J, wrpo__jv v, const wrpo__jstyle *style) 
     wrpo__jput(J, brackets + 1, 1);
 }
 static void wrpo__jprint(wrpo__jinja *J, wrpo__jv v) {  /* str(v) */
-    static const wrpo__jval item = {.kind = WRPO__J_STR, .s = ", ", .n = 2};
-    static const wrpo__jval key = {.kind = WRPO__J_STR, .s = ": ", .n = 2};
+    static const wrpo__jval item = {.kind = WRPO__J_STR, .s = ", ", .n = 2},
+                             key = {.kind = WRPO__J_STR, .s = ": ", .n = 2};
     if (wrpo__jis_str(v)) wrpo__jputs(J, v);
     else if (v->kind != WRPO__J_UNDEFINED) wrpo__jwrite(J, v, &(wrpo__jstyle){.item = &item, .key = &key});
 }
@@ -9299,7 +9223,7 @@ static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {  /* str(v) as a value *
 
 /* ---- sequences, attributes, items ---- */
 static wrpo__jval *wrpo__jchange(wrpo__jv v) { return (wrpo__jval *)(uintptr_t)v; }  /* a namespace, a generator */
-/* What a loop over v takes, as items[count]: elements, keys, characters. */
+/* What a loop over v takes: elements, keys, characters. */
 static wrpo__jv wrpo__jitems(wrpo__jinja *J, wrpo__jv v) {
     wrpo__jwant(J, v, WRPO__J_ITERABLES, "something to iterate over");
     if (v->kind == WRPO__J_DICT) return wrpo__jshare(WRPO__J_LIST, v->keys, v->count);
@@ -9327,7 +9251,7 @@ static int64_t wrpo__jbound(wrpo__jinja *J, wrpo__jv bound, int64_t n, int64_t o
     int64_t i = wrpo__jto_int(J, bound);
     return i < 0 ? WRPO__MAX(i + n, 0) : WRPO__MIN(i, n);
 }
-/* v[start:stop:step]; each may be NULL or None. Of the steps 1 and, without bounds, -1. */
+/* v[start:stop:step]; each may be NULL or None. The steps: 1 and, without bounds, -1. */
 static wrpo__jv wrpo__jslice(wrpo__jinja *J, wrpo__jv v, wrpo__jv start, wrpo__jv stop, wrpo__jv step) {
     int64_t by = wrpo__jgiven(step) ? wrpo__jto_int(J, step) : 1;
     if (!(wrpo__jdefined(J, v)->kind & WRPO__J_INDEXED)) wrpo__jrefuse(J, "a slice of %s", wrpo__jtype(v));
@@ -9360,7 +9284,7 @@ static wrpo__jv wrpo__jown(wrpo__jinja *J, wrpo__jv v, wrpo__jv name) {
     default: return NULL;
     }
 }
-/* attr: v.key, the attribute or else the item. Else v[key], the item or else, if key is a string, the attribute. */
+/* v.key (attr), the attribute or else the item; v[key], the item or else, if key is a string, the attribute. */
 static wrpo__jv wrpo__jget(wrpo__jinja *J, wrpo__jv v, wrpo__jv key, bool attr) {
     bool scalar = key->kind & WRPO__J_SCALARS;
     wrpo__jv r = wrpo__jdefined(J, v) && attr ? wrpo__jown(J, v, key) : NULL;
@@ -9373,7 +9297,7 @@ static wrpo__jv wrpo__jget(wrpo__jinja *J, wrpo__jv v, wrpo__jv key, bool attr) 
     if (!r && !attr && wrpo__jis_str(key)) r = wrpo__jown(J, v, key);
     return r ? r : wrpo__jundefined(scalar ? wrpo__jstr(J, key) : &wrpo__jempty);
 }
-/* The item of v that the filters' attribute= names. */
+/* For the filters' attribute=. */
 static wrpo__jv wrpo__jattribute(wrpo__jinja *J, wrpo__jv v, wrpo__jv name) {
     for (size_t i = 0; wrpo__jis_str(name) && i < name->n; i++)
         if (strchr(".,0123456789", name->s[i])) wrpo__jrefuse(J, "the attribute \"%.*s\"", WRPO__J_SHOW(name));
@@ -9448,7 +9372,7 @@ static wrpo__jv wrpo__joperate(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
 }
 
 /* ---- filters, tests, methods, functions ---- */
-typedef struct wrpo__jcall {  /* one call of a row of wrpo__jdefs */
+typedef struct wrpo__jcall {  /* of a row of wrpo__jdefs */
     int op;  /* which of the names that share the function */
     wrpo__jv self;  /* the value before the bar, `is` or the dot */
     wrpo__jv a[4];  /* the arguments by the signature; NULL: absent */
@@ -9512,7 +9436,7 @@ WRPO__J_FN(list) {
     wrpo__jv v = wrpo__jitems(J, c->self);
     return wrpo__jshare(WRPO__J_LIST, v->items, v->count);
 }
-/* The filters join and replace (op 0) take values of any type, the methods (op 1) only strings. */
+/* Filters (op 0) take values of any type, methods (op 1) only strings. */
 static wrpo__jv wrpo__jtext(wrpo__jinja *J, const wrpo__jcall *c, wrpo__jv v) {
     return c->op ? wrpo__jto_str(J, v) : wrpo__jstr(J, v);
 }
@@ -9695,7 +9619,7 @@ WRPO__J_FN(raise) {
 }
 WRPO__J_FN(strftime) {
     wrpo__jv format = wrpo__jto_str(J, c->a[0]);
-    /* The bar makes 0 from strftime mean that there was no room. */
+    /* With the bar, 0 from strftime means no room. */
     const char *text = wrpo__format(wrpo__current, "%.*s|", (int)WRPO__MIN(format->n, 400), format->s);
     const struct tm tm = wrpo__local_time(J->ctx->now);
     char out[512];
@@ -9722,7 +9646,7 @@ static const wrpo__jdef wrpo__jdefs[] = {
     {"sort", "f", "reverse= case_sensitive= attribute?", wrpo__jf_sort, 0},
     {"title", "f", "", wrpo__jf_case, 4}, {"trim", "f", "chars?", wrpo__jf_strip, 0},
     {"tojson", "fm", "ensure_ascii= indent? separators? sort_keys=", wrpo__jf_tojson, 0},
-    /* methods of strings, some of them filters too; methods of dicts */
+    /* methods of strings, some also filters; of dicts */
     {"lower upper capitalize", "fs", "", wrpo__jf_case, 0}, {"title", "s", "", wrpo__jf_case, 3},
     {"join", "s", "iterable", wrpo__jf_join, 1}, {"replace", "s", "old new count=", wrpo__jf_replace, 1},
     {"split", "s", "sep? maxsplit=", wrpo__jf_split, 0}, {"strip lstrip rstrip", "s", "chars?", wrpo__jf_strip, 0},
@@ -9736,7 +9660,7 @@ static const wrpo__jdef wrpo__jdefs[] = {
     /* functions */
     {"range", "g", "start stop= step=", wrpo__jf_range, 0}, {"dict namespace", "g", NULL, wrpo__jf_dict, 0},
     {"raise_exception", "g", "message", wrpo__jf_raise, 0}, {"strftime_now", "g", "format", wrpo__jf_strftime, 0},
-    /* refused by name: what else Python has. The sandbox hides the methods that change a value. */
+    /* what else Python has: refused. The sandbox hides methods that change a value. */
     {"casefold center count encode expandtabs find format format_map index isalnum isalpha isascii isdecimal isdigit "
      "isidentifier islower isnumeric isprintable isspace istitle isupper ljust maketrans partition rfind rindex rjust "
      "rpartition rsplit splitlines swapcase translate zfill", "s", "", NULL, 0},
@@ -9749,7 +9673,7 @@ static const wrpo__jdef *wrpo__jlookup(char where, wrpo__jv name) {  /* NULL: no
         if (strchr(wrpo__jdefs[k].where, where) && wrpo__jword(wrpo__jdefs[k].names, name)) return &wrpo__jdefs[k];
     return NULL;
 }
-/* A function, or self's method, as a value; NULL: no such name. */
+/* NULL: no such name. */
 static wrpo__jv wrpo__jfunction(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jv self) {
     const wrpo__jdef *def = wrpo__jlookup(where, name);
     if (!def) return NULL;
@@ -9757,7 +9681,7 @@ static wrpo__jv wrpo__jfunction(wrpo__jinja *J, char where, wrpo__jv name, wrpo_
     if (!def->fn) wrpo__jrefuse(J, "\"%.*s\"", WRPO__J_SHOW(name));
     return WRPO__J_VAL(.kind = WRPO__J_FUNCTION, .s = name->s, .n = name->n, .def = def, .self = self);
 }
-/* The argument for the next parameter: the next in order or that of this name; NULL: neither. */
+/* For the next parameter: the next argument in order, or that of this name; NULL: neither. */
 static wrpo__jv wrpo__jargument(wrpo__jinja *J, wrpo__jcall *c, wrpo__jv name) {
     wrpo__jv named = wrpo__jdict_get(J, &c->named, name);
     wrpo__jv placed = c->asked < c->args.count ? c->args.items[c->asked] : NULL;
@@ -9802,8 +9726,8 @@ struct wrpo__jtoken {
     int kind, line;
     const wrpo__joperator *op;  /* NULL: none */
     wrpo__jv value;  /* TEXT, LITERAL: the value; else the characters */
-    /* From a tag's name to the name of the tag that ends its body; from the first token of an expression to its `if`;
-       at the first target of an assignment: not NULL if a comma follows. */
+    /* From a tag's name to that of the tag which ends its body; from an expression's first token to its `if`; at the
+       first target of an assignment: not NULL if a comma follows. */
     wrpo__jtoken *jump;
 };
 static const wrpo__joperator wrpo__joperators[] = {
@@ -9821,8 +9745,8 @@ static void wrpo__jtoken_put(wrpo__jinja *J, int kind, wrpo__jv value) {
         if (wrpo__jword(wrpo__joperators[k].text, value)) token.op = &wrpo__joperators[k];
     stbds_arrput(J->tokens, token);
 }
-/* Passes the end of a tag, if it is next. "-" takes all white space after it along; without a sign, a tag other than
-   {{ }}, which has no "+", takes one newline. */
+/* Passes the end of a tag, if it is next. "-" takes the white space after it; without a sign, a tag other than {{ }},
+   which has no "+", takes one newline. */
 static bool wrpo__jtag_end(wrpo__jinja *J, const char *mark) {
     bool output = mark[0] == '}', minus = J->s[J->next] == '-', plus = !output && J->s[J->next] == '+';
     size_t i = J->next + minus + plus;
@@ -9854,14 +9778,14 @@ static wrpo__jv wrpo__jlex_string(wrpo__jinja *J, size_t *end) {  /* Python's es
     *end = i + 1;
     return wrpo__jcut(J, from);
 }
-static size_t wrpo__jword_end(const wrpo__jinja *J, size_t i) {  /* of letters, digits, _ and all that is not ASCII */
+static size_t wrpo__jword_end(const wrpo__jinja *J, size_t i) {  /* letters, digits, _ and all but ASCII */
     for (; i < J->n; i++) {
         const unsigned char c = (unsigned char)J->s[i], letter = c | 32;
         if (!(letter >= 'a' && letter <= 'z') && !(c >= '0' && c <= '9') && c != '_' && c < 0x80) break;
     }
     return i;
 }
-/* One token inside a tag. Returns by how much it changes the number of open brackets. */
+/* Returns the change of the number of open brackets. */
 static int wrpo__jlex_token(wrpo__jinja *J) {
     const char *s = J->s + J->next, c = *s;
     const wrpo__jtoken last = stbds_arrlast(J->tokens);
@@ -9918,7 +9842,7 @@ static void wrpo__jlex(wrpo__jinja *J) {
         size_t to = at, line = at;
         while (line > from && s[line - 1] != '\n') line--;
         bool alone = (line > from || J->fresh) && wrpo__jrstrip(J, NULL, s, line, at) == line;
-        /* "-" strips the white space before the tag; "+" none; else a statement or comment strips its line's. */
+        /* "-" strips the white space before; "+" none; else a statement or comment strips its line's. */
         if (sign == '-') to = wrpo__jrstrip(J, NULL, s, from, at);
         else if (sign != '+' && kind != '{' && alone) to = line;
         if (to > from) wrpo__jtoken_put(J, WRPO__J_TEXT, wrpo__jbytes(s + from, to - from));
@@ -9943,7 +9867,7 @@ static void wrpo__jgo(wrpo__jinja *J, wrpo__jtoken *at) {
 _Noreturn static void wrpo__jexpected(wrpo__jinja *J, const char *what) {
     wrpo__jfail(J, "want %s, found \"%.*s\"", what, WRPO__J_SHOW(wrpo__jstr(J, J->at->value)));
 }
-static bool wrpo__jat(const wrpo__jinja *J, const char *words) {  /* at one of these names or marks */
+static bool wrpo__jat(const wrpo__jinja *J, const char *words) {
     return J->at->kind >= WRPO__J_NAME && wrpo__jword(words, J->at->value);
 }
 static bool wrpo__jtake(wrpo__jinja *J, const char *words) {
@@ -9963,7 +9887,7 @@ static wrpo__jv wrpo__jlookup_var(wrpo__jinja *J, wrpo__jv name) {
     if (!v) v = wrpo__jfunction(J, 'g', name, NULL);
     return v ? v : wrpo__jundefined(name);
 }
-/* a, b, c up to the end of the tag or a word that ends it, without conditions also `if`; no comma: no tuple. */
+/* a, b, c up to the end of the tag or a word of `ends`, without conditions also `if`; no comma: no tuple. */
 static wrpo__jv wrpo__jtuple(wrpo__jinja *J, bool conditions, const char *ends) {
     wrpo__jval *tuple = NULL;
     wrpo__jv v = NULL;
@@ -10076,7 +10000,7 @@ static wrpo__jv wrpo__jpostfix(wrpo__jinja *J, wrpo__jv v, bool filters) {  /* .
 static wrpo__jv wrpo__jsigned(wrpo__jinja *J, bool filters) {
     if (!wrpo__jtake(J, "-")) return wrpo__jpostfix(J, wrpo__jprimary(J), filters);
     wrpo__jenter(J);
-    wrpo__jv v = wrpo__jsigned(J, false);  /* a sign's operand takes no filters: -1|abs is (-1)|abs */
+    wrpo__jv v = wrpo__jsigned(J, false);  /* -1|abs is (-1)|abs */
     J->depth--;
     if (!J->idle) v = wrpo__jarithmetic(J, '*', wrpo__jint(-1), wrpo__jwant(J, v, WRPO__J_NUMBERS, "a number"));
     return wrpo__jpostfix(J, v, filters);
@@ -10103,7 +10027,7 @@ static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least) {
     J->depth = depth;
     return v;
 }
-/* value if condition else otherwise. The idle reader notes where the condition is, which must be read first. */
+/* value if condition else otherwise. The idle reader notes the condition, which a rendering reads first. */
 static wrpo__jv wrpo__jexpr(wrpo__jinja *J) {
     wrpo__jtoken *first = J->at;
     wrpo__jv v = NULL;
@@ -10135,7 +10059,7 @@ static void wrpo__jclose(wrpo__jinja *J) {
     wrpo__jgo(J, J->at + 1);
 }
 static void wrpo__jstatement(wrpo__jinja *J);
-/* From the end of a tag up to the name of a tag of `ends`, in this scope. ends "": a whole template. */
+/* From the end of a tag to a name of `ends`; "": a whole template. */
 static void wrpo__jbody(wrpo__jinja *J, const char *ends, wrpo__jval *scope) {
     wrpo__jval *outer = J->scope;
     if (*ends) wrpo__jclose(J);
@@ -10159,8 +10083,8 @@ static void wrpo__jbody(wrpo__jinja *J, const char *ends, wrpo__jval *scope) {
     J->depth--;
     J->scope = outer;
 }
-/* What `set` and `for` assign to: names, attributes of namespaces, several in (). Commas unpack the value. value NULL:
-   only reads the targets. */
+/* What `set` and `for` assign to: names, attributes of namespaces, several in (). Commas unpack the value; NULL: only
+   reads the targets. */
 static void wrpo__jtargets(wrpo__jinja *J, wrpo__jv value, const char *end) {
     wrpo__jtoken *first = J->at;
     wrpo__jv items = NULL;
@@ -10189,7 +10113,7 @@ static void wrpo__jtargets(wrpo__jinja *J, wrpo__jv value, const char *end) {
     if (!count) wrpo__jexpected(J, "a name to assign to");
     if (items && count < items->count) wrpo__jfail(J, "too many values to unpack: %lld", (long long)items->count);
 }
-/* The idle reader notes where the body of the tag with this name ends; a rendering goes there. */
+/* The idle reader notes where the body ends; a rendering goes there. */
 static void wrpo__jskip_body(wrpo__jinja *J, wrpo__jtoken *name) {
     if (J->idle) name->jump = J->at;
     else wrpo__jgo(J, name->jump);
@@ -10215,14 +10139,14 @@ struct wrpo__jloop {
     wrpo__jv base; int64_t next;  /* what it runs over; its next item to look at */
     wrpo__jval *passed;  /* LIST: the items so far that satisfy the condition */
 };
-/* A new scope with the loop's variables for the item x; goes to `to`. */
+/* A new scope with the loop's variables for x; goes to `to`. */
 static void wrpo__jloop_enter(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv x, wrpo__jtoken *to) {
     J->scope = wrpo__jscope(loop->outer);
     wrpo__jgo(J, loop->target);
     wrpo__jtargets(J, x, "in");
     wrpo__jgo(J, to);
 }
-/* Does the loop have an item of this number? An item meets the condition only when it is asked for. */
+/* Does the loop have this item? It meets the condition only when it is asked for. */
 static bool wrpo__jloop_has(wrpo__jinja *J, wrpo__jloop *loop, int64_t index) {
     wrpo__jval *scope = J->scope;
     wrpo__jtoken *at = J->at;
@@ -10314,7 +10238,7 @@ static void wrpo__jassign(wrpo__jinja *J) {  /* after `set` */
     wrpo__jtargets(J, value, "=");
     wrpo__jgo(J, after);
 }
-/* A macro's parameters, which take the arguments of the call or their defaults. c NULL: only reads them. */
+/* A macro's parameters take arguments or defaults. c NULL: only reads them. */
 static void wrpo__jparameters(wrpo__jinja *J, wrpo__jcall *c) {
     bool optional = false;
     wrpo__jneed(J, "(");
@@ -10357,43 +10281,47 @@ static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jcall *c
     wrpo__jgo(J, at);
     return wrpo__jcut(J, from);
 }
+static void wrpo__jgeneration(wrpo__jinja *J) {  /* marks what is learned from */
+    size_t *span = J->spans && !J->idle ? stbds_arraddnptr(*J->spans, 2) : NULL;
+    const int64_t at = span ? stbds_arrlen(*J->spans) - 2 : 0;
+    if (span) *span = J->out.size;
+    wrpo__jbody(J, "endgeneration", wrpo__jscope(J->scope));
+    if (span) (*J->spans)[at + 1] = J->out.size;
+    wrpo__jneed(J, "endgeneration");
+}
 static void wrpo__jstatement(wrpo__jinja *J) {
+    static const struct { const char *name; void (*fn)(wrpo__jinja *J); } statements[] = {
+        {"if", wrpo__jif}, {"for", wrpo__jfor}, {"set", wrpo__jassign}, {"macro", wrpo__jmacro},
+        {"generation", wrpo__jgeneration}};
     int loops = J->loops;
-    if (wrpo__jtake(J, "if")) wrpo__jif(J);
-    else if (wrpo__jtake(J, "for")) wrpo__jfor(J);
-    else if (wrpo__jat(J, "break continue")) {
+    if (wrpo__jat(J, "break continue")) {
         if (J->idle && loops == 0) wrpo__jexpected(J, "a loop around this");
         if (!J->idle) J->flow = J->at->value->s[0];
         wrpo__jgo(J, J->at + 1);
-    } else if (wrpo__jat(J, "block extends include import from autoescape call filter with print do debug trans"))
-        wrpo__jrefuse(J, "statement \"%.*s\"", WRPO__J_SHOW(J->at->value));
-    else {
-        J->loops = 0;  /* break and continue do not reach out of these */
-        if (wrpo__jtake(J, "set")) wrpo__jassign(J);
-        else if (wrpo__jtake(J, "macro")) wrpo__jmacro(J);
-        else if (wrpo__jtake(J, "generation")) {  /* marks what is learned from */
-            size_t *span = J->spans && !J->idle ? stbds_arraddnptr(*J->spans, 2) : NULL;
-            const int64_t at = span ? stbds_arrlen(*J->spans) - 2 : 0;
-            if (span) *span = J->out.size;
-            wrpo__jbody(J, "endgeneration", wrpo__jscope(J->scope));
-            if (span) (*J->spans)[at + 1] = J->out.size;
-            wrpo__jneed(J, "endgeneration");
-        } else wrpo__jexpected(J, "a statement");
+        return;
     }
-    J->loops = loops;
+    if (wrpo__jat(J, "block extends include import from autoescape call filter with print do debug trans"))
+        wrpo__jrefuse(J, "statement \"%.*s\"", WRPO__J_SHOW(J->at->value));
+    for (int k = 0; k < WRPO__COUNT(statements); k++) {
+        if (!wrpo__jtake(J, statements[k].name)) continue;
+        if (k > 1) J->loops = 0;  /* break and continue stay within */
+        statements[k].fn(J);
+        J->loops = loops;
+        return;
+    }
+    wrpo__jexpected(J, "a statement");
 }
 
 /* ---- a template, compiled once per tokenizer; a conversation through it ---- */
 static void wrpo__jcompile(wrpo_tokenizer *tok, wrpo__template *t) {
     wrpo__arena *outer = wrpo__current;
-    const size_t valid = wrpo__valid_utf8(t->text, t->size);
     size_t n = 0;
-    if (valid < t->size) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "chat template, byte %zu: not UTF-8", valid + 1);
+    wrpo__need_utf8("chat template", t->text, t->size);
     if (!t->arena) t->arena = wrpo__sub_arena(tok->arena);
     wrpo__arena_clear(t->arena);  /* of an attempt that failed */
     wrpo__current = t->arena;
     char *s = wrpo__alloc(t->arena, t->size + 1, 1);
-    for (size_t i = 0; i < t->size; i++) {  /* every newline becomes \n; the last one is dropped */
+    for (size_t i = 0; i < t->size; i++) {  /* newlines become \n; the last one is dropped */
         bool newline = t->text[i] == '\r';
         if (newline && i + 1 < t->size && t->text[i + 1] == '\n') i++;
         s[n++] = newline ? '\n' : t->text[i];
@@ -10428,40 +10356,36 @@ static wrpo__jv wrpo__jfrom_json(wrpo__jinja *J, const wrpo_json *j) {
     J->depth--;
     return v;
 }
-/* As transformers shows a message: without keys that are null, and its reasoning under each name that templates know:
-   reasoning_content, thinking. */
+/* As transformers shows a message: without keys that are null, its reasoning under both names that templates know. */
 static const char *const wrpo__reasoning[] = {"reasoning_content", "thinking", "reasoning"};
 static wrpo__jv wrpo__jmessage(wrpo__jinja *J, const wrpo_json *message) {
-    wrpo_json given = {.kind = WRPO_JSON_OBJECT};
-    WRPO__EACH(m, message)
-        if (m->kind != WRPO_JSON_NULL) wrpo__json_put(&given, m, NULL);
-    wrpo__jv v = wrpo__jfrom_json(J, &given), reasoning = NULL;
     wrpo__jval *d = wrpo__jnew(WRPO__J_DICT);
-    for (int i = 0; i < 3 && !wrpo__jgiven(reasoning); i++)
-        reasoning = wrpo__jdict_get(J, v, wrpo__jstring(wrpo__reasoning[i]));
-    if (!wrpo__jgiven(reasoning)) return v;
-    wrpo__jdict_put(J, d, wrpo__jstring("thinking"), reasoning);
-    for (int64_t i = 0; i < v->count; i++) wrpo__jdict_put(J, d, v->keys[i], v->items[i]);
-    wrpo__jdict_put(J, d, wrpo__jstring("reasoning_content"), reasoning);
+    const wrpo_json *given = NULL;
+    for (int i = 0; i < 3 && !given; i++) given = wrpo__present(message, wrpo__reasoning[i]);
+    wrpo__jv reasoning = given ? wrpo__jfrom_json(J, given) : NULL;
+    if (reasoning) wrpo__jdict_put(J, d, wrpo__jstring("thinking"), reasoning);
+    WRPO__EACH(m, message)
+        if (m->kind != WRPO_JSON_NULL) wrpo__jdict_put(J, d, wrpo__jbytes(m->key, m->key_size), wrpo__jfrom_json(J, m));
+    if (reasoning) wrpo__jdict_put(J, d, wrpo__jstring("reasoning_content"), reasoning);
     return d;
 }
-/* Appends the conversation as text to out. spans: as in wrpo__jinja. */
+/* Appends the conversation to out. spans: as in wrpo__jinja. */
 static void wrpo__chat_at(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
                           const wrpo_json *kwargs, size_t **spans, wrpo__text *out) {
     wrpo_ctx *ctx = tok->ctx;
     const wrpo_json *tools = wrpo__present(kwargs, "tools");
     wrpo__template *t = &tok->chat[tok->chat[1].text && tools];  /* as transformers */
     if (!t->text)
-        wrpo__fail(ctx, WRPO_E_FORMAT,
-                   "%s: no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)", tok->dir);
-    if (messages->kind != WRPO_JSON_ARRAY) wrpo__fail(ctx, WRPO_E_ARG, "chat: want an array of messages");
+        wrpo__fail_format("%s: no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)",
+                tok->dir);
+    if (messages->kind != WRPO_JSON_ARRAY) wrpo__fail_arg("chat: want an array of messages");
     if (!t->tokens) wrpo__jcompile(tok, t);
     wrpo__jinja J = {.ctx = ctx, .tok = tok, .at = t->tokens, .line = 1, .out = *out,
                      .held = ctx->bytes, .spans = spans};
     wrpo__jval *list = wrpo__jnew(WRPO__J_LIST);
     J.scope = wrpo__jscope(NULL);
     WRPO__EACH(m, messages) {
-        if (m->kind != WRPO_JSON_OBJECT) wrpo__fail(ctx, WRPO_E_ARG, "chat: want every message to be an object");
+        if (m->kind != WRPO_JSON_OBJECT) wrpo__fail_arg("chat: want every message to be an object");
         wrpo__jpush(&J, list, wrpo__jmessage(&J, m));
     }
     for (int i = 0; i < 7; i++)

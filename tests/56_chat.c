@@ -95,7 +95,7 @@ static void limits(void) {
                {"{{ -'a' }}", "want a number, found str"},
                {"{% for m in messages %}{{ loop.depth }}{% endfor %}", "loop.depth is not supported"},
                {"{{ 'a\x0B'|indent }}", "the line end U+000B is not supported"},
-               {"a\xFF", "byte 2: not UTF-8"},
+               {"a\xFF", "chat template: not UTF-8 at byte 1"},
                {"\n{% if true\n%}\n{{ 1 }}\n{% if x %}", "line 5: want elif else endif"},
                {"\n{{ 1\n~ }}\n", "line 3: want an expression"},
                {"\n{# 1\n }", "line 2: a comment without its end"},

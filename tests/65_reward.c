@@ -141,6 +141,10 @@ static void by_formula(void *user, int64_t tensor, int64_t first, int64_t count,
     for (int64_t k = 0; k < count; k++)
         dst[k] = offset + ((float)(golden_bits(name, (uint64_t)(first + k)) >> 40) / 16777216.0f - 0.5f) * width;
 }
+static void save_armorm(wrpo__arena *arena, const wrpo__save_tensor *t, int64_t n, wrpo_model *m) {
+    wrpo__tensors_save(&(wrpo__save){.temp = arena, .dir = at("armorm"), .t = t, .n = n, .dtype = WRPO_DTYPE_F32,
+                                     .fn = by_formula, .user = m, .rounding = &(wrpo__rounding){0}});
+}
 static void armorm(const wrpo_json *golden) {
     TEST_TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo__arena *arena = wrpo__entry.arena;
@@ -159,8 +163,7 @@ static void armorm(const wrpo_json *golden) {
         for (int i = 0; i < HEADS; i++)
             t[m->n_weights + i] =
                 (wrpo__save_tensor){gated[i].name, gated[i].cols ? 2 : 1, {gated[i].rows, gated[i].cols, 0, 0}};
-        wrpo__tensors_save(arena, at("armorm"), NULL, t, m->n_weights + HEADS, WRPO_DTYPE_F32, 0, by_formula, m, NULL,
-                           &(wrpo__rounding){0});
+        save_armorm(arena, t, m->n_weights + HEADS, m);
         wrpo_reward *r = load(at("armorm"), 0, 0);
         if (r) {
             static const int32_t without[] = {1, 2, 128009, 128006, 78191, 128007, 9, 128009};
@@ -178,12 +181,10 @@ static void armorm(const wrpo_json *golden) {
                   "%s", wrpo_last_error(ctx)->text);
             wrpo_reward_free(r);
         }
-        wrpo__tensors_save(arena, at("armorm"), NULL, t, m->n_weights + HEADS - 1, WRPO_DTYPE_F32, 0, by_formula, m,
-                           NULL, &(wrpo__rounding){0});
+        save_armorm(arena, t, m->n_weights + HEADS - 1, m);
         refuse(at("armorm"), 0, "gating.logit_scale is missing");
         t[m->n_weights].shape[0] = 4;
-        wrpo__tensors_save(arena, at("armorm"), NULL, t, m->n_weights + HEADS, WRPO_DTYPE_F32, 0, by_formula, m, NULL,
-                           &(wrpo__rounding){0});
+        save_armorm(arena, t, m->n_weights + HEADS, m);
         refuse(at("armorm"), 0, "reward_transform_matrix");
     }
     CHECK(wrpo__end(&wrpo__entry) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
