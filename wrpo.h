@@ -1140,6 +1140,7 @@ WRPO__PRINTF(3, 4) static void wrpo__log(wrpo_ctx *ctx, wrpo_level level, const 
     ctx->desc.log.fn(level, text, ctx->desc.log.user);
 }
 
+/* In the current context. */
 #define wrpo__fail_arg(...) wrpo__fail(wrpo__current->ctx, WRPO_E_ARG, __VA_ARGS__)
 #define wrpo__fail_format(...) wrpo__fail(wrpo__current->ctx, WRPO_E_FORMAT, __VA_ARGS__)
 #define wrpo__fail_unsupported(...) wrpo__fail(wrpo__current->ctx, WRPO_E_UNSUPPORTED, __VA_ARGS__)
@@ -3449,8 +3450,7 @@ static wrpo_model *wrpo__model_random(wrpo__arena *arena, const wrpo_config *con
 }
 WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_random(wrpo__current, config, seed));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, false, *out = wrpo__model_random(wrpo__current, config, seed));
 }
 
 /* ---- adapters (LoRA): a weight W [out, in] of a linear layer may have A [r, in] and B [out, r] ----
@@ -4921,8 +4921,7 @@ static wrpo_metrics wrpo__step(wrpo_trainer *t) {
     return tally.m;
 }
 WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m) {
-    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__step(t));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(t->ctx, true, *m = wrpo__step(t));
 }
 static wrpo_metrics wrpo__evaluate(wrpo_trainer *t, const wrpo__set *set, double alpha) {
     wrpo__tally tally = {.m = {.step = t->k, .steps = t->T}};
@@ -4942,8 +4941,7 @@ static wrpo_metrics wrpo__trainer_eval(wrpo_trainer *t, const wrpo_data *data) {
     return m;
 }
 WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, wrpo_metrics *m) {
-    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__trainer_eval(t, data));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(t->ctx, true, *m = wrpo__trainer_eval(t, data));
 }
 
 /* ------------------------------------------------------------ Stop here if you only want the algorithm. */
@@ -4996,11 +4994,6 @@ static void wrpo__fail_json(wrpo_result code, const wrpo_json *v, const char *fo
     if (!v->name) wrpo__fail(ctx, code, "%s", text);
     wrpo__fail_at(ctx, code, v->line, v->column, "%s:%d:%d: %s", v->name, v->line, v->column, text);
 }
-/* Likewise without a place, and a warning, in the current context. */
-#define wrpo__fail_arg(...) wrpo__fail(wrpo__current->ctx, WRPO_E_ARG, __VA_ARGS__)
-#define wrpo__fail_format(...) wrpo__fail(wrpo__current->ctx, WRPO_E_FORMAT, __VA_ARGS__)
-#define wrpo__fail_unsupported(...) wrpo__fail(wrpo__current->ctx, WRPO_E_UNSUPPORTED, __VA_ARGS__)
-#define wrpo__warn(...) wrpo__log(wrpo__current->ctx, WRPO_LOG_WARN, __VA_ARGS__)
 #define wrpo__wrong(v, ...) wrpo__fail_json(WRPO_E_FORMAT, v, __VA_ARGS__)
 #define wrpo__unsupported(v, ...) wrpo__fail_json(WRPO_E_UNSUPPORTED, v, __VA_ARGS__)
 
@@ -6677,7 +6670,6 @@ static void wrpo__adapter_table(wrpo_model *model, wrpo__lora *lora) {
 }
 /* The table of a new adapter; it has no memory yet. */
 static void wrpo__adapter_begin(wrpo_model *model, const wrpo_adapter_desc *desc) {
-    wrpo_ctx *ctx = model->ctx;
     wrpo__lora *lora = wrpo__lora_new(model);
     wrpo_adapter_desc *d = &lora->desc;
     if (desc) *d = *desc;
@@ -7158,7 +7150,6 @@ static void wrpo__other_dir(const char *dir, const char *input, const char *what
         wrpo__fail_arg("%s: want another directory than that of %s", dir, what);
 }
 static void wrpo__save_check(wrpo__arena *temp, const wrpo_model *model, const wrpo_save_desc *desc) {
-    wrpo_ctx *ctx = model->ctx;
     if (!desc || !desc->dir) wrpo__fail_arg("wrpo_save_desc: dir is missing");
     const bool alone = model->lora && !desc->merge;
     const char *other = wrpo__join(temp, desc->dir, alone ? "config.json" : WRPO__ADAPTER_CONFIG);
