@@ -61,7 +61,7 @@
 
    Contents (search for the tag), with their lengths in lines
        >>api          920  every public declaration, documented
-       >>base        1340  errors, arenas, text, files, threads, random numbers
+       >>base        1350  errors, arenas, text, files, threads, random numbers
        >>loss         380  WRPO and its family, on one page; schedules of alpha and of the learning rate
        >>ops          440  every op in plain C, forward above backward: what each one means
        >>layout       320  the table of weights; memory measured, then assigned
@@ -70,12 +70,12 @@
        ---- Stop here if you only want the algorithm ----
        >>json         460  from files to token ids, and back: this,
                           >>tensors 560, >>checkpoint 1330, >>token 1620, >>chat 1610, >>data 1010
-       >>generate     580  samples, over a cache of keys and values
-       >>reward       420  reward models
-       >>run          730  memory plan, reference cache, metrics, resume, the loop with files
-       >>recipe       680  candidates to records, splits, win rates
+       >>generate     570  samples, over a cache of keys and values
+       >>reward       390  reward models
+       >>run          720  memory plan, reference cache, metrics, resume, the loop with files
+       >>recipe       660  candidates to records, splits, win rates
        >>mpi           89  ranks over MPI, with -DWRPO_MPI
-       >>cpu         1880  the fast ops: dispatch, SIMD, products, attention
+       >>cpu         1840  the fast ops: dispatch, SIMD, products, attention
        >>end           23  the licence */
 /* ---------------------------------------------------------------------------------------------- >>api
    Every public declaration. If you only want to use the library, read up to the end of this section.
@@ -3337,12 +3337,12 @@ static void wrpo__model_memory(wrpo_model *model) {
     const wrpo_config *c = &model->config;
     wrpo__bump b = {0};
     if ((c->residual_multiplier > 0 || c->logits_scaling > 0) && !ctx->desc.backend->dropout)
-        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: the backend has no dropout, which scales what a %.32s adds",
-                   ctx->desc.backend->name, c->model_type);
+        wrpo__fail_unsupported("%s: the backend has no dropout, which scales what a %.32s adds",
+                               ctx->desc.backend->name, c->model_type);
     wrpo__place_weights(model, &b);
     const size_t shard = (size_t)wrpo__shard(ctx, model->count);
     const size_t bytes = b.used, low = wrpo__mul(ctx, shard, sizeof *model->low);
-    if (b.overflow) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: the weights do not fit into the address space");
+    if (b.overflow) wrpo__fail_memory("out of memory: the weights do not fit into the address space");
     b = (wrpo__bump){.base = wrpo__device_alloc(model->arena, bytes, "weights")};
     ctx->desc.backend->zero(ctx->dev, b.base, bytes);
     wrpo__place_weights(model, &b);
@@ -3442,7 +3442,7 @@ static void wrpo__model_randomize(wrpo_model *model, uint64_t seed) {
 }
 static wrpo_model *wrpo__model_random(wrpo__arena *arena, const wrpo_config *config, uint64_t seed) {
     wrpo__config_check(config);
-    if (config->head != WRPO_HEAD_LM) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_config: head: want WRPO_HEAD_LM");
+    if (config->head != WRPO_HEAD_LM) wrpo__fail_arg("wrpo_config: head: want WRPO_HEAD_LM");
     wrpo_model *model = wrpo__model_new(arena, config);
     model->dtype = WRPO_DTYPE_F32;
     wrpo__model_randomize(model, seed);
@@ -3661,8 +3661,8 @@ static wrpo__run *wrpo__run_new(wrpo__arena *arena, wrpo_model *model, const wrp
     r->layer = wrpo__alloc(arena, (size_t)c->num_hidden_layers + 1, sizeof *r->layer);
     wrpo__run_layout(ctx, c, &r->shape, r, &b);
     if (b.overflow || r->host.overflow)
-        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space",
-                   (long long)shape->rows);
+        wrpo__fail_memory("out of memory: %lld rows of this model do not fit into the address space",
+                          (long long)shape->rows);
     b = (wrpo__bump){.base = wrpo__device_alloc(arena, b.used, "activations")};
     r->host = (wrpo__bump){.base = wrpo__raw(arena, r->host.used, 1)};
     wrpo__run_layout(ctx, c, &r->shape, r, &b);
@@ -4398,24 +4398,24 @@ static bool wrpo__metric(const wrpo_metrics *m, const char *name, double *out) {
 #undef WRPO__X
     return false;
 }
-static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d resolved */
+static void wrpo__train_check(const wrpo_train_desc *d) {   /* d resolved */
     const wrpo_metrics none = {0};
     double x;
 #define WRPO__X(field, otherwise, valid, want, same) x = (double)d->field; WRPO__RANGE(valid, #field, x, want);
     WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
     const char *why = wrpo__loss_check(&d->loss, d->alpha);
-    if (why) wrpo__fail(ctx, WRPO_E_ARG, "%s", why);
+    if (why) wrpo__fail_arg("%s", why);
     WRPO__RANGE(wrpo_lr_schedule_name((int)d->lr_schedule), "lr_schedule", d->lr_schedule, "one of wrpo_lr_schedule");
     WRPO__RANGE(wrpo_alpha_schedule_name((int)d->alpha_schedule), "alpha_schedule", d->alpha_schedule,
                 "one of wrpo_alpha_schedule");
     WRPO__RANGE(wrpo_moments_name((int)d->moments), "moments", d->moments, "one of wrpo_moments");
     const bool sft = d->loss.method == WRPO_METHOD_SFT;
     if (d->save_best && (!wrpo__metric(&none, d->save_best, &x) || (sft && strcmp(d->save_best, "loss"))))
-        wrpo__fail(ctx, WRPO_E_ARG, "save_best: want loss%s, found %.60s",
-                   sft ? "" : ", rewards/margins, rewards/accuracies or such", d->save_best);
+        wrpo__fail_arg("save_best: want loss%s, found %.60s",
+                       sft ? "" : ", rewards/margins, rewards/accuracies or such", d->save_best);
     if (d->save_best && (!d->eval_data || !d->save.dir))
-        wrpo__fail(ctx, WRPO_E_ARG, "save_best: want eval_data, and a directory in save");
+        wrpo__fail_arg("save_best: want eval_data, and a directory in save");
 }
 
 /* ---- the trainer, made in three phases: wrpo__trainer_new ---- */
@@ -4472,9 +4472,9 @@ static void wrpo__as_loss(const wrpo_record *record, wrpo_response *r) {
     }
 }
 /* Every record must have the roles that the method needs. */
-static void wrpo__check_roles(wrpo_ctx *ctx, const wrpo__set *set, const wrpo_train_desc *d) {
+static void wrpo__check_roles(const wrpo__set *set, const wrpo_train_desc *d) {
     wrpo_response *r = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *r);
-    if (set->N == 0) wrpo__fail(ctx, WRPO_E_ARG, "the data has no records");
+    if (set->N == 0) wrpo__fail_arg("the data has no records");
     for (int64_t i = 0; i < set->N; i++) {
         const wrpo_record *record = &set->data->records[i];
         const char *why = NULL;
@@ -4483,8 +4483,7 @@ static void wrpo__check_roles(wrpo_ctx *ctx, const wrpo__set *set, const wrpo_tr
             const double alpha = wrpo_alpha(d->alpha_schedule, d->alpha_power, d->alpha, k, 1);
             wrpo_loss(&d->loss, alpha, r, record->count, 1, &why);
         }
-        if (why) wrpo__fail(ctx, WRPO_E_FORMAT, "record \"%s\" (line %lld): %s", record->prompt_id,
-                            (long long)record->line, why);
+        if (why) wrpo__fail_format("record \"%s\" (line %lld): %s", record->prompt_id, (long long)record->line, why);
     }
 }
 /* SFT scores the sources alone, so the other responses are not computed: a view of the data without them.
@@ -4510,7 +4509,7 @@ static void wrpo__set_begin(wrpo_trainer *t, wrpo__set *set, const wrpo_data *da
     set->data = t->desc.loss.method == WRPO_METHOD_SFT ? wrpo__only_sources(t->arena, data) : data;
     set->N = set->data->stats.records;
     set->K = set->data->most;
-    wrpo__check_roles(t->ctx, set, &t->desc);
+    wrpo__check_roles(set, &t->desc);
     wrpo__check_data(&t->model->config, set->data, 0, set->N);
     const int64_t rows = wrpo__run_rows(&t->model->config, set->data, 0, set->N, t->desc.micro_tokens);
     t->rows = WRPO__MAX(t->rows, rows);
@@ -4545,12 +4544,11 @@ static wrpo_trainer *wrpo__trainer_begin(wrpo__arena *arena, wrpo_model *policy,
     wrpo_trainer *t = WRPO__NEW(arena, wrpo_trainer);
     *t = (wrpo_trainer){.ctx = arena->ctx, .arena = arena, .model = policy, .desc = wrpo_train_defaults(desc)};
     if (train && policy->frozen && !policy->lora)
-        wrpo__fail(t->ctx, WRPO_E_ARG,
-                   "the model was loaded frozen (wrpo_model_desc): without an adapter it cannot be trained");
+        wrpo__fail_arg("the model was loaded frozen (wrpo_model_desc): without an adapter it cannot be trained");
     const wrpo_train_desc *d = &t->desc;
     wrpo__on_free(arena, wrpo__trainer_gone, policy);
     policy->trainers++;
-    wrpo__train_check(t->ctx, d);
+    wrpo__train_check(d);
     wrpo__set_begin(t, &t->train, data);
     wrpo__set_begin(t, &t->eval, d->eval_data);
     wrpo__same_inputs(t, train);
@@ -4596,8 +4594,8 @@ static wrpo_trainer *wrpo__trainer_new(wrpo__arena *arena, wrpo_model *policy, c
     wrpo_trainer *t = wrpo__trainer_begin(arena, policy, data, desc, true);
     const wrpo_train_desc *d = &t->desc;
     if (d->out_dir || d->ref_dir || d->resume || d->save.dir)
-        wrpo__fail(t->ctx, WRPO_E_ARG, "wrpo_trainer_new works in memory: want out_dir, ref_dir, resume and save.dir "
-                   "of NULL, or wrpo_trainer_open");
+        wrpo__fail_arg("wrpo_trainer_new works in memory: want out_dir, ref_dir, resume and save.dir of NULL, or "
+                       "wrpo_trainer_open");
     wrpo__arena *temp = wrpo__sub_arena(arena);
     if (t->train.ref) wrpo__set_reference(temp, t, &t->train, policy);
     if (t->eval.ref) wrpo__set_reference(temp, t, &t->eval, policy);
@@ -4609,9 +4607,7 @@ static wrpo_trainer *wrpo__trainer_new(wrpo__arena *arena, wrpo_model *policy, c
 WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                       wrpo_trainer **out) {
     *out = NULL;
-    WRPO__CALL_ALL(policy->ctx, wrpo__arena_new(policy->ctx), false,
-                   *out = wrpo__trainer_new(wrpo__current, policy, data, desc));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(policy->ctx, false, *out = wrpo__trainer_new(wrpo__current, policy, data, desc));
 }
 WRPO_API void wrpo_trainer_free(wrpo_trainer *t) {
     if (t) wrpo__arena_free(t->arena);
@@ -4892,7 +4888,7 @@ static wrpo_metrics wrpo__step(wrpo_trainer *t) {
     wrpo__tally tally = {.m = {.step = t->k + 1, .steps = t->T}};
     const int64_t *list;
     const double begin = wrpo__now();
-    if (t->k >= t->T) wrpo__fail(ctx, WRPO_E_ARG, "all %lld steps are done", (long long)t->T);
+    if (t->k >= t->T) wrpo__fail_arg("all %lld steps are done", (long long)t->T);
 
     /* 1. The schedules' values for step k = 0 ... T - 1: a rising alpha never has its end value, and with warm-up the
           rate of the first step is 0. The records of the batch. */
@@ -4933,8 +4929,7 @@ static wrpo_metrics wrpo__evaluate(wrpo_trainer *t, const wrpo__set *set, double
 }
 static wrpo_metrics wrpo__trainer_eval(wrpo_trainer *t, const wrpo_data *data) {
     if (!data || (data != t->train.given && data != t->eval.given))
-        wrpo__fail(t->ctx, WRPO_E_ARG,
-                   "wrpo_trainer_eval: want the training data or desc.eval_data, whose reference is known");
+        wrpo__fail_arg("wrpo_trainer_eval: want the training data or desc.eval_data, whose reference is known");
     const double alpha = wrpo_alpha(t->desc.alpha_schedule, t->desc.alpha_power, t->desc.alpha, t->k, t->T);
     const wrpo_metrics m = wrpo__evaluate(t, data == t->train.given ? &t->train : &t->eval, alpha);
     if (t->log) t->log(t, &m, "eval_");
@@ -12422,7 +12417,7 @@ static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wr
     const wrpo_train_desc d = wrpo_train_defaults(desc);
     wrpo__bump weights = {0};
     wrpo__config_check(config);
-    wrpo__train_check(ctx, &d);
+    wrpo__train_check(&d);
     const bool mapped = adapter && ctx->desc.backend->host;
     wrpo_model *table = wrpo__model_table(wrpo__current, config, mapped ? config->dtype : ctx->desc.dtype);
     if (adapter) {
@@ -12879,7 +12874,7 @@ static char *wrpo__desc_json(wrpo_ctx *ctx, const wrpo_train_desc *desc) {
     const wrpo_train_desc d = wrpo_train_defaults(desc);
     wrpo__text out = {.arena = wrpo__current};
     wrpo__setting *list = NULL;
-    wrpo__train_check(ctx, &d);
+    wrpo__train_check(&d);
     wrpo__desc_settings(&list, &d, true);
     for (const wrpo__setting *s = list; s < list + stbds_arrlen(list); s++) {
         const char *quote = s->kind == WRPO__AS_WORD ? "\"" : "", *text = s->text;
