@@ -61,7 +61,7 @@
 
    Contents (search for the tag), with their lengths in lines
        >>api          920  every public declaration, documented
-       >>base        1340  errors, arenas, text, files, threads, random numbers
+       >>base        1350  errors, arenas, text, files, threads, random numbers
        >>loss         380  WRPO and its family, on one page; schedules of alpha and of the learning rate
        >>ops          440  every op in plain C, forward above backward: what each one means
        >>layout       320  the table of weights; memory measured, then assigned
@@ -70,12 +70,12 @@
        ---- Stop here if you only want the algorithm ----
        >>json         460  from files to token ids, and back: this,
                           >>tensors 560, >>checkpoint 1330, >>token 1620, >>chat 1610, >>data 1010
-       >>generate     580  samples, over a cache of keys and values
-       >>reward       420  reward models
-       >>run          730  memory plan, reference cache, metrics, resume, the loop with files
-       >>recipe       680  candidates to records, splits, win rates
+       >>generate     570  samples, over a cache of keys and values
+       >>reward       390  reward models
+       >>run          720  memory plan, reference cache, metrics, resume, the loop with files
+       >>recipe       660  candidates to records, splits, win rates
        >>mpi           89  ranks over MPI, with -DWRPO_MPI
-       >>cpu         1880  the fast ops: dispatch, SIMD, products, attention
+       >>cpu         1840  the fast ops: dispatch, SIMD, products, attention
        >>end           23  the licence */
 /* ---------------------------------------------------------------------------------------------- >>api
    Every public declaration. If you only want to use the library, read up to the end of this section.
@@ -1137,9 +1137,6 @@ _Noreturn WRPO__PRINTF(5, 6) static void wrpo__fail_at(wrpo_ctx *ctx, wrpo_resul
     longjmp(ctx->frame->jump, 1);
 }
 #define wrpo__fail(ctx, code, ...) wrpo__fail_at(ctx, code, 0, 0, __VA_ARGS__)
-/* A setting that must be in a range. WRPO_ZERO is shown as 0. */
-#define WRPO__RANGE(ok, name, value, wanted) \
-    if (!(ok)) wrpo__fail(ctx, WRPO_E_ARG, "%s: want %s, found %g", name, wanted, (double)(value) + 0.0)
 WRPO__PRINTF(3, 4) static void wrpo__log(wrpo_ctx *ctx, wrpo_level level, const char *format, ...) {
     char text[1024];
     if (!ctx->desc.log.fn) return;
@@ -1149,6 +1146,17 @@ WRPO__PRINTF(3, 4) static void wrpo__log(wrpo_ctx *ctx, wrpo_level level, const 
     va_end(args);
     ctx->desc.log.fn(level, text, ctx->desc.log.user);
 }
+
+/* In the current context. */
+#define wrpo__fail_arg(...) wrpo__fail(wrpo__current->ctx, WRPO_E_ARG, __VA_ARGS__)
+#define wrpo__fail_format(...) wrpo__fail(wrpo__current->ctx, WRPO_E_FORMAT, __VA_ARGS__)
+#define wrpo__fail_unsupported(...) wrpo__fail(wrpo__current->ctx, WRPO_E_UNSUPPORTED, __VA_ARGS__)
+#define wrpo__fail_io(...) wrpo__fail(wrpo__current->ctx, WRPO_E_IO, __VA_ARGS__)
+#define wrpo__fail_memory(...) wrpo__fail(wrpo__current->ctx, WRPO_E_MEMORY, __VA_ARGS__)
+#define wrpo__warn(...) wrpo__log(wrpo__current->ctx, WRPO_LOG_WARN, __VA_ARGS__)
+/* A setting that must be in a range. WRPO_ZERO is shown as 0. */
+#define WRPO__RANGE(ok, name, value, wanted) \
+    if (!(ok)) wrpo__fail_arg("%s: want %s, found %g", name, wanted, (double)(value) + 0.0)
 
 /* count * size, or failure. */
 static size_t wrpo__mul(wrpo_ctx *ctx, size_t count, size_t size) {
@@ -1214,6 +1222,7 @@ static void *wrpo__alloc(wrpo__arena *arena, size_t count, size_t size) {
     return memset(p, 0, n);
 }
 #define WRPO__NEW(arena, T) ((T *)wrpo__alloc(arena, 1, sizeof(T)))
+#define WRPO__ARRAY(T, n) ((T *)wrpo__alloc(wrpo__current, (size_t)(n), sizeof(T)))
 static char *wrpo__strndup(wrpo__arena *arena, const char *s, size_t n) {
     char *p = wrpo__alloc(arena, n + 1, 1);
     if (n) memcpy(p, s, n);
@@ -1313,8 +1322,7 @@ static void wrpo__same(wrpo_ctx *ctx, const char *what, uint64_t hash) {
     uint64_t want = hash;
     wrpo__broadcast(ctx, &want, sizeof want, 0);
     const int64_t other = wrpo__most(ctx, want == hash ? 0 : R - wrpo__me(ctx));
-    if (other)
-        wrpo__fail(ctx, WRPO_E_ARG, "rank %d: %s: want that of rank 0, found another", R - (int)other, what);
+    if (other) wrpo__fail_arg("rank %d: %s: want that of rank 0, found another", R - (int)other, what);
 }
 /* A public entry:    WRPO__CALL(ctx, arena, temporary, call);      call: one call of a private function
                       return wrpo__end(&wrpo__entry);
@@ -1348,6 +1356,13 @@ static wrpo_result wrpo__end(wrpo__frame *f) {
     if (f->failed || f->temporary) wrpo__arena_free(f->arena);
     return f->failed ? f->ctx->error.code : WRPO_OK;
 }
+/* A whole public entry with a new arena, and its return. */
+#define WRPO__ENTRY(ctx, temporary, call) \
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), temporary, call) \
+    return wrpo__end(&wrpo__entry)
+#define WRPO__ENTRY_ALL(ctx, temporary, call) \
+    WRPO__CALL_ALL(ctx, wrpo__arena_new(ctx), temporary, call); \
+    return wrpo__end(&wrpo__entry)
 /* After a nested entry that may have failed: passes its failure on. */
 static void wrpo__rethrow(wrpo_ctx *ctx, wrpo_result r) {
     if (r != WRPO_OK) longjmp(ctx->frame->jump, 1);
@@ -1378,7 +1393,7 @@ static void wrpo__rethrow(wrpo_ctx *ctx, wrpo_result r) {
 #define STB_DS_IMPLEMENTATION
 #if !defined(WRPO_STB_DS_H) && defined(__has_include)
 #if !__has_include(<stb/stb_ds.h>)
-#define WRPO_STB_DS_H "stb_ds.h"     /* beside this file, or on the include path */
+#define WRPO_STB_DS_H "stb_ds.h"  /* beside this file, or on the include path */
 #endif
 #endif
 #ifndef WRPO_STB_DS_H
@@ -1386,7 +1401,7 @@ static void wrpo__rethrow(wrpo_ctx *ctx, wrpo_result r) {
 #endif
 #include WRPO_STB_DS_H
 #undef STB_DS_IMPLEMENTATION
-#ifdef __GNUC__                      /* stb_ds says typeof, which -std=c11 does not know */
+#ifdef __GNUC__  /* stb_ds says typeof, which -std=c11 does not know */
 #undef STBDS_ADDRESSOF
 #define STBDS_ADDRESSOF(variable, value) ((__typeof__(variable)[1]){value})
 #endif
@@ -1408,7 +1423,7 @@ static void wrpo__text_add(wrpo__text *t, const char *s, size_t n) {
 }
 static void wrpo__text_puts(wrpo__text *t, const char *s) { wrpo__text_add(t, s, strlen(s)); }
 WRPO__PRINTF(2, 3) static void wrpo__text_printf(wrpo__text *t, const char *format, ...) {
-    size_t n = 32;                   /* a first guess; the second one is exact */
+    size_t n = 32;  /* a first guess; the second one is exact */
     for (bool fits = false; !fits;) {
         wrpo__text_room(t, n);
         va_list args;
@@ -1458,11 +1473,11 @@ WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p) {
    surrogate, above U+10FFFF, cut off); *size is then the maximal subpart, to be skipped. */
 static int32_t wrpo__utf8_get(const char *s, size_t n, size_t *size) {
     const unsigned char *p = (const unsigned char *)s;
-    const unsigned first = p[0], more = 1u + (first >= 0xE0) + (first >= 0xF0);        /* bytes after the first */
+    const unsigned first = p[0], more = 1u + (first >= 0xE0) + (first >= 0xF0);  /* bytes after the first */
     *size = 1;
     if (first < 0x80) return (int32_t)first;
     if (first < 0xC2 || first > 0xF4) return -1;
-    unsigned low = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;         /* the range of the second byte */
+    unsigned low = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;  /* the range of the second byte */
     unsigned high = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
     unsigned c = first & 0x3Fu >> more;
     for (size_t i = 1; i <= more; i++) {
@@ -1475,8 +1490,8 @@ static int32_t wrpo__utf8_get(const char *s, size_t n, size_t *size) {
     *size = more + 1;
     return (int32_t)c;
 }
-static size_t wrpo__utf8_put(char *s, uint32_t c) {    /* writes up to 4 bytes; returns how many */
-    static const unsigned char marks[] = {0, 0, 0xC0, 0xE0, 0xF0};     /* of the first of n bytes */
+static size_t wrpo__utf8_put(char *s, uint32_t c) {  /* writes up to 4 bytes; returns how many */
+    static const unsigned char marks[] = {0, 0, 0xC0, 0xE0, 0xF0};  /* of the first of n bytes */
     const size_t n = 1u + (c >= 0x80) + (c >= 0x800) + (c >= 0x10000);
     for (size_t i = n - 1; i > 0; i--) {
         s[i] = (char)(0x80 | (c & 0x3F));
@@ -1505,8 +1520,8 @@ static bool wrpo__disk_exists(const char *path) { struct stat st; return stat(pa
 static bool wrpo__disk_is_dir(const char *path) { struct stat st; return stat(path, &st) == 0 && S_ISDIR(st.st_mode); }
 typedef struct wrpo__file {
     const char *path; const unsigned char *data; size_t size;
-    bool mapped; FILE *in;           /* in: while it is read */
-    const wrpo_files *files; void *handle;             /* whom the bytes belong to; NULL: not a caller's */
+    bool mapped; FILE *in;  /* in: while it is read */
+    const wrpo_files *files; void *handle;  /* whom the bytes belong to; NULL: not a caller's */
 } wrpo__file;
 static void wrpo__file_drop(void *p) {
     wrpo__file *f = p;
@@ -1526,28 +1541,27 @@ static wrpo__file *wrpo__file_new(wrpo__arena *arena, const char *path) {
 }
 /* The whole file, read-only, until the arena is freed: a mapping where there is one. */
 static const wrpo__file *wrpo__disk_open(wrpo__arena *arena, const char *path) {
-    wrpo_ctx *ctx = arena->ctx;
     wrpo__file *f = wrpo__file_new(arena, path);
     wrpo__text t = {.arena = arena};
-    if (wrpo__disk_is_dir(path)) wrpo__fail(ctx, WRPO_E_IO, "%s: want a file, found a directory", path);
+    if (wrpo__disk_is_dir(path)) wrpo__fail_io("%s: want a file, found a directory", path);
     f->in = fopen(path, "rb");
-    if (!f->in) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
+    if (!f->in) wrpo__fail_io("%s: cannot be opened: %s", path, strerror(errno));
 #ifndef _WIN32
     struct stat st;
     if (fstat(fileno(f->in), &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0) {
         void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fileno(f->in), 0);
-        if (p == MAP_FAILED) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be mapped: %s", path, strerror(errno));
+        if (p == MAP_FAILED) wrpo__fail_io("%s: cannot be mapped: %s", path, strerror(errno));
         f->data = p;
         f->size = (size_t)st.st_size;
         f->mapped = true;
     }
 #endif
-    while (!f->mapped) {             /* a pipe, a terminal, no mappings: read to its end */
+    while (!f->mapped) {  /* a pipe, a terminal, no mappings: read to its end */
         char part[1 << 14];
         const size_t n = fread(part, 1, sizeof part, f->in);
         wrpo__text_add(&t, part, n);
         if (n == 0 && !ferror(f->in)) break;
-        if (n == 0 && errno != EINTR) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be read: %s", path, strerror(errno));
+        if (n == 0 && errno != EINTR) wrpo__fail_io("%s: cannot be read: %s", path, strerror(errno));
         clearerr(f->in);
     }
     fclose(f->in);
@@ -1573,13 +1587,13 @@ static wrpo__name *wrpo__disk_list(wrpo__arena *arena, const char *dir) {
 #ifdef _WIN32
     struct _finddata_t e;
     const intptr_t h = _findfirst(wrpo__join(arena, dir, "*"), &e);
-    if (h == -1) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed: %s", dir, strerror(errno));
+    if (h == -1) wrpo__fail_io("%s: cannot be listed: %s", dir, strerror(errno));
     do wrpo__add_name(arena, &names, e.name); while (_findnext(h, &e) == 0);
     _findclose(h);
 #else
     wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__dir_close, NULL);
     DIR *d = owner->p = opendir(dir);
-    if (!d) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed: %s", dir, strerror(errno));
+    if (!d) wrpo__fail_io("%s: cannot be listed: %s", dir, strerror(errno));
     for (struct dirent *e = readdir(d); e; e = readdir(d)) wrpo__add_name(arena, &names, e->d_name);
     owner->p = NULL;
     closedir(d);
@@ -1587,7 +1601,7 @@ static wrpo__name *wrpo__disk_list(wrpo__arena *arena, const char *dir) {
     if (names) qsort(names, (size_t)stbds_arrlen(names), sizeof *names, wrpo__by_name);
     return names;
 }
-static const wrpo_files *wrpo__files(void) {           /* the current context's; NULL: it reads the file system */
+static const wrpo_files *wrpo__files(void) {  /* the current context's; NULL: it reads the file system */
     const wrpo_files *files = &wrpo__current->ctx->desc.files;
     return files->open ? files : NULL;
 }
@@ -1607,7 +1621,7 @@ static const wrpo__file *wrpo__open_file(wrpo__arena *arena, const char *path) {
     if (!files) return wrpo__disk_open(arena, path);
     wrpo__file *f = wrpo__file_new(arena, path);
     const void *data = files->open(path, &f->size, &f->handle, files->user);
-    if (!data) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be opened: wrpo_desc.files has no such file", path);
+    if (!data) wrpo__fail_io("%s: cannot be opened: wrpo_desc.files has no such file", path);
     f->data = data;
     f->files = files;
     return f;
@@ -1630,7 +1644,7 @@ static void wrpo__sync_parent(const char *path) {
     const char *slash = strrchr(path, '/');
     snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
     const int d = open(dir, O_RDONLY);
-    if (d >= 0) fsync(d);            /* not every file system can */
+    if (d >= 0) fsync(d);  /* not every file system can */
     if (d >= 0) close(d);
 #else
     (void)path;
@@ -1641,7 +1655,7 @@ static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {  /* and its parent
     char part[4096];
     if (wrpo__me(ctx)) return;
     const size_t n = strlen(path);
-    if (n == 0 || n >= sizeof part) wrpo__fail(ctx, WRPO_E_IO, "\"%.200s\": not a usable path for a directory", path);
+    if (n == 0 || n >= sizeof part) wrpo__fail_io("\"%.200s\": not a usable path for a directory", path);
     for (size_t i = 1; i <= n; i++) {
         if (i < n && path[i] != '/') continue;
         memcpy(part, path, i);
@@ -1649,13 +1663,12 @@ static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {  /* and its parent
         const int r = wrpo__mkdir(part);
         const int e = errno == EEXIST ? ENOTDIR : errno;
         if (r == 0) wrpo__sync_parent(part);
-        else if (!wrpo__disk_is_dir(part))
-            wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be made: %s", part, strerror(e));
+        else if (!wrpo__disk_is_dir(part)) wrpo__fail_io("%s: cannot be made: %s", part, strerror(e));
     }
 }
 static void wrpo__remove(wrpo_ctx *ctx, const char *path) {
     if (!wrpo__me(ctx) && remove(path) != 0 && errno != ENOENT)
-        wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be removed: %s", path, strerror(errno));
+        wrpo__fail_io("%s: cannot be removed: %s", path, strerror(errno));
 }
 /* A checkpoint and its files. The state is the first to go: without it the directory is no checkpoint. */
 #define WRPO__STATE_FILE "trainer_state.wrpo"
@@ -1680,7 +1693,7 @@ static void wrpo__writer_drop(void *p) {
     w->waits = false;
 }
 _Noreturn static void wrpo__writer_fail(const wrpo__writer *w, int e) {
-    wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(e));
+    wrpo__fail_io("%s: cannot be written: %s", w->path, strerror(e));
 }
 static wrpo__writer *wrpo__create(wrpo__arena *arena, const char *path) {
     wrpo__writer *w = WRPO__NEW(arena, wrpo__writer);
@@ -1708,7 +1721,7 @@ static void wrpo__finish(wrpo__writer *w) {
 }
 static void wrpo__publish(wrpo__writer *w) {
     if (!w->waits) return;
-    errno = EIO;                     /* for Windows, which does not set it */
+    errno = EIO;  /* for Windows, which does not set it */
     if (wrpo__rename(w->part, w->path) != 0) wrpo__writer_fail(w, errno);
     w->waits = false;
 }
@@ -1719,7 +1732,7 @@ static void wrpo__commit(wrpo__writer *w) {
 }
 
 /* ---- time, threads ---- */
-static double wrpo__now(void) {      /* seconds */
+static double wrpo__now(void) {  /* seconds */
 #ifdef _WIN32
     struct __timeb64 t;
     _ftime64(&t);
@@ -1764,7 +1777,7 @@ static double wrpo__normal(uint64_t seed, uint64_t stream, uint64_t counter) { /
     const double u = ((double)r.v[0] + 0.5) / 4294967296.0, v = ((double)r.v[1] + 0.5) / 4294967296.0;
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
 }
-static uint64_t wrpo__hash(uint64_t h, const void *p, size_t n) {      /* can be chained; not against adversaries */
+static uint64_t wrpo__hash(uint64_t h, const void *p, size_t n) {  /* can be chained; not against adversaries */
     const unsigned char *s = p;
     h ^= n * 0x9E3779B97F4A7C15u;
     for (size_t i = 0; i < n; i += 8) {
@@ -1783,9 +1796,9 @@ static double wrpo__or_default(double x, double value) { return wrpo__is_default
 /* ---- number formats: bfloat16, float masters in two halves, the moments of AdamW ---- */
 static int64_t wrpo__div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static float wrpo__bits_float(uint32_t u) { float x; memcpy(&x, &u, sizeof x); return x; }
-static float wrpo__float_of(uint16_t half) { return wrpo__bits_float((uint32_t)half << 16); }    /* of bfloat16 */
+static float wrpo__float_of(uint16_t half) { return wrpo__bits_float((uint32_t)half << 16); }  /* of bfloat16 */
 static uint32_t wrpo__float_bits(float x) { uint32_t u; memcpy(&u, &x, sizeof u); return u; }
-static uint16_t wrpo__float_to_bf16(float x) {         /* to nearest, ties to even; NaN stays NaN */
+static uint16_t wrpo__float_to_bf16(float x) {  /* to nearest, ties to even; NaN stays NaN */
     const uint32_t u = wrpo__float_bits(x);
     if ((u & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)(u >> 16 | 0x40);
     return (uint16_t)((u + 0x7FFFu + (u >> 16 & 1)) >> 16);
@@ -1801,9 +1814,9 @@ static void wrpo__master_split(float x, uint16_t *high, uint16_t *low) {
 }
 static uint32_t wrpo__f16_to_bits(uint16_t h) {
     const uint32_t sign = (uint32_t)(h & 0x8000) << 16, m = h & 0x7FFFu;
-    if (m >= 0x7C00) return sign | m << 13 | 0x7F800000u;                  /* infinity, NaN with its payload */
-    if (m >= 0x0400) return sign | ((m << 13) + (112u << 23));             /* exponent bias 15 -> 127 */
-    return sign | wrpo__float_bits((float)(int32_t)m * 0x1p-24f);          /* denormal in F16, normal in F32 */
+    if (m >= 0x7C00) return sign | m << 13 | 0x7F800000u;  /* infinity, NaN with its payload */
+    if (m >= 0x0400) return sign | ((m << 13) + (112u << 23));  /* exponent bias 15 -> 127 */
+    return sign | wrpo__float_bits((float)(int32_t)m * 0x1p-24f);  /* denormal in F16, normal in F32 */
 }
 static float wrpo__element(const void *x, wrpo_dtype type, int64_t i) {
     if (type == WRPO_DTYPE_BF16) return wrpo__float_of(((const uint16_t *)x)[i]);
@@ -1835,7 +1848,7 @@ static float wrpo__code_value(float code, float scale, float top) {
     const float root = code * (1 / top), square = root * root;
     return square * square * scale;
 }
-static float wrpo__code_of(float size, float scale, float top, float dice) {   /* dice in [0, 1) */
+static float wrpo__code_of(float size, float scale, float top, float dice) {  /* dice in [0, 1) */
     const float inverse = scale >= FLT_MIN ? 1 / scale : 0, root = sqrtf(sqrtf(size * inverse)) * top;
     const float code = (float)(int)fminf(root, top - 1);
     const float low = wrpo__code_value(code, scale, top), high = wrpo__code_value(code + 1, scale, top);
@@ -1864,7 +1877,7 @@ static void wrpo__moment_store(void *block, const float *x, wrpo_moments moments
         else if (moments == WRPO_MOMENTS_BF16) ((uint16_t *)block)[i] = (uint16_t)((bits + (dice >> 16)) >> 16);
         else {
             const float code = wrpo__code_of(fabsf(x[i]), scale, second ? 255 : 127, (float)(dice >> 8) / 16777216);
-            if (second) codes[i] = (uint8_t)(x[i] > 0 ? fmaxf(code, 1) : code);        /* above 0 stays above 0 */
+            if (second) codes[i] = (uint8_t)(x[i] > 0 ? fmaxf(code, 1) : code);  /* above 0 stays above 0 */
             else codes[i] = (uint8_t)(int8_t)(x[i] < 0 ? -code : code);
         }
     }
@@ -1872,7 +1885,7 @@ static void wrpo__moment_store(void *block, const float *x, wrpo_moments moments
 }
 
 /* ---- memory of the host. dev: a backend's state, whose first member is its wrpo_allocator ---- */
-static void *wrpo__host_alloc(void *dev, size_t n) {   /* a word in front of the block says where it begins */
+static void *wrpo__host_alloc(void *dev, size_t n) {  /* a word in front of the block says where it begins */
     const wrpo_allocator *memory = dev;
     if (n > SIZE_MAX - 2 * WRPO__ALIGN) return NULL;
     char *base = memory->alloc(n + 2 * WRPO__ALIGN, memory->user);
@@ -1890,7 +1903,7 @@ static void wrpo__host_release(void *dev, void *p) {
 }
 static void wrpo__host_copy(void *dev, void *dst, const void *src, size_t n) { (void)dev; if (n) memmove(dst, src, n); }
 static void wrpo__host_zero(void *dev, void *dst, size_t n) { (void)dev; if (n) memset(dst, 0, n); }
-static size_t wrpo__host_room(void *dev) {             /* what the system can still give without swapping */
+static size_t wrpo__host_room(void *dev) {  /* what the system can still give without swapping */
     unsigned long long kib = 0;
     char line[128];
     (void)dev;
@@ -1905,7 +1918,6 @@ static wrpo_result wrpo__host_sync(void *dev, wrpo_error *why) { (void)dev; (voi
 static void *wrpo__malloc(size_t n, void *user) { (void)user; return malloc(n); }
 static void wrpo__mfree(void *p, void *user) { (void)user; free(p); }
 static wrpo_result wrpo__open_fails(const wrpo_desc *d, wrpo_result r, const char *text) {
-    if (!d->why) return r;
     *d->why = (wrpo_error){.code = r};
     snprintf(d->why->text, sizeof d->why->text, "%s", text);
     return r;
@@ -1931,12 +1943,10 @@ static bool wrpo__set_date(wrpo_ctx *ctx, const char *date) {  /* false: no such
     return true;
 }
 static void wrpo__need_date(wrpo_ctx *ctx, const char *date) {
-    if (!wrpo__set_date(ctx, date))
-        wrpo__fail(ctx, WRPO_E_ARG, "date: want a day such as 2026-11-29, found \"%.40s\"", date);
+    if (!wrpo__set_date(ctx, date)) wrpo__fail_arg("date: want a day such as 2026-11-29, found \"%.40s\"", date);
 }
 WRPO_API wrpo_result wrpo_set_date(wrpo_ctx *ctx, const char *date) {
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__need_date(ctx, date));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, wrpo__need_date(ctx, date));
 }
 WRPO_API const char *wrpo_get_date(const wrpo_ctx *ctx) { return ctx->date; }
 static int wrpo__default_threads(const wrpo_desc *d) { /* ranks that are bound to no processors share them */
@@ -1953,26 +1963,27 @@ static int wrpo__default_threads(const wrpo_desc *d) { /* ranks that are bound t
     return (int)threads;
 }
 static wrpo_result wrpo__open(wrpo_desc d, wrpo_ctx **out) {
-    if (!d.memory.alloc != !d.memory.free)
-        return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: memory: want both functions or none");
-    if (d.threads < 0) return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: threads: want at least 0");
-    if (!d.memory.alloc) d.memory = (wrpo_allocator){wrpo__malloc, wrpo__mfree, NULL};
     const int64_t ranks = d.group ? d.group->ranks : 1, levels = (d.lanes ? d.lanes : ranks) / ranks;
-    if (d.lanes < 0 || d.lanes > 1 << 20 || (d.lanes && levels * ranks != d.lanes) || (levels & (levels - 1)))
-        return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: lanes: want the number of ranks times a power of two");
+    if (!d.backend) d.backend = wrpo_backend_cpu();
+    if (!d.dtype) d.dtype = d.backend->dtype;
+    const struct { bool wrong; wrpo_result code; const char *text; } checks[] = {
+        {!d.memory.alloc != !d.memory.free, WRPO_E_ARG, "wrpo_open: memory: want both functions or none"},
+        {d.threads < 0, WRPO_E_ARG, "wrpo_open: threads: want at least 0"},
+        {d.lanes < 0 || d.lanes > 1 << 20 || (d.lanes && levels * ranks != d.lanes) || (levels & (levels - 1)),
+         WRPO_E_ARG, "wrpo_open: lanes: want the number of ranks times a power of two"},
+        {ranks > 1 && !d.backend->host && !d.group->device, WRPO_E_UNSUPPORTED,
+         "wrpo_open: group: want one that moves a device's memory"},
+        {levels * ranks > 1 && !d.backend->sum, WRPO_E_UNSUPPORTED, "wrpo_open: lanes: this backend has no sum"},
+        {d.dtype != WRPO_DTYPE_F32 && d.dtype != WRPO_DTYPE_BF16, WRPO_E_ARG,
+         "wrpo_open: dtype: want f32 or bf16"}};
+    for (int i = 0; i < WRPO__COUNT(checks); i++)
+        if (checks[i].wrong) return wrpo__open_fails(&d, checks[i].code, checks[i].text);
+    if (!d.memory.alloc) d.memory = (wrpo_allocator){wrpo__malloc, wrpo__mfree, NULL};
     d.lanes = levels * ranks;
-    if (ranks > 1 && d.backend && !d.backend->host && !d.group->device)
-        return wrpo__open_fails(&d, WRPO_E_UNSUPPORTED, "wrpo_open: group: want one that moves a device's memory");
-    if (d.lanes > 1 && d.backend && !d.backend->sum)
-        return wrpo__open_fails(&d, WRPO_E_UNSUPPORTED, "wrpo_open: lanes: this backend has no sum");
 #ifndef _OPENMP
     d.threads = 1;
 #endif
     if (!d.threads) d.threads = wrpo__default_threads(&d);
-    if (!d.backend) d.backend = wrpo_backend_cpu();
-    if (!d.dtype) d.dtype = d.backend->dtype;
-    if (d.dtype != WRPO_DTYPE_F32 && d.dtype != WRPO_DTYPE_BF16)
-        return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: dtype: want f32 or bf16");
     wrpo_ctx *ctx = d.memory.alloc(sizeof *ctx, d.memory.user);
     if (!ctx) return wrpo__open_fails(&d, WRPO_E_MEMORY, "out of memory");
     *ctx = (wrpo_ctx){.desc = d, .error = {.text = "out of memory"}};
@@ -2027,15 +2038,15 @@ WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user) {
 }
 
 /* ---- configs ---- */
-enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };    /* the largest hidden_size and head_dim of any backend */
+enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };  /* the largest hidden_size and head_dim of any backend */
 /* A config that a caller filled in keeps the limits of one that is read from a file. */
-static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
+static void wrpo__config_check(const wrpo_config *c) {
     const wrpo_rope *p = &c->rope;
     const bool llama3 = p->type == WRPO_ROPE_LLAMA3, dynamic = p->type == WRPO_ROPE_DYNAMIC;
     const bool yarn = p->type == WRPO_ROPE_YARN, longrope = p->type == WRPO_ROPE_LONGROPE;
-    const double most = 1e15, least = 1 / most, huge = 0x1p40;         /* most: of a number; huge: of positions */
+    const double most = 1e15, least = 1 / most, huge = 0x1p40;  /* most: of a number; huge: of positions */
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, dims = p->dims ? p->dims : c->head_dim;
-    double factor = longrope ? most : 1;               /* the smallest of its factors */
+    double factor = longrope ? most : 1;  /* the smallest of its factors */
     for (int i = 0; longrope && i < WRPO__MIN(dims, WRPO__MAX_D) / 2; i++)
         factor = WRPO__MIN(factor, (double)WRPO__MIN(p->short_factor[i], p->long_factor[i]));
     const struct { const char *name; double value, low, high; } limits[] = {
@@ -2071,12 +2082,10 @@ static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
         {"rope.short_factor and long_factor", factor, least, most}};
     for (int i = 0; i < WRPO__COUNT(limits); i++)
         if (!(limits[i].value >= limits[i].low && limits[i].value <= limits[i].high))
-            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name,
-                       limits[i].low, limits[i].high, limits[i].value);
-    if (!memchr(c->model_type, 0, sizeof c->model_type))
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
-    if (c->no_pre_norms && !c->post_norms)
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: no_pre_norms: want post_norms with it");
+            wrpo__fail_arg("wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name, limits[i].low,
+                           limits[i].high, limits[i].value);
+    if (!memchr(c->model_type, 0, sizeof c->model_type)) wrpo__fail_arg("wrpo_config: model_type: want a NUL");
+    if (c->no_pre_norms && !c->post_norms) wrpo__fail_arg("wrpo_config: no_pre_norms: want post_norms with it");
 }
 
 static bool wrpo__layer_bit(const uint64_t bits[8], int64_t l) { return bits[l / 64] >> l % 64 & 1; }
@@ -2092,7 +2101,7 @@ static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
     const double later[] = {c->sliding_rope_theta, c->qk_norm_rows, c->no_pre_norms, c->embedding_multiplier,
                             c->residual_multiplier, c->attention_multiplier, c->logits_scaling};
     uint64_t h = wrpo__hash(0, numbers, sizeof numbers);
-    for (int64_t i = 0; i < WRPO__COUNT(later); i++)   /* a model without them keeps its name */
+    for (int64_t i = 0; i < WRPO__COUNT(later); i++)  /* a model without them keeps its name */
         if (later[i] != 0) h = wrpo__hash(h ^ (uint64_t)i, &later[i], sizeof later[i]);
     for (int64_t l = 0; l < c->num_hidden_layers; l++)
         if (wrpo__layer_bit(c->no_rope_layers, l)) h = wrpo__hash(h, &l, sizeof l);
@@ -2119,9 +2128,8 @@ static void *wrpo__device_alloc(wrpo__arena *arena, size_t n, const char *what) 
     wrpo__on_free(arena, wrpo__device_release, b);
     b->p = be->alloc(ctx->dev, WRPO__MAX(n, 1));
     if (!b->p && !be->host && be->room)
-        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %s: %zu bytes wanted, the device has %zu left", what, n,
-                   be->room(ctx->dev));
-    if (!b->p) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %s: %zu bytes wanted, %zu held", what, n, ctx->bytes);
+        wrpo__fail_memory("out of memory: %s: %zu bytes wanted, the device has %zu left", what, n, be->room(ctx->dev));
+    if (!b->p) wrpo__fail_memory("out of memory: %s: %zu bytes wanted, %zu held", what, n, ctx->bytes);
     ctx->bytes += n;
     ctx->device_bytes += n;
     ctx->peak = WRPO__MAX(ctx->peak, ctx->bytes);
@@ -2167,11 +2175,11 @@ static void wrpo__split_put(wrpo_ctx *ctx, void *mine, int64_t size, int64_t fro
 struct wrpo_data {
     wrpo_ctx *ctx;
     wrpo__arena *arena;
-    wrpo_record *records;            /* stb array */
+    wrpo_record *records;  /* stb array */
     wrpo_data_stats stats;
-    int most;                        /* the most responses that a record has */
-    const char **source_names;       /* stb array: the models of source_logps, in the order of each response's */
-    const char *date;                /* that the chat template showed; NULL: it showed none */
+    int most;  /* the most responses that a record has */
+    const char **source_names;  /* stb array: the models of source_logps, in the order of each response's */
+    const char *date;  /* that the chat template showed; NULL: it showed none */
 };
 static int64_t wrpo__scored_count(const wrpo_tokens *y) {
     int64_t n = y->scored ? 0 : y->count - y->first;
@@ -2181,21 +2189,31 @@ static int64_t wrpo__scored_count(const wrpo_tokens *y) {
 static const int32_t *wrpo__copy_ids(wrpo__arena *arena, const int32_t *ids, int64_t count) {
     return memcpy(wrpo__alloc(arena, (size_t)count, sizeof *ids), ids, (size_t)count * sizeof *ids);
 }
+static wrpo_data *wrpo__data_new(wrpo__arena *arena) {  /* its arrays stay in the arena, where they begin */
+    wrpo__arena *outer = wrpo__current;
+    wrpo_data *data = WRPO__NEW(arena, wrpo_data);
+    data->ctx = arena->ctx;
+    data->arena = wrpo__current = arena;
+    stbds_arrsetcap(data->records, 4);
+    stbds_arrsetcap(data->source_names, 1);
+    wrpo__current = outer;
+    return data;
+}
 /* Copies a record into the data. */
 static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
-    wrpo__arena *arena = data->arena, *outer = wrpo__current;
+    wrpo__arena *arena = data->arena;
     wrpo_tokens *responses = wrpo__alloc(arena, (size_t)record->count, sizeof *responses);
     wrpo_record r = *record;
     r.prompt_id = wrpo__strndup(arena, r.prompt_id, strlen(r.prompt_id));
     r.prompt = wrpo__copy_ids(arena, r.prompt, r.prompt_count);
     r.responses = responses;
-    r.weight = wrpo__or_default(r.weight, 1);          /* WRPO_ZERO stays, so that a view can be given again */
+    r.weight = wrpo__or_default(r.weight, 1);  /* WRPO_ZERO stays, so that a view can be given again */
     int sources = 0, stated = 0;
     for (int k = 0; k < r.count; k++) {
         sources += record->responses[k].role == WRPO_ROLE_SOURCE;
         stated += record->responses[k].role == WRPO_ROLE_SOURCE && !wrpo__is_default(record->responses[k].share);
     }
-    const double equal = stated ? 0 : 1 / (double)sources;     /* a source's share where no source states one */
+    const double equal = stated ? 0 : 1 / (double)sources;  /* a source's share where no source states one */
     for (int k = 0; k < r.count; k++) {
         wrpo_tokens *y = &responses[k];
         *y = record->responses[k];
@@ -2209,32 +2227,25 @@ static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
         const size_t bytes = (size_t)r.sources * sizeof *y->source_logps;
         y->source_logps = memcpy(wrpo__alloc(arena, bytes, 1), record->responses[k].source_logps, bytes);
     }
-    wrpo__current = arena;
     stbds_arrput(data->records, r);
-    wrpo__current = outer;
     data->stats.records++;
     data->stats.prompt_tokens += r.prompt_count;
     data->most = WRPO__MAX(data->most, r.count);
 }
 static wrpo_data *wrpo__data_from_ids(wrpo__arena *arena, const wrpo_record *records, int64_t count) {
-    wrpo_data *data = WRPO__NEW(arena, wrpo_data);
-    data->ctx = arena->ctx;
-    data->arena = arena;
+    wrpo_data *data = wrpo__data_new(arena);
     for (int64_t i = 0; i < count; i++) {
         wrpo_record r = records[i];
         bool ok = r.prompt_count >= 1 && r.count >= 1;
         for (int k = 0; ok && k < r.count; k++)
             ok = r.responses[k].first >= 0 && wrpo__scored_count(&r.responses[k]) > 0;
         if (!(r.weight >= 0 && r.weight <= DBL_MAX))
-            wrpo__fail(arena->ctx, WRPO_E_ARG, "record %lld: weight: want a finite number of at least 0, found %g",
-                       (long long)i, r.weight);
-        if (!ok)
-            wrpo__fail(arena->ctx, WRPO_E_ARG,
-                       "record %lld: want a prompt, and responses with a scored token each", (long long)i);
+            wrpo__fail_arg("record %lld: weight: want a finite number of at least 0, found %g", (long long)i, r.weight);
+        if (!ok) wrpo__fail_arg("record %lld: want a prompt, and responses with a scored token each", (long long)i);
         for (int k = 0; k < r.count; k++)
             if (r.sources < 0 || (r.sources && !r.responses[k].source_logps))
-                wrpo__fail(arena->ctx, WRPO_E_ARG, "record %lld: response %d: want source_logps of %d sources, "
-                           "found none", (long long)i, k, r.sources);
+                wrpo__fail_arg("record %lld: response %d: want source_logps of %d sources, found none", (long long)i, k,
+                               r.sources);
         if (!r.prompt_id) r.prompt_id = wrpo__format(arena, "record %lld", (long long)i);
         wrpo__data_add(data, &r);
     }
@@ -2242,38 +2253,36 @@ static wrpo_data *wrpo__data_from_ids(wrpo__arena *arena, const wrpo_record *rec
 }
 WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__data_from_ids(wrpo__current, records, count));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, false, *out = wrpo__data_from_ids(wrpo__current, records, count));
 }
 WRPO_API void wrpo_data_free(wrpo_data *data) { if (data) wrpo__arena_free(data->arena); }
 WRPO_API int64_t wrpo_data_count(const wrpo_data *data) { return data->stats.records; }
 WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i) { return data->records[i]; }
 WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data) { return data->stats; }
 /* Every id must be a row of the embedding. Errors say `what` with its name, or its number if name is NULL. */
-static void wrpo__check_ids(wrpo_ctx *ctx, int64_t V, const int32_t *ids, int64_t count, const char *what,
-                            const char *name, int64_t number) {
+static void wrpo__check_ids(int64_t V, const int32_t *ids, int64_t count, const char *what, const char *name,
+                            int64_t number) {
     for (int64_t i = 0; i < count; i++) {
         if (ids[i] >= 0 && ids[i] < V) continue;
         const char *of = name ? wrpo__format(wrpo__current, "%s \"%s\"", what, name)
                               : wrpo__format(wrpo__current, "%s %lld", what, (long long)number);
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: token id %d is outside the model's vocabulary of %lld: "
-                   "tokenizer and model do not belong together", of, (int)ids[i], (long long)V);
+        wrpo__fail_format("%s: token id %d is outside the model's vocabulary of %lld: tokenizer and model do not "
+                          "belong together", of, (int)ids[i], (long long)V);
     }
 }
-static void wrpo__check_data(wrpo_ctx *ctx, const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count) {
+static void wrpo__check_data(const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count) {
     int64_t longest = 0;
     for (const wrpo_record *record = data->records + first; record < data->records + first + count; record++) {
-        wrpo__check_ids(ctx, c->vocab_size, record->prompt, record->prompt_count, "record", record->prompt_id, 0);
+        wrpo__check_ids(c->vocab_size, record->prompt, record->prompt_count, "record", record->prompt_id, 0);
         for (int k = 0; k < record->count; k++) {
             const wrpo_tokens *y = &record->responses[k];
-            wrpo__check_ids(ctx, c->vocab_size, y->ids, y->count, "record", record->prompt_id, 0);
+            wrpo__check_ids(c->vocab_size, y->ids, y->count, "record", record->prompt_id, 0);
             longest = WRPO__MAX(longest, record->prompt_count + y->count);
         }
     }
-    if (longest > c->max_position_embeddings && longest == data->stats.longest)        /* once, not for each part */
-        wrpo__log(ctx, WRPO_LOG_WARN,
-                  "a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
-                  (long long)longest, (long long)c->max_position_embeddings);
+    if (longest > c->max_position_embeddings && longest == data->stats.longest)  /* once, not for each part */
+        wrpo__warn("a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
+                   (long long)longest, (long long)c->max_position_embeddings);
 }
 
 static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
@@ -2315,10 +2324,10 @@ static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double
     }
     for (int64_t i = 0; i < d / 2; i++) {
         const float power = powf(theta, (float)(2 * i) / (float)d);
-        inv[i] = 1.0f / (p->type == WRPO_ROPE_LONGROPE ? longrope[i] * power : power);         /* Ding et al. 2024 */
+        inv[i] = 1.0f / (p->type == WRPO_ROPE_LONGROPE ? longrope[i] * power : power);  /* Ding et al. 2024 */
         if (p->type == WRPO_ROPE_LINEAR) inv[i] /= factor;
     }
-    if (p->type == WRPO_ROPE_LLAMA3) {                 /* long waves slowed by factor, short ones kept, a ramp */
+    if (p->type == WRPO_ROPE_LLAMA3) {  /* long waves slowed by factor, short ones kept, a ramp */
         const float slow = (float)p->low_freq_factor, fast = (float)(p->high_freq_factor - p->low_freq_factor);
         const float low = (float)(length / p->low_freq_factor), high = (float)(length / p->high_freq_factor);
         for (int64_t i = 0; i < d / 2; i++) {
@@ -2327,7 +2336,7 @@ static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double
             else if (wave >= high) inv[i] = (1 - smooth) * (inv[i] / factor) + smooth * inv[i];
         }
     }
-    if (p->type == WRPO_ROPE_YARN) {                   /* Peng et al. 2023: by rotations within the original length */
+    if (p->type == WRPO_ROPE_YARN) {  /* Peng et al. 2023: by rotations within the original length */
         double first = (double)d * log(length / (p->beta_fast * 2 * pi)) / (2 * log(p->theta));
         double last = (double)d * log(length / (p->beta_slow * 2 * pi)) / (2 * log(p->theta));
         first = WRPO__MAX(p->yarn_truncate ? floor(first) : first, 0);
@@ -3155,22 +3164,24 @@ static void wrpo__plain_adamw(void *dev, void *w, uint16_t *low, void *m, void *
     }
 }
 
+/* The fields of a backend on the host: its functions are wrpo__LEVEL_OP. */
+#define WRPO__HOST_BACKEND(level) \
+    .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true, .close = wrpo__##level##_close, \
+    .alloc = wrpo__host_alloc, .release = wrpo__host_release, .put = wrpo__host_copy, .get = wrpo__host_copy, \
+    .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = wrpo__##level##_gemm, \
+    .embed = wrpo__##level##_embed, .embed_bwd = wrpo__##level##_embed_bwd, .gather = wrpo__##level##_gather, \
+    .gather_bwd = wrpo__##level##_gather_bwd, .scatter = wrpo__##level##_scatter, .bias = wrpo__##level##_bias, \
+    .bias_bwd = wrpo__##level##_bias_bwd, .colsum = wrpo__##level##_colsum, .add = wrpo__##level##_add, \
+    .dropout = wrpo__##level##_dropout, .rmsnorm = wrpo__##level##_rmsnorm, \
+    .rmsnorm_bwd = wrpo__##level##_rmsnorm_bwd, .rope = wrpo__##level##_rope, \
+    .attention = wrpo__##level##_attention, .attention_bwd = wrpo__##level##_attention_bwd, \
+    .attention_scratch = wrpo__##level##_attention_scratch, .glu = wrpo__##level##_glu, \
+    .glu_bwd = wrpo__##level##_glu_bwd, .logprob = wrpo__##level##_logprob, \
+    .logprob_bwd = wrpo__##level##_logprob_bwd, .sum = wrpo__##level##_sum, .sumsq = wrpo__##level##_sumsq, \
+    .adamw = wrpo__##level##_adamw
 WRPO_API const wrpo_backend *wrpo_backend_plain(void) {
-    static const wrpo_backend backend = {
-        .name = "plain", .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true,
-        .open = wrpo__plain_open, .close = wrpo__plain_close, .alloc = wrpo__host_alloc, .release = wrpo__host_release,
-        .put = wrpo__host_copy, .get = wrpo__host_copy, .copy = wrpo__host_copy, .zero = wrpo__host_zero,
-        .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = wrpo__plain_gemm,
-        .embed = wrpo__plain_embed, .embed_bwd = wrpo__plain_embed_bwd,
-        .gather = wrpo__plain_gather, .gather_bwd = wrpo__plain_gather_bwd, .scatter = wrpo__plain_scatter,
-        .bias = wrpo__plain_bias, .bias_bwd = wrpo__plain_bias_bwd, .colsum = wrpo__plain_colsum,
-        .add = wrpo__plain_add, .dropout = wrpo__plain_dropout,
-        .rmsnorm = wrpo__plain_rmsnorm, .rmsnorm_bwd = wrpo__plain_rmsnorm_bwd, .rope = wrpo__plain_rope,
-        .attention = wrpo__plain_attention, .attention_bwd = wrpo__plain_attention_bwd,
-        .attention_scratch = wrpo__plain_attention_scratch, .glu = wrpo__plain_glu, .glu_bwd = wrpo__plain_glu_bwd,
-        .logprob = wrpo__plain_logprob, .logprob_bwd = wrpo__plain_logprob_bwd,
-        .sum = wrpo__plain_sum, .sumsq = wrpo__plain_sumsq, .adamw = wrpo__plain_adamw
-    };
+    static const wrpo_backend backend = {.name = "plain", .open = wrpo__plain_open, .copy = wrpo__host_copy,
+                                         .zero = wrpo__host_zero, WRPO__HOST_BACKEND(plain)};
     return &backend;
 }
 
@@ -3344,12 +3355,12 @@ static void wrpo__model_memory(wrpo_model *model) {
     const wrpo_config *c = &model->config;
     wrpo__bump b = {0};
     if ((c->residual_multiplier > 0 || c->logits_scaling > 0) && !ctx->desc.backend->dropout)
-        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: the backend has no dropout, which scales what a %.32s adds",
-                   ctx->desc.backend->name, c->model_type);
+        wrpo__fail_unsupported("%s: the backend has no dropout, which scales what a %.32s adds",
+                               ctx->desc.backend->name, c->model_type);
     wrpo__place_weights(model, &b);
     const size_t shard = (size_t)wrpo__shard(ctx, model->count);
     const size_t bytes = b.used, low = wrpo__mul(ctx, shard, sizeof *model->low);
-    if (b.overflow) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: the weights do not fit into the address space");
+    if (b.overflow) wrpo__fail_memory("out of memory: the weights do not fit into the address space");
     b = (wrpo__bump){.base = wrpo__device_alloc(model->arena, bytes, "weights")};
     ctx->desc.backend->zero(ctx->dev, b.base, bytes);
     wrpo__place_weights(model, &b);
@@ -3448,8 +3459,8 @@ static void wrpo__model_randomize(wrpo_model *model, uint64_t seed) {
     wrpo__sync(model->ctx);
 }
 static wrpo_model *wrpo__model_random(wrpo__arena *arena, const wrpo_config *config, uint64_t seed) {
-    wrpo__config_check(arena->ctx, config);
-    if (config->head != WRPO_HEAD_LM) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_config: head: want WRPO_HEAD_LM");
+    wrpo__config_check(config);
+    if (config->head != WRPO_HEAD_LM) wrpo__fail_arg("wrpo_config: head: want WRPO_HEAD_LM");
     wrpo_model *model = wrpo__model_new(arena, config);
     model->dtype = WRPO_DTYPE_F32;
     wrpo__model_randomize(model, seed);
@@ -3457,8 +3468,7 @@ static wrpo_model *wrpo__model_random(wrpo__arena *arena, const wrpo_config *con
 }
 WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_random(wrpo__current, config, seed));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, false, *out = wrpo__model_random(wrpo__current, config, seed));
 }
 
 /* ---- adapters (LoRA): a weight W [out, in] of a linear layer may have A [r, in] and B [out, r] ----
@@ -3675,8 +3685,8 @@ static wrpo__run *wrpo__run_new(wrpo__arena *arena, wrpo_model *model, const wrp
     r->layer = wrpo__alloc(arena, (size_t)c->num_hidden_layers + 1, sizeof *r->layer);
     wrpo__run_layout(ctx, c, &r->shape, r, &b);
     if (b.overflow || r->host.overflow)
-        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space",
-                   (long long)shape->rows);
+        wrpo__fail_memory("out of memory: %lld rows of this model do not fit into the address space",
+                          (long long)shape->rows);
     b = (wrpo__bump){.base = wrpo__device_alloc(arena, b.used, "activations")};
     r->host = (wrpo__bump){.base = wrpo__raw(arena, r->host.used, 1)};
     wrpo__run_layout(ctx, c, &r->shape, r, &b);
@@ -4331,7 +4341,7 @@ static bool wrpo__adds_nothing(const wrpo_model *model) {
    token's log-prob, or NULL. */
 static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
                            int64_t micro_tokens, double *logps, int K, float **tokens) {
-    wrpo__check_data(model->ctx, &model->config, data, first, count);
+    wrpo__check_data(&model->config, data, first, count);
     wrpo__shape shape = {.rows = wrpo__run_rows(&model->config, data, first, count, micro_tokens)};
     shape.chunk = wrpo__head_chunk(model->ctx, &model->config, shape.rows);
     wrpo__run *r = wrpo__run_new(temp, model, &shape);
@@ -4410,24 +4420,24 @@ static bool wrpo__metric(const wrpo_metrics *m, const char *name, double *out) {
 #undef WRPO__X
     return false;
 }
-static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d resolved */
+static void wrpo__train_check(const wrpo_train_desc *d) {   /* d resolved */
     const wrpo_metrics none = {0};
     double x;
 #define WRPO__X(field, otherwise, valid, want, same) x = (double)d->field; WRPO__RANGE(valid, #field, x, want);
     WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
     const char *why = wrpo__loss_check(&d->loss, d->alpha);
-    if (why) wrpo__fail(ctx, WRPO_E_ARG, "%s", why);
+    if (why) wrpo__fail_arg("%s", why);
     WRPO__RANGE(wrpo_lr_schedule_name((int)d->lr_schedule), "lr_schedule", d->lr_schedule, "one of wrpo_lr_schedule");
     WRPO__RANGE(wrpo_alpha_schedule_name((int)d->alpha_schedule), "alpha_schedule", d->alpha_schedule,
                 "one of wrpo_alpha_schedule");
     WRPO__RANGE(wrpo_moments_name((int)d->moments), "moments", d->moments, "one of wrpo_moments");
     const bool sft = d->loss.method == WRPO_METHOD_SFT;
     if (d->save_best && (!wrpo__metric(&none, d->save_best, &x) || (sft && strcmp(d->save_best, "loss"))))
-        wrpo__fail(ctx, WRPO_E_ARG, "save_best: want loss%s, found %.60s",
-                   sft ? "" : ", rewards/margins, rewards/accuracies or such", d->save_best);
+        wrpo__fail_arg("save_best: want loss%s, found %.60s",
+                       sft ? "" : ", rewards/margins, rewards/accuracies or such", d->save_best);
     if (d->save_best && (!d->eval_data || !d->save.dir))
-        wrpo__fail(ctx, WRPO_E_ARG, "save_best: want eval_data, and a directory in save");
+        wrpo__fail_arg("save_best: want eval_data, and a directory in save");
 }
 
 /* ---- the trainer, made in three phases: wrpo__trainer_new ---- */
@@ -4484,9 +4494,9 @@ static void wrpo__as_loss(const wrpo_record *record, wrpo_response *r) {
     }
 }
 /* Every record must have the roles that the method needs. */
-static void wrpo__check_roles(wrpo_ctx *ctx, const wrpo__set *set, const wrpo_train_desc *d) {
+static void wrpo__check_roles(const wrpo__set *set, const wrpo_train_desc *d) {
     wrpo_response *r = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *r);
-    if (set->N == 0) wrpo__fail(ctx, WRPO_E_ARG, "the data has no records");
+    if (set->N == 0) wrpo__fail_arg("the data has no records");
     for (int64_t i = 0; i < set->N; i++) {
         const wrpo_record *record = &set->data->records[i];
         const char *why = NULL;
@@ -4495,8 +4505,7 @@ static void wrpo__check_roles(wrpo_ctx *ctx, const wrpo__set *set, const wrpo_tr
             const double alpha = wrpo_alpha(d->alpha_schedule, d->alpha_power, d->alpha, k, 1);
             wrpo_loss(&d->loss, alpha, r, record->count, 1, &why);
         }
-        if (why) wrpo__fail(ctx, WRPO_E_FORMAT, "record \"%s\" (line %lld): %s", record->prompt_id,
-                            (long long)record->line, why);
+        if (why) wrpo__fail_format("record \"%s\" (line %lld): %s", record->prompt_id, (long long)record->line, why);
     }
 }
 /* SFT scores the sources alone, so the other responses are not computed: a view of the data without them.
@@ -4522,8 +4531,8 @@ static void wrpo__set_begin(wrpo_trainer *t, wrpo__set *set, const wrpo_data *da
     set->data = t->desc.loss.method == WRPO_METHOD_SFT ? wrpo__only_sources(t->arena, data) : data;
     set->N = set->data->stats.records;
     set->K = set->data->most;
-    wrpo__check_roles(t->ctx, set, &t->desc);
-    wrpo__check_data(t->ctx, &t->model->config, set->data, 0, set->N);
+    wrpo__check_roles(set, &t->desc);
+    wrpo__check_data(&t->model->config, set->data, 0, set->N);
     const int64_t rows = wrpo__run_rows(&t->model->config, set->data, 0, set->N, t->desc.micro_tokens);
     t->rows = WRPO__MAX(t->rows, rows);
     if (wrpo__rules[t->desc.loss.method].reference)
@@ -4557,12 +4566,11 @@ static wrpo_trainer *wrpo__trainer_begin(wrpo__arena *arena, wrpo_model *policy,
     wrpo_trainer *t = WRPO__NEW(arena, wrpo_trainer);
     *t = (wrpo_trainer){.ctx = arena->ctx, .arena = arena, .model = policy, .desc = wrpo_train_defaults(desc)};
     if (train && policy->frozen && !policy->lora)
-        wrpo__fail(t->ctx, WRPO_E_ARG,
-                   "the model was loaded frozen (wrpo_model_desc): without an adapter it cannot be trained");
+        wrpo__fail_arg("the model was loaded frozen (wrpo_model_desc): without an adapter it cannot be trained");
     const wrpo_train_desc *d = &t->desc;
     wrpo__on_free(arena, wrpo__trainer_gone, policy);
     policy->trainers++;
-    wrpo__train_check(t->ctx, d);
+    wrpo__train_check(d);
     wrpo__set_begin(t, &t->train, data);
     wrpo__set_begin(t, &t->eval, d->eval_data);
     wrpo__same_inputs(t, train);
@@ -4608,8 +4616,8 @@ static wrpo_trainer *wrpo__trainer_new(wrpo__arena *arena, wrpo_model *policy, c
     wrpo_trainer *t = wrpo__trainer_begin(arena, policy, data, desc, true);
     const wrpo_train_desc *d = &t->desc;
     if (d->out_dir || d->ref_dir || d->resume || d->save.dir)
-        wrpo__fail(t->ctx, WRPO_E_ARG, "wrpo_trainer_new works in memory: want out_dir, ref_dir, resume and save.dir "
-                   "of NULL, or wrpo_trainer_open");
+        wrpo__fail_arg("wrpo_trainer_new works in memory: want out_dir, ref_dir, resume and save.dir of NULL, or "
+                       "wrpo_trainer_open");
     wrpo__arena *temp = wrpo__sub_arena(arena);
     if (t->train.ref) wrpo__set_reference(temp, t, &t->train, policy);
     if (t->eval.ref) wrpo__set_reference(temp, t, &t->eval, policy);
@@ -4621,9 +4629,7 @@ static wrpo_trainer *wrpo__trainer_new(wrpo__arena *arena, wrpo_model *policy, c
 WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                       wrpo_trainer **out) {
     *out = NULL;
-    WRPO__CALL_ALL(policy->ctx, wrpo__arena_new(policy->ctx), false,
-                   *out = wrpo__trainer_new(wrpo__current, policy, data, desc));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(policy->ctx, false, *out = wrpo__trainer_new(wrpo__current, policy, data, desc));
 }
 WRPO_API void wrpo_trainer_free(wrpo_trainer *t) {
     if (t) wrpo__arena_free(t->arena);
@@ -4907,7 +4913,7 @@ static wrpo_metrics wrpo__step(wrpo_trainer *t) {
     wrpo__tally tally = {.m = {.step = t->k + 1, .steps = t->T}};
     const int64_t *list;
     const double begin = wrpo__now();
-    if (t->k >= t->T) wrpo__fail(ctx, WRPO_E_ARG, "all %lld steps are done", (long long)t->T);
+    if (t->k >= t->T) wrpo__fail_arg("all %lld steps are done", (long long)t->T);
 
     /* 1. Alpha and the learning rate of step k = 0 ... T - 1, and the records of its batch. A rising alpha never has
           its end value; with warm-up the rate of the first step is 0. */
@@ -4937,8 +4943,7 @@ static wrpo_metrics wrpo__step(wrpo_trainer *t) {
     return tally.m;
 }
 WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m) {
-    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__step(t));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(t->ctx, true, *m = wrpo__step(t));
 }
 static wrpo_metrics wrpo__evaluate(wrpo_trainer *t, const wrpo__set *set, double alpha) {
     wrpo__tally tally = {.m = {.step = t->k, .steps = t->T}};
@@ -4950,16 +4955,14 @@ static wrpo_metrics wrpo__evaluate(wrpo_trainer *t, const wrpo__set *set, double
 }
 static wrpo_metrics wrpo__trainer_eval(wrpo_trainer *t, const wrpo_data *data) {
     if (!data || (data != t->train.given && data != t->eval.given))
-        wrpo__fail(t->ctx, WRPO_E_ARG,
-                   "wrpo_trainer_eval: want the training data or desc.eval_data, whose reference is known");
+        wrpo__fail_arg("wrpo_trainer_eval: want the training data or desc.eval_data, whose reference is known");
     const double alpha = wrpo_alpha(t->desc.alpha_schedule, t->desc.alpha_power, t->desc.alpha, t->k, t->T);
     const wrpo_metrics m = wrpo__evaluate(t, data == t->train.given ? &t->train : &t->eval, alpha);
     if (t->log) t->log(t, &m, "eval_");
     return m;
 }
 WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, wrpo_metrics *m) {
-    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__trainer_eval(t, data));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(t->ctx, true, *m = wrpo__trainer_eval(t, data));
 }
 
 /* ------------------------------------------------------------ Stop here if you only want the algorithm. */
@@ -4970,10 +4973,6 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
 enum { WRPO__JSON_DEPTH = 256 };
 static const wrpo_json *wrpo__first(const wrpo_json *parent) { return parent ? parent->child : NULL; }
 #define WRPO__EACH(v, parent) for (const wrpo_json *v = wrpo__first(parent); v; v = v->next)
-/* A whole public entry with a new arena, and its return. */
-#define WRPO__ENTRY(ctx, temporary, call) \
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), temporary, call) \
-    return wrpo__end(&wrpo__entry)
 
 /* With JSON's escapes, or those of what a sentence should not show. What is not UTF-8 becomes U+FFFD or '?'. */
 static void wrpo__json_escape(wrpo__text *out, const char *s, size_t n, bool sentence) {
@@ -5016,11 +5015,6 @@ static void wrpo__fail_json(wrpo_result code, const wrpo_json *v, const char *fo
     if (!v->name) wrpo__fail(ctx, code, "%s", text);
     wrpo__fail_at(ctx, code, v->line, v->column, "%s:%d:%d: %s", v->name, v->line, v->column, text);
 }
-/* Likewise without a place, and a warning, in the current context. */
-#define wrpo__fail_arg(...) wrpo__fail(wrpo__current->ctx, WRPO_E_ARG, __VA_ARGS__)
-#define wrpo__fail_format(...) wrpo__fail(wrpo__current->ctx, WRPO_E_FORMAT, __VA_ARGS__)
-#define wrpo__fail_unsupported(...) wrpo__fail(wrpo__current->ctx, WRPO_E_UNSUPPORTED, __VA_ARGS__)
-#define wrpo__warn(...) wrpo__log(wrpo__current->ctx, WRPO_LOG_WARN, __VA_ARGS__)
 #define wrpo__wrong(v, ...) wrpo__fail_json(WRPO_E_FORMAT, v, __VA_ARGS__)
 #define wrpo__unsupported(v, ...) wrpo__fail_json(WRPO_E_UNSUPPORTED, v, __VA_ARGS__)
 
@@ -6701,7 +6695,6 @@ static void wrpo__adapter_table(wrpo_model *model, wrpo__lora *lora) {
 }
 /* The table of a new adapter; it has no memory yet. */
 static void wrpo__adapter_begin(wrpo_model *model, const wrpo_adapter_desc *desc) {
-    wrpo_ctx *ctx = model->ctx;
     wrpo__lora *lora = wrpo__lora_new(model);
     wrpo_adapter_desc *d = &lora->desc;
     if (desc) *d = *desc;
@@ -7189,7 +7182,6 @@ static void wrpo__other_dir(const char *dir, const char *input, const char *what
         wrpo__fail_arg("%s: want another directory than that of %s", dir, what);
 }
 static void wrpo__save_check(wrpo__arena *temp, const wrpo_model *model, const wrpo_save_desc *desc) {
-    wrpo_ctx *ctx = model->ctx;
     if (!desc || !desc->dir) wrpo__fail_arg("wrpo_save_desc: dir is missing");
     const bool alone = model->lora && !desc->merge;
     const char *other = wrpo__join(temp, desc->dir, alone ? "config.json" : WRPO__ADAPTER_CONFIG);
@@ -10483,13 +10475,29 @@ typedef struct wrpo__reading {  /* a file on its way into data */
     int sources;  /* the models of source_logps */
 } wrpo__reading;
 
+/* ---- values that no file has ---- */
+static wrpo_json wrpo__json_of(wrpo_json_kind kind, const char *text) {  /* text: of a string or a number, else "" */
+    return (wrpo_json){.kind = kind, .text = text, .size = strlen(text)};
+}
+static wrpo_json *wrpo__json_add(wrpo_json *parent, const char *key, wrpo_json_kind kind, const char *text) {
+    const wrpo_json v = wrpo__json_of(kind, text);
+    return wrpo__json_put(parent, &v, key);
+}
+/* An empty array or object; errors say that it is where `at` is, unless that is NULL. */
+static wrpo_json *wrpo__json_empty(wrpo_json_kind kind, const wrpo_json *at) {
+    wrpo_json *v = WRPO__NEW(wrpo__current, wrpo_json);
+    if (at) *v = (wrpo_json){.name = at->name, .line = at->line, .column = at->column};
+    v->kind = kind;
+    return v;
+}
+static void wrpo__json_put_all(wrpo_json *to, const wrpo_json *from) {  /* its members; from NULL: none */
+    WRPO__EACH(v, from) wrpo__json_put(to, v, NULL);
+}
+
 /* ---- a line to messages ---- */
 static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text) {  /* a bare string as a message */
-    wrpo_json *message = WRPO__NEW(wrpo__current, wrpo_json);
-    const wrpo_json name = {.kind = WRPO_JSON_STRING, .text = role, .size = strlen(role)};
-    *message = (wrpo_json){
-        .kind = WRPO_JSON_OBJECT, .name = text->name, .line = text->line, .column = text->column};
-    wrpo__json_put(message, &name, "role");
+    wrpo_json *message = wrpo__json_empty(WRPO_JSON_OBJECT, text);
+    wrpo__json_add(message, "role", WRPO_JSON_STRING, role);
     wrpo__json_put(message, text, "content");
     return message;
 }
@@ -10505,24 +10513,22 @@ static const wrpo_json *wrpo__message_get(const wrpo_json *message, const char *
 static const wrpo_json *wrpo__named_message(const wrpo_json *m) {
     const wrpo_json *from = wrpo__present(m, "from");
     if (!from || wrpo__present(m, "role")) return m;
-    wrpo_json role = *from, *out = WRPO__NEW(wrpo__current, wrpo_json);
+    wrpo_json role = *from, *out = wrpo__json_empty(WRPO_JSON_OBJECT, m);
     if (wrpo__json_is(from, "human")) role.text = "user";
     if (wrpo__json_is(from, "gpt")) role.text = "assistant";
     if (from->kind != WRPO_JSON_STRING || !wrpo__listed("system user assistant tool", role.text))
         wrpo__refuse(from, NULL, "human, gpt, system, user, assistant or tool");
     role.size = strlen(role.text);
-    *out = (wrpo_json){.kind = WRPO_JSON_OBJECT, .name = m->name, .line = m->line, .column = m->column};
-    for (const wrpo_json *v = m->child; v; v = v->next)
+    WRPO__EACH(v, m)
         if (v == from) wrpo__json_put(out, &role, "role");
         else wrpo__json_put(out, v, strcmp(v->key, "value") ? NULL : "content");
     return out;
 }
 /* A string, a message or a list of either, as an array of messages; a string takes the role given. */
 static wrpo_json *wrpo__messages(const wrpo_json *v, const char *role) {
-    wrpo_json *list = WRPO__NEW(wrpo__current, wrpo_json);
+    wrpo_json *list = wrpo__json_empty(WRPO_JSON_ARRAY, NULL);
     const bool many = v->kind == WRPO_JSON_ARRAY;
     const char *what = v->key ? v->key : "prompt";
-    list->kind = WRPO_JSON_ARRAY;
     for (const wrpo_json *m = many ? v->child : v; m; m = many ? m->next : NULL) {
         const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of(role, m) : m;
         if (message->kind != WRPO_JSON_OBJECT)
@@ -10602,7 +10608,7 @@ static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
         wrpo__refuse(pairs, NULL, "an array of {chosen, rejected}");
     for (int side = 0; side < 2; side++) {
         wrpo_tokens answer = {.role = side ? WRPO_ROLE_REJECTED : WRPO_ROLE_SOURCE};
-        for (const wrpo_json *p = pairs->child; p; p = p->next) {
+        WRPO__EACH(p, pairs) {
             if (p->kind != WRPO_JSON_OBJECT) wrpo__refuse(p, "pairs", "an object {chosen, rejected}");
             const wrpo_json *v = wrpo__present(p, sides[side]), *w = wrpo__present(p, "weight");
             if (!v) wrpo__wrong(p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
@@ -10623,21 +10629,15 @@ static void wrpo__read_source_logps(wrpo__reading *in, const wrpo_json *root) {
     const wrpo_json *all = wrpo__maybe(root, "source_logps", WRPO_JSON_OBJECT);
     const int64_t K = stbds_arrlen(in->answers);
     wrpo_data *data = in->data;
-    wrpo__arena *line = wrpo__current;
-    if (all && !data->stats.records)
-        for (const wrpo_json *model = all->child; model; model = model->next) {
-            const char *name = wrpo__strndup(data->arena, model->key, model->key_size);
-            wrpo__current = data->arena;
-            stbds_arrput(data->source_names, name);
-            wrpo__current = line;
-        }
+    WRPO__EACH(v, all && !data->stats.records ? all : NULL)
+        stbds_arrput(data->source_names, wrpo__strndup(data->arena, v->key, v->key_size));
     in->sources = (int)stbds_arrlen(data->source_names);
     const int64_t found = all ? all->count : 0;
     if (found != in->sources)
         wrpo__wrong(all ? all : root, "source_logps: want %d models, as in the first record, found %lld", in->sources,
                     (long long)found);
     for (int64_t k = 0; k < K && in->sources; k++)
-        in->answers[k].source_logps = wrpo__alloc(wrpo__current, (size_t)in->sources, sizeof(wrpo_source_logp));
+        in->answers[k].source_logps = WRPO__ARRAY(wrpo_source_logp, in->sources);
     for (int i = 0; i < in->sources; i++) {
         const wrpo_json *model = wrpo__need(all, data->source_names[i], WRPO_JSON_ARRAY), *pair = model->child;
         if (model->count != K)
@@ -10670,16 +10670,15 @@ static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {  /* its 
     if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS)
         wrpo__wrong(tools ? tools : kwargs,
                     "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
-    wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
-    all->kind = WRPO_JSON_OBJECT;
+    wrpo_json *all = wrpo__json_empty(WRPO_JSON_OBJECT, NULL);
     if (tools) wrpo__json_put(all, tools, "tools");
-    for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_put(all, k, NULL);
+    wrpo__json_put_all(all, kwargs);
     in->kwargs = all;
 }
 /* The value under one of the names, a list separated by spaces; NULL: there is none. */
 static const wrpo_json *wrpo__field(const wrpo_json *root, const char *names) {
     const wrpo_json *v = NULL;
-    for (const wrpo_json *m = root->child; m; m = m->next) {
+    WRPO__EACH(m, root) {
         if (m->kind == WRPO_JSON_NULL || !wrpo__listed(names, m->key)) continue;
         if (v) wrpo__wrong(m, "want \"%s\" or \"%s\", found both", v->key, m->key);
         v = m;
@@ -10701,14 +10700,11 @@ static void wrpo__put_system(wrpo__reading *in) {
         wrpo__wrong(system, "%s: want the text of the system's turn in the conversation, or none; found another",
                     system->key);
     }
-    if (!system && otherwise && !there && (*otherwise || wrpo__shows_system(in->tok))) {
-        wrpo_json *text = WRPO__NEW(wrpo__current, wrpo_json);
-        *text = (wrpo_json){.kind = WRPO_JSON_STRING, .text = otherwise, .size = strlen(otherwise)};
-        system = text;
-    }
+    const wrpo_json usual = wrpo__json_of(WRPO_JSON_STRING, otherwise ? otherwise : "");
+    if (!system && otherwise && !there && (*otherwise || wrpo__shows_system(in->tok))) system = &usual;
     if (!system) return;
     wrpo_json *list = wrpo__messages(system, "system");
-    for (const wrpo_json *m = first; m; m = m->next) wrpo__json_put(list, m, NULL);
+    wrpo__json_put_all(list, in->prompt);
     in->prompt = list;
 }
 static void wrpo__end_prompt(const wrpo__reading *in) {
@@ -10737,7 +10733,7 @@ WRPO_API const char *wrpo_data_format_name(int i) {
 }
 /* Messages of others than the assistant? Then the prompt is in them. */
 static bool wrpo__is_conversation(const wrpo_json *v) {
-    for (const wrpo_json *m = v && v->kind == WRPO_JSON_ARRAY ? v->child : NULL; m; m = m->next) {
+    WRPO__EACH(m, v && v->kind == WRPO_JSON_ARRAY ? v : NULL) {
         const wrpo_json *role = wrpo__present(m, "role"), *from = role ? role : wrpo__present(m, "from");
         if (from && !wrpo__json_is(from, "assistant") && !wrpo__json_is(from, "gpt")) return true;
     }
@@ -10805,8 +10801,7 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
     in->weight = wrpo__read_weight(wrpo__present(root, "weight"));
     if (in->weight == 0) in->weight = WRPO_ZERO;
     if (pairs && (chosen || rejected || wrpo__present(root, "messages")))
-        wrpo__wrong(pairs,
-                    "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
+        wrpo__wrong(pairs, "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
     if (weights && !chosen)
         wrpo__wrong(weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
     const wrpo_data_format format = in->format = wrpo__format_of(in, root);
@@ -10839,9 +10834,8 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
 /* ---- clean ---- */
 /* messages, NULL for none, and one more, unless it is NULL. */
 static wrpo_json *wrpo__and_message(const wrpo_json *messages, const wrpo_json *more) {
-    wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
-    all->kind = WRPO_JSON_ARRAY;
-    for (const wrpo_json *m = messages ? messages->child : NULL; m; m = m->next) wrpo__json_put(all, m, NULL);
+    wrpo_json *all = wrpo__json_empty(WRPO_JSON_ARRAY, NULL);
+    wrpo__json_put_all(all, messages);
     if (more) wrpo__json_put(all, more, NULL);
     return all;
 }
@@ -10877,7 +10871,7 @@ static wrpo_json *wrpo__with_content(const wrpo_json *message, const char *text,
     *out = *message;
     out->child = NULL;
     out->count = 0;
-    for (const wrpo_json *v = message->child; v; v = v->next) wrpo__json_put(out, v == content ? &said : v, v->key);
+    WRPO__EACH(v, message) wrpo__json_put(out, v == content ? &said : v, v->key);
     return out;
 }
 /* Bytes of the special token or EOS that text[n] begins with; 0: none. */
@@ -10903,7 +10897,7 @@ static bool wrpo__find_text(wrpo__reading *in, const wrpo_json *all, const wrpo_
     size_t n = whole->size, tail = 0, k = 0;
     wrpo_json other = {.kind = WRPO_JSON_ARRAY};
     while (marks[k + 1] && memchr(content->text, marks[k], content->size)) k++;
-    for (const wrpo_json *m = all->child; m; m = m->next)
+    WRPO__EACH(m, all)
         wrpo__json_put(&other, m == message ? wrpo__with_content(m, marks + k, 1) : m, NULL);
     const wrpo__text probe = wrpo__render_spans(in, &other, false, NULL);
     const size_t least = WRPO__MIN(n, probe.size);
@@ -10953,10 +10947,9 @@ static bool wrpo__shows(const wrpo__text *whole, const char *text, size_t n) {
 }
 /* Counts an answer of which the template leaves something out: its reasoning, mostly. */
 static void wrpo__check_shown(wrpo__reading *in, const wrpo_json *message, const wrpo__text *whole) {
-    const wrpo_json *content = wrpo__present(message, "content");
-    bool shown = !content || content->kind != WRPO_JSON_STRING || wrpo__shows(whole, content->text, content->size);
-    for (int i = 0; i < 3; i++) {
-        const wrpo_json *v = wrpo__present(message, wrpo__reasoning[i]);
+    bool shown = true;
+    for (int i = -1; i < 3; i++) {
+        const wrpo_json *v = wrpo__present(message, i < 0 ? "content" : wrpo__reasoning[i]);
         if (v && v->kind == WRPO_JSON_STRING) shown = shown && wrpo__shows(whole, v->text, v->size);
     }
     in->said_count++;
@@ -10997,9 +10990,9 @@ static int64_t wrpo__encode_after(const wrpo__reading *in, const wrpo__text *bef
 static void wrpo__tokenize_clean(wrpo__reading *in) {
     const wrpo__text before = wrpo__render(in, in->prompt, NULL, true);
     const int64_t K = stbds_arrlen(in->answers);
-    int32_t *prompt = NULL, **all = wrpo__alloc(wrpo__current, (size_t)K, sizeof *all);
-    int64_t *first = wrpo__alloc(wrpo__current, (size_t)K, sizeof *first);  /* of all[k], what is not the prompt's */
-    bool *parted = wrpo__alloc(wrpo__current, (size_t)K, sizeof *parted), lost = false, rewritten = false;
+    int32_t *prompt = NULL, **all = WRPO__ARRAY(int32_t *, K);
+    int64_t *first = WRPO__ARRAY(int64_t, K);  /* of all[k], what is not the prompt's */
+    bool *parted = WRPO__ARRAY(bool, K), lost = false, rewritten = false;
     wrpo__encode(in->tok, before.data, before.size, 0, &prompt);
     int64_t full = stbds_arrlen(prompt);  /* what all conversations have of it: they share one prompt */
     for (int64_t k = 0; k < K; k++) {
@@ -11083,7 +11076,7 @@ static void wrpo__tokenize_sft(wrpo__reading *in) {
     wrpo__encode(in->tok, whole.data, whole.size, 0, &ids);
     const int64_t n = stbds_arrlen(ids), most = in->desc.packing ? n : WRPO__MIN(n, in->desc.max_length);
     int64_t count = in->desc.packing ? n : 0, P = in->desc.packing ? 0 : most;
-    bool *scored = wrpo__alloc(wrpo__current, (size_t)n, sizeof *scored), gaps = false;
+    bool *scored = WRPO__ARRAY(bool, n), gaps = false;
     if (every) wrpo__check_shown(in, in->said[0], &whole);
     else if (!spans) spans = wrpo__assistant_spans(in, all, &whole);
     for (int64_t k = 0; k < stbds_arrlen(spans) && !every; k += 2) {
@@ -11144,8 +11137,7 @@ static void wrpo__tokenize_authors(wrpo__reading *in) {
     int32_t *alone = NULL;  /* stb array */
     int64_t longest = 0, shared = INT64_MAX;
     bool cut = false;
-    if (in->tok->eos < 0)
-        wrpo__fail(in->ctx, WRPO_E_ARG, "the authors' tokenization wants an eos_token, the tokenizer has none");
+    if (in->tok->eos < 0) wrpo__fail_arg("the authors' tokenization wants an eos_token, the tokenizer has none");
     const wrpo__text before = wrpo__render(in, in->prompt, NULL, false);
     wrpo__encode(in->tok, before.data, before.size, 0, &alone);
     for (int64_t k = 0; k < K; k++) {
@@ -11199,6 +11191,10 @@ static bool wrpo__next_line(wrpo__lines *l) {
     return false;
 }
 
+static wrpo_json *wrpo__line_json(wrpo__arena *arena, const wrpo__lines *l) {
+    return wrpo__json_parse(arena, l->file->path, l->number, l->text, l->size);
+}
+
 /* ---- records ---- */
 /* Puts the record's name before the sentence of an error, after its position in the file. */
 static void wrpo__name_record(const wrpo__reading *in) {
@@ -11218,7 +11214,7 @@ static void wrpo__name_record(const wrpo__reading *in) {
 static bool wrpo__set_aside(const wrpo__reading *in) {
     static const char *const keys[] = {"role", "content"};
     uint64_t h = 0;
-    for (const wrpo_json *m = in->prompt->child; m; m = m->next)
+    WRPO__EACH(m, in->prompt)
         for (int k = 0; k < 2; k++) {
             const wrpo_json *v = wrpo_json_get(m, keys[k]);
             if (v && v->kind == WRPO_JSON_STRING) h = wrpo__hash(h, v->text, v->size);
@@ -11283,13 +11279,15 @@ static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n, const
     wrpo__data_add(in->data, &record);
 }
 /* An entry of its own: its arena goes with it, and an error learns which record it is about. */
+#define WRPO__RECORD_ENTRY(in, call) \
+    WRPO__CALL((in)->ctx, wrpo__arena_new((in)->ctx), true, call) \
+    if (wrpo__entry.failed) wrpo__name_record(in); \
+    return wrpo__end(&wrpo__entry)
 static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n, const wrpo_json *root) {
-    WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__read_line(in, text, n, root));
-    if (wrpo__entry.failed) wrpo__name_record(in);
-    return wrpo__end(&wrpo__entry);
+    WRPO__RECORD_ENTRY(in, wrpo__read_line(in, text, n, root));
 }
 /* Files in which others keep records, by their first bytes. */
-static void wrpo__check_kind(wrpo_ctx *ctx, const wrpo__file *f, const char *path) {
+static void wrpo__check_kind(const wrpo__file *f, const char *path) {
     static const struct { const char *magic; size_t size; const char *kind, *way; } kinds[] = {
         {"PAR1", 4, "parquet", "pandas.read_parquet(FILE).to_json(OUT, orient=\"records\", lines=True)"},
         {"ARROW1", 6, "Arrow", "datasets.load_from_disk(DIR).to_json(OUT)"},
@@ -11297,14 +11295,13 @@ static void wrpo__check_kind(wrpo_ctx *ctx, const wrpo__file *f, const char *pat
         {"\x1F\x8B", 2, "gzip", "gunzip"}, {"\x28\xB5\x2F\xFD", 4, "zstd", "zstd -d"}, {"PK\3\4", 4, "zip", "unzip"}};
     for (int i = 0; i < WRPO__COUNT(kinds); i++)
         if (f->size >= kinds[i].size && !memcmp(f->data, kinds[i].magic, kinds[i].size))
-            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want JSON lines, found %s: convert it with %s", path,
-                       kinds[i].kind, kinds[i].way);
+            wrpo__fail_format("%s: want JSON lines, found %s: convert it with %s", path, kinds[i].kind, kinds[i].way);
 }
 /* The records of a file: lines, or one array over any number of lines. */
 typedef struct wrpo__records { wrpo__lines line; const wrpo_json *array, *root; int64_t number; } wrpo__records;
 static wrpo__records wrpo__records_open(wrpo__arena *arena, const char *path) {
     wrpo__records r = {.line = {.file = wrpo__open_file(arena, path)}};
-    wrpo__check_kind(arena->ctx, r.line.file, path);
+    wrpo__check_kind(r.line.file, path);
     wrpo__lines l = r.line;
     if (!wrpo__next_line(&l)) return r;
     const size_t begin = wrpo__jskip_space(l.text, l.size, 0);
@@ -11329,17 +11326,15 @@ static void wrpo__read_file(wrpo__reading *in, wrpo__arena *work) {
     }
 }
 static void wrpo__say(const wrpo__reading *in, int64_t count, int64_t of, const char *what) {
-    if (count)
-        wrpo__log(in->ctx, WRPO_LOG_WARN, "%s: %lld of %lld %s", in->desc.path, (long long)count, (long long)of, what);
+    if (count) wrpo__warn("%s: %lld of %lld %s", in->desc.path, (long long)count, (long long)of, what);
 }
 /* What a user may not expect, with counts. */
 static void wrpo__say_counts(const wrpo__reading *in) {
     const wrpo_data_stats *stats = &in->data->stats;
     if (stats->truncated_prompts || stats->truncated_responses)
-        wrpo__log(in->ctx, WRPO_LOG_WARN,
-                  "%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt",
-                  in->desc.path, (long long)stats->truncated_prompts, (long long)stats->truncated_responses,
-                  (long long)in->desc.max_length, (long long)in->desc.max_prompt_length);
+        wrpo__warn("%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt",
+                   in->desc.path, (long long)stats->truncated_prompts, (long long)stats->truncated_responses,
+                   (long long)in->desc.max_length, (long long)in->desc.max_prompt_length);
     wrpo__say(in, in->dropped, in->said_count, "answers are not shown whole by the chat template, which drops their "
               "reasoning, most likely: that is not trained on");
     wrpo__say(in, in->parted, in->read, wrpo__format(wrpo__current, "records lose \"%s\": the chat template writes it "
@@ -11350,12 +11345,10 @@ static void wrpo__say_counts(const wrpo__reading *in) {
 }
 static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const wrpo_data_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
-    if (!desc || !desc->path) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want a path, found NULL");
-    wrpo_data *data = WRPO__NEW(arena, wrpo_data);
+    if (!desc || !desc->path) wrpo__fail_arg("wrpo_data_desc: want a path, found NULL");
+    wrpo_data *data = wrpo__data_new(arena);
     wrpo__reading in = {.ctx = ctx, .data = data, .tok = tok, .desc = *desc};
     int64_t *max_length = &in.desc.max_length, *max_prompt = &in.desc.max_prompt_length;
-    data->ctx = ctx;
-    data->arena = arena;
     WRPO__RANGE(*max_length >= 0, "max_length", *max_length, "at least 0");
     WRPO__RANGE(*max_prompt >= 0, "max_prompt_length", *max_prompt, "at least 0");
     WRPO__RANGE(desc->limit >= 0, "limit", desc->limit, "at least 0");
@@ -11363,19 +11356,19 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
     WRPO__RANGE(wrpo_data_format_name((int)desc->format), "format", desc->format, "one of wrpo_data_format");
     WRPO__RANGE(wrpo_sft_on_name((int)desc->sft_on), "sft_on", desc->sft_on, "one of wrpo_sft_on");
     if (desc->tokenization == WRPO_TOKENIZATION_AUTHORS && (desc->sft_on || desc->packing))
-        wrpo__fail(ctx, WRPO_E_ARG, "sft_on, packing: want the clean tokenization, found the authors'");
+        wrpo__fail_arg("sft_on, packing: want the clean tokenization, found the authors'");
     if (!*max_length) *max_length = 2048;
     if (!*max_prompt) *max_prompt = WRPO__MAX(*max_length / 2048 * 1800 + *max_length % 2048 * 1800 / 2048, 1);
     if (*max_prompt >= *max_length)
-        wrpo__fail(ctx, WRPO_E_ARG, "max_prompt_length: want less than max_length, %lld, found %lld",
-                   (long long)*max_length, (long long)*max_prompt);
+        wrpo__fail_arg("max_prompt_length: want less than max_length, %lld, found %lld", (long long)*max_length,
+                       (long long)*max_prompt);
     wrpo__arena *work = wrpo__sub_arena(arena);  /* what goes when the file is read */
     in.pack = wrpo__sub_arena(arena);
     wrpo__read_file(&in, work);
     if (!in.read && in.passed)
-        wrpo__fail(ctx, WRPO_E_ARG, "eval_split: want a share that leaves records in both parts of %s, found %g of "
-                   "%lld records", desc->path, desc->eval_split, (long long)in.passed);
-    if (!in.read) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
+        wrpo__fail_arg("eval_split: want a share that leaves records in both parts of %s, found %g of %lld records",
+                       desc->path, desc->eval_split, (long long)in.passed);
+    if (!in.read) wrpo__fail_format("%s: want records, found none", desc->path);
     wrpo__flush_stream(&in);
     data->stats.format = in.format;
     wrpo__arena_clear(work);
@@ -11383,15 +11376,12 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
     if (tok->dated) data->date = wrpo__strndup(arena, ctx->date, strlen(ctx->date));
     wrpo__say_counts(&in);
     if (!data->stats.records)
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: no record has a scored token within %lld", desc->path,
-                   (long long)*max_length);
+        wrpo__fail_format("%s: no record has a scored token within %lld", desc->path, (long long)*max_length);
     return data;
 }
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out) {
     *out = NULL;
-    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), false,
-               *out = wrpo__data_load(wrpo__current, tok, desc));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(tok->ctx, false, *out = wrpo__data_load(wrpo__current, tok, desc));
 }
 
 /* ---- for generation: the prompt alone, and what ends an answer ---- */
@@ -11420,9 +11410,7 @@ static void wrpo__tokenize_prompt(wrpo__reading *in, const wrpo_json *record, bo
 }
 static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids,
                                     int64_t *count) {
-    WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__tokenize_prompt(in, record, raw, ids, count));
-    if (wrpo__entry.failed) wrpo__name_record(in);
-    return wrpo__end(&wrpo__entry);
+    WRPO__RECORD_ENTRY(in, wrpo__tokenize_prompt(in, record, raw, ids, count));
 }
 WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc,
                                            const wrpo_json *record, int32_t **ids, int64_t *count) {
@@ -11435,7 +11423,7 @@ WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_token
     return wrpo__prompt_ids(&in, record, desc->raw, ids, count);
 }
 static void wrpo__find_answer_end(wrpo_tokenizer *tok, int32_t *end) {
-    const wrpo_json said = {.kind = WRPO_JSON_STRING, .text = "x", .size = 1};
+    const wrpo_json said = wrpo__json_of(WRPO_JSON_STRING, "x");
     wrpo_data none = {0};
     wrpo__reading in = {.ctx = tok->ctx, .data = &none, .tok = tok,
                         .desc = {.max_length = INT64_MAX, .max_prompt_length = INT64_MAX}};
@@ -11449,8 +11437,7 @@ static void wrpo__find_answer_end(wrpo_tokenizer *tok, int32_t *end) {
 /* The token that ends an answer in the chat template; -1: it has none or raises here, or there is no template. */
 static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
     *end = -1;
-    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true, wrpo__find_answer_end(tok, end));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(tok->ctx, true, wrpo__find_answer_end(tok, end));
 }
 
 /* ------------------------------------------------------------------------------------------ >>generate
@@ -11518,16 +11505,16 @@ static void wrpo__generate_check(wrpo__generation *g) {
     WRPO__SAMPLING(WRPO__X)
 #undef WRPO__X
     if (!ctx->desc.backend->scatter)
-        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: this backend does not generate", ctx->desc.backend->name);
+        wrpo__fail_unsupported("%s: this backend does not generate", ctx->desc.backend->name);
     for (int64_t i = 0; i < g->count; i++) {
         const wrpo_prompt *p = &g->prompts[i];
         WRPO__RANGE(p->temperature >= 0 && p->temperature <= 1e6, "a prompt's temperature", p->temperature,
                     "a number in [0, 1e6]");
-        if (p->count < 1) wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld has no token", (long long)i);
+        if (p->count < 1) wrpo__fail_arg("prompt %lld has no token", (long long)i);
         if (p->count >= most)
-            wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld: want fewer tokens than max_position_embeddings, %lld, found %lld",
-                       (long long)i, (long long)most, (long long)p->count);
-        wrpo__check_ids(ctx, g->model->config.vocab_size, p->ids, p->count, "prompt", NULL, i);
+            wrpo__fail_arg("prompt %lld: want fewer tokens than max_position_embeddings, %lld, found %lld",
+                           (long long)i, (long long)most, (long long)p->count);
+        wrpo__check_ids(g->model->config.vocab_size, p->ids, p->count, "prompt", NULL, i);
         g->prompt_rows = WRPO__MAX(g->prompt_rows, p->count);
         shortest = WRPO__MIN(shortest, p->count);
     }
@@ -11575,8 +11562,7 @@ static void wrpo__hand_out_stops(wrpo_model *model, wrpo_tokenizer *tok, int32_t
 WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, int32_t **ids, int64_t *count) {
     *ids = NULL;
     *count = 0;
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__hand_out_stops(model, tok, ids, count));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(model->ctx, true, wrpo__hand_out_stops(model, tok, ids, count));
 }
 
 /* ---- the sampler: one row of logits, on the host ---- */
@@ -11833,8 +11819,8 @@ static wrpo__shape wrpo__generation_shape(wrpo__generation *g) {
         if (fits) return shape;
         if (batch > 1) continue;
         if (possible && ctx->desc.backend->host && !ctx->desc.memory_limit) return shape;  /* a host may swap */
-        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: one sample at a time takes %.3f GiB, there are %.3f; want fewer "
-                   "tokens", wrpo__gib(need.used), wrpo__gib(wrpo__room(ctx)));
+        wrpo__fail_memory("out of memory: one sample at a time takes %.3f GiB, there are %.3f; want fewer tokens",
+                          wrpo__gib(need.used), wrpo__gib(wrpo__room(ctx)));
     }
 }
 static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
@@ -11856,7 +11842,7 @@ static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_
     g->run = wrpo__run_new(arena, model, &shape);
     for (int64_t i = g->prompt_slots; i-- > 0;) stbds_arrput(g->free_prompts, i);
     for (int64_t i = d->batch; i-- > 0;) stbds_arrput(g->free_samples, i);
-    g->samples = wrpo__alloc(arena, (size_t)d->n, sizeof *g->samples);
+    g->samples = WRPO__ARRAY(wrpo_sample, d->n);
     g->draws = wrpo__raw(arena, (size_t)shape.rows, sizeof(wrpo__draft *));
     g->logits = wrpo__raw(arena, logits, sizeof *g->logits);
     g->weights = wrpo__raw(arena, logits, sizeof *g->weights);
@@ -11864,7 +11850,7 @@ static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_
 }
 /* ---- several ranks: in rounds, each computes its prompts, and all get all samples, in the prompts' order ---- */
 typedef struct wrpo__sharing { const wrpo_generate_desc *desc; wrpo__text out; int64_t done, tokens; } wrpo__sharing;
-static void wrpo__put8(wrpo__text *t, const void *p, size_t n) {       /* in whole words, so that all is aligned */
+static void wrpo__put8(wrpo__text *t, const void *p, size_t n) {  /* in whole words, so that all is aligned */
     wrpo__text_add(t, p, n);
     wrpo__text_add(t, "\0\0\0\0\0\0\0", (8 - n % 8) % 8);
 }
@@ -11911,12 +11897,12 @@ static void wrpo__generate_all(wrpo_model *model, const wrpo_prompt *prompts, in
     if (count > 1) own.on_text = NULL;
     own.user = &r;
     for (int64_t n; r.done < count; r.done += n) {
-        const int64_t each = WRPO__MAX(4 * d.batch / d.n, 1);          /* prompts of a rank in a round */
+        const int64_t each = WRPO__MAX(4 * d.batch / d.n, 1);  /* prompts of a rank in a round */
         wrpo__current = temp;
         n = WRPO__MIN(count - r.done, each * R);
         r.out = (wrpo__text){.arena = temp};
-        wrpo_prompt *list = wrpo__alloc(temp, (size_t)each, sizeof *list);
-        wrpo_sample *y = wrpo__alloc(temp, (size_t)d.n, sizeof *y);
+        wrpo_prompt *list = WRPO__ARRAY(wrpo_prompt, each);
+        wrpo_sample *y = WRPO__ARRAY(wrpo_sample, d.n);
         int64_t k = 0;
         for (int64_t i = rank; i < n; i += R) list[k++] = prompts[r.done + i];
         wrpo__generate(model, list, k, &own, NULL);
@@ -11938,8 +11924,7 @@ static void wrpo__generate_all(wrpo_model *model, const wrpo_prompt *prompts, in
 }
 WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
                                    const wrpo_generate_desc *desc) {
-    WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__generate_all(model, prompts, count, desc));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(model->ctx, true, wrpo__generate_all(model, prompts, count, desc));
 }
 
 /* ---- log-probs of records ---- */
@@ -11948,8 +11933,8 @@ static void wrpo__logprobs_part(wrpo_model *model, const wrpo_data *data, int64_
     const int64_t N = data->stats.records;
     float *tokens = NULL;
     if (first < 0 || count < 0 || first > N || count > N - first)
-        wrpo__fail(model->ctx, WRPO_E_ARG, "%lld records from %lld on: the data has %lld", (long long)count,
-                   (long long)first, (long long)N);
+        wrpo__fail_arg("%lld records from %lld on: the data has %lld", (long long)count, (long long)first,
+                       (long long)N);
     wrpo__logprobs(wrpo__current, model, data, first, count, WRPO__MICRO_TOKENS, logps, data->most,
                    per_token ? &tokens : NULL);
     if (per_token) tokens = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
@@ -11959,9 +11944,7 @@ static void wrpo__logprobs_part(wrpo_model *model, const wrpo_data *data, int64_
 WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
                                    double *logps, float **per_token) {
     if (per_token) *per_token = NULL;
-    WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true,
-               wrpo__logprobs_part(model, data, first, count, logps, per_token));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(model->ctx, true, wrpo__logprobs_part(model, data, first, count, logps, per_token));
 }
 
 /* ---- hidden states and logits of one sequence of token ids ---- */
@@ -11979,8 +11962,8 @@ static void wrpo__hidden(wrpo_model *model, const int32_t *ids, int64_t count, f
     wrpo_ctx *ctx = model->ctx;
     const int64_t V = model->config.vocab_size;
     const float cap = (float)model->config.final_logit_softcapping;
-    if (count < 1) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_hidden: want at least one token id, found %lld", (long long)count);
-    wrpo__check_ids(ctx, V, ids, count, "wrpo_hidden: sequence", NULL, 1);
+    if (count < 1) wrpo__fail_arg("wrpo_hidden: want at least one token id, found %lld", (long long)count);
+    wrpo__check_ids(V, ids, count, "wrpo_hidden: sequence", NULL, 1);
     const wrpo__shape shape = {.rows = count, .chunk = wrpo__head_chunk(ctx, &model->config, count)};
     wrpo__run *r = wrpo__run_new(wrpo__current, model, &shape);
     wrpo__pack_begin(r);
@@ -11993,7 +11976,7 @@ static void wrpo__hidden(wrpo_model *model, const int32_t *ids, int64_t count, f
     for (int64_t t = 0, n; t < r->n_targets; t += n) {
         n = WRPO__MIN(shape.chunk, r->n_targets - t);
         wrpo__logits(r, t, n);
-        const int64_t ldl = wrpo__ldl(r->be, V), rows = ldl == V ? n : 1;      /* at once */
+        const int64_t ldl = wrpo__ldl(r->be, V), rows = ldl == V ? n : 1;  /* at once */
         for (int64_t i = 0; i < n; i += rows)
             r->be->get(r->dev, logits + (t + i) * V, wrpo__logits_at(r, t) + i * ldl,
                        (size_t)(rows * V) * sizeof *logits);
@@ -12003,8 +11986,7 @@ static void wrpo__hidden(wrpo_model *model, const int32_t *ids, int64_t count, f
 }
 WRPO_API wrpo_result wrpo_hidden(wrpo_model *model, const int32_t *ids, int64_t count, float *hidden, float *logits) {
     wrpo_ctx *ctx = model->ctx;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__hidden(model, ids, count, hidden, logits));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, wrpo__hidden(model, ids, count, hidden, logits));
 }
 
 /* ---- a prompt's text in, the answer's text out ---- */
@@ -12019,8 +12001,7 @@ static void wrpo__answer_prompt(wrpo_model *model, wrpo_tokenizer *tok, const ch
     if (desc) d = *desc;
     d.tokenizer = tok;
     d.n = 1;
-    if (tok->ctx != model->ctx)
-        wrpo__fail(model->ctx, WRPO_E_ARG, "wrpo_answer: want a tokenizer of the model's context");
+    if (tok->ctx != model->ctx) wrpo__fail_arg("wrpo_answer: want a tokenizer of the model's context");
     wrpo__cleanup *owner = wrpo__on_free(wrpo__current, wrpo__block_free, NULL);
     wrpo__rethrow(model->ctx, wrpo_tokenizer_prompt(tok, NULL, &record, &ids, &one.count));
     one.ids = owner->p = ids;
@@ -12030,8 +12011,7 @@ static void wrpo__answer_prompt(wrpo_model *model, wrpo_tokenizer *tok, const ch
 WRPO_API wrpo_result wrpo_answer(wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
                                  const wrpo_generate_desc *desc, char **answer) {
     *answer = NULL;
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__answer_prompt(model, tok, prompt, desc, answer));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(model->ctx, true, wrpo__answer_prompt(model, tok, prompt, desc, answer));
 }
 
 /* ------------------------------------------------------------------------------------------- >>reward
@@ -12089,15 +12069,14 @@ static double wrpo__gated_score(const wrpo__gate *g, const double *last, const d
 /* The tensor `name`, which must have this shape (-1: any number) and this dtype (NULL: one of floats). */
 static const wrpo_tensor_info *wrpo__need_tensor(const wrpo_tensors *t, const char *file, const char *name,
                                                  const char *dtype, int ndim, const int64_t *shape) {
-    wrpo_ctx *ctx = t->arena->ctx;
     const wrpo_tensor_info *info = wrpo_tensors_find(t, name);
-    if (!info) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s is missing", file, name);
+    if (!info) wrpo__fail_format("%s: %s is missing", file, name);
     bool fits = info->ndim == ndim && (!dtype || !strcmp(info->dtype, dtype));
     for (int k = 0; fits && k < ndim; k++) fits = shape[k] < 0 ? info->shape[k] > 0 : info->shape[k] == shape[k];
     if (!fits)
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s %s", info->file, name,
-                   dtype ? dtype : "floats (-1: any number)", wrpo__shape_text(ndim, shape), info->dtype,
-                   wrpo__shape_text(info->ndim, info->shape));
+        wrpo__fail_format("%s: %s: want %s %s, found %s %s", info->file, name,
+                          dtype ? dtype : "floats (-1: any number)", wrpo__shape_text(ndim, shape), info->dtype,
+                          wrpo__shape_text(info->ndim, info->shape));
     if (!dtype) wrpo__need_float(info);
     return info;
 }
@@ -12121,16 +12100,16 @@ static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
         wrpo__dense *layer = &g->layer[g->layers];
         if (!wrpo_tensors_find(t, name) && g->layers) break;
         if (g->layers == WRPO__GATE_LAYERS)
-            wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: a gate of more than %d layers is not supported", r->model->dir,
-                       WRPO__GATE_LAYERS);
+            wrpo__fail_unsupported("%s: a gate of more than %d layers is not supported", r->model->dir,
+                                   WRPO__GATE_LAYERS);
         *layer = wrpo__head_tensor(r, t, name, -1, cols);
         layer->b = wrpo__head_tensor(r, t, bias, layer->rows, 0).w;
         cols = layer->rows;
         g->widest = WRPO__MAX(g->widest, WRPO__MAX(cols, layer->cols));
     }
     if (cols != g->regression.rows)
-        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: the gate weighs %lld objectives, regression_layer.weight has %lld",
-                   r->model->dir, (long long)cols, (long long)g->regression.rows);
+        wrpo__fail_format("%s: the gate weighs %lld objectives, regression_layer.weight has %lld", r->model->dir,
+                          (long long)cols, (long long)g->regression.rows);
     g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", 1, 0).w;
     g->temperature = r->model->config.gating_temperature;
 }
@@ -12143,14 +12122,14 @@ _Noreturn static void wrpo__label_fail(wrpo__arena *arena, const char *dir, int6
                                             v && v->kind == WRPO_JSON_STRING ? v->text : ""));
     }
     const char *found = label ? wrpo__format(arena, "%lld", (long long)label) : "none";
-    wrpo__fail(arena->ctx, WRPO_E_ARG, "%s: score.weight has %lld rows: want the reward's as label (--label), one of "
-               "%s; found %s", dir, (long long)rows, list.data, found);
+    wrpo__fail_arg("%s: score.weight has %lld rows: want the reward's as label (--label), one of %s; found %s", dir,
+                   (long long)rows, list.data, found);
 }
 static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo_config c;
     wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
-    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_desc: dir is missing");
+    if (!desc || !desc->dir) wrpo__fail_arg("wrpo_reward_desc: dir is missing");
     const char *dir = desc->dir, *adapter = desc->adapter;
     const int64_t label = desc->label;
     WRPO__RANGE(desc->micro_tokens >= 0, "micro_tokens", desc->micro_tokens, "at least 1");
@@ -12162,8 +12141,8 @@ static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc
     const char *score = WRPO__ADAPTER_SCORE;
     if (!t || !wrpo_tensors_find(t, score)) {
         if (c.head == WRPO_HEAD_LM)
-            wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a language model has no reward head: want architectures of "
-                       "sequence classification or of a reward model, or an adapter with score.weight", dir);
+            wrpo__fail_unsupported("%s: a language model has no reward head: want architectures of sequence "
+                                   "classification or of a reward model, or an adapter with score.weight", dir);
         t = wrpo__tensors_in(ctx, dir);
         score = "score.weight";
     }
@@ -12179,13 +12158,12 @@ static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc
         r->score.w += WRPO__MAX(label - 1, 0) * c.hidden_size;
         r->score.rows = 1;
     }
-    if (c.head != WRPO_HEAD_SCORE && label) wrpo__fail(ctx, WRPO_E_ARG, "label: %s has one reward only", dir);
+    if (c.head != WRPO_HEAD_SCORE && label) wrpo__fail_arg("label: %s has one reward only", dir);
     return r;
 }
 WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__reward_load(wrpo__current, desc));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, false, *out = wrpo__reward_load(wrpo__current, desc));
 }
 WRPO_API void wrpo_reward_free(wrpo_reward *reward) { if (reward) wrpo__arena_free(reward->arena); }
 WRPO_API const wrpo_config *wrpo_reward_config(const wrpo_reward *reward) { return &reward->model->config; }
@@ -12230,16 +12208,15 @@ static int64_t wrpo__score_some(wrpo_reward *w, wrpo__conversation *list, int64_
         wrpo__arena_clear(w->run_arena);
         w->run = wrpo__run_new(w->run_arena, w->model, &(wrpo__shape){.rows = rows});
     }
-    float *row = wrpo__alloc(wrpo__current, (size_t)D, sizeof *row);
-    double *hidden = wrpo__alloc(wrpo__current, (size_t)D, 2 * sizeof *hidden);
-    double *scratch = wrpo__alloc(wrpo__current, (size_t)w->gate.widest, 3 * sizeof *scratch);
+    float *row = WRPO__ARRAY(float, D);
+    double *hidden = WRPO__ARRAY(double, 2 * D), *scratch = WRPO__ARRAY(double, 3 * w->gate.widest);
     wrpo__pack_begin(w->run);
     for (wrpo__conversation *y = list + first; y < list + end; y++) {
         wrpo__pack_rotary(w->run, y->count);
         if (P && y == list + first) wrpo__pack_seg(w->run, y->ids, P, 0, 0, 0);
         if (!wrpo__pooled(c, y))
-            wrpo__fail(w->ctx, WRPO_E_FORMAT, "conversation %lld: want the header of an assistant's answer, which the "
-                       "gate of this reward model looks for, found none", (long long)(y - list) + 1);
+            wrpo__fail_format("conversation %lld: want the header of an assistant's answer, which the gate of this "
+                              "reward model looks for, found none", (long long)(y - list) + 1);
         for (int i = 0; i < 2; i++)
             if (y->rows[i] >= P) y->rows[i] += w->run->n - P;
         wrpo__pack_seg(w->run, y->ids + P, y->count - P, P, 0, P);
@@ -12263,23 +12240,22 @@ static int64_t wrpo__score_some(wrpo_reward *w, wrpo__conversation *list, int64_
 static void wrpo__score_ids(wrpo_reward *w, const int32_t *const *ids, const int64_t *counts, int64_t n,
                             double *rewards) {
     const wrpo_config *c = &w->model->config;
-    wrpo__conversation *list = wrpo__alloc(wrpo__current, (size_t)n, sizeof *list);
+    wrpo__conversation *list = WRPO__ARRAY(wrpo__conversation, n);
     int64_t shared = INT64_MAX;  /* that many first tokens, and their angles, are the same in all */
     for (int64_t k = 0; k < n; k++) {
         int64_t count = counts[k], same = 0;
         const int32_t *own = ids[k];
-        if (count < 1)
-            wrpo__fail(w->ctx, WRPO_E_ARG, "conversation %lld: want at least one token, found none", (long long)k + 1);
-        wrpo__check_ids(w->ctx, c->vocab_size, own, count, "conversation", NULL, k + 1);
+        if (count < 1) wrpo__fail_arg("conversation %lld: want at least one token, found none", (long long)k + 1);
+        wrpo__check_ids(c->vocab_size, own, count, "conversation", NULL, k + 1);
         if (c->head == WRPO_HEAD_VALUE && own[count - 1] != c->reward_token_id) {
-            int32_t *longer = wrpo__alloc(wrpo__current, (size_t)count + 1, sizeof *longer);
+            int32_t *longer = WRPO__ARRAY(int32_t, count + 1);
             memcpy(longer, own, (size_t)count * sizeof *longer);
             longer[count++] = (int32_t)c->reward_token_id;
             own = longer;
         }
         if (count > c->max_position_embeddings && !w->warned) {
-            wrpo__log(w->ctx, WRPO_LOG_WARN, "a conversation of %lld tokens is longer than the reward model's "
-                      "max_position_embeddings %lld", (long long)count, (long long)c->max_position_embeddings);
+            wrpo__warn("a conversation of %lld tokens is longer than the reward model's max_position_embeddings %lld",
+                       (long long)count, (long long)c->max_position_embeddings);
             w->warned = true;
         }
         list[k] = (wrpo__conversation){.ids = own, .count = count};
@@ -12291,18 +12267,16 @@ static void wrpo__score_ids(wrpo_reward *w, const int32_t *const *ids, const int
 }
 WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts,
                                            int64_t n, double *rewards) {
-    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true, wrpo__score_ids(reward, ids, counts, n, rewards));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(reward->ctx, true, wrpo__score_ids(reward, ids, counts, n, rewards));
 }
 /* answers[n]: strings. Errors name the line and record of in. */
 static void wrpo__score_answers(wrpo_reward *w, wrpo__reading *in, const wrpo_json *prompt, const wrpo_json *answers,
                                 int64_t n, double *rewards) {
-    wrpo__arena *temp = wrpo__current;
-    if (!w->tok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: tokenizer.json: want it to score texts, found none", w->model->dir);
+    if (!w->tok) wrpo__fail_io("%s: tokenizer.json: want it to score texts, found none", w->model->dir);
     in->prompt = wrpo__messages(prompt, "user");
     if (in->root) wrpo__put_system(in);
-    int32_t **ids = wrpo__alloc(temp, (size_t)n, sizeof *ids);
-    int64_t *counts = wrpo__alloc(temp, (size_t)n, sizeof *counts);
+    int32_t **ids = WRPO__ARRAY(int32_t *, n);
+    int64_t *counts = WRPO__ARRAY(int64_t, n);
     in->tok = w->tok;
     for (int64_t k = 0; k < n; k++) {
         const wrpo__text text = wrpo__render(in, in->prompt, wrpo__message_of("assistant", &answers[k]), false);
@@ -12314,26 +12288,18 @@ static void wrpo__score_answers(wrpo_reward *w, wrpo__reading *in, const wrpo_js
 static void wrpo__reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers, int64_t n,
                                double *rewards) {
     wrpo__reading in = {.ctx = reward->ctx, .desc.path = "wrpo_reward_score", .id = "prompt", .line = prompt->line};
-    wrpo_json *texts = wrpo__alloc(wrpo__current, (size_t)n, sizeof *texts);
-    for (int64_t k = 0; k < n; k++)
-        texts[k] = (wrpo_json){.kind = WRPO_JSON_STRING, .text = answers[k], .size = strlen(answers[k])};
+    wrpo_json *texts = WRPO__ARRAY(wrpo_json, n);
+    for (int64_t k = 0; k < n; k++) texts[k] = wrpo__json_of(WRPO_JSON_STRING, answers[k]);
     wrpo__score_answers(reward, &in, prompt, texts, n, rewards);
 }
 WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers,
                                        int64_t n, double *rewards) {
-    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true,
-               wrpo__reward_score(reward, prompt, answers, n, rewards));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(reward->ctx, true, wrpo__reward_score(reward, prompt, answers, n, rewards));
 }
 
 /* ---- a file of candidates ---- */
 enum { WRPO__SOURCES, WRPO__TARGETS };
 static const char *const wrpo__lists[] = {"sources", "target"};  /* of responses, in a line */
-/* A new member at the end; text: of a string or a number. */
-static wrpo_json *wrpo__json_add(wrpo_json *parent, const char *key, wrpo_json_kind kind, const char *text) {
-    const wrpo_json v = {.kind = kind, .text = text, .size = strlen(text)};
-    return wrpo__json_put(parent, &v, key);
-}
 static void wrpo__set_reward(wrpo_json *entry, double reward) {
     wrpo_json *m = entry->child;
     while (m && strcmp(m->key, "reward")) m = m->next;
@@ -12367,8 +12333,7 @@ static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
     }
     const int64_t all = stbds_arrlen(list);
     if (!all)
-        wrpo__wrong(root,
-                        "want responses in \"sources\" or \"target\", or a \"content\", found none");
+        wrpo__wrong(root, "want responses in \"sources\" or \"target\", or a \"content\", found none");
     for (int64_t i = 0; i < all; i++) {
         const wrpo_json *content = wrpo__need(list[i], "content", WRPO_JSON_STRING);
         const wrpo_json *reward = wrpo__present(list[i], "reward");
@@ -12378,11 +12343,10 @@ static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
         stbds_arrput(texts, *content);
     }
     const int64_t n = stbds_arrlen(texts);
-    double *rewards = wrpo__alloc(wrpo__current, (size_t)n, sizeof *rewards);
+    double *rewards = WRPO__ARRAY(double, n);
     const wrpo_json *prompt = wrpo__present(root, "prompt");
     if (n && !prompt)
-        wrpo__wrong(root,
-                        "prompt: want a string, a message or an array of messages, found none");
+        wrpo__wrong(root, "prompt: want a string, a message or an array of messages, found none");
     if (n) wrpo__score_answers(s->reward, &s->in, prompt, texts, n, rewards);
     for (int64_t k = 0; k < n; k++) wrpo__set_reward(list[k], rewards[k]);
     wrpo__text text = {.arena = wrpo__current};
@@ -12392,16 +12356,13 @@ static void wrpo__score_text(wrpo__scoring *s, const char *line, size_t size) {
     wrpo__put8(&s->out, rewards, (size_t)n * sizeof *rewards);
     wrpo__put8(&s->out, text.data, text.size);
 }
-static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {  /* an entry, as in >>data */
-    WRPO__CALL(s->in.ctx, wrpo__arena_new(s->in.ctx), true, wrpo__score_text(s, text, n));
-    if (wrpo__entry.failed) wrpo__name_record(&s->in);
-    return wrpo__end(&wrpo__entry);
+static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {
+    WRPO__RECORD_ENTRY(&s->in, wrpo__score_text(s, text, n));
 }
 static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc, wrpo_reward_file_stats *stats) {
     wrpo_ctx *ctx = reward->ctx;
     int64_t lines = 0, done = 0;
-    if (!desc || !desc->in || !desc->out)
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_file_desc: want in and out, found NULL");
+    if (!desc || !desc->in || !desc->out) wrpo__fail_arg("wrpo_reward_file_desc: want in and out, found NULL");
     const wrpo__file *f = wrpo__open_file(wrpo__current, desc->in);
     wrpo__scoring s = {.reward = reward, .rescore = desc->rescore,
                        .in = {.ctx = ctx, .desc.path = desc->in}};
@@ -12413,7 +12374,7 @@ static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *
         wrpo__same_weights(reward->model, "the model's weights");
     }
     for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) lines++;
-    if (!lines) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want lines of candidates, found none", desc->in);
+    if (!lines) wrpo__fail_format("%s: want lines of candidates, found none", desc->in);
     for (wrpo__lines l = {.file = f}; done < lines;) {  /* in rounds: the ranks take lines in turn, all get all */
         const int64_t end = WRPO__MIN(lines, done + round);
         wrpo__current = temp;
@@ -12451,8 +12412,7 @@ static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *
 WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc,
                                       wrpo_reward_file_stats *out) {
     *out = (wrpo_reward_file_stats){.least = NAN, .most = NAN};
-    WRPO__CALL_ALL(reward->ctx, wrpo__arena_new(reward->ctx), true, wrpo__reward_file(reward, desc, out));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(reward->ctx, true, wrpo__reward_file(reward, desc, out));
 }
 
 /* ---------------------------------------------------------------------------------------------- >>run
@@ -12468,8 +12428,7 @@ static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t
     shape = wrpo__with_adapter(shape, model);
     wrpo__run_layout(model->ctx, &model->config, &shape, &run, &b);
     if (b.overflow)
-        wrpo__fail(model->ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address "
-                   "space", (long long)rows);
+        wrpo__fail_memory("out of memory: %lld rows of this model do not fit into the address space", (long long)rows);
     const wrpo__division split = wrpo__division_of(model->ctx, model->count, moments);
     out->parameters = wrpo_model_parameters(model);
     out->gradients = split.gradients + split.moving;
@@ -12498,8 +12457,8 @@ static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wr
                               const wrpo_train_desc *desc, const wrpo_adapter_desc *adapter, wrpo_bytes *out) {
     const wrpo_train_desc d = wrpo_train_defaults(desc);
     wrpo__bump weights = {0};
-    wrpo__config_check(ctx, config);
-    wrpo__train_check(ctx, &d);
+    wrpo__config_check(config);
+    wrpo__train_check(&d);
     const bool mapped = adapter && ctx->desc.backend->host;
     wrpo_model *table = wrpo__model_table(wrpo__current, config, mapped ? config->dtype : ctx->desc.dtype);
     if (adapter) {
@@ -12525,8 +12484,7 @@ static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wr
 WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
                                       const wrpo_train_desc *desc, const wrpo_adapter_desc *adapter, wrpo_bytes *out) {
     *out = (wrpo_bytes){0};
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__train_bytes(ctx, config, data, desc, adapter, out));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, wrpo__train_bytes(ctx, config, data, desc, adapter, out));
 }
 /* What would fit: first other moments, then fewer rows at once. */
 static const char *wrpo__would_fit(const wrpo_trainer *t, size_t room) {
@@ -12546,14 +12504,14 @@ static const char *wrpo__would_fit(const wrpo_trainer *t, size_t room) {
 }
 /* What a run takes and recomputes, or an error that says what would fit. Only the weights are in memory yet. */
 static wrpo_bytes wrpo__fitted(const wrpo_trainer *t) {
-    const size_t free = wrpo__room(t->ctx), mapped = t->model->mapped;     /* which shall stay in memory too */
+    const size_t free = wrpo__room(t->ctx), mapped = t->model->mapped;  /* which shall stay in memory too */
     const size_t room = free > mapped ? free - mapped : 0;
     const bool host = t->ctx->desc.backend->host, swaps = host && !t->ctx->desc.memory_limit;
     wrpo_bytes need;
     if (wrpo__fit(t->model, t->desc.moments, t->desc.recompute, t->rows, room, &need) || swaps) return need;
-    wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; "
-               "%s", wrpo__gib(need.device), host ? "its limit has" : "the device has", wrpo__gib(room),
-               wrpo__would_fit(t, room));
+    wrpo__fail_memory("out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; %s",
+                      wrpo__gib(need.device), host ? "its limit has" : "the device has", wrpo__gib(room),
+                      wrpo__would_fit(t, room));
 }
 
 /* ---- the reference: log-probs [N, K], computed once, kept in a file under a name that tells model and data ---- */
@@ -12581,7 +12539,7 @@ static const char *wrpo__base_text(const wrpo_model *model) {
     return wrpo__format(wrpo__current, "%016llx", (unsigned long long)h);
 }
 static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data) {
-    const char *adapter = wrpo__adapter_text(model);   /* its scales */
+    const char *adapter = wrpo__adapter_text(model);  /* its scales */
     uint64_t h = wrpo__config_hash(model->ctx, &model->config);
     if (model->lora) h = wrpo__hash(h, adapter, strlen(adapter));
     return wrpo__data_hash(wrpo__weights_hash(model, h), data);
@@ -12594,7 +12552,7 @@ static bool wrpo__reference_read(wrpo_ctx *ctx, const char *path, const wrpo__se
     const wrpo__file *f = wrpo__disk_open(wrpo__current, path);
     if (wrpo_json_parse(ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
     const bool whole = root->kind == WRPO_JSON_ARRAY && root->count == set->N * set->K;
-    for (const wrpo_json *v = whole ? root->child : NULL; v; v = v->next)
+    WRPO__EACH(v, whole ? root : NULL)
         *to++ = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
     wrpo_json_free(ctx, root);
     return whole;
@@ -12636,7 +12594,10 @@ static void wrpo__reference(const wrpo_trainer *t) {
    rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory away from it. */
 enum { WRPO__STATE_FORMAT = 2 };  /* goes up when earlier states can no longer be read; format 1 had no number */
 enum { WRPO__SAID = 3 };  /* the last settings of the file say where the run is */
-typedef struct wrpo__setting { const char *name, *text; } wrpo__setting;
+typedef struct wrpo__setting {
+    const char *name, *text;
+    enum { WRPO__AS_NUMBER, WRPO__AS_WORD, WRPO__AS_BOOL } kind;  /* in JSON */
+} wrpo__setting;
 static const char *wrpo__reference_text(const wrpo_trainer *t) {
     const wrpo__set *sets[2] = {&t->train, &t->eval};
     uint64_t h = 0;
@@ -12653,45 +12614,58 @@ static const char *wrpo__set_text(const wrpo__set *set) {
 static const char *wrpo__run_date(const wrpo_trainer *t) {
     return t->train.data->date ? t->train.data->date : t->eval.data ? t->eval.data->date : NULL;
 }
+static void wrpo__add_settings(wrpo__setting **list, const wrpo__setting *table, int64_t n) {  /* NULL: no such one */
+    for (int64_t i = 0; i < n; i++)
+        if (table[i].name) stbds_arrput(*list, table[i]);
+}
+/* What a desc says of the numbers of a run; all: what a run that goes on may change too. */
+static void wrpo__desc_settings(wrpo__setting **list, const wrpo_train_desc *d, bool all) {
+    const wrpo__setting table[] = {
+        {"method", wrpo_method_name((int)d->loss.method), WRPO__AS_WORD},
+        {"pair", wrpo_pair_name((int)d->loss.pair), WRPO__AS_WORD},
+        {"beta", wrpo__number_text(d->loss.beta), WRPO__AS_NUMBER},
+        {"label_smoothing", wrpo__number_text(d->loss.label_smoothing), WRPO__AS_NUMBER},
+        {"gamma_ratio", wrpo__number_text(d->loss.gamma_ratio), WRPO__AS_NUMBER},
+        {"ipo_sum", wrpo__number_text(d->loss.ipo_sum), WRPO__AS_BOOL},
+        {"fusion", wrpo_fusion_name((int)d->loss.fusion), WRPO__AS_WORD},
+        {"sft_weight", wrpo__number_text(d->loss.sft_weight), WRPO__AS_NUMBER},
+        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), WRPO__AS_WORD},
+        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule), WRPO__AS_WORD},
+        {"moments", wrpo_moments_name((int)d->moments), WRPO__AS_WORD},
+#define WRPO__X(field, otherwise, valid, want, same) \
+        {all || same ? #field : NULL, wrpo__number_text((double)d->field), WRPO__AS_NUMBER},
+        WRPO__SETTINGS(WRPO__X)
+#undef WRPO__X
+    };
+    wrpo__add_settings(list, table, WRPO__COUNT(table));
+}
 /* What the file says of the run. All but the last ones must be the same in a run that goes on. An stb_ds array. */
 static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
     wrpo__arena *temp = wrpo__current;
     const wrpo_train_desc *d = &t->desc;
     const unsigned long long config = wrpo__config_hash(t->ctx, &t->model->config);
-    const wrpo__setting table[] = {
-        {"state_format", wrpo__number_text(WRPO__STATE_FORMAT)},
-        {"backend", t->ctx->desc.backend->name},
-        {"dtype", wrpo__dtype_name(t->ctx->desc.dtype)},
-        {"config", wrpo__format(temp, "%s %016llx", t->model->config.model_type, config)},
-        {"method", wrpo_method_name((int)d->loss.method)},
-        {"pair", wrpo_pair_name((int)d->loss.pair)},
-        {"beta", wrpo__number_text(d->loss.beta)},
-        {"label_smoothing", wrpo__number_text(d->loss.label_smoothing)},
-        {"gamma_ratio", wrpo__number_text(d->loss.gamma_ratio)},
-        {"ipo_sum", wrpo__number_text(d->loss.ipo_sum)},
-        {"fusion", wrpo_fusion_name((int)d->loss.fusion)},
-        {"sft_weight", wrpo__number_text(d->loss.sft_weight)},
-        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule)},
-        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule)},
-        {"moments", wrpo_moments_name((int)d->moments)},
-#define WRPO__X(field, otherwise, valid, want, same) {same ? #field : NULL, wrpo__number_text((double)d->field)},
-        WRPO__SETTINGS(WRPO__X)
-#undef WRPO__X
-        {t->ctx->desc.lanes > 1 ? "lanes" : NULL, wrpo__number_text((double)t->ctx->desc.lanes)},
-        {t->model->lora ? "adapter" : NULL, wrpo__adapter_text(t->model)},
-        {t->model->lora ? "base" : NULL, wrpo__base_text(t->model)},
-        {wrpo__run_date(t) ? "date" : NULL, wrpo__run_date(t)},
-        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed)},
-        {"no_shuffle", wrpo__number_text(d->no_shuffle)},
-        {"data", wrpo__set_text(&t->train)},
-        {"eval_data", wrpo__set_text(&t->eval)},
-        {"steps", wrpo__number_text((double)t->T)},
-        {"reference", wrpo__reference_text(t)},
-        {"step", wrpo__number_text((double)t->k)},
-        {"milliseconds", wrpo__number_text(WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000)))}};
+    const wrpo__setting machine[] = {
+        {"state_format", wrpo__number_text(WRPO__STATE_FORMAT), 0},
+        {"backend", t->ctx->desc.backend->name, 0},
+        {"dtype", wrpo__dtype_name(t->ctx->desc.dtype), 0},
+        {"config", wrpo__format(temp, "%s %016llx", t->model->config.model_type, config), 0}};
+    const wrpo__setting run[] = {
+        {t->ctx->desc.lanes > 1 ? "lanes" : NULL, wrpo__number_text((double)t->ctx->desc.lanes), 0},
+        {t->model->lora ? "adapter" : NULL, wrpo__adapter_text(t->model), 0},
+        {t->model->lora ? "base" : NULL, wrpo__base_text(t->model), 0},
+        {wrpo__run_date(t) ? "date" : NULL, wrpo__run_date(t), 0},
+        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0},
+        {"no_shuffle", wrpo__number_text(d->no_shuffle), 0},
+        {"data", wrpo__set_text(&t->train), 0},
+        {"eval_data", wrpo__set_text(&t->eval), 0},
+        {"steps", wrpo__number_text((double)t->T), 0},
+        {"reference", wrpo__reference_text(t), 0},
+        {"step", wrpo__number_text((double)t->k), 0},
+        {"milliseconds", wrpo__number_text(WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000))), 0}};
     wrpo__setting *out = NULL;
-    for (int64_t i = 0; i < WRPO__COUNT(table); i++)
-        if (table[i].name) stbds_arrput(out, table[i]);
+    wrpo__add_settings(&out, machine, WRPO__COUNT(machine));
+    wrpo__desc_settings(&out, d, false);
+    wrpo__add_settings(&out, run, WRPO__COUNT(run));
     return out;
 }
 typedef struct wrpo__state_part {  /* a tensor of the file: a weight as floats, or moments as they are in memory */
@@ -12712,7 +12686,7 @@ static wrpo__state_part *wrpo__state_parts(const wrpo_trainer *t) {
         for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
             const wrpo_weight *w = &t->model->weights[i];
             end = i + 1;
-            if (w->at < 0) continue;                   /* frozen beside an adapter */
+            if (w->at < 0) continue;  /* frozen beside an adapter */
             const bool half = moment && moments == WRPO_MOMENTS_BF16;
             const size_t each = half ? 2 : 4;
             wrpo__state_part p = {.w = w, .moment = moment, .dtype = half ? "BF16" : "F32", .ndim = w->vector ? 1 : 2,
@@ -12777,7 +12751,7 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     const wrpo__file *metrics = !wrpo__me(ctx) && log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
     const int64_t eight = 8;
     int64_t log_size = metrics ? (int64_t)metrics->size : 0;
-    while (log_size && metrics->data[log_size - 1] != '\n') log_size--;   /* a line that the disk did not take whole */
+    while (log_size && metrics->data[log_size - 1] != '\n') log_size--;  /* a line that the disk did not take whole */
     const wrpo__setting *settings = wrpo__state_settings(t);
     const wrpo__state_part *parts = wrpo__state_parts(t), *p = parts;
     /* 2. The header. The checksum is of the metadata, then of all data. */
@@ -12804,8 +12778,7 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo__commit(w);
 }
 WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
-    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__trainer_save(t, desc));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(t->ctx, true, wrpo__trainer_save(t, desc));
 }
 
 /* ---- resume: wrpo__state_open before anything is computed, wrpo__state_restore when the memory is taken ---- */
@@ -12833,40 +12806,40 @@ static int64_t wrpo__state_count(const wrpo__state *s, const char *name, int64_t
     const char *found = wrpo__state_text(s, name);
     const long long n = strtoll(found, NULL, 10);
     if (strspn(found, "0123456789") != strlen(found) || n > most)
-        wrpo__fail(s->ctx, WRPO_E_FORMAT, "%s: %s: want a whole number up to %lld, found %.100s", s->path, name,
-                   (long long)most, found);
+        wrpo__fail_format("%s: %s: want a whole number up to %lld, found %.100s", s->path, name, (long long)most,
+                          found);
     return n;
 }
-static const wrpo_json *wrpo__state_metadata(const char *path, const char *file) {  /* of a valid file */
+/* Checks the file, and reads its header again: tensors have no metadata. */
+static const wrpo_json *wrpo__state_metadata(wrpo_ctx *ctx, const char *path, const wrpo_tensors **tensors) {
     uint64_t size;
+    *tensors = wrpo__tensors_in(ctx, path);
+    const char *file = (const char *)wrpo__open_file(wrpo__current, path)->data;
     memcpy(&size, file, sizeof size);
     return wrpo_json_get(wrpo__json_parse(wrpo__current, path, 1, file + 8, (size_t)size), "__metadata__");
 }
 static void wrpo__checkpoint_date(wrpo_ctx *ctx, const char *dir, char **date) {
     const char *path = wrpo__join(wrpo__current, dir, WRPO__STATE_FILE);
-    wrpo__tensors_in(ctx, path);
-    const char *file = (const char *)wrpo__open_file(wrpo__current, path)->data;
-    const wrpo_json *v = wrpo_json_get(wrpo__state_metadata(path, file), "date");
+    const wrpo_tensors *tensors;
+    const wrpo_json *v = wrpo_json_get(wrpo__state_metadata(ctx, path, &tensors), "date");
     if (v) *date = wrpo__handout(ctx, v->text, v->size);
 }
 WRPO_API wrpo_result wrpo_checkpoint_date(wrpo_ctx *ctx, const char *dir, char **date) {
     *date = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__checkpoint_date(ctx, dir, date));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, wrpo__checkpoint_date(ctx, dir, date));
 }
 /* The file is whole and, except for the reference, of this run. The state lives as long as the current arena. */
 static wrpo__state wrpo__state_open(wrpo_trainer *t) {
     const char *path = wrpo__join(wrpo__current, t->desc.resume, WRPO__STATE_FILE);
     wrpo__state s = {.ctx = t->ctx, .path = path, .parts = wrpo__state_parts(t)};
-    const wrpo_tensors *tensors = wrpo__tensors_in(t->ctx, path);
-    /* 1. The settings, from the header, which is valid. It is read again: tensors have no metadata. */
-    const char *file = (const char *)wrpo__open_file(wrpo__current, path)->data;
+    const wrpo_tensors *tensors;
     uint64_t h = 0, sum;
-    s.metadata = wrpo__state_metadata(path, file);
+    /* 1. The settings. */
+    s.metadata = wrpo__state_metadata(t->ctx, path, &tensors);
     if (wrpo_json_get(s.metadata, "wrpo") && !wrpo_json_get(s.metadata, "state_format"))
-        wrpo__fail(t->ctx, WRPO_E_UNSUPPORTED, "%s: state_format: want %d, which this version reads, found none: "
-                   "version %.40s wrote the file, when formats had no number", path, WRPO__STATE_FORMAT,
-                   wrpo__state_text(&s, "wrpo"));
+        wrpo__fail_unsupported("%s: state_format: want %d, which this version reads, found none: version %.40s wrote "
+                               "the file, when formats had no number", path, WRPO__STATE_FORMAT,
+                               wrpo__state_text(&s, "wrpo"));
     if (!t->model->lora && wrpo_json_get(s.metadata, "adapter")) wrpo__state_same(&s, "adapter", "none");
     if (t->ctx->desc.lanes == 1 && wrpo_json_get(s.metadata, "lanes")) wrpo__state_same(&s, "lanes", "1");
     const wrpo__setting *settings = wrpo__state_settings(t);
@@ -12884,14 +12857,14 @@ static wrpo__state wrpo__state_open(wrpo_trainer *t) {
     const long long want = stbds_arrlen(s.parts) + 2, found = wrpo_tensors_count(tensors);
     s.log = wrpo__need_tensor(tensors, path, "metrics.jsonl", "U8", 1, &log_size);
     memcpy(&sum, wrpo__need_tensor(tensors, path, "checksum", "U8", 1, &eight)->data, sizeof sum);
-    if (found != want) wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, want, found);
+    if (found != want) wrpo__fail_format("%s: want %lld tensors, found %lld", path, want, found);
     for (wrpo__state_part *p = s.parts; p < s.parts + stbds_arrlen(s.parts); p++)
         p->data = wrpo__need_tensor(tensors, path, p->name, p->dtype, p->ndim, p->shape)->data;
     h = wrpo__state_move(t, s.parts, NULL, false, h);
     h = wrpo__hash(h, s.log->data, s.log->bytes);
     if (h != sum)
-        wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written",
-                   path, (unsigned long long)sum, (unsigned long long)h);
+        wrpo__fail_format("%s: checksum: want %016llx, found %016llx: not the bytes that were written", path,
+                          (unsigned long long)sum, (unsigned long long)h);
     s.sum = sum;
     return s;
 }
@@ -12935,41 +12908,32 @@ static char *wrpo__metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char
 }
 WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix, char **text) {
     *text = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, *text = wrpo__metrics_json(ctx, m, prefix));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, *text = wrpo__metrics_json(ctx, m, prefix));
 }
-/* ---- settings as JSON, likewise ---- */
+/* ---- settings as JSON ---- */
 static char *wrpo__desc_json(wrpo_ctx *ctx, const wrpo_train_desc *desc) {
     const wrpo_train_desc d = wrpo_train_defaults(desc);
     wrpo__text out = {.arena = wrpo__current};
-    wrpo__train_check(ctx, &d);
-    wrpo__text_printf(&out, "{\"method\": \"%s\", \"pair\": \"%s\", \"moments\": \"%s\"",
-                      wrpo_method_name((int)d.loss.method), wrpo_pair_name((int)d.loss.pair),
-                      wrpo_moments_name((int)d.moments));
-    wrpo__text_printf(&out, ", \"fusion\": \"%s\", \"alpha_schedule\": \"%s\", \"lr_schedule\": \"%s\"",
-                      wrpo_fusion_name((int)d.loss.fusion), wrpo_alpha_schedule_name((int)d.alpha_schedule),
-                      wrpo_lr_schedule_name((int)d.lr_schedule));
-    wrpo__text_printf(&out, ", \"ipo_sum\": %s, \"no_shuffle\": %s, \"seed\": %llu",
-                      d.loss.ipo_sum ? "true" : "false", d.no_shuffle ? "true" : "false", (unsigned long long)d.seed);
-    wrpo__put_metric(&out, "", "beta", d.loss.beta);
-    wrpo__put_metric(&out, "", "label_smoothing", d.loss.label_smoothing + 0.0);
-    wrpo__put_metric(&out, "", "gamma_ratio", d.loss.gamma_ratio + 0.0);
-    wrpo__put_metric(&out, "", "sft_weight", d.loss.sft_weight + 0.0);
-#define WRPO__X(field, otherwise, valid, want, same) wrpo__put_metric(&out, "", #field, (double)d.field + 0.0);
-    WRPO__SETTINGS(WRPO__X)
-#undef WRPO__X
-    wrpo__text_puts(&out, "}");
+    wrpo__setting *list = NULL;
+    wrpo__train_check(&d);
+    wrpo__desc_settings(&list, &d, true);
+    for (const wrpo__setting *s = list; s < list + stbds_arrlen(list); s++) {
+        const char *quote = s->kind == WRPO__AS_WORD ? "\"" : "", *text = s->text;
+        if (s->kind == WRPO__AS_BOOL) text = *text == '1' ? "true" : "false";
+        wrpo__text_printf(&out, "%s\"%s\": %s%s%s", s == list ? "{" : ", ", s->name, quote, text, quote);
+    }
+    wrpo__text_printf(&out, ", \"no_shuffle\": %s, \"seed\": %llu}", d.no_shuffle ? "true" : "false",
+                      (unsigned long long)d.seed);
     return wrpo__handout(ctx, out.data, out.size);
 }
 WRPO_API wrpo_result wrpo_train_desc_json(wrpo_ctx *ctx, const wrpo_train_desc *desc, char **text) {
     *text = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, *text = wrpo__desc_json(ctx, desc));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, *text = wrpo__desc_json(ctx, desc));
 }
 static void wrpo__log_line(wrpo_trainer *t, wrpo__text line) {
     wrpo__text_puts(&line, "\n");
     if (fwrite(line.data, 1, line.size, t->metrics) != line.size || fflush(t->metrics) != 0)
-        wrpo__fail(t->ctx, WRPO_E_IO, "%s/metrics.jsonl: cannot be written: %s", t->out_dir, strerror(errno));
+        wrpo__fail_io("%s/metrics.jsonl: cannot be written: %s", t->out_dir, strerror(errno));
 }
 static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix) {
     wrpo__text line = wrpo__metrics_text(m, prefix);
@@ -12999,8 +12963,7 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     const bool resume = train && t->desc.resume;
     wrpo__state state = {0};
     wrpo_bytes plan = {0};
-    if (t->desc.save_model && !t->desc.save.dir)
-        wrpo__fail(t->ctx, WRPO_E_ARG, "wrpo_train_desc: save_model: save.dir is missing");
+    if (t->desc.save_model && !t->desc.save.dir) wrpo__fail_arg("wrpo_train_desc: save_model: save.dir is missing");
     if (out_dir) {
         t->out_dir = wrpo__strndup(arena, out_dir, strlen(out_dir));
         wrpo__make_dir(t->ctx, out_dir);
@@ -13026,7 +12989,7 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
         wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__close_file, NULL);
         if (t->part) t->metrics = t->part->f;
         else owner->p = t->metrics = fopen(path, resume ? "a" : "w");
-        if (!t->metrics) wrpo__fail(t->ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
+        if (!t->metrics) wrpo__fail_io("%s: cannot be written: %s", path, strerror(errno));
         t->log = wrpo__log_metrics;
     }
     wrpo__agree(t->ctx);
@@ -13035,9 +12998,7 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
 WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                        wrpo_trainer **out) {
     *out = NULL;
-    WRPO__CALL_ALL(policy->ctx, wrpo__arena_new(policy->ctx), false,
-                   *out = wrpo__trainer_open(policy, data, desc, true));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(policy->ctx, false, *out = wrpo__trainer_open(policy, data, desc, true));
 }
 
 /* ---- evaluation and the loop ---- */
@@ -13050,12 +13011,11 @@ static void wrpo__eval(wrpo_model *model, const wrpo_data *data, const wrpo_trai
     m->epoch = NAN;
 }
 WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
-    WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__eval(model, data, desc, m));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(model->ctx, true, wrpo__eval(model, data, desc, m));
 }
 static void wrpo__rename_dir(wrpo_ctx *ctx, const char *from, const char *to) {
     if (wrpo__me(ctx)) return;
-    if (wrpo__rename(from, to) != 0) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be renamed: %s", from, strerror(errno));
+    if (wrpo__rename(from, to) != 0) wrpo__fail_io("%s: cannot be renamed: %s", from, strerror(errno));
     wrpo__sync_parent(to);
 }
 /* By another name: half removed, it must not look whole. Process 0 is nobody's. */
@@ -13082,8 +13042,7 @@ static void wrpo__checkpoint(wrpo_trainer *t, int64_t first, int64_t *saved) {
     if (gone > first) wrpo__drop_checkpoint(temp, old);
 }
 static wrpo_result wrpo__checkpoint_entry(wrpo_trainer *t, int64_t first, int64_t *saved) {
-    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__checkpoint(t, first, saved));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(t->ctx, true, wrpo__checkpoint(t, first, saved));
 }
 static bool wrpo__is_better(const char *metric, double x, double best) {
     return isnan(best) || (strcmp(metric, "loss") ? x > best : x < best);
@@ -13095,7 +13054,7 @@ static double wrpo__best_before(const wrpo_trainer *t) {
     if (!path || !t->metrics || fflush(t->metrics) != 0) return best;
     wrpo__lines in = {.file = wrpo__disk_open(wrpo__current, path)};
     while (wrpo__next_line(&in)) {
-        const wrpo_json *line = wrpo__json_parse(wrpo__current, path, in.number, in.text, in.size);
+        const wrpo_json *line = wrpo__line_json(wrpo__current, &in);
         const wrpo_json *v = wrpo_json_get(line, wrpo__format(wrpo__current, "eval_%s", t->desc.save_best));
         if (v && wrpo__is_better(t->desc.save_best, v->number, best)) best = v->number;
     }
@@ -13106,14 +13065,13 @@ static void wrpo__save_best(const wrpo_trainer *t, const wrpo_metrics *e, double
     const char *metric = t->desc.save_best;
     wrpo_save_desc save = t->desc.save;
     double x = NAN;
-    if (!e) {                        /* the first rank has the lines */
+    if (!e) {  /* the first rank has the lines */
         wrpo__text mine = {.arena = wrpo__current};
         *best = wrpo__best_before(t);
         wrpo__text_add(&mine, (const char *)best, sizeof *best);
         memcpy(best, wrpo__share_texts(t->ctx, &mine)[0], sizeof *best);
     }
-    if (e && (!wrpo__metric(e, metric, &x) || isnan(x)))
-        wrpo__fail(t->ctx, WRPO_E_ARG, "save_best: this evaluation has no %s", metric);
+    if (e && (!wrpo__metric(e, metric, &x) || isnan(x))) wrpo__fail_arg("save_best: this evaluation has no %s", metric);
     if (!e || !wrpo__is_better(metric, x, *best)) return;
     save.dir = wrpo__join(wrpo__current, save.dir, "best");
     wrpo__rethrow(t->ctx, wrpo_model_save(t->model, &save));
@@ -13121,8 +13079,7 @@ static void wrpo__save_best(const wrpo_trainer *t, const wrpo_metrics *e, double
     wrpo__log(t->ctx, WRPO_LOG_INFO, "%s: step %lld, eval_%s %.4g", save.dir, (long long)t->k, metric, x);
 }
 static wrpo_result wrpo__best_entry(const wrpo_trainer *t, const wrpo_metrics *e, double *best) {
-    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__save_best(t, e, best));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(t->ctx, true, wrpo__save_best(t, e, best));
 }
 /* The metrics are complete. Those that wait get their name with the model. */
 static wrpo__writer *wrpo__metrics_done(void *user, double kept) {
@@ -13134,10 +13091,9 @@ static wrpo__writer *wrpo__metrics_done(void *user, double kept) {
     return t->part;
 }
 static wrpo_result wrpo__save_last(wrpo_trainer *t) {
-    WRPO__CALL_ALL(t->ctx, wrpo__arena_new(t->ctx), true,
-                   wrpo__model_save(wrpo__current, t->model, &t->desc.save,
-                                    &(wrpo__rounding){.done = wrpo__metrics_done, .user = t}));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(t->ctx, true,
+                    wrpo__model_save(wrpo__current, t->model, &t->desc.save,
+                                     &(wrpo__rounding){.done = wrpo__metrics_done, .user = t}));
 }
 WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                 wrpo_metrics *last) {
@@ -13164,7 +13120,7 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
         if (r == WRPO_OK && eval && d->save_best) r = wrpo__best_entry(t, &e, &best);
         if (r == WRPO_OK && save) r = wrpo__checkpoint_entry(t, first, &saved);
         if (r == WRPO_OK && d->on_step) go = d->on_step(&m, eval ? &e : NULL, d->user);
-        if (r == WRPO_OK && ctx->desc.group && t->k < t->T)    /* one that stops stops all */
+        if (r == WRPO_OK && ctx->desc.group && t->k < t->T)  /* one that stops stops all */
             r = wrpo_agree(ctx, go ? WRPO_OK : WRPO_E_STOPPED, "stopped by the callback");
     }
     if (r == WRPO_OK && t->k < t->T) {
@@ -13215,18 +13171,17 @@ typedef struct wrpo__prompts {  /* the prompts of some files */
 /* ids: every line must have a prompt_id. A line that has none is a prompt of its own, under a key that is no UTF-8. */
 static void wrpo__prompts_add(wrpo__prompts *t, const char *path, bool ids) {
     for (wrpo__lines l = {.file = wrpo__open_file(t->arena, path)}; wrpo__next_line(&l); wrpo__arena_clear(t->temp)) {
-        const wrpo_json *root = wrpo__json_parse(t->temp, path, l.number, l.text, l.size);
+        const wrpo_json *root = wrpo__line_json(t->temp, &l);
         const wrpo_json *id = wrpo__present(wrpo__want(root, WRPO_JSON_OBJECT, "line"), "prompt_id");
         if (id && id->kind != WRPO_JSON_NUMBER) wrpo__want(id, WRPO_JSON_STRING, NULL);
-        if (ids && !id)
-            wrpo__wrong(root, "prompt_id: want a string or a number, found none");
+        if (ids && !id) wrpo__wrong(root, "prompt_id: want a string or a number, found none");
         char *key = id ? wrpo__strndup(t->arena, id->text, id->size)
                        : wrpo__format(t->arena, "\xFF%lld", (long long)l.number);
         if (stbds_shgeti(t->prompts, key) < 0) stbds_shput(t->prompts, key, NULL);
         wrpo__gathered *prompt = stbds_shgetp(t->prompts, key);
         if (prompt->value && stbds_arrlast(prompt->value).file == l.file)
-            wrpo__wrong(root, "prompt_id \"%.80s\": want each once in a file, found "
-                            "it in line %lld too", key, (long long)stbds_arrlast(prompt->value).number);
+            wrpo__wrong(root, "prompt_id \"%.80s\": want each once in a file, found it in line %lld too", key,
+                        (long long)stbds_arrlast(prompt->value).number);
         stbds_arrput(prompt->value, l);
     }
 }
@@ -13234,8 +13189,7 @@ static void wrpo__prompts_open(wrpo__prompts *t, const char *const *paths, int64
     wrpo__arena *arena = wrpo__current;
     *t = (wrpo__prompts){.ctx = arena->ctx, .arena = arena, .temp = wrpo__sub_arena(arena)};
     for (int64_t i = 0; i < n; i++) wrpo__prompts_add(t, paths[i], ids);
-    if (!t->prompts)
-        wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
+    if (!t->prompts) wrpo__fail_format("%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
 }
 static void wrpo__add_response(wrpo__prompts *t, const wrpo_json *v, const char *model, int list) {
     wrpo__scored r = {.content = wrpo__need(v, "content", WRPO_JSON_STRING), .reward = NAN, .right = true};
@@ -13274,9 +13228,9 @@ static void wrpo__candidates_prompt(wrpo__prompts *t, const wrpo__lines *line, c
     if (!any) return;
     for (int k = 0; k < 3 && t->said; k++)
         if (!wrpo__json_same(says[k], t->prompt[k]))
-            wrpo__wrong(says[k] ? says[k] : root,
-                            "prompt_id \"%.80s\": want the %s as in %s:%lld, found %s", id, wrpo__prompt_keys[k],
-                            t->said->file->path, (long long)t->said->number, says[k] ? "another one" : "none");
+            wrpo__wrong(says[k] ? says[k] : root, "prompt_id \"%.80s\": want the %s as in %s:%lld, found %s", id,
+                        wrpo__prompt_keys[k], t->said->file->path, (long long)t->said->number,
+                        says[k] ? "another one" : "none");
     t->said = line;
     memcpy(t->prompt, says, sizeof says);
 }
@@ -13288,8 +13242,7 @@ static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__gathered *prompt, b
     for (int list = 0; list < 2; list++)
         if (t->lists[list]) stbds_arrsetlen(t->lists[list], 0);
     for (const wrpo__lines *l = prompt->value; l < prompt->value + stbds_arrlen(prompt->value); l++) {
-        const char *path = l->file->path;
-        const wrpo_json *root = wrpo__json_parse(t->temp, path, l->number, l->text, l->size);
+        const wrpo_json *root = wrpo__line_json(t->temp, l);
         const bool alone = compare && wrpo__present(root, "content");
         bool found = alone;
         t->id = wrpo_json_get(root, "prompt_id");
@@ -13297,14 +13250,14 @@ static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__gathered *prompt, b
         if (alone) wrpo__add_response(t, root, "", WRPO__TARGETS);
         for (int k = 0; k < 2 && !alone; k++) {
             const wrpo_json *all = wrpo__maybe(root, wrpo__lists[k], WRPO_JSON_ARRAY);
-            for (const wrpo_json *v = all ? all->child : NULL; v; v = v->next)
+            WRPO__EACH(v, all)
                 wrpo__add_response(t, v, wrpo__need(v, "model", WRPO_JSON_STRING)->text,
                                    compare ? WRPO__TARGETS : k);
             found = found || all;
         }
         if (!found)
-            wrpo__wrong(root, "prompt_id \"%.80s\": want responses in \"sources\" or "
-                            "\"target\", found neither", prompt->key);
+            wrpo__wrong(root, "prompt_id \"%.80s\": want responses in \"sources\" or \"target\", found neither",
+                        prompt->key);
     }
 }
 static int64_t wrpo__characters(const wrpo_json *text) {
@@ -13449,17 +13402,14 @@ static wrpo_json *wrpo__make_record(wrpo__selection *s) {
     const wrpo__prompts *t = &s->t;
     const wrpo_json *prompt = t->prompt[0];
     const bool many = prompt->kind == WRPO_JSON_ARRAY, quads = d->form == WRPO_FORM_QUADS;
-    wrpo_json *record = WRPO__NEW(wrpo__current, wrpo_json), *list;
-    record->kind = WRPO_JSON_OBJECT;
+    wrpo_json *record = wrpo__json_empty(WRPO_JSON_OBJECT, NULL), *list;
     wrpo__json_put(record, t->id, NULL);
     for (int k = d->form == WRPO_FORM_SFT ? 1 : 0; k < WRPO__PROMPT_KEYS; k++)
         if (t->prompt[k]) wrpo__json_put(record, t->prompt[k], NULL);
     if (d->form == WRPO_FORM_SFT) {
         list = wrpo__json_add(record, "messages", WRPO_JSON_ARRAY, "");
-        for (const wrpo_json *m = many ? prompt->child : prompt; m; m = many ? m->next : NULL) {
-            const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m;
-            wrpo__json_put(list, message, NULL);
-        }
+        for (const wrpo_json *m = many ? prompt->child : prompt; m; m = many ? m->next : NULL)
+            wrpo__json_put(list, m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m, NULL);
         wrpo__put_answer(s, list, sources->best, WRPO_ROLE_SOURCE);
     } else if (d->form == WRPO_FORM_PAIRS) {
         list = wrpo__json_add(record, "pairs", WRPO_JSON_ARRAY, "");
@@ -13495,8 +13445,7 @@ static wrpo_json *wrpo__select_prompt(wrpo__selection *s) {
         return NULL;
     }
     if (!t->prompt[0])
-        wrpo__wrong(t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of "
-                        "its lines, found none", t->id->text);
+        wrpo__wrong(t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of its lines, found none", t->id->text);
     wrpo__softmax_shares(s->sources, s->desc.tau);
     return wrpo__make_record(s);
 }
@@ -13505,7 +13454,7 @@ static wrpo_json *wrpo__select_prompt(wrpo__selection *s) {
     if (wrpo__is_default((double)d->field)) d->field = otherwise; \
     const double x = (double)d->field; \
     WRPO__RANGE(valid, #field, x, wanted); }
-static void wrpo__select_settings(wrpo_ctx *ctx, wrpo_select_desc *d) {
+static void wrpo__select_settings(wrpo_select_desc *d) {
     const bool quads = d->form == WRPO_FORM_QUADS, sft = d->form == WRPO_FORM_SFT;
     WRPO__RANGE(wrpo_form_name((int)d->form), "form", d->form, "one of wrpo_form");
     WRPO__SETTING(top, 1, x == 1 || (x > 1 && quads), "at least 1, and more than 1 for quads only");
@@ -13516,10 +13465,10 @@ static void wrpo__select_settings(wrpo_ctx *ctx, wrpo_select_desc *d) {
                   "a finite number of at least min_gap, and 0 for sft");
     const bool delta = d->form == WRPO_FORM_DELTA;
     if (delta ? !d->strong || !d->weak || !strcmp(d->strong, d->weak) : d->strong || d->weak)
-        wrpo__fail(ctx, WRPO_E_ARG, "strong, weak: want the names of two models for the form delta, else NULL");
+        wrpo__fail_arg("strong, weak: want the names of two models for the form delta, else NULL");
     if (delta && (d->min_gap != 0 || d->max_gap != 0 || d->require || d->entropy_power != 0))
-        wrpo__fail(ctx, WRPO_E_ARG, "min_gap, max_gap, require, entropy_power: want none for the form delta, which "
-                   "reads models' names alone");
+        wrpo__fail_arg("min_gap, max_gap, require, entropy_power: want none for the form delta, which reads models' "
+                       "names alone");
     WRPO__SETTING(entropy_power, 0, x >= 0 && x <= 100, "a number from 0 to 100");
     WRPO__SETTING(entropy_scale, 6.8, x > 0 && x <= DBL_MAX, "a finite number above 0");
 }
@@ -13543,7 +13492,7 @@ static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats)
     wrpo__selection s = {.stats = stats};
     wrpo_select_desc *d = &s.desc;
     if (desc) *d = *desc;
-    wrpo__select_settings(arena->ctx, d);
+    wrpo__select_settings(d);
     wrpo__prompts_open(&s.t, d->in, d->n_in, true);
     s.t.require = d->require;
     s.t.unscored = d->form == WRPO_FORM_DELTA;
@@ -13558,10 +13507,10 @@ static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats)
         wrpo__current = arena;
     }
     if (!stats->records)
-        wrpo__fail(arena->ctx, WRPO_E_FORMAT, "%s: no prompt gives a record: of %lld, %lld have no source response, "
-                   "%lld no target response, %lld equal texts, %lld rewards too close", d->in[0],
-                   (long long)stats->prompts, (long long)stats->no_source, (long long)stats->no_target,
-                   (long long)stats->equal, (long long)stats->gap);
+        wrpo__fail_format("%s: no prompt gives a record: of %lld, %lld have no source response, %lld no target "
+                          "response, %lld equal texts, %lld rewards too close", d->in[0], (long long)stats->prompts,
+                          (long long)stats->no_source, (long long)stats->no_target, (long long)stats->equal,
+                          (long long)stats->gap);
     for (int role = 0; role < 3; role++) {
         stats->reward[role] /= s.count[role];
         stats->length[role] /= s.count[role];
@@ -13572,8 +13521,7 @@ static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats)
 }
 WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wrpo_select_stats *out) {
     *out = (wrpo_select_stats){0};
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__select(desc, out));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, wrpo__select(desc, out));
 }
 
 /* ---- log-probs under a source model ---- */
@@ -13585,7 +13533,7 @@ typedef struct wrpo__annotation {  /* a file of records on its way to one with m
 } wrpo__annotation;
 /* Adds the models of more to those of `to`, which has none of them. */
 static void wrpo__add_models(wrpo_json *to, const wrpo_json *more) {
-    for (const wrpo_json *model = more->child; model; model = model->next) {
+    WRPO__EACH(model, more) {
         if (wrpo_json_get(to, model->key))
             wrpo__wrong(model, "source_logps: want each model once, found \"%.80s\" again", model->key);
         wrpo__json_put(to, model, NULL);
@@ -13593,11 +13541,9 @@ static void wrpo__add_models(wrpo_json *to, const wrpo_json *more) {
 }
 /* Record i with all its source_logps. */
 static const wrpo_json *wrpo__annotate(wrpo__annotation *a, const wrpo_json *root, int64_t i) {
-    wrpo_json *record = WRPO__NEW(wrpo__current, wrpo_json), *all = WRPO__NEW(wrpo__current, wrpo_json);
+    wrpo_json *record = wrpo__json_empty(WRPO_JSON_OBJECT, root), *all = wrpo__json_empty(WRPO_JSON_OBJECT, root);
     const wrpo_json *had = wrpo__maybe(root, "source_logps", WRPO_JSON_OBJECT), *id = wrpo__present(root, "prompt_id");
-    record->kind = all->kind = WRPO_JSON_OBJECT;
-    record->name = all->name = root->name;
-    for (const wrpo_json *v = root->child; v; v = v->next)
+    WRPO__EACH(v, root)
         if (strcmp(v->key, "source_logps")) wrpo__json_put(record, v, NULL);
     if (had) wrpo__add_models(all, had);
     if (a->desc.n_with && !id) wrpo__wrong(root, "prompt_id: want one, to find the record in other files; found none");
@@ -13606,8 +13552,7 @@ static const wrpo_json *wrpo__annotate(wrpo__annotation *a, const wrpo_json *roo
         wrpo__wrong(root, "prompt_id \"%.80s\": want it in %lld other files, found it in %lld", id->text,
                     (long long)a->desc.n_with, (long long)stbds_arrlen(lines));
     for (const wrpo__lines *l = lines; l < lines + a->desc.n_with; l++) {
-        const wrpo_json *other = wrpo__json_parse(wrpo__current, l->file->path, l->number, l->text, l->size);
-        wrpo__add_models(all, wrpo__need(other, "source_logps", WRPO_JSON_OBJECT));
+        wrpo__add_models(all, wrpo__need(wrpo__line_json(wrpo__current, l), "source_logps", WRPO_JSON_OBJECT));
     }
     if (a->data) {
         const wrpo_record r = wrpo_data_record(a->data, i);
@@ -13629,7 +13574,7 @@ static void wrpo__source_logps_run(wrpo__annotation *a, wrpo_model *model) {
     const int64_t N = a->data->stats.records;
     wrpo__arena *temp = wrpo__sub_arena(wrpo__current);
     a->logps = wrpo__alloc(wrpo__current, wrpo__mul(model->ctx, (size_t)N, (size_t)K), sizeof *a->logps);
-    wrpo__check_data(model->ctx, &model->config, a->data, 0, N);
+    wrpo__check_data(&model->config, a->data, 0, N);
     for (int64_t at = 0; at < N; at += PART) {
         const int64_t count = WRPO__MIN(PART, N - at);
         wrpo__logprobs(temp, model, a->data, at, count, a->desc.micro_tokens, a->logps + at * K, K, NULL);
@@ -13639,14 +13584,13 @@ static void wrpo__source_logps_run(wrpo__annotation *a, wrpo_model *model) {
                        (long long)N);
     }
 }
-static void wrpo__source_logps_file(wrpo_ctx *ctx, wrpo_model *model, wrpo_tokenizer *tok,
-                                    const wrpo_source_logps_desc *desc) {
+static void wrpo__source_logps_file(wrpo_model *model, wrpo_tokenizer *tok, const wrpo_source_logps_desc *desc) {
     wrpo__arena *arena = wrpo__current, *temp = wrpo__sub_arena(arena);
     wrpo__annotation a = {.desc = desc ? *desc : (wrpo_source_logps_desc){0}};
     const wrpo_source_logps_desc *d = &a.desc;
     if (!d->in || !d->out || !model != !tok || (model && !d->name) || (!model && !d->n_with))
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_source_logps_desc: want in and out, and a model, its tokenizer and a name, "
-                   "or files of `with`");
+        wrpo__fail_arg("wrpo_source_logps_desc: want in and out, and a model, its tokenizer and a name, or files of "
+                       "`with`");
     WRPO__RANGE(d->max_length >= 0, "max_length", d->max_length, "at least 0");
     WRPO__RANGE(d->micro_tokens >= 0 && d->micro_tokens <= 1 << 30, "micro_tokens", d->micro_tokens, "0 to 2^30");
     if (!d->micro_tokens) a.desc.micro_tokens = WRPO__MICRO_TOKENS;
@@ -13658,18 +13602,16 @@ static void wrpo__source_logps_file(wrpo_ctx *ctx, wrpo_model *model, wrpo_token
         a.data = wrpo__data_load(wrpo__sub_arena(arena), tok, &data);
         const int64_t cut = a.data->stats.truncated_prompts + a.data->stats.truncated_responses;
         if (cut)
-            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts with responses of at most %lld tokens, found %lld that "
-                       "are longer: of what is cut the model would give another log-prob", d->in, (long long)length,
-                       (long long)cut);
+            wrpo__fail_format("%s: want prompts with responses of at most %lld tokens, found %lld that are longer: of "
+                              "what is cut the model would give another log-prob", d->in, (long long)length,
+                              (long long)cut);
         wrpo__source_logps_run(&a, model);
     }
     wrpo__writer *w = wrpo__create(arena, d->out);
     wrpo__records records = wrpo__records_open(arena, d->in);
     for (int64_t i = 0; wrpo__next_record(&records); i++, wrpo__arena_clear(temp)) {
-        const wrpo__lines *l = &records.line;
         wrpo__current = temp;
-        const wrpo_json *root = records.root;
-        if (!root) root = wrpo__json_parse(temp, d->in, l->number, l->text, l->size);
+        const wrpo_json *root = records.root ? records.root : wrpo__line_json(temp, &records.line);
         wrpo__write_line(w, wrpo__annotate(&a, wrpo__want(root, WRPO_JSON_OBJECT, "line"), i));
         wrpo__current = arena;
     }
@@ -13677,8 +13619,7 @@ static void wrpo__source_logps_file(wrpo_ctx *ctx, wrpo_model *model, wrpo_token
 }
 WRPO_API wrpo_result wrpo_source_logps(wrpo_ctx *ctx, wrpo_model *model, wrpo_tokenizer *tok,
                                        const wrpo_source_logps_desc *desc) {
-    WRPO__CALL_ALL(ctx, wrpo__arena_new(ctx), true, wrpo__source_logps_file(ctx, model, tok, desc));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY_ALL(ctx, true, wrpo__source_logps_file(model, tok, desc));
 }
 
 /* ---- split ---- */
@@ -13687,24 +13628,22 @@ static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int6
     wrpo__prompts t;
     wrpo_split_desc *d = &(wrpo_split_desc){0};
     if (desc) *d = *desc;
-    if (!d->in || !d->out[0] || !d->out[1])
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and two of out, found NULL");
+    if (!d->in || !d->out[0] || !d->out[1]) wrpo__fail_arg("wrpo_split_desc: want in and two of out, found NULL");
     WRPO__SETTING(share, 1.0 / 3, x > 0 && x < 1, "a number between 0 and 1");
     WRPO__SETTING(heldout, 0, x >= 0 && x < 1, "a number from 0 to below 1");
-    if (!d->out[2] != (d->heldout == 0))
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want heldout and a third of out, or neither");
+    if (!d->out[2] != (d->heldout == 0)) wrpo__fail_arg("wrpo_split_desc: want heldout and a third of out, or neither");
     if (!d->seed) d->seed = 42;
     wrpo__prompts_open(&t, &d->in, 1, false);
     const int64_t n = stbds_shlen(t.prompts), held = (int64_t)floor(d->heldout * (double)n + 0.5);
     const int64_t first = (int64_t)floor(d->share * (double)(n - held) + 0.5);
     if (first < 1 || first >= n - held || (d->out[2] && held < 1))
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts for all parts, found %lld in all", d->in, (long long)n);
+        wrpo__fail_format("%s: want prompts for all parts, found %lld in all", d->in, (long long)n);
     const int64_t sizes[3] = {first, n - held - first, held};
     int64_t left[3];
-    wrpo__writer *parts[3] = {NULL};
+    wrpo__writer *parts[3];
+    const int n_parts = d->out[2] ? 3 : 2;
     memcpy(left, sizes, sizeof left);
-    for (int k = 0; k < 3; k++)
-        if (d->out[k]) parts[k] = wrpo__create(arena, d->out[k]);
+    for (int k = 0; k < n_parts; k++) parts[k] = wrpo__create(arena, d->out[k]);
     for (int64_t i = 0; i < n; i++) {  /* of the n - i prompts to come, left[k] go to part k */
         const wrpo__lines *line = t.prompts[i].value;
         const int64_t draw = (int64_t)(wrpo__random64(d->seed, 0, (uint64_t)i) % (uint64_t)(n - i));
@@ -13714,15 +13653,12 @@ static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int6
         wrpo__write(parts[k], "\n", 1);
         left[k]--;
     }
-    for (int k = 0; k < 3; k++)
-        if (parts[k]) wrpo__finish(parts[k]);
-    for (int k = 1; k < 3; k++) {    /* no kill leaves one beside another first part */
-        if (!parts[k]) continue;
+    for (int k = 0; k < n_parts; k++) wrpo__finish(parts[k]);
+    for (int k = 1; k < n_parts; k++) {  /* no kill leaves one beside another first part */
         wrpo__remove(ctx, d->out[k]);
         wrpo__sync_parent(d->out[k]);
     }
-    for (int k = 0; k < 3; k++) {
-        if (!parts[k]) continue;
+    for (int k = 0; k < n_parts; k++) {
         wrpo__publish(parts[k]);
         wrpo__sync_parent(d->out[k]);
     }
@@ -13730,8 +13666,7 @@ static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int6
 }
 WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[3]) {
     memset(counts, 0, 3 * sizeof *counts);
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__split_prompts(ctx, desc, counts));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, wrpo__split_prompts(ctx, desc, counts));
 }
 
 /* ---- win rate ---- */
@@ -13784,8 +13719,8 @@ static double wrpo__compare(wrpo__prompts sides[2], const char *id, wrpo_winrate
         const wrpo__scored *list = t->lists[WRPO__TARGETS];
         const double count = (double)stbds_arrlen(list);
         if (count == 0)
-            wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: prompt_id \"%.80s\": want an answer with text, found none",
-                       prompt->value->file->path, id);
+            wrpo__fail_format("%s: prompt_id \"%.80s\": want an answer with text, found none",
+                              prompt->value->file->path, id);
         for (int64_t k = 0; k < stbds_arrlen(list); k++) {
             out->reward[side] += list[k].reward / count;
             length[side] += (double)wrpo__characters(list[k].content) / count;
@@ -13804,19 +13739,18 @@ static double wrpo__compare(wrpo__prompts sides[2], const char *id, wrpo_winrate
     *longer = length[0] - length[1];
     return (win + 0.5 * tie) / pairs;
 }
-static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
-    wrpo__arena *arena = wrpo__current;
+static void wrpo__winrate(const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
     wrpo__prompts sides[2];
     wrpo_winrate_desc *d = &(wrpo_winrate_desc){0};
     if (desc) *d = *desc;
-    if (!d->a || !d->b) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_winrate_desc: want a and b, found NULL");
+    if (!d->a || !d->b) wrpo__fail_arg("wrpo_winrate_desc: want a and b, found NULL");
     WRPO__SETTING(resamples, 1000, x >= 1 && x <= 1 << 24, "1 to 2^24");
     if (!d->seed) d->seed = 42;
     wrpo__prompts_open(&sides[0], &d->a, 1, true);
     wrpo__prompts_open(&sides[1], &d->b, 1, true);
     /* 1. The prompts of both files: values y, differences of length x. */
     const int64_t all = stbds_shlen(sides[0].prompts);
-    double *y = wrpo__alloc(arena, (size_t)all, sizeof *y), *x = wrpo__alloc(arena, (size_t)all, sizeof *x);
+    double *y = WRPO__ARRAY(double, all), *x = WRPO__ARRAY(double, all);
     double squares = 0;
     int64_t n = 0;
     for (int64_t i = 0; i < all; i++) {
@@ -13826,7 +13760,7 @@ static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_win
         squares += x[n] * x[n];
         n++;
     }
-    if (!n) wrpo__fail(ctx, WRPO_E_FORMAT, "%s, %s: want prompts with the same prompt_id, found none", d->a, d->b);
+    if (!n) wrpo__fail_format("%s, %s: want prompts with the same prompt_id, found none", d->a, d->b);
     const double N = (double)n, sd = sqrt(squares / N);
     out->prompts = n;
     out->only_a = all - n;
@@ -13839,9 +13773,9 @@ static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_win
         out->length[side] /= N;
     }
     /* 2. The rates, and their intervals from resampled prompts. */
-    int64_t *sample = wrpo__alloc(arena, (size_t)n, sizeof *sample);
-    double *rates = wrpo__alloc(arena, (size_t)d->resamples, sizeof *rates);
-    double *controlled = wrpo__alloc(arena, (size_t)d->resamples, sizeof *controlled);
+    int64_t *sample = WRPO__ARRAY(int64_t, n);
+    double *rates = WRPO__ARRAY(double, d->resamples);
+    double *controlled = WRPO__ARRAY(double, d->resamples);
     for (int64_t i = 0; i < n; i++) {
         x[i] = sd > 0 ? tanh(x[i] / sd) : 0;
         sample[i] = i;
@@ -13857,8 +13791,7 @@ static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_win
 }
 WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
     *out = (wrpo_winrate_stats){0};
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__winrate(ctx, desc, out));
-    return wrpo__end(&wrpo__entry);
+    WRPO__ENTRY(ctx, true, wrpo__winrate(desc, out));
 }
 
 #ifdef WRPO_MPI
@@ -13977,19 +13910,19 @@ WRPO_API void wrpo_mpi_close(wrpo_group *group) {
 #include <arm_neon.h>
 #endif
 enum {
-    WRPO__KC = 384,                  /* a product sums k in blocks of this many words */
-    WRPO__MC = 504,                  /* rows of A, one block deep, that stay in the core's own cache */
-    WRPO__A_PANELS = 12,             /* panels that a task packs for itself, of A */
-    WRPO__B_PANELS = 8,              /* or of B */
+    WRPO__KC = 384,  /* a product sums k in blocks of this many words */
+    WRPO__MC = 504,  /* rows of A, one block deep, that stay in the core's own cache */
+    WRPO__A_PANELS = 12,  /* panels that a task packs for itself, of A */
+    WRPO__B_PANELS = 8,  /* or of B */
     WRPO__PACKED_FLOATS = WRPO__MAX_HIDDEN,  /* of the buffer that threads share; rmsnorm_bwd needs a row of it */
     WRPO__SCRATCH_FLOATS = 1 << 19,  /* of each thread's own */
-    WRPO__GRAIN = 1 << 14,           /* elements that are worth a task */
-    WRPO__GROUP = 64                 /* rows, or columns, that a task sums at a time */
+    WRPO__GRAIN = 1 << 14,  /* elements that are worth a task */
+    WRPO__GROUP = 64  /* rows, or columns, that a task sums at a time */
 };
-typedef enum wrpo__factors {         /* what a product multiplies. A word is the float of one step of k or, in pairs, */
-    WRPO__FLOATS,                    /* two steps rounded to bfloat16, the first one in the low half */
-    WRPO__PAIRS,                     /* by vectors (AVX512_BF16) */
-    WRPO__TILES                      /* by tiles (AMX) */
+typedef enum wrpo__factors {  /* what a product multiplies. A word is the float of one step of k or, in pairs, */
+    WRPO__FLOATS,  /* two steps rounded to bfloat16, the first one in the low half */
+    WRPO__PAIRS,  /* by vectors (AVX512_BF16) */
+    WRPO__TILES  /* by tiles (AMX) */
 } wrpo__factors;
 /* A or B of a product. Lanes are the rows of A or the columns of B, steps are those of k. */
 typedef struct wrpo__operand {
@@ -14009,49 +13942,6 @@ typedef struct wrpo__mask { const float *positions; float window, softcap; bool 
 static const char *wrpo__address(const void *x, wrpo_dtype type, int64_t i) {  /* of element i */
     return (const char *)x + i * (type == WRPO_DTYPE_F32 ? 4 : 2);
 }
-/* The kernels: result, name, parameters. Those named like an op compute a row of it. */
-#define WRPO__KERNELS(X) \
-    X(void, scale, (float *y, float s, const void *x, wrpo_dtype type, int64_t n))             /* y = s x */ \
-    X(void, axpy, (float *y, float s, const float *x, int64_t n))                              /* y += s x */ \
-    X(float, dot, (const float *x, const float *y, int64_t n)) \
-    X(void, rmsnorm, (float *y, float *rstd, const float *x, const float *w, int64_t n, float eps, float plus)) \
-    X(void, rmsnorm_bwd, (float *dx, float *dw, const float *dy, const float *dres, const float *x, const float *w, \
-                          float rstd, int64_t n, float plus)) \
-    X(void, rope, (float *x, const float *table, int64_t heads, int64_t d, float sign)) \
-    X(void, glu, (float *h, const float *gu, int64_t n, bool gelu)) \
-    X(void, glu_bwd, (float *dgu, float *h, const float *dh, const float *gu, int64_t n, bool gelu)) \
-    X(double, lse, (const float *x, int64_t n, float softcap)) \
-    X(void, logprob_bwd, (float *y, const float *x, int64_t target, float lse, float g, int64_t n, float softcap)) \
-    X(double, sumsq, (const float *x, int64_t n)) \
-    X(void, adamw, (void *w, uint16_t *low, void *m, void *v, const float *g, int64_t first, int64_t n, \
-                    const wrpo_adamw *step)) \
-    X(void, pack, (wrpo__factors factors, bool is_b, wrpo__packing p)) \
-    X(void, tile, (wrpo__factors factors, int64_t words, const float *a, const float *b, int64_t ldb, wrpo__target t)) \
-    X(void, thin, (wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, int64_t ahead, wrpo__target t)) \
-    X(void, pair_rows, (float *x, int64_t rows, int64_t width)) \
-    X(void, softmax, (float *s, int64_t keys, wrpo__mask mask, float *top, float *sum, float *out, int64_t d)) \
-    X(void, softmax_row, (float *s, int64_t first, int64_t n, float softcap, float *top, float *sum, float *out, \
-                          int64_t d)) \
-    X(void, softmax_bwd, (float *s, float *dp, int64_t keys, wrpo__mask mask, const float *lse, const float *delta)) \
-    X(void, transpose, (float *rows, const float *columns, int64_t n))
-typedef struct wrpo__kernels {
-    int LANES;                       /* floats of a vector */
-    int MR, NR;                      /* rows and columns of a tile of C that is kept in registers */
-    int MR_ROOM;                     /* MR, rounded up to whole vectors */
-#define WRPO__X(result, name, parameters) result (*name) parameters;
-    WRPO__KERNELS(WRPO__X)
-#undef WRPO__X
-} wrpo__kernels;
-
-typedef struct wrpo__cpu {
-    wrpo_allocator memory;  /* first, for wrpo__host_alloc */
-    wrpo__kernels kernel;
-    int threads;
-    /* products round to bfloat16: of weights in it, and TN; with tiles, or by vectors */
-    bool pairs, tiles;
-    float *packed;                   /* [PACKED_FLOATS], shared by all threads: a part of A or B */
-    float *scratch;                  /* [threads][SCRATCH_FLOATS] */
-} wrpo__cpu;
 static bool wrpo__has_pairs(void) {
 #ifdef __x86_64__
     unsigned a, b, c, d;
@@ -14097,34 +13987,6 @@ static bool wrpo__has_tiles(void) {
 #define WRPO__TILE_DOT(c, a, b) (void)0
 static bool wrpo__has_tiles(void) { return false; }
 #endif
-static void wrpo__cpu_close(void *dev) {
-    wrpo__cpu *cpu = dev;
-    if (!cpu) return;
-    wrpo__host_release(cpu, cpu->packed);
-    wrpo__host_release(cpu, cpu->scratch);
-    cpu->memory.free(cpu, cpu->memory.user);
-}
-static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error *why, const wrpo__kernels *kernels) {
-    const unsigned features = desc->dtype == WRPO_DTYPE_BF16 ? desc->backend->features : 0;
-    wrpo__cpu *cpu = desc->memory.alloc(sizeof *cpu, desc->memory.user);
-    *dev = NULL;
-    if (cpu) {
-        *cpu = (wrpo__cpu){.memory = desc->memory, .kernel = *kernels, .threads = WRPO__MAX(desc->threads, 1)};
-        cpu->pairs = (features & WRPO_FEATURE_BF16) && wrpo__has_pairs();
-        cpu->tiles = (features & WRPO_FEATURE_AMX) && cpu->pairs && wrpo__has_tiles();
-        cpu->packed = wrpo__host_alloc(cpu, WRPO__PACKED_FLOATS * sizeof(float));
-        if ((size_t)cpu->threads < SIZE_MAX / 2 / (WRPO__SCRATCH_FLOATS * sizeof(float)))
-            cpu->scratch = wrpo__host_alloc(cpu, (size_t)cpu->threads * WRPO__SCRATCH_FLOATS * sizeof(float));
-        if (cpu->packed && cpu->scratch) {
-            *dev = cpu;
-            return WRPO_OK;
-        }
-        wrpo__cpu_close(cpu);
-    }
-    *why = (wrpo_error){.code = WRPO_E_MEMORY};
-    snprintf(why->text, sizeof why->text, "out of memory: buffers for %d threads", desc->threads);
-    return WRPO_E_MEMORY;
-}
 /* The widths. A compiler that does not tell the name of the file gets it from WRPO_FILE; without either, only the
    narrow one is compiled. */
 #if !defined(WRPO_FILE) && defined(__INCLUDE_LEVEL__)
@@ -14168,6 +14030,7 @@ static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error 
 #else
 #define WRPO__UNROLL _Pragma("GCC unroll 16")
 #endif
+#define WRPO__UNROLLED(i, n) WRPO__UNROLL for (int i = 0; i < (n); i++)
 #define WRPO__PREFETCH(p, write) __builtin_prefetch(p, write)
 /* V is a vector of floats, U one of their bits, I one of integers; H is one of bfloat16, the high halves of floats. */
 #define WRPO__V WRPO__(v)
@@ -14212,6 +14075,7 @@ enum { WRPO__(MR) = 6, WRPO__(NV) = 2 };
 #endif
 #endif
 enum {
+    WRPO__(LANES) = WRPO__LANES,
     WRPO__(NR) = WRPO__LANES * WRPO__(NV),
     WRPO__(MR_ROOM) = (WRPO__(MR) + WRPO__LANES - 1) / WRPO__LANES * WRPO__LANES,
     WRPO__(HAS_PAIRS) = WRPO__LANES == 16
@@ -14315,6 +14179,7 @@ WRPO__INLINE void WRPO__(write)(float *y, int64_t left, WRPO__V x) {
     if (left >= WRPO__LANES) WRPO__STORE(y, x);
     else for (int64_t k = 0; k < left; k++) y[k] = x[k];
 }
+#define WRPO__VECTORS(i, n) for (int64_t i = 0; i < (n); i += WRPO__LANES)
 /* The same in the loops of kernels over a row of n elements: the vector at i. */
 #define WRPO__GET(x) WRPO__(read)(x, WRPO_DTYPE_F32, i, n - i, 0)
 #define WRPO__PUT(y, x) WRPO__(write)((y) + i, n - i, x)
@@ -14336,13 +14201,11 @@ WRPO__INLINE void WRPO__(turn)(WRPO__V *x) {
     WRPO__V t[WRPO__LANES];
     WRPO__UNROLL
     for (int w = 1; w < WRPO__LANES; w *= 2) {
-        WRPO__UNROLL
-        for (int i = 0; i < WRPO__LANES / 2; i++) {
+        WRPO__UNROLLED(i, WRPO__LANES / 2) {
             t[2 * i] = WRPO__SHUFFLE(x[i], x[i + WRPO__LANES / 2], WRPO__LOW);
             t[2 * i + 1] = WRPO__SHUFFLE(x[i], x[i + WRPO__LANES / 2], WRPO__HIGH);
         }
-        WRPO__UNROLL
-        for (int i = 0; i < WRPO__LANES; i++) x[i] = t[i];
+        WRPO__UNROLLED(i, WRPO__LANES) x[i] = t[i];
     }
 }
 /* e^x, relative error below 1.2e-7: x = z ln 2 + r with integer z and |r| <= ln 2 / 2, e^r by a polynomial.
@@ -14379,31 +14242,31 @@ WRPO__INLINE WRPO__V WRPO__(tanh)(WRPO__V x) {
 
 /* ---- rows ---- */
 WRPO__KERNEL void WRPO__(scale)(float *y, float s, const void *x, wrpo_dtype type, int64_t n) {
-    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__PUT(y, s * WRPO__(read)(x, type, i, n - i, 0));
+    WRPO__VECTORS(i, n) WRPO__PUT(y, s * WRPO__(read)(x, type, i, n - i, 0));
 }
 WRPO__KERNEL void WRPO__(axpy)(float *y, float s, const float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__PUT(y, WRPO__FMA(s, WRPO__GET(x), WRPO__GET(y)));
+    WRPO__VECTORS(i, n) WRPO__PUT(y, WRPO__FMA(s, WRPO__GET(x), WRPO__GET(y)));
 }
 WRPO__KERNEL float WRPO__(dot)(const float *x, const float *y, int64_t n) {
     WRPO__V s = {0};
-    for (int64_t i = 0; i < n; i += WRPO__LANES) s = WRPO__FMA(WRPO__GET(x), WRPO__GET(y), s);
+    WRPO__VECTORS(i, n) s = WRPO__FMA(WRPO__GET(x), WRPO__GET(y), s);
     return WRPO__(sum)(s);
 }
 WRPO__KERNEL void WRPO__(rmsnorm)(float *y, float *rstd, const float *x, const float *w, int64_t n, float eps,
                                   float plus) {
     WRPO__V squares = {0};
-    for (int64_t i = 0; i < n; i += WRPO__LANES) squares = WRPO__FMA(WRPO__GET(x), WRPO__GET(x), squares);
+    WRPO__VECTORS(i, n) squares = WRPO__FMA(WRPO__GET(x), WRPO__GET(x), squares);
     const float s = 1 / sqrtf(WRPO__(sum)(squares) / (float)n + eps);
-    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__PUT(y, WRPO__GET(x) * s * (WRPO__GET(w) + plus));
+    WRPO__VECTORS(i, n) WRPO__PUT(y, WRPO__GET(x) * s * (WRPO__GET(w) + plus));
     *rstd = s;
 }
 WRPO__KERNEL void WRPO__(rmsnorm_bwd)(float *dx, float *dw, const float *dy, const float *dres, const float *x,
                                       const float *w, float rstd, int64_t n, float plus) {
     WRPO__V dot = {0};
-    for (int64_t i = 0; i < n; i += WRPO__LANES)
+    WRPO__VECTORS(i, n)
         dot = WRPO__FMA(WRPO__GET(dy) * (WRPO__GET(w) + plus), WRPO__GET(x), dot);
     const float c = WRPO__(sum)(dot) / (float)n * rstd * rstd;
-    for (int64_t i = 0; i < n; i += WRPO__LANES) {  /* dy is read before dx is written, which may be dy */
+    WRPO__VECTORS(i, n) {  /* dy is read before dx is written, which may be dy */
         const WRPO__V d = WRPO__GET(dy), in = WRPO__GET(x);
         const WRPO__V v = (d * (WRPO__GET(w) + plus) - c * in) * rstd;
         WRPO__PUT(dw, WRPO__FMA(d * rstd, in, WRPO__GET(dw)));
@@ -14413,9 +14276,12 @@ WRPO__KERNEL void WRPO__(rmsnorm_bwd)(float *dx, float *dw, const float *dy, con
 WRPO__KERNEL void WRPO__(rope)(float *x, const float *table, int64_t heads, int64_t d, float sign) {
     const int64_t n = d / 2;
     float cosine[WRPO__MAX_D / 2], sine[WRPO__MAX_D / 2];
-    for (int64_t i = 0; i < n; i++) cosine[i] = table[2 * i], sine[i] = sign * table[2 * i + 1];
+    for (int64_t i = 0; i < n; i++) {
+        cosine[i] = table[2 * i];
+        sine[i] = sign * table[2 * i + 1];
+    }
     for (int64_t h = 0; h < heads; h++, x += d)
-        for (int64_t i = 0; i < n; i += WRPO__LANES) {
+        WRPO__VECTORS(i, n) {
             const WRPO__V c = WRPO__GET(cosine), s = WRPO__GET(sine), x1 = WRPO__GET(x), x2 = WRPO__GET(x + n);
             WRPO__PUT(x, x1 * c - x2 * s);
             WRPO__PUT(x + n, x2 * c + x1 * s);
@@ -14435,7 +14301,7 @@ WRPO__INLINE WRPO__V WRPO__(act)(WRPO__V g, bool gelu, WRPO__V *slope) {
 /* What is written is fetched ahead too: by itself the machine does so only for what is read. */
 WRPO__KERNEL void WRPO__(glu)(float *h, const float *gu, int64_t n, bool gelu) {
     WRPO__V slope;
-    for (int64_t i = 0; i < n; i += WRPO__LANES) {
+    WRPO__VECTORS(i, n) {
         WRPO__PREFETCH(gu + i + 512, 0);
         WRPO__PREFETCH(gu + n + i + 512, 0);
         WRPO__PREFETCH(h + i + 512, 1);
@@ -14443,7 +14309,7 @@ WRPO__KERNEL void WRPO__(glu)(float *h, const float *gu, int64_t n, bool gelu) {
     }
 }
 WRPO__KERNEL void WRPO__(glu_bwd)(float *dgu, float *h, const float *dh, const float *gu, int64_t n, bool gelu) {
-    for (int64_t i = 0; i < n; i += WRPO__LANES) {
+    WRPO__VECTORS(i, n) {
         WRPO__PREFETCH(gu + i + 512, 0);
         WRPO__PREFETCH(gu + n + i + 512, 0);
         WRPO__PREFETCH(dh + i + 512, 0);
@@ -14486,7 +14352,7 @@ WRPO__KERNEL double WRPO__(lse)(const float *x, int64_t n, float softcap) {
 WRPO__KERNEL void WRPO__(logprob_bwd)(float *y, const float *x, int64_t target, float lse, float g, int64_t n,
                                       float softcap) {
     const float t = softcap > 0 ? tanhf(x[target] / softcap) : 0;
-    for (int64_t i = 0; i < n; i += WRPO__LANES) {
+    WRPO__VECTORS(i, n) {
         const WRPO__V v = WRPO__(softcap)(WRPO__GET(x), softcap);
         WRPO__V p = WRPO__(exp)(v - lse);
         if (softcap > 0) {  /* p of -inf is 0: its slope must be finite */
@@ -14512,7 +14378,7 @@ WRPO__KERNEL void WRPO__(adamw_floats)(float *w, float *m, float *v, const float
     const float keep = (float)(1 - (double)step->lr * (double)step->weight_decay);
     const float rate = (float)((double)step->lr / step->correction1), correction2 = (float)step->correction2;
     const float new1 = (float)(1 - (double)step->beta1), new2 = (float)(1 - (double)step->beta2);
-    for (int64_t i = 0; i < n; i += WRPO__LANES) {
+    WRPO__VECTORS(i, n) {
         const WRPO__V gradient = WRPO__GET(g) * step->grad_scale, old = WRPO__GET(m);
         const WRPO__V m_now = WRPO__FMA(new1, gradient - old, old);
         const WRPO__V v_now = WRPO__FMA(new2 * gradient, gradient, WRPO__GET(v) * step->beta2);
@@ -14529,13 +14395,13 @@ WRPO__KERNEL void WRPO__(moment_load)(float *x, const void *block, bool bf16, bo
     const uint8_t *codes = block;
     float scale;
     if (bf16) {
-        for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES)
+        WRPO__VECTORS(i, WRPO_BLOCK)
             WRPO__STORE(x + i, WRPO__LOAD_BF16((const uint16_t *)block + i));
         return;
     }
     memcpy(&scale, codes + WRPO_BLOCK, sizeof scale);
     for (int64_t i = 0; i < WRPO_BLOCK; i++) x[i] = second ? (float)codes[i] : (float)(int8_t)codes[i];
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) {
+    WRPO__VECTORS(i, WRPO_BLOCK) {
         const WRPO__V code = WRPO__LOAD(x + i), size = WRPO__(code_value)(code, scale, second ? 255 : 127);
         WRPO__STORE(x + i, WRPO__(select)(WRPO__LESS(code, 0.0f), -size, size));
     }
@@ -14553,11 +14419,11 @@ WRPO__KERNEL void WRPO__(moment_store)(void *block, const float *x, bool bf16, b
         return;
     }
     WRPO__V most = {0};
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES)
+    WRPO__VECTORS(i, WRPO_BLOCK)
         most = WRPO__(max)(most, WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)));
     const float scale = WRPO__(largest)(most), inverse = scale >= FLT_MIN ? 1 / scale : 0;
     for (int64_t i = 0; i < WRPO_BLOCK; i++) code[i] = (float)(int32_t)(dice[i] >> 8) * (1.0f / 16777216);
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) {
+    WRPO__VECTORS(i, WRPO_BLOCK) {
         const WRPO__V size = WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)), chance = WRPO__LOAD(code + i);
         WRPO__V q = WRPO__(sqrt)(WRPO__(sqrt)(size * inverse)) * top;
         q = WRPO__TRUNCATE(-WRPO__(max)(-q, WRPO__VECTOR(1 - top)));  /* q and q + 1 are the codes around it */
@@ -14595,7 +14461,6 @@ WRPO__KERNEL void WRPO__(adamw)(void *w, uint16_t *low, void *m, void *v, const 
         for (int64_t k = 0; low && k < WRPO_BLOCK; k++) wrpo__master_split(w_now[k], &high[k], &low[i + k]);
     }
 }
-
 
 /* ---- products: panels and tiles ----
    A packed panel of A is a[word][MR_ROOM], of B b[word][NR]: the lanes of a word are side by side. The tile multiplies
@@ -14644,8 +14509,7 @@ WRPO__INLINE void WRPO__(square)(WRPO__V *x, const bool across, const bool pairs
     if (steps < whole || (across && !inside)) {
         WRPO__V t[WRPO__LANES];
         WRPO__(square_end)(t, across, pairs, from, at, count, lanes, steps);
-        WRPO__UNROLL
-        for (int i = 0; i < WRPO__LANES; i++) x[i] = t[i];
+        WRPO__UNROLLED(i, WRPO__LANES) x[i] = t[i];
         return;
     }
     WRPO__UNROLL
@@ -14678,8 +14542,7 @@ WRPO__INLINE void WRPO__(pack_as)(const bool across, const int width, const int 
                 const int64_t count = across ? wrpo__div_up(steps, step) : in_panel;
                 WRPO__(square)(x, across, pairs, p.from, at, count, lanes, steps, 192);
                 if (across == by_lane) WRPO__(turn)(x);
-                WRPO__UNROLL
-                for (int i = 0; i < WRPO__LANES; i++)
+                WRPO__UNROLLED(i, WRPO__LANES)
                     if (by_lane || word + i < p.words) WRPO__STORE(to + i * (by_lane ? p.words : room), x[i]);
             }
         }
@@ -14708,18 +14571,15 @@ WRPO__KERNEL void WRPO__(pack)(wrpo__factors factors, bool is_b, wrpo__packing p
 WRPO__INLINE void WRPO__(tile_write)(const float *tile, wrpo__target t) {
     const int64_t n = t.n;
     for (; t.m > 0; t.m--, t.c += t.ldc, tile += WRPO__(NR))
-        for (int64_t i = 0; i < n; i += WRPO__LANES)
+        WRPO__VECTORS(i, n)
             WRPO__PUT(t.c, t.add ? WRPO__GET(t.c) + WRPO__LOAD(tile + i) : WRPO__LOAD(tile + i));
 }
 WRPO__INLINE void WRPO__(tile_step)(const int rows, const bool pairs, const float *a, const float *b,
                                     WRPO__V (*x)[WRPO__(NV)]) {
     WRPO__V bk[WRPO__(NV)];
-    WRPO__UNROLL
-    for (int j = 0; j < WRPO__(NV); j++) bk[j] = WRPO__LOAD(b + j * WRPO__LANES);
-    WRPO__UNROLL
-    for (int i = 0; i < rows; i++) {
-        WRPO__UNROLL
-        for (int j = 0; j < WRPO__(NV); j++) {
+    WRPO__UNROLLED(j, WRPO__(NV)) bk[j] = WRPO__LOAD(b + j * WRPO__LANES);
+    WRPO__UNROLLED(i, rows) {
+        WRPO__UNROLLED(j, WRPO__(NV)) {
             const WRPO__V row = WRPO__BROADCAST(a[i]);
             x[i][j] = pairs ? (WRPO__V)WRPO__STEP(true, row, bk[j], x[i][j]) : WRPO__ADD_PRODUCT(row, bk[j], x[i][j]);
         }
@@ -14729,10 +14589,8 @@ WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t word
                                   int64_t ldb, wrpo__target t) {
     enum { NV = WRPO__(NV), LANES = WRPO__LANES };
     WRPO__V x[WRPO__(MR)][NV];
-    WRPO__UNROLL
-    for (int i = 0; i < rows; i++) {
-        WRPO__UNROLL
-        for (int j = 0; j < NV; j++) {
+    WRPO__UNROLLED(i, rows) {
+        WRPO__UNROLLED(j, NV) {
             x[i][j] = (WRPO__V){0};
             WRPO__PREFETCH(t.c + (t.m == rows ? i : 0) * t.ldc + j * LANES, 1);
         }
@@ -14745,8 +14603,7 @@ WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t word
         for (; word < end; word += 4, a += 4 * WRPO__(MR_ROOM), b += 4 * ldb) {
             WRPO__UNROLL
             for (int i = 0; i < 4 * WRPO__(MR_ROOM); i += 16) WRPO__PREFETCH(a + 8 * WRPO__(MR_ROOM) + i, 0);
-            WRPO__UNROLL
-            for (int i = 0; i < 4; i++) {
+            WRPO__UNROLLED(i, 4) {
                 WRPO__(tile_step)(rows, pairs, a + i * WRPO__(MR_ROOM), b + i * ldb, x);
                 __asm__ volatile("" ::: "memory");  /* loads that move up would need more registers than there are */
             }
@@ -14761,8 +14618,7 @@ WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t word
     }
     WRPO__UNROLL
     for (int i = 0; i < rows; i++, t.c += t.ldc) {
-        WRPO__UNROLL
-        for (int j = 0; j < NV; j++) {
+        WRPO__UNROLLED(j, NV) {
             float *c = t.c + j * LANES;
             WRPO__STORE(c, t.add ? WRPO__LOAD(c) + x[i][j] : x[i][j]);
         }
@@ -14804,8 +14660,7 @@ WRPO__KERNEL void WRPO__(tile)(wrpo__factors factors, int64_t words, const float
 /* The same for few rows: one panel of A and at most LANES columns of b, whose steps are side by side in memory. They
    are turned in registers and not packed, because each is used for m rows only. bfloat16 is turned two steps a word. */
 WRPO__INLINE void WRPO__(thin_step)(const int rows, const bool pairs, const float *a, WRPO__V x, WRPO__V *sum) {
-    WRPO__UNROLL
-    for (int r = 0; r < rows; r++) sum[r] = WRPO__STEP(pairs, WRPO__BROADCAST(a[r]), x, sum[r]);
+    WRPO__UNROLLED(r, rows) sum[r] = WRPO__STEP(pairs, WRPO__BROADCAST(a[r]), x, sum[r]);
 }
 WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, int64_t kc, const float *a, wrpo__operand b,
                                   int64_t ahead, wrpo__target t) {
@@ -14814,13 +14669,11 @@ WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, int64_t kc, 
     const int whole = two ? 2 * LANES : LANES;
     WRPO__V sum[WRPO__(MR)], x[LANES];
     int64_t k = 0;
-    WRPO__UNROLL
-    for (int r = 0; r < rows; r++) sum[r] = (WRPO__V){0};
+    WRPO__UNROLLED(r, rows) sum[r] = (WRPO__V){0};
     for (; k + whole <= kc && t.n == LANES; k += whole, a += (pairs ? LANES : whole) * ROOM) {
         WRPO__(square)(x, false, two, b, k, LANES, 0, whole, ahead);
         WRPO__(turn)(x);
-        WRPO__UNROLL
-        for (int i = 0; i < LANES; i++) {
+        WRPO__UNROLLED(i, LANES) {
             if (!split) WRPO__(thin_step)(rows, pairs, a + i * ROOM, x[i], sum);
             else {
                 WRPO__(thin_step)(rows, false, a + 2 * i * ROOM, WRPO__FLOATS(WRPO__BITS(x[i]) << 16), sum);
@@ -14840,30 +14693,28 @@ WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, int64_t kc, 
     for (int r = 0; r < rows; r++, t.c += t.ldc)
         if (r < t.m) WRPO__PUT(t.c, t.add ? WRPO__GET(t.c) + sum[r] : sum[r]);
 }
-WRPO__INLINE void WRPO__(thin_rows)(const bool pairs, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
-                                    wrpo__target t) {
+WRPO__INLINE void WRPO__(thin_rows)(const bool pairs, const wrpo_dtype type, int64_t kc, const float *a,
+                                    wrpo__operand b, int64_t ahead, wrpo__target t) {
+    b.type = type;
     if (t.m > 8) WRPO__(thin_of)(WRPO__(MR), pairs, kc, a, b, ahead, t);
     else if (t.m > 4) WRPO__(thin_of)(WRPO__MIN(8, WRPO__(MR)), pairs, kc, a, b, ahead, t);
     else WRPO__(thin_of)(4, pairs, kc, a, b, ahead, t);
 }
 WRPO__KERNEL void WRPO__(thin)(wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
                                wrpo__target t) {
-    const wrpo__operand bf16 = {b.data, WRPO_DTYPE_BF16, b.lane, b.step};
-    const wrpo__operand f16 = {b.data, WRPO_DTYPE_F16, b.lane, b.step};
-    const wrpo__operand f32 = {b.data, WRPO_DTYPE_F32, b.lane, b.step};
-    const bool pairs = WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS;
-    if (pairs && b.type == WRPO_DTYPE_BF16) WRPO__(thin_rows)(true, kc, a, bf16, ahead, t);
-    else if (pairs) WRPO__(thin_rows)(true, kc, a, f32, ahead, t);
-    else if (b.type == WRPO_DTYPE_BF16) WRPO__(thin_rows)(false, kc, a, bf16, ahead, t);
-    else if (b.type == WRPO_DTYPE_F16) WRPO__(thin_rows)(false, kc, a, f16, ahead, t);
-    else WRPO__(thin_rows)(false, kc, a, f32, ahead, t);
+    const bool pairs = WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS, bf16 = b.type == WRPO_DTYPE_BF16;
+    if (pairs && bf16) WRPO__(thin_rows)(true, WRPO_DTYPE_BF16, kc, a, b, ahead, t);
+    else if (pairs) WRPO__(thin_rows)(true, WRPO_DTYPE_F32, kc, a, b, ahead, t);
+    else if (bf16) WRPO__(thin_rows)(false, WRPO_DTYPE_BF16, kc, a, b, ahead, t);
+    else if (b.type == WRPO_DTYPE_F16) WRPO__(thin_rows)(false, WRPO_DTYPE_F16, kc, a, b, ahead, t);
+    else WRPO__(thin_rows)(false, WRPO_DTYPE_F32, kc, a, b, ahead, t);
 }
 
 /* ---- attention: a tile of scores is s[key][NR], a column for each lane ---- */
 /* x[rows][width] becomes words [rows / 2][width], in place; a last single row is paired with 0. */
 WRPO__KERNEL void WRPO__(pair_rows)(float *x, int64_t rows, int64_t width) {
     for (int64_t r = 0; r < rows; r += 2)
-        for (int64_t j = 0; j < width; j += WRPO__LANES) {
+        WRPO__VECTORS(j, width) {
             const WRPO__U low = WRPO__BITS(WRPO__LOAD(x + r * width + j));
             const WRPO__U high = r + 1 < rows ? WRPO__BITS(WRPO__LOAD(x + (r + 1) * width + j)) : (WRPO__U){0};
             WRPO__STORE(x + r / 2 * width + j, WRPO__(pair_across)(low, high, true));
@@ -14872,7 +14723,7 @@ WRPO__KERNEL void WRPO__(pair_rows)(float *x, int64_t rows, int64_t width) {
 /* rows[NR][n] from columns[n][NR] */
 WRPO__KERNEL void WRPO__(transpose)(float *rows, const float *columns, int64_t n) {
     for (int lane = 0; lane < WRPO__(NR); lane += WRPO__LANES)
-        for (int64_t i = 0; i < n; i += WRPO__LANES) {
+        WRPO__VECTORS(i, n) {
             WRPO__V x[WRPO__LANES];
             for (int k = 0; k < WRPO__LANES; k++)
                 x[k] = i + k < n ? WRPO__LOAD(columns + (i + k) * WRPO__(NR) + lane) : (WRPO__V){0};
@@ -14893,11 +14744,12 @@ WRPO__KERNEL void WRPO__(softmax)(float *s, int64_t keys, wrpo__mask mask, float
                                   int64_t d) {
     enum { NV = WRPO__(NV), NR = WRPO__(NR), LANES = WRPO__LANES };
     WRPO__V most[NV], part[NV], factor[NV];
-    WRPO__UNROLL
-    for (int j = 0; j < NV; j++) most[j] = WRPO__LOAD(top + j * LANES), part[j] = (WRPO__V){0};
+    WRPO__UNROLLED(j, NV) {
+        most[j] = WRPO__LOAD(top + j * LANES);
+        part[j] = (WRPO__V){0};
+    }
     for (int64_t k = 0; k < keys; k++) {
-        WRPO__UNROLL
-        for (int j = 0; j < NV; j++) {
+        WRPO__UNROLLED(j, NV) {
             float *p = s + k * NR + j * LANES;
             const WRPO__V x = WRPO__(masked)(WRPO__(softcap)(WRPO__LOAD(p), mask.softcap), k, j * LANES, mask);
             if (mask.masked || mask.softcap > 0) WRPO__STORE(p, x);
@@ -14905,8 +14757,7 @@ WRPO__KERNEL void WRPO__(softmax)(float *s, int64_t keys, wrpo__mask mask, float
         }
     }
     for (int64_t k = 0; k < keys; k++) {
-        WRPO__UNROLL
-        for (int j = 0; j < NV; j++) {
+        WRPO__UNROLLED(j, NV) {
             float *p = s + k * NR + j * LANES;
             const WRPO__V e = WRPO__(exp)(WRPO__LOAD(p) - most[j]);
             part[j] += e;
@@ -14928,13 +14779,13 @@ WRPO__KERNEL void WRPO__(softmax_row)(float *s, int64_t first, int64_t n, float 
     WRPO__V most = WRPO__VECTOR(*top);
     float part = 0;
     for (int64_t i = 0; i < first; i++) s[i] = -INFINITY;
-    for (int64_t i = 0; i < n; i += WRPO__LANES) {
+    WRPO__VECTORS(i, n) {
         const WRPO__V x = WRPO__(softcap)(WRPO__(read)(s, WRPO_DTYPE_F32, i, n - i, -INFINITY), softcap);
         if (softcap > 0) WRPO__PUT(s, x);
         most = WRPO__(max)(most, x);
     }
     const float high = WRPO__(largest)(most);
-    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__PUT(s, WRPO__(exp)(WRPO__GET(s) - high));
+    WRPO__VECTORS(i, n) WRPO__PUT(s, WRPO__(exp)(WRPO__GET(s) - high));
     for (int64_t i = 0; i < n; i++) part += s[i];
     const WRPO__V factor = WRPO__(exp)(WRPO__VECTOR(*top - high));
     *sum = ((WRPO__V)WRPO__FMA(*sum, factor, part))[0];
@@ -14954,15 +14805,6 @@ WRPO__KERNEL void WRPO__(softmax_bwd)(float *s, float *dp, int64_t keys, wrpo__m
             WRPO__STORE(dp, e * (WRPO__LOAD(dp) - WRPO__LOAD(delta + j)) * slope);
         }
 }
-static const wrpo__kernels WRPO__(kernels) = {
-    WRPO__LANES, WRPO__(MR), WRPO__(NR), WRPO__(MR_ROOM),
-#define WRPO__X(result, name, parameters) WRPO__(name),
-    WRPO__KERNELS(WRPO__X)
-#undef WRPO__X
-};
-static wrpo_result WRPO__(open)(void **dev, const wrpo_desc *desc, wrpo_error *why) {
-    return wrpo__cpu_open(dev, desc, why, &WRPO__(kernels));
-}
 #undef WRPO__LEVEL
 #undef WRPO__TARGET
 #undef WRPO__MM
@@ -14980,15 +14822,81 @@ static wrpo_result WRPO__(open)(void **dev, const wrpo_desc *desc, wrpo_error *w
 #ifdef WRPO_IMPLEMENTATION
 #undef WRPO__LANES
 #ifndef WRPO_NO_SIMD
+/* ---- a backend of one width ---- */
+#define WRPO__KERNELS(X, level) \
+    X(scale, level) X(axpy, level) X(dot, level) X(rmsnorm, level) X(rmsnorm_bwd, level) X(rope, level) \
+    X(glu, level) X(glu_bwd, level) X(lse, level) X(logprob_bwd, level) X(sumsq, level) X(adamw, level) \
+    X(pack, level) X(tile, level) X(thin, level) X(pair_rows, level) X(softmax, level) X(softmax_row, level) \
+    X(softmax_bwd, level) X(transpose, level)
+#define WRPO__KERNEL_FIELD(name, level) __typeof__(&wrpo__##name##_##level) name;
+#define WRPO__KERNEL_OF(name, level) .name = wrpo__##name##_##level,
+typedef struct wrpo__kernels {
+    int LANES;  /* floats of a vector */
+    int MR, NR;  /* rows and columns of a tile of C that is kept in registers */
+    int MR_ROOM;  /* MR, rounded up to whole vectors */
+    WRPO__KERNELS(WRPO__KERNEL_FIELD, generic)
+} wrpo__kernels;
+typedef struct wrpo__cpu {
+    wrpo_allocator memory;  /* first, for wrpo__host_alloc */
+    const wrpo__kernels *kernel;
+    int threads;
+    /* products round to bfloat16: of weights in it, and TN; with tiles, or by vectors */
+    bool pairs, tiles;
+    float *packed;  /* [PACKED_FLOATS], shared by all threads: a part of A or B */
+    float *scratch;  /* [threads][SCRATCH_FLOATS] */
+} wrpo__cpu;
+static void wrpo__cpu_close(void *dev) {
+    wrpo__cpu *cpu = dev;
+    if (!cpu) return;
+    wrpo__host_release(cpu, cpu->packed);
+    wrpo__host_release(cpu, cpu->scratch);
+    cpu->memory.free(cpu, cpu->memory.user);
+}
+static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error *why, const wrpo__kernels *kernels) {
+    const unsigned features = desc->dtype == WRPO_DTYPE_BF16 ? desc->backend->features : 0;
+    wrpo__cpu *cpu = desc->memory.alloc(sizeof *cpu, desc->memory.user);
+    *dev = NULL;
+    if (cpu) {
+        *cpu = (wrpo__cpu){.memory = desc->memory, .kernel = kernels, .threads = WRPO__MAX(desc->threads, 1)};
+        cpu->pairs = (features & WRPO_FEATURE_BF16) && wrpo__has_pairs();
+        cpu->tiles = (features & WRPO_FEATURE_AMX) && cpu->pairs && wrpo__has_tiles();
+        cpu->packed = wrpo__host_alloc(cpu, WRPO__PACKED_FLOATS * sizeof(float));
+        if ((size_t)cpu->threads < SIZE_MAX / 2 / (WRPO__SCRATCH_FLOATS * sizeof(float)))
+            cpu->scratch = wrpo__host_alloc(cpu, (size_t)cpu->threads * WRPO__SCRATCH_FLOATS * sizeof(float));
+        if (cpu->packed && cpu->scratch) {
+            *dev = cpu;
+            return WRPO_OK;
+        }
+        wrpo__cpu_close(cpu);
+    }
+    *why = (wrpo_error){.code = WRPO_E_MEMORY};
+    snprintf(why->text, sizeof why->text, "out of memory: buffers for %d threads", desc->threads);
+    return WRPO_E_MEMORY;
+}
+#define WRPO__OPEN(level) \
+    static wrpo_result wrpo__open_##level(void **dev, const wrpo_desc *desc, wrpo_error *why) { \
+        static const wrpo__kernels kernels = { \
+            .LANES = wrpo__LANES_##level, .MR = wrpo__MR_##level, .NR = wrpo__NR_##level, \
+            .MR_ROOM = wrpo__MR_ROOM_##level, WRPO__KERNELS(WRPO__KERNEL_OF, level)}; \
+        return wrpo__cpu_open(dev, desc, why, &kernels); \
+    }
+WRPO__OPEN(generic)
+#ifdef WRPO__HAVE_AVX
+WRPO__OPEN(avx2)
+WRPO__OPEN(avx512)
+#endif
 /* ---- the ops. Threads: one where waking others costs more than it saves ---- */
 static int wrpo__cpu_team(const wrpo__cpu *cpu, int64_t work) { return work <= WRPO__GRAIN ? 1 : cpu->threads; }
 static int64_t wrpo__cpu_chunk(int64_t D) { return WRPO__MAX(WRPO__GRAIN / 4 / WRPO__MAX(D, 1), 1); }
-/* WRPO__PARROWS(cpu, n, D) for (...) body: WRPO__PARFOR for n rows of D elements, several rows at a time. */
+/* WRPO__PARROWS(cpu, r, n, D) body: WRPO__PARFOR for each row r of n, of D elements, several rows at a time. */
 #ifdef _OPENMP
-#define WRPO__PARROWS(cpu, n, D) \
-    WRPO__PRAGMA(omp parallel for num_threads(wrpo__cpu_team(cpu, (n) * (D))) schedule(dynamic, wrpo__cpu_chunk(D)))
+#define WRPO__PARROWS(cpu, r, n, D) \
+    WRPO__PRAGMA(omp parallel for num_threads(wrpo__cpu_team(cpu, (n) * (D))) schedule(dynamic, wrpo__cpu_chunk(D))) \
+    for (int64_t r = 0; r < (n); r++)
 #else
-#define WRPO__PARROWS(cpu, n, D) (void)(wrpo__cpu_team(cpu, (n) * (D)) + wrpo__cpu_chunk(D));
+#define WRPO__PARROWS(cpu, r, n, D) \
+    (void)(wrpo__cpu_team(cpu, (n) * (D)) + wrpo__cpu_chunk(D)); \
+    for (int64_t r = 0; r < (n); r++)
 #endif
 static float *wrpo__cpu_scratch(const wrpo__cpu *cpu) {  /* of the calling thread */
 #ifdef _OPENMP
@@ -15001,9 +14909,8 @@ static float *wrpo__cpu_scratch(const wrpo__cpu *cpu) {  /* of the calling threa
 static void wrpo__cpu_embed(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids,
                             int64_t n, int64_t D, float scale) {
     const wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++)
-        cpu->kernel.scale((float *)y + r * D, scale, wrpo__address(w, w_type, ids[r] * D), w_type, D);
+    WRPO__PARROWS(cpu, r, n, D)
+        cpu->kernel->scale((float *)y + r * D, scale, wrpo__address(w, w_type, ids[r] * D), w_type, D);
 }
 static void wrpo__cpu_embed_bwd(void *dev, float *dw, const void *dy, const int32_t *ids,
                                 int64_t n, int64_t D, float scale) {
@@ -15011,7 +14918,7 @@ static void wrpo__cpu_embed_bwd(void *dev, float *dw, const void *dy, const int3
     WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
     for (int64_t j = 0; j < D; j += WRPO__GROUP)
         for (int64_t r = 0; r < n; r++)
-            cpu->kernel.axpy(dw + ids[r] * D + j, scale, (const float *)dy + r * D + j, WRPO__MIN(D - j, WRPO__GROUP));
+            cpu->kernel->axpy(dw + ids[r] * D + j, scale, (const float *)dy + r * D + j, WRPO__MIN(D - j, WRPO__GROUP));
 }
 static void wrpo__cpu_gather(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D) {
     wrpo__cpu_embed(dev, y, x, WRPO_DTYPE_F32, index, n, D, 1);
@@ -15022,14 +14929,12 @@ static void wrpo__cpu_gather_bwd(void *dev, void *dx, const void *dy, const int3
 static void wrpo__cpu_scatter(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index,
                               int64_t n, int64_t D) {
     const wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++)
+    WRPO__PARROWS(cpu, r, n, D)
         memcpy((float *)y + index[r] * ldy, (const float *)x + r * ldx, (size_t)D * sizeof(float));
 }
 static void wrpo__cpu_bias(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
     const wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++) cpu->kernel.axpy((float *)y + r * ldy, 1, b, D);
+    WRPO__PARROWS(cpu, r, n, D) cpu->kernel->axpy((float *)y + r * ldy, 1, b, D);
 }
 /* y += the sum of the rows of w: GROUP columns to a task, and sums of GROUP rows first, as rounding grows with the
    longest chain */
@@ -15043,10 +14948,10 @@ static void wrpo__cpu_add_rows(const wrpo__cpu *cpu, float *y, const void *w, wr
             memset(part, 0, sizeof part);
             for (int64_t i = r; i < WRPO__MIN(n, r + WRPO__GROUP); i++) {
                 const void *row = wrpo__address(w, type, i * ld + j);
-                if (type != WRPO_DTYPE_F32) cpu->kernel.scale(floats, 1, row, type, width);
-                cpu->kernel.axpy(part, 1, type != WRPO_DTYPE_F32 ? floats : row, width);
+                if (type != WRPO_DTYPE_F32) cpu->kernel->scale(floats, 1, row, type, width);
+                cpu->kernel->axpy(part, 1, type != WRPO_DTYPE_F32 ? floats : row, width);
             }
-            cpu->kernel.axpy(y + j, 1, part, width);
+            cpu->kernel->axpy(y + j, 1, part, width);
         }
     }
 }
@@ -15061,27 +14966,25 @@ static void wrpo__cpu_add(void *dev, void *y, const void *x, int64_t count) {
     const wrpo__cpu *cpu = dev;
     WRPO__PARFOR(wrpo__cpu_team(cpu, count))
     for (int64_t i = 0; i < count; i += WRPO__GRAIN)
-        cpu->kernel.axpy((float *)y + i, 1, (const float *)x + i, WRPO__MIN(count - i, WRPO__GRAIN));
+        cpu->kernel->axpy((float *)y + i, 1, (const float *)x + i, WRPO__MIN(count - i, WRPO__GRAIN));
 }
 static void wrpo__cpu_sum(void *dev, float *y, const float *x, int64_t count) { wrpo__cpu_add(dev, y, x, count); }
 static void wrpo__cpu_dropout(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, int64_t n, int64_t D,
                               const wrpo_dropout *d) {
     const wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++) {
+    WRPO__PARROWS(cpu, r, n, D) {
         float *to = (float *)y + r * ldy;
         const float *from = (const float *)x + r * ldx;
         if (d->p > 0) wrpo__dropout_row(to, from, D, r, d);
-        else cpu->kernel.scale(to, d->scale, from, WRPO_DTYPE_F32, D);
+        else cpu->kernel->scale(to, d->scale, from, WRPO_DTYPE_F32, D);
     }
 }
 static void wrpo__cpu_rmsnorm(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w,
                               int64_t n, int64_t heads, int64_t D, float eps, float plus) {
     const wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, heads * D)
-    for (int64_t r = 0; r < n; r++)
+    WRPO__PARROWS(cpu, r, n, heads * D)
         for (int64_t h = 0; h < heads; h++)
-            cpu->kernel.rmsnorm((float *)y + r * ldy + h * D, rstd + r * heads + h,
+            cpu->kernel->rmsnorm((float *)y + r * ldy + h * D, rstd + r * heads + h,
                                 (const float *)x + r * ldx + h * D, w, D, eps, plus);
 }
 /* A task takes GROUP vectors and makes their sum for dw; then come the sums of all tasks, in order. */
@@ -15100,41 +15003,37 @@ static void wrpo__cpu_rmsnorm_bwd(void *dev, void *dx, int64_t lddx, float *dw, 
             for (int64_t i = begin; i < WRPO__MIN(vectors, begin + WRPO__GROUP); i++) {
                 const int64_t row = i / heads, column = i % heads * D;
                 const float *beside = dres ? (const float *)dres + row * lddres + column : NULL;
-                cpu->kernel.rmsnorm_bwd((float *)dx + row * lddx + column, sums + t * D,
+                cpu->kernel->rmsnorm_bwd((float *)dx + row * lddx + column, sums + t * D,
                                         (const float *)dy + row * lddy + column, beside,
                                         (const float *)x + row * ldx + column, w, rstd[i], D, plus);
             }
         }
-        for (int64_t t = 0; dw && t < tasks; t++) cpu->kernel.axpy(dw, 1, sums + t * D, D);
+        for (int64_t t = 0; dw && t < tasks; t++) cpu->kernel->axpy(dw, 1, sums + t * D, D);
     }
 }
 static void wrpo__cpu_rope(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d,
                            float sign) {
     const wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, heads * d)
-    for (int64_t r = 0; r < n; r++)
-        cpu->kernel.rope((float *)x + r * ldx, table + r * (d / 2 * 2), heads, d, sign);
+    WRPO__PARROWS(cpu, r, n, heads * d)
+        cpu->kernel->rope((float *)x + r * ldx, table + r * (d / 2 * 2), heads, d, sign);
 }
 static void wrpo__cpu_glu(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
     const wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, 4 * I)
-    for (int64_t r = 0; r < n; r++) cpu->kernel.glu((float *)h + r * I, (const float *)gu + r * 2 * I, I, gelu);
+    WRPO__PARROWS(cpu, r, n, 4 * I) cpu->kernel->glu((float *)h + r * I, (const float *)gu + r * 2 * I, I, gelu);
 }
 static void wrpo__cpu_glu_bwd(void *dev, void *dgu, void *h, const void *dh, const void *gu,
                               int64_t n, int64_t I, bool gelu) {
     const wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, 4 * I)
-    for (int64_t r = 0; r < n; r++)
-        cpu->kernel.glu_bwd((float *)dgu + r * 2 * I, h ? (float *)h + r * I : NULL, (const float *)dh + r * I,
+    WRPO__PARROWS(cpu, r, n, 4 * I)
+        cpu->kernel->glu_bwd((float *)dgu + r * 2 * I, h ? (float *)h + r * I : NULL, (const float *)dh + r * I,
                             (const float *)gu + r * 2 * I, I, gelu);
 }
 static void wrpo__cpu_logprob(void *dev, float *logp, float *lse, const float *logits, int64_t ldl,
                               const int32_t *target, int64_t n, int64_t V, float softcap) {
     const wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, V)
-    for (int64_t r = 0; r < n; r++) {
+    WRPO__PARROWS(cpu, r, n, V) {
         const float *x = logits + r * ldl;
-        const double log_sum = cpu->kernel.lse(x, V, softcap);
+        const double log_sum = cpu->kernel->lse(x, V, softcap);
         double slope;
         logp[r] = (float)(wrpo__softcap((double)x[target[r]], (double)softcap, &slope) - log_sum);
         lse[r] = (float)log_sum;
@@ -15144,9 +15043,8 @@ static void wrpo__cpu_logprob_bwd(void *dev, void *dlogits, const float *logits,
                                   const int32_t *target, const float *lse, const float *dlogp, int64_t n, int64_t V,
                                   float softcap) {
     const wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, V)
-    for (int64_t r = 0; r < n; r++)
-        cpu->kernel.logprob_bwd((float *)dlogits + r * ldl, logits + r * ldl, target[r], lse[r], dlogp[r], V, softcap);
+    WRPO__PARROWS(cpu, r, n, V)
+        cpu->kernel->logprob_bwd((float *)dlogits + r * ldl, logits + r * ldl, target[r], lse[r], dlogp[r], V, softcap);
 }
 /* In at most 256 parts, whatever the number of threads. */
 static void wrpo__cpu_sumsq(void *dev, double *out, const float *x, int64_t count) {
@@ -15156,7 +15054,7 @@ static void wrpo__cpu_sumsq(void *dev, double *out, const float *x, int64_t coun
     const int64_t parts = wrpo__div_up(count, size);
     WRPO__PARFOR(wrpo__cpu_team(cpu, count))
     for (int64_t i = 0; i < parts; i++)
-        part[i] = cpu->kernel.sumsq(x + i * size, WRPO__MIN(size, count - i * size));
+        part[i] = cpu->kernel->sumsq(x + i * size, WRPO__MIN(size, count - i * size));
     for (int64_t i = 0; i < parts; i++) sum += part[i];
     *out += sum;
 }
@@ -15165,7 +15063,7 @@ static void wrpo__cpu_adamw(void *dev, void *w, uint16_t *low, void *m, void *v,
     const wrpo__cpu *cpu = dev;
     WRPO__PARFOR(wrpo__cpu_team(cpu, count))
     for (int64_t i = 0; i < count; i += WRPO__GRAIN)
-        cpu->kernel.adamw(w, low, m, v, g, i, WRPO__MIN(count - i, WRPO__GRAIN), step);
+        cpu->kernel->adamw(w, low, m, v, g, i, WRPO__MIN(count - i, WRPO__GRAIN), step);
 }
 
 /* ---- gemm: Goto's scheme ----
@@ -15188,8 +15086,8 @@ typedef struct wrpo__product {
     int64_t width[2], room[2];  /* of a panel: its lanes, and floats per word */
     float *c; int64_t ldc, k;
     bool add, thin;
-    int shared, own;                 /* which of the two is shared, and which a task packs for itself */
-    int64_t begin, end, k0, k1;      /* the current piece: shared lanes [begin, end), steps [k0, k1) */
+    int shared, own;  /* which of the two is shared, and which a task packs for itself */
+    int64_t begin, end, k0, k1;  /* the current piece: shared lanes [begin, end), steps [k0, k1) */
 } wrpo__product;
 /* Steps of the block that begins at k; the last two blocks are about equal. */
 static int64_t wrpo__gemm_block(const wrpo__product *p, int64_t k) {
@@ -15214,7 +15112,7 @@ static wrpo__operand wrpo__gemm_from(const wrpo__product *p, int side, int64_t l
 static void wrpo__gemm_pack(const wrpo__product *p, int side, float *panels, int64_t lane, int64_t n, int64_t k,
                             int64_t kc) {
     const int64_t words = wrpo__gemm_words(p, kc);
-    p->cpu->kernel.pack(p->factors, side == 1, (wrpo__packing){wrpo__gemm_from(p, side, lane, k), n, kc, panels,
+    p->cpu->kernel->pack(p->factors, side == 1, (wrpo__packing){wrpo__gemm_from(p, side, lane, k), n, kc, panels,
                                                                p->room[side] * words, words});
 }
 /* The shared panel of `lane` in the block of k. Blocks follow each other, each with the panels of the whole piece. */
@@ -15229,7 +15127,9 @@ static int64_t wrpo__gemm_strip(int64_t panels, int64_t most, int threads) {
     int64_t best = 1, least = INT64_MAX;
     for (int64_t p = WRPO__MAX(most, 1); p >= 1; p--) {
         const int64_t time = wrpo__div_up(wrpo__div_up(panels, p), threads) * (4 * p + 1);
-        if (time < least) least = time, best = p;
+        if (time >= least) continue;
+        least = time;
+        best = p;
     }
     return best;
 }
@@ -15247,14 +15147,14 @@ static int64_t wrpo__gemm_depth(const wrpo__product *p) {
 /* The rows, which are one panel, by columns [begin, end). */
 static void wrpo__gemm_thin(const wrpo__product *p, int64_t begin, int64_t end) {
     const wrpo__operand *b = &p->operand[1];
-    const int64_t columns = p->cpu->kernel.LANES, row_bytes = b->lane * (int64_t)wrpo__dtype_size(b->type);
+    const int64_t columns = p->cpu->kernel->LANES, row_bytes = b->lane * (int64_t)wrpo__dtype_size(b->type);
     const int64_t ahead = p->k <= 1024 ? columns * row_bytes : 192;  /* of short rows, the next columns */
     for (int64_t j = begin; j < end; j += columns)
         for (int64_t k = p->k0, kc; k < p->k1; k += kc) {
             kc = wrpo__gemm_block(p, k);
             const wrpo__target c = {.c = p->c + j, .ldc = p->ldc, .m = p->lanes[0], .n = WRPO__MIN(columns, end - j),
                                     .add = p->add || k > 0};
-            p->cpu->kernel.thin(p->factors, kc, wrpo__gemm_panel(p, 0, k), wrpo__gemm_from(p, 1, j, k), ahead, c);
+            p->cpu->kernel->thin(p->factors, kc, wrpo__gemm_panel(p, 0, k), wrpo__gemm_from(p, 1, j, k), ahead, c);
         }
 }
 /* What a task most likely packs after the block of k: part i of `parts`. Only lanes with their steps side by side are
@@ -15293,7 +15193,7 @@ static void wrpo__gemm_task(const wrpo__product *p, const int64_t begin[2], cons
                     const float *b = panels[1] + (j - begin[1]) / NR * words * p->room[1];
                     const int64_t m = WRPO__MIN(MR, end[0] - i), n = WRPO__MIN(NR, end[1] - j);
                     const wrpo__ahead ahead = wrpo__gemm_ahead(p, begin[p->own], end[p->own], k, tiles, done++);
-                    p->cpu->kernel.tile(p->factors, words, a, b, p->room[1],
+                    p->cpu->kernel->tile(p->factors, words, a, b, p->room[1],
                                         (wrpo__target){p->c + i * p->ldc + j, p->ldc, m, n, p->add || k > 0, ahead});
                 }
     }
@@ -15330,7 +15230,7 @@ static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const vo
         .cpu = cpu, .c = c, .ldc = ldc, .k = k, .add = beta != 0, .lanes = {m, n},
         .operand = {{a, WRPO_DTYPE_F32, a_transposed ? 1 : lda, a_transposed ? lda : 1},
                     {b, a_transposed ? WRPO_DTYPE_F32 : b_type, b_transposed ? ldb : 1, b_transposed ? 1 : ldb}},
-        .width = {cpu->kernel.MR, cpu->kernel.NR}, .room = {cpu->kernel.MR_ROOM, cpu->kernel.NR}};
+        .width = {cpu->kernel->MR, cpu->kernel->NR}, .room = {cpu->kernel->MR_ROOM, cpu->kernel->NR}};
     if (cpu->pairs && (a_transposed || p.operand[1].type == WRPO_DTYPE_BF16))
         p.factors = cpu->tiles ? WRPO__TILES : WRPO__PAIRS;
     if (p.factors == WRPO__TILES) p.width[0] = p.room[0] = 32;
@@ -15340,7 +15240,7 @@ static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const vo
     if (k <= 0 && !p.add)
         for (int64_t i = 0; i < m; i++) memset(p.c + i * ldc, 0, (size_t)n * sizeof(float));
 
-    const int threads = m * n * k <= 1 << 19 ? 1 : cpu->threads;           /* to wake a thread takes longer */
+    const int threads = m * n * k <= 1 << 19 ? 1 : cpu->threads;  /* to wake a thread takes longer */
     const int64_t own_panels = wrpo__div_up(p.lanes[p.own], p.width[p.own]);
     const int64_t most = WRPO__MIN(p.own == 0 ? WRPO__A_PANELS : WRPO__B_PANELS, own_panels / (2 * threads));
     const int64_t strip = wrpo__gemm_strip(own_panels, most, threads) * p.width[p.own];
@@ -15439,6 +15339,9 @@ static int64_t wrpo__lane_row(const wrpo__lanes *b, int64_t i) { return b->seg->
 static int64_t wrpo__lane_head(const wrpo__lanes *b, int64_t i) {
     return b->g * b->x->share + (b->first + i) % b->x->share;
 }
+static int64_t wrpo__lane_number(const wrpo__lanes *b, int64_t i) {  /* of its lse */
+    return wrpo__lane_row(b, i) * b->x->a->H + wrpo__lane_head(b, i);
+}
 static int64_t wrpo__lane_position(const wrpo__lanes *b, int64_t i) {
     const int64_t row = wrpo__lane_row(b, i);
     return wrpo__query_position(b->seg + (b->segs > 1 ? row - b->seg->begin : 0), row);
@@ -15456,11 +15359,18 @@ static bool wrpo__visible(const wrpo__lanes *b, int64_t i, int64_t n, int64_t ke
     *masked = low < key0 + *seen - 1 || (window > 0 && high - key0 >= window);
     return *seen > 0 && (window <= 0 || low - (key0 + keys - 1) < window);
 }
+/* n lanes by `steps` steps of x become panels of A or, if is_b, of B. */
+static void wrpo__attention_pack(const wrpo__attention *x, bool is_b, float *panels, const float *from, int64_t lane,
+                                 int64_t step, int64_t n, int64_t steps) {
+    const int64_t words = wrpo__attention_words(x, steps), room = is_b ? x->kernel->NR : x->kernel->MR_ROOM;
+    x->kernel->pack(x->factors, is_b, (wrpo__packing){{from, WRPO_DTYPE_F32, lane, step}, n, steps, panels,
+                                                      room * words, words});
+}
 /* rows[lane][ld] = scale times the lane's vector of y, and the same as panels of B. What is missing is 0. */
 static void wrpo__lane_vectors(const wrpo__lanes *b, const float *y, int64_t ldy, float scale, float *rows, int64_t ld,
                                float *panels) {
     const wrpo__attention *x = b->x;
-    const int64_t d = x->a->d, all = wrpo__round_up(b->count, x->kernel->NR), words = wrpo__attention_words(x, d);
+    const int64_t d = x->a->d, all = wrpo__round_up(b->count, x->kernel->NR);
     for (int64_t i = 0; i < all; i++) {
         const int64_t have = i < b->count ? d : 0, ahead = i + 8;
         for (int64_t j = 0; ahead < b->count && j < d; j += 16)  /* the machine does not foresee that row */
@@ -15468,15 +15378,20 @@ static void wrpo__lane_vectors(const wrpo__lanes *b, const float *y, int64_t ldy
         if (have) x->kernel->scale(rows + i * ld, scale, y + wrpo__lane_at(b, i, ldy), WRPO_DTYPE_F32, d);
         memset(rows + i * ld + have, 0, (size_t)(ld - have) * sizeof *rows);
     }
-    x->kernel->pack(x->factors, true, (wrpo__packing){{rows, WRPO_DTYPE_F32, ld, 1}, all, d, panels,
-                                                      words * x->kernel->NR, words});
+    wrpo__attention_pack(x, true, panels, rows, ld, 1, all, d);
+}
+/* o and lse of a lane, from the sum of its outputs, its running maximum and its sum. */
+static void wrpo__lane_write(const wrpo__lanes *b, int64_t i, const float *out, float top, float sum) {
+    const wrpo__attention *x = b->x;
+    x->new_lse[wrpo__lane_number(b, i)] = top + logf(sum);
+    x->kernel->scale(x->o + wrpo__lane_at(b, i, x->a->ldo), 1 / sum, out, WRPO_DTYPE_F32, x->a->d);
 }
 static void wrpo__lane_numbers(const wrpo__lanes *b, float *numbers) {
     const int64_t NR = b->x->kernel->NR;
     for (int64_t i = 0; i < wrpo__round_up(b->count, NR); i++) {
         float *y = numbers + i / NR * 3 * NR + i % NR;
         const int64_t lane = WRPO__MIN(i, b->count - 1);
-        const int64_t at = wrpo__lane_row(b, lane) * b->x->a->H + wrpo__lane_head(b, lane);
+        const int64_t at = wrpo__lane_number(b, lane);
         y[0] = (float)wrpo__lane_position(b, lane);
         y[NR] = b->x->lse ? b->x->lse[at] : -FLT_MAX;
         y[2 * NR] = b->x->lse ? b->x->delta[at] : 0;
@@ -15484,10 +15399,9 @@ static void wrpo__lane_numbers(const wrpo__lanes *b, float *numbers) {
 }
 /* n rows of keys or values become panels of A: of their transpose if `across`. */
 static void wrpo__pack_keys(const wrpo__attention *x, float *panels, const float *rows, int64_t n, bool across) {
-    const int64_t ld = x->a->ldkv, d = x->a->d, steps = across ? n : d, words = wrpo__attention_words(x, steps);
-    const wrpo__operand from = {rows, WRPO_DTYPE_F32, across ? 1 : ld, across ? ld : 1};
-    x->kernel->pack(x->factors, false, (wrpo__packing){from, across ? d : n, steps, panels,
-                                                       x->kernel->MR_ROOM * words, words});
+    const int64_t ld = x->a->ldkv, d = x->a->d;
+    if (across) wrpo__attention_pack(x, false, panels, rows, 1, ld, d, n);
+    else wrpo__attention_pack(x, false, panels, rows, ld, 1, n, d);
 }
 /* x[n][width] in the words that the products take, in place */
 static void wrpo__to_words(const wrpo__attention *x, float *rows, int64_t n, int64_t width) {
@@ -15560,10 +15474,7 @@ static void wrpo__attention_lanes(const wrpo__lanes *b) {
         if (i % NR == 0) x->kernel->transpose(rows, w.out + i * d_mr, d);
         rows += i % NR * d;
         if (bwd) x->kernel->scale(x->dq + wrpo__lane_at(b, i, a->ldq), a->scale, rows, WRPO_DTYPE_F32, d);
-        else {
-            x->new_lse[wrpo__lane_row(b, i) * a->H + wrpo__lane_head(b, i)] = number[NR] + logf(number[2 * NR]);
-            x->kernel->scale(x->o + wrpo__lane_at(b, i, a->ldo), 1 / number[2 * NR], rows, WRPO_DTYPE_F32, d);
-        }
+        else wrpo__lane_write(b, i, rows, number[NR], number[2 * NR]);
     }
 }
 /* The pass for o where segments have one row: lanes [from, to) of those from `first` on, one panel of A, and the keys
@@ -15592,10 +15503,8 @@ static void wrpo__attention_row_tile(const wrpo__lanes *b, const wrpo__buffers *
     for (int64_t i = from; i < to; i++)
         x->kernel->softmax_row(w->p + i * x->tile, hidden[i], n, a->softcap, w->numbers + i, w->numbers + NR + i,
                                w->out + i * d_nr, d);
-    x->kernel->pack(x->factors, false, (wrpo__packing){{w->p + from * x->tile, WRPO_DTYPE_F32, x->tile, 1}, m, n,
-                                                       w->ds, 0, words});
-    if (packed) x->kernel->pack(x->factors, true, (wrpo__packing){{values, WRPO_DTYPE_F32, 1, a->ldkv}, d, n,
-                                                                  w->columns, NR * words, words});
+    wrpo__attention_pack(x, false, w->ds, w->p + from * x->tile, x->tile, 1, m, n);
+    if (packed) wrpo__attention_pack(x, true, w->columns, values, 1, a->ldkv, d, n);
     for (int64_t j = 0; j < d; j += NR)
         x->kernel->tile(x->factors, words, w->ds, packed ? w->columns + j * words : values + j, packed ? NR : a->ldkv,
                         (wrpo__target){.c = w->out + from * d_nr + j, .ldc = d_nr, .m = m, .n = NR, .add = true});
@@ -15614,8 +15523,7 @@ static void wrpo__attention_row(const wrpo__lanes *b) {
             w.numbers[i] = -FLT_MAX;
             w.numbers[NR + i] = 0;
         }
-        x->kernel->pack(x->factors, false, (wrpo__packing){{w.q_rows, WRPO_DTYPE_F32, d, 1}, count, d, w.queries, 0,
-                                                           wrpo__attention_words(x, d)});
+        wrpo__attention_pack(x, false, w.queries, w.q_rows, d, 1, count, d);
         memset(w.out, 0, (size_t)(count * d_nr) * sizeof *w.out);
         for (int64_t range = 0; range <= b->segs; range++) {  /* the prefix; own keys of each segment, for its lanes */
             const wrpo_seg *seg = b->seg + WRPO__MAX(range - 1, 0);
@@ -15627,13 +15535,8 @@ static void wrpo__attention_row(const wrpo__lanes *b) {
                 wrpo__attention_row_tile(b, &w, first, from, to, row, WRPO__MIN(x->tile, end - row),
                                          wrpo__key_position(seg, row));
         }
-        for (int64_t i = 0; i < count; i++) {
-            const int64_t lane = first + i;
-            x->new_lse[wrpo__lane_row(b, lane) * a->H + wrpo__lane_head(b, lane)] =
-                w.numbers[i] + logf(w.numbers[NR + i]);
-            x->kernel->scale(x->o + wrpo__lane_at(b, lane, a->ldo), 1 / w.numbers[NR + i], w.out + i * d_nr,
-                             WRPO_DTYPE_F32, d);
-        }
+        for (int64_t i = 0; i < count; i++)
+            wrpo__lane_write(b, first + i, w.out + i * d_nr, w.numbers[i], w.numbers[NR + i]);
     }
 }
 /* The pass for dk and dv, of rows [row, row + n) of segment `home`: from its own lanes and those of every segment that
@@ -15746,10 +15649,10 @@ static void wrpo__attention_pass(const wrpo__attention *x, int pass) {
 }
 static wrpo__attention wrpo__attention_of(const wrpo__cpu *cpu, const wrpo_attn *a, const float *q, const float *k,
                                           const float *v) {
-    const int64_t panels = cpu->kernel.MR > 8 ? 8 : 16;
+    const int64_t panels = cpu->kernel->MR > 8 ? 8 : 16;
     return (wrpo__attention){
-        .cpu = cpu, .kernel = &cpu->kernel, .a = a, .factors = cpu->pairs ? WRPO__PAIRS : WRPO__FLOATS,
-        .share = a->H / a->G, .tile = panels * cpu->kernel.MR, .q = q, .k = k, .v = v};
+        .cpu = cpu, .kernel = cpu->kernel, .a = a, .factors = cpu->pairs ? WRPO__PAIRS : WRPO__FLOATS,
+        .share = a->H / a->G, .tile = panels * cpu->kernel->MR, .q = q, .k = k, .v = v};
 }
 static void wrpo__cpu_attention(void *dev, const wrpo_attn *a, void *o, float *lse,
                                 const void *q, const void *k, const void *v) {
@@ -15772,48 +15675,38 @@ static void wrpo__cpu_attention_bwd(void *dev, const wrpo_attn *a, void *dq, voi
         const int64_t at = i / a->H * a->ldo + i % a->H * a->d;
         delta[i] = x.kernel->dot((const float *)d_o + at, (const float *)o + at, a->d);
     }
-    x.d_o = d_o, x.lse = lse, x.delta = delta;
-    x.dq = dq, x.dk = dk, x.dv = dv;
+    x.d_o = d_o;
+    x.lse = lse;
+    x.delta = delta;
+    x.dq = dq;
+    x.dk = dk;
+    x.dv = dv;
     wrpo__attention_pass(&x, WRPO__PASS_DQ);
     wrpo__attention_pass(&x, WRPO__PASS_DKV);
 }
-/* One thread does not fill the memory's lines. */
+/* By several threads, because one does not fill the memory's lines. src NULL: zeros. */
 static void wrpo__cpu_copy(void *dev, void *dst, const void *src, size_t n) {
     const wrpo__cpu *cpu = dev;
     const int64_t bytes = (int64_t)n, part = 4 * WRPO__GRAIN;
     WRPO__PARFOR(wrpo__cpu_team(cpu, bytes / 4))
-    for (int64_t i = 0; i < bytes; i += part)
-        memcpy((char *)dst + i, (const char *)src + i, (size_t)WRPO__MIN(part, bytes - i));
+    for (int64_t i = 0; i < bytes; i += part) {
+        const size_t size = (size_t)WRPO__MIN(part, bytes - i);
+        if (src) memcpy((char *)dst + i, (const char *)src + i, size);
+        else memset((char *)dst + i, 0, size);
+    }
 }
-static void wrpo__cpu_zero(void *dev, void *dst, size_t n) {
-    const wrpo__cpu *cpu = dev;
-    const int64_t bytes = (int64_t)n, part = 4 * WRPO__GRAIN;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, bytes / 4))
-    for (int64_t i = 0; i < bytes; i += part) memset((char *)dst + i, 0, (size_t)WRPO__MIN(part, bytes - i));
-}
-#define WRPO__CPU_TABLE(level, allowed) { \
-    .name = "cpu-" #level, .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true, .features = allowed, \
-    .open = wrpo__open_##level, .close = wrpo__cpu_close, .alloc = wrpo__host_alloc, .release = wrpo__host_release, \
-    .put = wrpo__host_copy, .get = wrpo__host_copy, .copy = wrpo__cpu_copy, .zero = wrpo__cpu_zero, \
-    .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = wrpo__cpu_gemm, \
-    .embed = wrpo__cpu_embed, .embed_bwd = wrpo__cpu_embed_bwd, .gather = wrpo__cpu_gather, \
-    .gather_bwd = wrpo__cpu_gather_bwd, .scatter = wrpo__cpu_scatter, .bias = wrpo__cpu_bias, \
-    .bias_bwd = wrpo__cpu_bias_bwd, .colsum = wrpo__cpu_colsum, .add = wrpo__cpu_add, \
-    .dropout = wrpo__cpu_dropout, \
-    .rmsnorm = wrpo__cpu_rmsnorm, .rmsnorm_bwd = wrpo__cpu_rmsnorm_bwd, .rope = wrpo__cpu_rope, \
-    .attention = wrpo__cpu_attention, .attention_bwd = wrpo__cpu_attention_bwd, \
-    .attention_scratch = wrpo__cpu_attention_scratch, .glu = wrpo__cpu_glu, .glu_bwd = wrpo__cpu_glu_bwd, \
-    .logprob = wrpo__cpu_logprob, .logprob_bwd = wrpo__cpu_logprob_bwd, \
-    .sum = wrpo__cpu_sum, .sumsq = wrpo__cpu_sumsq, .adamw = wrpo__cpu_adamw \
-}
+static void wrpo__cpu_zero(void *dev, void *dst, size_t n) { wrpo__cpu_copy(dev, dst, NULL, n); }
+#define WRPO__CPU_BACKEND(level, allowed) { \
+    .name = "cpu-" #level, .features = allowed, .open = wrpo__open_##level, .copy = wrpo__cpu_copy, \
+    .zero = wrpo__cpu_zero, WRPO__HOST_BACKEND(cpu)}
 #endif /* WRPO_NO_SIMD */
 WRPO_API const wrpo_backend *wrpo_backend_find(const char *name) {
 #ifndef WRPO_NO_SIMD
-    static const wrpo_backend generic = WRPO__CPU_TABLE(generic, 0);
+    static const wrpo_backend generic = WRPO__CPU_BACKEND(generic, 0);
     if (strcmp(name, "generic") == 0) return &generic;
 #ifdef WRPO__HAVE_AVX
-    static const wrpo_backend avx2 = WRPO__CPU_TABLE(avx2, 0), avx512 = WRPO__CPU_TABLE(avx512, WRPO_FEATURE_BF16);
-    static const wrpo_backend amx = WRPO__CPU_TABLE(avx512, WRPO_FEATURE_BF16 | WRPO_FEATURE_AMX);
+    static const wrpo_backend avx2 = WRPO__CPU_BACKEND(avx2, 0), avx512 = WRPO__CPU_BACKEND(avx512, WRPO_FEATURE_BF16);
+    static const wrpo_backend amx = WRPO__CPU_BACKEND(avx512, WRPO_FEATURE_BF16 | WRPO_FEATURE_AMX);
     unsigned a, b, c = 0, d;  /* 29: F16C */
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
         __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
