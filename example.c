@@ -786,6 +786,10 @@ static void remove_dead(const char *dir, const char *name) {
         const char *found = n.list[i], *part = strstr(found, ".wrpo-");
         char path[4200], to[4200], state[4300];
         struct stat st;
+        if (!name && !strcmp(found, "best")) {         /* train --save-best */
+            snprintf(path, sizeof path, "%.2000s/best", dir);
+            remove_dead(path, NULL);
+        }
         if (!part || !ends(part, ".part") || strspn(part + 6, "0123456789") + 11 != strlen(part)) continue;
         const size_t size = (size_t)(part - found);
         if (name && (strlen(name) != size || memcmp(found, name, size))) continue;
@@ -858,6 +862,12 @@ static void catch_bus_errors(void) {
     struct sigaction action = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO};
     sigaction(SIGBUS, &action, NULL);
 #endif
+}
+
+/* The stack grows now. Under a limit of memory (ulimit -v) it might not later, and that is a crash, not a sentence. */
+static void grow_stack(void) {
+    volatile char room[1 << 20];
+    for (size_t i = sizeof room; i > 4096; i -= 4096) room[i - 1] = 0;
 }
 
 typedef struct output { FILE *f; const char *path; char part[4300]; } output;
@@ -1823,6 +1833,13 @@ static bool events_follow(session *z, events *e, double run_seconds) {
     return ok;
 }
 
+static bool events_end(const events *e) {              /* they are on the disk, all of them */
+    const bool ok = synced(e->f);
+    if (!ok) complain("%s: cannot be written: %s", e->path, strerror(errno));
+    sync_parent(e->path);
+    return ok;
+}
+
 /* ---- run.json: the options of a run, with the defaults that it took, for --config ---- */
 static void json_real(FILE *f, double x) {             /* the fewest digits that read back */
     char text[40];
@@ -1982,6 +1999,9 @@ static void print_output(const settings *s, session *z, const wrpo_train_desc *d
         if (!d->resume && begins(n.list[i], "checkpoint-"))
             printf("             %s is there, of an earlier run: --resume %s/%s goes on from it\n", n.list[i], s->out,
                    n.list[i]);
+        else if (!d->resume && !strcmp(n.list[i], "best"))
+            printf("             best is there, of an earlier run: %s\n",
+                   s->save_best ? "the first evaluation replaces it" : "it stays");
     names_free(&n);
 }
 static void print_settings(const settings *s, session *z, const wrpo_train_desc *desc, const wrpo_bytes *bytes) {
@@ -2191,7 +2211,7 @@ static int train(const settings *s, session *z) {
     screen_clear(&z->screen);
     bool told = r != WRPO_OK || !w.finished || ranks.rank || write_run(z, s, &d);
     if (r == WRPO_OK && w.events.f) {
-        told = events_follow(z, &w.events, last.seconds) && told;
+        told = events_follow(z, &w.events, last.seconds) && events_end(&w.events) && told;
         events_remove_others(&w.events);
     }
     if (w.events.f) fclose(w.events.f);
@@ -4850,6 +4870,7 @@ static int dispatch(int argc, char **argv) {
 }
 int main(int argc, char **argv) {
     catch_bus_errors();
+    grow_stack();
 #if defined(__linux__) && defined(_OPENMP)
     /* Threads that wait shall sleep: spinning, they keep processors from whoever computes, another program or this one.
        OpenMP reads its policy when it is loaded, so the program begins again with it set; where that cannot be, it just

@@ -13047,32 +13047,36 @@ static wrpo_result wrpo__checkpoint_entry(wrpo_trainer *t, int64_t first, int64_
 static bool wrpo__is_better(const char *metric, double x, double best) {
     return isnan(best) || (strcmp(metric, "loss") ? x > best : x < best);
 }
+typedef struct wrpo__best { double value, step; } wrpo__best;
 /* The best value in the lines of metrics that a run which goes on begins with; NaN: none. */
-static double wrpo__best_before(const wrpo_trainer *t) {
+static wrpo__best wrpo__best_before(const wrpo_trainer *t) {
     const char *path = t->k ? wrpo__log_path(t) : NULL;
-    double best = NAN;
+    wrpo__best best = {NAN, NAN};
     if (!path || !t->metrics || fflush(t->metrics) != 0) return best;
     wrpo__lines in = {.file = wrpo__disk_open(wrpo__current, path)};
     while (wrpo__next_line(&in)) {
         const wrpo_json *line = wrpo__line_json(wrpo__current, &in);
         const wrpo_json *v = wrpo_json_get(line, wrpo__format(wrpo__current, "eval_%s", t->desc.save_best));
-        if (v && wrpo__is_better(t->desc.save_best, v->number, best)) best = v->number;
+        if (!v || !wrpo__is_better(t->desc.save_best, v->number, best.value)) continue;
+        best = (wrpo__best){v->number, wrpo__need(line, "step", WRPO_JSON_NUMBER)->number};
     }
     return best;
 }
-/* After an evaluation: save.dir/best, if it is better than *best. e NULL: before the first one. */
+/* After an evaluation: save.dir/best, if it is better than *best. e NULL: before the first one; the best of all may
+   be the model that the run goes on with, and its save what stopped the run: it is saved again. */
 static void wrpo__save_best(const wrpo_trainer *t, const wrpo_metrics *e, double *best) {
     const char *metric = t->desc.save_best;
     wrpo_save_desc save = t->desc.save;
     double x = NAN;
     if (!e) {  /* the first rank has the lines */
         wrpo__text mine = {.arena = wrpo__current};
-        *best = wrpo__best_before(t);
-        wrpo__text_add(&mine, (const char *)best, sizeof *best);
-        memcpy(best, wrpo__share_texts(t->ctx, &mine)[0], sizeof *best);
-    }
-    if (e && (!wrpo__metric(e, metric, &x) || isnan(x))) wrpo__fail_arg("save_best: this evaluation has no %s", metric);
-    if (!e || !wrpo__is_better(metric, x, *best)) return;
+        wrpo__best before = wrpo__best_before(t);
+        wrpo__text_add(&mine, (const char *)&before, sizeof before);
+        memcpy(&before, wrpo__share_texts(t->ctx, &mine)[0], sizeof before);
+        *best = x = before.value;
+        if (before.step != (double)t->k) return;
+    } else if (!wrpo__metric(e, metric, &x) || isnan(x)) wrpo__fail_arg("save_best: this evaluation has no %s", metric);
+    else if (!wrpo__is_better(metric, x, *best)) return;
     save.dir = wrpo__join(wrpo__current, save.dir, "best");
     wrpo__rethrow(t->ctx, wrpo_model_save(t->model, &save));
     *best = x;

@@ -50,10 +50,19 @@ static void tree_walk(tree *t, const char *root, const char *below) {
     }
     if (d) closedir(d);
 }
+/* The events for TensorBoard, whose name has the time and the process, have one name here. */
+static void tree_sort(tree *t) {
+    static const char events[] = "events.out.tfevents.";
+    for (int i = 0; i < t->count; i++) {
+        char *name = strstr(t->list[i].name, events);
+        if (name) snprintf(name + sizeof events - 1, 5, "wrpo");
+    }
+    if (t->count) qsort(t->list, (size_t)t->count, sizeof *t->list, by_name);
+}
 static tree tree_read(const char *root) {
     tree t = {0};
     tree_walk(&t, root, "");
-    if (t.count) qsort(t.list, (size_t)t.count, sizeof *t.list, by_name);
+    tree_sort(&t);
     return t;
 }
 static void tree_free(tree *t) {
@@ -84,9 +93,10 @@ static const node *tree_find(const tree *t, const char *name) {
     return NULL;
 }
 static void tree_remove(const char *root) {
-    tree t = tree_read(root);
+    tree t = {0};
     char path[1000];
-    for (int i = t.count - 1; i >= 0; i--) {           /* what is in a folder sorts after it */
+    tree_walk(&t, root, "");
+    for (int i = t.count - 1; i >= 0; i--) {           /* what is in a folder comes after it */
         snprintf(path, sizeof path, "%s%s", root, t.list[i].name);
         remove(path);
     }
@@ -112,6 +122,7 @@ static size_t timeless(const node *n, char *to) {
     for (const char *p = n->data; p < end;) {
         const char *line = memchr(p, '\n', (size_t)(end - p));
         const char *stop = line ? line : end, *speed = memmem(p, (size_t)(stop - p), "tokens_per_second", 17);
+        if (!speed) speed = memmem(p, (size_t)(stop - p), "<td>seconds", 11);
         const size_t size_of = (size_t)((speed ? speed : stop) - p);
         if (size_of) memcpy(to + size, p, size_of);
         size += size_of;
@@ -120,11 +131,40 @@ static size_t timeless(const node *n, char *to) {
     }
     return size;
 }
+/* Of events (example.c: for TensorBoard) the same: all but the wall time of each, the checksums, and speeds. false: not
+   whole. */
+static bool timeless_events(const node *n, char *to) {
+    static const char *const tags[] = {"/tokens_per_second", "/seconds"};
+    size_t at = 0;
+    if (n->size) memcpy(to, n->data, n->size);
+    while (at < n->size) {
+        uint64_t size;
+        if (n->size - at < 16) return false;
+        memcpy(&size, to + at, sizeof size);
+        if (size < 9 || size > n->size - at - 16) return false;
+        char *event = to + at + 12;
+        memset(event + 1, 0, 8), memset(event + size, 0, 4);
+        for (int i = 0; i < 2; i++) {
+            char *tag = memmem(event, size, tags[i], strlen(tags[i]));
+            if (tag) memset(tag + strlen(tags[i]) + 1, 0, 4);
+        }
+        at += 16 + size;
+    }
+    return true;
+}
 static bool node_same(const node *a, const node *b) {
     const char *dot = strrchr(a->name, '.');
     if (a->is_dir != b->is_dir) return false;
     if (a->is_dir || strstr(a->name, "trainer_state.wrpo")) return true;
-    if (!dot || strcmp(dot, ".jsonl")) return a->size == b->size && (!a->size || !memcmp(a->data, b->data, a->size));
+    if (strstr(a->name, "tfevents")) {
+        char *x = malloc(a->size + 1), *y = malloc(b->size + 1);
+        const bool same = a->size == b->size && timeless_events(a, x) && timeless_events(b, y) &&
+                          !memcmp(x, y, a->size);
+        free(x), free(y);
+        return same;
+    }
+    if (!dot || (strcmp(dot, ".jsonl") && strcmp(dot, ".html")))
+        return a->size == b->size && (!a->size || !memcmp(a->data, b->data, a->size));
     char *x = malloc(a->size + 2), *y = malloc(b->size + 2);
     const size_t n = timeless(a, x), m = timeless(b, y);
     const bool same = n == m && !memcmp(x, y, n);
@@ -456,6 +496,8 @@ static const job jobs[] = {
     {"train", TRAIN "--out out/run --max-steps 4 --save-steps 2 --eval-data ../in/quads.jsonl", NULL, "out/run", false},
     {"train over a finished run", TRAIN "--out out/run --max-steps 4 --save-steps 3 --seed 9",
      TRAIN "--out out/run --max-steps 3 --max-shard-size 9000", "out/run", false},
+    {"train, keeping the best", TRAIN "--out out/run --max-steps 4 --save-steps 2 --eval-data ../in/quads.jsonl "
+     "--eval-steps 1 --save-best loss --tensorboard", NULL, "out/run", false},
     {"train an adapter", TRAIN "--out out/lora --max-steps 3 --save-steps 2 --lora-r 2", NULL, "out/lora", false},
     {"merge", "merge --model ../in/tiny --adapter ../in/adapter --out out/merged", NULL, NULL, false},
     {"tokenize", "tokenize --model ../in/tiny --in ../in/lines.jsonl --out out/ids.jsonl", NULL, NULL, false},
@@ -475,6 +517,10 @@ static const job jobs[] = {
     {"split", "split --in ../in/prompts.jsonl --out out/parts --seed 2 --heldout 0.3",
      "split --in ../in/prompts.jsonl --out out/parts --seed 3 --heldout 0.4", NULL, false},
     {"report", "report ../in/run --out out/report.html", NULL, NULL, false},
+    {"report --csv", "report ../in/run --csv --out out/metrics.csv", NULL, NULL, false},
+    {"fuse", "fuse --model ../in/tiny --source a=../in/run --reward-model ../in/reward --prompts ../in/prompts.jsonl "
+             "--out out/fuse --n 2 --max-tokens 4 --heldout 0 --batch-size 2 --learning-rate 1e-2 --max-steps 2 "
+             "--sft-options=--max-steps=1 --threads 1", NULL, NULL, false},
 };
 enum { JOBS = sizeof jobs / sizeof *jobs };
 typedef struct plan {                /* of a job: what is there before it and after it, and how long it takes */
@@ -495,8 +541,10 @@ static void whole(const plan *p, const tree *now, const char *when) {
     for (int i = 0; i < now->count; i++) {
         const node *n = &now->list[i], *old = tree_find(&p->before, n->name), *new = tree_find(&p->after, n->name);
         if (n->is_dir || strstr(n->name, ".part") || strstr(n->name, "/checkpoint-") || strstr(n->name, ".wrpo.lock") ||
-            strstr(n->name, "metrics.jsonl") || strstr(n->name, ".settings") || !strncmp(n->name, "/out/tmp/", 9))
+            strstr(n->name, "metrics.jsonl") || strstr(n->name, ".settings") || strstr(n->name, "fuse.log") ||
+            strstr(n->name, "tfevents") || !strncmp(n->name, "/out/tmp/", 9))
             continue;
+        if (new && strstr(n->name, "/best/") && n->size == new->size) continue;    /* of another step */
         CHECK((old && node_same(n, old)) || (new && node_same(n, new)), "%s, %s: %s is neither the old nor the new one",
               p->job->name, when, n->name);
     }
@@ -543,12 +591,17 @@ static void goes_on(const plan *p, const char *when, bool failed) {
     if (code == 1 && p->job->refuses && strstr(error_text, "is there already")) (void)0;
     else CHECK(code == 0, "%s, %s: the next start: exit %d: %s", p->job->name, when, code, error_text);
     tree end = tree_read(work), want = tree_copy(&p->after);
+    if (!strncmp(when, "power", 5)) tree_drop(&end, ".wrpo.lock");     /* that of a directory which is done may stay */
     if (failed) tree_drop(&end, "/checkpoint-"), tree_drop(&want, "/checkpoint-");
     if (failed && p->job->training) {
         char path[300];
         snprintf(path, sizeof path, "/%s/metrics.jsonl", p->job->training);
-        CHECK(lines_among(tree_find(&end, path), tree_find(&want, path)), "%s, %s: other metrics", p->job->name, when);
+        const node *lines = tree_find(&end, path), *all = tree_find(&want, path);
+        CHECK(lines_among(lines, all), "%s, %s: other metrics", p->job->name, when);
+        /* The best of the evaluations that have a line. */
+        if (lines && all && !node_same(lines, all)) tree_drop(&end, "/best/"), tree_drop(&want, "/best/");
         tree_drop(&end, "metrics.jsonl"), tree_drop(&want, "metrics.jsonl");
+        tree_drop(&end, "tfevents"), tree_drop(&want, "tfevents");
     }
     const char *name = tree_differs(&want, &end);
     CHECK(!name, "%s, %s: after the next start %s differs", p->job->name, when, name);
@@ -751,7 +804,7 @@ static void power_cuts(const plan *p) {
             char when[80];
             tree left = {0};
             disk_tree(&d, 0, names, "", &left);
-            qsort(left.list, (size_t)left.count, sizeof *left.list, by_name);
+            tree_sort(&left);
             snprintf(when, sizeof when, "power cut after operation %ld, names %s", done, names ? "kept" : "lost");
             clean(&left);
             cuts++;
@@ -763,7 +816,7 @@ static void power_cuts(const plan *p) {
     tree now = {0};                  /* after the end of a command all is there */
     disk_tree(&d, 0, false, "", &now);
     tree_drop(&now, ".wrpo.lock");
-    qsort(now.list, (size_t)now.count, sizeof *now.list, by_name);
+    tree_sort(&now);
     const char *name = tree_differs(&p->after, &now);
     CHECK(!name || p->job->refuses, "%s: a power cut after its end loses %s", p->job->name, name);
     tree_free(&now), disk_free(&d), free(log);
