@@ -87,12 +87,12 @@ static void test_derivatives(void) {
                             if (method == WRPO_METHOD_HINGE && fabs(f[0] + f[3] - 2 * loss) > 1e-9) continue;
                             double want = (f[0] - 8 * f[1] + 8 * f[2] - f[3]) / (12 * h);
                             double e = fabs(want - r[i].dlogp) / fmax(scale, 1e-12);
-                            worst_of_method = fmax(worst_of_method, e);
+                            worst_of_method = test_larger(worst_of_method, e);
                         }
                     }
         CHECK(worst_of_method < 1e-8 && compared > 1000, "%s: worst relative error %.3g of %d derivatives",
               wrpo_method_name(method), worst_of_method, compared);
-        worst = fmax(worst, worst_of_method);
+        worst = test_larger(worst, worst_of_method);
     }
     printf("derivatives against finite differences: worst relative error %.2g\n", worst);
 }

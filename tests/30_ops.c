@@ -70,7 +70,7 @@ static void tally(const char *op, double error, int64_t numbers) {
     int i = 0;
     while (i < ops && strcmp(table[i].op, op) != 0) i++;
     if (i == ops) table[ops++].op = op;
-    if (!(error <= table[i].worst)) table[i].worst = error;
+    table[i].worst = test_larger(table[i].worst, error);
     table[i].numbers += numbers;
 }
 /* got[rows, width] against want, the plain op's result, both of row stride ld (what is between is NaN and has to stay
@@ -96,7 +96,8 @@ static void result(run *t, const char *op, const char *what, const float *got, i
     for (int64_t r = 0; r < rows; r++) {
         for (int64_t j = 0; j < width; j++) {
             double e = fabs((double)got[r * ld + j] - (double)want[r * ld + j]) / scale;
-            if (!(e <= worst)) worst = e, at = r * ld + j;
+            if (!(e <= worst) && !isnan(worst)) at = r * ld + j;
+            worst = test_larger(worst, e);
         }
         for (int64_t j = width; j < ld && r + 1 < rows; j++) touched += !isnan(got[r * ld + j]);
     }
@@ -140,9 +141,9 @@ static void differences(run *t, const char *what, double (*loss)(run *t, void *e
                 slope += sign * weights[k - 1] * loss(t, env) / (60 * h);
             }
         x[i] = keep;
-        worst = fmax(worst, isnan(slope) ? INFINITY : fabs(slope - (double)gradient[i]) / scale);
+        worst = test_larger(worst, isnan(slope) ? INFINITY : fabs(slope - (double)gradient[i]) / scale);
     }
-    worst_difference = fmax(worst_difference, worst);
+    worst_difference = test_larger(worst_difference, worst);
     CHECK(worst < 1e-5, "%s: %s: the gradient is off by %.3g from finite differences", t->name, what, worst);
 }
 /* the largest power of 2 that is no more than x */
@@ -682,8 +683,8 @@ static void test_logprob(run *t, const int64_t *arg) {
     t->be->logprob(t->dev, logp, lse, x, V, target, n, V, e.softcap);
     double worst = 0;
     for (int64_t r = 0; r < n; r++) {    /* absolute; a float of that size cannot say more, and there are two */
-        worst = fmax(worst, fabs((double)lse[r] - (double)e.lse[r]) - fabs((double)e.lse[r]) * 1.2e-7);
-        worst = fmax(worst, fabs((double)logp[r] - (double)e.logp[r]) - fabs((double)e.logp[r]) * 1.2e-7);
+        worst = test_larger(worst, fabs((double)lse[r] - (double)e.lse[r]) - fabs((double)e.lse[r]) * 1.2e-7);
+        worst = test_larger(worst, fabs((double)logp[r] - (double)e.logp[r]) - fabs((double)e.logp[r]) * 1.2e-7);
     }
     CHECK(worst <= (arg[2] ? 4e-6 : 1e-6), "%s: lse and logp: absolute error %.3g", t->name, worst);
     result(t, "logprob", "logp", logp, n, 1, 1, e.logp, 1e-6);
@@ -705,7 +706,7 @@ static void test_slopes(run *t, const int64_t *arg) {
             const double down = kind == 2 ? wrpo__softcap(x - h, 4, &other) : wrpo__act(x - h, kind == 1, &other);
             if (kind == 2) wrpo__softcap(x, 4, &slope);
             else wrpo__act(x, kind == 1, &slope);
-            worst = fmax(worst, fabs((up - down) / (2 * h) - slope));
+            worst = test_larger(worst, fabs((up - down) / (2 * h) - slope));
         }
     CHECK(worst < 1e-9, "%s: a slope is off by %.3g", t->name, worst);
     CHECK(wrpo__softcap(-INFINITY, 4, &slope) == -INFINITY && slope == 1, "%s: a logit that does not count", t->name);
@@ -720,7 +721,7 @@ static void test_exp(run *t, const int64_t *arg) {
     x[0] = 0, x[1] = -0.0f, x[2] = -INFINITY, x[3] = -88, x[4] = NAN, x[5] = -1e-30f;
     t->be->logprob_bwd(t->dev, y, x, n, &target, &lse, &g, 1, n, 0);
     double worst = 0;
-    for (int64_t i = 6; i < n; i++) worst = fmax(worst, fabs((double)y[i] / exp((double)x[i]) - 1));
+    for (int64_t i = 6; i < n; i++) worst = test_larger(worst, fabs((double)y[i] / exp((double)x[i]) - 1));
     if (t->way == 0) tally("exp", worst, n);
     CHECK(worst <= 2e-7, "%s: relative error %.3g", t->name, worst);
     CHECK(y[1] == 1 && y[2] == 0 && (y[3] == 0 || t->be == plain) && isnan(y[4]) && y[5] == 1,
@@ -750,7 +751,7 @@ static void close_to(run *t, const char *what, const float *got, const double *w
     double worst = 0, scale = 1e-30;
     for (int64_t i = 0; i < n; i++)
         scale = fmax(scale, fabs(want[i])),
-        worst = fmax(worst, isnan(got[i]) ? INFINITY : fabs((double)got[i] - want[i]));
+        worst = test_larger(worst, isnan(got[i]) ? INFINITY : fabs((double)got[i] - want[i]));
     tally("adamw", worst / scale, n);
     CHECK(worst <= 1e-6 * scale, "%s: %s: relative error %.3g", t->name, what, worst / scale);
 }
@@ -835,7 +836,7 @@ static void test_adamw_states(run *t, const int64_t *arg) {
             float x;
             memcpy(&x, &bits, 4);
             different += memcmp(&x, w + i, 4) != 0;
-            worst = fmax(worst, fabs((double)x - (double)w[i])), drift += (double)x - (double)w[i],
+            worst = test_larger(worst, fabs((double)x - (double)w[i])), drift += (double)x - (double)w[i],
             moved += fabs((double)w[i] - (double)start[i]);
         }
         if (kind == 1)

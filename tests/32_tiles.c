@@ -86,9 +86,9 @@ static void check(wrpo_ctx **ctx, wrpo_mm mm, int64_t m, int64_t n, int64_t k, i
             for (int64_t l = 0; l < k; l++)
                 want += (double)wrpo__float_of(half_of(a[at ? l * lda + i : i * lda + l])) *
                     (double)wrpo__float_of(half_of(b[bt ? j * ldb + l : l * ldb + j]));
-            error = fmax(error, fabs((double)c[0][i * ldc + j] - want)), scale = fmax(scale, fabs(want));
+            error = test_larger(error, fabs((double)c[0][i * ldc + j] - want)), scale = fmax(scale, fabs(want));
         }
-    worst = fmax(worst, error / scale);
+    worst = test_larger(worst, error / scale);
     CHECK(error <= 2e-6 * scale && !touched,
           "layout %d, %lld x %lld x %lld: off by %.3g of %.3g, %lld written between rows", (int)mm, (long long)m,
           (long long)n, (long long)k, error, scale, (long long)touched);

@@ -242,9 +242,9 @@ static void check_with(wrpo_ctx *ctx, const char *what, wrpo_config c, const wrp
             double want[3 * RECORDS * MOST];
             objective(want);
             double worst = 0;
-            for (int64_t t = 0; t < r->n_targets; t++) worst = fmax(worst, fabs((double)r->h_logp[t] - want[t]));
+            for (int64_t t = 0; t < r->n_targets; t++) worst = test_larger(worst, fabs((double)r->h_logp[t] - want[t]));
             CHECK(worst < 2e-5, "%s: log-probs differ by %g", what, worst);
-            worst_logp = fmax(worst_logp, worst);
+            worst_logp = test_larger(worst_logp, worst);
             float *grads = backward(arena, r, false);
             for (int64_t i = 0; i < model->n_weights;
                  i++) { /* some places of every tensor, relative to the tensor's largest gradient */
@@ -270,7 +270,7 @@ static void check_with(wrpo_ctx *ctx, const char *what, wrpo_config c, const wrp
                     error = fabs((up - down) / (2 * h) - (double)g[k]) / top;
                     CHECK(error < 2e-4, "%s: %s[%lld]: gradient %g, differences %g", what, w->name, (long long)k,
                           (double)g[k], (up - down) / (2 * h));
-                    worst_grad = fmax(worst_grad, error);
+                    worst_grad = test_larger(worst_grad, error);
                 }
             }
         }

@@ -29,7 +29,7 @@ static double check_logps(const char *name, wrpo_model *model, const wrpo_data *
             double sum = 0;
             for (const wrpo_json *v = response->child; v; v = v->next, t++) {
                 double d = fabs((double)tokens[t] - v->number);
-                if (!(d <= worst)) worst = d;          /* NaN stays */
+                worst = test_larger(worst, d);
                 sum += (double)tokens[t];
             }
             CHECK(sum == sums[i], "%s: response %lld: the sum %.17g is not that of its tokens, %.17g", name,
@@ -96,10 +96,10 @@ static double check_gradients(const char *name, const wrpo_model *model, const f
             double d = k < count
                            ? fabs((double)p[k] - s->child->next->number) / fmax(unit, fabs(s->child->next->number))
                            : INFINITY;
-            if (!(d <= tensor_worst)) tensor_worst = d;
+            tensor_worst = test_larger(tensor_worst, d);
         }
         CHECK(tensor_worst <= 1e-4, "%s: gradient of %s differs by %g of its size", name, g->key, tensor_worst);
-        if (!(tensor_worst <= worst)) worst = tensor_worst;
+        worst = test_larger(worst, tensor_worst);
     }
     return worst;
 }

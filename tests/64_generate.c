@@ -594,11 +594,12 @@ static void hidden_states(wrpo_model *model, const int32_t *prompt, int64_t P, c
                 x += (double)hidden[r * D + k] * w[v * D + k], scale += fabs((double)hidden[r * D + k] * w[v * D + k]);
             if (c->logits_scaling > 0) x /= c->logits_scaling;
             if (c->final_logit_softcapping > 0) x = c->final_logit_softcapping * tanh(x / c->final_logit_softcapping);
-            worst = fmax(worst, fabs(x - logits[r * V + v]) / scale);
+            worst = test_larger(worst, fabs(x - logits[r * V + v]) / scale);
             sum += exp((double)logits[r * V + v]);
         }
         if (r >= P - 1 && r + 1 < n)
-            apart = fmax(apart, fabs((double)logits[r * V + all[r + 1]] - log(sum) - (double)y->logps[r + 1 - P]));
+            apart = test_larger(
+                apart, fabs((double)logits[r * V + all[r + 1]] - log(sum) - (double)y->logps[r + 1 - P]));
     }
     CHECK(worst < 1e-6 && apart < 2e-5, "logits are %g from the hidden states', log-probs %g from the generator's",
           worst, apart);

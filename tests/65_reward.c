@@ -53,7 +53,7 @@ static double check_ids(const char *name, wrpo_reward *r, const wrpo_json *golde
               "%s: conversation %lld: %g alone, %g among others", name, (long long)i, one, got[i]);
         CHECK(d < 1e-5, "%s: conversation %lld: %.9g, PyTorch has %.9g", name, (long long)i, got[i],
               want_score(scores, label));
-        if (!(d <= worst)) worst = d;
+        worst = test_larger(worst, d);
         free((void *)(uintptr_t)ids[i]);
     }
     return worst;
@@ -70,7 +70,7 @@ static double check_texts(const char *name, wrpo_reward *r, const wrpo_json *gol
         const double d = fabs(got[i] - want_score(scores, label));
         CHECK(d < 1e-5, "%s: answer %lld: %.9g, PyTorch has %.9g", name, (long long)i, got[i],
               want_score(scores, label));
-        if (!(d <= worst)) worst = d;
+        worst = test_larger(worst, d);
     }
     return worst;
 }

@@ -30,7 +30,7 @@ static double worst_difference(const wrpo_model *a, const wrpo_model *b, bool *s
     for (int64_t i = 0; i < a->n_weights; i++)
         for (int64_t k = 0; k < a->weights[i].rows * a->weights[i].cols; k++) {
             const float *x = (const float *)a->weights[i].data + k, *y = (const float *)b->weights[i].data + k;
-            worst = fmax(worst, fabs((double)*x - (double)*y));
+            worst = test_larger(worst, fabs((double)*x - (double)*y));
             if (memcmp(x, y, 4)) *same = false;
         }
     return worst;
@@ -315,7 +315,7 @@ int main(void) {
         }
         for (int64_t i = 0; i < r[0].model->count; i++)
             norm = fmax(norm, fabs((double)grads[0][i])),
-            worst = fmax(worst, fabs((double)grads[0][i] - (double)grads[1][i]));
+            worst = test_larger(worst, fabs((double)grads[0][i] - (double)grads[1][i]));
         CHECK(worst < 1e-6 * norm && r[0].m[0].loss == r[1].m[0].loss &&
                   r[0].m[0].logps_chosen == r[1].m[0].logps_chosen,
               "4 x 1 and 1 x 4: gradients differ by %g of %g", worst, norm);
@@ -359,7 +359,7 @@ int main(void) {
         CHECK(wrpo_logprobs(model, plain, 0, 3 * N, b[0], NULL) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
         double worst = 0;
         for (int i = 0; i < 3 * N; i++)
-            worst = fmax(worst, fabs(a[i / 3][i % 3] - b[i / 3][i % 3]) / (double)responses[i / 3][i % 3].count);
+            worst = test_larger(worst, fabs(a[i / 3][i % 3] - b[i / 3][i % 3]) / (double)responses[i / 3][i % 3].count);
         CHECK(worst < 2e-6, "shared prompt against plain sequences: %g a token", worst);
         printf("shared prompt against plain sequences: worst %.2g a token\n", worst);
         wrpo_free(ctx, pa), wrpo_free(ctx, pb), free(singles);

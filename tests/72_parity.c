@@ -129,7 +129,7 @@ static void all(const wrpo_backend *backend, const char *file, int runs) {
             for (const wrpo_json *s = golden_get(v, "samples")->child; s; s = s->next) {
                 double d = fabs((double)((float *)w->data)[s->child->integer] - s->child->next->number);
                 CHECK(d <= 1e-5, "%s: %s[%lld] differs by %g", name, v->key, (long long)s->child->integer, d);
-                weights = fmax(weights, d);
+                weights = test_larger(weights, d);
             }
         }
         printf("%-36s %2lld steps: metrics differ by %.1e relative at most, weights by %.1e\n", name, (long long)T,

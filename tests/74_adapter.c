@@ -66,7 +66,7 @@ static void logps_of(wrpo_model *m, double out[RECORDS * 3]) {
 }
 static double apart(const double *a, const double *b) {
     double worst = 0;
-    for (int i = 0; i < RECORDS * 3; i++) worst = fmax(worst, fabs(a[i] - b[i]));
+    for (int i = 0; i < RECORDS * 3; i++) worst = test_larger(worst, fabs(a[i] - b[i]));
     return worst;
 }
 
@@ -255,7 +255,8 @@ static void test_golden(void) {
               wrpo_last_error(ctx)->text);
         int i = 0;
         for (const wrpo_json *row = golden_get(made, "logps")->child; row; row = row->next)
-            for (const wrpo_json *v = row->child; v; v = v->next) worst = fmax(worst, fabs(v->number - logps[i++]));
+            for (const wrpo_json *v = row->child; v; v = v->next)
+                worst = test_larger(worst, fabs(v->number - logps[i++]));
         CHECK(i == 24 && worst < 1e-4, "%s: log-probs differ from PEFT's by %g", made->key, worst);
         CHECK(!wrpo_model_save(m, &(wrpo_save_desc){.dir = ours}) &&
                   !wrpo_model_save(m, &(wrpo_save_desc){.dir = whole, .merge = true}), "%s: %s", made->key,

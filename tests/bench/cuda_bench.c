@@ -291,7 +291,8 @@ static void decode(const char *name, wrpo_config c, int64_t samples, int64_t key
 typedef struct worst { double off, scale; int64_t at; } worst;
 static void compare(worst *w, int64_t at, double got, double want) {
     const double off = fabs(got - want);
-    if (!(off <= w->off)) w->off = off, w->at = at;
+    if (!(off <= w->off) && !isnan(w->off)) w->at = at;
+    w->off = test_larger(w->off, off);
     w->scale = WRPO__MAX(w->scale, fabs(want));
 }
 static void verdict(const char *name, worst w, double allowed, int64_t drawn) {
