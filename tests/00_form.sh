@@ -115,6 +115,8 @@ names=$(nm "$object" | awk '$2 ~ /[A-TV-Z]/ && $2 != "U" { print $3 }' | grep -v
 if [ -z "$names" ]; then ok; else bad "symbols outside wrpo_: $names"; fi
 private=$(nm "$object" | awk '$2 ~ /[A-TV-Z]/ { print $3 }' | grep '^wrpo__' | grep -v '^wrpo__stbds_')
 if [ -z "$private" ]; then ok; else bad "private names that are not static: $private"; fi
+names=$(nm "$object" | grep -iE 'mpi_|nccl')
+if [ -z "$names" ]; then ok; else bad "without WRPO_MPI the object has $names"; fi
 words=$(grep -nE '\b(exit|abort|printf|puts)\(' ../wrpo.h | grep -vE '^[0-9]+: *(\*|//|/\*)')
 if [ -z "$words" ]; then ok; else bad "library code that exits or prints: $words"; fi
 words=$(grep -nE '\bgetenv *\(' ../wrpo.h)

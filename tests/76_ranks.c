@@ -294,8 +294,8 @@ static void on_devices(void) {
     setenv("EMU_DEVICES", "4", 1);
     for (int kind = 0; kind < (SANITIZED ? 1 : 3); kind++) {
         uint64_t want = 0;
-        job j = {.devices = true, .lanes = 4, .lora = kind == 2 ? 4 : 0, .out = place("out"),
-                 .moments = kind == 1 ? WRPO_MOMENTS_8BIT : WRPO_MOMENTS_F32, .save = place(kind == 2 ? "lora" : "state")};
+        job j = {.devices = true, .lanes = 4, .moments = kind == 1 ? WRPO_MOMENTS_8BIT : WRPO_MOMENTS_F32,
+                 .lora = kind == 2 ? 4 : 0, .out = place("out"), .save = place(kind == 2 ? "lora" : "state")};
         for (int ranks = 1; ranks <= 4; ranks *= 2) {
             run(ranks, &j);
             sound(&j, ranks, "devices");

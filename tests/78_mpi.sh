@@ -104,8 +104,8 @@ done
 # ---- log-probs, samples, rewards, answers and metrics: the file of one rank
 i=0
 while [ $i -lt 9 ]; do
-    i=$((i + 1)); printf '{"prompt_id": "c%d", "prompt": "question %d", "target": [{"content": "yes %d"}, {"content": "no"}]}\n' \
-        $i $i $i
+    i=$((i + 1))
+    printf '{"prompt_id": "c%d", "prompt": "question %d", "target": [{"content": "yes %d"}, {"content": "no"}]}\n' $i $i $i
 done >candidates.jsonl
 i=0
 while [ $i -lt 7 ]; do i=$((i + 1)); printf '{"instruction": "What is %d?", "dataset": "d"}\n' $i; done >questions.jsonl
@@ -230,7 +230,7 @@ for MPI in $(of kills); do
         last=$(ls -d new/checkpoint-*/trainer_state.wrpo 2>/dev/null | sort -t- -k2n | tail -n 1)
         [ -n "$last" ] && resume="--resume ${last%/*}"
         ranks $n $LONG --out new $resume & job=$!
-        while [ ! -s pid.$((n - 1)) ] && kill -0 $job 2>/dev/null; do sleep 0.01; done
+        while [ "$(cat pid.* 2>/dev/null | wc -l)" -lt $n ] && kill -0 $job 2>/dev/null; do sleep 0.01; done
         draw=$((draw + 1))
         sleep "$(random $took | awk '{ printf "%.3f", $1 / 1500 }')"
         draw=$((draw + 1))

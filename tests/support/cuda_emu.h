@@ -258,7 +258,8 @@ EMU_RAW void launch(const char* name, const void* kernel, dim3 grid, dim3 block,
     size_t most = 48 * 1024;
     for (int i = 0; i < n_allowed; ++i)
         if (allowed[i].kernel == kernel) most = allowed[i].bytes;
-    host.stack = nullptr; kernel_name = name; ++launches; grid_dim = grid; block_dim = block; nthreads = int(block.x * block.y * block.z);
+    host.stack = nullptr; kernel_name = name; ++launches;
+    grid_dim = grid; block_dim = block; nthreads = int(block.x * block.y * block.z);
     cur = nullptr;
     if (!nthreads || !grid.x || !grid.y || !grid.z) fail("empty launch");
     if (nthreads > MAX_THREADS || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) fail("launch too large");
