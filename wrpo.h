@@ -5008,15 +5008,11 @@ typedef struct wrpo__json_in {
     char *out;  /* where the next unescaped text goes */
 } wrpo__json_in;
 
-static void wrpo__json_here(const wrpo__json_in *in, wrpo_json *v) {
-    v->name = in->name;
-    v->line = (int32_t)WRPO__MIN(in->line, INT32_MAX);
-    v->column = (int32_t)(in->at - in->line_begin + 1);
-}
+static int64_t wrpo__json_column(const wrpo__json_in *in) { return in->at - in->line_begin + 1; }
 _Noreturn static void wrpo__json_stop(wrpo__json_in *in, const char *want, const char *found) {
-    wrpo_json place = {0};
-    wrpo__json_here(in, &place);
-    wrpo__wrong(&place, "want %s, found %s", want, found);
+    const int64_t column = wrpo__json_column(in);
+    wrpo__fail_at(in->arena->ctx, WRPO_E_FORMAT, in->line, column, "%s:%lld:%lld: want %s, found %s", in->name,
+            (long long)in->line, (long long)column, want, found);
 }
 _Noreturn static void wrpo__json_expect(wrpo__json_in *in, const char *want) {
     const size_t n = (size_t)(in->end - in->at);
@@ -5195,7 +5191,9 @@ static void wrpo__json_members(wrpo__json_in *in, wrpo_json *v, int depth) {  /*
 /* One value, and the space around it. */
 static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth) {
     wrpo__json_space(in);
-    wrpo__json_here(in, v);
+    v->name = in->name;
+    v->line = (int32_t)WRPO__MIN(in->line, INT32_MAX);
+    v->column = (int32_t)wrpo__json_column(in);
     const char c = wrpo__json_peek(in);
     if (wrpo__json_take(in, "\"")) {
         v->kind = WRPO_JSON_STRING;
@@ -5681,29 +5679,26 @@ static void wrpo__index_open(wrpo_tensors *all, const char *path) {
     }
     stbds_arrfree(files);
     bool *named = wrpo__alloc(temp, (size_t)all->count, sizeof *named);
-    const char *nowhere = NULL;
-    int64_t absent = 0, unnamed = all->count, first = 0;
+    const char *nowhere = NULL, *unsaid = NULL;
+    int64_t absent = 0, unnamed = 0;
     WRPO__EACH(v, map) {
         const wrpo_tensor_info *t = strlen(v->key) == v->key_size ? wrpo_tensors_find(all, v->key) : NULL;
-        const bool there = t && !strcmp(wrpo__basename(t->file), v->text);
-        if (there) {
-            named[t - all->info] = true;
-            unnamed--;
-        } else if (!absent++) nowhere = wrpo__legible(v->key, v->key_size);
+        if (t && !strcmp(wrpo__basename(t->file), v->text)) named[t - all->info] = true;
+        else if (!absent++) nowhere = wrpo__legible(v->key, v->key_size);
     }
     for (int64_t i = 0; i < all->count; i++) {
         const wrpo_tensor_info *t = &all->info[i];
         bytes += (double)t->bytes;
+        if (!named[i] && !unnamed++) unsaid = t->name;
         if (i > 0 && !strcmp(t->name, t[-1].name))
             wrpo__wrong_tensor(t, "want it once, found it in %s too", t[-1].file);
     }
-    while (first < all->count && named[first]) first++;
     if (absent)
         wrpo__warn("%s: its files do not have what it says of %lld tensors, such as %s", path, (long long)absent,
                 nowhere);
     if (unnamed)
         wrpo__warn("%s: %lld tensors of its files are not named there, such as %s: they are read as well", path,
-                (long long)unnamed, all->info[first].name);
+                (long long)unnamed, unsaid);
     if (size && !(size->kind == WRPO_JSON_NUMBER && size->number == bytes))
         wrpo__warn("%s:%d: total_size: want %.0f, found %s", path, size->line, bytes, wrpo__found(size));
     wrpo__arena_clear(temp);
@@ -9571,16 +9566,12 @@ WRPO__J_FN(get) {
     return r ? r : &wrpo__jnone;
 }
 WRPO__J_FN(kind) {
-    static const int pass[] = {  /* defined to callable, as in wrpo__jdefs */
+    static const int pass[] = {  /* defined to true, as in wrpo__jdefs */
         ~WRPO__J_UNDEFINED, WRPO__J_UNDEFINED, WRPO__J_NONE, WRPO__J_BOOL, WRPO__J_INT, WRPO__J_FLOAT,
         WRPO__J_NUMBERS, WRPO__J_STR, WRPO__J_DICT, WRPO__J_SEQUENCES, WRPO__J_ITERABLES | WRPO__J_LOOP,
-        WRPO__J_CALLABLES | WRPO__J_LOOP | WRPO__J_UNDEFINED};
+        WRPO__J_CALLABLES | WRPO__J_LOOP | WRPO__J_UNDEFINED, WRPO__J_BOOL, WRPO__J_BOOL};
     (void)J;
-    return wrpo__jbool(c->self->kind & pass[c->op]);
-}
-WRPO__J_FN(truth) {  /* op: 0 is false, 1 is true */
-    (void)J;
-    return wrpo__jbool(c->self->kind == WRPO__J_BOOL && c->self->i == c->op);
+    return wrpo__jbool(c->self->kind & pass[c->op] && (c->op < 12 || c->self->i == c->op - 12));
 }
 WRPO__J_FN(operate) { return wrpo__joperate(J, "i===!!"[c->op], c->self, c->a[0]); }
 WRPO__J_FN(parity) {  /* op: 0 even, 1 odd */
@@ -9645,9 +9636,9 @@ static const wrpo__jdef wrpo__jdefs[] = {
     {"startswith endswith removeprefix removesuffix", "s", "prefix", wrpo__jf_affix, 0},
     {"get", "d", "key default=", wrpo__jf_get, 0}, {"items keys values", "d", "", wrpo__jf_items, 1},
     /* tests */
-    {"defined undefined none boolean integer float number string mapping sequence iterable callable", "tm", "",
-     wrpo__jf_kind, 0},
-    {"false true", "tm", "", wrpo__jf_truth, 0}, {"even odd", "t", "", wrpo__jf_parity, 0},
+    {"defined undefined none boolean integer float number string mapping sequence iterable callable false true", "tm",
+     "", wrpo__jf_kind, 0},
+    {"even odd", "t", "", wrpo__jf_parity, 0},
     {"in == eq equalto != ne", "tm", "other", wrpo__jf_operate, 0},
     /* functions */
     {"range", "g", "start stop= step=", wrpo__jf_range, 0}, {"dict namespace", "g", NULL, wrpo__jf_dict, 0},
