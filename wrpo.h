@@ -4979,14 +4979,8 @@ static const char *wrpo__legible(const char *s, size_t n) {  /* foreign text for
     return out.data;
 }
 /* "NAME:LINE:COLUMN: " and the sentence; the sentence alone if v was not read from a text. */
-_Noreturn WRPO__PRINTF(3, 4)
-static void wrpo__fail_json(wrpo_result code, const wrpo_json *v, const char *format, ...) {
+_Noreturn static void wrpo__fail_json(wrpo_result code, const wrpo_json *v, const char *text) {
     wrpo_ctx *ctx = wrpo__current->ctx;
-    char text[400];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
     if (!v->name) wrpo__fail(ctx, code, "%s", text);
     wrpo__fail_at(ctx, code, v->line, v->column, "%s:%d:%d: %s", v->name, v->line, v->column, text);
 }
@@ -4995,8 +4989,8 @@ static void wrpo__fail_json(wrpo_result code, const wrpo_json *v, const char *fo
 #define wrpo__fail_format(...) wrpo__fail(wrpo__current->ctx, WRPO_E_FORMAT, __VA_ARGS__)
 #define wrpo__fail_unsupported(...) wrpo__fail(wrpo__current->ctx, WRPO_E_UNSUPPORTED, __VA_ARGS__)
 #define wrpo__warn(...) wrpo__log(wrpo__current->ctx, WRPO_LOG_WARN, __VA_ARGS__)
-#define wrpo__wrong(v, ...) wrpo__fail_json(WRPO_E_FORMAT, v, __VA_ARGS__)
-#define wrpo__unsupported(v, ...) wrpo__fail_json(WRPO_E_UNSUPPORTED, v, __VA_ARGS__)
+#define wrpo__wrong(v, ...) wrpo__fail_json(WRPO_E_FORMAT, v, wrpo__format(wrpo__current, __VA_ARGS__))
+#define wrpo__unsupported(v, ...) wrpo__fail_json(WRPO_E_UNSUPPORTED, v, wrpo__format(wrpo__current, __VA_ARGS__))
 
 /* ---- read ---- */
 typedef struct wrpo__json_in {
@@ -8129,17 +8123,22 @@ static void wrpo__rx_element(wrpo__rx_parser *p, wrpo__regex *x, bool many) {
 static void wrpo__rx_unfoldable(const wrpo__rx_parser *p) {
     if (p->fold) wrpo__rx_refuse(p, "\\.", "anything but ASCII letters in (?i:...)");
 }
-/* What is in brackets, up to the closing one. */
-static void wrpo__rx_class(wrpo__rx_parser *p, wrpo__regex *x) {
-    if (++p->depth > 400) wrpo__rx_fail(p, "so deep a nest of classes");
-    for (bool begun = false; !wrpo__rx_sees(p, "]"); begun = true) {
-        if (wrpo__rx_take(p, "&&")) {
-            if (!begun) wrpo__rx_fail(p, "an empty class");
-            x->other = wrpo__rx_new(p, WRPO__RX_SET);
-            wrpo__rx_class(p, x->other);
-            break;
+static void wrpo__rx_class(wrpo__rx_parser *p, wrpo__regex *x) {  /* after "[" */
+    const int depth = p->depth++;
+    bool begun = false;
+    x->negate = wrpo__rx_take(p, "^");
+    wrpo__rx_refuse(p, "]", "an empty class");
+    while (!wrpo__rx_take(p, "]")) {
+        if (p->depth > 400) wrpo__rx_fail(p, "so deep a nest of classes");
+        if (begun && wrpo__rx_take(p, "&&")) {
+            x = x->other = wrpo__rx_new(p, WRPO__RX_SET);
+            begun = false;
+            p->depth++;
+            continue;
         }
+        if (wrpo__rx_take(p, "&&")) wrpo__rx_fail(p, "an empty class");
         if (begun && wrpo__rx_dash(p)) wrpo__rx_fail(p, "'-' at this place");
+        begun = true;
         wrpo__rx_unfoldable(p);
         if (!wrpo__rx_take(p, "[")) {
             wrpo__rx_element(p, x, true);
@@ -8147,14 +8146,11 @@ static void wrpo__rx_class(wrpo__rx_parser *p, wrpo__regex *x) {
         }
         wrpo__rx_refuse(p, ":", "a POSIX class");
         wrpo__regex *part = wrpo__rx_new(p, WRPO__RX_SET);
-        part->negate = wrpo__rx_take(p, "^");
-        wrpo__rx_refuse(p, "]", "an empty class");
         wrpo__rx_class(p, part);
-        p->i++;
         part->next = x->items;
         x->items = part;
     }
-    p->depth--;
+    p->depth = depth;
 }
 static wrpo__regex *wrpo__rx_set(wrpo__rx_parser *p, wrpo__rx_kind kind) {  /* a literal, an escape or a class */
     wrpo__regex *x = wrpo__rx_new(p, kind);
@@ -8162,12 +8158,8 @@ static wrpo__regex *wrpo__rx_set(wrpo__rx_parser *p, wrpo__rx_kind kind) {  /* a
     wrpo__rx_refuse(p, "?*+{", "this repetition");
     wrpo__rx_refuse(p, "]}", "this bracket");
     wrpo__rx_unfoldable(p);
-    if (wrpo__rx_take(p, "[")) {
-        x->negate = wrpo__rx_take(p, "^");
-        wrpo__rx_refuse(p, "]", "an empty class");
-        wrpo__rx_class(p, x);
-        p->i++;
-    } else if (wrpo__rx_take(p, ".")) {
+    if (wrpo__rx_take(p, "[")) wrpo__rx_class(p, x);
+    else if (wrpo__rx_take(p, ".")) {
         x->negate = true;
         wrpo__rx_range(x, '\n', '\n');
     } else wrpo__rx_element(p, x, false);
@@ -8187,17 +8179,16 @@ static wrpo__regex *wrpo__rx_group(wrpo__rx_parser *p) {  /* after "(" */
     wrpo__rx_refuse(p, "?*+{", "this repetition of a group");
     return x;
 }
-static wrpo__regex *wrpo__rx_ahead(wrpo__rx_parser *p, bool negative) {  /* after "(?=" or "(?!" */
-    static const char longer[] = "a lookahead for more than one character";
-    wrpo__rx_refuse(p, "(|)", longer);
-    wrpo__regex *x = wrpo__rx_set(p, WRPO__RX_AHEAD);
-    x->negative = negative;
-    if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, longer);
-    return x;
-}
 static wrpo__regex *wrpo__rx_item(wrpo__rx_parser *p) {
-    if (wrpo__rx_take(p, "(?!")) return wrpo__rx_ahead(p, true);
-    if (wrpo__rx_take(p, "(?=")) return wrpo__rx_ahead(p, false);
+    static const char longer[] = "a lookahead for more than one character";
+    const bool negative = wrpo__rx_take(p, "(?!");
+    if (negative || wrpo__rx_take(p, "(?=")) {
+        wrpo__rx_refuse(p, "(|)", longer);
+        wrpo__regex *x = wrpo__rx_set(p, WRPO__RX_AHEAD);
+        x->negative = negative;
+        if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, longer);
+        return x;
+    }
     if (wrpo__rx_take(p, "(")) return wrpo__rx_group(p);
     if (wrpo__rx_take(p, "^")) return wrpo__rx_new(p, WRPO__RX_BEGIN);
     if (wrpo__rx_take(p, "$")) return wrpo__rx_new(p, WRPO__RX_END);
@@ -8870,17 +8861,13 @@ typedef struct wrpo__jinja {  /* one compilation or one rendering */
     wrpo__jtoken *tokens;  /* stb array */
 } wrpo__jinja;
 
-_Noreturn WRPO__PRINTF(3, 4) static void wrpo__jraise(wrpo__jinja *J, wrpo_result code, const char *format, ...) {
-    char text[400];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    wrpo__fail_at(J->ctx, code, J->line, 0, "chat template, line %d: %s%s", J->line, text,
-            code == WRPO_E_UNSUPPORTED ? " is not supported" : "");
+_Noreturn static void wrpo__jraise(wrpo__jinja *J, wrpo_result code, const char *text, const char *more) {
+    wrpo__fail_at(J->ctx, code, J->line, 0, "chat template, line %d: %s%s", J->line, text, more);
 }
-#define wrpo__jfail(J, ...) wrpo__jraise(J, WRPO_E_FORMAT, __VA_ARGS__)  /* Python refuses it too */
-#define wrpo__jrefuse(J, ...) wrpo__jraise(J, WRPO_E_UNSUPPORTED, __VA_ARGS__)  /* ... is not supported */
+/* What Python refuses too; what is not supported. */
+#define wrpo__jfail(J, ...) wrpo__jraise(J, WRPO_E_FORMAT, wrpo__format(wrpo__current, __VA_ARGS__), "")
+#define wrpo__jrefuse(J, ...) \
+    wrpo__jraise(J, WRPO_E_UNSUPPORTED, wrpo__format(wrpo__current, __VA_ARGS__), " is not supported")
 #define WRPO__J_SHOW(v) (int)WRPO__MIN((v)->n, 60), (v)->s  /* for "%.*s" */
 static void wrpo__jspend(wrpo__jinja *J, size_t bytes) {
     J->steps += 1 + (int64_t)(bytes >> 5);
