@@ -6478,14 +6478,6 @@ static void wrpo__untie(const wrpo_tensors *t, wrpo_config *c) {
     wrpo__warn("%s: tie_word_embeddings is true, but %s and %s differ: they are not tied, and a save has both",
             head->file, in, out);
 }
-/* Under its name, or a tied embedding as the output. */
-static const wrpo_tensor_info *wrpo__find_weight(const wrpo_tensors *t, const wrpo_config *c, const char *name,
-        int form) {
-    const wrpo_tensor_info *info = wrpo__find_as(t, form, name);
-    const bool embedding = strstr(name, "embed_tokens.") || strstr(name, "tok_embeddings.");
-    if (info || !embedding || !c->tie_word_embeddings) return info;
-    return wrpo__find_as(t, form, wrpo__file_name(c, "lm_head.weight"));
-}
 /* The slice of each weight from `begin` on: all are there, in their shapes, and nothing else. *dtype: of the first. */
 static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, int64_t begin, const char *dir,
         const wrpo_tensors *t, wrpo_dtype *dtype) {
@@ -6498,7 +6490,10 @@ static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, 
     for (int64_t i = begin; i < m->n_weights; i++) {
         const wrpo_weight *w = &m->weights[i];
         wrpo__slice *s = &slices[i];
-        const wrpo_tensor_info *info = s->info = wrpo__find_weight(t, &m->config, s->name, form);
+        const bool embedding = strstr(s->name, "embed_tokens.") || strstr(s->name, "tok_embeddings.");
+        const wrpo_tensor_info *info = wrpo__find_as(t, form, s->name);
+        if (!info && embedding && m->config.tie_word_embeddings)  /* it is there as the output */
+            info = wrpo__find_as(t, form, wrpo__file_name(&m->config, "lm_head.weight"));
         if (!info)
             wrpo__fail_format("%s: %s is missing%s", dir, s->name,
                     form == 1 ? ": want a causal language model's checkpoint, found a base model's" : "");
@@ -6508,6 +6503,7 @@ static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, 
             wrpo__wrong_tensor(info, "want %s, found %s", wrpo__shape_text(ndim, shape),
                     wrpo__shape_text(info->ndim, info->shape));
         wrpo__need_float(info);
+        s->info = info;
         if (!first) first = info;
         if (strcmp(info->dtype, first->dtype)) other = info;
         seen[info - t->info] = true;
@@ -8582,15 +8578,6 @@ static const wrpo__class_defaults wrpo__tokenizer_classes[] = {
     {"GPT2Tokenizer", {"<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
     {"Qwen2Tokenizer", {NULL, "<|endoftext|>", "<|endoftext|>", NULL, "<|endoftext|>"}, false},
 };
-/* with or without "Fast"; NULL: none */
-static const wrpo__class_defaults *wrpo__class_of(const wrpo_json *name) {
-    for (int64_t k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
-        const wrpo__class_defaults *class = &wrpo__tokenizer_classes[k];
-        const char *fast = wrpo__format(wrpo__current, "%sFast", class->name);
-        if (wrpo__json_is(name, class->name) || wrpo__json_is(name, fast)) return class;
-    }
-    return NULL;
-}
 /* A special token, a string or an object that holds it, becomes an added token, as in transformers; with the next id
    if it is not in the vocabulary, except a class's default (not own), for which the model has no row. Returns its id,
    or -1. keep: where its text goes, for templates; NULL: nowhere, and what is no token is ignored. */
@@ -8615,8 +8602,13 @@ static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map) {
     static const char *const adds[] = {"add_bos_token", "add_eos_token"};
     const wrpo_json *const files[2] = {map, tok->config};
     const wrpo_json *class_name = wrpo_json_get(tok->config, "tokenizer_class");
-    const wrpo__class_defaults *class = wrpo__class_of(class_name);
+    const wrpo__class_defaults *class = NULL;
     int32_t ids[7];
+    for (int k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
+        const wrpo__class_defaults *c = &wrpo__tokenizer_classes[k];
+        const char *fast = wrpo__format(wrpo__current, "%sFast", c->name);
+        if (wrpo__json_is(class_name, c->name) || wrpo__json_is(class_name, fast)) class = c;
+    }
     for (int i = 0; i < 7; i++) {
         const char *key = wrpo__special_names[i], *usual = class ? class->special[i] : NULL;
         const wrpo_json own = {.kind = WRPO_JSON_STRING, .text = usual, .size = usual ? strlen(usual) : 0};
@@ -8689,20 +8681,6 @@ static const wrpo_json *wrpo__load_json(wrpo_tokenizer *tok, wrpo__arena *arena,
     if (!wrpo__exists(path)) return NULL;
     return wrpo__want(wrpo__json_file(arena, path), WRPO_JSON_OBJECT, file);
 }
-static void wrpo__load_edits(wrpo_tokenizer *tok, const wrpo_json *root) {
-    tok->edits = &tok->encoder;
-    wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED});
-    wrpo__load_list(tok, root, "normalizer", "normalizers");
-    tok->normalizer_end = stbds_arrlen(tok->encoder);
-    wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED, .normalized = true});
-    wrpo__load_list(tok, root, "pre_tokenizer", "pretokenizers");
-    if (tok->cuts)
-        wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__MERGED_WITH_NEXT,
-                .regex = wrpo__load_regex(tok, root, "\xE2\x96\x81+", 4, false)});
-    tok->has_decoder = wrpo__present(root, "decoder");
-    tok->edits = &tok->decoder;
-    wrpo__load_list(tok, root, "decoder", "decoders");
-}
 static wrpo_tokenizer *wrpo__tokenizer_new(wrpo__arena *arena, const char *dir) {
     wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
     *tok = (wrpo_tokenizer){.ctx = arena->ctx, .arena = arena, .scratch = wrpo__sub_arena(arena),
@@ -8742,7 +8720,18 @@ static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir)
     const wrpo_json *added = wrpo__maybe(root, "added_tokens", WRPO_JSON_ARRAY);
     const wrpo_json *map = again ? NULL : wrpo__load_json(tok, tok->scratch, "special_tokens_map.json");
     wrpo__load_model(tok, model, (added ? added->count : 0) + wrpo__leaves(tok->config) + wrpo__leaves(map));
-    wrpo__load_edits(tok, root);
+    tok->edits = &tok->encoder;
+    wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED});
+    wrpo__load_list(tok, root, "normalizer", "normalizers");
+    tok->normalizer_end = stbds_arrlen(tok->encoder);
+    wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED, .normalized = true});
+    wrpo__load_list(tok, root, "pre_tokenizer", "pretokenizers");
+    if (tok->cuts)
+        wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__MERGED_WITH_NEXT,
+                .regex = wrpo__load_regex(tok, root, "\xE2\x96\x81+", 4, false)});
+    tok->has_decoder = wrpo__present(root, "decoder");
+    tok->edits = &tok->decoder;
+    wrpo__load_list(tok, root, "decoder", "decoders");
     wrpo__load_added(tok, added, false);
     wrpo__load_list(tok, root, "post_processor", "processors");
 
