@@ -5406,8 +5406,7 @@ WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t siz
 }
 /* ------------------------------------------------------------------------------------------ >>tensors
    safetensors: 8 bytes N, little-endian; N bytes of JSON; the data. The JSON names every tensor with its dtype, shape
-   and [begin, end) in the data, which the tensors cover without a hole or an overlap. Opening reads headers only: a
-   checkpoint of any size opens in milliseconds. */
+   and [begin, end) in the data, which the tensors cover without a hole or an overlap. Opening reads headers only. */
 #if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #error "wrpo.h: checkpoints are little-endian, and so must the machine be"
 #endif
@@ -5605,6 +5604,9 @@ static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const 
     t->bytes = (size_t)want;
     t->data = data + begin;
 }
+static void wrpo__sort_by_name(wrpo_tensors *t) {
+    if (t->count) qsort(t->info, (size_t)t->count, sizeof *t->info, wrpo__by_first_name);
+}
 /* Adds the tensors of a .safetensors file, which is mapped into the arena. */
 static void wrpo__file_open(wrpo_tensors *all, const char *path) {
     wrpo__arena *arena = all->arena, *temp = wrpo__sub_arena(arena);
@@ -5648,7 +5650,6 @@ static void wrpo__file_open(wrpo_tensors *all, const char *path) {
         covered += t->bytes;
     }
     if (covered != size) wrpo__fail_format("%s: want %zu bytes of data, found %zu", path, covered, size);
-    qsort(all->info, before + count, sizeof *t, wrpo__by_first_name);
 }
 
 /* ---- many files: the index maps every tensor to its file ----
@@ -5672,6 +5673,7 @@ static void wrpo__index_open(wrpo_tensors *all, const char *path) {
         wrpo__file_open(all, wrpo__format(temp, "%.*s%s", dir, path, v->text));
     }
     stbds_arrfree(files);
+    wrpo__sort_by_name(all);
     bool *named = wrpo__alloc(temp, (size_t)all->count, sizeof *named);
     const char *nowhere = NULL, *unsaid = NULL;
     int64_t absent = 0, unnamed = 0;
@@ -5711,6 +5713,7 @@ static wrpo_tensors *wrpo__tensors_new(wrpo__arena *arena, const char *path) {
     t->arena = arena;
     if (wrpo__ends(file, ".json")) wrpo__index_open(t, file);
     else wrpo__file_open(t, file);
+    wrpo__sort_by_name(t);
     return t;
 }
 WRPO_API wrpo_result wrpo_tensors_open(wrpo_ctx *ctx, const char *path, wrpo_tensors **out) {
@@ -5953,8 +5956,7 @@ static void wrpo__tensors_save(wrpo__save *save) {
    A Hugging Face directory in, a Hugging Face directory out: config.json, weights, side files. */
 
 /* ---- config.json: old (rope_theta, rope_scaling, torch_dtype) and new (rope_parameters, dtype) spellings ----
-   A key sets a field, or is known not to change a log-prob, or is refused by its name. To add a family: its bit, name
-   and defaults here, the keys that it reads, its names of tensors below. */
+   A key sets a field, or is known not to change a log-prob, or is refused by its name. */
 enum {  /* bits: the families, in the order of the table; two heads */
     WRPO__LLAMA = 1, WRPO__MISTRAL = 2, WRPO__QWEN2 = 4, WRPO__QWEN3 = 8, WRPO__GEMMA2 = 16, WRPO__PHI3 = 32,
     WRPO__INTERNLM2 = 64, WRPO__GEMMA3 = 128, WRPO__SMOLLM3 = 256, WRPO__OLMO2 = 512, WRPO__GRANITE3 = 1024,
@@ -5965,6 +5967,8 @@ enum {  /* bits: the families, in the order of the table; two heads */
     WRPO__WINDOWED = WRPO__MISTRAL | WRPO__SWITCHED | WRPO__GEMMA | WRPO__PHI3
 };
 /* Where a key is absent. 0: a key/value head for each head; hidden_size / heads; no window; 2048 positions. */
+#define WRPO__OF_GEMMA .tie_word_embeddings = true, .gelu = true, .norm_plus_one = true, .post_norms = true, \
+                       .scale_embeddings = true, .query_pre_attn_scalar = 256
 static const wrpo_config wrpo__families[] = {
     {.model_type = "llama"},
     {.model_type = "mistral", .num_key_value_heads = 8, .max_position_embeddings = 131072, .sliding_window = 4096},
@@ -5973,16 +5977,13 @@ static const wrpo_config wrpo__families[] = {
     {.model_type = "qwen3", .num_key_value_heads = 32, .head_dim = 128, .max_position_embeddings = 32768,
      .sliding_window = 4096, .qk_norm = true},
     {.model_type = "gemma2", .num_key_value_heads = 4, .head_dim = 256, .max_position_embeddings = 8192,
-     .sliding_window = 4096, .tie_word_embeddings = true, .gelu = true, .norm_plus_one = true, .post_norms = true,
-     .scale_embeddings = true, .query_pre_attn_scalar = 256, .attn_logit_softcapping = 50,
-     .final_logit_softcapping = 30},
+     .sliding_window = 4096, WRPO__OF_GEMMA, .attn_logit_softcapping = 50, .final_logit_softcapping = 30},
     {.model_type = "phi3", .max_position_embeddings = 4096, .rms_norm_eps = 1e-5},
     {.model_type = "internlm2", .attention_bias = true},
     {.model_type = "gemma3_text", .vocab_size = 262208, .hidden_size = 2304, .intermediate_size = 9216,
      .num_hidden_layers = 26, .num_attention_heads = 8, .num_key_value_heads = 4, .head_dim = 256,
      .max_position_embeddings = 131072, .sliding_window = 4096, .rope.theta = 1e6, .sliding_rope_theta = 1e4,
-     .qk_norm = true, .tie_word_embeddings = true, .gelu = true, .norm_plus_one = true, .post_norms = true,
-     .scale_embeddings = true, .query_pre_attn_scalar = 256},
+     .qk_norm = true, WRPO__OF_GEMMA},
     {.model_type = "smollm3", .num_key_value_heads = 4, .max_position_embeddings = 32768, .rope.theta = 2e6,
      .tie_word_embeddings = true},
     {.model_type = "olmo2", .rms_norm_eps = 1e-5, .qk_norm = true, .qk_norm_rows = true, .post_norms = true,
