@@ -5003,15 +5003,9 @@ static const char *wrpo__legible(const char *s, size_t n) {  /* foreign text for
     if (shown < n) wrpo__text_puts(&out, "...");
     return out.data;
 }
-/* "NAME:LINE:COLUMN: " and the sentence; the sentence alone if v was not read from a text. */
-_Noreturn WRPO__PRINTF(3, 4)
-static void wrpo__fail_json(wrpo_result code, const wrpo_json *v, const char *format, ...) {
+/* "NAME:LINE:COLUMN: " and the sentence, or it alone if v was not read from a text. */
+_Noreturn static void wrpo__fail_json(wrpo_result code, const wrpo_json *v, const char *text) {
     wrpo_ctx *ctx = wrpo__current->ctx;
-    char text[400];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
     if (!v->name) wrpo__fail(ctx, code, "%s", text);
     wrpo__fail_at(ctx, code, v->line, v->column, "%s:%d:%d: %s", v->name, v->line, v->column, text);
 }
@@ -5022,21 +5016,17 @@ static void wrpo__fail_json(wrpo_result code, const wrpo_json *v, const char *fo
 typedef struct wrpo__json_in {
     wrpo__arena *arena;
     const char *name;
-    const char *at, *end;  /* what is left to read */
+    const char *at, *end;
     int64_t line;
     const char *line_begin;  /* moved on by bytes that continue a code point: no columns */
-    char *out;  /* where the next unescaped text goes */
+    char *out;  /* for unescaped text */
 } wrpo__json_in;
 
-static void wrpo__json_here(const wrpo__json_in *in, wrpo_json *v) {
-    v->name = in->name;
-    v->line = (int32_t)WRPO__MIN(in->line, INT32_MAX);
-    v->column = (int32_t)(in->at - in->line_begin + 1);
-}
+static int64_t wrpo__json_column(const wrpo__json_in *in) { return in->at - in->line_begin + 1; }
 _Noreturn static void wrpo__json_stop(wrpo__json_in *in, const char *want, const char *found) {
-    wrpo_json place = {0};
-    wrpo__json_here(in, &place);
-    wrpo__wrong(&place, "want %s, found %s", want, found);
+    const int64_t column = wrpo__json_column(in);
+    wrpo__fail_at(in->arena->ctx, WRPO_E_FORMAT, in->line, column, "%s:%lld:%lld: want %s, found %s", in->name,
+            (long long)in->line, (long long)column, want, found);
 }
 _Noreturn static void wrpo__json_expect(wrpo__json_in *in, const char *want) {
     const size_t n = (size_t)(in->end - in->at);
@@ -5102,7 +5092,7 @@ static const char *wrpo__json_string(wrpo__json_in *in, size_t *size) {
     static const char escapes[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
     char *begin = in->out;
     for (;;) {
-        const char *run = in->at;  /* copied as it is */
+        const char *run = in->at;
         while (in->at < in->end && (unsigned char)*in->at >= 0x20 && *in->at != '"' && *in->at != '\\') {
             size_t bytes;
             if (wrpo__utf8_get(in->at, (size_t)(in->end - in->at), &bytes) < 0) break;
@@ -5123,7 +5113,7 @@ static const char *wrpo__json_string(wrpo__json_in *in, size_t *size) {
     *in->out++ = 0;
     return begin;
 }
-/* The double nearest to a JSON number, whatever the locale's decimal point. */
+/* The nearest double, whatever the locale's decimal point. */
 static double wrpo__json_double(wrpo__arena *arena, const char *s, size_t n) {
     const char *point = memchr(s, '.', n), *end = s + n;
     if (!point) return strtod(wrpo__strndup(arena, s, n), NULL);
@@ -5139,7 +5129,7 @@ static void wrpo__json_read_number(wrpo__json_in *in, wrpo_json *v) {
     const char *begin = in->at;
     wrpo__json_take(in, "-");
     if (!wrpo__json_take(in, "0")) wrpo__json_digits(in);
-    const char *point = in->at;  /* where the integer ends */
+    const char *point = in->at;
     if (wrpo__json_take(in, ".")) wrpo__json_digits(in);
     if (wrpo__json_take(in, "eE")) {
         wrpo__json_take(in, "+-");
@@ -5162,12 +5152,12 @@ static bool wrpo__json_word(wrpo__json_in *in, const char *word) {
     if (found) in->at += n;
     return found;
 }
-static size_t wrpo__table_size(int64_t n) {  /* the slots of a hash table that n things fill by half at most */
+static size_t wrpo__table_size(int64_t n) {  /* of a hash table that n things fill by half at most */
     size_t slots = 64;
     while (slots < (size_t)n * 2) slots *= 2;
     return slots;
 }
-/* Every key of this object once. Keys made to collide, which would take quadratic time, are refused long before. */
+/* Every key once. Keys made to collide, which would take quadratic time, are refused. */
 static void wrpo__json_unique(const wrpo__json_in *in, const wrpo_json *object) {
     const wrpo_json *small[64] = {0}, **table = small;
     const size_t slots = wrpo__table_size(object->count);
@@ -5215,7 +5205,9 @@ static void wrpo__json_members(wrpo__json_in *in, wrpo_json *v, int depth) {  /*
 /* One value, and the space around it. */
 static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth) {
     wrpo__json_space(in);
-    wrpo__json_here(in, v);
+    v->name = in->name;
+    v->line = (int32_t)WRPO__MIN(in->line, INT32_MAX);
+    v->column = (int32_t)wrpo__json_column(in);
     const char c = wrpo__json_peek(in);
     if (wrpo__json_take(in, "\"")) {
         v->kind = WRPO_JSON_STRING;
@@ -5256,10 +5248,10 @@ static const wrpo_json *wrpo__present(const wrpo_json *object, const char *key) 
     const wrpo_json *v = wrpo_json_get(object, key);
     return v && v->kind != WRPO_JSON_NULL ? v : NULL;
 }
-static bool wrpo__json_is(const wrpo_json *v, const char *text) {  /* this string */
+static bool wrpo__json_is(const wrpo_json *v, const char *text) {
     return v && v->kind == WRPO_JSON_STRING && v->size == strlen(text) && !memcmp(v->text, text, v->size);
 }
-/* Which of the words s[n] is, from 1; 0: none. A space, or a comma after a word, ends it. */
+/* Which of the words s[n] is, from 1; 0: none. They end in a space or a comma. */
 static int wrpo__word_of(const char *words, const char *s, size_t n) {
     size_t size;
     for (int k = 1; *words; k++) {
@@ -5295,7 +5287,7 @@ static const char *wrpo__found(const wrpo_json *v) {  /* for the end of a senten
     if (v->kind == WRPO_JSON_STRING) return wrpo__format(wrpo__current, "\"%s\"", wrpo__legible(v->text, v->size));
     return wrpo__format(wrpo__current, "%s of %lld", wrpo__json_kinds[v->kind], (long long)v->count);
 }
-/* what: the value in words; NULL = its key. */
+/* what NULL: the value is called by its key. */
 _Noreturn static void wrpo__refuse(const wrpo_json *v, const char *what, const char *want) {
     if (!what) what = v->key ? wrpo__legible(v->key, v->key_size) : "JSON";
     wrpo__wrong(v, "%s: want %s, found %s", what, want, wrpo__found(v));
@@ -5313,7 +5305,7 @@ static bool wrpo__switch(const wrpo_json *object, const char *key, bool otherwis
     const wrpo_json *v = wrpo__maybe(object, key, WRPO_JSON_BOOL);
     return v ? v->boolean : otherwise;
 }
-/* A member of this kind, which must be there. */
+/* A member that must be there, of this kind. */
 static const wrpo_json *wrpo__need(const wrpo_json *object, const char *key, wrpo_json_kind kind) {
     const wrpo_json *v = wrpo_json_get(wrpo__want(object, WRPO_JSON_OBJECT, NULL), key);
     if (!v) wrpo__wrong(object, "%s: want %s, found no such key in this object", key, wrpo__json_kinds[kind]);
@@ -5343,7 +5335,7 @@ static wrpo_json *wrpo__json_put(wrpo_json *parent, const wrpo_json *v, const ch
 }
 
 /* ---- write ---- */
-/* The fewest digits that read back as the finite x, whatever the locale; returns their count. |x| = d.ddd * 10^power */
+/* The fewest digits that read back as the finite x; returns their count. |x| = d.ddd * 10^power */
 static int wrpo__json_digits_of(double x, char digits[24], int *power) {
     char s[48];
     int n = 0, precision = 0;
@@ -5384,7 +5376,7 @@ static void wrpo__json_number(wrpo__text *out, double x) {  /* NaN and infinity 
     if (isfinite(x)) wrpo__double_write(out, x, false);
     else wrpo__text_puts(out, "null");
 }
-static const char *wrpo__number_text(double x) {  /* as JSON writes it */
+static const char *wrpo__number_text(double x) {
     wrpo__text text = {.arena = wrpo__current};
     wrpo__json_number(&text, x + 0.0);  /* -0 becomes 0 */
     return text.data;
@@ -5434,8 +5426,7 @@ WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t siz
 }
 /* ------------------------------------------------------------------------------------------ >>tensors
    safetensors: 8 bytes N, little-endian; N bytes of JSON; the data. The JSON names every tensor with its dtype, shape
-   and [begin, end) in the data, which the tensors cover without a hole or an overlap. Opening reads headers only: a
-   checkpoint of any size opens in milliseconds. */
+   and [begin, end) in the data, which the tensors cover without a hole or an overlap. Opening reads headers only. */
 #if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #error "wrpo.h: checkpoints are little-endian, and so must the machine be"
 #endif
@@ -5461,7 +5452,7 @@ static const char *wrpo__dtype_name(wrpo_dtype dtype) { return wrpo__dtypes[dtyp
 #define wrpo__fail_tensor(code, t, format, ...) \
     wrpo__fail(wrpo__current->ctx, code, "%s: %.80s: " format, (t)->file, (t)->name, __VA_ARGS__)
 #define wrpo__wrong_tensor(t, ...) wrpo__fail_tensor(WRPO_E_FORMAT, t, __VA_ARGS__)
-/* WRPO_DTYPE_DEFAULT: wrpo__to_float cannot read this tensor. */
+/* WRPO_DTYPE_DEFAULT: wrpo__to_float cannot read it. */
 static wrpo_dtype wrpo__float_dtype(const wrpo_tensor_info *t) {
     const int i = wrpo__dtype_index(t->dtype);
     return i <= WRPO_DTYPE_F16 ? (wrpo_dtype)i : WRPO_DTYPE_DEFAULT;
@@ -5506,7 +5497,7 @@ static void wrpo__to_finite(float *dst, const wrpo_tensor_info *t, int64_t first
         if (!isfinite(dst[i]))
             wrpo__fail_tensor(WRPO_E_NOT_FINITE, t, "element %lld is not a finite number", (long long)(first + i));
 }
-/* The way back, rounded. dst has wrpo__dtype_size bytes per element and no alignment; it may be src. */
+/* Rounded. dst has no alignment; it may be src. */
 static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int64_t count) {
     if (wrpo__dtype_size(dtype) == 4) { if (count > 0) memmove(dst, src, (size_t)count * 4); return; }
     for (int64_t i = 0; i < count; i++) {
@@ -5536,7 +5527,7 @@ static const struct wrpo__foreign {
     WRPO__X("tokenizer.model"), WRPO__X("spiece.model"), WRPO__X("tekken.json"), WRPO__X(".tiktoken"),
     WRPO__X("merges.txt"), WRPO__X("vocab.")};
 #undef WRPO__X
-/* By its first bytes. */
+/* Refuses a file that is something else by its first bytes. */
 static void wrpo__refuse_foreign(const wrpo__file *file) {
     for (int i = 0; i < WRPO__COUNT(wrpo__foreign); i++) {
         const struct wrpo__foreign *f = &wrpo__foreign[i];
@@ -5633,6 +5624,9 @@ static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const 
     t->bytes = (size_t)want;
     t->data = data + begin;
 }
+static void wrpo__sort_by_name(wrpo_tensors *t) {
+    if (t->count) qsort(t->info, (size_t)t->count, sizeof *t->info, wrpo__by_first_name);
+}
 /* Adds the tensors of a .safetensors file, which is mapped into the arena. */
 static void wrpo__file_open(wrpo_tensors *all, const char *path) {
     wrpo__arena *arena = all->arena, *temp = wrpo__sub_arena(arena);
@@ -5676,7 +5670,6 @@ static void wrpo__file_open(wrpo_tensors *all, const char *path) {
         covered += t->bytes;
     }
     if (covered != size) wrpo__fail_format("%s: want %zu bytes of data, found %zu", path, covered, size);
-    qsort(all->info, before + count, sizeof *t, wrpo__by_first_name);
 }
 
 /* ---- many files: the index maps every tensor to its file ----
@@ -5700,30 +5693,28 @@ static void wrpo__index_open(wrpo_tensors *all, const char *path) {
         wrpo__file_open(all, wrpo__format(temp, "%.*s%s", dir, path, v->text));
     }
     stbds_arrfree(files);
+    wrpo__sort_by_name(all);
     bool *named = wrpo__alloc(temp, (size_t)all->count, sizeof *named);
-    const char *nowhere = NULL;
-    int64_t absent = 0, unnamed = all->count, first = 0;
+    const char *nowhere = NULL, *unsaid = NULL;
+    int64_t absent = 0, unnamed = 0;
     WRPO__EACH(v, map) {
         const wrpo_tensor_info *t = strlen(v->key) == v->key_size ? wrpo_tensors_find(all, v->key) : NULL;
-        const bool there = t && !strcmp(wrpo__basename(t->file), v->text);
-        if (there) {
-            named[t - all->info] = true;
-            unnamed--;
-        } else if (!absent++) nowhere = wrpo__legible(v->key, v->key_size);
+        if (t && !strcmp(wrpo__basename(t->file), v->text)) named[t - all->info] = true;
+        else if (!absent++) nowhere = wrpo__legible(v->key, v->key_size);
     }
     for (int64_t i = 0; i < all->count; i++) {
         const wrpo_tensor_info *t = &all->info[i];
         bytes += (double)t->bytes;
+        if (!named[i] && !unnamed++) unsaid = t->name;
         if (i > 0 && !strcmp(t->name, t[-1].name))
             wrpo__wrong_tensor(t, "want it once, found it in %s too", t[-1].file);
     }
-    while (first < all->count && named[first]) first++;
     if (absent)
         wrpo__warn("%s: its files do not have what it says of %lld tensors, such as %s", path, (long long)absent,
                 nowhere);
     if (unnamed)
         wrpo__warn("%s: %lld tensors of its files are not named there, such as %s: they are read as well", path,
-                (long long)unnamed, all->info[first].name);
+                (long long)unnamed, unsaid);
     if (size && !(size->kind == WRPO_JSON_NUMBER && size->number == bytes))
         wrpo__warn("%s:%d: total_size: want %.0f, found %s", path, size->line, bytes, wrpo__found(size));
     wrpo__arena_clear(temp);
@@ -5742,6 +5733,7 @@ static wrpo_tensors *wrpo__tensors_new(wrpo__arena *arena, const char *path) {
     t->arena = arena;
     if (wrpo__ends(file, ".json")) wrpo__index_open(t, file);
     else wrpo__file_open(t, file);
+    wrpo__sort_by_name(t);
     return t;
 }
 WRPO_API wrpo_result wrpo_tensors_open(wrpo_ctx *ctx, const char *path, wrpo_tensors **out) {
@@ -5775,14 +5767,14 @@ static double wrpo__kept(const wrpo__rounding *r) { return r->changed > 0 ? r->k
 typedef struct wrpo__save {  /* one save */
     wrpo__arena *temp;
     const char *dir;  /* exists */
-    const char *file;  /* the name of a single file; NULL: model.safetensors or shards */
+    const char *file;  /* NULL: model.safetensors or shards */
     const wrpo__save_tensor *t; int64_t n;
     wrpo_dtype dtype;  /* 0: F32 */
     int64_t max_shard_size;  /* 0: 5e9 bytes */
     wrpo__save_fn fn; void *user;  /* called for each file's tensors in the order of their names */
-    wrpo__writer **sides;  /* an stb array of whole files that wait for their names */
+    wrpo__writer **sides;  /* stb array: files that wait for their names */
     wrpo__rounding *rounding;
-    wrpo__placed *placed; int64_t shards;  /* in progress: the tensors, sorted by name */
+    wrpo__placed *placed; int64_t shards;  /* sorted by name */
     float *chunk;  /* [CHUNK] */
 } wrpo__save;
 
@@ -5832,7 +5824,7 @@ static int64_t wrpo__split(wrpo__placed *p, int64_t n, int64_t limit) {
     }
     return shards;
 }
-/* The header: {"__metadata__":{...} by the caller, then each tensor in the order of the data, then the end. */
+/* The caller writes {"__metadata__":{...}, then each tensor in the order of the data, then the end. */
 static void wrpo__header_add(wrpo__text *header, const char *name, const char *dtype, int ndim, const int64_t *shape,
         int64_t offset, int64_t bytes) {
     wrpo__text_puts(header, ",");
@@ -5984,9 +5976,8 @@ static void wrpo__tensors_save(wrpo__save *save) {
    A Hugging Face directory in, a Hugging Face directory out: config.json, weights, side files. */
 
 /* ---- config.json: old (rope_theta, rope_scaling, torch_dtype) and new (rope_parameters, dtype) spellings ----
-   A key sets a field, or is known not to change a log-prob, or is refused by its name. To add a family: its bit, name
-   and defaults here, the keys that it reads, its names of tensors below. */
-enum {  /* bits: the families, in the order of the table; two heads */
+   A key sets a field, or is known not to change a log-prob, or is refused by its name. */
+enum {  /* bits: the families, as in the table; two heads */
     WRPO__LLAMA = 1, WRPO__MISTRAL = 2, WRPO__QWEN2 = 4, WRPO__QWEN3 = 8, WRPO__GEMMA2 = 16, WRPO__PHI3 = 32,
     WRPO__INTERNLM2 = 64, WRPO__GEMMA3 = 128, WRPO__SMOLLM3 = 256, WRPO__OLMO2 = 512, WRPO__GRANITE3 = 1024,
     WRPO__GRANITE4 = 2048, WRPO__HEADS = 4096, WRPO__VALUE = WRPO__HEADS << WRPO_HEAD_VALUE,
@@ -5996,6 +5987,8 @@ enum {  /* bits: the families, in the order of the table; two heads */
     WRPO__WINDOWED = WRPO__MISTRAL | WRPO__SWITCHED | WRPO__GEMMA | WRPO__PHI3
 };
 /* Where a key is absent. 0: a key/value head for each head; hidden_size / heads; no window; 2048 positions. */
+#define WRPO__OF_GEMMA .tie_word_embeddings = true, .gelu = true, .norm_plus_one = true, .post_norms = true, \
+                       .scale_embeddings = true, .query_pre_attn_scalar = 256
 static const wrpo_config wrpo__families[] = {
     {.model_type = "llama"},
     {.model_type = "mistral", .num_key_value_heads = 8, .max_position_embeddings = 131072, .sliding_window = 4096},
@@ -6004,16 +5997,13 @@ static const wrpo_config wrpo__families[] = {
     {.model_type = "qwen3", .num_key_value_heads = 32, .head_dim = 128, .max_position_embeddings = 32768,
      .sliding_window = 4096, .qk_norm = true},
     {.model_type = "gemma2", .num_key_value_heads = 4, .head_dim = 256, .max_position_embeddings = 8192,
-     .sliding_window = 4096, .tie_word_embeddings = true, .gelu = true, .norm_plus_one = true, .post_norms = true,
-     .scale_embeddings = true, .query_pre_attn_scalar = 256, .attn_logit_softcapping = 50,
-     .final_logit_softcapping = 30},
+     .sliding_window = 4096, WRPO__OF_GEMMA, .attn_logit_softcapping = 50, .final_logit_softcapping = 30},
     {.model_type = "phi3", .max_position_embeddings = 4096, .rms_norm_eps = 1e-5},
     {.model_type = "internlm2", .attention_bias = true},
     {.model_type = "gemma3_text", .vocab_size = 262208, .hidden_size = 2304, .intermediate_size = 9216,
      .num_hidden_layers = 26, .num_attention_heads = 8, .num_key_value_heads = 4, .head_dim = 256,
      .max_position_embeddings = 131072, .sliding_window = 4096, .rope.theta = 1e6, .sliding_rope_theta = 1e4,
-     .qk_norm = true, .tie_word_embeddings = true, .gelu = true, .norm_plus_one = true, .post_norms = true,
-     .scale_embeddings = true, .query_pre_attn_scalar = 256},
+     .qk_norm = true, WRPO__OF_GEMMA},
     {.model_type = "smollm3", .num_key_value_heads = 4, .max_position_embeddings = 32768, .rope.theta = 2e6,
      .tie_word_embeddings = true},
     {.model_type = "olmo2", .rms_norm_eps = 1e-5, .qk_norm = true, .qk_norm_rows = true, .post_norms = true,
@@ -6056,7 +6046,7 @@ wrpo__keys[] = {
     WRPO__KEY(gating_temperature, GATED, NUMBER, 0, 0)};
 #undef WRPO__KEY
 static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
-    /* read by the functions below */
+    /* read below */
     {WRPO__ALL, "model_type architectures rope_theta rope_scaling rope_parameters partial_rotary_factor layer_types "
                 "torch_dtype dtype hidden_act"},
     {WRPO__WINDOWED, "sliding_window"}, {WRPO__SWITCHED, "use_sliding_window max_window_layers"},
@@ -6064,7 +6054,7 @@ static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
     {WRPO__GEMMA3, "sliding_window_pattern"}, {WRPO__SMOLLM3, "no_rope_layers no_rope_layer_interval"},
     {WRPO__GRANITE4, "num_local_experts position_embedding_type"},
     {WRPO__PHI3, "original_max_position_embeddings"}, {WRPO__VALUE, "reward_token_id"},
-    /* known not to change a log-prob: ids, caching, generation defaults, provenance */
+    /* without effect on a log-prob: ids, caching, generation defaults, provenance */
     {WRPO__ALL,
      "bos_token_id eos_token_id sep_token_id unk_token_id decoder_start_token_id pad_token tokenizer_class prefix "
      "is_encoder_decoder is_decoder is_llama_config use_cache pretraining_tp use_bfloat16 pruned_heads num_labels "
@@ -6087,7 +6077,7 @@ static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
 typedef struct wrpo__reader {
     const wrpo_json *root;
     wrpo_config *c;
-    unsigned is;  /* the bits of its family and head */
+    unsigned is;  /* of its family and head */
 } wrpo__reader;
 static bool wrpo__is_known(const wrpo__reader *in, const wrpo_json *v) {
     if (v->kind == WRPO_JSON_NULL || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13)) return true;
@@ -6200,7 +6190,7 @@ static void wrpo__rope_agrees(const wrpo_json *from, const wrpo_json *with, doub
             wrpo__wrong(v, "%s: \"%.60s\" is not the same in %s", from->key, v->key, with->key);
     }
 }
-/* Gemma 3 has an object for its layers without a window, which is returned, and one for those with it: only a base. */
+/* Gemma 3: an object for layers without a window, which is returned, and one for those with it: only a base. */
 static const wrpo_json *wrpo__rope_by_layer(const wrpo__reader *in, const wrpo_json *parameters) {
     WRPO__EACH(v, parameters)
         if (!wrpo__listed("full_attention sliding_attention", v->key))
@@ -6258,7 +6248,7 @@ static void wrpo__config_rope(const wrpo__reader *in) {
                 (long long)d, (long long)p->dims);
     if (p->type != WRPO_ROPE_DEFAULT) wrpo__rope_scaling(in, r);
 }
-/* SmolLM3's layers that do not rotate: every fourth, or those that a list says. */
+/* SmolLM3: every fourth layer does not rotate, or those of a list. */
 static void wrpo__config_no_rope(const wrpo__reader *in) {
     const wrpo_json *list = wrpo__present(in->root, "no_rope_layers");
     const int64_t L = in->c->num_hidden_layers;
@@ -6511,14 +6501,6 @@ static void wrpo__untie(const wrpo_tensors *t, wrpo_config *c) {
     wrpo__warn("%s: tie_word_embeddings is true, but %s and %s differ: they are not tied, and a save has both",
             head->file, in, out);
 }
-/* Under its name, or a tied embedding as the output. */
-static const wrpo_tensor_info *wrpo__find_weight(const wrpo_tensors *t, const wrpo_config *c, const char *name,
-        int form) {
-    const wrpo_tensor_info *info = wrpo__find_as(t, form, name);
-    const bool embedding = strstr(name, "embed_tokens.") || strstr(name, "tok_embeddings.");
-    if (info || !embedding || !c->tie_word_embeddings) return info;
-    return wrpo__find_as(t, form, wrpo__file_name(c, "lm_head.weight"));
-}
 /* The slice of each weight from `begin` on: all are there, in their shapes, and nothing else. *dtype: of the first. */
 static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, int64_t begin, const char *dir,
         const wrpo_tensors *t, wrpo_dtype *dtype) {
@@ -6531,7 +6513,10 @@ static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, 
     for (int64_t i = begin; i < m->n_weights; i++) {
         const wrpo_weight *w = &m->weights[i];
         wrpo__slice *s = &slices[i];
-        const wrpo_tensor_info *info = s->info = wrpo__find_weight(t, &m->config, s->name, form);
+        const bool embedding = strstr(s->name, "embed_tokens.") || strstr(s->name, "tok_embeddings.");
+        const wrpo_tensor_info *info = wrpo__find_as(t, form, s->name);
+        if (!info && embedding && m->config.tie_word_embeddings)  /* it is there as the output */
+            info = wrpo__find_as(t, form, wrpo__file_name(&m->config, "lm_head.weight"));
         if (!info)
             wrpo__fail_format("%s: %s is missing%s", dir, s->name,
                     form == 1 ? ": want a causal language model's checkpoint, found a base model's" : "");
@@ -6541,6 +6526,7 @@ static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, 
             wrpo__wrong_tensor(info, "want %s, found %s", wrpo__shape_text(ndim, shape),
                     wrpo__shape_text(info->ndim, info->shape));
         wrpo__need_float(info);
+        s->info = info;
         if (!first) first = info;
         if (strcmp(info->dtype, first->dtype)) other = info;
         seen[info - t->info] = true;
@@ -6611,7 +6597,7 @@ static void wrpo__copy_weights(wrpo_model *model, int64_t begin, const wrpo__sli
 enum { WRPO__LINEARS = 7, WRPO__MAX_RANK = 4096 };
 static const wrpo__kind wrpo__linears[WRPO__LINEARS] = {WRPO__W_q_proj, WRPO__W_k_proj, WRPO__W_v_proj, WRPO__W_o_proj,
                                                         WRPO__W_gate_proj, WRPO__W_up_proj, WRPO__W_down_proj};
-/* The layer that a weight belongs to, as its family calls it: "model.layers.0.self_attn.qkv_proj". */
+/* The layer of a weight, as its family calls it: "model.layers.0.self_attn.qkv_proj". */
 static const char *wrpo__layer_name(const wrpo_config *c, const wrpo_weight *w) {
     const char *name = wrpo__file_name(c, w->name);
     return wrpo__strndup(wrpo__current, name, strlen(name) - strlen(".weight"));
@@ -6776,7 +6762,7 @@ static void wrpo__adapter_config(const wrpo_json *root, bool reward, wrpo_adapte
     }
     const wrpo_json *type = wrpo__need(root, "peft_type", WRPO_JSON_STRING);
     wrpo__check(wrpo__json_is(type, "LORA"), type, "LORA");
-    const wrpo_json *init = wrpo__present(root, "init_lora_weights");  /* others change the base as they are loaded */
+    const wrpo_json *init = wrpo__present(root, "init_lora_weights");  /* others change the base */
     if (init && init->kind != WRPO_JSON_BOOL &&
             !(init->kind == WRPO_JSON_STRING && wrpo__listed("gaussian orthogonal eva mica", init->text)))
         wrpo__unsupported(init, "%.60s %s is not supported", init->key, wrpo__found(init));
@@ -6907,7 +6893,7 @@ static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *d
     if (!reward) wrpo__need_language_model(desc->dir, &config);
     else if (config.head == WRPO_HEAD_LM) config.head = WRPO_HEAD_SCORE;  /* the adapter has it */
     const bool map = desc->frozen && ctx->desc.backend->host;
-    const wrpo_tensors *t = wrpo__tensors_new(map ? arena : temp, desc->dir);  /* mapped: open as long as the model */
+    const wrpo_tensors *t = wrpo__tensors_new(map ? arena : temp, desc->dir);  /* open as long as the model */
     wrpo__untie(t, &config);
     wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_DTYPE_F32 : ctx->desc.dtype);
     model->dir = model->tokenizer_dir = wrpo__format(arena, "%s", desc->dir);
@@ -7128,7 +7114,7 @@ static void wrpo__save_adapter_config(wrpo__save *save, const wrpo_model *model)
             wrpo__number_text(d->dropout), d->rslora ? "true" : "false", targets.data, ranks.data, alphas.data);
     wrpo__side_file(save, WRPO__ADAPTER_CONFIG, out.data, out.size);
 }
-/* first[tensor]: the first weight in it. of[weight]: its adapter, if it is merged; a, b: A and B of weight `merged` */
+/* first[tensor]: its first weight. of[weight]: its adapter, to be merged; a, b: of weight `merged` */
 typedef struct wrpo__saving {
     const wrpo_model *model; const wrpo__slice *slices; int64_t *first;
     const wrpo__adapter **of; const wrpo_weight *merged; float *a, *b;
@@ -7352,7 +7338,7 @@ static const char *const wrpo__unicode_nfc[] = {
 };
 /* A number: its size in bits, in unary, then the bits below the highest. Context: what it is (class, gap...). */
 typedef struct wrpo__packed {
-    const char *const *line, *s;  /* the next line, and what is left of this one */
+    const char *const *line, *s;  /* the next line; the rest of this one */
     uint32_t range, code;
     int16_t odds[35][21][32];  /* [context][size][bits before, or 31]: of a 1, in 4096ths, minus 2048 */
 } wrpo__packed;
@@ -7501,7 +7487,7 @@ typedef struct wrpo__regex {  /* one item */
     wrpo__rx_kind kind;
     struct wrpo__regex *next;
     struct wrpo__regex *items, *other;  /* GROUP: an alternative, the others; SET: classes in it, one to intersect */
-    int64_t min, max;  /* min: of characters in a match; max: SET only */
+    int64_t min, max;  /* of characters in a match; max: SET only */
     bool possessive, negative, optional;  /* SET: never gives back; AHEAD: (?!...); GROUP: (...)? */
     bool ascii[128], negate;  /* ascii[c]: is c < 128 in the set? The rest decides for others */
     uint32_t classes;
@@ -7510,7 +7496,7 @@ typedef struct wrpo__regex {  /* one item */
     const uint16_t *unicode;  /* the class of each code point */
 } wrpo__regex;
 typedef struct wrpo__rx_rest { const wrpo__regex *x; const struct wrpo__rx_rest *up; } wrpo__rx_rest;
-typedef struct wrpo__piece {  /* of a text, or of the tokens to decode; valid UTF-8 */
+typedef struct wrpo__piece {  /* of a text or of tokens to decode; valid UTF-8 */
     const char *s; size_t n;
     int32_t id;  /* >= 0: an added token, which no edit changes */
     bool first;  /* of the whole text */
@@ -7524,7 +7510,7 @@ static bool wrpo__set_has(const wrpo__regex *x, int32_t c) {
     for (const wrpo__regex *part = x->items; part && !in; part = part->next) in = wrpo__set_has(part, c);
     return (in && (!x->other || wrpo__set_has(x->other, c))) != x->negate;
 }
-/* The size of the code point at p->s[i] if the set has it, else 0. */
+/* The size of the code point at p->s[i]; 0: the set lacks it. */
 static size_t wrpo__set_at(const wrpo__regex *x, const wrpo__piece *p, size_t i) {
     size_t size;
     if (i >= p->n) return 0;
@@ -7649,7 +7635,7 @@ struct wrpo_tokenizer {
 };
 
 /* Our own hash tables: texts may hold NULs, and the maps of stb_ds change a seed that threads share. */
-static int32_t *wrpo__slot(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* of the id of s; -1: none yet */
+static int32_t *wrpo__slot(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* -1: none yet */
     for (uint64_t at = wrpo__hash(tok->seed, s, n);; at++) {
         int32_t *id = &tok->slots[at & tok->mask];
         if (*id < 0 || (tok->tokens[*id].size == n && memcmp(tok->tokens[*id].text, s, n) == 0)) return id;
@@ -7699,17 +7685,17 @@ static void wrpo__put_part(wrpo__work *w, const wrpo__piece *p, size_t from, siz
     wrpo__put_piece(w, p->s + from, to - from, p->first && from == 0);
     stbds_arrlast(w->put).id = id;
 }
-static void wrpo__put_out(wrpo__work *w, bool first) {  /* what was written is a piece */
+static void wrpo__put_out(wrpo__work *w, bool first) {
     wrpo__put_piece(w, wrpo__strndup(w->tok->scratch, w->out.data, w->out.size), w->out.size, first);
     w->out.size = 0;
 }
-static void wrpo__take_pieces(wrpo__work *w) {  /* those that were put become the pieces */
+static void wrpo__take_pieces(wrpo__work *w) {
     wrpo__piece *swap = w->pieces;
     w->pieces = w->put;
     w->put = swap;
     stbds_arrsetlen(w->put, 0);
 }
-/* The size of the code point at p->s[i] if it is of one of these classes, else 0. */
+/* The size of the code point at p->s[i]; 0: it is of no such class. */
 static size_t wrpo__in_class(const wrpo__work *w, const wrpo__piece *p, size_t i, int classes) {
     size_t size;
     if (i >= p->n) return 0;
@@ -7783,7 +7769,7 @@ static int wrpo__byte_token(const char *s, size_t n) {  /* the byte NN of <0xNN>
     if (n != 6 || memcmp(s, "<0x", 3) != 0 || strspn(s + 3, "0123456789ABCDEFabcdef") != 2 || s[5] != '>') return -1;
     return (int)strtol(s + 3, NULL, 16);
 }
-/* <0xNN> tokens in a row are a text; if that is not UTF-8, each byte becomes U+FFFD. */
+/* <0xNN> tokens in a row are a text, or, if that is not UTF-8, one U+FFFD a byte. */
 static void wrpo__end_bytes(wrpo__work *w) {
     size_t n = w->out.size;
     if (n && wrpo__valid_utf8(w->out.data, n) == n) wrpo__put_out(w, false);
@@ -7899,7 +7885,7 @@ static void wrpo__symbols(wrpo__work *w, const char *s, size_t n) {
     if (pending) wrpo__put_symbol(w, tok->unk);
     if (stbds_arrlen(w->symbols)) stbds_arrlast(w->symbols).next = -1;
 }
-/* A binary heap: the lowest rank first, of equal ranks the leftmost. */
+/* A binary heap: the lowest rank first, then the leftmost. */
 static void wrpo__push_merge(wrpo__work *w, int32_t at) {  /* of symbol `at` and the next */
     int32_t next = w->symbols[at].next;
     if (next < 0) return;
@@ -7931,7 +7917,7 @@ static void wrpo__merge_symbols(wrpo__work *w) {
         int32_t at = (int32_t)(best.key & 0xFFFFFFFF), next = y[at].next;
         if (y[at].id < 0 || next < 0) continue;  /* merged since */
         const wrpo__merge *m = wrpo__merge_slot(w->tok, y[at].id, y[next].id);
-        if (m->rank < 0 || m->id != best.value) continue;  /* another pair is here now */
+        if (m->rank < 0 || m->id != best.value) continue;  /* another pair by now */
         y[at].id = m->id;
         y[at].next = y[next].next;
         y[next].id = -1;
@@ -8028,7 +8014,7 @@ static int32_t wrpo__load_count(const wrpo_json *v, int64_t high) { return (int3
 /* ---- load: regexes ---- */
 typedef struct wrpo__rx_parser {
     wrpo_tokenizer *tok; const wrpo_json *json;  /* json: where the pattern is, for errors */
-    const char *s; size_t n, i;  /* the pattern, and how much of it is read */
+    const char *s; size_t n, i;  /* the pattern; how much is read */
     bool literal, fold;  /* all characters are literals; inside (?i:...) */
     int depth;
 } wrpo__rx_parser;
@@ -8037,7 +8023,7 @@ _Noreturn static void wrpo__rx_fail(const wrpo__rx_parser *p, const char *what) 
     wrpo__unsupported(p->json, "regex, byte %zu: %s is not supported: %.*s", p->i + 1, what, (int)WRPO__MIN(p->n, 200),
             p->s);
 }
-static bool wrpo__rx_sees(const wrpo__rx_parser *p, const char *any) {  /* is one of these next? */
+static bool wrpo__rx_sees(const wrpo__rx_parser *p, const char *any) {
     return !p->literal && p->i < p->n && p->s[p->i] && strchr(any, p->s[p->i]);
 }
 static void wrpo__rx_refuse(const wrpo__rx_parser *p, const char *any, const char *what) {
@@ -8065,7 +8051,7 @@ static int64_t wrpo__rx_number(wrpo__rx_parser *p, int64_t otherwise) {
     }
     return v;
 }
-static int32_t wrpo__rx_escaped(wrpo__rx_parser *p) {  /* the code point that is meant after a backslash */
+static int32_t wrpo__rx_escaped(wrpo__rx_parser *p) {  /* after a backslash */
     static const char letters[] = "nrtfva", controls[] = "\n\r\t\f\v\a";
     const int32_t c = wrpo__rx_char(p), low = c | 32;
     if (low == 'p') wrpo__rx_refuse(p, "{", "this property");
@@ -8162,17 +8148,22 @@ static void wrpo__rx_element(wrpo__rx_parser *p, wrpo__regex *x, bool many) {
 static void wrpo__rx_unfoldable(const wrpo__rx_parser *p) {
     if (p->fold) wrpo__rx_refuse(p, "\\.", "anything but ASCII letters in (?i:...)");
 }
-/* What is in brackets, up to the closing one. */
-static void wrpo__rx_class(wrpo__rx_parser *p, wrpo__regex *x) {
-    if (++p->depth > 400) wrpo__rx_fail(p, "so deep a nest of classes");
-    for (bool begun = false; !wrpo__rx_sees(p, "]"); begun = true) {
-        if (wrpo__rx_take(p, "&&")) {
-            if (!begun) wrpo__rx_fail(p, "an empty class");
-            x->other = wrpo__rx_new(p, WRPO__RX_SET);
-            wrpo__rx_class(p, x->other);
-            break;
+static void wrpo__rx_class(wrpo__rx_parser *p, wrpo__regex *x) {  /* after "[" */
+    const int depth = p->depth++;
+    bool begun = false;
+    x->negate = wrpo__rx_take(p, "^");
+    wrpo__rx_refuse(p, "]", "an empty class");
+    while (!wrpo__rx_take(p, "]")) {
+        if (p->depth > 400) wrpo__rx_fail(p, "so deep a nest of classes");
+        if (begun && wrpo__rx_take(p, "&&")) {
+            x = x->other = wrpo__rx_new(p, WRPO__RX_SET);
+            begun = false;
+            p->depth++;
+            continue;
         }
+        if (wrpo__rx_take(p, "&&")) wrpo__rx_fail(p, "an empty class");
         if (begun && wrpo__rx_dash(p)) wrpo__rx_fail(p, "'-' at this place");
+        begun = true;
         wrpo__rx_unfoldable(p);
         if (!wrpo__rx_take(p, "[")) {
             wrpo__rx_element(p, x, true);
@@ -8180,14 +8171,11 @@ static void wrpo__rx_class(wrpo__rx_parser *p, wrpo__regex *x) {
         }
         wrpo__rx_refuse(p, ":", "a POSIX class");
         wrpo__regex *part = wrpo__rx_new(p, WRPO__RX_SET);
-        part->negate = wrpo__rx_take(p, "^");
-        wrpo__rx_refuse(p, "]", "an empty class");
         wrpo__rx_class(p, part);
-        p->i++;
         part->next = x->items;
         x->items = part;
     }
-    p->depth--;
+    p->depth = depth;
 }
 static wrpo__regex *wrpo__rx_set(wrpo__rx_parser *p, wrpo__rx_kind kind) {  /* a literal, an escape or a class */
     wrpo__regex *x = wrpo__rx_new(p, kind);
@@ -8195,12 +8183,8 @@ static wrpo__regex *wrpo__rx_set(wrpo__rx_parser *p, wrpo__rx_kind kind) {  /* a
     wrpo__rx_refuse(p, "?*+{", "this repetition");
     wrpo__rx_refuse(p, "]}", "this bracket");
     wrpo__rx_unfoldable(p);
-    if (wrpo__rx_take(p, "[")) {
-        x->negate = wrpo__rx_take(p, "^");
-        wrpo__rx_refuse(p, "]", "an empty class");
-        wrpo__rx_class(p, x);
-        p->i++;
-    } else if (wrpo__rx_take(p, ".")) {
+    if (wrpo__rx_take(p, "[")) wrpo__rx_class(p, x);
+    else if (wrpo__rx_take(p, ".")) {
         x->negate = true;
         wrpo__rx_range(x, '\n', '\n');
     } else wrpo__rx_element(p, x, false);
@@ -8220,17 +8204,16 @@ static wrpo__regex *wrpo__rx_group(wrpo__rx_parser *p) {  /* after "(" */
     wrpo__rx_refuse(p, "?*+{", "this repetition of a group");
     return x;
 }
-static wrpo__regex *wrpo__rx_ahead(wrpo__rx_parser *p, bool negative) {  /* after "(?=" or "(?!" */
-    static const char longer[] = "a lookahead for more than one character";
-    wrpo__rx_refuse(p, "(|)", longer);
-    wrpo__regex *x = wrpo__rx_set(p, WRPO__RX_AHEAD);
-    x->negative = negative;
-    if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, longer);
-    return x;
-}
 static wrpo__regex *wrpo__rx_item(wrpo__rx_parser *p) {
-    if (wrpo__rx_take(p, "(?!")) return wrpo__rx_ahead(p, true);
-    if (wrpo__rx_take(p, "(?=")) return wrpo__rx_ahead(p, false);
+    static const char longer[] = "a lookahead for more than one character";
+    const bool negative = wrpo__rx_take(p, "(?!");
+    if (negative || wrpo__rx_take(p, "(?=")) {
+        wrpo__rx_refuse(p, "(|)", longer);
+        wrpo__regex *x = wrpo__rx_set(p, WRPO__RX_AHEAD);
+        x->negative = negative;
+        if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, longer);
+        return x;
+    }
     if (wrpo__rx_take(p, "(")) return wrpo__rx_group(p);
     if (wrpo__rx_take(p, "^")) return wrpo__rx_new(p, WRPO__RX_BEGIN);
     if (wrpo__rx_take(p, "$")) return wrpo__rx_new(p, WRPO__RX_END);
@@ -8327,7 +8310,7 @@ WRPO__READ(metaspace) {
     const bool first = choice == 1, never = choice == 2;
     if (!wrpo__switch(v, "add_prefix_space", true) && !never)
         wrpo__wrong(v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
-    /* "first" is of the original text: known if the normalizer keeps the number of characters */
+    /* "first" of the original text: known if the normalizer keeps the number of characters */
     for (int64_t i = 1; i < tok->normalizer_end && first; i++)
         if (!wrpo__keeps_count(&tok->encoder[i]))
             wrpo__load_refuse("after this normalizer, prepend_scheme", scheme);
@@ -8444,7 +8427,7 @@ static void wrpo__new_token(wrpo_tokenizer *tok, int32_t id, const char *text, s
     tok->tokens[id] = (wrpo__token){wrpo__strndup(tok->arena, text, size), (uint32_t)size, flags};
     *wrpo__slot(tok, text, size) = id;
 }
-static void *wrpo__free_slots(wrpo_tokenizer *tok, int64_t n, size_t size, uint64_t *mask) {  /* all bits are set */
+static void *wrpo__free_slots(wrpo_tokenizer *tok, int64_t n, size_t size, uint64_t *mask) {  /* all bits set */
     const size_t slots = wrpo__table_size(n);
     *mask = slots - 1;
     return memset(wrpo__raw(tok->arena, slots, size), 0xFF, slots * size);
@@ -8544,7 +8527,7 @@ static void wrpo__load_model(wrpo_tokenizer *tok, const wrpo_json *model, int64_
 /* all: no flag may be absent; else an absent one is false, but "normalized" is "not special". */
 static uint32_t wrpo__load_flags(const wrpo_json *v, uint32_t flags, bool all) {
     static const char *const keys[] = {"single_word", "lstrip", "rstrip", "special", "normalized"};
-    for (int k = 0; k < 5; k++) {  /* in the order of the flags */
+    for (int k = 0; k < 5; k++) {  /* as the flags */
         if (all) wrpo__need(v, keys[k], WRPO_JSON_BOOL);
         bool otherwise = k == 4 && !(flags & WRPO__TOKEN_SPECIAL);
         if (wrpo__switch(v, keys[k], otherwise)) flags |= (uint32_t)WRPO__TOKEN_SINGLE_WORD << k;
@@ -8624,15 +8607,6 @@ static const wrpo__class_defaults wrpo__tokenizer_classes[] = {
     {"GPT2Tokenizer", {"<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
     {"Qwen2Tokenizer", {NULL, "<|endoftext|>", "<|endoftext|>", NULL, "<|endoftext|>"}, false},
 };
-/* with or without "Fast"; NULL: none */
-static const wrpo__class_defaults *wrpo__class_of(const wrpo_json *name) {
-    for (int64_t k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
-        const wrpo__class_defaults *class = &wrpo__tokenizer_classes[k];
-        const char *fast = wrpo__format(wrpo__current, "%sFast", class->name);
-        if (wrpo__json_is(name, class->name) || wrpo__json_is(name, fast)) return class;
-    }
-    return NULL;
-}
 /* A special token, a string or an object that holds it, becomes an added token, as in transformers; with the next id
    if it is not in the vocabulary, except a class's default (not own), for which the model has no row. Returns its id,
    or -1. keep: where its text goes, for templates; NULL: nowhere, and what is no token is ignored. */
@@ -8657,8 +8631,13 @@ static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map) {
     static const char *const adds[] = {"add_bos_token", "add_eos_token"};
     const wrpo_json *const files[2] = {map, tok->config};
     const wrpo_json *class_name = wrpo_json_get(tok->config, "tokenizer_class");
-    const wrpo__class_defaults *class = wrpo__class_of(class_name);
+    const wrpo__class_defaults *class = NULL;
     int32_t ids[7];
+    for (int k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
+        const wrpo__class_defaults *c = &wrpo__tokenizer_classes[k];
+        const char *fast = wrpo__format(wrpo__current, "%sFast", c->name);
+        if (wrpo__json_is(class_name, c->name) || wrpo__json_is(class_name, fast)) class = c;
+    }
     for (int i = 0; i < 7; i++) {
         const char *key = wrpo__special_names[i], *usual = class ? class->special[i] : NULL;
         const wrpo_json own = {.kind = WRPO_JSON_STRING, .text = usual, .size = usual ? strlen(usual) : 0};
@@ -8731,20 +8710,6 @@ static const wrpo_json *wrpo__load_json(wrpo_tokenizer *tok, wrpo__arena *arena,
     if (!wrpo__exists(path)) return NULL;
     return wrpo__want(wrpo__json_file(arena, path), WRPO_JSON_OBJECT, file);
 }
-static void wrpo__load_edits(wrpo_tokenizer *tok, const wrpo_json *root) {
-    tok->edits = &tok->encoder;
-    wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED});
-    wrpo__load_list(tok, root, "normalizer", "normalizers");
-    tok->normalizer_end = stbds_arrlen(tok->encoder);
-    wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED, .normalized = true});
-    wrpo__load_list(tok, root, "pre_tokenizer", "pretokenizers");
-    if (tok->cuts)
-        wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__MERGED_WITH_NEXT,
-                .regex = wrpo__load_regex(tok, root, "\xE2\x96\x81+", 4, false)});
-    tok->has_decoder = wrpo__present(root, "decoder");
-    tok->edits = &tok->decoder;
-    wrpo__load_list(tok, root, "decoder", "decoders");
-}
 static wrpo_tokenizer *wrpo__tokenizer_new(wrpo__arena *arena, const char *dir) {
     wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
     *tok = (wrpo_tokenizer){.ctx = arena->ctx, .arena = arena, .scratch = wrpo__sub_arena(arena),
@@ -8784,7 +8749,18 @@ static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir)
     const wrpo_json *added = wrpo__maybe(root, "added_tokens", WRPO_JSON_ARRAY);
     const wrpo_json *map = again ? NULL : wrpo__load_json(tok, tok->scratch, "special_tokens_map.json");
     wrpo__load_model(tok, model, (added ? added->count : 0) + wrpo__leaves(tok->config) + wrpo__leaves(map));
-    wrpo__load_edits(tok, root);
+    tok->edits = &tok->encoder;
+    wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED});
+    wrpo__load_list(tok, root, "normalizer", "normalizers");
+    tok->normalizer_end = stbds_arrlen(tok->encoder);
+    wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED, .normalized = true});
+    wrpo__load_list(tok, root, "pre_tokenizer", "pretokenizers");
+    if (tok->cuts)
+        wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__MERGED_WITH_NEXT,
+                .regex = wrpo__load_regex(tok, root, "\xE2\x96\x81+", 4, false)});
+    tok->has_decoder = wrpo__present(root, "decoder");
+    tok->edits = &tok->decoder;
+    wrpo__load_list(tok, root, "decoder", "decoders");
     wrpo__load_added(tok, added, false);
     wrpo__load_list(tok, root, "post_processor", "processors");
 
@@ -8888,7 +8864,7 @@ struct wrpo__jval {
 };
 typedef struct wrpo__jinja {  /* one compilation or one rendering */
     wrpo_ctx *ctx;
-    wrpo_tokenizer *tok;  /* whose template this is */
+    wrpo_tokenizer *tok;
     wrpo__jtoken *at;  /* the current token */
     int idle;  /* above 0: tokens are only read */
     int line, depth, loops;  /* of the current token */
@@ -8903,17 +8879,13 @@ typedef struct wrpo__jinja {  /* one compilation or one rendering */
     wrpo__jtoken *tokens;  /* stb array */
 } wrpo__jinja;
 
-_Noreturn WRPO__PRINTF(3, 4) static void wrpo__jraise(wrpo__jinja *J, wrpo_result code, const char *format, ...) {
-    char text[400];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    wrpo__fail_at(J->ctx, code, J->line, 0, "chat template, line %d: %s%s", J->line, text,
-            code == WRPO_E_UNSUPPORTED ? " is not supported" : "");
+_Noreturn static void wrpo__jraise(wrpo__jinja *J, wrpo_result code, const char *text, const char *more) {
+    wrpo__fail_at(J->ctx, code, J->line, 0, "chat template, line %d: %s%s", J->line, text, more);
 }
-#define wrpo__jfail(J, ...) wrpo__jraise(J, WRPO_E_FORMAT, __VA_ARGS__)  /* Python refuses it too */
-#define wrpo__jrefuse(J, ...) wrpo__jraise(J, WRPO_E_UNSUPPORTED, __VA_ARGS__)  /* ... is not supported */
+/* What Python refuses too; what is not supported. */
+#define wrpo__jfail(J, ...) wrpo__jraise(J, WRPO_E_FORMAT, wrpo__format(wrpo__current, __VA_ARGS__), "")
+#define wrpo__jrefuse(J, ...) \
+    wrpo__jraise(J, WRPO_E_UNSUPPORTED, wrpo__format(wrpo__current, __VA_ARGS__), " is not supported")
 #define WRPO__J_SHOW(v) (int)WRPO__MIN((v)->n, 60), (v)->s  /* for "%.*s" */
 static void wrpo__jspend(wrpo__jinja *J, size_t bytes) {
     J->steps += 1 + (int64_t)(bytes >> 5);
@@ -8942,7 +8914,7 @@ static wrpo__jv wrpo__jfloat(wrpo__jinja *J, double f) {
     if (!isfinite(f)) wrpo__jrefuse(J, "a number beyond the range of a double");
     return WRPO__J_VAL(.kind = WRPO__J_FLOAT, .f = f);
 }
-static wrpo__jv wrpo__jbytes(const char *s, size_t n) {  /* a string that shares these bytes */
+static wrpo__jv wrpo__jbytes(const char *s, size_t n) {
     return WRPO__J_VAL(.kind = WRPO__J_STR, .s = n ? s : "", .n = n);
 }
 static wrpo__jv wrpo__jstring(const char *s) { return wrpo__jbytes(s, strlen(s)); }
@@ -9027,7 +8999,7 @@ static bool wrpo__jequal(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
     J->depth--;
     return same;
 }
-static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* < 0, 0, > 0 */
+static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
     size_t n = WRPO__MIN(a->n, b->n);
     wrpo__jspend(J, n);
     wrpo__jdefined(J, a);
@@ -9038,7 +9010,7 @@ static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* < 0, 0, 
     int r = memcmp(a->s, b->s, n);  /* UTF-8 sorts as its code points do */
     return r ? r : (a->n > b->n) - (a->n < b->n);
 }
-/* The value at the key; NULL: none. */
+/* NULL: none */
 static wrpo__jv *wrpo__jdict_at(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {
     if (!(key->kind & WRPO__J_SCALARS)) wrpo__jrefuse(J, "a key of type %s", wrpo__jtype(key));
     wrpo__jspend(J, 4 * (size_t)d->count);
@@ -9066,7 +9038,7 @@ static bool wrpo__jspace(int32_t c) {  /* str.isspace */
     return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
            (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
-static int64_t wrpo__jlength(wrpo__jinja *J, wrpo__jv v) {  /* of a string in code points */
+static int64_t wrpo__jlength(wrpo__jinja *J, wrpo__jv v) {  /* in code points */
     int64_t length = 0;
     wrpo__jspend(J, v->n);
     for (size_t i = 0; i < v->n; i++) length += ((unsigned char)v->s[i] & 0xC0) != 0x80;
@@ -9110,7 +9082,7 @@ static size_t wrpo__jrstrip(wrpo__jinja *J, wrpo__jv chars, const char *s, size_
     return to;
 }
 static size_t wrpo__jskip_space(const char *s, size_t n, size_t i) { return wrpo__jlstrip(NULL, NULL, s, i, n); }
-static int wrpo__jclass(wrpo__jinja *J, int32_t c) {  /* the bit of a code point's wrpo__class */
+static int wrpo__jclass(wrpo__jinja *J, int32_t c) {  /* the bit of its wrpo__class */
     if (!J->tok->unicode.kind) wrpo__unicode_load_classes(J->tok->arena, &J->tok->unicode);
     return 1 << (J->tok->unicode.kind[c] & 15);
 }
@@ -9172,8 +9144,9 @@ static void wrpo__jquote(wrpo__jinja *J, wrpo__jv v) {  /* repr(v) */
     char quote = apostrophe ? '\'' : '"';
     const char marks[] = {'\n', '\r', '\t', '\\', quote}, names[] = {'n', 'r', 't', '\\', quote};
     int hidden = 1 << WRPO__OTHER | 1 << WRPO__SPACE | 1 << WRPO__CW;  /* str.isprintable goes by it */
+    wrpo__jplain(J, v);
     wrpo__jput(J, &quote, 1);
-    for (size_t i = 0, size; i < wrpo__jplain(J, v)->n; i += size) {
+    for (size_t i = 0, size; i < v->n; i += size) {
         int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
         const char *mark = c > 0 && c < 128 ? memchr(marks, c, sizeof marks) : NULL;
         if (mark) wrpo__text_printf(&J->out, "\\%c", names[mark - marks]);
@@ -9234,7 +9207,7 @@ static void wrpo__jprint(wrpo__jinja *J, wrpo__jv v) {  /* str(v) */
     if (wrpo__jis_str(v)) wrpo__jputs(J, v);
     else if (v->kind != WRPO__J_UNDEFINED) wrpo__jwrite(J, v, &(wrpo__jstyle){.item = &item, .key = &key});
 }
-static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {  /* str(v) as a value */
+static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {
     if (wrpo__jis_str(v) && !v->safe) return v;
     size_t from = J->out.size;
     wrpo__jprint(J, v);
@@ -9331,7 +9304,7 @@ static wrpo__jv wrpo__jjoin(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* both a
     wrpo__jprint(J, b);
     return wrpo__jcut(J, from);
 }
-static wrpo__jv wrpo__jconcat(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* lists or tuples */
+static wrpo__jv wrpo__jconcat(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
     wrpo__jval *both = wrpo__jnew(a->kind);
     both->count = a->count + b->count;
     wrpo__jspend(J, (size_t)both->count * sizeof *both->items);
@@ -9393,10 +9366,10 @@ static wrpo__jv wrpo__joperate(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
 
 /* ---- filters, tests, methods, functions ---- */
 typedef struct wrpo__jcall {  /* of a row of wrpo__jdefs */
-    int op;  /* which of the names that share the function */
-    wrpo__jv self;  /* the value before the bar, `is` or the dot */
+    int op;  /* of the names that share fn */
+    wrpo__jv self;  /* before the bar, `is` or the dot */
     wrpo__jv a[4];  /* the arguments by the signature; NULL: absent */
-    wrpo__jval args, named;  /* the arguments as given: items; keys and items */
+    wrpo__jval args, named;  /* as given: items; keys and items */
     int64_t asked, bound;  /* parameters seen; arguments that they took */
 } wrpo__jcall;
 struct wrpo__jdef {
@@ -9599,16 +9572,12 @@ WRPO__J_FN(get) {
     return r ? r : &wrpo__jnone;
 }
 WRPO__J_FN(kind) {
-    static const int pass[] = {  /* defined to callable, as in wrpo__jdefs */
+    static const int pass[] = {  /* defined to true, as in wrpo__jdefs */
         ~WRPO__J_UNDEFINED, WRPO__J_UNDEFINED, WRPO__J_NONE, WRPO__J_BOOL, WRPO__J_INT, WRPO__J_FLOAT,
         WRPO__J_NUMBERS, WRPO__J_STR, WRPO__J_DICT, WRPO__J_SEQUENCES, WRPO__J_ITERABLES | WRPO__J_LOOP,
-        WRPO__J_CALLABLES | WRPO__J_LOOP | WRPO__J_UNDEFINED};
+        WRPO__J_CALLABLES | WRPO__J_LOOP | WRPO__J_UNDEFINED, WRPO__J_BOOL, WRPO__J_BOOL};
     (void)J;
-    return wrpo__jbool(c->self->kind & pass[c->op]);
-}
-WRPO__J_FN(truth) {  /* op: 0 is false, 1 is true */
-    (void)J;
-    return wrpo__jbool(c->self->kind == WRPO__J_BOOL && c->self->i == c->op);
+    return wrpo__jbool(c->self->kind & pass[c->op] && (c->op < 12 || c->self->i == c->op - 12));
 }
 WRPO__J_FN(operate) { return wrpo__joperate(J, "i===!!"[c->op], c->self, c->a[0]); }
 WRPO__J_FN(parity) {  /* op: 0 even, 1 odd */
@@ -9673,9 +9642,9 @@ static const wrpo__jdef wrpo__jdefs[] = {
     {"startswith endswith removeprefix removesuffix", "s", "prefix", wrpo__jf_affix, 0},
     {"get", "d", "key default=", wrpo__jf_get, 0}, {"items keys values", "d", "", wrpo__jf_items, 1},
     /* tests */
-    {"defined undefined none boolean integer float number string mapping sequence iterable callable", "tm", "",
-     wrpo__jf_kind, 0},
-    {"false true", "tm", "", wrpo__jf_truth, 0}, {"even odd", "t", "", wrpo__jf_parity, 0},
+    {"defined undefined none boolean integer float number string mapping sequence iterable callable false true", "tm",
+     "", wrpo__jf_kind, 0},
+    {"even odd", "t", "", wrpo__jf_parity, 0},
     {"in == eq equalto != ne", "tm", "other", wrpo__jf_operate, 0},
     /* functions */
     {"range", "g", "start stop= step=", wrpo__jf_range, 0}, {"dict namespace", "g", NULL, wrpo__jf_dict, 0},
@@ -9737,7 +9706,7 @@ static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__j
 }
 
 /* ---- text to tokens ---- */
-enum {  /* kinds of tokens */
+enum {
     WRPO__J_END, WRPO__J_TEXT, WRPO__J_OUTPUT, WRPO__J_STATEMENT, WRPO__J_CLOSE, WRPO__J_LITERAL,
     WRPO__J_NAME, WRPO__J_MARK
 };
@@ -10156,8 +10125,8 @@ struct wrpo__jloop {
     wrpo__jtoken *target, *condition;  /* condition NULL: none */
     int64_t index0;
     wrpo__jval *outer;  /* scope */
-    wrpo__jv base; int64_t next;  /* what it runs over; its next item to look at */
-    wrpo__jval *passed;  /* LIST: the items so far that satisfy the condition */
+    wrpo__jv base; int64_t next;  /* what it runs over; the next item to look at */
+    wrpo__jval *passed;  /* the items so far that meet the condition */
 };
 /* A new scope with the loop's variables for x; goes to `to`. */
 static void wrpo__jloop_enter(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv x, wrpo__jtoken *to) {
@@ -10199,7 +10168,7 @@ static void wrpo__jdefine(wrpo__jinja *J, const char *name, wrpo__jv value) {
 static void wrpo__jfor(wrpo__jinja *J) {  /* after `for` */
     wrpo__jloop *loop = WRPO__NEW(wrpo__current, wrpo__jloop);
     wrpo__jtoken *name = J->at - 1;
-    bool completed = false;  /* one pass was not cut short; if none was, `else` runs */
+    bool completed = false;  /* a pass was not cut short; if none, `else` runs */
     loop->target = J->at;
     loop->outer = J->scope;
     wrpo__jtargets(J, NULL, "in");
