@@ -14666,21 +14666,23 @@ WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, int64_t kc, 
     for (int r = 0; r < rows; r++, t.c += t.ldc)
         if (r < t.m) WRPO__PUT(t.c, t.add ? WRPO__GET(t.c) + sum[r] : sum[r]);
 }
-WRPO__INLINE void WRPO__(thin_rows)(const bool pairs, const wrpo_dtype type, int64_t kc, const float *a,
-                                    wrpo__operand b, int64_t ahead, wrpo__target t) {
-    b.type = type;
+WRPO__INLINE void WRPO__(thin_rows)(const bool pairs, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
+                                    wrpo__target t) {
     if (t.m > 8) WRPO__(thin_of)(WRPO__(MR), pairs, kc, a, b, ahead, t);
     else if (t.m > 4) WRPO__(thin_of)(WRPO__MIN(8, WRPO__(MR)), pairs, kc, a, b, ahead, t);
     else WRPO__(thin_of)(4, pairs, kc, a, b, ahead, t);
 }
 WRPO__KERNEL void WRPO__(thin)(wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
                                wrpo__target t) {
-    const bool pairs = WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS, bf16 = b.type == WRPO_DTYPE_BF16;
-    if (pairs && bf16) WRPO__(thin_rows)(true, WRPO_DTYPE_BF16, kc, a, b, ahead, t);
-    else if (pairs) WRPO__(thin_rows)(true, WRPO_DTYPE_F32, kc, a, b, ahead, t);
-    else if (bf16) WRPO__(thin_rows)(false, WRPO_DTYPE_BF16, kc, a, b, ahead, t);
-    else if (b.type == WRPO_DTYPE_F16) WRPO__(thin_rows)(false, WRPO_DTYPE_F16, kc, a, b, ahead, t);
-    else WRPO__(thin_rows)(false, WRPO_DTYPE_F32, kc, a, b, ahead, t);
+    const wrpo__operand bf16 = {b.data, WRPO_DTYPE_BF16, b.lane, b.step};
+    const wrpo__operand f16 = {b.data, WRPO_DTYPE_F16, b.lane, b.step};
+    const wrpo__operand f32 = {b.data, WRPO_DTYPE_F32, b.lane, b.step};
+    const bool pairs = WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS;
+    if (pairs && b.type == WRPO_DTYPE_BF16) WRPO__(thin_rows)(true, kc, a, bf16, ahead, t);
+    else if (pairs) WRPO__(thin_rows)(true, kc, a, f32, ahead, t);
+    else if (b.type == WRPO_DTYPE_BF16) WRPO__(thin_rows)(false, kc, a, bf16, ahead, t);
+    else if (b.type == WRPO_DTYPE_F16) WRPO__(thin_rows)(false, kc, a, f16, ahead, t);
+    else WRPO__(thin_rows)(false, kc, a, f32, ahead, t);
 }
 
 /* ---- attention: a tile of scores is s[key][NR], a column for each lane ---- */
