@@ -5009,8 +5009,8 @@ _Noreturn static void wrpo__fail_json(wrpo_result code, const wrpo_json *v, cons
     if (!v->name) wrpo__fail(ctx, code, "%s", text);
     wrpo__fail_at(ctx, code, v->line, v->column, "%s:%d:%d: %s", v->name, v->line, v->column, text);
 }
-#define wrpo__wrong(v, ...) wrpo__fail_json(WRPO_E_FORMAT, v, __VA_ARGS__)
-#define wrpo__unsupported(v, ...) wrpo__fail_json(WRPO_E_UNSUPPORTED, v, __VA_ARGS__)
+#define wrpo__wrong(v, ...) wrpo__fail_json(WRPO_E_FORMAT, v, wrpo__format(wrpo__current, __VA_ARGS__))
+#define wrpo__unsupported(v, ...) wrpo__fail_json(WRPO_E_UNSUPPORTED, v, wrpo__format(wrpo__current, __VA_ARGS__))
 
 /* ---- read ---- */
 typedef struct wrpo__json_in {
