@@ -5497,14 +5497,6 @@ static void wrpo__to_finite(float *dst, const wrpo_tensor_info *t, int64_t first
         if (!isfinite(dst[i]))
             wrpo__fail_tensor(WRPO_E_NOT_FINITE, t, "element %lld is not a finite number", (long long)(first + i));
 }
-/* Rounded. dst has no alignment; it may be src. */
-static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int64_t count) {
-    if (wrpo__dtype_size(dtype) == 4) { if (count > 0) memmove(dst, src, (size_t)count * 4); return; }
-    for (int64_t i = 0; i < count; i++) {
-        const uint16_t h = wrpo__narrow(dtype, src[i]);
-        memcpy((unsigned char *)dst + 2 * i, &h, 2);
-    }
-}
 
 /* ---- files that are something else: a sentence each ---- */
 static const struct wrpo__foreign {
@@ -5758,7 +5750,6 @@ typedef struct wrpo__placed { const char *name; const wrpo__save_tensor *t; int6
 typedef struct wrpo__rounding {
     bool random;  /* BF16: up or down by chance, the weight in the mean */
     const wrpo_tensors *from;  /* NULL: nothing is measured */
-    float *old;  /* [CHUNK] */
     double changed, kept;  /* sums of d^2 and (rounded w - rounded from) d, d = w - from */
     wrpo__writer *(*done)(void *user, double kept); void *user;  /* may be NULL. Called when the weights are written;
                                         the file that it returns, or NULL, gets its name with theirs */
@@ -5775,7 +5766,7 @@ typedef struct wrpo__save {  /* one save */
     wrpo__writer **sides;  /* stb array: files that wait for their names */
     wrpo__rounding *rounding;
     wrpo__placed *placed; int64_t shards;  /* sorted by name */
-    float *chunk;  /* [CHUNK] */
+    float *chunk; uint16_t *halves;  /* [CHUNK] */
 } wrpo__save;
 
 static char *wrpo__shard_file(const wrpo__save *save, int64_t shard) {
@@ -5840,45 +5831,69 @@ static void wrpo__header_write(wrpo__writer *w, wrpo__text *header) {
     wrpo__write(w, header->data, header->size);
     wrpo__block_free(header->data);
 }
-static float wrpo__rounded(wrpo_dtype dtype, float x) {
-    return dtype == WRPO_DTYPE_F32 ? x : wrpo__bits_float(wrpo__widen(dtype, wrpo__narrow(dtype, x)));
+enum { WRPO__ROUNDS = 256 };  /* elements rounded at a time: a constant, so that compilers make vectors of it */
+/* to[ROUNDS] = what h[ROUNDS] is; before that, w[ROUNDS] is rounded to h, unless it is NULL. */
+static void wrpo__round_block(wrpo_dtype dtype, const float *w, uint16_t *h, float *to) {
+    const bool bf16 = dtype == WRPO_DTYPE_BF16;
+    for (int k = 0; w && bf16 && k < WRPO__ROUNDS; k++) h[k] = wrpo__float_to_bf16(w[k]);
+    for (int k = 0; w && !bf16 && k < WRPO__ROUNDS; k++) h[k] = wrpo__float_to_f16(w[k]);
+    if (bf16) for (int k = 0; k < WRPO__ROUNDS; k++) to[k] = wrpo__float_of(h[k]);
+    else for (int k = 0; k < WRPO__ROUNDS; k++) to[k] = wrpo__bits_float(wrpo__f16_to_bits(h[k]));
 }
-/* chunk[n] = elements [first, first + n) of a tensor, rounded. An element's dice depend on the tensor's name and its
-   index alone. */
-static void wrpo__round(const wrpo__save *save, const char *name, int64_t first, int64_t n) {
-    enum { PIECE = 1 << 14 };
+/* The bytes of chunk[n], elements [first, first + n) of a tensor, in the dtype of the file. The dice of an element are
+   its own: a function of the tensor's name and its index. */
+static const void *wrpo__round(const wrpo__save *save, const char *name, int64_t first, int64_t n) {
+    enum { PIECE = 1 << 14, LANES = 8 };
     wrpo__rounding *r = save->rounding;
+    const wrpo_dtype dtype = save->dtype;
     const wrpo_tensor_info *t = r->from ? wrpo_tensors_find(r->from, name) : NULL;
-    const bool measured = t && wrpo__float_dtype(t) && first + n <= t->count;
+    const wrpo_dtype was = t ? wrpo__float_dtype(t) : WRPO_DTYPE_DEFAULT;
+    const bool measured = was && first + n <= t->count;
     const uint64_t stream = wrpo__hash(0, name, strlen(name));
     double sums[WRPO__CHUNK / PIECE][2];
     const int threads = save->temp->ctx->desc.threads;
-    if (!r->random && !measured) return;
-    if (measured) wrpo__to_float(r->old, t, first, n);
+    if (wrpo__dtype_size(dtype) == 4) return save->chunk;
+    for (int64_t k = n; k % WRPO__ROUNDS; k++) save->chunk[k] = 0;
     WRPO__PARFOR(threads)
     for (int64_t piece = 0; piece < wrpo__div_up(n, PIECE); piece++) {
-        double changed = 0, kept = 0;
-        for (int64_t i = piece * PIECE; i < WRPO__MIN(n, (piece + 1) * PIECE); i++) {
-            const float w = save->chunk[i];
-            float to = wrpo__rounded(save->dtype, w);
-            if (r->random && isfinite(to)) {
-                const uint64_t at = (uint64_t)(first + i);
-                const uint32_t dice = wrpo__random(0, stream, at / 8).v[at % 8 / 2] >> at % 2 * 16;
-                to = wrpo__bits_float((wrpo__float_bits(w) + (dice & 0xFFFF)) & 0xFFFF0000u);
+        double changed[LANES] = {0}, kept[LANES] = {0};
+        for (int64_t i = piece * PIECE; i < WRPO__MIN(n, (piece + 1) * PIECE); i += WRPO__ROUNDS) {
+            const int64_t count = WRPO__MIN(n - i, WRPO__ROUNDS);
+            const float *w = save->chunk + i;
+            uint16_t *h = save->halves + i, h_old[WRPO__ROUNDS];
+            float to[WRPO__ROUNDS], old[WRPO__ROUNDS], to_old[WRPO__ROUNDS];
+            wrpo__philox dice = {{0}};
+            wrpo__round_block(dtype, w, h, to);
+            for (int k = 0; r->random && k < count; k++) {
+                if (k % 8 == 0) dice = wrpo__random(0, stream, (uint64_t)(first + i + k) / 8);
+                if (!isfinite(to[k])) continue;
+                h[k] = (uint16_t)((wrpo__float_bits(w[k]) + (dice.v[k % 8 / 2] >> k % 2 * 16 & 0xFFFF)) >> 16);
+                to[k] = wrpo__float_of(h[k]);
             }
-            save->chunk[i] = to;
             if (!measured) continue;
-            const double d = (double)w - (double)r->old[i];
-            changed += d * d;
-            kept += ((double)to - (double)wrpo__rounded(save->dtype, r->old[i])) * d;
+            if (count < WRPO__ROUNDS) memset(old, 0, sizeof old), memset(h_old, 0, sizeof h_old);
+            if (was == WRPO_DTYPE_F32) wrpo__to_float(old, t, first + i, count);
+            else {
+                memcpy(h_old, (const char *)t->data + (first + i) * 2, (size_t)count * 2);
+                wrpo__round_block(was, NULL, h_old, old);
+            }
+            if (was != dtype) wrpo__round_block(dtype, old, h_old, to_old);
+            const float *from = was == dtype ? old : to_old;
+            for (int j = 0; j < WRPO__ROUNDS; j += LANES)
+                for (int k = 0; k < LANES; k++) {
+                    const double d = (double)w[j + k] - (double)old[j + k];
+                    changed[k] += d * d;
+                    kept[k] += ((double)to[j + k] - (double)from[j + k]) * d;
+                }
         }
-        sums[piece][0] = changed;
-        sums[piece][1] = kept;
+        sums[piece][0] = sums[piece][1] = 0;
+        for (int k = 0; k < LANES; k++) sums[piece][0] += changed[k], sums[piece][1] += kept[k];
     }
-    for (int64_t piece = 0; piece < wrpo__div_up(n, PIECE); piece++) {
+    for (int64_t piece = 0; measured && piece < wrpo__div_up(n, PIECE); piece++) {
         r->changed += sums[piece][0];
         r->kept += sums[piece][1];
     }
+    return save->halves;
 }
 /* under its part name */
 static wrpo__writer *wrpo__shard_write(const wrpo__save *save, int64_t shard) {
@@ -5905,9 +5920,7 @@ static wrpo__writer *wrpo__shard_write(const wrpo__save *save, int64_t shard) {
                     wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path, p->name,
                             (long long)(first + k), (double)x);
             }
-            wrpo__round(save, p->name, first, n);
-            wrpo__from_float(save->chunk, save->dtype, save->chunk, n);
-            wrpo__write(w, save->chunk, (size_t)(n * size));
+            wrpo__write(w, wrpo__round(save, p->name, first, n), (size_t)(n * size));
         }
     wrpo__finish(w);
     return w;
@@ -5949,6 +5962,7 @@ static void wrpo__tensors_save(wrpo__save *save) {
     const int64_t files = WRPO__MAX(save->shards, 1);
     wrpo__writer **ready = wrpo__alloc(temp, (size_t)files, sizeof *ready), *index = NULL;
     save->chunk = wrpo__raw(temp, WRPO__CHUNK, sizeof *save->chunk);
+    save->halves = wrpo__raw(temp, WRPO__CHUNK, sizeof *save->halves);
     for (int64_t s = 0; s < files; s++) ready[s] = wrpo__shard_write(save, s);
     const char *index_path = wrpo__join(temp, save->dir, WRPO__INDEX_FILE);
     char **stale = save->file ? NULL : wrpo__stale_shards(save);  /* now: nothing may fail once names are given */
@@ -5970,6 +5984,7 @@ static void wrpo__tensors_save(wrpo__save *save) {
     for (int64_t i = 0; i < stbds_arrlen(stale); i++) wrpo__remove(ctx, stale[i]);
     wrpo__sync_parent(index_path);
     wrpo__block_free(save->chunk);
+    wrpo__block_free(save->halves);
 }
 
 /* --------------------------------------------------------------------------------------- >>checkpoint
@@ -7203,7 +7218,6 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
     if (from) {
         wrpo__on_free(arena, wrpo__tensors_drop, from);
         r->from = from;
-        r->old = wrpo__raw(arena, WRPO__CHUNK, sizeof *r->old);
     }
     wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
     const wrpo__slice *s = wrpo__slices(arena, model);

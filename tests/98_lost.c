@@ -434,6 +434,36 @@ static double metric_last(const char *path, const char *metric) {
     free(text);
     return x;
 }
+/* What is behind the header of a model's file, of `size` bytes a weight. */
+static char *weights_in(const char *path, size_t size, size_t *count) {
+    uint64_t header = 0;
+    size_t bytes;
+    char *file = slurp(path, &bytes);
+    if (file) memcpy(&header, file, sizeof header), memmove(file, file + 8 + header, bytes - 8 - header);
+    *count = file ? (bytes - 8 - header) / size : 0;
+    return file;
+}
+static double bf16_at(const char *weights, size_t i) {
+    uint32_t bits = 0;
+    float x;
+    memcpy((char *)&bits + 2, weights + 2 * i, 2), memcpy(&x, &bits, sizeof x);
+    return (double)x;
+}
+/* The same number by its definition: sum (saved - from) (w - from) / sum (w - from)^2. */
+static double kept_by_files(const char *from, const char *exact, const char *saved) {
+    size_t n, n_exact, n_saved;
+    char *old = weights_in(from, 2, &n), *w = weights_in(exact, 4, &n_exact), *to = weights_in(saved, 2, &n_saved);
+    double kept = 0, changed = 0;
+    CHECK(n && n == n_exact && n == n_saved, "%zu, %zu and %zu weights", n, n_exact, n_saved);
+    for (size_t i = 0; n == n_exact && n == n_saved && i < n; i++) {
+        float x;
+        memcpy(&x, w + 4 * i, sizeof x);
+        const double d = (double)x - bf16_at(old, i);
+        changed += d * d, kept += (bf16_at(to, i) - bf16_at(old, i)) * d;
+    }
+    free(old), free(w), free(to);
+    return kept / changed;
+}
 static void rounding_is_said(void) {
     static const char small[] = "train --model ../in/bf16 --data ../in/quads.jsonl --threads 1 --batch-size 2 "
                                 "--max-steps 4 --warmup-ratio 0 --learning-rate 1e-5 --save-steps 2 ";
@@ -446,6 +476,9 @@ static void rounding_is_said(void) {
     CHECK(small_kept >= 0 && small_kept < 0.2, "of small updates %g are kept", small_kept);
     CHECK(run_file("%s--out out/%s --save-dtype f32", small, "f32") == 0, "%s", error_text);
     CHECK(strstr(said, "saved in F32") && !strstr(error_text, "warning: out/"), "%s%s", said, error_text);
+    const double by_files = kept_by_files(at("in/bf16/model.safetensors"), at("w/out/f32/model.safetensors"),
+                                          at("w/out/small/model.safetensors"));
+    CHECK(fabs(small_kept - by_files) < 1e-12, "of the update %.17g are kept, by the files %.17g", small_kept, by_files);
     for (int i = 0; i < 2; i++)
         CHECK(run_file("%s--out out/%s --save-rounding random", small, i ? "random2" : "random") == 0, "%s",
               error_text);
