@@ -3228,16 +3228,17 @@ static bool curve_add(curve *c, double x, double y) {
 }
 /* Leaves what a screen can show: the lowest and the highest point of each of COLUMNS of the axis, the column's mean,
    and the ends. */
+enum { COLUMNS = 400 };
+static double column_of(double step, double steps) { return fmin(floor(step / steps * COLUMNS), COLUMNS - 1); }
 static bool curve_thin(curve *c, double steps) {
-    enum { COLUMNS = 400 };
     int64_t n = 0;
     if (c->n <= 2 * COLUMNS) return true;
     if (!(c->mean = malloc((size_t)c->n * sizeof *c->mean))) return complain("out of memory"), false;
     for (int64_t i = 0, end; i < c->n; i = end) {
-        const double column = floor(c->x[i] / steps * COLUMNS);
+        const double column = column_of(c->x[i], steps);
         int64_t low = i, high = i;
         double sum = 0;
-        for (end = i; end < c->n && floor(c->x[end] / steps * COLUMNS) == column; end++) {
+        for (end = i; end < c->n && column_of(c->x[end], steps) == column; end++) {
             if (c->y[end] < c->y[low]) low = end;
             if (c->y[end] > c->y[high]) high = end;
             sum += c->y[end];
@@ -3488,11 +3489,11 @@ static const char report_script[] =
     "};\n"
     "slider.addEventListener('input', smooth);\n"
     "smooth();\n";
-/* Losses and gradients of different methods are drawn apart: they differ in size. */
+/* Losses, margins (beta times a log-ratio) and gradients of different methods are drawn apart: they differ in size. */
 static void html_charts(FILE *f, run *runs, int n) {
     static const struct { const char *title, *metric; bool apart; } charts[] = {
         {"loss", "loss", true},
-        {"margin of rewards", "rewards/margins", false},
+        {"margin of rewards", "rewards/margins", true},
         {"accuracy", "rewards/accuracies", false},
         {"accuracy of the source's answer", "rewards/source_accuracies", false},
         {"accuracy of the target's answer", "rewards/pivot_accuracies", false},

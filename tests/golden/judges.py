@@ -206,8 +206,8 @@ def arenahard(repository, bench, answers):
                        settings["judge_model"], "--category", *sorted(c for c in categories if categories[c]), *control)
     games = [g for r in judged for g in r["games"]]
     bad = [g for g in games if g is None or g["score"] is None]
-    say("arenahard: %d answers, %d questions judged in %d games, %d without a verdict; the stand-in was asked %d times: "
-        "%s" % (len(ours), len(judged), len(games), len(bad), sum(asked.values()), dict(asked)))
+    say("arenahard: %d answers, %d questions judged in %d games, %d without a verdict; the stand-in was asked %d "
+        "times: %s" % (len(ours), len(judged), len(games), len(bad), sum(asked.values()), dict(asked)))
     return len(judged) == len(questions) and len(games) == 2 * len(questions) and not bad and not other
 
 
