@@ -4943,7 +4943,7 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
    nothing after it. A node knows the name of its text, its line and its column, for errors. */
 enum { WRPO__JSON_DEPTH = 256 };
 static const wrpo_json *wrpo__first(const wrpo_json *parent) { return parent ? parent->child : NULL; }
-#define WRPO__EACH(v, parent) for (const wrpo_json *v = wrpo__first(parent); v; v = v->next)
+#define WRPO__EACH(v, parent) for (const wrpo_json *v = wrpo__first(parent); v; v = v->next)  /* parent may be NULL */
 /* A public entry with a new arena, and its return. */
 #define WRPO__ENTRY(ctx, temporary, call) \
     WRPO__CALL(ctx, wrpo__arena_new(ctx), temporary, call) \
@@ -6114,7 +6114,7 @@ WRPO__NAMED(wrpo_rope_name, wrpo__rope_names)
 static void wrpo__rope_factors(const wrpo_json *r, const char *key, float *out, int64_t count) {
     const wrpo_json *list = wrpo__present(r, key);
     bool fits = list && list->kind == WRPO_JSON_ARRAY && list->count == count;
-    for (const wrpo_json *v = fits ? list->child : NULL; v; v = v->next) {
+    WRPO__EACH(v, fits ? list : NULL) {
         fits = fits && v->kind == WRPO_JSON_NUMBER && v->number > 0;
         *out++ = (float)v->number;
     }
@@ -6234,7 +6234,7 @@ static void wrpo__config_no_rope(const wrpo__reader *in) {
     const int64_t L = in->c->num_hidden_layers;
     const int64_t every = wrpo__count(in->root, "no_rope_layer_interval", 4, 1, INT32_MAX);
     wrpo__check(!list || (list->kind == WRPO_JSON_ARRAY && list->count >= L), list, "0 or 1 for each layer");
-    const wrpo_json *v = list ? list->child : NULL;
+    const wrpo_json *v = wrpo__first(list);
     for (int64_t l = 0; l < L; l++) {
         const bool rotates = v ? wrpo__integer(v, 0, 1, NULL) : (l + 1) % every != 0;
         if (!rotates) in->c->no_rope_layers[l / 64] |= (uint64_t)1 << l % 64;
@@ -6261,7 +6261,7 @@ static void wrpo__config_windows(const wrpo__reader *in) {
     const int64_t first = qwen && c->sliding_window ? wrpo__count(in->root, "max_window_layers", 28, 0, most) : 0;
     const bool fits = !layers || (layers->kind == WRPO_JSON_ARRAY && layers->count == c->num_hidden_layers);
     wrpo__check(fits, layers, "one entry a layer");
-    const wrpo_json *v = layers ? layers->child : NULL;
+    const wrpo_json *v = wrpo__first(layers);
     for (int64_t l = 0; l < c->num_hidden_layers; l++) {
         bool sliding = c->sliding_window && l >= first && !(gemma2 && l % 2) && !(gemma3 && (l + 1) % pattern == 0);
         if (in->is & WRPO__SMOLLM3) sliding = c->sliding_window && wrpo__layer_bit(c->no_rope_layers, l);
@@ -8627,8 +8627,7 @@ static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map) {
                 wrpo__listed("additional_special_tokens extra_special_tokens", v->key);
             if (k % 2 && wrpo_json_get(map, v->key)) continue;
             if (k < 2 && wrpo__ends(v->key, "_token")) wrpo__load_special(tok, v, true, NULL);
-            for (const wrpo_json *t = list && k > 1 ? v->child : NULL; t; t = t->next)
-                wrpo__load_special(tok, t, true, NULL);
+            WRPO__EACH(t, list && k > 1 ? v : NULL) wrpo__load_special(tok, t, true, NULL);
         }
     }
     if (!class || !class->processor) return;
@@ -8701,7 +8700,7 @@ static wrpo_tokenizer *wrpo__tokenizer_new(wrpo__arena *arena, const char *dir) 
 }
 static int64_t wrpo__leaves(const wrpo_json *v) {  /* members of an object, and their members */
     int64_t n = 0;
-    for (v = v ? v->child : NULL; v; v = v->next) n += 1 + v->count;
+    WRPO__EACH(k, v) n += 1 + k->count;
     return n;
 }
 static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir) {
