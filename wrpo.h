@@ -5272,6 +5272,9 @@ _Noreturn static void wrpo__refuse(const wrpo_json *v, const char *what, const c
     if (!what) what = v->key ? wrpo__legible(v->key, v->key_size) : "JSON";
     wrpo__wrong(v, "%s: want %s, found %s", what, want, wrpo__found(v));
 }
+_Noreturn static void wrpo__load_refuse(const char *what, const wrpo_json *v) {
+    wrpo__unsupported(v, "%.80s %s is not supported", what, wrpo__found(v));
+}
 static const wrpo_json *wrpo__want(const wrpo_json *v, wrpo_json_kind kind, const char *what) {
     if (v->kind != kind) wrpo__refuse(v, what, wrpo__json_kinds[kind]);
     return v;
@@ -6189,10 +6192,8 @@ static void wrpo__config_rope(const wrpo__reader *in) {
     wrpo_rope *p = &in->c->rope;
     const int64_t d = in->c->head_dim;
     const bool phi3 = in->is & WRPO__PHI3;
-    const wrpo_json *parameters = wrpo__present(in->root, "rope_parameters");
-    const wrpo_json *scaling = wrpo__present(in->root, "rope_scaling");
-    if (parameters) wrpo__want(parameters, WRPO_JSON_OBJECT, NULL);
-    if (scaling) wrpo__want(scaling, WRPO_JSON_OBJECT, NULL);
+    const wrpo_json *parameters = wrpo__maybe(in->root, "rope_parameters", WRPO_JSON_OBJECT);
+    const wrpo_json *scaling = wrpo__maybe(in->root, "rope_scaling", WRPO_JSON_OBJECT);
     if (in->is & WRPO__GEMMA3) parameters = wrpo__rope_by_layer(in, parameters);
     if (scaling && !scaling->count) scaling = NULL;
     const wrpo_json *r = scaling ? scaling : parameters, *attn;
@@ -6729,14 +6730,14 @@ static void wrpo__adapter_config(const wrpo_json *root, wrpo_adapter_desc *d) {
             (!strcmp(v->key, "bias") && wrpo__json_is(v, "none")) ||
             (!strcmp(v->key, "qalora_group_size") && v->kind == WRPO_JSON_NUMBER);
         if (off || wrpo__listed(known, v->key)) continue;
-        wrpo__unsupported(v, "%.60s %s is not supported", v->key, wrpo__found(v));
+        wrpo__load_refuse(v->key, v);
     }
     const wrpo_json *type = wrpo__need(root, "peft_type", WRPO_JSON_STRING);
     wrpo__check(wrpo__json_is(type, "LORA"), type, "LORA");
     const wrpo_json *init = wrpo__present(root, "init_lora_weights");  /* others change the base */
     if (init && init->kind != WRPO_JSON_BOOL &&
             !(init->kind == WRPO_JSON_STRING && wrpo__listed("gaussian orthogonal eva mica", init->text)))
-        wrpo__unsupported(init, "%.60s %s is not supported", init->key, wrpo__found(init));
+        wrpo__load_refuse(init->key, init);
     const wrpo_json *dropout = wrpo__maybe(root, "lora_dropout", WRPO_JSON_NUMBER);
     d->r = wrpo__integer(wrpo__need(root, "r", WRPO_JSON_NUMBER), 1, WRPO__MAX_RANK, NULL);
     d->alpha = wrpo__adapter_alpha(wrpo__need(root, "lora_alpha", WRPO_JSON_NUMBER));
@@ -6996,12 +6997,13 @@ static void wrpo__save_config(wrpo__save *save, const char *from, const wrpo_con
     const wrpo__file *f = wrpo__open_file(arena, from);
     const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *class = NULL;
     const wrpo_json *whole = wrpo__json_parse(arena, from, 1, text, f->size);
-    const wrpo_json *root = wrpo__config_text(whole, &class), *tie = wrpo__present(root, "tie_word_embeddings");
+    const wrpo_json *root = wrpo__config_text(whole, &class);
     const wrpo_json *name = wrpo_json_get(root, "architectures");
     const char *type = wrpo__format(arena, "\"%s\"", wrpo__dtypes[save->dtype].torch);
-    bool tied = tie && tie->kind == WRPO_JSON_BOOL && tie->boolean;
-    for (int i = 0; !tie && i < WRPO__COUNT(wrpo__families); i++)
+    bool tied = false;
+    for (int i = 0; i < WRPO__COUNT(wrpo__families); i++)
         if (!strcmp(c->model_type, wrpo__families[i].model_type)) tied = wrpo__families[i].tie_word_embeddings;
+    tied = wrpo__switch(root, "tie_word_embeddings", tied);
     if (class) class = wrpo__format(arena, "[\"%s\"]", class);
     else if (name && name->child && c->head == WRPO_HEAD_LM && wrpo__ends(name->child->text, "Model"))
         class = wrpo__format(arena, "[\"%.*sForCausalLM\"]", (int)name->child->size - 5, name->child->text);
@@ -7972,9 +7974,6 @@ static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, boo
 }
 
 /* ---- load: what all readers use ---- */
-_Noreturn static void wrpo__load_refuse(const char *what, const wrpo_json *v) {
-    wrpo__unsupported(v, "%s %s is not supported", what, wrpo__found(v));
-}
 /* Which of the words v is, from 0. */
 static int wrpo__load_choice(const wrpo_json *v, const char *what, const char *words) {
     const int k = wrpo__word_of(words, v->text, v->size);
