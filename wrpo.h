@@ -6879,12 +6879,9 @@ static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *d
     wrpo__arena_clear(temp);
     return model;
 }
-static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, bool reward, wrpo_model **out) {
-    *out = NULL;
-    WRPO__ENTRY(ctx, false, *out = wrpo__model_from(wrpo__current, desc, reward));
-}
 WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) {
-    return wrpo__model_load(ctx, desc, false, out);
+    *out = NULL;
+    WRPO__ENTRY(ctx, false, *out = wrpo__model_from(wrpo__current, desc, false));
 }
 
 /* ---- random weights ---- */
