@@ -5743,8 +5743,8 @@ typedef struct wrpo__rounding {
     const wrpo_tensors *from;  /* NULL: nothing is measured */
     float *old;  /* [CHUNK] */
     double changed, kept;  /* sums of d^2 and (rounded w - rounded from) d, d = w - from */
-    wrpo__writer *(*done)(void *user, double kept); void *user;  /* may be NULL. Called when the weights are written;
-                                        the file that it returns, or NULL, gets its name with theirs */
+    /* May be NULL. Called when the weights are written; the file that it returns gets its name with theirs. */
+    wrpo__writer *(*done)(void *user, double kept); void *user;
 } wrpo__rounding;
 static double wrpo__kept(const wrpo__rounding *r) { return r->changed > 0 ? r->kept / r->changed : (double)NAN; }
 typedef struct wrpo__save {  /* one save */
