@@ -4972,7 +4972,7 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
    nothing after it. A node knows the name of its text, its line and its column, for errors. */
 enum { WRPO__JSON_DEPTH = 256 };
 static const wrpo_json *wrpo__first(const wrpo_json *parent) { return parent ? parent->child : NULL; }
-#define WRPO__EACH(v, parent) for (const wrpo_json *v = wrpo__first(parent); v; v = v->next)
+#define WRPO__EACH(v, parent) for (const wrpo_json *v = wrpo__first(parent); v; v = v->next)  /* parent may be NULL */
 
 /* With JSON's escapes, or those of what a sentence should not show. What is not UTF-8 becomes U+FFFD or '?'. */
 static void wrpo__json_escape(wrpo__text *out, const char *s, size_t n, bool sentence) {
@@ -5291,6 +5291,9 @@ static const char *wrpo__found(const wrpo_json *v) {  /* for the end of a senten
 _Noreturn static void wrpo__refuse(const wrpo_json *v, const char *what, const char *want) {
     if (!what) what = v->key ? wrpo__legible(v->key, v->key_size) : "JSON";
     wrpo__wrong(v, "%s: want %s, found %s", what, want, wrpo__found(v));
+}
+_Noreturn static void wrpo__load_refuse(const char *what, const wrpo_json *v) {
+    wrpo__unsupported(v, "%.80s %s is not supported", what, wrpo__found(v));
 }
 static const wrpo_json *wrpo__want(const wrpo_json *v, wrpo_json_kind kind, const char *what) {
     if (v->kind != kind) wrpo__refuse(v, what, wrpo__json_kinds[kind]);
@@ -5751,8 +5754,8 @@ typedef struct wrpo__rounding {
     bool random;  /* BF16: up or down by chance, the weight in the mean */
     const wrpo_tensors *from;  /* NULL: nothing is measured */
     double changed, kept;  /* sums of d^2 and (rounded w - rounded from) d, d = w - from */
-    wrpo__writer *(*done)(void *user, double kept); void *user;  /* may be NULL. Called when the weights are written;
-                                        the file that it returns, or NULL, gets its name with theirs */
+    /* May be NULL. Called when the weights are written; the file that it returns gets its name with theirs. */
+    wrpo__writer *(*done)(void *user, double kept); void *user;
 } wrpo__rounding;
 static double wrpo__kept(const wrpo__rounding *r) { return r->changed > 0 ? r->kept / r->changed : (double)NAN; }
 typedef struct wrpo__save {  /* one save */
@@ -6149,7 +6152,7 @@ WRPO__NAMED(wrpo_rope_name, wrpo__rope_names)
 static void wrpo__rope_factors(const wrpo_json *r, const char *key, float *out, int64_t count) {
     const wrpo_json *list = wrpo__present(r, key);
     bool fits = list && list->kind == WRPO_JSON_ARRAY && list->count == count;
-    for (const wrpo_json *v = fits ? list->child : NULL; v; v = v->next) {
+    WRPO__EACH(v, fits ? list : NULL) {
         fits = fits && v->kind == WRPO_JSON_NUMBER && v->number > 0;
         *out++ = (float)v->number;
     }
@@ -6224,10 +6227,8 @@ static void wrpo__config_rope(const wrpo__reader *in) {
     wrpo_rope *p = &in->c->rope;
     const int64_t d = in->c->head_dim;
     const bool phi3 = in->is & WRPO__PHI3;
-    const wrpo_json *parameters = wrpo__present(in->root, "rope_parameters");
-    const wrpo_json *scaling = wrpo__present(in->root, "rope_scaling");
-    if (parameters) wrpo__want(parameters, WRPO_JSON_OBJECT, NULL);
-    if (scaling) wrpo__want(scaling, WRPO_JSON_OBJECT, NULL);
+    const wrpo_json *parameters = wrpo__maybe(in->root, "rope_parameters", WRPO_JSON_OBJECT);
+    const wrpo_json *scaling = wrpo__maybe(in->root, "rope_scaling", WRPO_JSON_OBJECT);
     if (in->is & WRPO__GEMMA3) parameters = wrpo__rope_by_layer(in, parameters);
     if (scaling && !scaling->count) scaling = NULL;
     const wrpo_json *r = scaling ? scaling : parameters, *attn;
@@ -6269,7 +6270,7 @@ static void wrpo__config_no_rope(const wrpo__reader *in) {
     const int64_t L = in->c->num_hidden_layers;
     const int64_t every = wrpo__count(in->root, "no_rope_layer_interval", 4, 1, INT32_MAX);
     wrpo__check(!list || (list->kind == WRPO_JSON_ARRAY && list->count >= L), list, "0 or 1 for each layer");
-    const wrpo_json *v = list ? list->child : NULL;
+    const wrpo_json *v = wrpo__first(list);
     for (int64_t l = 0; l < L; l++) {
         const bool rotates = v ? wrpo__integer(v, 0, 1, NULL) : (l + 1) % every != 0;
         if (!rotates) in->c->no_rope_layers[l / 64] |= (uint64_t)1 << l % 64;
@@ -6296,7 +6297,7 @@ static void wrpo__config_windows(const wrpo__reader *in) {
     const int64_t first = qwen && c->sliding_window ? wrpo__count(in->root, "max_window_layers", 28, 0, most) : 0;
     const bool fits = !layers || (layers->kind == WRPO_JSON_ARRAY && layers->count == c->num_hidden_layers);
     wrpo__check(fits, layers, "one entry a layer");
-    const wrpo_json *v = layers ? layers->child : NULL;
+    const wrpo_json *v = wrpo__first(layers);
     for (int64_t l = 0; l < c->num_hidden_layers; l++) {
         bool sliding = c->sliding_window && l >= first && !(gemma2 && l % 2) && !(gemma3 && (l + 1) % pattern == 0);
         if (in->is & WRPO__SMOLLM3) sliding = c->sliding_window && wrpo__layer_bit(c->no_rope_layers, l);
@@ -6773,14 +6774,14 @@ static void wrpo__adapter_config(const wrpo_json *root, bool reward, wrpo_adapte
             (!strcmp(v->key, "qalora_group_size") && v->kind == WRPO_JSON_NUMBER) ||
             (!strcmp(v->key, "modules_to_save") && reward && wrpo__saves_score(v));
         if (off || wrpo__listed(known, v->key)) continue;
-        wrpo__unsupported(v, "%.60s %s is not supported", v->key, wrpo__found(v));
+        wrpo__load_refuse(v->key, v);
     }
     const wrpo_json *type = wrpo__need(root, "peft_type", WRPO_JSON_STRING);
     wrpo__check(wrpo__json_is(type, "LORA"), type, "LORA");
     const wrpo_json *init = wrpo__present(root, "init_lora_weights");  /* others change the base */
     if (init && init->kind != WRPO_JSON_BOOL &&
             !(init->kind == WRPO_JSON_STRING && wrpo__listed("gaussian orthogonal eva mica", init->text)))
-        wrpo__unsupported(init, "%.60s %s is not supported", init->key, wrpo__found(init));
+        wrpo__load_refuse(init->key, init);
     const wrpo_json *dropout = wrpo__maybe(root, "lora_dropout", WRPO_JSON_NUMBER);
     d->r = wrpo__integer(wrpo__need(root, "r", WRPO_JSON_NUMBER), 1, WRPO__MAX_RANK, NULL);
     d->alpha = wrpo__adapter_alpha(wrpo__need(root, "lora_alpha", WRPO_JSON_NUMBER));
@@ -6922,12 +6923,9 @@ static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *d
     wrpo__arena_clear(temp);
     return model;
 }
-static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, bool reward, wrpo_model **out) {
-    *out = NULL;
-    WRPO__ENTRY(ctx, false, *out = wrpo__model_from(wrpo__current, desc, reward));
-}
 WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) {
-    return wrpo__model_load(ctx, desc, false, out);
+    *out = NULL;
+    WRPO__ENTRY(ctx, false, *out = wrpo__model_from(wrpo__current, desc, false));
 }
 
 /* ---- random weights ---- */
@@ -7040,12 +7038,13 @@ static void wrpo__save_config(wrpo__save *save, const char *from, const wrpo_con
     const wrpo__file *f = wrpo__open_file(arena, from);
     const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *class = NULL;
     const wrpo_json *whole = wrpo__json_parse(arena, from, 1, text, f->size);
-    const wrpo_json *root = wrpo__config_text(whole, &class), *tie = wrpo__present(root, "tie_word_embeddings");
+    const wrpo_json *root = wrpo__config_text(whole, &class);
     const wrpo_json *name = wrpo_json_get(root, "architectures");
     const char *type = wrpo__format(arena, "\"%s\"", wrpo__dtypes[save->dtype].torch);
-    bool tied = tie && tie->kind == WRPO_JSON_BOOL && tie->boolean;
-    for (int i = 0; !tie && i < WRPO__COUNT(wrpo__families); i++)
+    bool tied = false;
+    for (int i = 0; i < WRPO__COUNT(wrpo__families); i++)
         if (!strcmp(c->model_type, wrpo__families[i].model_type)) tied = wrpo__families[i].tie_word_embeddings;
+    tied = wrpo__switch(root, "tie_word_embeddings", tied);
     if (class) class = wrpo__format(arena, "[\"%s\"]", class);
     else if (name && name->child && c->head == WRPO_HEAD_LM && wrpo__ends(name->child->text, "Model"))
         class = wrpo__format(arena, "[\"%.*sForCausalLM\"]", (int)name->child->size - 5, name->child->text);
@@ -8014,9 +8013,6 @@ static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, boo
 }
 
 /* ---- load: what all readers use ---- */
-_Noreturn static void wrpo__load_refuse(const char *what, const wrpo_json *v) {
-    wrpo__unsupported(v, "%s %s is not supported", what, wrpo__found(v));
-}
 /* Which of the words v is, from 0. */
 static int wrpo__load_choice(const wrpo_json *v, const char *what, const char *words) {
     const int k = wrpo__word_of(words, v->text, v->size);
@@ -8669,8 +8665,7 @@ static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map) {
                 wrpo__listed("additional_special_tokens extra_special_tokens", v->key);
             if (k % 2 && wrpo_json_get(map, v->key)) continue;
             if (k < 2 && wrpo__ends(v->key, "_token")) wrpo__load_special(tok, v, true, NULL);
-            for (const wrpo_json *t = list && k > 1 ? v->child : NULL; t; t = t->next)
-                wrpo__load_special(tok, t, true, NULL);
+            WRPO__EACH(t, list && k > 1 ? v : NULL) wrpo__load_special(tok, t, true, NULL);
         }
     }
     if (!class || !class->processor) return;
@@ -8722,7 +8717,8 @@ static void wrpo__load_templates(wrpo_tokenizer *tok, const wrpo_json *v) {
 static const wrpo_json *wrpo__load_json(wrpo_tokenizer *tok, wrpo__arena *arena, const char *file) {
     const char *path = wrpo__join(tok->arena, tok->dir, file);
     if (!wrpo__exists(path)) return NULL;
-    return wrpo__want(wrpo__json_file(arena, path), WRPO_JSON_OBJECT, file);
+    const wrpo__file *f = wrpo__open_file(tok->scratch, path);         /* it is closed once the tokenizer is loaded */
+    return wrpo__want(wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, file);
 }
 static wrpo_tokenizer *wrpo__tokenizer_new(wrpo__arena *arena, const char *dir) {
     wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
@@ -8743,7 +8739,7 @@ static wrpo_tokenizer *wrpo__tokenizer_new(wrpo__arena *arena, const char *dir) 
 }
 static int64_t wrpo__leaves(const wrpo_json *v) {  /* members of an object, and their members */
     int64_t n = 0;
-    for (v = v ? v->child : NULL; v; v = v->next) n += 1 + v->count;
+    WRPO__EACH(k, v) n += 1 + k->count;
     return n;
 }
 static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir) {
