@@ -68,8 +68,8 @@
        >>model        740  the decoder, forward and backward, over packed records with a shared prompt
        >>step         720  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
        ---- Stop here if you only want the algorithm ----
-       >>json         460  from files to token ids, and back: this,
-                          >>tensors 560, >>checkpoint 1330, >>token 1620, >>chat 1610, >>data 1010
+       >>json         470  from files to token ids, and back: this,
+                          >>tensors 550, >>checkpoint 1260, >>token 1570, >>chat 1600, >>data 1010
        >>generate     570  samples, over a cache of keys and values
        >>reward       390  reward models
        >>run          720  memory plan, reference cache, metrics, resume, the loop with files
@@ -4946,7 +4946,7 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
    nothing after it. A node knows the name of its text, its line and its column, for errors. */
 enum { WRPO__JSON_DEPTH = 256 };
 static const wrpo_json *wrpo__first(const wrpo_json *parent) { return parent ? parent->child : NULL; }
-#define WRPO__EACH(v, parent) for (const wrpo_json *v = wrpo__first(parent); v; v = v->next)
+#define WRPO__EACH(v, parent) for (const wrpo_json *v = wrpo__first(parent); v; v = v->next)  /* parent may be NULL */
 
 /* With JSON's escapes, or those of what a sentence should not show. What is not UTF-8 becomes U+FFFD or '?'. */
 static void wrpo__json_escape(wrpo__text *out, const char *s, size_t n, bool sentence) {
@@ -4977,29 +4977,23 @@ static const char *wrpo__legible(const char *s, size_t n) {  /* foreign text for
     if (shown < n) wrpo__text_puts(&out, "...");
     return out.data;
 }
-/* "NAME:LINE:COLUMN: " and the sentence; the sentence alone if v was not read from a text. */
-_Noreturn WRPO__PRINTF(3, 4)
-static void wrpo__fail_json(wrpo_result code, const wrpo_json *v, const char *format, ...) {
+/* "NAME:LINE:COLUMN: " and the sentence, or it alone if v was not read from a text. */
+_Noreturn static void wrpo__fail_json(wrpo_result code, const wrpo_json *v, const char *text) {
     wrpo_ctx *ctx = wrpo__current->ctx;
-    char text[400];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
     if (!v->name) wrpo__fail(ctx, code, "%s", text);
     wrpo__fail_at(ctx, code, v->line, v->column, "%s:%d:%d: %s", v->name, v->line, v->column, text);
 }
-#define wrpo__wrong(v, ...) wrpo__fail_json(WRPO_E_FORMAT, v, __VA_ARGS__)
-#define wrpo__unsupported(v, ...) wrpo__fail_json(WRPO_E_UNSUPPORTED, v, __VA_ARGS__)
+#define wrpo__wrong(v, ...) wrpo__fail_json(WRPO_E_FORMAT, v, wrpo__format(wrpo__current, __VA_ARGS__))
+#define wrpo__unsupported(v, ...) wrpo__fail_json(WRPO_E_UNSUPPORTED, v, wrpo__format(wrpo__current, __VA_ARGS__))
 
 /* ---- read ---- */
 typedef struct wrpo__json_in {
     wrpo__arena *arena;
     const char *name;
-    const char *at, *end;  /* what is left to read */
+    const char *at, *end;
     int64_t line;
     const char *line_begin;  /* moved on by bytes that continue a code point: no columns */
-    char *out;  /* where the next unescaped text goes */
+    char *out;  /* for unescaped text */
 } wrpo__json_in;
 
 static int64_t wrpo__json_column(const wrpo__json_in *in) { return in->at - in->line_begin + 1; }
@@ -5072,7 +5066,7 @@ static const char *wrpo__json_string(wrpo__json_in *in, size_t *size) {
     static const char escapes[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
     char *begin = in->out;
     for (;;) {
-        const char *run = in->at;  /* copied as it is */
+        const char *run = in->at;
         while (in->at < in->end && (unsigned char)*in->at >= 0x20 && *in->at != '"' && *in->at != '\\') {
             size_t bytes;
             if (wrpo__utf8_get(in->at, (size_t)(in->end - in->at), &bytes) < 0) break;
@@ -5093,7 +5087,7 @@ static const char *wrpo__json_string(wrpo__json_in *in, size_t *size) {
     *in->out++ = 0;
     return begin;
 }
-/* The double nearest to a JSON number, whatever the locale's decimal point. */
+/* The nearest double, whatever the locale's decimal point. */
 static double wrpo__json_double(wrpo__arena *arena, const char *s, size_t n) {
     const char *point = memchr(s, '.', n), *end = s + n;
     if (!point) return strtod(wrpo__strndup(arena, s, n), NULL);
@@ -5109,7 +5103,7 @@ static void wrpo__json_read_number(wrpo__json_in *in, wrpo_json *v) {
     const char *begin = in->at;
     wrpo__json_take(in, "-");
     if (!wrpo__json_take(in, "0")) wrpo__json_digits(in);
-    const char *point = in->at;  /* where the integer ends */
+    const char *point = in->at;
     if (wrpo__json_take(in, ".")) wrpo__json_digits(in);
     if (wrpo__json_take(in, "eE")) {
         wrpo__json_take(in, "+-");
@@ -5132,12 +5126,12 @@ static bool wrpo__json_word(wrpo__json_in *in, const char *word) {
     if (found) in->at += n;
     return found;
 }
-static size_t wrpo__table_size(int64_t n) {  /* the slots of a hash table that n things fill by half at most */
+static size_t wrpo__table_size(int64_t n) {  /* of a hash table that n things fill by half at most */
     size_t slots = 64;
     while (slots < (size_t)n * 2) slots *= 2;
     return slots;
 }
-/* Every key of this object once. Keys made to collide, which would take quadratic time, are refused long before. */
+/* Every key once. Keys made to collide, which would take quadratic time, are refused. */
 static void wrpo__json_unique(const wrpo__json_in *in, const wrpo_json *object) {
     const wrpo_json *small[64] = {0}, **table = small;
     const size_t slots = wrpo__table_size(object->count);
@@ -5228,10 +5222,10 @@ static const wrpo_json *wrpo__present(const wrpo_json *object, const char *key) 
     const wrpo_json *v = wrpo_json_get(object, key);
     return v && v->kind != WRPO_JSON_NULL ? v : NULL;
 }
-static bool wrpo__json_is(const wrpo_json *v, const char *text) {  /* this string */
+static bool wrpo__json_is(const wrpo_json *v, const char *text) {
     return v && v->kind == WRPO_JSON_STRING && v->size == strlen(text) && !memcmp(v->text, text, v->size);
 }
-/* Which of the words s[n] is, from 1; 0: none. A space, or a comma after a word, ends it. */
+/* Which of the words s[n] is, from 1; 0: none. They end in a space or a comma. */
 static int wrpo__word_of(const char *words, const char *s, size_t n) {
     size_t size;
     for (int k = 1; *words; k++) {
@@ -5267,10 +5261,13 @@ static const char *wrpo__found(const wrpo_json *v) {  /* for the end of a senten
     if (v->kind == WRPO_JSON_STRING) return wrpo__format(wrpo__current, "\"%s\"", wrpo__legible(v->text, v->size));
     return wrpo__format(wrpo__current, "%s of %lld", wrpo__json_kinds[v->kind], (long long)v->count);
 }
-/* what: the value in words; NULL = its key. */
+/* what NULL: the value is called by its key. */
 _Noreturn static void wrpo__refuse(const wrpo_json *v, const char *what, const char *want) {
     if (!what) what = v->key ? wrpo__legible(v->key, v->key_size) : "JSON";
     wrpo__wrong(v, "%s: want %s, found %s", what, want, wrpo__found(v));
+}
+_Noreturn static void wrpo__load_refuse(const char *what, const wrpo_json *v) {
+    wrpo__unsupported(v, "%.80s %s is not supported", what, wrpo__found(v));
 }
 static const wrpo_json *wrpo__want(const wrpo_json *v, wrpo_json_kind kind, const char *what) {
     if (v->kind != kind) wrpo__refuse(v, what, wrpo__json_kinds[kind]);
@@ -5285,7 +5282,7 @@ static bool wrpo__switch(const wrpo_json *object, const char *key, bool otherwis
     const wrpo_json *v = wrpo__maybe(object, key, WRPO_JSON_BOOL);
     return v ? v->boolean : otherwise;
 }
-/* A member of this kind, which must be there. */
+/* A member that must be there, of this kind. */
 static const wrpo_json *wrpo__need(const wrpo_json *object, const char *key, wrpo_json_kind kind) {
     const wrpo_json *v = wrpo_json_get(wrpo__want(object, WRPO_JSON_OBJECT, NULL), key);
     if (!v) wrpo__wrong(object, "%s: want %s, found no such key in this object", key, wrpo__json_kinds[kind]);
@@ -5315,7 +5312,7 @@ static wrpo_json *wrpo__json_put(wrpo_json *parent, const wrpo_json *v, const ch
 }
 
 /* ---- write ---- */
-/* The fewest digits that read back as the finite x, whatever the locale; returns their count. |x| = d.ddd * 10^power */
+/* The fewest digits that read back as the finite x; returns their count. |x| = d.ddd * 10^power */
 static int wrpo__json_digits_of(double x, char digits[24], int *power) {
     char s[48];
     int n = 0, precision = 0;
@@ -5356,7 +5353,7 @@ static void wrpo__json_number(wrpo__text *out, double x) {  /* NaN and infinity 
     if (isfinite(x)) wrpo__double_write(out, x, false);
     else wrpo__text_puts(out, "null");
 }
-static const char *wrpo__number_text(double x) {  /* as JSON writes it */
+static const char *wrpo__number_text(double x) {
     wrpo__text text = {.arena = wrpo__current};
     wrpo__json_number(&text, x + 0.0);  /* -0 becomes 0 */
     return text.data;
@@ -5406,8 +5403,7 @@ WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t siz
 }
 /* ------------------------------------------------------------------------------------------ >>tensors
    safetensors: 8 bytes N, little-endian; N bytes of JSON; the data. The JSON names every tensor with its dtype, shape
-   and [begin, end) in the data, which the tensors cover without a hole or an overlap. Opening reads headers only: a
-   checkpoint of any size opens in milliseconds. */
+   and [begin, end) in the data, which the tensors cover without a hole or an overlap. Opening reads headers only. */
 #if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #error "wrpo.h: checkpoints are little-endian, and so must the machine be"
 #endif
@@ -5433,7 +5429,7 @@ static const char *wrpo__dtype_name(wrpo_dtype dtype) { return wrpo__dtypes[dtyp
 #define wrpo__fail_tensor(code, t, format, ...) \
     wrpo__fail(wrpo__current->ctx, code, "%s: %.80s: " format, (t)->file, (t)->name, __VA_ARGS__)
 #define wrpo__wrong_tensor(t, ...) wrpo__fail_tensor(WRPO_E_FORMAT, t, __VA_ARGS__)
-/* WRPO_DTYPE_DEFAULT: wrpo__to_float cannot read this tensor. */
+/* WRPO_DTYPE_DEFAULT: wrpo__to_float cannot read it. */
 static wrpo_dtype wrpo__float_dtype(const wrpo_tensor_info *t) {
     const int i = wrpo__dtype_index(t->dtype);
     return i <= WRPO_DTYPE_F16 ? (wrpo_dtype)i : WRPO_DTYPE_DEFAULT;
@@ -5478,7 +5474,7 @@ static void wrpo__to_finite(float *dst, const wrpo_tensor_info *t, int64_t first
         if (!isfinite(dst[i]))
             wrpo__fail_tensor(WRPO_E_NOT_FINITE, t, "element %lld is not a finite number", (long long)(first + i));
 }
-/* The way back, rounded. dst has wrpo__dtype_size bytes per element and no alignment; it may be src. */
+/* Rounded. dst has no alignment; it may be src. */
 static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int64_t count) {
     if (wrpo__dtype_size(dtype) == 4) { if (count > 0) memmove(dst, src, (size_t)count * 4); return; }
     for (int64_t i = 0; i < count; i++) {
@@ -5490,8 +5486,8 @@ static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int6
 /* ---- files that are something else: a sentence each ---- */
 static const struct wrpo__foreign {
     const char *name, *magic; size_t size;  /* part of its name; how it begins. NULL: no matter */
-    bool tokens;                            /* of a tokenizer */
-    const char *says;                       /* what it is, and the way out */
+    bool tokens;  /* of a tokenizer */
+    const char *says;  /* what it is, and the way out */
 } wrpo__foreign[] = {
     {".gguf", "GGUF", 4, false, "a GGUF file: want the safetensors checkpoint that it was made from"},
     {"pytorch_model", "PK\3\4", 4, false,
@@ -5508,7 +5504,7 @@ static const struct wrpo__foreign {
     WRPO__X("tokenizer.model"), WRPO__X("spiece.model"), WRPO__X("tekken.json"), WRPO__X(".tiktoken"),
     WRPO__X("merges.txt"), WRPO__X("vocab.")};
 #undef WRPO__X
-/* By its first bytes. */
+/* Refuses a file that is something else by its first bytes. */
 static void wrpo__refuse_foreign(const wrpo__file *file) {
     for (int i = 0; i < WRPO__COUNT(wrpo__foreign); i++) {
         const struct wrpo__foreign *f = &wrpo__foreign[i];
@@ -5533,7 +5529,7 @@ _Noreturn static void wrpo__no_checkpoint(wrpo__arena *arena, const char *path, 
                 wrpo__fail(arena->ctx, WRPO_E_IO, "%s: no %s in this directory, but %s, %s", path, want, names[i].text,
                         wrpo__foreign[k].says);
     wrpo__fail(arena->ctx, WRPO_E_IO, "%s: want a %s's directory, found no %s in it", path,
-               tokens ? "tokenizer" : "checkpoint", want);
+            tokens ? "tokenizer" : "checkpoint", want);
 }
 
 /* ---- one file ---- */
@@ -5605,6 +5601,9 @@ static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const 
     t->bytes = (size_t)want;
     t->data = data + begin;
 }
+static void wrpo__sort_by_name(wrpo_tensors *t) {
+    if (t->count) qsort(t->info, (size_t)t->count, sizeof *t->info, wrpo__by_first_name);
+}
 /* Adds the tensors of a .safetensors file, which is mapped into the arena. */
 static void wrpo__file_open(wrpo_tensors *all, const char *path) {
     wrpo__arena *arena = all->arena, *temp = wrpo__sub_arena(arena);
@@ -5648,7 +5647,6 @@ static void wrpo__file_open(wrpo_tensors *all, const char *path) {
         covered += t->bytes;
     }
     if (covered != size) wrpo__fail_format("%s: want %zu bytes of data, found %zu", path, covered, size);
-    qsort(all->info, before + count, sizeof *t, wrpo__by_first_name);
 }
 
 /* ---- many files: the index maps every tensor to its file ----
@@ -5672,30 +5670,28 @@ static void wrpo__index_open(wrpo_tensors *all, const char *path) {
         wrpo__file_open(all, wrpo__format(temp, "%.*s%s", dir, path, v->text));
     }
     stbds_arrfree(files);
+    wrpo__sort_by_name(all);
     bool *named = wrpo__alloc(temp, (size_t)all->count, sizeof *named);
-    const char *nowhere = NULL;
-    int64_t absent = 0, unnamed = all->count, first = 0;
+    const char *nowhere = NULL, *unsaid = NULL;
+    int64_t absent = 0, unnamed = 0;
     WRPO__EACH(v, map) {
         const wrpo_tensor_info *t = strlen(v->key) == v->key_size ? wrpo_tensors_find(all, v->key) : NULL;
-        const bool there = t && !strcmp(wrpo__basename(t->file), v->text);
-        if (there) {
-            named[t - all->info] = true;
-            unnamed--;
-        } else if (!absent++) nowhere = wrpo__legible(v->key, v->key_size);
+        if (t && !strcmp(wrpo__basename(t->file), v->text)) named[t - all->info] = true;
+        else if (!absent++) nowhere = wrpo__legible(v->key, v->key_size);
     }
     for (int64_t i = 0; i < all->count; i++) {
         const wrpo_tensor_info *t = &all->info[i];
         bytes += (double)t->bytes;
+        if (!named[i] && !unnamed++) unsaid = t->name;
         if (i > 0 && !strcmp(t->name, t[-1].name))
             wrpo__wrong_tensor(t, "want it once, found it in %s too", t[-1].file);
     }
-    while (first < all->count && named[first]) first++;
     if (absent)
         wrpo__warn("%s: its files do not have what it says of %lld tensors, such as %s", path, (long long)absent,
                 nowhere);
     if (unnamed)
         wrpo__warn("%s: %lld tensors of its files are not named there, such as %s: they are read as well", path,
-                (long long)unnamed, all->info[first].name);
+                (long long)unnamed, unsaid);
     if (size && !(size->kind == WRPO_JSON_NUMBER && size->number == bytes))
         wrpo__warn("%s:%d: total_size: want %.0f, found %s", path, size->line, bytes, wrpo__found(size));
     wrpo__arena_clear(temp);
@@ -5714,6 +5710,7 @@ static wrpo_tensors *wrpo__tensors_new(wrpo__arena *arena, const char *path) {
     t->arena = arena;
     if (wrpo__ends(file, ".json")) wrpo__index_open(t, file);
     else wrpo__file_open(t, file);
+    wrpo__sort_by_name(t);
     return t;
 }
 WRPO_API wrpo_result wrpo_tensors_open(wrpo_ctx *ctx, const char *path, wrpo_tensors **out) {
@@ -5736,26 +5733,26 @@ typedef void (*wrpo__save_fn)(void *user, int64_t tensor, int64_t first, int64_t
 typedef struct wrpo__placed { const char *name; const wrpo__save_tensor *t; int64_t bytes, shard; } wrpo__placed;
 /* How a save rounds, and what that leaves of the change since `from`. */
 typedef struct wrpo__rounding {
-    bool random;                     /* BF16: up or down by chance, the weight in the mean */
-    const wrpo_tensors *from;        /* NULL: nothing is measured */
-    float *old;                      /* [CHUNK] */
-    double changed, kept;            /* sums of d^2 and (rounded w - rounded from) d, d = w - from */
-    wrpo__writer *(*done)(void *user, double kept); void *user;    /* may be NULL. Called when the weights are written;
+    bool random;  /* BF16: up or down by chance, the weight in the mean */
+    const wrpo_tensors *from;  /* NULL: nothing is measured */
+    float *old;  /* [CHUNK] */
+    double changed, kept;  /* sums of d^2 and (rounded w - rounded from) d, d = w - from */
+    wrpo__writer *(*done)(void *user, double kept); void *user;  /* may be NULL. Called when the weights are written;
                                         the file that it returns, or NULL, gets its name with theirs */
 } wrpo__rounding;
 static double wrpo__kept(const wrpo__rounding *r) { return r->changed > 0 ? r->kept / r->changed : (double)NAN; }
-typedef struct wrpo__save {          /* one save */
+typedef struct wrpo__save {  /* one save */
     wrpo__arena *temp;
-    const char *dir;                 /* exists */
-    const char *file;                /* the name of a single file; NULL: model.safetensors or shards */
+    const char *dir;  /* exists */
+    const char *file;  /* NULL: model.safetensors or shards */
     const wrpo__save_tensor *t; int64_t n;
-    wrpo_dtype dtype;                /* 0: F32 */
-    int64_t max_shard_size;          /* 0: 5e9 bytes */
-    wrpo__save_fn fn; void *user;    /* called for each file's tensors in the order of their names */
-    wrpo__writer **sides;            /* an stb array of whole files that wait for their names */
+    wrpo_dtype dtype;  /* 0: F32 */
+    int64_t max_shard_size;  /* 0: 5e9 bytes */
+    wrpo__save_fn fn; void *user;  /* called for each file's tensors in the order of their names */
+    wrpo__writer **sides;  /* stb array: files that wait for their names */
     wrpo__rounding *rounding;
-    wrpo__placed *placed; int64_t shards;              /* in progress: the tensors, sorted by name */
-    float *chunk;                    /* [CHUNK] */
+    wrpo__placed *placed; int64_t shards;  /* sorted by name */
+    float *chunk;  /* [CHUNK] */
 } wrpo__save;
 
 static char *wrpo__shard_file(const wrpo__save *save, int64_t shard) {
@@ -5804,7 +5801,7 @@ static int64_t wrpo__split(wrpo__placed *p, int64_t n, int64_t limit) {
     }
     return shards;
 }
-/* The header: {"__metadata__":{...} by the caller, then each tensor in the order of the data, then the end. */
+/* The caller writes {"__metadata__":{...}, then each tensor in the order of the data, then the end. */
 static void wrpo__header_add(wrpo__text *header, const char *name, const char *dtype, int ndim, const int64_t *shape,
         int64_t offset, int64_t bytes) {
     wrpo__text_puts(header, ",");
@@ -5931,7 +5928,7 @@ static void wrpo__tensors_save(wrpo__save *save) {
     save->chunk = wrpo__raw(temp, WRPO__CHUNK, sizeof *save->chunk);
     for (int64_t s = 0; s < files; s++) ready[s] = wrpo__shard_write(save, s);
     const char *index_path = wrpo__join(temp, save->dir, WRPO__INDEX_FILE);
-    char **stale = save->file ? NULL : wrpo__stale_shards(save);     /* now: nothing may fail once names are given */
+    char **stale = save->file ? NULL : wrpo__stale_shards(save);  /* now: nothing may fail once names are given */
     if (save->shards > 1) {
         index = wrpo__index_write(save, index_path);
         bool same_names = false;  /* then the old index would open old and new shards together */
@@ -5956,9 +5953,8 @@ static void wrpo__tensors_save(wrpo__save *save) {
    A Hugging Face directory in, a Hugging Face directory out: config.json, weights, side files. */
 
 /* ---- config.json: old (rope_theta, rope_scaling, torch_dtype) and new (rope_parameters, dtype) spellings ----
-   A key sets a field, or is known not to change a log-prob, or is refused by its name. To add a family: its bit, name
-   and defaults here, the keys that it reads, its names of tensors below. */
-enum {  /* bits: the families, in the order of the table; two heads */
+   A key sets a field, or is known not to change a log-prob, or is refused by its name. */
+enum {  /* bits: the families, as in the table; two heads */
     WRPO__LLAMA = 1, WRPO__MISTRAL = 2, WRPO__QWEN2 = 4, WRPO__QWEN3 = 8, WRPO__GEMMA2 = 16, WRPO__PHI3 = 32,
     WRPO__INTERNLM2 = 64, WRPO__GEMMA3 = 128, WRPO__SMOLLM3 = 256, WRPO__OLMO2 = 512, WRPO__GRANITE3 = 1024,
     WRPO__GRANITE4 = 2048, WRPO__HEADS = 4096, WRPO__VALUE = WRPO__HEADS << WRPO_HEAD_VALUE,
@@ -5968,6 +5964,8 @@ enum {  /* bits: the families, in the order of the table; two heads */
     WRPO__WINDOWED = WRPO__MISTRAL | WRPO__SWITCHED | WRPO__GEMMA | WRPO__PHI3
 };
 /* Where a key is absent. 0: a key/value head for each head; hidden_size / heads; no window; 2048 positions. */
+#define WRPO__OF_GEMMA .tie_word_embeddings = true, .gelu = true, .norm_plus_one = true, .post_norms = true, \
+                       .scale_embeddings = true, .query_pre_attn_scalar = 256
 static const wrpo_config wrpo__families[] = {
     {.model_type = "llama"},
     {.model_type = "mistral", .num_key_value_heads = 8, .max_position_embeddings = 131072, .sliding_window = 4096},
@@ -5976,16 +5974,13 @@ static const wrpo_config wrpo__families[] = {
     {.model_type = "qwen3", .num_key_value_heads = 32, .head_dim = 128, .max_position_embeddings = 32768,
      .sliding_window = 4096, .qk_norm = true},
     {.model_type = "gemma2", .num_key_value_heads = 4, .head_dim = 256, .max_position_embeddings = 8192,
-     .sliding_window = 4096, .tie_word_embeddings = true, .gelu = true, .norm_plus_one = true, .post_norms = true,
-     .scale_embeddings = true, .query_pre_attn_scalar = 256, .attn_logit_softcapping = 50,
-     .final_logit_softcapping = 30},
+     .sliding_window = 4096, WRPO__OF_GEMMA, .attn_logit_softcapping = 50, .final_logit_softcapping = 30},
     {.model_type = "phi3", .max_position_embeddings = 4096, .rms_norm_eps = 1e-5},
     {.model_type = "internlm2", .attention_bias = true},
     {.model_type = "gemma3_text", .vocab_size = 262208, .hidden_size = 2304, .intermediate_size = 9216,
      .num_hidden_layers = 26, .num_attention_heads = 8, .num_key_value_heads = 4, .head_dim = 256,
      .max_position_embeddings = 131072, .sliding_window = 4096, .rope.theta = 1e6, .sliding_rope_theta = 1e4,
-     .qk_norm = true, .tie_word_embeddings = true, .gelu = true, .norm_plus_one = true, .post_norms = true,
-     .scale_embeddings = true, .query_pre_attn_scalar = 256},
+     .qk_norm = true, WRPO__OF_GEMMA},
     {.model_type = "smollm3", .num_key_value_heads = 4, .max_position_embeddings = 32768, .rope.theta = 2e6,
      .tie_word_embeddings = true},
     {.model_type = "olmo2", .rms_norm_eps = 1e-5, .qk_norm = true, .qk_norm_rows = true, .post_norms = true,
@@ -6013,7 +6008,7 @@ wrpo__keys[] = {
     WRPO__KEY(initializer_range, ALL, NUMBER, 0, 0),
     WRPO__KEY(tie_word_embeddings, ALL, SWITCH, 0, 0),
     WRPO__KEY(attention_bias, LLAMA | WRPO__QWEN3 | WRPO__GEMMA | WRPO__SMOLLM3 | WRPO__OLMO2 | WRPO__GRANITE, SWITCH,
-              0, 0),
+            0, 0),
     {"bias", WRPO__INTERNLM2, WRPO__SWITCH, offsetof(wrpo_config, attention_bias), 0, 0},
     WRPO__KEY(query_pre_attn_scalar, GEMMA, NUMBER, 0, 0),
     WRPO__KEY(attn_logit_softcapping, GEMMA2, NUMBER_OR_NONE, 0, 0),
@@ -6028,7 +6023,7 @@ wrpo__keys[] = {
     WRPO__KEY(gating_temperature, GATED, NUMBER, 0, 0)};
 #undef WRPO__KEY
 static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
-    /* read by the functions below */
+    /* read below */
     {WRPO__ALL, "model_type architectures rope_theta rope_scaling rope_parameters partial_rotary_factor layer_types "
                 "torch_dtype dtype hidden_act"},
     {WRPO__WINDOWED, "sliding_window"}, {WRPO__SWITCHED, "use_sliding_window max_window_layers"},
@@ -6036,7 +6031,7 @@ static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
     {WRPO__GEMMA3, "sliding_window_pattern"}, {WRPO__SMOLLM3, "no_rope_layers no_rope_layer_interval"},
     {WRPO__GRANITE4, "num_local_experts position_embedding_type"},
     {WRPO__PHI3, "original_max_position_embeddings"}, {WRPO__VALUE, "reward_token_id"},
-    /* known not to change a log-prob: ids, caching, generation defaults, provenance */
+    /* without effect on a log-prob: ids, caching, generation defaults, provenance */
     {WRPO__ALL,
      "bos_token_id eos_token_id sep_token_id unk_token_id decoder_start_token_id pad_token tokenizer_class prefix "
      "is_encoder_decoder is_decoder is_llama_config use_cache pretraining_tp use_bfloat16 pruned_heads num_labels "
@@ -6059,7 +6054,7 @@ static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
 typedef struct wrpo__reader {
     const wrpo_json *root;
     wrpo_config *c;
-    unsigned is;  /* the bits of its family and head */
+    unsigned is;  /* of its family and head */
 } wrpo__reader;
 static bool wrpo__is_known(const wrpo__reader *in, const wrpo_json *v) {
     if (v->kind == WRPO_JSON_NULL || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13)) return true;
@@ -6116,7 +6111,7 @@ WRPO__NAMED(wrpo_rope_name, wrpo__rope_names)
 static void wrpo__rope_factors(const wrpo_json *r, const char *key, float *out, int64_t count) {
     const wrpo_json *list = wrpo__present(r, key);
     bool fits = list && list->kind == WRPO_JSON_ARRAY && list->count == count;
-    for (const wrpo_json *v = fits ? list->child : NULL; v; v = v->next) {
+    WRPO__EACH(v, fits ? list : NULL) {
         fits = fits && v->kind == WRPO_JSON_NUMBER && v->number > 0;
         *out++ = (float)v->number;
     }
@@ -6172,7 +6167,7 @@ static void wrpo__rope_agrees(const wrpo_json *from, const wrpo_json *with, doub
             wrpo__wrong(v, "%s: \"%.60s\" is not the same in %s", from->key, v->key, with->key);
     }
 }
-/* Gemma 3 has an object for its layers without a window, which is returned, and one for those with it: only a base. */
+/* Gemma 3: an object for layers without a window, which is returned, and one for those with it: only a base. */
 static const wrpo_json *wrpo__rope_by_layer(const wrpo__reader *in, const wrpo_json *parameters) {
     WRPO__EACH(v, parameters)
         if (!wrpo__listed("full_attention sliding_attention", v->key))
@@ -6191,10 +6186,8 @@ static void wrpo__config_rope(const wrpo__reader *in) {
     wrpo_rope *p = &in->c->rope;
     const int64_t d = in->c->head_dim;
     const bool phi3 = in->is & WRPO__PHI3;
-    const wrpo_json *parameters = wrpo__present(in->root, "rope_parameters");
-    const wrpo_json *scaling = wrpo__present(in->root, "rope_scaling");
-    if (parameters) wrpo__want(parameters, WRPO_JSON_OBJECT, NULL);
-    if (scaling) wrpo__want(scaling, WRPO_JSON_OBJECT, NULL);
+    const wrpo_json *parameters = wrpo__maybe(in->root, "rope_parameters", WRPO_JSON_OBJECT);
+    const wrpo_json *scaling = wrpo__maybe(in->root, "rope_scaling", WRPO_JSON_OBJECT);
     if (in->is & WRPO__GEMMA3) parameters = wrpo__rope_by_layer(in, parameters);
     if (scaling && !scaling->count) scaling = NULL;
     const wrpo_json *r = scaling ? scaling : parameters, *attn;
@@ -6230,13 +6223,13 @@ static void wrpo__config_rope(const wrpo__reader *in) {
                 (long long)d, (long long)p->dims);
     if (p->type != WRPO_ROPE_DEFAULT) wrpo__rope_scaling(in, r);
 }
-/* SmolLM3's layers that do not rotate: every fourth, or those that a list says. */
+/* SmolLM3: every fourth layer does not rotate, or those of a list. */
 static void wrpo__config_no_rope(const wrpo__reader *in) {
     const wrpo_json *list = wrpo__present(in->root, "no_rope_layers");
     const int64_t L = in->c->num_hidden_layers;
     const int64_t every = wrpo__count(in->root, "no_rope_layer_interval", 4, 1, INT32_MAX);
     wrpo__check(!list || (list->kind == WRPO_JSON_ARRAY && list->count >= L), list, "0 or 1 for each layer");
-    const wrpo_json *v = list ? list->child : NULL;
+    const wrpo_json *v = wrpo__first(list);
     for (int64_t l = 0; l < L; l++) {
         const bool rotates = v ? wrpo__integer(v, 0, 1, NULL) : (l + 1) % every != 0;
         if (!rotates) in->c->no_rope_layers[l / 64] |= (uint64_t)1 << l % 64;
@@ -6263,7 +6256,7 @@ static void wrpo__config_windows(const wrpo__reader *in) {
     const int64_t first = qwen && c->sliding_window ? wrpo__count(in->root, "max_window_layers", 28, 0, most) : 0;
     const bool fits = !layers || (layers->kind == WRPO_JSON_ARRAY && layers->count == c->num_hidden_layers);
     wrpo__check(fits, layers, "one entry a layer");
-    const wrpo_json *v = layers ? layers->child : NULL;
+    const wrpo_json *v = wrpo__first(layers);
     for (int64_t l = 0; l < c->num_hidden_layers; l++) {
         bool sliding = c->sliding_window && l >= first && !(gemma2 && l % 2) && !(gemma3 && (l + 1) % pattern == 0);
         if (in->is & WRPO__SMOLLM3) sliding = c->sliding_window && wrpo__layer_bit(c->no_rope_layers, l);
@@ -6370,7 +6363,7 @@ static void wrpo__config_parse(const wrpo_json *whole, wrpo_config *c) {
     for (int k = 0; k < 4 && !c->dtype; k++)
         for (int i = WRPO_DTYPE_F32; i <= WRPO_DTYPE_F16; i++)
             if (wrpo__json_is(wrpo__present(k < 2 ? root : whole, k % 2 ? "torch_dtype" : "dtype"),
-                              wrpo__dtypes[i].torch)) c->dtype = (wrpo_dtype)i;
+                    wrpo__dtypes[i].torch)) c->dtype = (wrpo_dtype)i;
 }
 #define WRPO__ADAPTER_FILE "adapter_model.safetensors"
 #define WRPO__ADAPTER_CONFIG "adapter_config.json"
@@ -6389,7 +6382,7 @@ WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_conf
 /* ---- names: where the weights of the table are in the files ----
    The table has the Llama layout. Phi-3 and InternLM2 have other names, and tensors with the rows of several weights in
    the order of the table. InternLM2's wqkv has G groups: the query heads of a key/value head, its key, its value. */
-static const struct { const char *family, *names; } wrpo__renames[] = {    /* our name, theirs, ... */
+static const struct { const char *family, *names; } wrpo__renames[] = {  /* our name, theirs, ... */
     {"phi3", "q_proj qkv_proj k_proj qkv_proj v_proj qkv_proj gate_proj gate_up_proj up_proj gate_up_proj"},
     {"granitemoehybrid", "mlp.gate_proj shared_mlp.input_linear mlp.up_proj shared_mlp.input_linear "
                          "mlp.down_proj shared_mlp.output_linear"},
@@ -6481,14 +6474,6 @@ static void wrpo__untie(const wrpo_tensors *t, wrpo_config *c) {
     wrpo__warn("%s: tie_word_embeddings is true, but %s and %s differ: they are not tied, and a save has both",
             head->file, in, out);
 }
-/* Under its name, or a tied embedding as the output. */
-static const wrpo_tensor_info *wrpo__find_weight(const wrpo_tensors *t, const wrpo_config *c, const char *name,
-        int form) {
-    const wrpo_tensor_info *info = wrpo__find_as(t, form, name);
-    const bool embedding = strstr(name, "embed_tokens.") || strstr(name, "tok_embeddings.");
-    if (info || !embedding || !c->tie_word_embeddings) return info;
-    return wrpo__find_as(t, form, wrpo__file_name(c, "lm_head.weight"));
-}
 /* The slice of each weight from `begin` on: all are there, in their shapes, and nothing else. *dtype: of the first. */
 static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, int64_t begin, const char *dir,
         const wrpo_tensors *t, wrpo_dtype *dtype) {
@@ -6501,7 +6486,10 @@ static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, 
     for (int64_t i = begin; i < m->n_weights; i++) {
         const wrpo_weight *w = &m->weights[i];
         wrpo__slice *s = &slices[i];
-        const wrpo_tensor_info *info = s->info = wrpo__find_weight(t, &m->config, s->name, form);
+        const bool embedding = strstr(s->name, "embed_tokens.") || strstr(s->name, "tok_embeddings.");
+        const wrpo_tensor_info *info = wrpo__find_as(t, form, s->name);
+        if (!info && embedding && m->config.tie_word_embeddings)  /* it is there as the output */
+            info = wrpo__find_as(t, form, wrpo__file_name(&m->config, "lm_head.weight"));
         if (!info)
             wrpo__fail_format("%s: %s is missing%s", dir, s->name,
                     form == 1 ? ": want a causal language model's checkpoint, found a base model's" : "");
@@ -6511,6 +6499,7 @@ static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, 
             wrpo__wrong_tensor(info, "want %s, found %s", wrpo__shape_text(ndim, shape),
                     wrpo__shape_text(info->ndim, info->shape));
         wrpo__need_float(info);
+        s->info = info;
         if (!first) first = info;
         if (strcmp(info->dtype, first->dtype)) other = info;
         seen[info - t->info] = true;
@@ -6581,7 +6570,7 @@ static void wrpo__copy_weights(wrpo_model *model, int64_t begin, const wrpo__sli
 enum { WRPO__LINEARS = 7, WRPO__MAX_RANK = 4096 };
 static const wrpo__kind wrpo__linears[WRPO__LINEARS] = {WRPO__W_q_proj, WRPO__W_k_proj, WRPO__W_v_proj, WRPO__W_o_proj,
                                                         WRPO__W_gate_proj, WRPO__W_up_proj, WRPO__W_down_proj};
-/* The layer that a weight belongs to, as its family calls it: "model.layers.0.self_attn.qkv_proj". */
+/* The layer of a weight, as its family calls it: "model.layers.0.self_attn.qkv_proj". */
 static const char *wrpo__layer_name(const wrpo_config *c, const wrpo_weight *w) {
     const char *name = wrpo__file_name(c, w->name);
     return wrpo__strndup(wrpo__current, name, strlen(name) - strlen(".weight"));
@@ -6648,7 +6637,7 @@ static void wrpo__adapter_table(wrpo_model *model, wrpo__lora *lora) {
             }
             const int stem = (int)strlen(of_weight[j].name) - (int)strlen("weight");
             const char *name = wrpo__format(model->arena, "base_model.model.%.*slora_%c.weight", stem,
-                                            of_weight[j].name, is_b ? 'B' : 'A');
+                    of_weight[j].name, is_b ? 'B' : 'A');
             *next = (wrpo_weight){.name = name, .rows = is_b ? of_weight[j].rows : of[j].rank,
                                   .cols = is_b ? of[j].rank : of_weight[j].cols, .decay = true, .at = model->count,
                                   .dtype = model->ctx->desc.dtype};
@@ -6698,7 +6687,7 @@ static void wrpo__adapter_begin(wrpo_model *model, const wrpo_adapter_desc *desc
 static void wrpo__adapter_new(wrpo_model *model, const wrpo_adapter_desc *desc) {
     const int64_t first = model->n_weights;
     wrpo__adapter_begin(model, desc);
-    wrpo__model_memory(model);                         /* cleared: every B is 0 */
+    wrpo__model_memory(model);  /* cleared: every B is 0 */
     float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
     for (int64_t i = first; i < model->n_weights; i++) {
         const wrpo_weight *w = &model->weights[i];
@@ -6734,14 +6723,14 @@ static void wrpo__adapter_config(const wrpo_json *root, wrpo_adapter_desc *d) {
             (!strcmp(v->key, "bias") && wrpo__json_is(v, "none")) ||
             (!strcmp(v->key, "qalora_group_size") && v->kind == WRPO_JSON_NUMBER);
         if (off || wrpo__listed(known, v->key)) continue;
-        wrpo__unsupported(v, "%.60s %s is not supported", v->key, wrpo__found(v));
+        wrpo__load_refuse(v->key, v);
     }
     const wrpo_json *type = wrpo__need(root, "peft_type", WRPO_JSON_STRING);
     wrpo__check(wrpo__json_is(type, "LORA"), type, "LORA");
-    const wrpo_json *init = wrpo__present(root, "init_lora_weights");  /* others change the base as they are loaded */
+    const wrpo_json *init = wrpo__present(root, "init_lora_weights");  /* others change the base */
     if (init && init->kind != WRPO_JSON_BOOL &&
             !(init->kind == WRPO_JSON_STRING && wrpo__listed("gaussian orthogonal eva mica", init->text)))
-        wrpo__unsupported(init, "%.60s %s is not supported", init->key, wrpo__found(init));
+        wrpo__load_refuse(init->key, init);
     const wrpo_json *dropout = wrpo__maybe(root, "lora_dropout", WRPO_JSON_NUMBER);
     d->r = wrpo__integer(wrpo__need(root, "r", WRPO_JSON_NUMBER), 1, WRPO__MAX_RANK, NULL);
     d->alpha = wrpo__adapter_alpha(wrpo__need(root, "lora_alpha", WRPO_JSON_NUMBER));
@@ -6806,8 +6795,7 @@ static void wrpo__adapter_load(wrpo__arena *temp, wrpo_model *model, const char 
         if (!found) continue;
         const wrpo_json *rank = wrpo__adapter_pattern(ranks, layer);
         const wrpo_json *alpha = wrpo__adapter_pattern(alphas, layer);
-        *of = wrpo__adapter_of(&model->config, w,
-                rank ? wrpo__integer(rank, 1, WRPO__MAX_RANK, NULL) : lora->desc.r,
+        *of = wrpo__adapter_of(&model->config, w, rank ? wrpo__integer(rank, 1, WRPO__MAX_RANK, NULL) : lora->desc.r,
                 alpha ? wrpo__adapter_alpha(alpha) : lora->desc.alpha, lora->desc.rslora);
     }
     for (int64_t i = 0; i < t->count; i++)
@@ -6842,7 +6830,7 @@ WRPO_API wrpo_result wrpo_adapter_load(wrpo_model *model, const char *dir) {
 WRPO_API wrpo_adapter_desc wrpo_model_adapter(const wrpo_model *model) {
     return model->lora ? model->lora->desc : (wrpo_adapter_desc){0};
 }
-/* The desc's adapter, or the one beside config.json, as transformers does it. */
+/* The desc's adapter, or the one beside config.json, as in transformers. */
 static void wrpo__adapter_beside(wrpo__arena *temp, wrpo_model *model, const wrpo_model_desc *desc, bool reward) {
     const bool beside = wrpo__exists(wrpo__join(temp, desc->dir, WRPO__ADAPTER_CONFIG));
     const char *dir = desc->adapter;
@@ -6870,7 +6858,7 @@ static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *d
     wrpo__config_read(temp, desc->dir, &config);
     if (!reward) wrpo__need_language_model(desc->dir, &config);
     const bool map = desc->frozen && ctx->desc.backend->host;
-    const wrpo_tensors *t = wrpo__tensors_new(map ? arena : temp, desc->dir);  /* mapped: open as long as the model */
+    const wrpo_tensors *t = wrpo__tensors_new(map ? arena : temp, desc->dir);  /* open as long as the model */
     wrpo__untie(t, &config);
     wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_DTYPE_F32 : ctx->desc.dtype);
     model->dir = model->tokenizer_dir = wrpo__format(arena, "%s", desc->dir);
@@ -6884,12 +6872,9 @@ static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *d
     wrpo__arena_clear(temp);
     return model;
 }
-static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, bool reward, wrpo_model **out) {
-    *out = NULL;
-    WRPO__ENTRY(ctx, false, *out = wrpo__model_from(wrpo__current, desc, reward));
-}
 WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) {
-    return wrpo__model_load(ctx, desc, false, out);
+    *out = NULL;
+    WRPO__ENTRY(ctx, false, *out = wrpo__model_from(wrpo__current, desc, false));
 }
 
 /* ---- random weights ---- */
@@ -6915,7 +6900,7 @@ WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, 
 
 /* ---- weights in and out; one of `get` and `put` is NULL ---- */
 static void wrpo__weight_move(wrpo_model *model, int64_t i, int64_t first, int64_t count,
-                              float *get, const float *put) {
+        float *get, const float *put) {
     wrpo_ctx *ctx = model->ctx;
     if (i < 0 || i >= model->n_weights)
         wrpo__fail_arg("weight %lld: want 0 to %lld", (long long)i, (long long)model->n_weights - 1);
@@ -7002,12 +6987,13 @@ static void wrpo__save_config(wrpo__save *save, const char *from, const wrpo_con
     const wrpo__file *f = wrpo__open_file(arena, from);
     const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *class = NULL;
     const wrpo_json *whole = wrpo__json_parse(arena, from, 1, text, f->size);
-    const wrpo_json *root = wrpo__config_text(whole, &class), *tie = wrpo__present(root, "tie_word_embeddings");
+    const wrpo_json *root = wrpo__config_text(whole, &class);
     const wrpo_json *name = wrpo_json_get(root, "architectures");
     const char *type = wrpo__format(arena, "\"%s\"", wrpo__dtypes[save->dtype].torch);
-    bool tied = tie && tie->kind == WRPO_JSON_BOOL && tie->boolean;
-    for (int i = 0; !tie && i < WRPO__COUNT(wrpo__families); i++)
+    bool tied = false;
+    for (int i = 0; i < WRPO__COUNT(wrpo__families); i++)
         if (!strcmp(c->model_type, wrpo__families[i].model_type)) tied = wrpo__families[i].tie_word_embeddings;
+    tied = wrpo__switch(root, "tie_word_embeddings", tied);
     if (class) class = wrpo__format(arena, "[\"%s\"]", class);
     else if (name && name->child && c->head == WRPO_HEAD_LM && wrpo__ends(name->child->text, "Model"))
         class = wrpo__format(arena, "[\"%.*sForCausalLM\"]", (int)name->child->size - 5, name->child->text);
@@ -7061,7 +7047,7 @@ static void wrpo__save_adapter_config(wrpo__save *save, const wrpo_model *model)
     const wrpo__lora *lora = model->lora;
     const wrpo_adapter_desc *d = &lora->desc;
     wrpo__text out = {.arena = save->temp}, targets = out, ranks = out, alphas = out;
-    wrpo__text_puts(&ranks, "");                       /* never NULL */
+    wrpo__text_puts(&ranks, "");  /* never NULL */
     wrpo__text_puts(&alphas, "");
     int64_t adapted[WRPO__LINEARS] = {0};
     const wrpo_weight *w;
@@ -7091,7 +7077,7 @@ static void wrpo__save_adapter_config(wrpo__save *save, const wrpo_model *model)
             wrpo__number_text(d->dropout), d->rslora ? "true" : "false", targets.data, ranks.data, alphas.data);
     wrpo__side_file(save, WRPO__ADAPTER_CONFIG, out.data, out.size);
 }
-/* first[tensor]: the first weight in it. of[weight]: its adapter, if it is merged; a, b: A and B of weight `merged` */
+/* first[tensor]: its first weight. of[weight]: its adapter, to be merged; a, b: of weight `merged` */
 typedef struct wrpo__saving {
     const wrpo_model *model; const wrpo__slice *slices; int64_t *first;
     const wrpo__adapter **of; const wrpo_weight *merged; float *a, *b;
@@ -7159,7 +7145,7 @@ static void wrpo__save_check(wrpo__arena *temp, const wrpo_model *model, const w
     WRPO__RANGE(desc->max_shard_size >= 0, "max_shard_size", desc->max_shard_size, "a number of bytes");
     for (int64_t i = 0; i < desc->eos_count; i++)
         WRPO__RANGE(desc->eos[i] >= 0 && desc->eos[i] < model->config.vocab_size, "wrpo_save_desc.eos", desc->eos[i],
-                    "a token's id");
+                "a token's id");
 }
 static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc,
         wrpo__rounding *r) {
@@ -7175,7 +7161,7 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
     r->random = desc->random_rounding && dtype == WRPO_DTYPE_BF16;
     if (loaded && !alone && dtype != WRPO_DTYPE_F32) {
         const wrpo_result opened = wrpo_tensors_open(ctx, model->dir, &from);
-        if (opened == WRPO_E_MEMORY) wrpo__rethrow(ctx, opened);       /* other failures: it is gone */
+        if (opened == WRPO_E_MEMORY) wrpo__rethrow(ctx, opened);  /* other failures: it is gone */
     }
     if (from) {
         wrpo__on_free(arena, wrpo__tensors_drop, from);
@@ -7211,7 +7197,7 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
 }
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
     WRPO__CALL_ALL(model->ctx, wrpo__arena_new(model->ctx), true,
-                   wrpo__model_save(wrpo__current, model, desc, &(wrpo__rounding){0}));
+            wrpo__model_save(wrpo__current, model, desc, &(wrpo__rounding){0}));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -7315,7 +7301,7 @@ static const char *const wrpo__unicode_nfc[] = {
 };
 /* A number: its size in bits, in unary, then the bits below the highest. Context: what it is (class, gap...). */
 typedef struct wrpo__packed {
-    const char *const *line, *s;  /* the next line, and what is left of this one */
+    const char *const *line, *s;  /* the next line; the rest of this one */
     uint32_t range, code;
     int16_t odds[35][21][32];  /* [context][size][bits before, or 31]: of a 1, in 4096ths, minus 2048 */
 } wrpo__packed;
@@ -7464,7 +7450,7 @@ typedef struct wrpo__regex {  /* one item */
     wrpo__rx_kind kind;
     struct wrpo__regex *next;
     struct wrpo__regex *items, *other;  /* GROUP: an alternative, the others; SET: classes in it, one to intersect */
-    int64_t min, max;  /* min: of characters in a match; max: SET only */
+    int64_t min, max;  /* of characters in a match; max: SET only */
     bool possessive, negative, optional;  /* SET: never gives back; AHEAD: (?!...); GROUP: (...)? */
     bool ascii[128], negate;  /* ascii[c]: is c < 128 in the set? The rest decides for others */
     uint32_t classes;
@@ -7473,7 +7459,7 @@ typedef struct wrpo__regex {  /* one item */
     const uint16_t *unicode;  /* the class of each code point */
 } wrpo__regex;
 typedef struct wrpo__rx_rest { const wrpo__regex *x; const struct wrpo__rx_rest *up; } wrpo__rx_rest;
-typedef struct wrpo__piece {  /* of a text, or of the tokens to decode; valid UTF-8 */
+typedef struct wrpo__piece {  /* of a text or of tokens to decode; valid UTF-8 */
     const char *s; size_t n;
     int32_t id;  /* >= 0: an added token, which no edit changes */
     bool first;  /* of the whole text */
@@ -7487,7 +7473,7 @@ static bool wrpo__set_has(const wrpo__regex *x, int32_t c) {
     for (const wrpo__regex *part = x->items; part && !in; part = part->next) in = wrpo__set_has(part, c);
     return (in && (!x->other || wrpo__set_has(x->other, c))) != x->negate;
 }
-/* The size of the code point at p->s[i] if the set has it, else 0. */
+/* The size of the code point at p->s[i]; 0: the set lacks it. */
 static size_t wrpo__set_at(const wrpo__regex *x, const wrpo__piece *p, size_t i) {
     size_t size;
     if (i >= p->n) return 0;
@@ -7612,7 +7598,7 @@ struct wrpo_tokenizer {
 };
 
 /* Our own hash tables: texts may hold NULs, and the maps of stb_ds change a seed that threads share. */
-static int32_t *wrpo__slot(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* of the id of s; -1: none yet */
+static int32_t *wrpo__slot(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* -1: none yet */
     for (uint64_t at = wrpo__hash(tok->seed, s, n);; at++) {
         int32_t *id = &tok->slots[at & tok->mask];
         if (*id < 0 || (tok->tokens[*id].size == n && memcmp(tok->tokens[*id].text, s, n) == 0)) return id;
@@ -7662,17 +7648,17 @@ static void wrpo__put_part(wrpo__work *w, const wrpo__piece *p, size_t from, siz
     wrpo__put_piece(w, p->s + from, to - from, p->first && from == 0);
     stbds_arrlast(w->put).id = id;
 }
-static void wrpo__put_out(wrpo__work *w, bool first) {  /* what was written is a piece */
+static void wrpo__put_out(wrpo__work *w, bool first) {
     wrpo__put_piece(w, wrpo__strndup(w->tok->scratch, w->out.data, w->out.size), w->out.size, first);
     w->out.size = 0;
 }
-static void wrpo__take_pieces(wrpo__work *w) {  /* those that were put become the pieces */
+static void wrpo__take_pieces(wrpo__work *w) {
     wrpo__piece *swap = w->pieces;
     w->pieces = w->put;
     w->put = swap;
     stbds_arrsetlen(w->put, 0);
 }
-/* The size of the code point at p->s[i] if it is of one of these classes, else 0. */
+/* The size of the code point at p->s[i]; 0: it is of no such class. */
 static size_t wrpo__in_class(const wrpo__work *w, const wrpo__piece *p, size_t i, int classes) {
     size_t size;
     if (i >= p->n) return 0;
@@ -7697,10 +7683,8 @@ static void wrpo__cut_added(wrpo__work *w, const wrpo__piece *p, bool normalized
         if (!a) continue;
         size_t begin = i, end = next, size;
         uint32_t flags = w->tok->tokens[a->id].flags;
-        if (flags & WRPO__TOKEN_SINGLE_WORD) {
-            if (begin > 0 && wrpo__in_class(w, p, wrpo__before(p->s, begin), WRPO__WORD)) continue;
-            if (wrpo__in_class(w, p, end, WRPO__WORD)) continue;
-        }
+        const bool joined = begin > 0 && wrpo__in_class(w, p, wrpo__before(p->s, begin), WRPO__WORD);
+        if (flags & WRPO__TOKEN_SINGLE_WORD && (joined || wrpo__in_class(w, p, end, WRPO__WORD))) continue;
         if (flags & WRPO__TOKEN_LSTRIP) {
             begin = WRPO__MAX(begin, done);
             while (begin > done && wrpo__in_class(w, p, wrpo__before(p->s, begin), 1 << WRPO__SPACE))
@@ -7748,7 +7732,7 @@ static int wrpo__byte_token(const char *s, size_t n) {  /* the byte NN of <0xNN>
     if (n != 6 || memcmp(s, "<0x", 3) != 0 || strspn(s + 3, "0123456789ABCDEFabcdef") != 2 || s[5] != '>') return -1;
     return (int)strtol(s + 3, NULL, 16);
 }
-/* <0xNN> tokens in a row are a text; if that is not UTF-8, each byte becomes U+FFFD. */
+/* <0xNN> tokens in a row are a text, or, if that is not UTF-8, one U+FFFD a byte. */
 static void wrpo__end_bytes(wrpo__work *w) {
     size_t n = w->out.size;
     if (n && wrpo__valid_utf8(w->out.data, n) == n) wrpo__put_out(w, false);
@@ -7864,7 +7848,7 @@ static void wrpo__symbols(wrpo__work *w, const char *s, size_t n) {
     if (pending) wrpo__put_symbol(w, tok->unk);
     if (stbds_arrlen(w->symbols)) stbds_arrlast(w->symbols).next = -1;
 }
-/* A binary heap: the lowest rank first, of equal ranks the leftmost. */
+/* A binary heap: the lowest rank first, then the leftmost. */
 static void wrpo__push_merge(wrpo__work *w, int32_t at) {  /* of symbol `at` and the next */
     int32_t next = w->symbols[at].next;
     if (next < 0) return;
@@ -7896,7 +7880,7 @@ static void wrpo__merge_symbols(wrpo__work *w) {
         int32_t at = (int32_t)(best.key & 0xFFFFFFFF), next = y[at].next;
         if (y[at].id < 0 || next < 0) continue;  /* merged since */
         const wrpo__merge *m = wrpo__merge_slot(w->tok, y[at].id, y[next].id);
-        if (m->rank < 0 || m->id != best.value) continue;  /* another pair is here now */
+        if (m->rank < 0 || m->id != best.value) continue;  /* another pair by now */
         y[at].id = m->id;
         y[at].next = y[next].next;
         y[next].id = -1;
@@ -7979,9 +7963,6 @@ static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, boo
 }
 
 /* ---- load: what all readers use ---- */
-_Noreturn static void wrpo__load_refuse(const char *what, const wrpo_json *v) {
-    wrpo__unsupported(v, "%s %s is not supported", what, wrpo__found(v));
-}
 /* Which of the words v is, from 0. */
 static int wrpo__load_choice(const wrpo_json *v, const char *what, const char *words) {
     const int k = wrpo__word_of(words, v->text, v->size);
@@ -7993,16 +7974,16 @@ static int32_t wrpo__load_count(const wrpo_json *v, int64_t high) { return (int3
 /* ---- load: regexes ---- */
 typedef struct wrpo__rx_parser {
     wrpo_tokenizer *tok; const wrpo_json *json;  /* json: where the pattern is, for errors */
-    const char *s; size_t n, i;  /* the pattern, and how much of it is read */
+    const char *s; size_t n, i;  /* the pattern; how much is read */
     bool literal, fold;  /* all characters are literals; inside (?i:...) */
     int depth;
 } wrpo__rx_parser;
 
 _Noreturn static void wrpo__rx_fail(const wrpo__rx_parser *p, const char *what) {
-    wrpo__unsupported(p->json,
-                    "regex, byte %zu: %s is not supported: %.*s", p->i + 1, what, (int)WRPO__MIN(p->n, 200), p->s);
+    wrpo__unsupported(p->json, "regex, byte %zu: %s is not supported: %.*s", p->i + 1, what, (int)WRPO__MIN(p->n, 200),
+            p->s);
 }
-static bool wrpo__rx_sees(const wrpo__rx_parser *p, const char *any) {  /* is one of these next? */
+static bool wrpo__rx_sees(const wrpo__rx_parser *p, const char *any) {
     return !p->literal && p->i < p->n && p->s[p->i] && strchr(any, p->s[p->i]);
 }
 static void wrpo__rx_refuse(const wrpo__rx_parser *p, const char *any, const char *what) {
@@ -8030,7 +8011,7 @@ static int64_t wrpo__rx_number(wrpo__rx_parser *p, int64_t otherwise) {
     }
     return v;
 }
-static int32_t wrpo__rx_escaped(wrpo__rx_parser *p) {  /* the code point that is meant after a backslash */
+static int32_t wrpo__rx_escaped(wrpo__rx_parser *p) {  /* after a backslash */
     static const char letters[] = "nrtfva", controls[] = "\n\r\t\f\v\a";
     const int32_t c = wrpo__rx_char(p), low = c | 32;
     if (low == 'p') wrpo__rx_refuse(p, "{", "this property");
@@ -8127,17 +8108,22 @@ static void wrpo__rx_element(wrpo__rx_parser *p, wrpo__regex *x, bool many) {
 static void wrpo__rx_unfoldable(const wrpo__rx_parser *p) {
     if (p->fold) wrpo__rx_refuse(p, "\\.", "anything but ASCII letters in (?i:...)");
 }
-/* What is in brackets, up to the closing one. */
-static void wrpo__rx_class(wrpo__rx_parser *p, wrpo__regex *x) {
-    if (++p->depth > 400) wrpo__rx_fail(p, "so deep a nest of classes");
-    for (bool begun = false; !wrpo__rx_sees(p, "]"); begun = true) {
-        if (wrpo__rx_take(p, "&&")) {
-            if (!begun) wrpo__rx_fail(p, "an empty class");
-            x->other = wrpo__rx_new(p, WRPO__RX_SET);
-            wrpo__rx_class(p, x->other);
-            break;
+static void wrpo__rx_class(wrpo__rx_parser *p, wrpo__regex *x) {  /* after "[" */
+    const int depth = p->depth++;
+    bool begun = false;
+    x->negate = wrpo__rx_take(p, "^");
+    wrpo__rx_refuse(p, "]", "an empty class");
+    while (!wrpo__rx_take(p, "]")) {
+        if (p->depth > 400) wrpo__rx_fail(p, "so deep a nest of classes");
+        if (begun && wrpo__rx_take(p, "&&")) {
+            x = x->other = wrpo__rx_new(p, WRPO__RX_SET);
+            begun = false;
+            p->depth++;
+            continue;
         }
+        if (wrpo__rx_take(p, "&&")) wrpo__rx_fail(p, "an empty class");
         if (begun && wrpo__rx_dash(p)) wrpo__rx_fail(p, "'-' at this place");
+        begun = true;
         wrpo__rx_unfoldable(p);
         if (!wrpo__rx_take(p, "[")) {
             wrpo__rx_element(p, x, true);
@@ -8145,14 +8131,11 @@ static void wrpo__rx_class(wrpo__rx_parser *p, wrpo__regex *x) {
         }
         wrpo__rx_refuse(p, ":", "a POSIX class");
         wrpo__regex *part = wrpo__rx_new(p, WRPO__RX_SET);
-        part->negate = wrpo__rx_take(p, "^");
-        wrpo__rx_refuse(p, "]", "an empty class");
         wrpo__rx_class(p, part);
-        p->i++;
         part->next = x->items;
         x->items = part;
     }
-    p->depth--;
+    p->depth = depth;
 }
 static wrpo__regex *wrpo__rx_set(wrpo__rx_parser *p, wrpo__rx_kind kind) {  /* a literal, an escape or a class */
     wrpo__regex *x = wrpo__rx_new(p, kind);
@@ -8160,12 +8143,8 @@ static wrpo__regex *wrpo__rx_set(wrpo__rx_parser *p, wrpo__rx_kind kind) {  /* a
     wrpo__rx_refuse(p, "?*+{", "this repetition");
     wrpo__rx_refuse(p, "]}", "this bracket");
     wrpo__rx_unfoldable(p);
-    if (wrpo__rx_take(p, "[")) {
-        x->negate = wrpo__rx_take(p, "^");
-        wrpo__rx_refuse(p, "]", "an empty class");
-        wrpo__rx_class(p, x);
-        p->i++;
-    } else if (wrpo__rx_take(p, ".")) {
+    if (wrpo__rx_take(p, "[")) wrpo__rx_class(p, x);
+    else if (wrpo__rx_take(p, ".")) {
         x->negate = true;
         wrpo__rx_range(x, '\n', '\n');
     } else wrpo__rx_element(p, x, false);
@@ -8185,17 +8164,16 @@ static wrpo__regex *wrpo__rx_group(wrpo__rx_parser *p) {  /* after "(" */
     wrpo__rx_refuse(p, "?*+{", "this repetition of a group");
     return x;
 }
-static wrpo__regex *wrpo__rx_ahead(wrpo__rx_parser *p, bool negative) {  /* after "(?=" or "(?!" */
-    static const char longer[] = "a lookahead for more than one character";
-    wrpo__rx_refuse(p, "(|)", longer);
-    wrpo__regex *x = wrpo__rx_set(p, WRPO__RX_AHEAD);
-    x->negative = negative;
-    if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, longer);
-    return x;
-}
 static wrpo__regex *wrpo__rx_item(wrpo__rx_parser *p) {
-    if (wrpo__rx_take(p, "(?!")) return wrpo__rx_ahead(p, true);
-    if (wrpo__rx_take(p, "(?=")) return wrpo__rx_ahead(p, false);
+    static const char longer[] = "a lookahead for more than one character";
+    const bool negative = wrpo__rx_take(p, "(?!");
+    if (negative || wrpo__rx_take(p, "(?=")) {
+        wrpo__rx_refuse(p, "(|)", longer);
+        wrpo__regex *x = wrpo__rx_set(p, WRPO__RX_AHEAD);
+        x->negative = negative;
+        if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, longer);
+        return x;
+    }
     if (wrpo__rx_take(p, "(")) return wrpo__rx_group(p);
     if (wrpo__rx_take(p, "^")) return wrpo__rx_new(p, WRPO__RX_BEGIN);
     if (wrpo__rx_take(p, "$")) return wrpo__rx_new(p, WRPO__RX_END);
@@ -8231,7 +8209,7 @@ static wrpo__regex *wrpo__rx_alternatives(wrpo__rx_parser *p) {
     return x;
 }
 static const wrpo__regex *wrpo__load_regex(wrpo_tokenizer *tok, const wrpo_json *v, const char *s, size_t n,
-                                           bool literal) {
+        bool literal) {
     wrpo__rx_parser p = {.tok = tok, .json = v, .s = s, .n = n, .literal = literal};
     if (n > 4096) wrpo__rx_fail(&p, "a pattern this long");
     const wrpo__regex *x = wrpo__rx_alternatives(&p);
@@ -8292,7 +8270,7 @@ WRPO__READ(metaspace) {
     const bool first = choice == 1, never = choice == 2;
     if (!wrpo__switch(v, "add_prefix_space", true) && !never)
         wrpo__wrong(v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
-    /* "first" is of the original text: known if the normalizer keeps the number of characters */
+    /* "first" of the original text: known if the normalizer keeps the number of characters */
     for (int64_t i = 1; i < tok->normalizer_end && first; i++)
         if (!wrpo__keeps_count(&tok->encoder[i]))
             wrpo__load_refuse("after this normalizer, prepend_scheme", scheme);
@@ -8340,7 +8318,7 @@ WRPO__READ(template) {
     }
     if (wrong || ids == &tok->prefix)
         wrpo__unsupported(wrong ? wrong : v, "TemplateProcessing: want text A "
-                        "once in \"single\", found %s", wrong ? "another sequence" : "none");
+                "once in \"single\", found %s", wrong ? "another sequence" : "none");
 }
 
 typedef struct wrpo__component {
@@ -8409,7 +8387,7 @@ static void wrpo__new_token(wrpo_tokenizer *tok, int32_t id, const char *text, s
     tok->tokens[id] = (wrpo__token){wrpo__strndup(tok->arena, text, size), (uint32_t)size, flags};
     *wrpo__slot(tok, text, size) = id;
 }
-static void *wrpo__free_slots(wrpo_tokenizer *tok, int64_t n, size_t size, uint64_t *mask) {  /* all bits are set */
+static void *wrpo__free_slots(wrpo_tokenizer *tok, int64_t n, size_t size, uint64_t *mask) {  /* all bits set */
     const size_t slots = wrpo__table_size(n);
     *mask = slots - 1;
     return memset(wrpo__raw(tok->arena, slots, size), 0xFF, slots * size);
@@ -8442,12 +8420,14 @@ static bool wrpo__mark_within(const char *s, size_t n) {
 }
 /* Both tokens of a merge: "left right" or ["left", "right"]. */
 static bool wrpo__merge_parts(const wrpo_json *v, wrpo_json part[2]) {
-    const bool pair = v->kind == WRPO_JSON_ARRAY && v->count == 2, string = v->kind == WRPO_JSON_STRING;
-    const char *space = string ? memchr(v->text, ' ', v->size) : NULL;
-    if (!pair && !space) return false;
-    part[0] = pair ? *v->child : *v;
-    part[1] = pair ? *v->child->next : *v;
-    if (pair) return part[0].kind == WRPO_JSON_STRING && part[1].kind == WRPO_JSON_STRING;
+    if (v->kind == WRPO_JSON_ARRAY && v->count == 2) {
+        part[0] = *v->child;
+        part[1] = *v->child->next;
+        return part[0].kind == WRPO_JSON_STRING && part[1].kind == WRPO_JSON_STRING;
+    }
+    const char *space = v->kind == WRPO_JSON_STRING ? memchr(v->text, ' ', v->size) : NULL;
+    if (!space) return false;
+    part[0] = part[1] = *v;
     part[0].size = (size_t)(space - v->text);
     part[1].text = space + 1;
     part[1].size -= part[0].size + 1;
@@ -8461,8 +8441,8 @@ static void wrpo__load_merges(wrpo_tokenizer *tok, const wrpo_json *merges) {
         wrpo_json part[3];  /* left, right, both */
         int32_t id[3];
         if (!wrpo__merge_parts(v, part))
-            wrpo__wrong(v, "merge %d: want two tokens, as two strings or with one space between them, "
-                            "found %s", (int)rank, wrpo__found(v));
+            wrpo__wrong(v, "merge %d: want two tokens, as two strings or with one space between them, found %s",
+                    (int)rank, wrpo__found(v));
         text.size = 0;
         for (int k = 0; k < 2; k++) wrpo__text_add(&text, part[k].text, part[k].size);
         part[2].text = text.data;
@@ -8471,7 +8451,7 @@ static void wrpo__load_merges(wrpo_tokenizer *tok, const wrpo_json *merges) {
             id[k] = wrpo__model_id(tok, part[k].text, part[k].size);
             if (id[k] < 0)
                 wrpo__wrong(v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank,
-                                k == 2 ? "result" : "part", wrpo__legible(part[k].text, part[k].size));
+                        k == 2 ? "result" : "part", wrpo__legible(part[k].text, part[k].size));
         }
         wrpo__merge merge = {wrpo__pair(id[0], id[1]), rank, id[2]};
         *wrpo__merge_slot(tok, id[0], id[1]) = merge;  /* of equal pairs the last counts */
@@ -8507,7 +8487,7 @@ static void wrpo__load_model(wrpo_tokenizer *tok, const wrpo_json *model, int64_
 /* all: no flag may be absent; else an absent one is false, but "normalized" is "not special". */
 static uint32_t wrpo__load_flags(const wrpo_json *v, uint32_t flags, bool all) {
     static const char *const keys[] = {"single_word", "lstrip", "rstrip", "special", "normalized"};
-    for (int k = 0; k < 5; k++) {  /* in the order of the flags */
+    for (int k = 0; k < 5; k++) {  /* as the flags */
         if (all) wrpo__need(v, keys[k], WRPO_JSON_BOOL);
         bool otherwise = k == 4 && !(flags & WRPO__TOKEN_SPECIAL);
         if (wrpo__switch(v, keys[k], otherwise)) flags |= (uint32_t)WRPO__TOKEN_SINGLE_WORD << k;
@@ -8567,12 +8547,11 @@ static void wrpo__load_added(wrpo_tokenizer *tok, const wrpo_json *list, bool ag
         const char *shown = wrpo__legible(content->text, content->size);
         if (strcmp(found, want) != 0 && !others++)
             other = wrpo__format(tok->scratch, "%s:%d: added token \"%s\": its id is %s, %s, and not %.40s", v->name,
-                                 v->line, shown, want, known ? "which the vocabulary gives it" : "the next one free",
-                                 found);
+                    v->line, shown, want, known ? "which the vocabulary gives it" : "the next one free", found);
         if (!(token->flags & WRPO__TOKEN_ADDED)) wrpo__add_token(tok, v, id, flags);
         else if ((token->flags & ~(uint32_t)(WRPO__TOKEN_MODEL | WRPO__TOKEN_RENAMED)) != flags)
             wrpo__wrong(v, "added token \"%s\" %s", shown,
-                            again ? "has other flags in tokenizer.json" : "stands twice, with different flags");
+                    again ? "has other flags in tokenizer.json" : "stands twice, with different flags");
     }
     if (others) wrpo__warn("%s%s: so the tokenizers library has it", other, others > 1 ? "; and others" : "");
 }
@@ -8588,15 +8567,6 @@ static const wrpo__class_defaults wrpo__tokenizer_classes[] = {
     {"GPT2Tokenizer", {"<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
     {"Qwen2Tokenizer", {NULL, "<|endoftext|>", "<|endoftext|>", NULL, "<|endoftext|>"}, false},
 };
-/* with or without "Fast"; NULL: none */
-static const wrpo__class_defaults *wrpo__class_of(const wrpo_json *name) {
-    for (int64_t k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
-        const wrpo__class_defaults *class = &wrpo__tokenizer_classes[k];
-        const char *fast = wrpo__format(wrpo__current, "%sFast", class->name);
-        if (wrpo__json_is(name, class->name) || wrpo__json_is(name, fast)) return class;
-    }
-    return NULL;
-}
 /* A special token, a string or an object that holds it, becomes an added token, as in transformers; with the next id
    if it is not in the vocabulary, except a class's default (not own), for which the model has no row. Returns its id,
    or -1. keep: where its text goes, for templates; NULL: nowhere, and what is no token is ignored. */
@@ -8621,8 +8591,13 @@ static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map) {
     static const char *const adds[] = {"add_bos_token", "add_eos_token"};
     const wrpo_json *const files[2] = {map, tok->config};
     const wrpo_json *class_name = wrpo_json_get(tok->config, "tokenizer_class");
-    const wrpo__class_defaults *class = wrpo__class_of(class_name);
+    const wrpo__class_defaults *class = NULL;
     int32_t ids[7];
+    for (int k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
+        const wrpo__class_defaults *c = &wrpo__tokenizer_classes[k];
+        const char *fast = wrpo__format(wrpo__current, "%sFast", c->name);
+        if (wrpo__json_is(class_name, c->name) || wrpo__json_is(class_name, fast)) class = c;
+    }
     for (int i = 0; i < 7; i++) {
         const char *key = wrpo__special_names[i], *usual = class ? class->special[i] : NULL;
         const wrpo_json own = {.kind = WRPO_JSON_STRING, .text = usual, .size = usual ? strlen(usual) : 0};
@@ -8640,8 +8615,7 @@ static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map) {
                 wrpo__listed("additional_special_tokens extra_special_tokens", v->key);
             if (k % 2 && wrpo_json_get(map, v->key)) continue;
             if (k < 2 && wrpo__ends(v->key, "_token")) wrpo__load_special(tok, v, true, NULL);
-            for (const wrpo_json *t = list && k > 1 ? v->child : NULL; t; t = t->next)
-                wrpo__load_special(tok, t, true, NULL);
+            WRPO__EACH(t, list && k > 1 ? v : NULL) wrpo__load_special(tok, t, true, NULL);
         }
     }
     if (!class || !class->processor) return;
@@ -8653,7 +8627,7 @@ static void wrpo__load_specials(wrpo_tokenizer *tok, const wrpo_json *map) {
         if (!wrpo__switch(tok->config, adds[i], i == 0)) continue;
         if (ids[i] < 0)
             wrpo__wrong(v ? v : class_name, "%s is true%s, but no %s is in the vocabulary", adds[i],
-                            v ? "" : ", as this class has it", wrpo__special_names[i]);
+                    v ? "" : ", as this class has it", wrpo__special_names[i]);
         stbds_arrput(*list, ids[i]);
     }
 }
@@ -8683,11 +8657,10 @@ static void wrpo__load_templates(wrpo_tokenizer *tok, const wrpo_json *v) {
         const char *path = wrpo__join(tok->arena, tok->dir, files[i]);
         if (!wrpo__exists(path)) continue;
         const wrpo__file *f = wrpo__open_file(tok->scratch, path);
-        const char *text = (const char *)f->data;
-        wrpo__need_utf8(path, text, f->size);
+        wrpo__need_utf8(path, (const char *)f->data, f->size);
         if (!found) memset(tok->chat, 0, sizeof tok->chat);
         found = true;
-        wrpo__set_template(tok, i, text, f->size);
+        wrpo__set_template(tok, i, (const char *)f->data, f->size);
     }
 }
 /* An object in a file of the directory; NULL: no such file. */
@@ -8695,20 +8668,6 @@ static const wrpo_json *wrpo__load_json(wrpo_tokenizer *tok, wrpo__arena *arena,
     const char *path = wrpo__join(tok->arena, tok->dir, file);
     if (!wrpo__exists(path)) return NULL;
     return wrpo__want(wrpo__json_file(arena, path), WRPO_JSON_OBJECT, file);
-}
-static void wrpo__load_edits(wrpo_tokenizer *tok, const wrpo_json *root) {
-    tok->edits = &tok->encoder;
-    wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED});
-    wrpo__load_list(tok, root, "normalizer", "normalizers");
-    tok->normalizer_end = stbds_arrlen(tok->encoder);
-    wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED, .normalized = true});
-    wrpo__load_list(tok, root, "pre_tokenizer", "pretokenizers");
-    if (tok->cuts)
-        wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__MERGED_WITH_NEXT,
-                .regex = wrpo__load_regex(tok, root, "\xE2\x96\x81+", 4, false)});
-    tok->has_decoder = wrpo__present(root, "decoder");
-    tok->edits = &tok->decoder;
-    wrpo__load_list(tok, root, "decoder", "decoders");
 }
 static wrpo_tokenizer *wrpo__tokenizer_new(wrpo__arena *arena, const char *dir) {
     wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
@@ -8729,7 +8688,7 @@ static wrpo_tokenizer *wrpo__tokenizer_new(wrpo__arena *arena, const char *dir) 
 }
 static int64_t wrpo__leaves(const wrpo_json *v) {  /* members of an object, and their members */
     int64_t n = 0;
-    for (v = v ? v->child : NULL; v; v = v->next) n += 1 + v->count;
+    WRPO__EACH(k, v) n += 1 + k->count;
     return n;
 }
 static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir) {
@@ -8749,7 +8708,18 @@ static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir)
     const wrpo_json *added = wrpo__maybe(root, "added_tokens", WRPO_JSON_ARRAY);
     const wrpo_json *map = again ? NULL : wrpo__load_json(tok, tok->scratch, "special_tokens_map.json");
     wrpo__load_model(tok, model, (added ? added->count : 0) + wrpo__leaves(tok->config) + wrpo__leaves(map));
-    wrpo__load_edits(tok, root);
+    tok->edits = &tok->encoder;
+    wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED});
+    wrpo__load_list(tok, root, "normalizer", "normalizers");
+    tok->normalizer_end = stbds_arrlen(tok->encoder);
+    wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_ADDED, .normalized = true});
+    wrpo__load_list(tok, root, "pre_tokenizer", "pretokenizers");
+    if (tok->cuts)
+        wrpo__put_edit(tok, (wrpo__edit){.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__MERGED_WITH_NEXT,
+                .regex = wrpo__load_regex(tok, root, "\xE2\x96\x81+", 4, false)});
+    tok->has_decoder = wrpo__present(root, "decoder");
+    tok->edits = &tok->decoder;
+    wrpo__load_list(tok, root, "decoder", "decoders");
     wrpo__load_added(tok, added, false);
     wrpo__load_list(tok, root, "post_processor", "processors");
 
@@ -8777,7 +8747,7 @@ static int32_t *wrpo__encode_new(wrpo_tokenizer *tok, const char *text, size_t s
     return wrpo__handout(tok->ctx, ids, (size_t)*count * sizeof *ids);
 }
 WRPO_API wrpo_result wrpo_tokenizer_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags,
-                                           int32_t **ids, int64_t *count) {
+        int32_t **ids, int64_t *count) {
     *ids = NULL;
     *count = 0;
     WRPO__ENTRY(tok->ctx, true, *ids = wrpo__encode_new(tok, text, size, flags, count));
@@ -8789,11 +8759,10 @@ static char *wrpo__decode_new(wrpo_tokenizer *tok, const int32_t *ids, int64_t c
     return wrpo__handout(tok->ctx, out.data, out.size);
 }
 WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special,
-                                           char **text, size_t *size) {
+        char **text, size_t *size) {
     *text = NULL;
     *size = 0;
-    WRPO__ENTRY(tok->ctx, true,
-               *text = wrpo__decode_new(tok, ids, count, skip_special, size));
+    WRPO__ENTRY(tok->ctx, true, *text = wrpo__decode_new(tok, ids, count, skip_special, size));
 }
 
 /* --------------------------------------------------------------------------------------------- >>chat
@@ -8854,7 +8823,7 @@ struct wrpo__jval {
 };
 typedef struct wrpo__jinja {  /* one compilation or one rendering */
     wrpo_ctx *ctx;
-    wrpo_tokenizer *tok;  /* whose template this is */
+    wrpo_tokenizer *tok;
     wrpo__jtoken *at;  /* the current token */
     int idle;  /* above 0: tokens are only read */
     int line, depth, loops;  /* of the current token */
@@ -8869,17 +8838,13 @@ typedef struct wrpo__jinja {  /* one compilation or one rendering */
     wrpo__jtoken *tokens;  /* stb array */
 } wrpo__jinja;
 
-_Noreturn WRPO__PRINTF(3, 4) static void wrpo__jraise(wrpo__jinja *J, wrpo_result code, const char *format, ...) {
-    char text[400];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    wrpo__fail_at(J->ctx, code, J->line, 0, "chat template, line %d: %s%s", J->line, text,
-                  code == WRPO_E_UNSUPPORTED ? " is not supported" : "");
+_Noreturn static void wrpo__jraise(wrpo__jinja *J, wrpo_result code, const char *text, const char *more) {
+    wrpo__fail_at(J->ctx, code, J->line, 0, "chat template, line %d: %s%s", J->line, text, more);
 }
-#define wrpo__jfail(J, ...) wrpo__jraise(J, WRPO_E_FORMAT, __VA_ARGS__)  /* Python refuses it too */
-#define wrpo__jrefuse(J, ...) wrpo__jraise(J, WRPO_E_UNSUPPORTED, __VA_ARGS__)  /* ... is not supported */
+/* What Python refuses too; what is not supported. */
+#define wrpo__jfail(J, ...) wrpo__jraise(J, WRPO_E_FORMAT, wrpo__format(wrpo__current, __VA_ARGS__), "")
+#define wrpo__jrefuse(J, ...) \
+    wrpo__jraise(J, WRPO_E_UNSUPPORTED, wrpo__format(wrpo__current, __VA_ARGS__), " is not supported")
 #define WRPO__J_SHOW(v) (int)WRPO__MIN((v)->n, 60), (v)->s  /* for "%.*s" */
 static void wrpo__jspend(wrpo__jinja *J, size_t bytes) {
     J->steps += 1 + (int64_t)(bytes >> 5);
@@ -8908,7 +8873,7 @@ static wrpo__jv wrpo__jfloat(wrpo__jinja *J, double f) {
     if (!isfinite(f)) wrpo__jrefuse(J, "a number beyond the range of a double");
     return WRPO__J_VAL(.kind = WRPO__J_FLOAT, .f = f);
 }
-static wrpo__jv wrpo__jbytes(const char *s, size_t n) {  /* a string that shares these bytes */
+static wrpo__jv wrpo__jbytes(const char *s, size_t n) {
     return WRPO__J_VAL(.kind = WRPO__J_STR, .s = n ? s : "", .n = n);
 }
 static wrpo__jv wrpo__jstring(const char *s) { return wrpo__jbytes(s, strlen(s)); }
@@ -8993,7 +8958,7 @@ static bool wrpo__jequal(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
     J->depth--;
     return same;
 }
-static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* < 0, 0, > 0 */
+static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
     size_t n = WRPO__MIN(a->n, b->n);
     wrpo__jspend(J, n);
     wrpo__jdefined(J, a);
@@ -9004,7 +8969,7 @@ static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* < 0, 0, 
     int r = memcmp(a->s, b->s, n);  /* UTF-8 sorts as its code points do */
     return r ? r : (a->n > b->n) - (a->n < b->n);
 }
-/* The value at the key; NULL: none. */
+/* NULL: none */
 static wrpo__jv *wrpo__jdict_at(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {
     if (!(key->kind & WRPO__J_SCALARS)) wrpo__jrefuse(J, "a key of type %s", wrpo__jtype(key));
     wrpo__jspend(J, 4 * (size_t)d->count);
@@ -9032,7 +8997,7 @@ static bool wrpo__jspace(int32_t c) {  /* str.isspace */
     return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
            (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
-static int64_t wrpo__jlength(wrpo__jinja *J, wrpo__jv v) {  /* of a string in code points */
+static int64_t wrpo__jlength(wrpo__jinja *J, wrpo__jv v) {  /* in code points */
     int64_t length = 0;
     wrpo__jspend(J, v->n);
     for (size_t i = 0; i < v->n; i++) length += ((unsigned char)v->s[i] & 0xC0) != 0x80;
@@ -9076,7 +9041,7 @@ static size_t wrpo__jrstrip(wrpo__jinja *J, wrpo__jv chars, const char *s, size_
     return to;
 }
 static size_t wrpo__jskip_space(const char *s, size_t n, size_t i) { return wrpo__jlstrip(NULL, NULL, s, i, n); }
-static int wrpo__jclass(wrpo__jinja *J, int32_t c) {  /* the bit of a code point's wrpo__class */
+static int wrpo__jclass(wrpo__jinja *J, int32_t c) {  /* the bit of its wrpo__class */
     if (!J->tok->unicode.kind) wrpo__unicode_load_classes(J->tok->arena, &J->tok->unicode);
     return 1 << (J->tok->unicode.kind[c] & 15);
 }
@@ -9138,8 +9103,9 @@ static void wrpo__jquote(wrpo__jinja *J, wrpo__jv v) {  /* repr(v) */
     char quote = apostrophe ? '\'' : '"';
     const char marks[] = {'\n', '\r', '\t', '\\', quote}, names[] = {'n', 'r', 't', '\\', quote};
     int hidden = 1 << WRPO__OTHER | 1 << WRPO__SPACE | 1 << WRPO__CW;  /* str.isprintable goes by it */
+    wrpo__jplain(J, v);
     wrpo__jput(J, &quote, 1);
-    for (size_t i = 0, size; i < wrpo__jplain(J, v)->n; i += size) {
+    for (size_t i = 0, size; i < v->n; i += size) {
         int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
         const char *mark = c > 0 && c < 128 ? memchr(marks, c, sizeof marks) : NULL;
         if (mark) wrpo__text_printf(&J->out, "\\%c", names[mark - marks]);
@@ -9200,7 +9166,7 @@ static void wrpo__jprint(wrpo__jinja *J, wrpo__jv v) {  /* str(v) */
     if (wrpo__jis_str(v)) wrpo__jputs(J, v);
     else if (v->kind != WRPO__J_UNDEFINED) wrpo__jwrite(J, v, &(wrpo__jstyle){.item = &item, .key = &key});
 }
-static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {  /* str(v) as a value */
+static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {
     if (wrpo__jis_str(v) && !v->safe) return v;
     size_t from = J->out.size;
     wrpo__jprint(J, v);
@@ -9297,7 +9263,7 @@ static wrpo__jv wrpo__jjoin(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* both a
     wrpo__jprint(J, b);
     return wrpo__jcut(J, from);
 }
-static wrpo__jv wrpo__jconcat(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* lists or tuples */
+static wrpo__jv wrpo__jconcat(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
     wrpo__jval *both = wrpo__jnew(a->kind);
     both->count = a->count + b->count;
     wrpo__jspend(J, (size_t)both->count * sizeof *both->items);
@@ -9359,10 +9325,10 @@ static wrpo__jv wrpo__joperate(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
 
 /* ---- filters, tests, methods, functions ---- */
 typedef struct wrpo__jcall {  /* of a row of wrpo__jdefs */
-    int op;  /* which of the names that share the function */
-    wrpo__jv self;  /* the value before the bar, `is` or the dot */
+    int op;  /* of the names that share fn */
+    wrpo__jv self;  /* before the bar, `is` or the dot */
     wrpo__jv a[4];  /* the arguments by the signature; NULL: absent */
-    wrpo__jval args, named;  /* the arguments as given: items; keys and items */
+    wrpo__jval args, named;  /* as given: items; keys and items */
     int64_t asked, bound;  /* parameters seen; arguments that they took */
 } wrpo__jcall;
 struct wrpo__jdef {
@@ -9565,16 +9531,12 @@ WRPO__J_FN(get) {
     return r ? r : &wrpo__jnone;
 }
 WRPO__J_FN(kind) {
-    static const int pass[] = {  /* defined to callable, as in wrpo__jdefs */
+    static const int pass[] = {  /* defined to true, as in wrpo__jdefs */
         ~WRPO__J_UNDEFINED, WRPO__J_UNDEFINED, WRPO__J_NONE, WRPO__J_BOOL, WRPO__J_INT, WRPO__J_FLOAT,
         WRPO__J_NUMBERS, WRPO__J_STR, WRPO__J_DICT, WRPO__J_SEQUENCES, WRPO__J_ITERABLES | WRPO__J_LOOP,
-        WRPO__J_CALLABLES | WRPO__J_LOOP | WRPO__J_UNDEFINED};
+        WRPO__J_CALLABLES | WRPO__J_LOOP | WRPO__J_UNDEFINED, WRPO__J_BOOL, WRPO__J_BOOL};
     (void)J;
-    return wrpo__jbool(c->self->kind & pass[c->op]);
-}
-WRPO__J_FN(truth) {  /* op: 0 is false, 1 is true */
-    (void)J;
-    return wrpo__jbool(c->self->kind == WRPO__J_BOOL && c->self->i == c->op);
+    return wrpo__jbool(c->self->kind & pass[c->op] && (c->op < 12 || c->self->i == c->op - 12));
 }
 WRPO__J_FN(operate) { return wrpo__joperate(J, "i===!!"[c->op], c->self, c->a[0]); }
 WRPO__J_FN(parity) {  /* op: 0 even, 1 odd */
@@ -9639,9 +9601,9 @@ static const wrpo__jdef wrpo__jdefs[] = {
     {"startswith endswith removeprefix removesuffix", "s", "prefix", wrpo__jf_affix, 0},
     {"get", "d", "key default=", wrpo__jf_get, 0}, {"items keys values", "d", "", wrpo__jf_items, 1},
     /* tests */
-    {"defined undefined none boolean integer float number string mapping sequence iterable callable", "tm", "",
-     wrpo__jf_kind, 0},
-    {"false true", "tm", "", wrpo__jf_truth, 0}, {"even odd", "t", "", wrpo__jf_parity, 0},
+    {"defined undefined none boolean integer float number string mapping sequence iterable callable false true", "tm",
+     "", wrpo__jf_kind, 0},
+    {"even odd", "t", "", wrpo__jf_parity, 0},
     {"in == eq equalto != ne", "tm", "other", wrpo__jf_operate, 0},
     /* functions */
     {"range", "g", "start stop= step=", wrpo__jf_range, 0}, {"dict namespace", "g", NULL, wrpo__jf_dict, 0},
@@ -9703,7 +9665,7 @@ static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__j
 }
 
 /* ---- text to tokens ---- */
-enum {  /* kinds of tokens */
+enum {
     WRPO__J_END, WRPO__J_TEXT, WRPO__J_OUTPUT, WRPO__J_STATEMENT, WRPO__J_CLOSE, WRPO__J_LITERAL,
     WRPO__J_NAME, WRPO__J_MARK
 };
@@ -10122,8 +10084,8 @@ struct wrpo__jloop {
     wrpo__jtoken *target, *condition;  /* condition NULL: none */
     int64_t index0;
     wrpo__jval *outer;  /* scope */
-    wrpo__jv base; int64_t next;  /* what it runs over; its next item to look at */
-    wrpo__jval *passed;  /* LIST: the items so far that satisfy the condition */
+    wrpo__jv base; int64_t next;  /* what it runs over; the next item to look at */
+    wrpo__jval *passed;  /* the items so far that meet the condition */
 };
 /* A new scope with the loop's variables for x; goes to `to`. */
 static void wrpo__jloop_enter(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv x, wrpo__jtoken *to) {
@@ -10165,7 +10127,7 @@ static void wrpo__jdefine(wrpo__jinja *J, const char *name, wrpo__jv value) {
 static void wrpo__jfor(wrpo__jinja *J) {  /* after `for` */
     wrpo__jloop *loop = WRPO__NEW(wrpo__current, wrpo__jloop);
     wrpo__jtoken *name = J->at - 1;
-    bool completed = false;  /* one pass was not cut short; if none was, `else` runs */
+    bool completed = false;  /* a pass was not cut short; if none, `else` runs */
     loop->target = J->at;
     loop->outer = J->scope;
     wrpo__jtargets(J, NULL, "in");
@@ -10357,7 +10319,7 @@ static wrpo__jv wrpo__jmessage(wrpo__jinja *J, const wrpo_json *message) {
 }
 /* Appends the conversation to out. spans: as in wrpo__jinja. */
 static void wrpo__chat_at(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
-                          const wrpo_json *kwargs, size_t **spans, wrpo__text *out) {
+        const wrpo_json *kwargs, size_t **spans, wrpo__text *out) {
     wrpo_ctx *ctx = tok->ctx;
     const wrpo_json *tools = wrpo__present(kwargs, "tools");
     wrpo__template *t = &tok->chat[tok->chat[1].text && tools];  /* as transformers */
@@ -10386,14 +10348,14 @@ static void wrpo__chat_at(wrpo_tokenizer *tok, const wrpo_json *messages, bool a
     *out = J.out;
 }
 static void wrpo__chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
-                       const wrpo_json *kwargs, char **text, size_t *size) {
+        const wrpo_json *kwargs, char **text, size_t *size) {
     wrpo__text out = {.arena = wrpo__current};
     wrpo__chat_at(tok, messages, add_generation_prompt, kwargs, NULL, &out);
     *text = wrpo__handout(tok->ctx, out.data, out.size);
     *size = out.size;
 }
 WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
-                                         const wrpo_json *kwargs, char **text, size_t *size) {
+        const wrpo_json *kwargs, char **text, size_t *size) {
     wrpo_ctx *ctx = tok->ctx;
     *text = NULL;
     *size = 0;

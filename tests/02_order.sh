@@ -84,7 +84,7 @@ BEGIN { section = 0; names[0] = "top" }
 {
     line = code($0)
     macro = more || line ~ /^ *# *define/
-    if (match(line, /^ *# *define +WRPO__[A-Z0-9_]+/)) {
+    if (match(line, /^ *# *define +(wrpo|WRPO)__[A-Za-z0-9_]+/)) {
         name = substr(line, RSTART, RLENGTH)
         sub(/.* /, "", name)
         if (!(name in plain)) { plain[name] = section; plain_line[name] = NR }

@@ -675,8 +675,8 @@ static void as_people_have_them(void) {
         static const char *const files[] = {"{\n  \"a\": [1, {\"eos_token_id\": 3}],\n  \"eos_token_id\": [2,\n 4], "
                                             "\"b\": \"}\\\"\"\n}\n", "{\"eos_token_id\": 2}", "{}", NULL};
         static const char *const saved[] = {"{\n  \"a\": [1, {\"eos_token_id\": 3}],\n  \"eos_token_id\": [5, 36], "
-                                            "\"b\": \"}\\\"\"\n}\n", "{\"eos_token_id\": [5, 36]}\n",
-                                            "{\n  \"eos_token_id\": [5, 36]}\n", "{\n  \"eos_token_id\": [5, 36]}\n"};
+                                            "\"b\": \"}\\\"\"\n}\n", "{\"eos_token_id\": [5, 36]}",
+                                            "{\n  \"eos_token_id\": [5, 36]}", "{\n  \"eos_token_id\": [5, 36]}\n"};
         const int32_t eos[] = {5, 36, 37};
         size_t n;
         put("config.json", CONFIG("llama", ""));
