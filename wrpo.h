@@ -68,8 +68,8 @@
        >>model        740  the decoder, forward and backward, over packed records with a shared prompt
        >>step         720  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
        ---- Stop here if you only want the algorithm ----
-       >>json         460  from files to token ids, and back: this,
-                          >>tensors 560, >>checkpoint 1330, >>token 1620, >>chat 1610, >>data 1010
+       >>json         470  from files to token ids, and back: this,
+                          >>tensors 550, >>checkpoint 1260, >>token 1570, >>chat 1600, >>data 1010
        >>generate     570  samples, over a cache of keys and values
        >>reward       390  reward models
        >>run          720  memory plan, reference cache, metrics, resume, the loop with files

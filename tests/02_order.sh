@@ -89,6 +89,11 @@ BEGIN { section = 0; names[0] = "top" }
         sub(/.* /, "", name)
         if (!(name in plain)) { plain[name] = section; plain_line[name] = NR }
     }
+    if (macro && match(line, /^ *wrpo__[a-z0-9_]+ wrpo__[a-z0-9_]+;/)) {   # a variable that the macro declares
+        name = substr(line, RSTART, RLENGTH - 1)
+        sub(/.* /, "", name)
+        if (!(name in plain)) { plain[name] = section; plain_line[name] = NR }
+    }
     more = macro && $0 ~ /\\$/
     # every private name on the line
     rest = line
