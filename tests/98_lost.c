@@ -479,7 +479,7 @@ static void rounding_is_said(void) {
     CHECK(strstr(said, "saved in F32") && !strstr(error_text, "warning: out/"), "%s%s", said, error_text);
     const double by_files = kept_by_files(at("in/bf16/model.safetensors"), at("w/out/f32/model.safetensors"),
                                           at("w/out/small/model.safetensors"));
-    CHECK(fabs(small_kept - by_files) < 1e-12, "of the update %.17g are kept, by the files %.17g", small_kept, by_files);
+    CHECK(fabs(small_kept - by_files) < 1e-12, "%.17g are kept, by the files %.17g", small_kept, by_files);
     for (int i = 0; i < 2; i++)
         CHECK(run_file("%s--out out/%s --save-rounding random", small, i ? "random2" : "random") == 0, "%s",
               error_text);
@@ -924,8 +924,8 @@ static void mapped_and_changed(void) {
         "logprob --model ../in/tiny --data ../in/quads.jsonl --threads 1 --out out/logps.jsonl",
         "logprob --model ../in/tiny --data ../in/quads.jsonl --as-source a --threads 1 --out out/a.jsonl",
         "eval --model ../in/tiny --ref ../in/run --data ../in/quads.jsonl --threads 1 --out out/eval.jsonl",
-        "answer --model ../in/tiny --bench alpacaeval --questions ../in/questions.json --max-tokens 4 --threads 1 --out "
-        "out/answers.json",
+        "answer --model ../in/tiny --bench alpacaeval --questions ../in/questions.json --max-tokens 4 --threads 1 "
+        "--out out/answers.json",
         "merge --model ../in/tiny --adapter ../in/adapter --threads 1 --out out/merged",
         "sample --model ../in/tiny --prompts ../in/prompts.jsonl --as source --max-tokens 4 --threads 1 --out "
         "out/s.jsonl",
