@@ -1634,7 +1634,7 @@ static bool on_source(int64_t records, int64_t of, void *user) {
     session *z = user;
     snprintf(piece.s, sizeof piece.s, "%lld/%lld records", (long long)records, (long long)of);
     screen_draw(&z->screen, (double)records / (double)of, &piece, 1);
-    return !interrupted;
+    return !interrupted && inputs_same();
 }
 /* Records with what source models think of their responses. */
 static int logprob_source(const settings *s, session *z) {
@@ -1657,7 +1657,7 @@ static int logprob_source(const settings *s, session *z) {
     if (wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer) || load_model(z, s, true)) return fail(z);
     const wrpo_result r = wrpo_source_logps(z->ctx, z->model, z->tokenizer, &d);
     screen_clear(&z->screen);
-    if (r == WRPO_E_STOPPED) return complain("interrupted; nothing is written");
+    if (r == WRPO_E_STOPPED && !inputs.spoilt) return complain("interrupted; nothing is written");
     if (r != WRPO_OK) return fail(z);
     printf("%s: records with source_logps of %s\n", s->out, s->as_source);
     return 0;
@@ -1986,7 +1986,12 @@ static bool is_finished(const char *dir) {             /* a model is in it */
 static void print_output(const settings *s, session *z, const wrpo_train_desc *d) {
     static const char *const dtypes[] = {"F32", "F32", "BF16", "F16"};
     const bool adapter = s->lora_r || s->adapter;
-    const wrpo_dtype loaded = adapter ? WRPO_DTYPE_F32 : wrpo_model_config(z->model)->dtype;
+    wrpo_config config;
+    wrpo_dtype loaded = WRPO_DTYPE_F32;
+    int64_t parameters;
+    /* That of the weights: config.json may say another. */
+    if (!adapter && wrpo_model_check(z->ctx, s->model, &config, &parameters, &loaded))
+        loaded = wrpo_model_config(z->model)->dtype;
     const wrpo_dtype dtype = d->save.dtype ? d->save.dtype : loaded;
     printf("out          %s, saved in %s%s", s->out, dtypes[dtype], d->save.dtype || adapter ? "" : ", as loaded");
     if (dtype == WRPO_DTYPE_BF16 && d->save.random_rounding) printf(", rounded at random");
@@ -3127,6 +3132,11 @@ static int run_split(const settings *s, session *z) {
         snprintf(out[i], sizeof out[i], "%.4000s/%s", s->out, files[i]);
         d.out[i] = out[i];
     }
+    char held[4200];
+    struct stat st;
+    snprintf(held, sizeof held, "%.4000s/%s", s->out, files[2]);
+    if (parts == 2 && stat(held, &st) == 0)
+        complain("warning: %s is there and not of this split: its prompts may be in the other two files", held);
     if (wrpo_split(z->ctx, &d, counts)) return fail(z);
     for (int i = 0; i < parts; i++) printf("%s: %s prompts\n", out[i], grouped(counts[i]).s);
     return 0;

@@ -363,7 +363,8 @@ static void outputs_are_no_inputs(void) {
     refused("split --in heldout.jsonl --heldout 0.2 --out .", "--out: want");
     refused("sample --model tiny --prompts x.jsonl.part --as source --out x.jsonl", "--out: want a file");
     /* Beside its inputs a command may write. */
-    CHECK(run("split --in prompts.jsonl --out .", NULL) == 0, "%s", error_text);
+    CHECK(run("split --in prompts.jsonl --out .", NULL) == 0 && strstr(error_text, "warning: ./heldout.jsonl is there"),
+          "%s", error_text);
     CHECK(run("train --model tiny --data quads.jsonl --max-steps 1 --out tiny/inner", NULL) == 0, "%s", error_text);
     CHECK(run("train --model tiny/inner --data quads.jsonl --max-steps 1 --out .", NULL) == 0, "%s", error_text);
 }
@@ -478,7 +479,7 @@ static void rounding_is_said(void) {
     CHECK(strstr(said, "saved in F32") && !strstr(error_text, "warning: out/"), "%s%s", said, error_text);
     const double by_files = kept_by_files(at("in/bf16/model.safetensors"), at("w/out/f32/model.safetensors"),
                                           at("w/out/small/model.safetensors"));
-    CHECK(fabs(small_kept - by_files) < 1e-12, "of the update %.17g are kept, by the files %.17g", small_kept, by_files);
+    CHECK(fabs(small_kept - by_files) < 1e-12, "%.17g are kept, by the files %.17g", small_kept, by_files);
     for (int i = 0; i < 2; i++)
         CHECK(run_file("%s--out out/%s --save-rounding random", small, i ? "random2" : "random") == 0, "%s",
               error_text);
@@ -495,6 +496,11 @@ static void rounding_is_said(void) {
     const double large_kept = metric_last(at("w/out/large/metrics.jsonl"), "\"update_kept\"");
     CHECK(large_kept > 0.5, "of large updates %g are kept", large_kept);
     CHECK(run(TRAIN "--out out/plain --max-steps 2", NULL) == 0 && strstr(said, "saved in F32, as loaded"), "%s", said);
+    /* Of weights and config.json, which say different dtypes, the weights are right. */
+    shell("cp -r %s %s", at("in/bf16"), at("w/other"));
+    shell("sed -i s/bfloat16/float32/ %s%s", at("w/other/config.json"), "");
+    CHECK(run("train --model other --data ../in/quads.jsonl --max-steps 1 --out out/other", NULL) == 0 &&
+          strstr(said, "saved in BF16, as loaded"), "%s%s", said, error_text);
 }
 
 /* ---- a run over a finished one ---- */
@@ -916,6 +922,10 @@ static void mapped_and_changed(void) {
         TRAIN "--out out/lora --max-steps 3 --save-steps 1 --lora-r 2",
         TRAIN "--out out/run --max-steps 3",
         "logprob --model ../in/tiny --data ../in/quads.jsonl --threads 1 --out out/logps.jsonl",
+        "logprob --model ../in/tiny --data ../in/quads.jsonl --as-source a --threads 1 --out out/a.jsonl",
+        "eval --model ../in/tiny --ref ../in/run --data ../in/quads.jsonl --threads 1 --out out/eval.jsonl",
+        "answer --model ../in/tiny --bench alpacaeval --questions ../in/questions.json --max-tokens 4 --threads 1 "
+        "--out out/answers.json",
         "merge --model ../in/tiny --adapter ../in/adapter --threads 1 --out out/merged",
         "sample --model ../in/tiny --prompts ../in/prompts.jsonl --as source --max-tokens 4 --threads 1 --out "
         "out/s.jsonl",
