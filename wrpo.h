@@ -61,13 +61,14 @@
 
    Contents (search for the tag), with their lengths in lines
        >>api          920  every public declaration, documented
-       >>base        1350  errors, arenas, text, files, threads, random numbers
+       >>base        1120  errors, arenas, text, threads, random numbers
        >>loss         380  WRPO and its family, on one page; schedules of alpha and of the learning rate
        >>ops          440  every op in plain C, forward above backward: what each one means
        >>layout       320  the table of weights; memory measured, then assigned
        >>model        740  the decoder, forward and backward, over packed records with a shared prompt
        >>step         720  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
        ---- Stop here if you only want the algorithm ----
+       >>files        230  files and directories
        >>json         470  from files to token ids, and back: this,
                           >>tensors 550, >>checkpoint 1260, >>token 1570, >>chat 1600, >>data 1010
        >>generate     570  samples, over a cache of keys and values
@@ -1009,7 +1010,7 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 /* ------------------------------------------------------------------ Stop here if you only want to use it. */
 #ifdef WRPO_IMPLEMENTATION
 /* --------------------------------------------------------------------------------------------- >>base
-   Errors, memory, text, files, threads, random numbers.
+   Errors, memory, text, threads, random numbers.
 
    How failure travels. A private function that cannot go on calls wrpo__fail, which writes the sentence into the
    context and jumps to the public entry. WRPO__CALL opened that entry with an arena. The arena owns every block,
@@ -1501,234 +1502,9 @@ static size_t wrpo__utf8_put(char *s, uint32_t c) {  /* writes up to 4 bytes; re
     return n;
 }
 
-/* ---- files ----
-   wrpo__disk_x looks at the file system, where all that the library writes is. wrpo__x is for what the caller gives it
-   to read, and asks the context's wrpo_files if there are any. */
-static char *wrpo__join(wrpo__arena *arena, const char *dir, const char *name) {
-    const size_t n = strlen(dir);
-    return wrpo__format(arena, n && dir[n - 1] == '/' ? "%s%s" : "%s/%s", dir, name);
-}
-static const char *wrpo__basename(const char *path) {
-    const char *slash = strrchr(path, '/');
-    return slash ? slash + 1 : path;
-}
 static bool wrpo__ends(const char *s, const char *end) {
     const size_t n = strlen(s), k = strlen(end);
     return n >= k && !strcmp(s + n - k, end);
-}
-static bool wrpo__disk_exists(const char *path) { struct stat st; return stat(path, &st) == 0; }
-static bool wrpo__disk_is_dir(const char *path) { struct stat st; return stat(path, &st) == 0 && S_ISDIR(st.st_mode); }
-typedef struct wrpo__file {
-    const char *path; const unsigned char *data; size_t size;
-    bool mapped; FILE *in;  /* in: while it is read */
-    const wrpo_files *files; void *handle;  /* whom the bytes belong to; NULL: not a caller's */
-} wrpo__file;
-static void wrpo__file_drop(void *p) {
-    wrpo__file *f = p;
-    if (f->in) fclose(f->in);
-    f->in = NULL;
-    if (f->files && f->files->close) f->files->close(f->handle, f->data, f->files->user);
-#ifndef _WIN32
-    if (f->mapped) munmap((void *)(uintptr_t)f->data, f->size);
-#endif
-}
-static wrpo__file *wrpo__file_new(wrpo__arena *arena, const char *path) {
-    wrpo__file *f = WRPO__NEW(arena, wrpo__file);
-    f->path = wrpo__strndup(arena, path, strlen(path));
-    f->data = (const unsigned char *)"";
-    wrpo__on_free(arena, wrpo__file_drop, f);
-    return f;
-}
-/* The whole file, read-only, until the arena is freed: a mapping where there is one. */
-static const wrpo__file *wrpo__disk_open(wrpo__arena *arena, const char *path) {
-    wrpo__file *f = wrpo__file_new(arena, path);
-    wrpo__text t = {.arena = arena};
-    if (wrpo__disk_is_dir(path)) wrpo__fail_io("%s: want a file, found a directory", path);
-    f->in = fopen(path, "rb");
-    if (!f->in) wrpo__fail_io("%s: cannot be opened: %s", path, strerror(errno));
-#ifndef _WIN32
-    struct stat st;
-    if (fstat(fileno(f->in), &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0) {
-        void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fileno(f->in), 0);
-        if (p == MAP_FAILED) wrpo__fail_io("%s: cannot be mapped: %s", path, strerror(errno));
-        f->data = p;
-        f->size = (size_t)st.st_size;
-        f->mapped = true;
-    }
-#endif
-    while (!f->mapped) {  /* a pipe, a terminal, no mappings: read to its end */
-        char part[1 << 14];
-        const size_t n = fread(part, 1, sizeof part, f->in);
-        wrpo__text_add(&t, part, n);
-        if (n == 0 && !ferror(f->in)) break;
-        if (n == 0 && errno != EINTR) wrpo__fail_io("%s: cannot be read: %s", path, strerror(errno));
-        clearerr(f->in);
-    }
-    fclose(f->in);
-    f->in = NULL;
-    if (!f->mapped) f->data = (const unsigned char *)t.data;
-    if (!f->mapped) f->size = t.size;
-    return f;
-}
-typedef struct wrpo__name { char *text; } wrpo__name;
-static int wrpo__by_name(const void *a, const void *b) {
-    return strcmp(((const wrpo__name *)a)->text, ((const wrpo__name *)b)->text);
-}
-static void wrpo__add_name(wrpo__arena *arena, wrpo__name **names, const char *text) {
-    const wrpo__name name = {wrpo__strndup(arena, text, strlen(text))};
-    stbds_arrput(*names, name);
-}
-#ifndef _WIN32
-static void wrpo__dir_close(void *p) { closedir(p); }
-#endif
-/* The names in a directory, sorted; an stb_ds array. */
-static wrpo__name *wrpo__disk_list(wrpo__arena *arena, const char *dir) {
-    wrpo__name *names = NULL;
-#ifdef _WIN32
-    struct _finddata_t e;
-    const intptr_t h = _findfirst(wrpo__join(arena, dir, "*"), &e);
-    if (h == -1) wrpo__fail_io("%s: cannot be listed: %s", dir, strerror(errno));
-    do wrpo__add_name(arena, &names, e.name); while (_findnext(h, &e) == 0);
-    _findclose(h);
-#else
-    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__dir_close, NULL);
-    DIR *d = owner->p = opendir(dir);
-    if (!d) wrpo__fail_io("%s: cannot be listed: %s", dir, strerror(errno));
-    for (struct dirent *e = readdir(d); e; e = readdir(d)) wrpo__add_name(arena, &names, e->d_name);
-    owner->p = NULL;
-    closedir(d);
-#endif
-    if (names) qsort(names, (size_t)stbds_arrlen(names), sizeof *names, wrpo__by_name);
-    return names;
-}
-static const wrpo_files *wrpo__files(void) {  /* the current context's; NULL: it reads the file system */
-    const wrpo_files *files = &wrpo__current->ctx->desc.files;
-    return files->open ? files : NULL;
-}
-static bool wrpo__exists(const char *path) {
-    const wrpo_files *files = wrpo__files();
-    if (!files) return wrpo__disk_exists(path);
-    size_t size;
-    void *handle = NULL;
-    const void *data = files->open(path, &size, &handle, files->user);
-    if (data && files->close) files->close(handle, data, files->user);
-    return data != NULL;
-}
-/* Among wrpo_files, a path that names no file is that of a directory. */
-static bool wrpo__is_dir(const char *path) { return wrpo__files() ? !wrpo__exists(path) : wrpo__disk_is_dir(path); }
-static const wrpo__file *wrpo__open_file(wrpo__arena *arena, const char *path) {
-    const wrpo_files *files = wrpo__files();
-    if (!files) return wrpo__disk_open(arena, path);
-    wrpo__file *f = wrpo__file_new(arena, path);
-    const void *data = files->open(path, &f->size, &f->handle, files->user);
-    if (!data) wrpo__fail_io("%s: cannot be opened: wrpo_desc.files has no such file", path);
-    f->data = data;
-    f->files = files;
-    return f;
-}
-static wrpo__name *wrpo__list_dir(wrpo__arena *arena, const char *dir) {
-    const wrpo_files *files = wrpo__files();
-    wrpo__name *names = NULL;
-    if (!files) return wrpo__disk_list(arena, dir);
-    for (int64_t i = 0; files->list; i++) {
-        const char *name = files->list(dir, i, files->user);
-        if (!name) break;
-        wrpo__add_name(arena, &names, name);
-    }
-    return names;
-}
-/* The names in the directory of `path` outlive a power cut once it is synced. Windows' rename waits for that itself. */
-static void wrpo__sync_parent(const char *path) {
-#ifndef _WIN32
-    char dir[4096];
-    const char *slash = strrchr(path, '/');
-    snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
-    const int d = open(dir, O_RDONLY);
-    if (d >= 0) fsync(d);  /* not every file system can */
-    if (d >= 0) close(d);
-#else
-    (void)path;
-#endif
-}
-/* Rank 0 alone writes. On the others these do nothing, so that all ranks go the same way. */
-static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {  /* and its parents; one that exists is fine */
-    char part[4096];
-    if (wrpo__me(ctx)) return;
-    const size_t n = strlen(path);
-    if (n == 0 || n >= sizeof part) wrpo__fail_io("\"%.200s\": not a usable path for a directory", path);
-    for (size_t i = 1; i <= n; i++) {
-        if (i < n && path[i] != '/') continue;
-        memcpy(part, path, i);
-        part[i] = 0;
-        const int r = wrpo__mkdir(part);
-        const int e = errno == EEXIST ? ENOTDIR : errno;
-        if (r == 0) wrpo__sync_parent(part);
-        else if (!wrpo__disk_is_dir(part)) wrpo__fail_io("%s: cannot be made: %s", part, strerror(e));
-    }
-}
-static void wrpo__remove(wrpo_ctx *ctx, const char *path) {
-    if (!wrpo__me(ctx) && remove(path) != 0 && errno != ENOENT)
-        wrpo__fail_io("%s: cannot be removed: %s", path, strerror(errno));
-}
-/* A checkpoint and its files. The state is the first to go: without it the directory is no checkpoint. */
-#define WRPO__STATE_FILE "trainer_state.wrpo"
-static void wrpo__remove_dir(wrpo__arena *arena, const char *dir) {
-    const wrpo__name *names = wrpo__disk_list(arena, dir);
-    wrpo__remove(arena->ctx, wrpo__join(arena, dir, WRPO__STATE_FILE));
-    for (int64_t i = 0; i < stbds_arrlen(names); i++)
-        if (strcmp(names[i].text, ".") && strcmp(names[i].text, ".."))
-            wrpo__remove(arena->ctx, wrpo__join(arena, dir, names[i].text));
-    wrpo__rmdir(dir);
-}
-
-#define WRPO__PART ".wrpo-%lu.part"
-/* A file that gets its name only when it is whole: written under a part name, synced, renamed. */
-typedef struct wrpo__writer { wrpo_ctx *ctx; char *path, *part; FILE *f; bool waits; } wrpo__writer;
-static void wrpo__writer_drop(void *p) {
-    wrpo__writer *w = p;
-    const bool there = w->f || w->waits;
-    if (w->f) fclose(w->f);
-    if (there) remove(w->part);
-    w->f = NULL;
-    w->waits = false;
-}
-_Noreturn static void wrpo__writer_fail(const wrpo__writer *w, int e) {
-    wrpo__fail_io("%s: cannot be written: %s", w->path, strerror(e));
-}
-static wrpo__writer *wrpo__create(wrpo__arena *arena, const char *path) {
-    wrpo__writer *w = WRPO__NEW(arena, wrpo__writer);
-    w->ctx = arena->ctx;
-    w->path = wrpo__strndup(arena, path, strlen(path));
-    w->part = wrpo__format(arena, "%s" WRPO__PART, path, (unsigned long)wrpo__process());
-    wrpo__on_free(arena, wrpo__writer_drop, w);
-    if (wrpo__me(w->ctx)) return w;
-    w->f = fopen(w->part, "wb");
-    if (!w->f) wrpo__writer_fail(w, errno);
-    return w;
-}
-static void wrpo__write(wrpo__writer *w, const void *p, size_t n) {
-    if (n && w->f && fwrite(p, 1, n, w->f) != n) wrpo__writer_fail(w, errno);
-}
-/* The file is whole and waits for its name. It is closed, so many can wait without a descriptor each. */
-static void wrpo__finish(wrpo__writer *w) {
-    if (!w->f) return;
-    int e = fflush(w->f) == 0 ? 0 : errno;
-    if (!e && wrpo__fsync(w->f) != 0 && errno != EINVAL && errno != ENOTSUP) e = errno;
-    if (fclose(w->f) != 0 && !e) e = errno;
-    w->f = NULL;
-    w->waits = true;
-    if (e) wrpo__writer_fail(w, e);
-}
-static void wrpo__publish(wrpo__writer *w) {
-    if (!w->waits) return;
-    errno = EIO;  /* for Windows, which does not set it */
-    if (wrpo__rename(w->part, w->path) != 0) wrpo__writer_fail(w, errno);
-    w->waits = false;
-}
-static void wrpo__commit(wrpo__writer *w) {
-    wrpo__finish(w);
-    wrpo__publish(w);
-    wrpo__sync_parent(w->path);
 }
 
 /* ---- time, threads ---- */
@@ -4481,7 +4257,7 @@ struct wrpo_trainer {
     bool own_reference;              /* an evaluation of a model against itself computes log-probs once */
     float *moving;                   /* [ranks][split.piece] what is moved between ranks at a time; NULL: one rank */
     double start;                    /* when the run began, in seconds */
-    const char *out_dir; FILE *metrics; wrpo__writer *part;        /* used by >>run alone. part: of the metrics */
+    const char *out_dir; FILE *metrics; struct wrpo__writer *part; /* used by >>run alone. part: of the metrics */
     void (*log)(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix);   /* called with every line of metrics */
 };
 /* The record's responses as the loss sees them; log-probs are left 0. */
@@ -4966,6 +4742,233 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
 }
 
 /* ------------------------------------------------------------ Stop here if you only want the algorithm. */
+
+/* -------------------------------------------------------------------------------------------- >>files
+   Reading and writing files. A file that is written gets its name when it is whole, or never. wrpo__disk_x looks at the
+   file system, where all that the library writes is. wrpo__x is for what the caller gives it to read, and asks the
+   context's wrpo_files if there are any. */
+static char *wrpo__join(wrpo__arena *arena, const char *dir, const char *name) {
+    const size_t n = strlen(dir);
+    return wrpo__format(arena, n && dir[n - 1] == '/' ? "%s%s" : "%s/%s", dir, name);
+}
+static const char *wrpo__basename(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+static bool wrpo__disk_exists(const char *path) { struct stat st; return stat(path, &st) == 0; }
+static bool wrpo__disk_is_dir(const char *path) { struct stat st; return stat(path, &st) == 0 && S_ISDIR(st.st_mode); }
+typedef struct wrpo__file {
+    const char *path; const unsigned char *data; size_t size;
+    bool mapped; FILE *in;  /* in: while it is read */
+    const wrpo_files *files; void *handle;  /* whom the bytes belong to; NULL: not a caller's */
+} wrpo__file;
+static void wrpo__file_drop(void *p) {
+    wrpo__file *f = p;
+    if (f->in) fclose(f->in);
+    f->in = NULL;
+    if (f->files && f->files->close) f->files->close(f->handle, f->data, f->files->user);
+#ifndef _WIN32
+    if (f->mapped) munmap((void *)(uintptr_t)f->data, f->size);
+#endif
+}
+static wrpo__file *wrpo__file_new(wrpo__arena *arena, const char *path) {
+    wrpo__file *f = WRPO__NEW(arena, wrpo__file);
+    f->path = wrpo__strndup(arena, path, strlen(path));
+    f->data = (const unsigned char *)"";
+    wrpo__on_free(arena, wrpo__file_drop, f);
+    return f;
+}
+/* The whole file, read-only, until the arena is freed: a mapping where there is one. */
+static const wrpo__file *wrpo__disk_open(wrpo__arena *arena, const char *path) {
+    wrpo__file *f = wrpo__file_new(arena, path);
+    wrpo__text t = {.arena = arena};
+    if (wrpo__disk_is_dir(path)) wrpo__fail_io("%s: want a file, found a directory", path);
+    f->in = fopen(path, "rb");
+    if (!f->in) wrpo__fail_io("%s: cannot be opened: %s", path, strerror(errno));
+#ifndef _WIN32
+    struct stat st;
+    if (fstat(fileno(f->in), &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0) {
+        void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fileno(f->in), 0);
+        if (p == MAP_FAILED) wrpo__fail_io("%s: cannot be mapped: %s", path, strerror(errno));
+        f->data = p;
+        f->size = (size_t)st.st_size;
+        f->mapped = true;
+    }
+#endif
+    while (!f->mapped) {  /* a pipe, a terminal, no mappings: read to its end */
+        char part[1 << 14];
+        const size_t n = fread(part, 1, sizeof part, f->in);
+        wrpo__text_add(&t, part, n);
+        if (n == 0 && !ferror(f->in)) break;
+        if (n == 0 && errno != EINTR) wrpo__fail_io("%s: cannot be read: %s", path, strerror(errno));
+        clearerr(f->in);
+    }
+    fclose(f->in);
+    f->in = NULL;
+    if (!f->mapped) f->data = (const unsigned char *)t.data;
+    if (!f->mapped) f->size = t.size;
+    return f;
+}
+typedef struct wrpo__name { char *text; } wrpo__name;
+static int wrpo__by_name(const void *a, const void *b) {
+    return strcmp(((const wrpo__name *)a)->text, ((const wrpo__name *)b)->text);
+}
+static void wrpo__add_name(wrpo__arena *arena, wrpo__name **names, const char *text) {
+    const wrpo__name name = {wrpo__strndup(arena, text, strlen(text))};
+    stbds_arrput(*names, name);
+}
+#ifndef _WIN32
+static void wrpo__dir_close(void *p) { closedir(p); }
+#endif
+/* The names in a directory, sorted; an stb_ds array. */
+static wrpo__name *wrpo__disk_list(wrpo__arena *arena, const char *dir) {
+    wrpo__name *names = NULL;
+#ifdef _WIN32
+    struct _finddata_t e;
+    const intptr_t h = _findfirst(wrpo__join(arena, dir, "*"), &e);
+    if (h == -1) wrpo__fail_io("%s: cannot be listed: %s", dir, strerror(errno));
+    do wrpo__add_name(arena, &names, e.name); while (_findnext(h, &e) == 0);
+    _findclose(h);
+#else
+    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__dir_close, NULL);
+    DIR *d = owner->p = opendir(dir);
+    if (!d) wrpo__fail_io("%s: cannot be listed: %s", dir, strerror(errno));
+    for (struct dirent *e = readdir(d); e; e = readdir(d)) wrpo__add_name(arena, &names, e->d_name);
+    owner->p = NULL;
+    closedir(d);
+#endif
+    if (names) qsort(names, (size_t)stbds_arrlen(names), sizeof *names, wrpo__by_name);
+    return names;
+}
+static const wrpo_files *wrpo__files(void) {  /* the current context's; NULL: it reads the file system */
+    const wrpo_files *files = &wrpo__current->ctx->desc.files;
+    return files->open ? files : NULL;
+}
+static bool wrpo__exists(const char *path) {
+    const wrpo_files *files = wrpo__files();
+    if (!files) return wrpo__disk_exists(path);
+    size_t size;
+    void *handle = NULL;
+    const void *data = files->open(path, &size, &handle, files->user);
+    if (data && files->close) files->close(handle, data, files->user);
+    return data != NULL;
+}
+/* Among wrpo_files, a path that names no file is that of a directory. */
+static bool wrpo__is_dir(const char *path) { return wrpo__files() ? !wrpo__exists(path) : wrpo__disk_is_dir(path); }
+static const wrpo__file *wrpo__open_file(wrpo__arena *arena, const char *path) {
+    const wrpo_files *files = wrpo__files();
+    if (!files) return wrpo__disk_open(arena, path);
+    wrpo__file *f = wrpo__file_new(arena, path);
+    const void *data = files->open(path, &f->size, &f->handle, files->user);
+    if (!data) wrpo__fail_io("%s: cannot be opened: wrpo_desc.files has no such file", path);
+    f->data = data;
+    f->files = files;
+    return f;
+}
+static wrpo__name *wrpo__list_dir(wrpo__arena *arena, const char *dir) {
+    const wrpo_files *files = wrpo__files();
+    wrpo__name *names = NULL;
+    if (!files) return wrpo__disk_list(arena, dir);
+    for (int64_t i = 0; files->list; i++) {
+        const char *name = files->list(dir, i, files->user);
+        if (!name) break;
+        wrpo__add_name(arena, &names, name);
+    }
+    return names;
+}
+/* The names in the directory of `path` outlive a power cut once it is synced. Windows' rename waits for that itself. */
+static void wrpo__sync_parent(const char *path) {
+#ifndef _WIN32
+    char dir[4096];
+    const char *slash = strrchr(path, '/');
+    snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
+    const int d = open(dir, O_RDONLY);
+    if (d >= 0) fsync(d);  /* not every file system can */
+    if (d >= 0) close(d);
+#else
+    (void)path;
+#endif
+}
+/* Rank 0 alone writes. On the others these do nothing, so that all ranks go the same way. */
+static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {  /* and its parents; one that exists is fine */
+    char part[4096];
+    if (wrpo__me(ctx)) return;
+    const size_t n = strlen(path);
+    if (n == 0 || n >= sizeof part) wrpo__fail_io("\"%.200s\": not a usable path for a directory", path);
+    for (size_t i = 1; i <= n; i++) {
+        if (i < n && path[i] != '/') continue;
+        memcpy(part, path, i);
+        part[i] = 0;
+        const int r = wrpo__mkdir(part);
+        const int e = errno == EEXIST ? ENOTDIR : errno;
+        if (r == 0) wrpo__sync_parent(part);
+        else if (!wrpo__disk_is_dir(part)) wrpo__fail_io("%s: cannot be made: %s", part, strerror(e));
+    }
+}
+static void wrpo__remove(wrpo_ctx *ctx, const char *path) {
+    if (!wrpo__me(ctx) && remove(path) != 0 && errno != ENOENT)
+        wrpo__fail_io("%s: cannot be removed: %s", path, strerror(errno));
+}
+/* A checkpoint and its files. The state is the first to go: without it the directory is no checkpoint. */
+#define WRPO__STATE_FILE "trainer_state.wrpo"
+static void wrpo__remove_dir(wrpo__arena *arena, const char *dir) {
+    const wrpo__name *names = wrpo__disk_list(arena, dir);
+    wrpo__remove(arena->ctx, wrpo__join(arena, dir, WRPO__STATE_FILE));
+    for (int64_t i = 0; i < stbds_arrlen(names); i++)
+        if (strcmp(names[i].text, ".") && strcmp(names[i].text, ".."))
+            wrpo__remove(arena->ctx, wrpo__join(arena, dir, names[i].text));
+    wrpo__rmdir(dir);
+}
+
+#define WRPO__PART ".wrpo-%lu.part"
+/* A file that gets its name only when it is whole: written under a part name, synced, renamed. */
+typedef struct wrpo__writer { wrpo_ctx *ctx; char *path, *part; FILE *f; bool waits; } wrpo__writer;
+static void wrpo__writer_drop(void *p) {
+    wrpo__writer *w = p;
+    const bool there = w->f || w->waits;
+    if (w->f) fclose(w->f);
+    if (there) remove(w->part);
+    w->f = NULL;
+    w->waits = false;
+}
+_Noreturn static void wrpo__writer_fail(const wrpo__writer *w, int e) {
+    wrpo__fail_io("%s: cannot be written: %s", w->path, strerror(e));
+}
+static wrpo__writer *wrpo__create(wrpo__arena *arena, const char *path) {
+    wrpo__writer *w = WRPO__NEW(arena, wrpo__writer);
+    w->ctx = arena->ctx;
+    w->path = wrpo__strndup(arena, path, strlen(path));
+    w->part = wrpo__format(arena, "%s" WRPO__PART, path, (unsigned long)wrpo__process());
+    wrpo__on_free(arena, wrpo__writer_drop, w);
+    if (wrpo__me(w->ctx)) return w;
+    w->f = fopen(w->part, "wb");
+    if (!w->f) wrpo__writer_fail(w, errno);
+    return w;
+}
+static void wrpo__write(wrpo__writer *w, const void *p, size_t n) {
+    if (n && w->f && fwrite(p, 1, n, w->f) != n) wrpo__writer_fail(w, errno);
+}
+/* The file is whole and waits for its name. It is closed, so many can wait without a descriptor each. */
+static void wrpo__finish(wrpo__writer *w) {
+    if (!w->f) return;
+    int e = fflush(w->f) == 0 ? 0 : errno;
+    if (!e && wrpo__fsync(w->f) != 0 && errno != EINVAL && errno != ENOTSUP) e = errno;
+    if (fclose(w->f) != 0 && !e) e = errno;
+    w->f = NULL;
+    w->waits = true;
+    if (e) wrpo__writer_fail(w, e);
+}
+static void wrpo__publish(wrpo__writer *w) {
+    if (!w->waits) return;
+    errno = EIO;  /* for Windows, which does not set it */
+    if (wrpo__rename(w->part, w->path) != 0) wrpo__writer_fail(w, errno);
+    w->waits = false;
+}
+static void wrpo__commit(wrpo__writer *w) {
+    wrpo__finish(w);
+    wrpo__publish(w);
+    wrpo__sync_parent(w->path);
+}
 
 /* --------------------------------------------------------------------------------------------- >>json
    RFC 8259, strictly: valid UTF-8, no byte order mark, no lone surrogate, no key twice in an object, one value and

@@ -128,7 +128,7 @@ grep '^FAIL' "$B/order.txt" | sort
 set -- $(tail -n 1 "$B/order.txt")
 passed=$((passed + $1)) failed=$((failed + $2))
 if [ "$1" -lt 500 ]; then bad "only $1 private names were found"; fi
-want="api base loss ops layout model step json tensors checkpoint token chat data generate reward run recipe"
+want="api base loss ops layout model step files json tensors checkpoint token chat data generate reward run recipe"
 want="$want mpi cpu end"
 found=$(sed -nE 's/^\/\* -+ >>([a-z]+).*/\1/p' ../wrpo.h | tr '\n' ' ')
 if [ "$found" = "$want " ]; then ok; else bad "want the sections $want, found $found"; fi
