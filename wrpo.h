@@ -60,20 +60,20 @@
    prints, or keeps state outside a context.
 
    Contents (search for the tag), with their lengths in lines
-       >>api          920  every public declaration, documented
-       >>base        1120  errors, arenas, text, threads, random numbers
+       >>api          930  every public declaration, documented
+       >>base         810  errors, arenas, text, threads, random numbers
        >>loss         380  WRPO and its family, on one page; schedules of alpha and of the learning rate
-       >>ops          440  every op in plain C, forward above backward: what each one means
-       >>layout       320  the table of weights; memory measured, then assigned
-       >>model        740  the decoder, forward and backward, over packed records with a shared prompt
-       >>step         720  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
+       >>ops          500  every op in plain C, forward above backward: what each one means
+       >>layout       390  the table of weights; memory measured, then assigned
+       >>model        800  the decoder, forward and backward, over packed records with a shared prompt
+       >>step         850  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
        ---- Stop here if you only want the algorithm ----
        >>files        230  files and directories
-       >>json         470  from files to token ids, and back: this,
-                          >>tensors 550, >>checkpoint 1260, >>token 1570, >>chat 1600, >>data 1010
+       >>json         460  from files to token ids, and back: this,
+                          >>tensors 560, >>checkpoint 1260, >>token 1560, >>chat 1600, >>data 1010
        >>generate     570  samples, over a cache of keys and values
-       >>reward       390  reward models
-       >>run          720  memory plan, reference cache, metrics, resume, the loop with files
+       >>reward       400  reward models
+       >>run          730  memory plan, reference cache, metrics, resume, the loop with files
        >>recipe       660  candidates to records, splits, win rates
        >>mpi           89  ranks over MPI, with -DWRPO_MPI
        >>cpu         1840  the fast ops: dispatch, SIMD, products, attention
@@ -1608,58 +1608,6 @@ WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count) {
     return moments == WRPO_MOMENTS_BF16 ? blocks * WRPO_BLOCK * 2 : (size_t)count * 4;
 }
 
-/* ---- the moments of AdamW: float, bfloat16, or a code of 8 bits (after Dettmers et al. 2022) ----
-   Codes come in blocks of WRPO_BLOCK, and then their scale, the block's largest magnitude. The magnitude of code q is
-   scale (q / top)^4: top is 127, and there is a sign, for the first moment; top is 255 for the second.
-   bfloat16 and codes are rounded up or down at random, so that the mean is right. Element i draws a hash of (seed, i).
-   Every backend draws the same numbers, so the arithmetic is float, here and in adamw, operation by operation. */
-#define WRPO__DICE_STEP 0x9E3779B9u
-static uint32_t wrpo__dice(uint32_t seed, int64_t i) {
-    uint32_t x = seed + (uint32_t)i * WRPO__DICE_STEP;
-    x = (x ^ x >> 16) * 0x7FEB352Du;
-    x = (x ^ x >> 15) * 0x846CA68Bu;
-    return x ^ x >> 16;
-}
-static float wrpo__code_value(float code, float scale, float top) {
-    const float root = code * (1 / top), square = root * root;
-    return square * square * scale;
-}
-static float wrpo__code_of(float size, float scale, float top, float dice) {  /* dice in [0, 1) */
-    const float inverse = scale >= FLT_MIN ? 1 / scale : 0, root = sqrtf(sqrtf(size * inverse)) * top;
-    const float code = (float)(int)fminf(root, top - 1);
-    const float low = wrpo__code_value(code, scale, top), high = wrpo__code_value(code + 1, scale, top);
-    return dice * (high - low) < size - low ? code + 1 : code;
-}
-/* n elements, at most WRPO_BLOCK, of the block that begins at element `first` of a first or second moment. */
-static void wrpo__moment_load(float *x, const void *block, wrpo_moments moments, bool second, int64_t n) {
-    const uint8_t *codes = block;
-    float scale = 0;
-    if (moments == WRPO_MOMENTS_8BIT) memcpy(&scale, codes + WRPO_BLOCK, sizeof scale);
-    for (int64_t i = 0; i < n; i++) {
-        if (moments == WRPO_MOMENTS_F32) x[i] = ((const float *)block)[i];
-        else if (moments == WRPO_MOMENTS_BF16) x[i] = wrpo__float_of(((const uint16_t *)block)[i]);
-        else if (second) x[i] = wrpo__code_value(codes[i], scale, 255);
-        else x[i] = copysignf(wrpo__code_value((int8_t)codes[i], scale, 127), (int8_t)codes[i]);
-    }
-}
-static void wrpo__moment_store(void *block, const float *x, wrpo_moments moments, bool second, int64_t n,
-                               uint32_t seed, int64_t first) {
-    uint8_t *codes = block;
-    float scale = 0;
-    for (int64_t i = 0; i < n; i++) scale = fmaxf(scale, fabsf(x[i]));
-    for (int64_t i = 0; i < n; i++) {
-        const uint32_t dice = wrpo__dice(seed, first + i), bits = wrpo__float_bits(x[i]);
-        if (moments == WRPO_MOMENTS_F32) ((float *)block)[i] = x[i];
-        else if (moments == WRPO_MOMENTS_BF16) ((uint16_t *)block)[i] = (uint16_t)((bits + (dice >> 16)) >> 16);
-        else {
-            const float code = wrpo__code_of(fabsf(x[i]), scale, second ? 255 : 127, (float)(dice >> 8) / 16777216);
-            if (second) codes[i] = (uint8_t)(x[i] > 0 ? fmaxf(code, 1) : code);  /* above 0 stays above 0 */
-            else codes[i] = (uint8_t)(int8_t)(x[i] < 0 ? -code : code);
-        }
-    }
-    if (moments == WRPO_MOMENTS_8BIT) memcpy(codes + WRPO_BLOCK, &scale, sizeof scale);
-}
-
 /* ---- memory of the host. dev: a backend's state, whose first member is its wrpo_allocator ---- */
 static void *wrpo__host_alloc(void *dev, size_t n) {  /* a word in front of the block says where it begins */
     const wrpo_allocator *memory = dev;
@@ -1813,79 +1761,6 @@ WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user) {
     fprintf(stderr, "%s%s\n", level == WRPO_LOG_WARN ? "warning: " : "", text);
 }
 
-/* ---- configs ---- */
-enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };  /* the largest hidden_size and head_dim of any backend */
-/* A config that a caller filled in keeps the limits of one that is read from a file. */
-static void wrpo__config_check(const wrpo_config *c) {
-    const wrpo_rope *p = &c->rope;
-    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, dynamic = p->type == WRPO_ROPE_DYNAMIC;
-    const bool yarn = p->type == WRPO_ROPE_YARN, longrope = p->type == WRPO_ROPE_LONGROPE;
-    const double most = 1e15, least = 1 / most, huge = 0x1p40;  /* most: of a number; huge: of positions */
-    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, dims = p->dims ? p->dims : c->head_dim;
-    double factor = longrope ? most : 1;  /* the smallest of its factors */
-    for (int i = 0; longrope && i < WRPO__MIN(dims, WRPO__MAX_D) / 2; i++)
-        factor = WRPO__MIN(factor, (double)WRPO__MIN(p->short_factor[i], p->long_factor[i]));
-    const struct { const char *name; double value, low, high; } limits[] = {
-        {"vocab_size", (double)c->vocab_size, 1, 1 << 24}, {"hidden_size", (double)c->hidden_size, 1, WRPO__MAX_HIDDEN},
-        {"intermediate_size", (double)c->intermediate_size, 1, 1 << 24},
-        {"num_hidden_layers", (double)c->num_hidden_layers, 1, 512}, {"num_attention_heads", (double)H, 1, 65536},
-        {"num_key_value_heads", (double)G, 1, (double)H},
-        {"num_attention_heads modulo num_key_value_heads", G > 0 ? (double)(H % G) : 0, 0, 0},
-        {"head_dim", (double)c->head_dim, 2, WRPO__MAX_D}, {"head_dim modulo 2", (double)(c->head_dim % 2), 0, 0},
-        {"max_position_embeddings", (double)c->max_position_embeddings, 1, huge},
-        {"sliding_window", (double)c->sliding_window, 0, huge}, {"rms_norm_eps", c->rms_norm_eps, least, most},
-        {"initializer_range", c->initializer_range, least, most},
-        {"query_pre_attn_scalar", c->query_pre_attn_scalar, 0, most},
-        {"attn_logit_softcapping", c->attn_logit_softcapping, 0, most},
-        {"final_logit_softcapping", c->final_logit_softcapping, 0, most},
-        {"embedding_multiplier", c->embedding_multiplier, 0, most},
-        {"residual_multiplier", c->residual_multiplier, 0, most},
-        {"attention_multiplier", c->attention_multiplier, 0, most}, {"logits_scaling", c->logits_scaling, 0, most},
-        {"heads times head_dim, with qk_norm_rows", c->qk_norm_rows ? (double)(H * c->head_dim) : 0, 0,
-         WRPO__MAX_HIDDEN},
-        {"sliding_rope_theta", c->sliding_rope_theta, 0, most},
-        {"rope.type", (double)p->type, 0, WRPO_ROPE_LONGROPE}, {"rope.theta", p->theta, least, most},
-        {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim},
-        {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
-        {"rope.factor", p->factor, p->type != WRPO_ROPE_DEFAULT ? least : 0, most},
-        {"rope.original_max_position_embeddings", (double)p->original_max_position_embeddings,
-         llama3 || yarn || longrope ? 2 : 0, huge},
-        {"rope.attention_factor", p->attention_factor, yarn || longrope ? least : 0, most},
-        {"rope.beta_fast", p->beta_fast, yarn ? least : 0, most},
-        {"rope.beta_slow", p->beta_slow, yarn ? least : 0, most},
-        {"rope.low_freq_factor", p->low_freq_factor, llama3 ? least : 0, most},
-        {"rope.high_freq_factor", p->high_freq_factor, llama3 ? nextafter(p->low_freq_factor, most) : 0, most},
-        {"rope.short_factor and long_factor", factor, least, most}};
-    for (int i = 0; i < WRPO__COUNT(limits); i++)
-        if (!(limits[i].value >= limits[i].low && limits[i].value <= limits[i].high))
-            wrpo__fail_arg("wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name, limits[i].low,
-                           limits[i].high, limits[i].value);
-    if (!memchr(c->model_type, 0, sizeof c->model_type)) wrpo__fail_arg("wrpo_config: model_type: want a NUL");
-    if (c->no_pre_norms && !c->post_norms) wrpo__fail_arg("wrpo_config: no_pre_norms: want post_norms with it");
-}
-
-static bool wrpo__layer_bit(const uint64_t bits[8], int64_t l) { return bits[l / 64] >> l % 64 & 1; }
-static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
-    const wrpo_rope *p = &c->rope;
-    const double numbers[] = {
-        c->rms_norm_eps, p->theta, (double)p->type, p->factor, p->low_freq_factor, p->high_freq_factor, p->beta_fast,
-        p->beta_slow, p->attention_factor, (double)p->original_max_position_embeddings, (double)c->sliding_window,
-        (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads, (double)ctx->desc.dtype,
-        (double)p->dims, (double)p->yarn_truncate, (double)c->max_position_embeddings, c->query_pre_attn_scalar,
-        c->attn_logit_softcapping, c->final_logit_softcapping, c->gelu, c->norm_plus_one, c->post_norms,
-        c->scale_embeddings};
-    const double later[] = {c->sliding_rope_theta, c->qk_norm_rows, c->no_pre_norms, c->embedding_multiplier,
-                            c->residual_multiplier, c->attention_multiplier, c->logits_scaling};
-    uint64_t h = wrpo__hash(0, numbers, sizeof numbers);
-    for (int64_t i = 0; i < WRPO__COUNT(later); i++)  /* a model without them keeps its name */
-        if (later[i] != 0) h = wrpo__hash(h ^ (uint64_t)i, &later[i], sizeof later[i]);
-    for (int64_t l = 0; l < c->num_hidden_layers; l++)
-        if (wrpo__layer_bit(c->no_rope_layers, l)) h = wrpo__hash(h, &l, sizeof l);
-    h = wrpo__hash(h, c->sliding_layers, sizeof c->sliding_layers);
-    h = wrpo__hash(h, p->short_factor, sizeof p->short_factor);
-    return wrpo__hash(h, p->long_factor, sizeof p->long_factor);
-}
-
 /* ---- memory of the backend, owned by an arena ---- */
 typedef struct wrpo__device_block { wrpo_ctx *ctx; void *p; size_t n; } wrpo__device_block;
 static void wrpo__device_release(void *p) {
@@ -1945,192 +1820,6 @@ static void wrpo__split_put(wrpo_ctx *ctx, void *mine, int64_t size, int64_t fro
     wrpo__overlap(wrpo__me(ctx) * size, size, from, n, &first, &count);
     if (count)
         ctx->desc.backend->put(ctx->dev, (char *)mine + first % size, in + (first - from), (size_t)count);
-}
-
-/* ---- data: records of token ids ---- */
-struct wrpo_data {
-    wrpo_ctx *ctx;
-    wrpo__arena *arena;
-    wrpo_record *records;  /* stb array */
-    wrpo_data_stats stats;
-    int most;  /* the most responses that a record has */
-    const char **source_names;  /* stb array: the models of source_logps, in the order of each response's */
-    const char *date;  /* that the chat template showed; NULL: it showed none */
-};
-static int64_t wrpo__scored_count(const wrpo_tokens *y) {
-    int64_t n = y->scored ? 0 : y->count - y->first;
-    for (int64_t j = y->first; y->scored && j < y->count; j++) n += y->scored[j];
-    return n;
-}
-static const int32_t *wrpo__copy_ids(wrpo__arena *arena, const int32_t *ids, int64_t count) {
-    return memcpy(wrpo__alloc(arena, (size_t)count, sizeof *ids), ids, (size_t)count * sizeof *ids);
-}
-static wrpo_data *wrpo__data_new(wrpo__arena *arena) {  /* its arrays stay in the arena, where they begin */
-    wrpo__arena *outer = wrpo__current;
-    wrpo_data *data = WRPO__NEW(arena, wrpo_data);
-    data->ctx = arena->ctx;
-    data->arena = wrpo__current = arena;
-    stbds_arrsetcap(data->records, 4);
-    stbds_arrsetcap(data->source_names, 1);
-    wrpo__current = outer;
-    return data;
-}
-/* Copies a record into the data. */
-static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
-    wrpo__arena *arena = data->arena;
-    wrpo_tokens *responses = wrpo__alloc(arena, (size_t)record->count, sizeof *responses);
-    wrpo_record r = *record;
-    r.prompt_id = wrpo__strndup(arena, r.prompt_id, strlen(r.prompt_id));
-    r.prompt = wrpo__copy_ids(arena, r.prompt, r.prompt_count);
-    r.responses = responses;
-    r.weight = wrpo__or_default(r.weight, 1);  /* WRPO_ZERO stays, so that a view can be given again */
-    int sources = 0, stated = 0;
-    for (int k = 0; k < r.count; k++) {
-        sources += record->responses[k].role == WRPO_ROLE_SOURCE;
-        stated += record->responses[k].role == WRPO_ROLE_SOURCE && !wrpo__is_default(record->responses[k].share);
-    }
-    const double equal = stated ? 0 : 1 / (double)sources;  /* a source's share where no source states one */
-    for (int k = 0; k < r.count; k++) {
-        wrpo_tokens *y = &responses[k];
-        *y = record->responses[k];
-        y->ids = wrpo__copy_ids(arena, y->ids, y->count);
-        if (y->scored) y->scored = memcpy(wrpo__alloc(arena, (size_t)y->count, 1), y->scored, (size_t)y->count);
-        y->share = wrpo__or_default(y->share, y->role == WRPO_ROLE_SOURCE ? equal : 1);
-        data->stats.response_tokens += y->count;
-        data->stats.longest = WRPO__MAX(data->stats.longest, r.prompt_count + y->count);
-        y->source_logps = NULL;
-        if (!r.sources) continue;
-        const size_t bytes = (size_t)r.sources * sizeof *y->source_logps;
-        y->source_logps = memcpy(wrpo__alloc(arena, bytes, 1), record->responses[k].source_logps, bytes);
-    }
-    stbds_arrput(data->records, r);
-    data->stats.records++;
-    data->stats.prompt_tokens += r.prompt_count;
-    data->most = WRPO__MAX(data->most, r.count);
-}
-static wrpo_data *wrpo__data_from_ids(wrpo__arena *arena, const wrpo_record *records, int64_t count) {
-    wrpo_data *data = wrpo__data_new(arena);
-    for (int64_t i = 0; i < count; i++) {
-        wrpo_record r = records[i];
-        bool ok = r.prompt_count >= 1 && r.count >= 1;
-        for (int k = 0; ok && k < r.count; k++)
-            ok = r.responses[k].first >= 0 && wrpo__scored_count(&r.responses[k]) > 0;
-        if (!(r.weight >= 0 && r.weight <= DBL_MAX))
-            wrpo__fail_arg("record %lld: weight: want a finite number of at least 0, found %g", (long long)i, r.weight);
-        if (!ok) wrpo__fail_arg("record %lld: want a prompt, and responses with a scored token each", (long long)i);
-        for (int k = 0; k < r.count; k++)
-            if (r.sources < 0 || (r.sources && !r.responses[k].source_logps))
-                wrpo__fail_arg("record %lld: response %d: want source_logps of %d sources, found none", (long long)i, k,
-                               r.sources);
-        if (!r.prompt_id) r.prompt_id = wrpo__format(arena, "record %lld", (long long)i);
-        wrpo__data_add(data, &r);
-    }
-    return data;
-}
-WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out) {
-    *out = NULL;
-    WRPO__ENTRY(ctx, false, *out = wrpo__data_from_ids(wrpo__current, records, count));
-}
-WRPO_API void wrpo_data_free(wrpo_data *data) { if (data) wrpo__arena_free(data->arena); }
-WRPO_API int64_t wrpo_data_count(const wrpo_data *data) { return data->stats.records; }
-WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i) { return data->records[i]; }
-WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data) { return data->stats; }
-/* Every id must be a row of the embedding. Errors say `what` with its name, or its number if name is NULL. */
-static void wrpo__check_ids(int64_t V, const int32_t *ids, int64_t count, const char *what, const char *name,
-                            int64_t number) {
-    for (int64_t i = 0; i < count; i++) {
-        if (ids[i] >= 0 && ids[i] < V) continue;
-        const char *of = name ? wrpo__format(wrpo__current, "%s \"%s\"", what, name)
-                              : wrpo__format(wrpo__current, "%s %lld", what, (long long)number);
-        wrpo__fail_format("%s: token id %d is outside the model's vocabulary of %lld: tokenizer and model do not "
-                          "belong together", of, (int)ids[i], (long long)V);
-    }
-}
-static void wrpo__check_data(const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count) {
-    int64_t longest = 0;
-    for (const wrpo_record *record = data->records + first; record < data->records + first + count; record++) {
-        wrpo__check_ids(c->vocab_size, record->prompt, record->prompt_count, "record", record->prompt_id, 0);
-        for (int k = 0; k < record->count; k++) {
-            const wrpo_tokens *y = &record->responses[k];
-            wrpo__check_ids(c->vocab_size, y->ids, y->count, "record", record->prompt_id, 0);
-            longest = WRPO__MAX(longest, record->prompt_count + y->count);
-        }
-    }
-    if (longest > c->max_position_embeddings && longest == data->stats.longest)  /* once, not for each part */
-        wrpo__warn("a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
-                   (long long)longest, (long long)c->max_position_embeddings);
-}
-
-static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
-    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
-        const wrpo_record record = wrpo_data_record(data, i);
-        h = wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt);
-        h = wrpo__hash(h, &record.weight, sizeof record.weight);
-        for (int k = 0; k < record.count; k++) {
-            const wrpo_tokens *y = &record.responses[k];
-            const int64_t scored[3] = {y->first, (int64_t)y->role, y->pair_id};
-            h = wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids);
-            h = wrpo__hash(h, scored, sizeof scored);
-            h = wrpo__hash(h, &y->share, sizeof y->share);
-            if (record.sources) h = wrpo__hash(h, y->source_logps, (size_t)record.sources * sizeof *y->source_logps);
-            if (y->scored) h = wrpo__hash(h, y->scored, (size_t)y->count);
-        }
-    }
-    return h;
-}
-
-/* ---- rotary embedding (Su et al. 2021): inverse frequencies, in the float arithmetic of transformers ----
-   For two types they depend on the length of the sequence, prompt and response: longrope has other factors beyond the
-   original length, dynamic another theta for each length beyond max_position_embeddings. Equal keys: equal angles. */
-static int64_t wrpo__rope_dims(const wrpo_config *c) { return c->rope.dims ? c->rope.dims : c->head_dim; }
-static int64_t wrpo__rope_key(const wrpo_config *c, int64_t length) {
-    if (c->rope.type == WRPO_ROPE_LONGROPE) return length > c->rope.original_max_position_embeddings;
-    return c->rope.type == WRPO_ROPE_DYNAMIC && length > c->max_position_embeddings ? length : 0;
-}
-static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double *scale) {
-    const wrpo_rope *p = &c->rope;
-    const int64_t d = wrpo__rope_dims(c);
-    const double pi = 3.14159265358979323846, length = (double)p->original_max_position_embeddings;
-    const float factor = (float)p->factor, *longrope = key ? p->long_factor : p->short_factor;
-    float theta = (float)p->theta;
-    *scale = p->type == WRPO_ROPE_LONGROPE || p->type == WRPO_ROPE_YARN ? p->attention_factor : 1;
-    if (p->type == WRPO_ROPE_DYNAMIC && key) {
-        const float stretch = factor * (float)key / (float)c->max_position_embeddings - (float)(p->factor - 1);
-        theta *= powf(stretch, (float)((double)d / (double)(d - 2)));
-    }
-    for (int64_t i = 0; i < d / 2; i++) {
-        const float power = powf(theta, (float)(2 * i) / (float)d);
-        inv[i] = 1.0f / (p->type == WRPO_ROPE_LONGROPE ? longrope[i] * power : power);  /* Ding et al. 2024 */
-        if (p->type == WRPO_ROPE_LINEAR) inv[i] /= factor;
-    }
-    if (p->type == WRPO_ROPE_LLAMA3) {  /* long waves slowed by factor, short ones kept, a ramp */
-        const float slow = (float)p->low_freq_factor, fast = (float)(p->high_freq_factor - p->low_freq_factor);
-        const float low = (float)(length / p->low_freq_factor), high = (float)(length / p->high_freq_factor);
-        for (int64_t i = 0; i < d / 2; i++) {
-            const float wave = (float)(2 * pi) / inv[i], smooth = ((float)length / wave - slow) / fast;
-            if (wave > low) inv[i] /= factor;
-            else if (wave >= high) inv[i] = (1 - smooth) * (inv[i] / factor) + smooth * inv[i];
-        }
-    }
-    if (p->type == WRPO_ROPE_YARN) {  /* Peng et al. 2023: by rotations within the original length */
-        double first = (double)d * log(length / (p->beta_fast * 2 * pi)) / (2 * log(p->theta));
-        double last = (double)d * log(length / (p->beta_slow * 2 * pi)) / (2 * log(p->theta));
-        first = WRPO__MAX(p->yarn_truncate ? floor(first) : first, 0);
-        last = WRPO__MIN(p->yarn_truncate ? ceil(last) : last, (double)(d - 1));
-        if (first == last) last += 0.001;
-        for (int64_t i = 0; i < d / 2; i++) {
-            const float ramp = ((float)i - (float)first) / (float)(last - first);
-            const float keep = 1 - WRPO__MIN(WRPO__MAX(ramp, 0.0f), 1.0f);
-            inv[i] = inv[i] / factor * (1 - keep) + inv[i] * keep;
-        }
-    }
-}
-/* Likewise of the layers that have a base of their own. */
-static void wrpo__inv_freq_sliding(const wrpo_config *c, float *inv) {
-    double scale;
-    wrpo_config own = *c;
-    own.rope = (wrpo_rope){.theta = c->sliding_rope_theta, .dims = c->rope.dims};
-    wrpo__inv_freq(&own, 0, inv, &scale);
 }
 
 /* --------------------------------------------------------------------------------------------- >>loss
@@ -2533,6 +2222,8 @@ WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_
 #error "wrpo.h: -ffast-math and -ffinite-math-only break the handling of infinities and NaN: compile without it"
 #endif
 
+enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };  /* the largest hidden_size and head_dim of any backend */
+
 /* ---- the state of the plain backend ---- */
 typedef struct wrpo__plain { wrpo_allocator memory; bool bf16; } wrpo__plain;      /* bf16: the context's dtype */
 static wrpo_result wrpo__plain_open(void **dev, const wrpo_desc *desc, wrpo_error *why) {
@@ -2908,6 +2599,58 @@ static void wrpo__plain_sumsq(void *dev, double *out, const float *x, int64_t co
     *out += wrpo__dot(x, x, count);
 }
 
+/* ---- the moments of AdamW: float, bfloat16, or a code of 8 bits (after Dettmers et al. 2022) ----
+   Codes come in blocks of WRPO_BLOCK, and then their scale, the block's largest magnitude. The magnitude of code q is
+   scale (q / top)^4: top is 127, and there is a sign, for the first moment; top is 255 for the second.
+   bfloat16 and codes are rounded up or down at random, so that the mean is right. Element i draws a hash of (seed, i).
+   Every backend draws the same numbers, so the arithmetic is float, here and in adamw, operation by operation. */
+#define WRPO__DICE_STEP 0x9E3779B9u
+static uint32_t wrpo__dice(uint32_t seed, int64_t i) {
+    uint32_t x = seed + (uint32_t)i * WRPO__DICE_STEP;
+    x = (x ^ x >> 16) * 0x7FEB352Du;
+    x = (x ^ x >> 15) * 0x846CA68Bu;
+    return x ^ x >> 16;
+}
+static float wrpo__code_value(float code, float scale, float top) {
+    const float root = code * (1 / top), square = root * root;
+    return square * square * scale;
+}
+static float wrpo__code_of(float size, float scale, float top, float dice) {  /* dice in [0, 1) */
+    const float inverse = scale >= FLT_MIN ? 1 / scale : 0, root = sqrtf(sqrtf(size * inverse)) * top;
+    const float code = (float)(int)fminf(root, top - 1);
+    const float low = wrpo__code_value(code, scale, top), high = wrpo__code_value(code + 1, scale, top);
+    return dice * (high - low) < size - low ? code + 1 : code;
+}
+/* n elements, at most WRPO_BLOCK, of the block that begins at element `first` of a first or second moment. */
+static void wrpo__moment_load(float *x, const void *block, wrpo_moments moments, bool second, int64_t n) {
+    const uint8_t *codes = block;
+    float scale = 0;
+    if (moments == WRPO_MOMENTS_8BIT) memcpy(&scale, codes + WRPO_BLOCK, sizeof scale);
+    for (int64_t i = 0; i < n; i++) {
+        if (moments == WRPO_MOMENTS_F32) x[i] = ((const float *)block)[i];
+        else if (moments == WRPO_MOMENTS_BF16) x[i] = wrpo__float_of(((const uint16_t *)block)[i]);
+        else if (second) x[i] = wrpo__code_value(codes[i], scale, 255);
+        else x[i] = copysignf(wrpo__code_value((int8_t)codes[i], scale, 127), (int8_t)codes[i]);
+    }
+}
+static void wrpo__moment_store(void *block, const float *x, wrpo_moments moments, bool second, int64_t n,
+                               uint32_t seed, int64_t first) {
+    uint8_t *codes = block;
+    float scale = 0;
+    for (int64_t i = 0; i < n; i++) scale = fmaxf(scale, fabsf(x[i]));
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t dice = wrpo__dice(seed, first + i), bits = wrpo__float_bits(x[i]);
+        if (moments == WRPO_MOMENTS_F32) ((float *)block)[i] = x[i];
+        else if (moments == WRPO_MOMENTS_BF16) ((uint16_t *)block)[i] = (uint16_t)((bits + (dice >> 16)) >> 16);
+        else {
+            const float code = wrpo__code_of(fabsf(x[i]), scale, second ? 255 : 127, (float)(dice >> 8) / 16777216);
+            if (second) codes[i] = (uint8_t)(x[i] > 0 ? fmaxf(code, 1) : code);  /* above 0 stays above 0 */
+            else codes[i] = (uint8_t)(int8_t)(x[i] < 0 ? -code : code);
+        }
+    }
+    if (moments == WRPO_MOMENTS_8BIT) memcpy(codes + WRPO_BLOCK, &scale, sizeof scale);
+}
+
 /* ---- adamw (Loshchilov and Hutter 2019), as torch.optim.AdamW computes it; g is read times grad_scale ----
    m += (1 - beta1) (g - m)        v = beta2 v + (1 - beta2) g^2
    w = w (1 - lr weight_decay) - lr / correction1 m / (sqrt(v) / correction2 + eps)
@@ -3076,6 +2819,78 @@ static void *wrpo__take(wrpo__bump *b, int64_t rows, int64_t cols, size_t bytes)
     b->used += (size + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN;
     if (b->used < offset || b->used > SIZE_MAX / 2) b->overflow = true;
     return b->base && size > 0 ? b->base + offset : NULL;
+}
+
+/* ---- configs ---- */
+/* A config that a caller filled in keeps the limits of one that is read from a file. */
+static void wrpo__config_check(const wrpo_config *c) {
+    const wrpo_rope *p = &c->rope;
+    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, dynamic = p->type == WRPO_ROPE_DYNAMIC;
+    const bool yarn = p->type == WRPO_ROPE_YARN, longrope = p->type == WRPO_ROPE_LONGROPE;
+    const double most = 1e15, least = 1 / most, huge = 0x1p40;  /* most: of a number; huge: of positions */
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, dims = p->dims ? p->dims : c->head_dim;
+    double factor = longrope ? most : 1;  /* the smallest of its factors */
+    for (int i = 0; longrope && i < WRPO__MIN(dims, WRPO__MAX_D) / 2; i++)
+        factor = WRPO__MIN(factor, (double)WRPO__MIN(p->short_factor[i], p->long_factor[i]));
+    const struct { const char *name; double value, low, high; } limits[] = {
+        {"vocab_size", (double)c->vocab_size, 1, 1 << 24}, {"hidden_size", (double)c->hidden_size, 1, WRPO__MAX_HIDDEN},
+        {"intermediate_size", (double)c->intermediate_size, 1, 1 << 24},
+        {"num_hidden_layers", (double)c->num_hidden_layers, 1, 512}, {"num_attention_heads", (double)H, 1, 65536},
+        {"num_key_value_heads", (double)G, 1, (double)H},
+        {"num_attention_heads modulo num_key_value_heads", G > 0 ? (double)(H % G) : 0, 0, 0},
+        {"head_dim", (double)c->head_dim, 2, WRPO__MAX_D}, {"head_dim modulo 2", (double)(c->head_dim % 2), 0, 0},
+        {"max_position_embeddings", (double)c->max_position_embeddings, 1, huge},
+        {"sliding_window", (double)c->sliding_window, 0, huge}, {"rms_norm_eps", c->rms_norm_eps, least, most},
+        {"initializer_range", c->initializer_range, least, most},
+        {"query_pre_attn_scalar", c->query_pre_attn_scalar, 0, most},
+        {"attn_logit_softcapping", c->attn_logit_softcapping, 0, most},
+        {"final_logit_softcapping", c->final_logit_softcapping, 0, most},
+        {"embedding_multiplier", c->embedding_multiplier, 0, most},
+        {"residual_multiplier", c->residual_multiplier, 0, most},
+        {"attention_multiplier", c->attention_multiplier, 0, most}, {"logits_scaling", c->logits_scaling, 0, most},
+        {"heads times head_dim, with qk_norm_rows", c->qk_norm_rows ? (double)(H * c->head_dim) : 0, 0,
+         WRPO__MAX_HIDDEN},
+        {"sliding_rope_theta", c->sliding_rope_theta, 0, most},
+        {"rope.type", (double)p->type, 0, WRPO_ROPE_LONGROPE}, {"rope.theta", p->theta, least, most},
+        {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim},
+        {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
+        {"rope.factor", p->factor, p->type != WRPO_ROPE_DEFAULT ? least : 0, most},
+        {"rope.original_max_position_embeddings", (double)p->original_max_position_embeddings,
+         llama3 || yarn || longrope ? 2 : 0, huge},
+        {"rope.attention_factor", p->attention_factor, yarn || longrope ? least : 0, most},
+        {"rope.beta_fast", p->beta_fast, yarn ? least : 0, most},
+        {"rope.beta_slow", p->beta_slow, yarn ? least : 0, most},
+        {"rope.low_freq_factor", p->low_freq_factor, llama3 ? least : 0, most},
+        {"rope.high_freq_factor", p->high_freq_factor, llama3 ? nextafter(p->low_freq_factor, most) : 0, most},
+        {"rope.short_factor and long_factor", factor, least, most}};
+    for (int i = 0; i < WRPO__COUNT(limits); i++)
+        if (!(limits[i].value >= limits[i].low && limits[i].value <= limits[i].high))
+            wrpo__fail_arg("wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name, limits[i].low,
+                           limits[i].high, limits[i].value);
+    if (!memchr(c->model_type, 0, sizeof c->model_type)) wrpo__fail_arg("wrpo_config: model_type: want a NUL");
+    if (c->no_pre_norms && !c->post_norms) wrpo__fail_arg("wrpo_config: no_pre_norms: want post_norms with it");
+}
+
+static bool wrpo__layer_bit(const uint64_t bits[8], int64_t l) { return bits[l / 64] >> l % 64 & 1; }
+static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
+    const wrpo_rope *p = &c->rope;
+    const double numbers[] = {
+        c->rms_norm_eps, p->theta, (double)p->type, p->factor, p->low_freq_factor, p->high_freq_factor, p->beta_fast,
+        p->beta_slow, p->attention_factor, (double)p->original_max_position_embeddings, (double)c->sliding_window,
+        (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads, (double)ctx->desc.dtype,
+        (double)p->dims, (double)p->yarn_truncate, (double)c->max_position_embeddings, c->query_pre_attn_scalar,
+        c->attn_logit_softcapping, c->final_logit_softcapping, c->gelu, c->norm_plus_one, c->post_norms,
+        c->scale_embeddings};
+    const double later[] = {c->sliding_rope_theta, c->qk_norm_rows, c->no_pre_norms, c->embedding_multiplier,
+                            c->residual_multiplier, c->attention_multiplier, c->logits_scaling};
+    uint64_t h = wrpo__hash(0, numbers, sizeof numbers);
+    for (int64_t i = 0; i < WRPO__COUNT(later); i++)  /* a model without them keeps its name */
+        if (later[i] != 0) h = wrpo__hash(h ^ (uint64_t)i, &later[i], sizeof later[i]);
+    for (int64_t l = 0; l < c->num_hidden_layers; l++)
+        if (wrpo__layer_bit(c->no_rope_layers, l)) h = wrpo__hash(h, &l, sizeof l);
+    h = wrpo__hash(h, c->sliding_layers, sizeof c->sliding_layers);
+    h = wrpo__hash(h, p->short_factor, sizeof p->short_factor);
+    return wrpo__hash(h, p->long_factor, sizeof p->long_factor);
 }
 
 /* ---- weights in memory ---- */
@@ -3315,6 +3130,60 @@ WRPO_API void wrpo_model_free(wrpo_model *model) {
    norm: an op, then wrpo__norm_fwd and wrpo__norm_bwd, through which all norms go; its bias is a weight, a mean that is
    stored a buffer beside rstd. A family: its model_type and names of tensors (>>checkpoint), a flag of wrpo_config at
    each step that differs, a case in tests/40_model.c and in 42_model.c. */
+
+/* ---- rotary embedding (Su et al. 2021): inverse frequencies, in the float arithmetic of transformers ----
+   For two types they depend on the length of the sequence, prompt and response: longrope has other factors beyond the
+   original length, dynamic another theta for each length beyond max_position_embeddings. Equal keys: equal angles. */
+static int64_t wrpo__rope_dims(const wrpo_config *c) { return c->rope.dims ? c->rope.dims : c->head_dim; }
+static int64_t wrpo__rope_key(const wrpo_config *c, int64_t length) {
+    if (c->rope.type == WRPO_ROPE_LONGROPE) return length > c->rope.original_max_position_embeddings;
+    return c->rope.type == WRPO_ROPE_DYNAMIC && length > c->max_position_embeddings ? length : 0;
+}
+static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double *scale) {
+    const wrpo_rope *p = &c->rope;
+    const int64_t d = wrpo__rope_dims(c);
+    const double pi = 3.14159265358979323846, length = (double)p->original_max_position_embeddings;
+    const float factor = (float)p->factor, *longrope = key ? p->long_factor : p->short_factor;
+    float theta = (float)p->theta;
+    *scale = p->type == WRPO_ROPE_LONGROPE || p->type == WRPO_ROPE_YARN ? p->attention_factor : 1;
+    if (p->type == WRPO_ROPE_DYNAMIC && key) {
+        const float stretch = factor * (float)key / (float)c->max_position_embeddings - (float)(p->factor - 1);
+        theta *= powf(stretch, (float)((double)d / (double)(d - 2)));
+    }
+    for (int64_t i = 0; i < d / 2; i++) {
+        const float power = powf(theta, (float)(2 * i) / (float)d);
+        inv[i] = 1.0f / (p->type == WRPO_ROPE_LONGROPE ? longrope[i] * power : power);  /* Ding et al. 2024 */
+        if (p->type == WRPO_ROPE_LINEAR) inv[i] /= factor;
+    }
+    if (p->type == WRPO_ROPE_LLAMA3) {  /* long waves slowed by factor, short ones kept, a ramp */
+        const float slow = (float)p->low_freq_factor, fast = (float)(p->high_freq_factor - p->low_freq_factor);
+        const float low = (float)(length / p->low_freq_factor), high = (float)(length / p->high_freq_factor);
+        for (int64_t i = 0; i < d / 2; i++) {
+            const float wave = (float)(2 * pi) / inv[i], smooth = ((float)length / wave - slow) / fast;
+            if (wave > low) inv[i] /= factor;
+            else if (wave >= high) inv[i] = (1 - smooth) * (inv[i] / factor) + smooth * inv[i];
+        }
+    }
+    if (p->type == WRPO_ROPE_YARN) {  /* Peng et al. 2023: by rotations within the original length */
+        double first = (double)d * log(length / (p->beta_fast * 2 * pi)) / (2 * log(p->theta));
+        double last = (double)d * log(length / (p->beta_slow * 2 * pi)) / (2 * log(p->theta));
+        first = WRPO__MAX(p->yarn_truncate ? floor(first) : first, 0);
+        last = WRPO__MIN(p->yarn_truncate ? ceil(last) : last, (double)(d - 1));
+        if (first == last) last += 0.001;
+        for (int64_t i = 0; i < d / 2; i++) {
+            const float ramp = ((float)i - (float)first) / (float)(last - first);
+            const float keep = 1 - WRPO__MIN(WRPO__MAX(ramp, 0.0f), 1.0f);
+            inv[i] = inv[i] / factor * (1 - keep) + inv[i] * keep;
+        }
+    }
+}
+/* Likewise of the layers that have a base of their own. */
+static void wrpo__inv_freq_sliding(const wrpo_config *c, float *inv) {
+    double scale;
+    wrpo_config own = *c;
+    own.rope = (wrpo_rope){.theta = c->sliding_rope_theta, .dims = c->rope.dims};
+    wrpo__inv_freq(&own, 0, inv, &scale);
+}
 
 /* ---- the workspace, wrpo__run: the memory that micro-batches are computed in; not the run of training ---- */
 typedef struct wrpo__shape {         /* what there is room for */
@@ -4048,6 +3917,138 @@ static void wrpo__adapter_bwd(const wrpo__run *r, const wrpo__adapter *of, const
    To add a setting: a field of wrpo_train_desc, a row of WRPO__SETTINGS, an option of example.c. A metric: a row of
    WRPO_METRICS (>>api), its value in wrpo__tally_add. A method: see >>loss. */
 
+/* ---- data: records of token ids ---- */
+struct wrpo_data {
+    wrpo_ctx *ctx;
+    wrpo__arena *arena;
+    wrpo_record *records;  /* stb array */
+    wrpo_data_stats stats;
+    int most;  /* the most responses that a record has */
+    const char **source_names;  /* stb array: the models of source_logps, in the order of each response's */
+    const char *date;  /* that the chat template showed; NULL: it showed none */
+};
+static int64_t wrpo__scored_count(const wrpo_tokens *y) {
+    int64_t n = y->scored ? 0 : y->count - y->first;
+    for (int64_t j = y->first; y->scored && j < y->count; j++) n += y->scored[j];
+    return n;
+}
+static const int32_t *wrpo__copy_ids(wrpo__arena *arena, const int32_t *ids, int64_t count) {
+    return memcpy(wrpo__alloc(arena, (size_t)count, sizeof *ids), ids, (size_t)count * sizeof *ids);
+}
+static wrpo_data *wrpo__data_new(wrpo__arena *arena) {  /* its arrays stay in the arena, where they begin */
+    wrpo__arena *outer = wrpo__current;
+    wrpo_data *data = WRPO__NEW(arena, wrpo_data);
+    data->ctx = arena->ctx;
+    data->arena = wrpo__current = arena;
+    stbds_arrsetcap(data->records, 4);
+    stbds_arrsetcap(data->source_names, 1);
+    wrpo__current = outer;
+    return data;
+}
+/* Copies a record into the data. */
+static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
+    wrpo__arena *arena = data->arena;
+    wrpo_tokens *responses = wrpo__alloc(arena, (size_t)record->count, sizeof *responses);
+    wrpo_record r = *record;
+    r.prompt_id = wrpo__strndup(arena, r.prompt_id, strlen(r.prompt_id));
+    r.prompt = wrpo__copy_ids(arena, r.prompt, r.prompt_count);
+    r.responses = responses;
+    r.weight = wrpo__or_default(r.weight, 1);  /* WRPO_ZERO stays, so that a view can be given again */
+    int sources = 0, stated = 0;
+    for (int k = 0; k < r.count; k++) {
+        sources += record->responses[k].role == WRPO_ROLE_SOURCE;
+        stated += record->responses[k].role == WRPO_ROLE_SOURCE && !wrpo__is_default(record->responses[k].share);
+    }
+    const double equal = stated ? 0 : 1 / (double)sources;  /* a source's share where no source states one */
+    for (int k = 0; k < r.count; k++) {
+        wrpo_tokens *y = &responses[k];
+        *y = record->responses[k];
+        y->ids = wrpo__copy_ids(arena, y->ids, y->count);
+        if (y->scored) y->scored = memcpy(wrpo__alloc(arena, (size_t)y->count, 1), y->scored, (size_t)y->count);
+        y->share = wrpo__or_default(y->share, y->role == WRPO_ROLE_SOURCE ? equal : 1);
+        data->stats.response_tokens += y->count;
+        data->stats.longest = WRPO__MAX(data->stats.longest, r.prompt_count + y->count);
+        y->source_logps = NULL;
+        if (!r.sources) continue;
+        const size_t bytes = (size_t)r.sources * sizeof *y->source_logps;
+        y->source_logps = memcpy(wrpo__alloc(arena, bytes, 1), record->responses[k].source_logps, bytes);
+    }
+    stbds_arrput(data->records, r);
+    data->stats.records++;
+    data->stats.prompt_tokens += r.prompt_count;
+    data->most = WRPO__MAX(data->most, r.count);
+}
+static wrpo_data *wrpo__data_from_ids(wrpo__arena *arena, const wrpo_record *records, int64_t count) {
+    wrpo_data *data = wrpo__data_new(arena);
+    for (int64_t i = 0; i < count; i++) {
+        wrpo_record r = records[i];
+        bool ok = r.prompt_count >= 1 && r.count >= 1;
+        for (int k = 0; ok && k < r.count; k++)
+            ok = r.responses[k].first >= 0 && wrpo__scored_count(&r.responses[k]) > 0;
+        if (!(r.weight >= 0 && r.weight <= DBL_MAX))
+            wrpo__fail_arg("record %lld: weight: want a finite number of at least 0, found %g", (long long)i, r.weight);
+        if (!ok) wrpo__fail_arg("record %lld: want a prompt, and responses with a scored token each", (long long)i);
+        for (int k = 0; k < r.count; k++)
+            if (r.sources < 0 || (r.sources && !r.responses[k].source_logps))
+                wrpo__fail_arg("record %lld: response %d: want source_logps of %d sources, found none", (long long)i, k,
+                               r.sources);
+        if (!r.prompt_id) r.prompt_id = wrpo__format(arena, "record %lld", (long long)i);
+        wrpo__data_add(data, &r);
+    }
+    return data;
+}
+WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out) {
+    *out = NULL;
+    WRPO__ENTRY(ctx, false, *out = wrpo__data_from_ids(wrpo__current, records, count));
+}
+WRPO_API void wrpo_data_free(wrpo_data *data) { if (data) wrpo__arena_free(data->arena); }
+WRPO_API int64_t wrpo_data_count(const wrpo_data *data) { return data->stats.records; }
+WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i) { return data->records[i]; }
+WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data) { return data->stats; }
+/* Every id must be a row of the embedding. Errors say `what` with its name, or its number if name is NULL. */
+static void wrpo__check_ids(int64_t V, const int32_t *ids, int64_t count, const char *what, const char *name,
+                            int64_t number) {
+    for (int64_t i = 0; i < count; i++) {
+        if (ids[i] >= 0 && ids[i] < V) continue;
+        const char *of = name ? wrpo__format(wrpo__current, "%s \"%s\"", what, name)
+                              : wrpo__format(wrpo__current, "%s %lld", what, (long long)number);
+        wrpo__fail_format("%s: token id %d is outside the model's vocabulary of %lld: tokenizer and model do not "
+                          "belong together", of, (int)ids[i], (long long)V);
+    }
+}
+static void wrpo__check_data(const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count) {
+    int64_t longest = 0;
+    for (const wrpo_record *record = data->records + first; record < data->records + first + count; record++) {
+        wrpo__check_ids(c->vocab_size, record->prompt, record->prompt_count, "record", record->prompt_id, 0);
+        for (int k = 0; k < record->count; k++) {
+            const wrpo_tokens *y = &record->responses[k];
+            wrpo__check_ids(c->vocab_size, y->ids, y->count, "record", record->prompt_id, 0);
+            longest = WRPO__MAX(longest, record->prompt_count + y->count);
+        }
+    }
+    if (longest > c->max_position_embeddings && longest == data->stats.longest)  /* once, not for each part */
+        wrpo__warn("a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
+                   (long long)longest, (long long)c->max_position_embeddings);
+}
+
+static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
+    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
+        const wrpo_record record = wrpo_data_record(data, i);
+        h = wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt);
+        h = wrpo__hash(h, &record.weight, sizeof record.weight);
+        for (int k = 0; k < record.count; k++) {
+            const wrpo_tokens *y = &record.responses[k];
+            const int64_t scored[3] = {y->first, (int64_t)y->role, y->pair_id};
+            h = wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids);
+            h = wrpo__hash(h, scored, sizeof scored);
+            h = wrpo__hash(h, &y->share, sizeof y->share);
+            if (record.sources) h = wrpo__hash(h, y->source_logps, (size_t)record.sources * sizeof *y->source_logps);
+            if (y->scored) h = wrpo__hash(h, y->scored, (size_t)y->count);
+        }
+    }
+    return h;
+}
+
 /* ---- log-probs of records: packed until micro_tokens rows are full; a longer record goes alone ---- */
 enum { WRPO__MICRO_TOKENS = 1024 };
 /* Rows a run needs for these records: micro_tokens, all of them if that is less, the longest record if that is more. */
@@ -4257,7 +4258,7 @@ struct wrpo_trainer {
     bool own_reference;              /* an evaluation of a model against itself computes log-probs once */
     float *moving;                   /* [ranks][split.piece] what is moved between ranks at a time; NULL: one rank */
     double start;                    /* when the run began, in seconds */
-    const char *out_dir; FILE *metrics; struct wrpo__writer *part; /* used by >>run alone. part: of the metrics */
+    const char *out_dir; FILE *metrics; void *part;    /* used by >>run alone. part, a wrpo__writer: of the metrics */
     void (*log)(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix);   /* called with every line of metrics */
 };
 /* The record's responses as the loss sees them; log-probs are left 0. */
@@ -12714,7 +12715,8 @@ static uint64_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *parts,
 }
 static void wrpo__log_kept(wrpo_trainer *t, double kept);
 static const char *wrpo__log_path(const wrpo_trainer *t) {  /* of the lines of metrics so far; NULL: none */
-    const char *log = t->part ? t->part->part : NULL;  /* until it has its name */
+    const wrpo__writer *w = t->part;
+    const char *log = w ? w->part : NULL;  /* until it has its name */
     if (t->out_dir && (!log || !wrpo__disk_exists(log))) log = wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl");
     return log;
 }
@@ -12969,7 +12971,7 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     if (train && out_dir && !wrpo__me(t->ctx)) {
         const char *path = wrpo__join(arena, out_dir, "metrics.jsonl");
         wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__close_file, NULL);
-        if (t->part) t->metrics = t->part->f;
+        if (t->part) t->metrics = ((wrpo__writer *)t->part)->f;
         else owner->p = t->metrics = fopen(path, resume ? "a" : "w");
         if (!t->metrics) wrpo__fail_io("%s: cannot be written: %s", path, strerror(errno));
         t->log = wrpo__log_metrics;
