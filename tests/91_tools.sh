@@ -177,6 +177,9 @@ check "--dry-run: time" says \
 good "what --dry-run foresaw" $TINY --out new --eval-split 0.25 --eval-steps 3
 steps=$(sed -n 's/^step .*\/\([0-9]*\)  loss.*/\1/p' out.txt | tail -n 1)
 check "--dry-run: the steps" test "$(sed -n 's/^time .*: \([0-9]*\) steps of.*/\1/p' dry.out)" = "$steps"
+mib() { sed -n "s/^$1  *\([0-9.]*\) MiB.*/\1/p; s/.*$1 \([0-9.]*\) MiB\$/\1/p"; }
+check "--dry-run: the peak, within a fifth" awk "BEGIN { a = $(mib peak <dry.out); b = $(mib "memory peak" <out.txt)
+    exit !(a > 0.8 * b && a < 1.25 * b) }"
 check "--dry-run: the evaluations" test "$(sed -n 's/.*, \([0-9]*\) evaluations of.*/\1/p' dry.out)" -eq \
     "$(grep -c '^eval [0-9]' out.txt)"
 rm -rf new
