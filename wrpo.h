@@ -6903,8 +6903,8 @@ static void wrpo__adapter_beside(wrpo__arena *temp, wrpo_model *model, const wrp
     if (!dir && beside) dir = desc->dir;
     if (!dir) return;
     if (!desc->frozen)
-        wrpo__fail(model->ctx, WRPO_E_ARG, "%s: an adapter: want it merged into the model, or the model loaded "
-                "frozen", dir);
+        wrpo__fail(model->ctx, WRPO_E_ARG, "%s: an adapter: want it merged into the model, or named as the adapter "
+                "that is trained, in a model loaded frozen", dir);
     wrpo__arena *arena = model->arena;
     wrpo__adapter_load(temp, model, dir);
     model->arena = arena;
