@@ -2172,6 +2172,8 @@ static int dry_run(const settings *s, session *z, const wrpo_train_desc *desc) {
     if (reference > 0) printf(", the reference %.3g s", reference);
     if (evals > 0) printf(", %.0f evaluations of %.3g s", evals, eval);
     printf("; %.0f tokens/s, timed on %lld records\n", 1 / p.row, (long long)p.records);
+    printf("peak         %s: of the timed steps, tokenizer and records too, and 4 MiB in which files are written\n",
+           bytes_text((double)wrpo_memory_peak(z->ctx) + (4 << 20)).s);
     if (s->resume) printf("resume       the state is there; it is compared with these settings when the run begins\n");
     printf("dry run      nothing is written\n");
     return 0;

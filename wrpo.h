@@ -2006,8 +2006,10 @@ static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, con
     const int sources = count[WRPO_ROLE_SOURCE], targets = count[WRPO_ROLE_TARGET];
     const double a = wrpo__source_share(d, alpha, r, n);
     if (sft && sources + targets == 0) return "sft needs a response to learn from";
-    if (a > 0 && sources == 0) return "the method needs a source response (the first of two in \"chosen\")";
-    if (a < 1 && targets == 0) return "the method needs a target response (the last in \"chosen\")";
+    if (a > 0 && sources == 0)
+        return "the method needs a source response (the first of two in \"chosen\"); pairs are for dpo and the like";
+    if (a < 1 && targets == 0)
+        return "the method needs a target response (the last in \"chosen\"); answers alone are for sft";
     if (!sft && count[WRPO_ROLE_REJECTED] == 0) return "the method needs a rejected response";
     if (targets > 1) return "want one target response, found several";
     if (sources && !(fabs(shares - 1) < 1e-6)) return "the shares of the source responses do not sum to 1";
@@ -6892,7 +6894,9 @@ static void wrpo__adapter_beside(wrpo__arena *temp, wrpo_model *model, const wrp
     if (dir && beside) wrpo__warn("%s: the adapter beside the model is left out", desc->dir);
     if (!dir && beside) dir = desc->dir;
     if (!dir) return;
-    if (!desc->frozen) wrpo__fail_arg("%s: an adapter: want it merged into the model, or the model loaded frozen", dir);
+    if (!desc->frozen)
+        wrpo__fail_arg("%s: an adapter: want it merged into the model, or named as the adapter that is trained, in a "
+                       "model loaded frozen", dir);
     wrpo__arena *arena = model->arena;
     wrpo__adapter_load(temp, model, dir);
     model->arena = arena;
@@ -10807,7 +10811,9 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
             wrpo__wrong(label, "label: want none, or pairs: single answers with labels (KTO) are not supported");
         wrpo__read_answer(in, answer, (wrpo_tokens){.role = WRPO_ROLE_SOURCE, .share = 1}, NULL);
     }
-    if (!in->prompt) wrpo__wrong(root, "want a \"prompt\", or a conversation that ends in an answer, found none");
+    if (!in->prompt)
+        wrpo__wrong(root, "want a \"prompt\", or a conversation that ends in an answer, found none: texts with turns "
+                          "in them (\"Human: ... Assistant: ...\") have to be split into messages");
     wrpo__put_system(in);
     wrpo__end_prompt(in);
     if ((in->desc.sft_on || in->desc.packing) && (pair || pairs))

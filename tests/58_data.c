@@ -228,6 +228,8 @@ static void refusals(void) {
         {"{\"prompt\":\"x\",\"chosen\":[\"a\",\"b\"]}", "found no \"rejected\""},
         {"{\"prompt\":\"x\",\"rejected\":\"b\"}", "found no \"chosen\""},
         {"{\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\"}", "want a \"prompt\""},
+        {"{\"chosen\":\"\\n\\nHuman: a\\n\\nAssistant: b\",\"rejected\":\"\\n\\nHuman: a\\n\\nAssistant: c\"}",
+         "have to be split into messages"},
         {"[]", "want an object"},
         {"{\"prompt\":\"x\"", "data.jsonl:2:"},
         {"nonsense", "data.jsonl:2:"},

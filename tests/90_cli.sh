@@ -817,6 +817,7 @@ good "midnight: before" $DATED --save-steps 3 --out whole
 check "midnight: the date in the metrics" grep -q "\"date\": \"$day\"}" whole/metrics.jsonl
 TZ=AAA-14; next=$(date +%Y-%m-%d)
 good "midnight: after" $DATED --out new --resume whole/checkpoint-6
+check "midnight: the date in run.json" grep -q "^ \"date\": \"$day\"," new/run.json
 check "midnight: the days differ" test "$day" != "$next"
 same_run "midnight" whole new
 good "midnight: a run begun after it" $DATED --out other --max-steps 1

@@ -177,6 +177,9 @@ check "--dry-run: time" says \
 good "what --dry-run foresaw" $TINY --out new --eval-split 0.25 --eval-steps 3
 steps=$(sed -n 's/^step .*\/\([0-9]*\)  loss.*/\1/p' out.txt | tail -n 1)
 check "--dry-run: the steps" test "$(sed -n 's/^time .*: \([0-9]*\) steps of.*/\1/p' dry.out)" = "$steps"
+mib() { sed -n "s/^$1  *\([0-9.]*\) MiB.*/\1/p; s/.*$1 \([0-9.]*\) MiB\$/\1/p"; }
+check "--dry-run: the peak, within a fifth" awk "BEGIN { a = $(mib peak <dry.out); b = $(mib "memory peak" <out.txt)
+    exit !(a > 0.8 * b && a < 1.25 * b) }"
 check "--dry-run: the evaluations" test "$(sed -n 's/.*, \([0-9]*\) evaluations of.*/\1/p' dry.out)" -eq \
     "$(grep -c '^eval [0-9]' out.txt)"
 rm -rf new
@@ -189,6 +192,9 @@ done
 good "--dry-run into an empty place below others" $TINY --out new/a/b/ --dry-run
 check "--dry-run: nothing is made there" test ! -e new
 bad "--dry-run of bad records" 1 'config.json:1:' train --model tiny --data config.json --out new --dry-run
+echo '{"prompt":"a","chosen":"b","rejected":"c"}' >pair.jsonl
+bad "--dry-run of pairs under wrpo" 1 'record "line 1" (line 1): .*; pairs are for dpo and the like' train --model tiny \
+    --data pair.jsonl --out new --dry-run
 bad "--dry-run of an impossible option" 1 'accumulation' $TINY --accumulation 3 --out new --dry-run
 bad "--dry-run into a file" 1 'many.jsonl/x: cannot be made: Not a directory' $TINY --out many.jsonl/x --dry-run
 bad "--dry-run from no state" 1 'tiny/trainer_state.wrpo: cannot be opened' $TINY --out new --resume tiny --dry-run
