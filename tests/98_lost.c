@@ -503,6 +503,22 @@ static void rounding_is_said(void) {
           strstr(said, "saved in BF16, as loaded"), "%s%s", said, error_text);
 }
 
+/* ---- the best model, whose save failed, is saved when the run goes on ---- */
+static void best_comes_after_all(void) {
+    static const char line[] = TRAIN "--out out/run --max-steps 1 --eval-steps 1 --eval-data ../in/quads.jsonl "
+                                     "--save-best loss";
+    clean(NULL);
+    mkdir(at("w/out/run"), 0777), put("w/out/run/best", "not a directory");
+    CHECK(run(line, NULL) == 1 && strstr(error_text, "out/run/checkpoint-1"), "%s", error_text);
+    CHECK(!remove(at("w/out/run/best")), "best");
+    CHECK(run_file("%s --resume %s", line, "out/run/checkpoint-1") == 0, "%s", error_text);
+    size_t n = 0, m = 0;
+    char *best = slurp(at("w/out/run/best/model.safetensors"), &n);
+    char *last = slurp(at("w/out/run/model.safetensors"), &m);
+    CHECK(best && last && n == m && !memcmp(best, last, n), "best/ has %zu bytes, the model %zu", n, m);
+    free(best), free(last);
+}
+
 /* ---- a run over a finished one ---- */
 static void over_a_finished_run(void) {
     clean(NULL);
@@ -1041,6 +1057,7 @@ int main(int argc, char **argv) {
         outputs_are_no_inputs();
         one_run_to_a_directory();
         rounding_is_said();
+        best_comes_after_all();
         over_a_finished_run();
     }
     if (SANITIZED) SKIP(1, "kills, power cuts and faults: the program is sanitized");
