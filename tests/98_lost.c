@@ -575,7 +575,7 @@ static const job jobs[] = {
     {"report --csv", "report ../in/run --csv --out out/metrics.csv", NULL, NULL, false},
     {"fuse", "fuse --model ../in/tiny --source a=../in/run --reward-model ../in/reward --prompts ../in/prompts.jsonl "
              "--out out/fuse --n 2 --max-tokens 4 --heldout 0 --batch-size 2 --learning-rate 1e-2 --max-steps 2 "
-             "--sft-options=--max-steps=1 --threads 1", NULL, NULL, false},
+             "--sft-options=--max-steps=2 --threads 1", NULL, NULL, false},
 };
 enum { JOBS = sizeof jobs / sizeof *jobs };
 typedef struct plan {                /* of a job: what is there before it and after it, and how long it takes */
@@ -658,6 +658,10 @@ static void goes_on(const plan *p, const char *when, bool failed) {
         tree_drop(&end, "metrics.jsonl"), tree_drop(&want, "metrics.jsonl");
         tree_drop(&end, "tfevents"), tree_drop(&want, "tfevents");
     }
+    /* Of a stage that is done, a line of metrics may be missing, or a file be there that could not be removed. */
+    static const char *const of_stages[] = {"metrics.jsonl", "report.html", ".settings", ".wrpo.lock"};
+    for (int i = 0; failed && i < 4 && !strcmp(p->job->name, "fuse"); i++)
+        tree_drop(&end, of_stages[i]), tree_drop(&want, of_stages[i]);
     const char *name = tree_differs(&want, &end);
     CHECK(!name, "%s, %s: after the next start %s differs", p->job->name, when, name);
     tree_free(&now), tree_free(&end), tree_free(&want);
