@@ -2216,7 +2216,7 @@ static int train(const settings *s, session *z) {
     const wrpo_result r = wrpo_train(z->model, z->data, &d, &last);
     const double took = seconds() - begin;
     screen_clear(&z->screen);
-    bool told = r != WRPO_OK || !w.finished || ranks.rank || write_run(z, s, &d);
+    bool told = r != WRPO_OK || (!w.failed && (!w.finished || ranks.rank || write_run(z, s, &d)));
     if (r == WRPO_OK && w.events.f) {
         told = events_follow(z, &w.events, last.seconds) && events_end(&w.events) && told;
         events_remove_others(&w.events);
@@ -2619,6 +2619,7 @@ static bool part_end(part *t, const char *out) {
     if (t->f) fclose(t->f), t->f = NULL;
     sync_parent(out);
     remove(t->settings);
+    sync_parent(out);                /* nor does a power cut bring it back */
     return true;
 }
 /* What the samples depend on, on one line. The weights: every tensor's name and begin. */
