@@ -115,7 +115,7 @@ inline ncclResult_t ncclCommInitRankConfig(ncclComm_t* c, int ranks, ncclUniqueI
 inline ncclResult_t ncclCommAbort(ncclComm_t c) {
     c->stop = true;
     if (c->worker.joinable()) c->worker.join();
-    if (c->stream) c->stream->busy = 0;
+    if (c->state != ncclSuccess && c->stream) c->stream->busy = 0;     // otherwise it may be gone
     if (c->rank == 0) shm_unlink(c->name);
     if (c->mail) munmap((void*)c->mail, sizeof(emu::Mail));
     delete c; return ncclSuccess;
