@@ -8675,7 +8675,9 @@ static void wrpo__load_templates(wrpo_tokenizer *tok, const wrpo_json *v) {
 static const wrpo_json *wrpo__load_json(wrpo_tokenizer *tok, wrpo__arena *arena, const char *file) {
     const char *path = wrpo__join(tok->arena, tok->dir, file);
     if (!wrpo__exists(path)) return NULL;
-    return wrpo__want(wrpo__json_file(arena, path), WRPO_JSON_OBJECT, file);
+    const wrpo__file *f = wrpo__open_file(tok->scratch, path);  /* not held as long as the tree */
+    const wrpo_json *root = wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size);
+    return wrpo__want(root, WRPO_JSON_OBJECT, file);
 }
 static wrpo_tokenizer *wrpo__tokenizer_new(wrpo__arena *arena, const char *dir) {
     wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
