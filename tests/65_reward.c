@@ -92,8 +92,8 @@ static void directories(const wrpo_json *all) {
     }
 }
 
-/* A language model with an adapter that has score.weight: PEFT's numbers; without it no reward model. The adapter beside
-   the model is applied, and a policy refuses it. */
+/* A language model with an adapter that has score.weight: PEFT's numbers; without it no reward model. The adapter
+   beside the model is applied, and a policy refuses it. */
 static void adapters(const wrpo_json *all) {
     static const char base[] = "golden/rewards/llama_lora", lora[] = "golden/rewards/llama_lora/adapter";
     const wrpo_json *golden = golden_get(all, "llama_lora");

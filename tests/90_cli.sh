@@ -611,8 +611,8 @@ check "score: a reward that was there" grep -q '"content": "b", "reward": 0.5}' 
 check "score: one that was not" grep -q '"content": "a", "reward": -*0*.[0-9]' scored.jsonl
 good "score: an adapter" score --reward-model "$G/rewards/llama_lora" --adapter "$G/rewards/llama_lora/adapter" \
     --in one.jsonl --out adapted.jsonl
-bad "score: no adapter" 1 'llama_lora: a language model has no reward head' score --reward-model "$G/rewards/llama_lora" \
-    --in one.jsonl --out new
+bad "score: no adapter" 1 'llama_lora: a language model has no reward head' score --in one.jsonl --out new \
+    --reward-model "$G/rewards/llama_lora"
 good "score again" score --reward-model "$G/rewards/llama_f32" --in scored.jsonl --out again.jsonl
 check "score again: nothing changes" cmp -s scored.jsonl again.jsonl
 good "score anew" score --reward-model "$G/rewards/gemma2_bf16" --label 2 --rescore --in scored.jsonl --out again.jsonl
