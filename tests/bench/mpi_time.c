@@ -34,7 +34,7 @@ int MPI_Finalize(void) {
     struct rusage used;
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     getrusage(RUSAGE_SELF, &used);
-    fprintf(stderr, "rank %d: %.2f s, moved %.3f s, waited %.3f s, resident %ld MiB\n", rank, MPI_Wtime() - begun, moved,
-            waited, used.ru_maxrss / 1024);
+    fprintf(stderr, "rank %d: %.2f s, moved %.3f s, waited %.3f s, resident %ld MiB\n", rank, MPI_Wtime() - begun,
+            moved, waited, used.ru_maxrss / 1024);
     return PMPI_Finalize();
 }
