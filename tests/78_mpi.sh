@@ -105,7 +105,8 @@ done
 i=0
 while [ $i -lt 9 ]; do
     i=$((i + 1))
-    printf '{"prompt_id": "c%d", "prompt": "question", "target": [{"content": "yes %d"}, {"content": "no"}]}\n' $i $i
+    printf '{"prompt_id": "c%d", "prompt": "question %d", ' $i $i
+    printf '"target": [{"content": "yes %d"}, {"content": "no"}]}\n' $i
 done >candidates.jsonl
 i=0
 while [ $i -lt 7 ]; do i=$((i + 1)); printf '{"instruction": "What is %d?", "dataset": "d"}\n' $i; done >questions.jsonl

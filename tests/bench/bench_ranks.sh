@@ -27,8 +27,8 @@ if [ $# -ge 2 ]; then
     args="train --model $1 --data $B/ranks.jsonl --max-length 96 --micro-tokens 128 --batch-size 8 --epochs 9"
     run() { # ranks, threads of each, steps, lanes: tokens/s of the steps after the first, in $B/speed.RANKS
         rm -rf $B/ranks.out
-        mpirun -np "$1" $B/wrpo_bench $args --threads "$2" --max-steps "$3" --lanes "$4" --out $B/ranks.out >$B/out.txt \
-            2>$B/err.txt </dev/null || { cat $B/err.txt; exit 1; }
+        mpirun -np "$1" $B/wrpo_bench $args --threads "$2" --max-steps "$3" --lanes "$4" --out $B/ranks.out \
+            >$B/out.txt 2>$B/err.txt </dev/null || { cat $B/err.txt; exit 1; }
         awk -F'"tokens_per_second": ' 'NR > 1 && NF > 1 { print $2 + 0 }' $B/ranks.out/metrics.jsonl >>$B/speed.$1
         grep '^rank' $B/err.txt | sort >$B/ranks.txt
     }
