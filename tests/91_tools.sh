@@ -193,8 +193,8 @@ good "--dry-run into an empty place below others" $TINY --out new/a/b/ --dry-run
 check "--dry-run: nothing is made there" test ! -e new
 bad "--dry-run of bad records" 1 'config.json:1:' train --model tiny --data config.json --out new --dry-run
 echo '{"prompt":"a","chosen":"b","rejected":"c"}' >pair.jsonl
-bad "--dry-run of pairs under wrpo" 1 'record "line 1" (line 1): .*; pairs are for dpo and the like' train \
-    --model tiny --data pair.jsonl --out new --dry-run
+bad "--dry-run of pairs under wrpo" 1 'record "line 1" (line 1): .*; pairs are for dpo and the like' \
+    train --model tiny --data pair.jsonl --out new --dry-run
 bad "--dry-run of an impossible option" 1 'accumulation' $TINY --accumulation 3 --out new --dry-run
 bad "--dry-run into a file" 1 'many.jsonl/x: cannot be made: Not a directory' $TINY --out many.jsonl/x --dry-run
 bad "--dry-run from no state" 1 'tiny/trainer_state.wrpo: cannot be opened' $TINY --out new --resume tiny --dry-run
