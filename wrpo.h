@@ -5481,9 +5481,6 @@ static uint16_t wrpo__float_to_f16(float x) {
         return (uint16_t)(sign | (wrpo__float_bits(fabsf(x) + 0.5f) - 0x3F000000u));
     return (uint16_t)(sign | ((a - (112u << 23) + 0xFFFu + (a >> 13 & 1)) >> 13));
 }
-static uint16_t wrpo__narrow(wrpo_dtype dtype, float x) {
-    return dtype == WRPO_DTYPE_BF16 ? wrpo__float_to_bf16(x) : wrpo__float_to_f16(x);
-}
 static uint32_t wrpo__widen(wrpo_dtype dtype, uint16_t h) {  /* the bits of the float */
     return dtype == WRPO_DTYPE_BF16 ? (uint32_t)h << 16 : wrpo__f16_to_bits(h);
 }
