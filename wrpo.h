@@ -14155,6 +14155,18 @@ WRPO__INLINE WRPO__V WRPO__(load_f16)(const uint16_t *p) {
     return WRPO__FLOATS(bits | (h & 0x8000) << 16);
 }
 #endif
+#if defined(WRPO__MM) && WRPO__LANES == 16  /* the first `left` of a vector's floats, 0 < left < LANES */
+#define WRPO__SOME(left) ((__mmask16)((1u << (left)) - 1))
+#define WRPO__LOAD_SOME(p, left, fill) ((WRPO__V)WRPO__MM(mask_loadu)(WRPO__BROADCAST(fill), WRPO__SOME(left), p))
+#define WRPO__STORE_SOME(p, left, x) WRPO__MM(mask_storeu)(p, WRPO__SOME(left), x)
+#elif defined(WRPO__MM)
+#define WRPO__SOME(left) ((WRPO__U)((WRPO__I){0, 1, 2, 3, 4, 5, 6, 7} < (int32_t)(left)))
+#define WRPO__LOAD_SOME(p, left, fill) \
+    WRPO__(select)(WRPO__SOME(left), (WRPO__V)WRPO__MM(maskload)(p, (__m256i)WRPO__SOME(left)), WRPO__BROADCAST(fill))
+#define WRPO__STORE_SOME(p, left, x) WRPO__MM(maskstore)(p, (__m256i)WRPO__SOME(left), x)
+#else
+#define WRPO__STORE_SOME(p, left, x) for (int64_t k = 0; k < (left); k++) (p)[k] = (x)[k]
+#endif
 /* The elements of x from i on; where fewer than a vector are left, missing ones read as `fill`, and are not written. */
 WRPO__COLD WRPO__V WRPO__(read_end)(const void *x, wrpo_dtype type, int64_t i, int64_t left, float fill) {
     float t[WRPO__LANES];
@@ -14162,13 +14174,17 @@ WRPO__COLD WRPO__V WRPO__(read_end)(const void *x, wrpo_dtype type, int64_t i, i
     return WRPO__LOAD(t);
 }
 WRPO__INLINE WRPO__V WRPO__(read)(const void *x, wrpo_dtype type, int64_t i, int64_t left, float fill) {
+#ifdef WRPO__LOAD_SOME
+    if (left > 0 && left < WRPO__LANES && type == WRPO_DTYPE_F32)
+        return WRPO__LOAD_SOME((const float *)x + i, left, fill);
+#endif
     if (left < WRPO__LANES) return WRPO__(read_end)(x, type, i, left, fill);
     if (type == WRPO_DTYPE_F16) return WRPO__LOAD_F16((const uint16_t *)x + i);
     return type == WRPO_DTYPE_BF16 ? WRPO__LOAD_BF16((const uint16_t *)x + i) : WRPO__LOAD((const float *)x + i);
 }
 WRPO__INLINE void WRPO__(write)(float *y, int64_t left, WRPO__V x) {
     if (left >= WRPO__LANES) WRPO__STORE(y, x);
-    else for (int64_t k = 0; k < left; k++) y[k] = x[k];
+    else if (left > 0) WRPO__STORE_SOME(y, left, x);
 }
 #define WRPO__VECTORS(i, n) for (int64_t i = 0; i < (n); i += WRPO__LANES)
 /* The same in the loops of kernels over a row of n elements: the vector at i. */
@@ -14806,6 +14822,9 @@ WRPO__KERNEL void WRPO__(softmax_bwd)(float *s, float *dp, int64_t keys, wrpo__m
 #undef WRPO__BROADCAST
 #undef WRPO__LOAD_HALVES
 #undef WRPO__LOAD_F16
+#undef WRPO__SOME
+#undef WRPO__LOAD_SOME
+#undef WRPO__STORE_SOME
 #undef WRPO__FMA
 #undef WRPO__ADD_PRODUCT
 #undef WRPO__STEP
