@@ -39,6 +39,7 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #endif
 
@@ -675,8 +676,9 @@ static void screen_draw(screen *v, double part, const label *pieces, int count) 
     fflush(stderr);
     v->drawn = true;
 }
+static bool quiet;                   /* what is logged now has been said before */
 static void log_line(wrpo_level level, const char *line, void *user) {
-    if (ranks.rank) return;
+    if (ranks.rank || quiet) return;
     screen_clear(user);
     fprintf(stderr, "wrpo: %s%s\n", level == WRPO_LOG_WARN ? "warning: " : "", line);
 }
@@ -865,9 +867,21 @@ static void catch_bus_errors(void) {
 }
 
 /* The stack grows now. Under a limit of memory (ulimit -v) it might not later, and that is a crash, not a sentence. */
-static void grow_stack(void) {
+#ifndef _WIN32
+#ifdef __GNUC__
+__attribute__((noinline))            /* its frame must not be part of the caller's */
+#endif
+static void touch_stack(void) {
     volatile char room[1 << 20];
     for (size_t i = sizeof room; i > 4096; i -= 4096) room[i - 1] = 0;
+}
+#endif
+static void grow_stack(void) {
+#ifndef _WIN32
+    struct rlimit most;
+    const bool known = getrlimit(RLIMIT_STACK, &most) == 0;
+    if (known && (most.rlim_cur == RLIM_INFINITY || most.rlim_cur >= 4 << 20)) touch_stack();
+#endif
 }
 
 typedef struct output { FILE *f; const char *path; char part[4300]; } output;
@@ -1990,8 +2004,10 @@ static void print_output(const settings *s, session *z, const wrpo_train_desc *d
     wrpo_dtype loaded = WRPO_DTYPE_F32;
     int64_t parameters;
     /* That of the weights: config.json may say another. */
+    quiet = true;
     if (!adapter && wrpo_model_check(z->ctx, s->model, &config, &parameters, &loaded))
         loaded = wrpo_model_config(z->model)->dtype;
+    quiet = false;
     const wrpo_dtype dtype = d->save.dtype ? d->save.dtype : loaded;
     printf("out          %s, saved in %s%s", s->out, dtypes[dtype], d->save.dtype || adapter ? "" : ", as loaded");
     if (dtype == WRPO_DTYPE_BF16 && d->save.random_rounding) printf(", rounded at random");
@@ -2172,8 +2188,8 @@ static int dry_run(const settings *s, session *z, const wrpo_train_desc *desc) {
     if (reference > 0) printf(", the reference %.3g s", reference);
     if (evals > 0) printf(", %.0f evaluations of %.3g s", evals, eval);
     printf("; %.0f tokens/s, timed on %lld records\n", 1 / p.row, (long long)p.records);
-    printf("peak         %s: of the timed steps, tokenizer and records too, and 4 MiB in which files are written\n",
-           bytes_text((double)wrpo_memory_peak(z->ctx) + (4 << 20)).s);
+    printf("peak         %s: of the timed steps, tokenizer and records too, and 6 MiB in which files are written\n",
+           bytes_text((double)wrpo_memory_peak(z->ctx) + (6 << 20)).s);
     if (s->resume) printf("resume       the state is there; it is compared with these settings when the run begins\n");
     printf("dry run      nothing is written\n");
     return 0;

@@ -187,8 +187,9 @@ typedef struct wrpo_group {
    not, and ended by close if open started it. The library calls it from the thread that calls the library. */
 WRPO_API wrpo_result wrpo_mpi_open(wrpo_group *out, wrpo_error *why);
 WRPO_API void wrpo_mpi_close(wrpo_group *group);
-/* Ranks with a device each, the one of their place on the machine, which becomes the thread's current one: exchange and
-   gather by NCCL, the rest by `hosts`, which stays until close. In wrpo_cuda.cu, compiled with -DWRPO_NCCL. */
+/* For contexts of wrpo_backend_cuda alone. Ranks with a device each, the one of their place on the machine, which
+   becomes the thread's current one: exchange and gather by NCCL, the rest by `hosts`, which stays until close. In
+   wrpo_cuda.cu, compiled with -DWRPO_NCCL. */
 WRPO_API wrpo_result wrpo_nccl_open(const wrpo_group *hosts, wrpo_group *out, wrpo_error *why);  /* [all] */
 WRPO_API void wrpo_nccl_close(wrpo_group *group);
 
@@ -412,8 +413,8 @@ typedef struct wrpo_adapter_desc {   /* of a new adapter: A is uniform in +-1/sq
     uint64_t seed;           /* of A; 0 = 42 */
 } wrpo_adapter_desc;
 /* Both want a model without an adapter, in a context of bfloat16 one that is frozen already. They freeze it. dir has
-   adapter_config.json and adapter_model.safetensors. What the library does not compute (DoRA, biases, modules_to_save)
-   is refused by name. */
+   adapter_config.json and adapter_model.safetensors. What the library does not compute (DoRA, biases, modules_to_save
+   other than a reward model's score) is refused by name. */
 WRPO_API wrpo_result wrpo_adapter_new(wrpo_model *model, const wrpo_adapter_desc *desc);
 WRPO_API wrpo_result wrpo_adapter_load(wrpo_model *model, const char *dir);
 /* The adapter's settings; target is NULL. r 0: the model has no adapter. */
@@ -622,7 +623,8 @@ typedef struct wrpo_reward wrpo_reward;
 typedef struct wrpo_reward_desc {
     const char *dir;
     const char *adapter;     /* directory of an adapter; one with score.weight (modules_to_save) makes a language model
-                                a reward model. NULL: one beside config.json is applied */
+                                a reward model. Texts are rendered by dir's tokenizer. NULL: one beside config.json is
+                                applied */
     int64_t label;           /* which row of score.weight is the reward, from 1; 0 = it has only one */
     int64_t micro_tokens;    /* rows computed at once, a longer conversation alone; 0 = 1024 */
 } wrpo_reward_desc;
@@ -5968,7 +5970,7 @@ static void wrpo__tensors_save(wrpo__save *save) {
     const int64_t files = WRPO__MAX(save->shards, 1);
     wrpo__writer **ready = wrpo__alloc(temp, (size_t)files, sizeof *ready), *index = NULL;
     save->chunk = wrpo__raw(temp, WRPO__CHUNK, sizeof *save->chunk);
-    save->halves = wrpo__raw(temp, WRPO__CHUNK, sizeof *save->halves);
+    if (wrpo__dtype_size(save->dtype) == 2) save->halves = wrpo__raw(temp, WRPO__CHUNK, sizeof *save->halves);
     for (int64_t s = 0; s < files; s++) ready[s] = wrpo__shard_write(save, s);
     const char *index_path = wrpo__join(temp, save->dir, WRPO__INDEX_FILE);
     char **stale = save->file ? NULL : wrpo__stale_shards(save);  /* now: nothing may fail once names are given */
@@ -6838,6 +6840,10 @@ static void wrpo__adapter_load(wrpo__arena *temp, wrpo_model *model, const char 
     const wrpo_json *root = wrpo__json_file(temp, wrpo__join(temp, dir, WRPO__ADAPTER_CONFIG));
     wrpo__adapter_config(root, model->config.head != WRPO_HEAD_LM, &lora->desc);
     const wrpo_tensors *t = wrpo__tensors_new(temp, file);
+    const wrpo_json *saved = wrpo__present(root, "modules_to_save");
+    if ((saved && saved->count) != (wrpo_tensors_find(t, WRPO__ADAPTER_SCORE) != NULL))
+        wrpo__fail_format("%s: want score.weight if modules_to_save of %s names it, and only then", file,
+                WRPO__ADAPTER_CONFIG);
     const wrpo_json *ranks = wrpo__maybe(root, "rank_pattern", WRPO_JSON_OBJECT);
     const wrpo_json *alphas = wrpo__maybe(root, "alpha_pattern", WRPO_JSON_OBJECT);
     const wrpo_weight *w;
@@ -12123,13 +12129,16 @@ static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc
                        .micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS};
     wrpo__config_read(arena, dir, &c);
     if (!adapter && wrpo__exists(wrpo__join(arena, dir, WRPO__ADAPTER_CONFIG))) adapter = dir;
-    const wrpo_tensors *t = adapter ? wrpo__tensors_new(arena, wrpo__join(arena, adapter, WRPO__ADAPTER_FILE)) : NULL;
+    const bool by_adapter = adapter && (c.head == WRPO_HEAD_LM || c.head == WRPO_HEAD_SCORE);
+    wrpo__arena *files = wrpo__sub_arena(arena);
+    const wrpo_tensors *t = NULL;
     const char *score = WRPO__ADAPTER_SCORE;
+    if (by_adapter) t = wrpo__tensors_new(files, wrpo__join(arena, adapter, WRPO__ADAPTER_FILE));
     if (!t || !wrpo_tensors_find(t, score)) {
         if (c.head == WRPO_HEAD_LM)
             wrpo__fail_unsupported("%s: a language model has no reward head: want architectures of sequence "
                                    "classification or of a reward model, or an adapter with score.weight", dir);
-        t = wrpo__tensors_in(ctx, dir);
+        t = wrpo__tensors_new(files, dir);
         score = "score.weight";
     }
     r->model = wrpo__model_from(arena, &(wrpo_model_desc){.dir = dir, .adapter = desc->adapter, .frozen = true}, true);
@@ -12145,6 +12154,7 @@ static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc
         r->score.rows = 1;
     }
     if (c.head != WRPO_HEAD_SCORE && label) wrpo__fail_arg("label: %s has one reward only", dir);
+    wrpo__arena_clear(files);
     return r;
 }
 WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out) {

@@ -2248,7 +2248,7 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void) {
    order. Communicators do not block. After each call the ranks tell each other, by the first group, how it went; if one
    has failed, all abort NCCL and have its sentence, so nobody waits for a rank that has given up. */
 namespace {
-struct nccl_ranks { const wrpo_group *hosts; ncclComm_t comm; bool broken; };
+struct nccl_ranks { const wrpo_group *hosts; ncclComm_t comm; };
 enum { UNDER_WAY = 1, FAILED = 2 };                    /* 0: done */
 int nccl_fails(nccl_ranks *c, wrpo_error *why, const char *call, ncclResult_t r) {
     const char *more = c->comm ? ncclGetLastError(c->comm) : NULL;
@@ -2268,6 +2268,7 @@ int nccl_look(nccl_ranks *c, const char *call, ncclResult_t r, cudaStream_t stre
         }
         if (r != ncclSuccess && r != ncclInProgress) return nccl_fails(c, why, call, r);
         const cudaError_t e = r == ncclSuccess && stream ? cudaStreamQuery(stream) : cudaSuccess;
+        if (e == cudaErrorNotReady) (void)cudaGetLastError();    /* it may be kept as the last error */
         if (e != cudaSuccess && e != cudaErrorNotReady) {
             snprintf(why->text, sizeof why->text, "%s: %s", call, cudaGetErrorString(e));
             return FAILED;
@@ -2293,7 +2294,7 @@ wrpo_result nccl_settle(nccl_ranks *c, const char *call, int state, ncclResult_t
             failed = g->broadcast(g->self, why->text, sizeof why->text, who, why);
         }
         if (c->comm) ncclCommAbort(c->comm);
-        c->comm = NULL, c->broken = true;
+        c->comm = NULL;
         return why->code = WRPO_E_DEVICE;
     }
     return WRPO_OK;
@@ -2319,12 +2320,12 @@ wrpo_result nccl_exchange(void *self, void *d, float *parts, const float *x, int
     nccl_ranks *c = (nccl_ranks *)self;
     entered dev(d);
     ncclResult_t r = ncclGroupStart();
-    for (int i = 0; i < c->hosts->ranks && r == ncclSuccess; i++) {
+    for (int i = 0; i < c->hosts->ranks && (r == ncclSuccess || r == ncclInProgress); i++) {
         r = ncclSend(x + i * stride, (size_t)n, ncclFloat32, i, c->comm, dev->stream);
-        if (r == ncclSuccess) r = ncclRecv(parts + i * n, (size_t)n, ncclFloat32, i, c->comm, dev->stream);
+        if (r == ncclSuccess || r == ncclInProgress) r = ncclRecv(parts + i * n, (size_t)n, ncclFloat32, i, c->comm, dev->stream);
     }
     const ncclResult_t end = ncclGroupEnd();
-    return nccl_settle(c, "ncclSend and ncclRecv", UNDER_WAY, r == ncclSuccess ? end : r, dev->stream, why);
+    return nccl_settle(c, "ncclSend and ncclRecv", UNDER_WAY, r == ncclSuccess || r == ncclInProgress ? end : r, dev->stream, why);
 }
 }  // namespace
 

@@ -55,6 +55,7 @@ for f in bench/*.c; do               # which `make` alone does not build
     compiler=$CC
     if grep -q '<mpi.h>' $f; then    # where there is an MPI
         compiler=$(command -v mpicc || true)
+        export OMPI_CC="$CC" MPICH_CC="$CC"
         if [ -z "$compiler" ]; then continue; fi
     fi
     if $compiler $warn -fopenmp -Wno-unused-function -fsyntax-only $f; then ok; else bad "$f: warnings"; fi

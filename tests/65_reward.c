@@ -112,6 +112,20 @@ static void adapters(const wrpo_json *all) {
     shell("cp %s/* %s", lora, at("lora"));
     if ((r = load(at("lora"), 0, 0))) check_ids("llama_lora, beside", r, golden, 0);
     wrpo_reward_free(r);
+    /* the config and the file must agree about the head */
+    char *named = get("lora/adapter_config.json"), *list = named ? strstr(named, "\"modules_to_save\"") : NULL;
+    char *unnamed = list ? strdup(named) : NULL;
+    if (list) {
+        char *end = strchr(unnamed + (list - named), '[');
+        for (; end && *end != ']'; end++)
+            if (*end != '[' && *end != '\n') *end = ' ';
+        put("lora/adapter_config.json", unnamed);
+        refuse(at("lora"), 0, "want score.weight if modules_to_save of adapter_config.json names it, and only then");
+        put("lora/adapter_config.json", named);
+    }
+    CHECK(list, "modules_to_save is missing");
+    free(unnamed);
+    free(named);
     char *config = get("lora/adapter_config.json"), *other = config ? strstr(config, "\"classifier\"") : NULL;
     CHECK(other, "adapter_config.json: \"classifier\" is missing");
     if (other) {

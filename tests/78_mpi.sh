@@ -117,6 +117,8 @@ of_one() { # name, command line without --out: its file is that of one rank, but
     for n in 2 3; do
         rm -f "$name.n"
         ranks $n "$@" --out "$name.n"
+        code=$?
+        check "$MPI, $n ranks: $name: exit code" test $code -eq 0
         plain "$name.1" >a.txt; plain "$name.n" >b.txt
         check "$MPI, $n ranks: $name" test -s a.txt
         check "$MPI, $n ranks: $name: the file of one rank" cmp -s a.txt b.txt

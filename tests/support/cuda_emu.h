@@ -842,7 +842,7 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     ++emu_calls[emu_device]; s->land(s->copies); return 0;
 }
 inline cudaError_t cudaStreamQuery(cudaStream_t s) {
-    if (s->busy) return emu::NOT_READY;
+    if (s->busy) return emu::failed(emu::NOT_READY);
     s->land(s->copies); return 0;
 }
 inline cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {

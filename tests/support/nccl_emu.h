@@ -98,6 +98,7 @@ inline ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
     static std::atomic<int> number;
     memset(id, 0, sizeof *id);
     snprintf(id->internal, 64, "/wrpo_nccl_%ld_%d", (long)getpid(), number++);
+    shm_unlink(id->internal);                                  // of a killed process with this number
     const int f = shm_open(id->internal, O_RDWR | O_CREAT | O_EXCL, 0600);
     const bool ok = f >= 0 && ftruncate(f, sizeof(emu::Mail)) == 0;
     if (f >= 0) close(f);
