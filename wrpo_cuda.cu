@@ -2315,17 +2315,18 @@ wrpo_result nccl_gather(void *self, void *d, void *x, size_t n, wrpo_error *why)
     const ncclResult_t r = ncclAllGather((char *)x + (size_t)g->rank * n, x, n, ncclUint8, c->comm, dev->stream);
     return nccl_settle(c, "ncclAllGather", UNDER_WAY, r, dev->stream, why);
 }
+bool nccl_goes_on(ncclResult_t r) { return r == ncclSuccess || r == ncclInProgress; }
 wrpo_result nccl_exchange(void *self, void *d, float *parts, const float *x, int64_t stride, int64_t n,
                           wrpo_error *why) {
     nccl_ranks *c = (nccl_ranks *)self;
     entered dev(d);
-    ncclResult_t r = ncclGroupStart();
-    for (int i = 0; i < c->hosts->ranks && (r == ncclSuccess || r == ncclInProgress); i++) {
+    ncclResult_t r = ncclGroupStart();                 /* a call that only began, ncclInProgress, is no error */
+    for (int i = 0; i < c->hosts->ranks && nccl_goes_on(r); i++) {
         r = ncclSend(x + i * stride, (size_t)n, ncclFloat32, i, c->comm, dev->stream);
-        if (r == ncclSuccess || r == ncclInProgress) r = ncclRecv(parts + i * n, (size_t)n, ncclFloat32, i, c->comm, dev->stream);
+        if (nccl_goes_on(r)) r = ncclRecv(parts + i * n, (size_t)n, ncclFloat32, i, c->comm, dev->stream);
     }
     const ncclResult_t end = ncclGroupEnd();
-    return nccl_settle(c, "ncclSend and ncclRecv", UNDER_WAY, r == ncclSuccess || r == ncclInProgress ? end : r, dev->stream, why);
+    return nccl_settle(c, "ncclSend and ncclRecv", UNDER_WAY, nccl_goes_on(r) ? end : r, dev->stream, why);
 }
 }  // namespace
 
