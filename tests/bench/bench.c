@@ -347,14 +347,17 @@ static const struct shape {
                "\"high_freq_factor\":4.0,\"original_max_position_embeddings\":8192}"}};
 typedef struct run_of { wrpo_ctx *ctx; wrpo_model *model; wrpo_tokenizer *tok; wrpo_data *data; } run_of;
 static void need(wrpo_ctx *ctx, wrpo_result r) { if (r != WRPO_OK) die(wrpo_last_error(ctx)->text); }
+static char config_of_random[64];    /* a save of the model reads it: it stays until the end */
+static void remove_config(void) { remove(config_of_random); }
 static const struct shape *random_model(run_of *r) {
     const struct shape *s = NULL;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) if (!strcmp(opt.shape, shapes[i].name)) s = &shapes[i];
     if (!s) die("--shape: want smollm2 or llama1b");
     const int64_t V = opt.vocab ? opt.vocab : s->V, L = opt.layers ? opt.layers : s->L;
-    char path[64] = "/tmp/wrpo_bench_XXXXXX";
+    char *path = strcpy(config_of_random, "/tmp/wrpo_bench_XXXXXX");
     const int fd = mkstemp(path);
     if (fd < 0) die("no temporary file");
+    atexit(remove_config);
     FILE *f = fdopen(fd, "w");
     fprintf(f,
             "{\"model_type\":\"llama\",\"architectures\":[\"LlamaForCausalLM\"],\"vocab_size\":%lld,\"hidden_size\":%"
@@ -366,9 +369,7 @@ static const struct shape *random_model(run_of *r) {
             (long long)V, (long long)s->D, (long long)s->I, (long long)L, (long long)s->H, (long long)s->G,
             (long long)s->d, s->theta, s->rope);
     fclose(f);
-    const wrpo_result made = wrpo_model_init(r->ctx, &(wrpo_init_desc){.config = path, .seed = 1}, &r->model);
-    remove(path);
-    need(r->ctx, made);
+    need(r->ctx, wrpo_model_init(r->ctx, &(wrpo_init_desc){.config = path, .seed = 1}, &r->model));
     return s;
 }
 static run_of open_run(const wrpo_backend *be) {
