@@ -14,9 +14,9 @@
 #include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
-FILE *quiet;                         /* the program's complaints go nowhere */
+FILE *to_nowhere;                         /* the program's complaints go nowhere */
 #undef stderr
-#define stderr quiet
+#define stderr to_nowhere
 #define main program_main
 #include "example.c"
 #undef main
@@ -271,7 +271,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     for (int i = 0; name && i < (int)(sizeof targets / sizeof *targets); i++)
         if (!strcmp(targets[i].name, name)) target = &targets[i];
     if (!target) { dprintf(2, "fuzz: FUZZ_TARGET names no target\n"); exit(2); }
-    quiet = fopen("/dev/null", "w");
+    to_nowhere = fopen("/dev/null", "w");
     put_tokenizer();
     snprintf(questions_path, sizeof questions_path, "%.40s/fuzz_questions_%d", base && *base ? base : "/tmp",
              (int)getpid());
