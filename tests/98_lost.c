@@ -1032,7 +1032,8 @@ static void long_run(void) {
         steps = lines_in(at("w/out/run/metrics.jsonl"));
         const int late = steps > 19000;
         if (steps < 1000 || (!late && memory[0])) continue;
-        memory[late] = status_of(pid, "VmRSS:"), handles[late] = open_files(pid);
+        const long resident = status_of(pid, "VmRSS:"), open = open_files(pid);
+        if (resident && open) memory[late] = resident, handles[late] = open;   /* else it has just ended */
     }
     printf("20,000 steps: %ld kB and %ld open files after 1,000, %ld kB and %ld at the end\n", memory[0], handles[0],
            memory[1], handles[1]);
