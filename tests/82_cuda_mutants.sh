@@ -186,7 +186,7 @@ mutant "ring: get takes the pieces from the wrong slots" apart "ring" 'bytes of 
     "$(line 'void get(void *d' '(first + taken) % SLOTS;')s/first \+ taken/first + asked/"
 mutant "device: not made current" plain "device" 'invalid resource handle|exit code 139' \
     "$(line 'struct entered' 'cudaSetDevice(dev->index)')s/note\(.*/;/"
-mutant "device: not restored" plain "device" 'the current device is 1 afterwards' \
+mutant "device: not restored" apart "device" 'the current device is 1 afterwards' \
     "s/~entered\(\) \{ if \(before >= 0\) cudaSetDevice\(before\); \}/~entered() {}/"
 mutant "device: an op that does not enter it" plain "device" 'invalid resource handle' \
     "$(line 'void rope(void *d' 'entered dev(d);')s/entered dev\(d\);/device *dev = (device *)d;/"
@@ -196,7 +196,7 @@ mutant "lt: an algorithm for each number of rows" plain "lt" 'rows alone have ot
     "s/kind.few \? LT_FEW : LT_MANY\)/dev->n_choices + 1 > 0 ? dev->lt_rows : 0)/
      s/    if \(i == dev->n_choices\) \{/    i = dev->n_choices, dev->lt_rows = rows; {/
      s/^    int n_choices;/    int n_choices; int64_t lt_rows;/" 3
-mutant "lt: k may be split" plain "lt" 'sums are not in fp32' \
+mutant "lt: k may be split" apart "lt" 'sums are not in fp32' \
     "s/no_split = CUBLASLT_REDUCTION_SCHEME_NONE;/no_split = 7;/"
 mutant "lt: of a kind only the layout counts" plain "lt" 'heuristic was asked|differ by|off by|exit code 134' \
     "s/memcmp\(&dev->choices\[i\].kind, &kind, sizeof kind\)/memcmp(\&dev->choices[i].kind, \&kind, 8)/"
