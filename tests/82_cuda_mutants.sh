@@ -188,9 +188,9 @@ mutant "device: not made current" plain "device" 'invalid resource handle|exit c
     "$(line 'struct entered' 'cudaSetDevice(dev->index)')s/note\(.*/;/"
 mutant "device: not restored" apart "device" 'the current device is 1 afterwards' \
     "s/~entered\(\) \{ if \(before >= 0\) cudaSetDevice\(before\); \}/~entered() {}/"
-mutant "device: an op that does not enter it" plain "device" 'invalid resource handle' \
+mutant "device: an op that does not enter it" apart "device" 'invalid resource handle' \
     "$(line 'void rope(void *d' 'entered dev(d);')s/entered dev\(d\);/device *dev = (device *)d;/"
-mutant "device: shared memory is not checked" plain "device" 'attention_kernel<128>: want 49152 bytes' \
+mutant "device: shared memory is not checked" apart "device" 'attention_kernel<128>: want 49152 bytes' \
     "s/if \(shared <= dev->shared_most\) return true;/return true;/"
 mutant "lt: an algorithm for each number of rows" plain "lt" 'rows alone have other bits' \
     "s/kind.few \? LT_FEW : LT_MANY\)/dev->n_choices + 1 > 0 ? dev->lt_rows : 0)/
