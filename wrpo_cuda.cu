@@ -455,24 +455,21 @@ void scatter(void *d, void *y, int64_t ldy, const void *x, int64_t ldx, const in
 /* ---- bias, add ----
    card    ops: bias, add. A block a row (add: a block per 2048 numbers), eight numbers a thread; memory-bound. No sums.
    Any sizes. */
+template <typename Y, typename X>
+__device__ __forceinline__ void add_eight(Y *y, const X *x, int64_t left, bool fast) {        /* y += x */
+    eight v = load(y, left, fast);
+    const eight add = load(x, left, fast);
+#pragma unroll
+    for (int i = 0; i < 8; i++) v.x[i] += add.x[i];
+    store(y, v, left, fast);
+}
 __global__ void bias_kernel(bf16 *y, int64_t ldy, const float *b, int64_t D, bool fast) {
     bf16 *row = y + blockIdx.x * ldy;
-    for (int64_t j = threadIdx.x * 8; j < D; j += blockDim.x * 8) {
-        eight v = load(row + j, D - j, fast);
-        const eight add = load(b + j, D - j, fast);
-#pragma unroll
-        for (int i = 0; i < 8; i++) v.x[i] += add.x[i];
-        store(row + j, v, D - j, fast);
-    }
+    for (int64_t j = threadIdx.x * 8; j < D; j += blockDim.x * 8) add_eight(row + j, b + j, D - j, fast);
 }
 __global__ void add_kernel(bf16 *y, const bf16 *x, int64_t count, bool fast) {
     const int64_t j = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
-    if (j >= count) return;
-    eight v = load(y + j, count - j, fast);
-    const eight add = load(x + j, count - j, fast);
-#pragma unroll
-    for (int i = 0; i < 8; i++) v.x[i] += add.x[i];
-    store(y + j, v, count - j, fast);
+    if (j < count) add_eight(y + j, x + j, count - j, fast);
 }
 void bias(void *d, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
     entered dev(d);
@@ -491,12 +488,7 @@ void add(void *d, void *y, const void *x, int64_t count) {
    an element: no order. Any count. */
 __global__ void sum_kernel(float *y, const float *x, int64_t count, bool fast) {
     const int64_t j = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
-    if (j >= count) return;
-    eight v = load(y + j, count - j, fast);
-    const eight add = load(x + j, count - j, fast);
-#pragma unroll
-    for (int i = 0; i < 8; i++) v.x[i] += add.x[i];
-    store(y + j, v, count - j, fast);
+    if (j < count) add_eight(y + j, x + j, count - j, fast);
 }
 void sum(void *d, float *y, const float *x, int64_t count) {
     entered dev(d);

@@ -163,7 +163,7 @@ mutant "scatter: a shared array is too short" memory "rows 3" 'AddressSanitizer:
 mutant "scatter: hits are read before they are written" plain "rows 3" 'relative error|other bits' \
     "$(drop 'void scatter_kernel' '__syncthreads();')"
 mutant "sum: what was there is lost" plain "rows 3" 'relative error' \
-    "$(line 'sum_kernel(float *y' 'v.x[i] += add.x[i]')s/v.x\[i\] \+= add/v.x[i] = add/"
+    "$(line 'sum_kernel(float *y' 'add_eight(')s/add_eight\(y \+ j, x \+ j/store(y + j, load(x + j, count - j, fast)/"
 mutant "scatter: blocks of the same row all add" plain "rows 3" 'relative error' \
     "s/if \(__syncthreads_or\(earlier\)\) return;/__syncthreads_or(earlier);/"
 mutant "dropout: draws of a row that begins within a block are shifted" plain "rows 2" 'dropout.*relative error' \
