@@ -676,9 +676,8 @@ static void screen_draw(screen *v, double part, const label *pieces, int count) 
     fflush(stderr);
     v->drawn = true;
 }
-static bool quiet;                   /* what is logged now has been said before */
 static void log_line(wrpo_level level, const char *line, void *user) {
-    if (ranks.rank || quiet) return;
+    if (ranks.rank) return;
     screen_clear(user);
     fprintf(stderr, "wrpo: %s%s\n", level == WRPO_LOG_WARN ? "warning: " : "", line);
 }
@@ -2000,14 +1999,7 @@ static bool is_finished(const char *dir) {             /* a model is in it */
 static void print_output(const settings *s, session *z, const wrpo_train_desc *d) {
     static const char *const dtypes[] = {"F32", "F32", "BF16", "F16"};
     const bool adapter = s->lora_r || s->adapter;
-    wrpo_config config;
-    wrpo_dtype loaded = WRPO_DTYPE_F32;
-    int64_t parameters;
-    /* That of the weights: config.json may say another. */
-    quiet = true;
-    if (!adapter && wrpo_model_check(z->ctx, s->model, &config, &parameters, &loaded))
-        loaded = wrpo_model_config(z->model)->dtype;
-    quiet = false;
+    const wrpo_dtype loaded = adapter ? WRPO_DTYPE_F32 : wrpo_model_dtype(z->model);
     const wrpo_dtype dtype = d->save.dtype ? d->save.dtype : loaded;
     printf("out          %s, saved in %s%s", s->out, dtypes[dtype], d->save.dtype || adapter ? "" : ", as loaded");
     if (dtype == WRPO_DTYPE_BF16 && d->save.random_rounding) printf(", rounded at random");

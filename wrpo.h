@@ -389,6 +389,7 @@ WRPO_API void wrpo_model_free(wrpo_model *model);
 WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters,
         wrpo_dtype *dtype);
 WRPO_API const wrpo_config *wrpo_model_config(const wrpo_model *model);
+WRPO_API wrpo_dtype wrpo_model_dtype(const wrpo_model *model);   /* of its files: what a save writes by default */
 WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight **out);  /* the table; its length */
 /* Of the model without its adapter; a tied weight counts once. */
 WRPO_API int64_t wrpo_model_parameters(const wrpo_model *model);
@@ -3086,6 +3087,7 @@ static const wrpo__adapter *wrpo__adapters(const wrpo_model *model, wrpo__kind k
     return model->lora ? &model->lora->of[l * WRPO__KINDS + (int64_t)kind] : NULL;
 }
 WRPO_API const wrpo_config *wrpo_model_config(const wrpo_model *model) { return &model->config; }
+WRPO_API wrpo_dtype wrpo_model_dtype(const wrpo_model *model) { return model->dtype; }
 WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight **out) {
     if (out) *out = model->weights;
     return model->n_weights;
