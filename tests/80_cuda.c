@@ -696,9 +696,6 @@ static void test_ring(wrpo_ctx *gpu) {
     free(in), free(out);
 }
 
-#ifdef WRPO_WITHOUT_CUDA
-WRPO_API const wrpo_backend *wrpo_backend_cuda(void) { return NULL; }
-#endif
 /* ---- generation: what is decoded over a cache has the log-probs of the forward pass, in whatever batch ---- */
 static int32_t said[6][40];
 static wrpo_tokens spoken[6];
