@@ -60,24 +60,26 @@
    prints, or keeps state outside a context.
 
    Contents (search for the tag), with their lengths in lines
-       >>api          930  every public declaration, documented
-       >>base         810  errors, arenas, text, threads, random numbers
-       >>loss         380  WRPO and its family, on one page; schedules of alpha and of the learning rate
-       >>ops          500  every op in plain C, forward above backward: what each one means
-       >>layout       390  the table of weights; memory measured, then assigned
-       >>model        800  the decoder, forward and backward, over packed records with a shared prompt
-       >>step         850  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
+       >>api         940  every public declaration, documented. For the algorithm: its parts "the algorithm" and
+                          "training", and the table of ops at its end
+       >>base        550  errors, arenas, text, random numbers: to be looked up
+       >>loss        370  WRPO and its family, on one page; schedules of alpha and of the learning rate
+       >>ops         460  every op in plain C, forward above backward: what each one means
+       >>layout      150  the table of weights; memory measured, then assigned
+       >>model       720  the decoder, forward and backward, over packed records with a shared prompt
+       >>step        450  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
        ---- Stop here if you only want the algorithm ----
-       >>files        230  files and directories
-       >>json         460  from files to token ids, and back: this,
-                          >>tensors 560, >>checkpoint 1260, >>token 1560, >>chat 1600, >>data 1010
-       >>generate     570  samples, over a cache of keys and values
-       >>reward       400  reward models
-       >>run          730  memory plan, reference cache, metrics, resume, the loop with files
-       >>recipe       660  candidates to records, splits, win rates
-       >>mpi           89  ranks over MPI, with -DWRPO_MPI
-       >>cpu         1840  the fast ops: dispatch, SIMD, products, attention
-       >>end           23  the licence */
+       >>setup      1020  contexts, models, data and trainers, made in memory; evaluation
+       >>files       250  files and directories
+       >>json        480  from files to token ids, and back: this,
+                          >>tensors 560, >>checkpoint 1270, >>token 1560, >>chat 1600, >>data 1010
+       >>generate    570  samples, over a cache of keys and values
+       >>reward      400  reward models
+       >>run         730  memory plan, reference cache, metrics, resume, the loop with files
+       >>recipe      660  candidates to records, splits, win rates
+       >>mpi          89  ranks over MPI, with -DWRPO_MPI
+       >>cpu        1860  the fast ops: dispatch, SIMD, products, attention
+       >>end          22  the licence */
 /* ---------------------------------------------------------------------------------------------- >>api
    Every public declaration. If you only want to use the library, read up to the end of this section.
 
@@ -93,11 +95,12 @@
                                    policy takes no adapter meanwhile
      wrpo_tensors, a frozen model  may be mapped files: these must not change until the object is freed
    What a returned pointer to const points to belongs to the object that was asked. An object that comes through an
-   out-parameter is freed by the function of its kind, text and arrays by wrpo_free. All of these take NULL. Callbacks
-   (allocator and logger too) run on the thread that made the call, before it returns. They must return: no longjmp, no
-   exception. They may call the library, but must not change or free what the call works with. Threads. A context and
-   everything made from it belong to one thread at a time; a call takes objects of one context. Contexts are
-   independent, but for one variable without a lock, the seed of stb_ds's maps; no result depends on it. Text is UTF-8.
+   out-parameter is freed by the function of its kind, text and arrays by wrpo_free. All of these take NULL.
+   Callbacks (allocator and logger too) run on the thread that made the call, before it returns. They must return: no
+   longjmp, no exception. They may call the library, but must not change or free what the call works with.
+   Threads. A context and everything made from it belong to one thread at a time; a call takes objects of one context.
+   Contexts are independent, except for one variable without a lock, the seed of stb_ds's maps; no result depends on it.
+   Text is UTF-8.
    Shapes are row-major and use these letters:
      n  rows (tokens) in a packed batch     D  hidden_size            V  vocab_size      L  layers
      H  query heads    G  key/value heads   d  head_dim               I  intermediate_size */
@@ -173,13 +176,13 @@ typedef struct wrpo_group {
     int local, locals;       /* the same among the ranks of this machine, which share its memory and processors */
     bool device;             /* exchange and gather take the backend's memory; false: the host's */
     void *self;              /* what the functions are given */
-    /* *x = the largest of all ranks' */
+    /* All-reduce: *x = the largest of all ranks' */
     wrpo_result (*most)(void *self, int64_t *x, wrpo_error *why);
     /* p[n] bytes on the host: those of rank `from` */
     wrpo_result (*broadcast)(void *self, void *p, size_t n, int from, wrpo_error *why);
-    /* x[ranks][n] bytes: every rank has filled x[rank]; then all are filled. dev NULL: on the host */
+    /* All-gather in place, x[ranks][n] bytes: a rank has filled x[rank]; then all are filled. dev NULL: on the host */
     wrpo_result (*gather)(void *self, void *dev, void *x, size_t n, wrpo_error *why);
-    /* parts[ranks][n]: of every rank its x[rank * stride, + n), with the rank of the one that receives */
+    /* All-to-all: parts[i][n] = x[rank * stride, + n) of rank i, where rank is the receiver's */
     wrpo_result (*exchange)(void *self, void *dev, float *parts, const float *x, int64_t stride, int64_t n,
         wrpo_error *why);
 } wrpo_group;
@@ -196,10 +199,9 @@ WRPO_API void wrpo_nccl_close(wrpo_group *group);
 typedef struct wrpo_desc {
     const wrpo_backend *backend;  /* 0 = wrpo_backend_cpu() */
     int threads;             /* 0 = all that OpenMP offers; 1 without OpenMP */
-    wrpo_dtype dtype;        /* F32 or BF16; 0 = the backend's own, F32 on the CPU. BF16: products with weights of
-                                bfloat16, and of gradients, round both factors to it if the machine has such
-                                products; sums are float. A model to train has matrices of bfloat16, the high
-                                halves of float masters */
+    wrpo_dtype dtype;        /* F32 or BF16; 0 = the backend's own, F32 on the CPU. BF16: matrices are bfloat16; of a
+                                trained one 16 low bits are kept beside it, which make it a float master. If the
+                                machine has products of bfloat16, gemm rounds both factors to it. Sums are float */
     size_t memory_limit;     /* bytes that a run of wrpo_trainer_open or a generation may hold; 0 = what is free (a
                                 run on a host may take more: it can swap) */
     wrpo_allocator memory;
@@ -207,9 +209,9 @@ typedef struct wrpo_desc {
     wrpo_logger log;         /* 0 = silent; wrpo_log_stderr is one */
     wrpo_error *why;         /* filled if wrpo_open fails, as there is no context to ask; may be NULL */
     const wrpo_group *group; /* the ranks; lives until wrpo_close. 0 = one rank */
-    /* A step's gradient is a sum over that many lanes, which are added in pairs: ((0 + 1) + (2 + 3)) + ... Lane j takes
-       micro-batches j, j + lanes, ... Bits depend on the lanes, not on how many ranks they are dealt to. A rank takes
-       lanes / ranks of them, a power of two, and holds a gradient for each of its levels. 0 = the number of ranks */
+    /* Micro-batch b belongs to lane b % lanes. Each lane sums its own gradient; then lanes are added in pairs, ((0 + 1)
+       + (2 + 3)) + ... So bits depend on the number of lanes, not of ranks. A rank computes lanes / ranks of them, a
+       power of two, and needs log2(lanes / ranks) + 1 arrays of gradients. 0 = one lane a rank */
     int64_t lanes;
 } wrpo_desc;
 WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out);  /* [all] */
@@ -332,7 +334,7 @@ typedef struct wrpo_config {  /* config.json, old and new spellings, defaults re
        query_pre_attn_scalar. Logits are divided by logits_scaling. */
     double embedding_multiplier, residual_multiplier, attention_multiplier, logits_scaling;
     wrpo_dtype dtype;        /* as the checkpoint states */
-    wrpo_head head;          /* by "architectures": LM, or the head of a reward model (see there) */
+    wrpo_head head;          /* by "architectures": LM, or a reward model's, below */
     int64_t pad_token_id, reward_token_id;  /* of reward models; -1 = none */
     double gating_temperature;
 } wrpo_config;
@@ -358,7 +360,7 @@ typedef struct wrpo_save_desc {
     const char *dir;         /* made if absent */
     wrpo_dtype dtype;        /* 0 = as loaded; of an adapter F32 */
     int64_t max_shard_size;  /* bytes; 0 = 5e9, as transformers */
-    bool merge;              /* of a model with an adapter: the whole model, W + scale B A in place of W; see there */
+    bool merge;              /* of a model with an adapter: the whole model, W + scale B A in place of W */
     bool random_rounding;    /* to BF16 up or down by chance, so that the mean is the weight: small updates are kept in
                                 the mean. The same bits every time. false: to the nearest */
     const int32_t *eos; int64_t eos_count;  /* becomes eos_token_id in generation_config.json, where vLLM looks for what
@@ -379,10 +381,10 @@ WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc,
    adapter of it can. */
 WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out);
 WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out);
-/* [all] Weights, config.json and side files; of a model with an adapter, see there. A save that is cut short leaves the
-   old checkpoint, the new one, or a directory that does not open. Where weights are rounded, the log says how much of
-   the change since the load that leaves (metrics.jsonl: update_kept): sum (round(w) - round(w0)) (w - w0) over
-   sum (w - w0)^2. Less than a half is a warning. */
+/* [all] Weights, config.json and side files; of a model with an adapter, see adapters. A save that is cut short leaves
+   the old checkpoint, the new one, or a directory that does not open. Where weights are rounded, the log says how much
+   of the training survives that (metrics.jsonl: update_kept), from 1, all, to 0: sum (round(w) - round(w0)) (w - w0)
+   over sum (w - w0)^2, w0 as loaded. Less than a half is a warning. */
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc);
 WRPO_API void wrpo_model_free(wrpo_model *model);
 /* What a load would say of config and tensors, in milliseconds: no weight is read. */
@@ -490,8 +492,8 @@ typedef struct wrpo_data_stats {
      system, system_prompt        a turn of the system before the prompt; empty: none
      tools, chat_template_kwargs  an array and an object, for the chat template beside the messages
      weight                       what the record's loss counts for (EAST), at least 0; 1 if absent
-   Keys of two formats are refused, but chosen and rejected come before messages. The tokenizer may be freed
-   afterwards. */
+   Keys of two formats are refused; but chosen and rejected beside messages are a preference. The tokenizer may be
+   freed afterwards. */
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out);
 /* Records that are token ids already. All is copied. */
 WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out);
@@ -793,15 +795,15 @@ typedef struct wrpo_train_desc {
     double epochs;           /* 0 = 1 */
     int64_t batch_size;      /* records per optimizer step; 0 = 128 */
     int64_t accumulation;    /* a step's loss is the mean of that many means, over batch_size / accumulation
-                                records each, as the authors form it (sft: one mean over the batch's tokens). It
-                                saves no memory; 0 = 1 */
+                                records each, as in the authors' trainer (sft: one mean over the batch's tokens).
+                                It saves no memory, which micro_tokens does; 0 = 1 */
     int64_t max_steps;       /* 0 = by epochs */
     int64_t micro_tokens;    /* rows computed at once, a longer record alone: memory against speed; 0 = 1024; on a
                                 GPU 8192 saves most of the traffic of gradients */
-    int64_t recompute;       /* layers, from the first, whose activations the backward pass computes again: less
-                                memory, more time. -1 = all. 0: wrpo_trainer_open recomputes as few as
-                                memory_limit allows, the logits first; wrpo_trainer_new the logits alone, unless
-                                one chunk has them all */
+    int64_t recompute;       /* layers, from the first, that store only their input; the backward pass computes the
+                                rest again: less memory, more time. -1 = all. 0: wrpo_trainer_open takes the fewest
+                                that fit memory_limit, after the logits; wrpo_trainer_new recomputes no layer, and
+                                the logits unless one chunk has them all */
     uint64_t seed; bool no_shuffle;  /* seed 0 = 42 */
     const char *out_dir;     /* for metrics.jsonl and the cache of reference log-probs; NULL = no files */
     const char *ref_dir;     /* the reference; NULL = the policy as it is before step 1 */
@@ -812,8 +814,8 @@ typedef struct wrpo_train_desc {
        then read from the directory. */
     const char *resume;
     /* save.dir not NULL: wrpo_train writes save.dir/checkpoint-K if it ends early, after K steps (not after a device's
-       error), and every save_steps steps (0 = never). Then all files of the checkpoint that is the oldest but `keep`
-       (0 = 1) of those that this call wrote are removed. */
+       error), and every save_steps steps (0 = never). Of the checkpoints that this call wrote the newest `keep` stay
+       (0 = 1); older ones are removed. */
     wrpo_save_desc save; int64_t save_steps, keep;
     /* A metric: after an evaluation that has the least "loss" so far, or the most of another, wrpo_train saves the
        model in save.dir/best. A run that goes on knows the earlier ones by out_dir. NULL = never */
@@ -824,7 +826,8 @@ typedef struct wrpo_train_desc {
     void *user;              /* on_step returning false stops cleanly: WRPO_E_STOPPED */
 } wrpo_train_desc;
 typedef struct wrpo_bytes {  /* of a rank's run, before anything is allocated */
-    size_t weights, gradients, moments, activations, head, data, total;
+    size_t weights, gradients, moments, activations, head, data, total;  /* head: hidden states, logits and their
+                                gradients of the tokens that are scored together; data: records, reference */
     size_t device, room;     /* bytes of total in the backend's memory; bytes that it can give, SIZE_MAX: unknown */
     int64_t recompute;       /* layers that the run recomputes */
     int64_t parameters;      /* of the model, without the adapter */
@@ -880,7 +883,7 @@ WRPO_API const char *wrpo_sft_on_name(int i);
 /* ---- backend: memory and about twenty ops; the model is written once, above this table ----
    To replace one op:  wrpo_backend be = *wrpo_backend_cpu(); be.gemm = my_gemm;   dev is what the table's open made.
    What every op keeps, a replaced one as well (>>ops defines them):
-     y and dx are written, dw (float: gradients) is added to; no op allocates, waits or exits
+     y and dx are written (gather_bwd adds to dx), dw (float: gradients) is added to; no op allocates, waits or exits
      an op gives the same bits again, with any number of threads; and a row of a product NT or NN or of attention
      depends on that row's inputs only: a record has the same bits whatever is computed beside it (products by
      cuBLASLt: as far as NVIDIA's library keeps to it; wrpo_cuda.cu says how it is asked to)
@@ -896,7 +899,8 @@ typedef enum wrpo_mm {       /* c[m,n] = or += */
 } wrpo_mm;
 typedef struct wrpo_seg {
     int64_t begin, end;      /* rows of q and o */
-    int64_t prefix, prefix_end;  /* rows of k and v at positions from 0, which all of them see; equal: none */
+    int64_t prefix, prefix_end;  /* rows of k and v at positions from 0, which all rows of q see (a response's
+                                    prompt); equal: none */
     /* Its own rows of k and v, after the prefix. The last row of q is at the last of their positions; each row sees
        those up to its own. In training these are begin and end; in decoding they include earlier tokens. */
     int64_t own, own_end;
@@ -909,7 +913,8 @@ typedef struct wrpo_attn {
     float scale, softcap;    /* softmax(scale q.k); softcap 0 = none */
 } wrpo_attn;
 typedef struct wrpo_adamw {
-    float lr, beta1, beta2, eps, weight_decay, grad_scale; double correction1, correction2;
+    float lr, beta1, beta2, eps, weight_decay, grad_scale;
+    double correction1, correction2;  /* 1 - beta1^t, sqrt(1 - beta2^t); t from 1 */
     wrpo_moments moments;
     uint64_t seed;           /* of the random rounding: of this step and array */
 } wrpo_adamw;
@@ -977,7 +982,7 @@ struct wrpo_backend {
         int64_t heads, int64_t D, float plus);
     /* Rotates `heads` vectors of d elements per row, in place; table [n, d/2, 2] = cos, sin; backward: sign -1 */
     void (*rope)(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d, float sign);
-    /* o = softmax(scale q k' + mask) v; lse [n, H] = log-sum-exp of the scaled scores */
+    /* o = softmax(s + mask) v,  s = scale q k', or softcap tanh(scale q k' / softcap);  lse [n, H] = log sum exp s */
     void (*attention)(void *dev, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k, const void *v);
     void (*attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o,
         const float *lse, const void *q, const void *k, const void *v, void *scratch);
@@ -985,8 +990,10 @@ struct wrpo_backend {
     /* gu [n, 2I] = gate | up:  h = silu(gate) up  (gelu: gelu_tanh). Backward writes dgu (may be gu); h if not NULL */
     void (*glu)(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu);
     void (*glu_bwd)(void *dev, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu);
-    /* logits float [n, ldl], V of a row; dlogits too:  lse[r] = log sum exp,  logp[r] = logits[r, target[r]] - lse[r]
-       dlogits[r, v] = dlogp[r] ([v == target[r]] - exp(logits[r, v] - lse[r])); it may be logits if act_bytes is 4 */
+    /* logits float [n, ldl], V of a row; dlogits too. x = logits, or softcap tanh(logits / softcap)
+         lse[r] = log sum exp x[r],  logp[r] = x[r, target[r]] - lse[r]
+         dlogits[r, v] = dlogp[r] ([v == target[r]] - exp(x[r, v] - lse[r])) dx/dlogits
+       dlogits may be logits if act_bytes is 4 */
     void (*logprob)(void *dev, float *logp, float *lse, const float *logits, int64_t ldl, const int32_t *target,
         int64_t n, int64_t V, float softcap);
     void (*logprob_bwd)(void *dev, void *dlogits, const float *logits, int64_t ldl, const int32_t *target,
@@ -1036,32 +1043,10 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <sys/stat.h>
 #ifdef _WIN32
-#include <direct.h>
-#include <io.h>
-#include <process.h>
 #include <sys/timeb.h>
-/* Not from windows.h, which makes macros of common words. */
-__declspec(dllimport) int __stdcall MoveFileExA(const char *from, const char *to, unsigned long flags);
-#define wrpo__mkdir(path) _mkdir(path)
-#define wrpo__rmdir(path) _rmdir(path)
-#define wrpo__rename(from, to) (MoveFileExA(from, to, 1 | 8 /* replace; wait for the disk */) ? 0 : -1)
-#define wrpo__fsync(f) _commit(_fileno(f))
-#define wrpo__process() _getpid()
-#ifndef S_ISDIR
-#define S_ISDIR(mode) (((mode) & _S_IFMT) == _S_IFDIR)
-#endif
 #else
-#include <dirent.h>
-#include <fcntl.h>
-#include <sys/mman.h>
 #include <unistd.h>
-#define wrpo__mkdir(path) mkdir(path, 0777)
-#define wrpo__rmdir(path) rmdir(path)
-#define wrpo__fsync(f) fsync(fileno(f))
-#define wrpo__rename(from, to) rename(from, to)
-#define wrpo__process() getpid()
 #endif
 #ifdef _OPENMP
 #include <omp.h>
@@ -1082,9 +1067,6 @@ __declspec(dllimport) int __stdcall MoveFileExA(const char *from, const char *to
 #define WRPO__COUNT(a) ((int64_t)(sizeof(a) / sizeof *(a)))
 #define WRPO__MIN(a, b) ((a) < (b) ? (a) : (b))
 #define WRPO__MAX(a, b) ((a) > (b) ? (a) : (b))
-/* The public name of each value of an enum, from a list of them; NULL past the last. */
-#define WRPO__NAMED(function, list) \
-    WRPO_API const char *function(int i) { return i >= 0 && i < WRPO__COUNT(list) ? (list)[i] : NULL; }
 
 /* ---- context, entries, arenas ---- */
 enum { WRPO__ALIGN = 64 };           /* bytes that every block is aligned to: a cache line, an AVX-512 vector */
@@ -1115,7 +1097,7 @@ struct wrpo_ctx {
     void *dev;                       /* the backend's */
     size_t bytes, peak, device_bytes;                  /* held; the most ever held; held of the backend's memory */
     wrpo__arena *handouts;           /* text and arrays given to the caller */
-    int peers;                       /* WRPO__SOUND, ... */
+    int peers;                       /* of the group: WRPO__SOUND, ... */
     time_t now;                      /* what chat templates show */
     char date[40];                   /* its day */
 };
@@ -1266,16 +1248,18 @@ static wrpo__arena *wrpo__sub_arena(wrpo__arena *arena) {
     return sub;
 }
 /* ---- ranks: they agree that none has failed ---- */
-static int wrpo__me(const wrpo_ctx *ctx) { return ctx->desc.group ? ctx->desc.group->rank : 0; }
+static int wrpo__my_rank(const wrpo_ctx *ctx) { return ctx->desc.group ? ctx->desc.group->rank : 0; }
 static int wrpo__ranks(const wrpo_ctx *ctx) { return ctx->desc.group ? ctx->desc.group->ranks : 1; }
-enum { WRPO__SOUND, WRPO__AGREED, WRPO__ALONE };       /* all know of an error; the group failed: nobody can be asked */
+/* No failure; a rank failed and all know it; the group itself failed, and is not used again. */
+enum { WRPO__SOUND, WRPO__AGREED, WRPO__ALONE };
 static int wrpo__alone(const wrpo_group *g, wrpo_error *error, const wrpo_error why) {
     *error = (wrpo_error){.code = WRPO_E_DEVICE};
     snprintf(error->text, sizeof error->text, "rank %d: the group failed: %.400s", g->rank, why.text);
     return WRPO__ALONE;
 }
 /* Has a rank failed (here: failed, *error)? Then *error is that of the first such rank on all of them, and names it,
-   unless all failed. Nothing is allocated: it may be memory that failed. */
+   unless all failed. It is the maximum of ranks - rank over those that failed. Nothing is allocated: it may be memory
+   that failed. */
 static int wrpo__ask(const wrpo_group *g, bool failed, wrpo_error *error) {
     int64_t first = failed ? g->ranks - g->rank : 0, sound = !failed;
     wrpo_error why = {0}, said = *error;
@@ -1297,8 +1281,8 @@ static void wrpo__agree(wrpo_ctx *ctx) {
     if (ctx->desc.group && ctx->peers != WRPO__ALONE) ctx->peers = wrpo__ask(ctx->desc.group, false, &ctx->error);
     if (ctx->peers) longjmp(ctx->frame->jump, 1);
 }
-/* What a function of the group says, which was given &ctx->error. */
-static void wrpo__moved(wrpo_ctx *ctx, wrpo_result r) {
+/* After a call of the group's, which was given &ctx->error for its reason: has it failed? */
+static void wrpo__group_check(wrpo_ctx *ctx, wrpo_result r) {
     if (r == WRPO_OK) return;
     ctx->peers = wrpo__alone(ctx->desc.group, &ctx->error, ctx->error);
     longjmp(ctx->frame->jump, 1);
@@ -1307,26 +1291,18 @@ static void wrpo__moved(wrpo_ctx *ctx, wrpo_result r) {
 static void wrpo__broadcast(wrpo_ctx *ctx, void *p, size_t n, int from) {
     const wrpo_group *g = ctx->desc.group;
     wrpo__agree(ctx);
-    if (g) wrpo__moved(ctx, g->broadcast(g->self, p, n, from, &ctx->error));
+    if (g) wrpo__group_check(ctx, g->broadcast(g->self, p, n, from, &ctx->error));
 }
 static void wrpo__gather(wrpo_ctx *ctx, void *x, size_t n) {
     const wrpo_group *g = ctx->desc.group;
     wrpo__agree(ctx);
-    if (g) wrpo__moved(ctx, g->gather(g->self, NULL, x, n, &ctx->error));
+    if (g) wrpo__group_check(ctx, g->gather(g->self, NULL, x, n, &ctx->error));
 }
 static int64_t wrpo__most(wrpo_ctx *ctx, int64_t x) {
     const wrpo_group *g = ctx->desc.group;
     wrpo__agree(ctx);
-    if (g) wrpo__moved(ctx, g->most(g->self, &x, &ctx->error));
+    if (g) wrpo__group_check(ctx, g->most(g->self, &x, &ctx->error));
     return x;
-}
-/* What the ranks were given, by its hash, must be the same. */
-static void wrpo__same(wrpo_ctx *ctx, const char *what, uint64_t hash) {
-    const int R = wrpo__ranks(ctx);
-    uint64_t want = hash;
-    wrpo__broadcast(ctx, &want, sizeof want, 0);
-    const int64_t other = wrpo__most(ctx, want == hash ? 0 : R - wrpo__me(ctx));
-    if (other) wrpo__fail_arg("rank %d: %s: want that of rank 0, found another", R - (int)other, what);
 }
 /* A public entry:    WRPO__CALL(ctx, arena, temporary, call);      call: one call of a private function
                       return wrpo__end(&wrpo__entry);
@@ -1425,19 +1401,6 @@ static void wrpo__text_add(wrpo__text *t, const char *s, size_t n) {
     t->size += n;
     t->data[t->size] = 0;
 }
-static void wrpo__text_puts(wrpo__text *t, const char *s) { wrpo__text_add(t, s, strlen(s)); }
-WRPO__PRINTF(2, 3) static void wrpo__text_printf(wrpo__text *t, const char *format, ...) {
-    size_t n = 32;  /* a first guess; the second one is exact */
-    for (bool fits = false; !fits;) {
-        wrpo__text_room(t, n);
-        va_list args;
-        va_start(args, format);
-        n = (size_t)vsnprintf(t->data + t->size, t->cap - t->size, format, args);
-        va_end(args);
-        fits = n < t->cap - t->size;
-    }
-    t->size += n;
-}
 /* printf into the arena, for paths and names. */
 WRPO__PRINTF(2, 3) static char *wrpo__format(wrpo__arena *arena, const char *format, ...) {
     va_list args;
@@ -1451,28 +1414,16 @@ WRPO__PRINTF(2, 3) static char *wrpo__format(wrpo__arena *arena, const char *for
     return p;
 }
 /* Every rank's text, on all of them, at 8-byte boundaries, until the current arena is freed. */
-static const char **wrpo__share_texts(wrpo_ctx *ctx, const wrpo__text *mine) {
+static const char **wrpo__all_gather_texts(wrpo_ctx *ctx, const wrpo__text *mine) {
     const int R = wrpo__ranks(ctx);
     const size_t room = ((size_t)wrpo__most(ctx, (int64_t)mine->size) + 7) / 8 * 8;
     const char **all = wrpo__alloc(wrpo__current, (size_t)R, sizeof *all);
     char *to = wrpo__alloc(wrpo__current, wrpo__mul(ctx, (size_t)R, room) + 8, 1);
-    if (mine->size) memcpy(to + (size_t)wrpo__me(ctx) * room, mine->data, mine->size);
+    if (mine->size) memcpy(to + (size_t)wrpo__my_rank(ctx) * room, mine->data, mine->size);
     wrpo__gather(ctx, to, room);
     for (int i = 0; i < R; i++) all[i] = to + (size_t)i * room;
     return all;
 }
-/* For the caller: a copy that outlives the entry, until wrpo_free. */
-static void *wrpo__handout(wrpo_ctx *ctx, const void *p, size_t n) {
-    char *q = wrpo__raw(ctx->handouts, n + 1, 1);
-    if (n) memcpy(q, p, n);
-    q[n] = 0;
-    return q;
-}
-WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p) {
-    (void)ctx;
-    wrpo__block_free(p);
-}
-
 /* UTF-8: the code point at s (n > 0 bytes) and the size of its bytes. -1 if they are not valid (an overlong form, a
    surrogate, above U+10FFFF, cut off); *size is then the maximal subpart, to be skipped. */
 static int32_t wrpo__utf8_get(const char *s, size_t n, size_t *size) {
@@ -1494,22 +1445,6 @@ static int32_t wrpo__utf8_get(const char *s, size_t n, size_t *size) {
     *size = more + 1;
     return (int32_t)c;
 }
-static size_t wrpo__utf8_put(char *s, uint32_t c) {  /* writes up to 4 bytes; returns how many */
-    static const unsigned char marks[] = {0, 0, 0xC0, 0xE0, 0xF0};  /* of the first of n bytes */
-    const size_t n = 1u + (c >= 0x80) + (c >= 0x800) + (c >= 0x10000);
-    for (size_t i = n - 1; i > 0; i--) {
-        s[i] = (char)(0x80 | (c & 0x3F));
-        c >>= 6;
-    }
-    s[0] = (char)(c | marks[n]);
-    return n;
-}
-
-static bool wrpo__ends(const char *s, const char *end) {
-    const size_t n = strlen(s), k = strlen(end);
-    return n >= k && !strcmp(s + n - k, end);
-}
-
 /* ---- time, threads ---- */
 static double wrpo__now(void) {  /* seconds */
 #ifdef _WIN32
@@ -1550,11 +1485,6 @@ static wrpo__philox wrpo__random(uint64_t seed, uint64_t stream, uint64_t counte
 static uint64_t wrpo__random64(uint64_t seed, uint64_t stream, uint64_t counter) {
     const wrpo__philox r = wrpo__random(seed, stream, counter);
     return (uint64_t)r.v[0] << 32 | r.v[1];
-}
-static double wrpo__normal(uint64_t seed, uint64_t stream, uint64_t counter) { /* N(0, 1): Box and Muller 1958 */
-    const wrpo__philox r = wrpo__random(seed, stream, counter);
-    const double u = ((double)r.v[0] + 0.5) / 4294967296.0, v = ((double)r.v[1] + 0.5) / 4294967296.0;
-    return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
 }
 static uint64_t wrpo__hash(uint64_t h, const void *p, size_t n) {  /* can be chained; not against adversaries */
     const unsigned char *s = p;
@@ -1602,166 +1532,10 @@ static float wrpo__element(const void *x, wrpo_dtype type, int64_t i) {
     if (type == WRPO_DTYPE_F16) return wrpo__bits_float(wrpo__f16_to_bits(((const uint16_t *)x)[i]));
     return ((const float *)x)[i];
 }
-static const char *const wrpo__moments_names[] = {
-    [WRPO_MOMENTS_F32] = "f32", [WRPO_MOMENTS_BF16] = "bf16", [WRPO_MOMENTS_8BIT] = "8bit"};
-WRPO__NAMED(wrpo_moments_name, wrpo__moments_names)
 WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count) {
     const size_t blocks = (size_t)wrpo__div_up(count, WRPO_BLOCK);
     if (moments == WRPO_MOMENTS_8BIT) return blocks * WRPO_BLOCK_BYTES;
     return moments == WRPO_MOMENTS_BF16 ? blocks * WRPO_BLOCK * 2 : (size_t)count * 4;
-}
-
-/* ---- memory of the host. dev: a backend's state, whose first member is its wrpo_allocator ---- */
-static void *wrpo__host_alloc(void *dev, size_t n) {  /* a word in front of the block says where it begins */
-    const wrpo_allocator *memory = dev;
-    if (n > SIZE_MAX - 2 * WRPO__ALIGN) return NULL;
-    char *base = memory->alloc(n + 2 * WRPO__ALIGN, memory->user);
-    if (!base) return NULL;
-    char *p = (char *)(((uintptr_t)base + 2 * WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN);
-    memcpy(p - sizeof base, &base, sizeof base);
-    return p;
-}
-static void wrpo__host_release(void *dev, void *p) {
-    const wrpo_allocator *memory = dev;
-    char *base;
-    if (!p) return;
-    memcpy(&base, (char *)p - sizeof base, sizeof base);
-    memory->free(base, memory->user);
-}
-static void wrpo__host_copy(void *dev, void *dst, const void *src, size_t n) { (void)dev; if (n) memmove(dst, src, n); }
-static void wrpo__host_zero(void *dev, void *dst, size_t n) { (void)dev; if (n) memset(dst, 0, n); }
-static size_t wrpo__host_room(void *dev) {  /* what the system can still give without swapping */
-    unsigned long long kib = 0;
-    char line[128];
-    (void)dev;
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && fgets(line, sizeof line, f) && sscanf(line, "MemAvailable: %llu", &kib) != 1) {}
-    if (f) fclose(f);
-    return kib ? (size_t)kib * 1024 : SIZE_MAX;
-}
-static wrpo_result wrpo__host_sync(void *dev, wrpo_error *why) { (void)dev; (void)why; return WRPO_OK; }
-
-/* ---- context ---- */
-static void *wrpo__malloc(size_t n, void *user) { (void)user; return malloc(n); }
-static void wrpo__mfree(void *p, void *user) { (void)user; free(p); }
-static wrpo_result wrpo__open_fails(const wrpo_desc *d, wrpo_result r, const char *text) {
-    *d->why = (wrpo_error){.code = r};
-    snprintf(d->why->text, sizeof d->why->text, "%s", text);
-    return r;
-}
-static struct tm wrpo__local_time(time_t t) {
-    struct tm tm = {0};
-#ifdef _WIN32
-    localtime_s(&tm, &t);
-#else
-    localtime_r(&t, &tm);
-#endif
-    return tm;
-}
-static bool wrpo__set_date(wrpo_ctx *ctx, const char *date) {  /* false: no such day */
-    const struct tm now = wrpo__local_time(time(NULL));
-    int year = now.tm_year + 1900, month = now.tm_mon + 1, day = now.tm_mday, end = 0;
-    if (date && (sscanf(date, "%4d-%2d-%2d%n", &year, &month, &day, &end) != 3 || end != 10 || date[end])) return false;
-    struct tm tm = {.tm_year = year - 1900, .tm_mon = month - 1, .tm_mday = day, .tm_hour = 12, .tm_isdst = -1};
-    const time_t noon = mktime(&tm);
-    if (noon == (time_t)-1 || tm.tm_mon != month - 1 || tm.tm_mday != day) return false;
-    ctx->now = noon;
-    snprintf(ctx->date, sizeof ctx->date, "%04d-%02d-%02d", year, month, day);
-    return true;
-}
-static void wrpo__need_date(wrpo_ctx *ctx, const char *date) {
-    if (!wrpo__set_date(ctx, date)) wrpo__fail_arg("date: want a day such as 2026-11-29, found \"%.40s\"", date);
-}
-WRPO_API wrpo_result wrpo_set_date(wrpo_ctx *ctx, const char *date) {
-    WRPO__ENTRY(ctx, true, wrpo__need_date(ctx, date));
-}
-WRPO_API const char *wrpo_get_date(const wrpo_ctx *ctx) { return ctx->date; }
-static int wrpo__default_threads(const wrpo_desc *d) { /* ranks that are bound to no processors share them */
-    int64_t threads = 1;
-    (void)d;
-#ifdef _OPENMP
-    threads = omp_get_max_threads();
-#ifdef _SC_NPROCESSORS_ONLN
-    const int64_t all = sysconf(_SC_NPROCESSORS_ONLN);
-    if (d->group && omp_get_num_procs() >= all)
-        threads = WRPO__MIN(threads, WRPO__MAX(all / d->group->locals, 1));
-#endif
-#endif
-    return (int)threads;
-}
-static wrpo_result wrpo__open(wrpo_desc d, wrpo_ctx **out) {
-    const int64_t ranks = d.group ? d.group->ranks : 1, levels = (d.lanes ? d.lanes : ranks) / ranks;
-    if (!d.backend) d.backend = wrpo_backend_cpu();
-    if (!d.dtype) d.dtype = d.backend->dtype;
-    const struct { bool wrong; wrpo_result code; const char *text; } checks[] = {
-        {!d.memory.alloc != !d.memory.free, WRPO_E_ARG, "wrpo_open: memory: want both functions or none"},
-        {d.threads < 0, WRPO_E_ARG, "wrpo_open: threads: want at least 0"},
-        {d.lanes < 0 || d.lanes > 1 << 20 || (d.lanes && levels * ranks != d.lanes) || (levels & (levels - 1)),
-         WRPO_E_ARG, "wrpo_open: lanes: want the number of ranks times a power of two"},
-        {ranks > 1 && !d.backend->host && !d.group->device, WRPO_E_UNSUPPORTED,
-         "wrpo_open: group: want one that moves a device's memory"},
-        {levels * ranks > 1 && !d.backend->sum, WRPO_E_UNSUPPORTED, "wrpo_open: lanes: this backend has no sum"},
-        {d.dtype != WRPO_DTYPE_F32 && d.dtype != WRPO_DTYPE_BF16, WRPO_E_ARG,
-         "wrpo_open: dtype: want f32 or bf16"}};
-    for (int i = 0; i < WRPO__COUNT(checks); i++)
-        if (checks[i].wrong) return wrpo__open_fails(&d, checks[i].code, checks[i].text);
-    if (!d.memory.alloc) d.memory = (wrpo_allocator){wrpo__malloc, wrpo__mfree, NULL};
-    d.lanes = levels * ranks;
-#ifndef _OPENMP
-    d.threads = 1;
-#endif
-    if (!d.threads) d.threads = wrpo__default_threads(&d);
-    wrpo_ctx *ctx = d.memory.alloc(sizeof *ctx, d.memory.user);
-    if (!ctx) return wrpo__open_fails(&d, WRPO_E_MEMORY, "out of memory");
-    *ctx = (wrpo_ctx){.desc = d, .error = {.text = "out of memory"}};
-    ctx->desc.why = NULL;
-    ctx->handouts = wrpo__arena_new(ctx);
-    wrpo__set_date(ctx, NULL);
-    const wrpo_result r = ctx->handouts ? d.backend->open(&ctx->dev, &ctx->desc, &ctx->error) : WRPO_E_MEMORY;
-    if (r == WRPO_OK) {
-        ctx->error = (wrpo_error){0};
-        *out = ctx;
-        return WRPO_OK;
-    }
-    wrpo__open_fails(&d, r, ctx->error.text);
-    wrpo__arena_free(ctx->handouts);
-    d.memory.free(ctx, d.memory.user);
-    return r;
-}
-WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
-    wrpo_desc d = desc ? *desc : (wrpo_desc){0};
-    wrpo_error error = {0}, *why = d.why ? d.why : &error;
-    *out = NULL;
-    d.why = why;
-    const wrpo_result r = wrpo__open(d, out);
-    if (!d.group || !wrpo__ask(d.group, r != WRPO_OK, why)) return r;
-    wrpo_close(*out);
-    *out = NULL;
-    return why->code;
-}
-WRPO_API wrpo_result wrpo_agree(wrpo_ctx *ctx, wrpo_result r, const char *sentence) {
-    if (r != WRPO_OK && sentence) {
-        ctx->error = (wrpo_error){.code = r};
-        snprintf(ctx->error.text, sizeof ctx->error.text, "%s", sentence);
-    }
-    if (!ctx->desc.group || ctx->peers == WRPO__ALONE || (r != WRPO_OK && ctx->peers)) return r;
-    ctx->peers = wrpo__ask(ctx->desc.group, r != WRPO_OK, &ctx->error);
-    return ctx->peers ? ctx->error.code : WRPO_OK;
-}
-WRPO_API void wrpo_close(wrpo_ctx *ctx) {
-    if (!ctx) return;
-    ctx->desc.backend->close(ctx->dev);
-    wrpo__arena_free(ctx->handouts);
-    ctx->desc.memory.free(ctx, ctx->desc.memory.user);
-}
-WRPO_API const wrpo_error *wrpo_last_error(const wrpo_ctx *ctx) {
-    static const wrpo_error none = {WRPO_E_MEMORY, 0, 0, "out of memory"};
-    return ctx ? &ctx->error : &none;
-}
-WRPO_API size_t wrpo_memory_peak(const wrpo_ctx *ctx) { return ctx->peak; }
-WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user) {
-    (void)user;
-    fprintf(stderr, "%s%s\n", level == WRPO_LOG_WARN ? "warning: " : "", text);
 }
 
 /* ---- memory of the backend, owned by an arena ---- */
@@ -1795,36 +1569,6 @@ static void wrpo__sync(wrpo_ctx *ctx) {
         wrpo__fail(ctx, why.code, "%s: %s", ctx->desc.backend->name, why.text);
 }
 
-/* ---- what is split over the ranks: an array of elements that are trained, in shards of whole blocks, one a rank ----
-   A shard is one unit for each of the rank's lanes, so that sums over units do not depend on the ranks. */
-static int64_t wrpo__unit(const wrpo_ctx *ctx, int64_t count) {
-    return wrpo__div_up(wrpo__div_up(count, WRPO_BLOCK), ctx->desc.lanes) * WRPO_BLOCK;
-}
-static int64_t wrpo__shard(const wrpo_ctx *ctx, int64_t count) {
-    return wrpo__unit(ctx, count) * (ctx->desc.lanes / wrpo__ranks(ctx));
-}
-/* What [a, a + size) and [b, b + n) have in common: *first, *count. */
-static void wrpo__overlap(int64_t a, int64_t size, int64_t b, int64_t n, int64_t *first, int64_t *count) {
-    *first = WRPO__MAX(a, b);
-    *count = WRPO__MAX(WRPO__MIN(a + size, b + n) - *first, 0);
-}
-/* Bytes [from, from + n) of the whole array out of the shards of `size` bytes, on every rank; mine: this rank's. */
-static void wrpo__split_get(wrpo_ctx *ctx, char *out, const void *mine, int64_t size, int64_t from, int64_t n) {
-    for (int64_t rank = from / size, first, count; rank * size < from + n; rank++) {
-        wrpo__overlap(rank * size, size, from, n, &first, &count);
-        if (rank == wrpo__me(ctx))
-            ctx->desc.backend->get(ctx->dev, out + (first - from), (const char *)mine + first % size, (size_t)count);
-        wrpo__broadcast(ctx, out + (first - from), (size_t)count, (int)rank);
-    }
-}
-/* The inverse: this rank keeps what belongs to its shard. */
-static void wrpo__split_put(wrpo_ctx *ctx, void *mine, int64_t size, int64_t from, int64_t n, const char *in) {
-    int64_t first, count;
-    wrpo__overlap(wrpo__me(ctx) * size, size, from, n, &first, &count);
-    if (count)
-        ctx->desc.backend->put(ctx->dev, (char *)mine + first % size, in + (first - from), (size_t)count);
-}
-
 /* --------------------------------------------------------------------------------------------- >>loss
    Where is WRPO? In this section. Everything else in the file computes the numbers that go in here.
 
@@ -1839,9 +1583,9 @@ static void wrpo__split_put(wrpo_ctx *ctx, void *mine, int64_t size, int64_t fro
 
      d(y) = log pi(y|x) - log ref(y|x)              reward(y) = beta d(y)
 
-   DPO would raise y_ws above y_l. But other models' answers are improbable under pi, and pulling at them
-   hard from the start wrecks it. WRPO averages the rewards of both good answers and shifts the weight
-   from its own to the source's while it learns: alpha = 0.1 k / T in step k = 0 ... T - 1 of the run.
+   DPO would raise y_ws above y_l. But other models' answers are improbable under pi, and large gradients on them from
+   the start damage it. So WRPO averages the rewards of both good answers, and moves weight from y_wt to y_ws during
+   the run: alpha = 0.1 k / T in step k = 0 ... T - 1.
 
      z = beta ( alpha d(y_ws) + (1 - alpha) d(y_wt) - d(y_l) )
      L = -(1 - eps) log sigmoid(z) - eps log sigmoid(-z)           eps: label smoothing, usually 0
@@ -1853,14 +1597,14 @@ static void wrpo__split_put(wrpo_ctx *ctx, void *mine, int64_t size, int64_t fro
    pi = ref (without dropout), so z = 0, L = ln 2 and g = eps - 1/2. At alpha = 0 this is DPO on (y_wt, y_l), at
    alpha = 1 on (y_ws, y_l).
 
-   The family. With scores s(y) and shares a(y) of the chosen responses (they sum to 1), every method is
+   The family. link(z) is the loss of a margin z: -log sigmoid(z) (logistic), z^2 (square) or max(0, 1 - z) (hinge).
+   With scores s(y) and shares a(y) of the chosen responses (they sum to 1), every method is
 
      WRPO             link( scale (sum_y a(y) s(y) - s(y_l) - offset) )       the mean is inside the link
-     pair methods     sum_y a(y) link( scale (s(y) - s(y_l) - offset) )       the mean is outside; y_l is y's own
+     pair methods     sum_y a(y) link( scale (s(y) - s(y_l) - offset) )       the mean is outside; y_l is of y's pair
      SFT              sum_y a(y) (-log pi(y|x)) / tokens                      tokens: the scored ones of the batch
 
-   link(z) is the loss: -log sigmoid(z) (logistic), z^2 (square) or max(0, 1 - z) (hinge). The table below says which
-   score, scale, offset and link a method has.
+   The table below says which score, scale, offset and link a method has.
 
    InfiFPO (2025) also uses what the sources think of each response. l(M, y) = log M(y|x) / |y|, in M's own tokens.
    ref counts as a source too, M_0. A source is clipped, so that it never argues against the preference:
@@ -1875,15 +1619,18 @@ static void wrpo__split_put(wrpo_ctx *ctx, void *mine, int64_t size, int64_t fro
    a = softmax(reward / tau) come with the data. EAST weights a record's loss by the entropy of its answers. >>recipe
    writes such data.
 
-   To add a method: a value of wrpo_method (>>api), a row of wrpo__rules, a case in 20_loss.c. If no link or score fits:
-   a case in wrpo__link_loss or in wrpo__score. */
+   To add a method: a value of wrpo_method (>>api), a row of wrpo__rules, a case in tests/20_loss.c. If no link or
+   score fits: a case in wrpo__link_loss or in wrpo__score. */
 typedef enum wrpo__link { WRPO__LOGISTIC, WRPO__SQUARE, WRPO__HINGE, WRPO__LIKELIHOOD } wrpo__link;
 
-/* beta, rate: the defaults of beta and of the learning rate. reference: what s(y) subtracts, log ref(y|x) or c(y).
-   per_token: s(y) is divided by |y|. inside: the mean over the chosen responses is inside the link, as in WRPO. */
-typedef enum wrpo__minus { WRPO__NONE, WRPO__REF, WRPO__FUSED } wrpo__minus;
+typedef enum wrpo__baseline { WRPO__NONE, WRPO__REF, WRPO__FUSED } wrpo__baseline;
 typedef struct wrpo__rule {
-    const char *name; wrpo__link link; double beta, rate; wrpo__minus reference; bool per_token, inside;
+    const char *name;
+    wrpo__link link;
+    double beta, rate;               /* defaults of beta and of the learning rate */
+    wrpo__baseline reference;        /* what s(y) subtracts: nothing, log ref(y|x) or c(y) */
+    bool per_token;                  /* s(y) is divided by |y| */
+    bool inside;                     /* the mean over the chosen responses is inside the link, as in WRPO */
 } wrpo__rule;
 /* Scale is beta and offset 0, except for simpo: offset gamma / beta, and for the square link: scale 1, offset
    1 / (2 beta). First authors: wrpo Yang 2025, dpo Rafailov 2023, ipo Azar 2024, hinge Zhao 2023, simpo Meng 2024,
@@ -1904,22 +1651,6 @@ static const wrpo__rule wrpo__rules[] = {
 WRPO_API const char *wrpo_method_name(int i) {
     return i >= 0 && i < WRPO__COUNT(wrpo__rules) ? wrpo__rules[i].name : NULL;
 }
-static const char *const wrpo__pairs[] = {
-    [WRPO_PAIR_TARGET] = "target", [WRPO_PAIR_SOURCE] = "source", [WRPO_PAIR_BOTH] = "both"};
-static const char *const wrpo__fusions[] = {
-    [WRPO_FUSION_MARGIN] = "margin", [WRPO_FUSION_MARGIN_INITIAL] = "margin-initial", [WRPO_FUSION_MEAN] = "mean",
-    [WRPO_FUSION_CONFIDENCE] = "confidence"};
-static const char *const wrpo__ramps[] = {
-    [WRPO_ALPHA_SCHEDULE_LINEAR] = "linear", [WRPO_ALPHA_SCHEDULE_CONSTANT] = "constant",
-    [WRPO_ALPHA_SCHEDULE_POWER] = "power", [WRPO_ALPHA_SCHEDULE_COSINE] = "cosine"};
-static const char *const wrpo__schedules[] = {
-    [WRPO_LR_SCHEDULE_COSINE] = "cosine", [WRPO_LR_SCHEDULE_LINEAR] = "linear",
-    [WRPO_LR_SCHEDULE_CONSTANT] = "constant"};
-WRPO__NAMED(wrpo_pair_name, wrpo__pairs)
-WRPO__NAMED(wrpo_fusion_name, wrpo__fusions)
-WRPO__NAMED(wrpo_alpha_schedule_name, wrpo__ramps)
-WRPO__NAMED(wrpo_lr_schedule_name, wrpo__schedules)
-
 /* ---- settings ---- */
 /* The zeros of a desc, resolved; doing it twice changes nothing. An unknown method stays as it is. */
 static wrpo_loss_desc wrpo__loss_defaults(wrpo_loss_desc d) {
@@ -1972,7 +1703,7 @@ static double wrpo__fused_logp(const wrpo_loss_desc *d, const wrpo_response *y);
 static const char *wrpo__source_check(const wrpo_response *y);
 /* s(y) */
 static double wrpo__score(const wrpo_loss_desc *d, const wrpo_response *y) {
-    const wrpo__minus reference = wrpo__rules[d->method].reference;
+    const wrpo__baseline reference = wrpo__rules[d->method].reference;
     double s = y->logp;
     if (reference == WRPO__REF) s -= y->ref;
     if (reference == WRPO__FUSED) s -= wrpo__fused_logp(d, y);
@@ -1997,7 +1728,7 @@ static double wrpo__rejected_score(const wrpo_loss_desc *d, const wrpo_response 
 /* NULL, or what the record lacks for this method at this alpha. */
 static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, const wrpo_response *r, int n) {
     const bool sft = d->method == WRPO_METHOD_SFT;
-    const wrpo__minus reference = wrpo__rules[d->method].reference;
+    const wrpo__baseline reference = wrpo__rules[d->method].reference;
     const char *wrong;
     int count[3] = {0};
     double shares = 0;
@@ -2231,21 +1962,6 @@ enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };  /* the largest hidden_s
 
 /* ---- the state of the plain backend ---- */
 typedef struct wrpo__plain { wrpo_allocator memory; bool bf16; } wrpo__plain;      /* bf16: the context's dtype */
-static wrpo_result wrpo__plain_open(void **dev, const wrpo_desc *desc, wrpo_error *why) {
-    wrpo__plain *plain = *dev = desc->memory.alloc(sizeof *plain, desc->memory.user);
-    if (!plain) {
-        *why = (wrpo_error){WRPO_E_MEMORY, 0, 0, "out of memory: the state of the plain backend"};
-        return WRPO_E_MEMORY;
-    }
-    plain->memory = desc->memory;
-    plain->bf16 = desc->dtype == WRPO_DTYPE_BF16;
-    return WRPO_OK;
-}
-static void wrpo__plain_close(void *dev) {
-    const wrpo_allocator memory = ((wrpo__plain *)dev)->memory;
-    memory.free(dev, memory.user);
-}
-
 /* ---- gemm: c[m,n] = a b, or c += a b (beta 1) ----
    NT: a[m,k] b[n,k]', a layer's y = x W'.  NN: a[m,k] b[k,n], its dx = dy W.  TN: a[k,m]' b[k,n], its dW += dy' x.
    A context of bfloat16 rounds the factors of TN, and of NT and NN where the weight b is bfloat16. */
@@ -2337,7 +2053,7 @@ static void wrpo__dropout_row(float *y, const float *x, int64_t D, int64_t r, co
     for (int64_t j = 0; j < D; j++) {
         const uint64_t i = (uint64_t)((d->row + r) * D + j);
         if (bound && (j == 0 || i % 8 == 0)) block = wrpo__random(d->seed, d->stream, i / 8);
-        const uint32_t draw = block.v[i % 8 / 2] >> i % 2 * 16 & 0xFFFF;
+        const uint32_t draw = (block.v[(i % 8) / 2] >> (16 * (i % 2))) & 0xFFFF;
         y[j] = draw < bound ? 0 : kept * x[j];
     }
 }
@@ -2658,7 +2374,7 @@ static void wrpo__moment_store(void *block, const float *x, wrpo_moments moments
 
 /* ---- adamw (Loshchilov and Hutter 2019), as torch.optim.AdamW computes it; g is read times grad_scale ----
    m += (1 - beta1) (g - m)        v = beta2 v + (1 - beta2) g^2
-   w = w (1 - lr weight_decay) - lr / correction1 m / (sqrt(v) / correction2 + eps)
+   w = w (1 - lr weight_decay) - (lr / correction1) m / (sqrt(v) / correction2 + eps)
    with correction1 = 1 - beta1^step, correction2 = sqrt(1 - beta2^step). w is float (low NULL) or masters in halves. */
 static void wrpo__plain_adamw(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count,
                               const wrpo_adamw *step) {
@@ -2686,27 +2402,6 @@ static void wrpo__plain_adamw(void *dev, void *w, uint16_t *low, void *m, void *
         wrpo__moment_store(m_block, m_now, step->moments, false, n, (uint32_t)step->seed, first);
         wrpo__moment_store(v_block, v_now, step->moments, true, n, (uint32_t)(step->seed >> 32), first);
     }
-}
-
-/* The fields of a backend on the host: its functions are wrpo__LEVEL_OP. */
-#define WRPO__HOST_BACKEND(level) \
-    .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true, .close = wrpo__##level##_close, \
-    .alloc = wrpo__host_alloc, .release = wrpo__host_release, .put = wrpo__host_copy, .get = wrpo__host_copy, \
-    .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = wrpo__##level##_gemm, \
-    .embed = wrpo__##level##_embed, .embed_bwd = wrpo__##level##_embed_bwd, .gather = wrpo__##level##_gather, \
-    .gather_bwd = wrpo__##level##_gather_bwd, .scatter = wrpo__##level##_scatter, .bias = wrpo__##level##_bias, \
-    .bias_bwd = wrpo__##level##_bias_bwd, .colsum = wrpo__##level##_colsum, .add = wrpo__##level##_add, \
-    .dropout = wrpo__##level##_dropout, .rmsnorm = wrpo__##level##_rmsnorm, \
-    .rmsnorm_bwd = wrpo__##level##_rmsnorm_bwd, .rope = wrpo__##level##_rope, \
-    .attention = wrpo__##level##_attention, .attention_bwd = wrpo__##level##_attention_bwd, \
-    .attention_scratch = wrpo__##level##_attention_scratch, .glu = wrpo__##level##_glu, \
-    .glu_bwd = wrpo__##level##_glu_bwd, .logprob = wrpo__##level##_logprob, \
-    .logprob_bwd = wrpo__##level##_logprob_bwd, .sum = wrpo__##level##_sum, .sumsq = wrpo__##level##_sumsq, \
-    .adamw = wrpo__##level##_adamw
-WRPO_API const wrpo_backend *wrpo_backend_plain(void) {
-    static const wrpo_backend backend = {.name = "plain", .open = wrpo__plain_open, .copy = wrpo__host_copy,
-                                         .zero = wrpo__host_zero, WRPO__HOST_BACKEND(plain)};
-    return &backend;
 }
 
 /* ------------------------------------------------------------------------------------------- >>layout
@@ -2826,78 +2521,6 @@ static void *wrpo__take(wrpo__bump *b, int64_t rows, int64_t cols, size_t bytes)
     return b->base && size > 0 ? b->base + offset : NULL;
 }
 
-/* ---- configs ---- */
-/* A config that a caller filled in keeps the limits of one that is read from a file. */
-static void wrpo__config_check(const wrpo_config *c) {
-    const wrpo_rope *p = &c->rope;
-    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, dynamic = p->type == WRPO_ROPE_DYNAMIC;
-    const bool yarn = p->type == WRPO_ROPE_YARN, longrope = p->type == WRPO_ROPE_LONGROPE;
-    const double most = 1e15, least = 1 / most, huge = 0x1p40;  /* most: of a number; huge: of positions */
-    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, dims = p->dims ? p->dims : c->head_dim;
-    double factor = longrope ? most : 1;  /* the smallest of its factors */
-    for (int i = 0; longrope && i < WRPO__MIN(dims, WRPO__MAX_D) / 2; i++)
-        factor = WRPO__MIN(factor, (double)WRPO__MIN(p->short_factor[i], p->long_factor[i]));
-    const struct { const char *name; double value, low, high; } limits[] = {
-        {"vocab_size", (double)c->vocab_size, 1, 1 << 24}, {"hidden_size", (double)c->hidden_size, 1, WRPO__MAX_HIDDEN},
-        {"intermediate_size", (double)c->intermediate_size, 1, 1 << 24},
-        {"num_hidden_layers", (double)c->num_hidden_layers, 1, 512}, {"num_attention_heads", (double)H, 1, 65536},
-        {"num_key_value_heads", (double)G, 1, (double)H},
-        {"num_attention_heads modulo num_key_value_heads", G > 0 ? (double)(H % G) : 0, 0, 0},
-        {"head_dim", (double)c->head_dim, 2, WRPO__MAX_D}, {"head_dim modulo 2", (double)(c->head_dim % 2), 0, 0},
-        {"max_position_embeddings", (double)c->max_position_embeddings, 1, huge},
-        {"sliding_window", (double)c->sliding_window, 0, huge}, {"rms_norm_eps", c->rms_norm_eps, least, most},
-        {"initializer_range", c->initializer_range, least, most},
-        {"query_pre_attn_scalar", c->query_pre_attn_scalar, 0, most},
-        {"attn_logit_softcapping", c->attn_logit_softcapping, 0, most},
-        {"final_logit_softcapping", c->final_logit_softcapping, 0, most},
-        {"embedding_multiplier", c->embedding_multiplier, 0, most},
-        {"residual_multiplier", c->residual_multiplier, 0, most},
-        {"attention_multiplier", c->attention_multiplier, 0, most}, {"logits_scaling", c->logits_scaling, 0, most},
-        {"heads times head_dim, with qk_norm_rows", c->qk_norm_rows ? (double)(H * c->head_dim) : 0, 0,
-         WRPO__MAX_HIDDEN},
-        {"sliding_rope_theta", c->sliding_rope_theta, 0, most},
-        {"rope.type", (double)p->type, 0, WRPO_ROPE_LONGROPE}, {"rope.theta", p->theta, least, most},
-        {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim},
-        {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
-        {"rope.factor", p->factor, p->type != WRPO_ROPE_DEFAULT ? least : 0, most},
-        {"rope.original_max_position_embeddings", (double)p->original_max_position_embeddings,
-         llama3 || yarn || longrope ? 2 : 0, huge},
-        {"rope.attention_factor", p->attention_factor, yarn || longrope ? least : 0, most},
-        {"rope.beta_fast", p->beta_fast, yarn ? least : 0, most},
-        {"rope.beta_slow", p->beta_slow, yarn ? least : 0, most},
-        {"rope.low_freq_factor", p->low_freq_factor, llama3 ? least : 0, most},
-        {"rope.high_freq_factor", p->high_freq_factor, llama3 ? nextafter(p->low_freq_factor, most) : 0, most},
-        {"rope.short_factor and long_factor", factor, least, most}};
-    for (int i = 0; i < WRPO__COUNT(limits); i++)
-        if (!(limits[i].value >= limits[i].low && limits[i].value <= limits[i].high))
-            wrpo__fail_arg("wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name, limits[i].low,
-                           limits[i].high, limits[i].value);
-    if (!memchr(c->model_type, 0, sizeof c->model_type)) wrpo__fail_arg("wrpo_config: model_type: want a NUL");
-    if (c->no_pre_norms && !c->post_norms) wrpo__fail_arg("wrpo_config: no_pre_norms: want post_norms with it");
-}
-
-static bool wrpo__layer_bit(const uint64_t bits[8], int64_t l) { return bits[l / 64] >> l % 64 & 1; }
-static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
-    const wrpo_rope *p = &c->rope;
-    const double numbers[] = {
-        c->rms_norm_eps, p->theta, (double)p->type, p->factor, p->low_freq_factor, p->high_freq_factor, p->beta_fast,
-        p->beta_slow, p->attention_factor, (double)p->original_max_position_embeddings, (double)c->sliding_window,
-        (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads, (double)ctx->desc.dtype,
-        (double)p->dims, (double)p->yarn_truncate, (double)c->max_position_embeddings, c->query_pre_attn_scalar,
-        c->attn_logit_softcapping, c->final_logit_softcapping, c->gelu, c->norm_plus_one, c->post_norms,
-        c->scale_embeddings};
-    const double later[] = {c->sliding_rope_theta, c->qk_norm_rows, c->no_pre_norms, c->embedding_multiplier,
-                            c->residual_multiplier, c->attention_multiplier, c->logits_scaling};
-    uint64_t h = wrpo__hash(0, numbers, sizeof numbers);
-    for (int64_t i = 0; i < WRPO__COUNT(later); i++)  /* a model without them keeps its name */
-        if (later[i] != 0) h = wrpo__hash(h ^ (uint64_t)i, &later[i], sizeof later[i]);
-    for (int64_t l = 0; l < c->num_hidden_layers; l++)
-        if (wrpo__layer_bit(c->no_rope_layers, l)) h = wrpo__hash(h, &l, sizeof l);
-    h = wrpo__hash(h, c->sliding_layers, sizeof c->sliding_layers);
-    h = wrpo__hash(h, p->short_factor, sizeof p->short_factor);
-    return wrpo__hash(h, p->long_factor, sizeof p->long_factor);
-}
-
 /* ---- weights in memory ---- */
 static int64_t wrpo__size(const wrpo_weight *w) { return w->rows * w->cols; }
 static size_t wrpo__dtype_size(wrpo_dtype dtype) { return dtype == WRPO_DTYPE_BF16 || dtype == WRPO_DTYPE_F16 ? 2 : 4; }
@@ -2915,158 +2538,6 @@ static int64_t wrpo__weight_run(const wrpo_model *model, int64_t i, int64_t *siz
     for (i++; i < model->n_weights && wrpo__follows(&w[i - 1], &w[i]); i++) *size += wrpo__size(&w[i]);
     return i;
 }
-/* The table of a model whose matrices have one dtype. No weight has memory yet. */
-static wrpo_model *wrpo__model_table(wrpo__arena *arena, const wrpo_config *config, wrpo_dtype matrices) {
-    const int64_t L = config->num_hidden_layers;
-    wrpo_model *model = WRPO__NEW(arena, wrpo_model);
-    *model = (wrpo_model){.ctx = arena->ctx, .arena = arena, .config = *config};
-    wrpo__layout_weights(config, NULL, &model->n_weights, &model->count, NULL);
-    model->weights = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *model->weights);
-    model->index = wrpo__alloc(arena, (size_t)L, WRPO__KINDS * sizeof *model->index);
-    for (int64_t i = 0; i < L * WRPO__KINDS; i++) model->index[i] = -1;
-    wrpo__layout_weights(config, model, NULL, NULL, NULL);
-    for (wrpo_weight *w = model->weights; w < model->weights + model->n_weights; w++)
-        w->dtype = w->vector ? WRPO_DTYPE_F32 : matrices;
-    return model;
-}
-/* Memory for the weights that have none yet: whole blocks, as adamw wants them. */
-static void wrpo__place_weights(wrpo_model *model, wrpo__bump *b) {
-    for (int64_t i = 0, end, size; i < model->n_weights; i = end) {
-        wrpo_weight *w = &model->weights[i];
-        end = wrpo__weight_run(model, i, &size);
-        if (w->data) continue;
-        char *p = wrpo__take(b, wrpo__whole_blocks(size), 1, wrpo__dtype_size(w->dtype));
-        for (; p && w < model->weights + end; w++) {
-            w->data = p;
-            p += (size_t)wrpo__size(w) * wrpo__dtype_size(w->dtype);
-        }
-    }
-}
-/* A bfloat16 matrix that is trained is the high half of a float master: small updates are not rounded away. */
-static bool wrpo__has_masters(const wrpo_ctx *ctx, bool frozen) {
-    return !frozen && ctx->desc.dtype == WRPO_DTYPE_BF16;
-}
-static void wrpo__model_memory(wrpo_model *model) {
-    wrpo_ctx *ctx = model->ctx;
-    const wrpo_config *c = &model->config;
-    wrpo__bump b = {0};
-    if ((c->residual_multiplier > 0 || c->logits_scaling > 0) && !ctx->desc.backend->dropout)
-        wrpo__fail_unsupported("%s: the backend has no dropout, which scales what a %.32s adds",
-                               ctx->desc.backend->name, c->model_type);
-    wrpo__place_weights(model, &b);
-    const size_t shard = (size_t)wrpo__shard(ctx, model->count);
-    const size_t bytes = b.used, low = wrpo__mul(ctx, shard, sizeof *model->low);
-    if (b.overflow) wrpo__fail_memory("out of memory: the weights do not fit into the address space");
-    b = (wrpo__bump){.base = wrpo__device_alloc(model->arena, bytes, "weights")};
-    ctx->desc.backend->zero(ctx->dev, b.base, bytes);
-    wrpo__place_weights(model, &b);
-    if (!wrpo__has_masters(ctx, model->frozen && !model->lora)) return;
-    model->low = wrpo__device_alloc(model->arena, low, "masters of the weights");
-    ctx->desc.backend->zero(ctx->dev, model->low, low);
-}
-/* A model to train or to fill; every weight is 0. */
-static wrpo_model *wrpo__model_new(wrpo__arena *arena, const wrpo_config *config) {
-    wrpo_model *model = wrpo__model_table(arena, config, arena->ctx->desc.dtype);
-    wrpo__model_memory(model);
-    return model;
-}
-/* Elements [first, first + count) of a weight from floats: rounded to its dtype, unless there are masters. */
-enum { WRPO__HALVES = 1 << 15 };     /* elements split at a time */
-static void wrpo__weight_put(wrpo_model *model, const wrpo_weight *w, int64_t first, int64_t count, const float *src) {
-    const wrpo_backend *be = model->ctx->desc.backend;
-    void *dev = model->ctx->dev;
-    uint16_t high[WRPO__HALVES], low[WRPO__HALVES];
-    if (w->dtype == WRPO_DTYPE_F32) {
-        be->put(dev, (float *)w->data + first, src, (size_t)count * sizeof *src);
-        return;
-    }
-    for (int64_t i = 0; i < count; i += WRPO__HALVES) {
-        const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
-        const bool master = model->low && w->at >= 0;
-        for (int64_t k = 0; k < n; k++) {
-            if (master) wrpo__master_split(src[i + k], &high[k], &low[k]);
-            else high[k] = wrpo__float_to_bf16(src[i + k]);
-        }
-        be->put(dev, (uint16_t *)w->data + first + i, high, (size_t)n * sizeof *high);
-        if (master)
-            wrpo__split_put(model->ctx, model->low, 2 * wrpo__shard(model->ctx, model->count),
-                            2 * (w->at + first + i), 2 * n, (const char *)low);
-    }
-}
-/* The inverse of wrpo__weight_put: elements [first, first + count) as floats, the masters where there are any. These
-   are split, so all ranks call it. */
-static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int64_t first, int64_t count, float *dst) {
-    const wrpo_backend *be = model->ctx->desc.backend;
-    void *dev = model->ctx->dev;
-    uint16_t high[WRPO__HALVES], low[WRPO__HALVES] = {0};
-    if (w->dtype == WRPO_DTYPE_F32) {
-        be->get(dev, dst, (const float *)w->data + first, (size_t)count * sizeof *dst);
-        return;
-    }
-    for (int64_t i = 0; i < count; i += WRPO__HALVES) {
-        const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
-        be->get(dev, high, (const uint16_t *)w->data + first + i, (size_t)n * sizeof *high);
-        if (model->low && w->at >= 0)
-            wrpo__split_get(model->ctx, (char *)low, model->low, 2 * wrpo__shard(model->ctx, model->count),
-                            2 * (w->at + first + i), 2 * n);
-        for (int64_t k = 0; k < n; k++)
-            dst[i + k] = w->dtype == WRPO_DTYPE_F16 ? wrpo__element(high, w->dtype, k) : wrpo__master(high[k], low[k]);
-    }
-}
-enum { WRPO__PIECE = 1 << 20, WRPO__DRAWS = 4096 };   /* elements converted at a time; drawn by a thread at a time */
-static uint64_t wrpo__weights_hash(const wrpo_model *model, uint64_t h) {      /* as floats */
-    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
-    for (int64_t i = 0; i < model->n_weights; i++) {
-        const wrpo_weight *w = &model->weights[i];
-        h = wrpo__hash(h, w->name, strlen(w->name));
-        for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
-            n = WRPO__MIN(wrpo__size(w) - at, WRPO__PIECE);
-            wrpo__weight_get(model, w, at, n, piece);
-            h = wrpo__hash(h, piece, (size_t)n * sizeof *piece);
-        }
-    }
-    wrpo__block_free(piece);
-    return h;
-}
-static void wrpo__same_weights(const wrpo_model *model, const char *what) {
-    if (model->ctx->desc.group) wrpo__same(model->ctx, what, wrpo__weights_hash(model, 0));
-}
-/* Random weights: matrices N(0, initializer_range), norms that scale by 1, biases 0. Counter-based: an element depends
-   on the seed, the tensor's name and its index. */
-static void wrpo__model_randomize(wrpo_model *model, uint64_t seed) {
-    const wrpo_config *c = &model->config;
-    const int threads = model->ctx->desc.threads;
-    float *piece = wrpo__raw(model->arena, WRPO__PIECE, sizeof *piece);
-    if (!seed) seed = 42;
-    for (const wrpo_weight *w = model->weights; w < model->weights + model->n_weights; w++) {
-        const uint64_t stream = wrpo__hash(0, w->name, strlen(w->name));
-        const bool norm = w->vector && wrpo__ends(w->name, ".weight");
-        for (int64_t first = 0, n; first < wrpo__size(w); first += n) {
-            n = WRPO__MIN(wrpo__size(w) - first, WRPO__PIECE);
-            for (int64_t k = 0; w->vector && k < n; k++) piece[k] = norm && !c->norm_plus_one;
-            WRPO__PARFOR(threads)
-            for (int64_t begin = 0; begin < (w->vector ? 0 : n); begin += WRPO__DRAWS)
-                for (int64_t k = begin; k < WRPO__MIN(begin + WRPO__DRAWS, n); k++)
-                    piece[k] = (float)(c->initializer_range * wrpo__normal(seed, stream, (uint64_t)(first + k)));
-            wrpo__weight_put(model, w, first, n, piece);
-        }
-    }
-    wrpo__block_free(piece);
-    wrpo__sync(model->ctx);
-}
-static wrpo_model *wrpo__model_random(wrpo__arena *arena, const wrpo_config *config, uint64_t seed) {
-    wrpo__config_check(config);
-    if (config->head != WRPO_HEAD_LM) wrpo__fail_arg("wrpo_config: head: want WRPO_HEAD_LM");
-    wrpo_model *model = wrpo__model_new(arena, config);
-    model->dtype = WRPO_DTYPE_F32;
-    wrpo__model_randomize(model, seed);
-    return model;
-}
-WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out) {
-    *out = NULL;
-    WRPO__ENTRY(ctx, false, *out = wrpo__model_random(wrpo__current, config, seed));
-}
-
 /* ---- adapters (LoRA): a weight W [out, in] of a linear layer may have A [r, in] and B [out, r] ----
    What they compute is in >>model, after the parts of a layer; >>checkpoint makes, reads and saves them. */
 typedef struct wrpo__adapter {       /* of one weight */
@@ -3086,21 +2557,6 @@ typedef struct wrpo__lora {
 static const wrpo__adapter *wrpo__adapters(const wrpo_model *model, wrpo__kind kind, int64_t l) {
     return model->lora ? &model->lora->of[l * WRPO__KINDS + (int64_t)kind] : NULL;
 }
-WRPO_API const wrpo_config *wrpo_model_config(const wrpo_model *model) { return &model->config; }
-WRPO_API wrpo_dtype wrpo_model_dtype(const wrpo_model *model) { return model->dtype; }
-WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight **out) {
-    if (out) *out = model->weights;
-    return model->n_weights;
-}
-WRPO_API int64_t wrpo_model_parameters(const wrpo_model *model) {
-    int64_t n;
-    wrpo__layout_weights(&model->config, NULL, NULL, NULL, &n);
-    return n;
-}
-WRPO_API void wrpo_model_free(wrpo_model *model) {
-    if (model) wrpo__arena_free(model->arena);
-}
-
 /* -------------------------------------------------------------------------------------------- >>model
    The decoder, forward and backward, over a packed micro-batch. It is written once, in ops of the backend's table.
    In: records of token ids. Out: the log-prob of every scored token; then, from dL/dlogp of each, the gradients.
@@ -3183,13 +2639,6 @@ static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double
         }
     }
 }
-/* Likewise of the layers that have a base of their own. */
-static void wrpo__inv_freq_sliding(const wrpo_config *c, float *inv) {
-    double scale;
-    wrpo_config own = *c;
-    own.rope = (wrpo_rope){.theta = c->sliding_rope_theta, .dims = c->rope.dims};
-    wrpo__inv_freq(&own, 0, inv, &scale);
-}
 
 /* ---- the workspace, wrpo__run: the memory that micro-batches are computed in; not the run of training ---- */
 typedef struct wrpo__shape {         /* what there is room for */
@@ -3206,7 +2655,7 @@ static int64_t wrpo__ldl(const wrpo_backend *be, int64_t V) { return be->host ? 
 static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s->chunk; }
 
 /* The tables of buffers, [n, columns] each. void: activations, of the backend's act_bytes an element. train, qk_norm,
-   post_norms are 0 or 1, and 0 columns are no buffer. WRPO__X is what a use of a table makes of each X.
+   post_norms are 0 or 1; a buffer of 0 columns is not allocated, so D * train is there only in training.
    Per layer: what the backward pass needs besides the x that enters the layer. The names in the columns are locals of
    wrpo__run_layout. */
 #define WRPO__LAYER_ACTS(X) \
@@ -3270,81 +2719,6 @@ typedef struct wrpo__run {
     size_t bytes, head_bytes;        /* on the backend: of all, of hid to dlogits */
     wrpo__bump host;                 /* the memory of what is on the host */
 } wrpo__run;
-
-static wrpo__shape wrpo__with_adapter(wrpo__shape shape, const wrpo_model *model) {
-    shape.rank = model->lora ? model->lora->rank : 0;
-    shape.drop = model->lora && model->lora->desc.dropout > 0 ? model->lora->cols : 0;
-    return shape;
-}
-/* Measures a workspace (r->layer may be NULL), or assigns its memory. */
-static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__shape *s, wrpo__run *r, wrpo__bump *b) {
-    const wrpo_backend *be = ctx->desc.backend;
-    const size_t size_void = (size_t)be->act_bytes, size_float = sizeof(float);
-    const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
-    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, L = c->num_hidden_layers, n = s->rows;
-    const int64_t train = s->train, qk_norm = c->qk_norm, post_norms = c->post_norms, span = wrpo__span(s);
-    const int64_t two_ropes = c->sliding_rope_theta > 0;
-    for (int64_t l = 0; l <= L + 1; l++) {
-        const bool shared = l == L + 1;                /* r->scratch */
-        const bool stored = s->train && l >= s->recompute && l < L;
-        const bool full = shared ? !s->train || s->recompute > 0 : stored;
-        const bool own_x = s->train ? !shared : shared;        /* training stores each layer's x; else one serves all */
-        wrpo__acts unused, *a = shared ? &r->scratch : &unused;
-        if (!shared && r->layer) a = &r->layer[l];
-        a->x = wrpo__take(b, own_x ? n : 0, D, size_void);
-#define WRPO__X(type, field, columns) a->field = wrpo__take(b, full ? n : 0, columns, size_##type);
-        WRPO__LAYER_ACTS(WRPO__X)
-#undef WRPO__X
-        if (!s->train) a->mid = a->x;                  /* the stream is updated in place */
-    }
-#define WRPO__X(type, field, columns) r->field = wrpo__take(b, n, columns, size_##type);
-    WRPO__RUN_ACTS(WRPO__X)
-#undef WRPO__X
-#define WRPO__X(type, field, columns) \
-    r->field = wrpo__take(b, n, columns, sizeof(type)); \
-    r->h_##field = wrpo__take(&r->host, n, columns, sizeof(type));
-    WRPO__RUN_BOTH(WRPO__X)
-#undef WRPO__X
-    r->packed = wrpo__take(&r->host, n, 1, sizeof *r->packed);
-    r->inv_freq = wrpo__take(&r->host, 1, d / 2, sizeof *r->inv_freq);
-    r->inv_freq_sliding = wrpo__take(&r->host, two_ropes, d / 2, sizeof *r->inv_freq);
-    r->cache = wrpo__take(b, s->cache, L * 2 * G * d, size_void);
-    r->attn_scratch = wrpo__take(b, train, (int64_t)be->attention_scratch(ctx->dev, n, H, G, d), 1);
-    r->head_sum = wrpo__take(b, 1, D, size_float);
-    r->head_bytes = b->used;
-    r->hid = wrpo__take(b, span, D, size_void);
-    r->logits = wrpo__take(b, span, wrpo__ldl(be, V), size_float);
-    r->dhid = wrpo__take(b, span, D * train, size_void);
-    r->dlogits = wrpo__take(b, s->chunk, size_void == size_float ? 0 : wrpo__ldl(be, V) * train, size_void);
-    r->head_bytes = b->used - r->head_bytes;
-    r->bytes = b->used;
-}
-/* As many targets as have 64 MiB of logits, from 32 to 512; on a device, which wants large products, up to 8 times as
-   many. Never more than rows. */
-static int64_t wrpo__head_chunk(const wrpo_ctx *ctx, const wrpo_config *c, int64_t rows) {
-    const int64_t more = ctx->desc.backend->host ? 1 : 8, chunk = (more << 26) / (4 * c->vocab_size) / 32 * 32;
-    return WRPO__MIN(rows, WRPO__MAX(32, WRPO__MIN(512 * more, chunk)));
-}
-
-static wrpo__run *wrpo__run_new(wrpo__arena *arena, wrpo_model *model, const wrpo__shape *shape) {
-    wrpo_ctx *ctx = arena->ctx;
-    const wrpo_config *c = &model->config;
-    wrpo__run *r = WRPO__NEW(arena, wrpo__run);
-    wrpo__bump b = {0};
-    *r = (wrpo__run){.model = model, .be = ctx->desc.backend, .dev = ctx->dev,
-                     .shape = wrpo__with_adapter(*shape, model)};
-    r->layer = wrpo__alloc(arena, (size_t)c->num_hidden_layers + 1, sizeof *r->layer);
-    wrpo__run_layout(ctx, c, &r->shape, r, &b);
-    if (b.overflow || r->host.overflow)
-        wrpo__fail_memory("out of memory: %lld rows of this model do not fit into the address space",
-                          (long long)shape->rows);
-    b = (wrpo__bump){.base = wrpo__device_alloc(arena, b.used, "activations")};
-    r->host = (wrpo__bump){.base = wrpo__raw(arena, r->host.used, 1)};
-    wrpo__run_layout(ctx, c, &r->shape, r, &b);
-    wrpo__inv_freq(c, 0, r->inv_freq, &r->rope_scale);
-    if (r->inv_freq_sliding) wrpo__inv_freq_sliding(c, r->inv_freq_sliding);
-    return r;
-}
 
 /* ---- packing: begin, records, end ---- */
 static void wrpo__pack_begin(wrpo__run *r) {
@@ -3518,15 +2892,15 @@ static void wrpo__norm_bwd(const wrpo__run *r, int64_t l, wrpo__kind kind, float
                        r->n, norm.heads, norm.w->rows, norm.plus);
 }
 /* What attention or MLP reads: norm(x), in r->norm; x itself where the model has no norm before it. */
-static const void *wrpo__input_fwd(const wrpo__run *r, int64_t l, wrpo__kind kind, float *rstd, const void *x) {
+static const void *wrpo__pre_norm_fwd(const wrpo__run *r, int64_t l, wrpo__kind kind, float *rstd, const void *x) {
     const int64_t D = r->model->config.hidden_size;
     if (!wrpo__weight(r->model, kind, l)) return x;
     wrpo__norm_fwd(r, l, kind, r->norm, D, rstd, x, D);
     return r->norm;
 }
 /* r->dy is dL/d of that; dL/dx is added to r->dx. */
-static void wrpo__input_bwd(const wrpo__run *r, int64_t l, wrpo__kind kind, float *grads, const float *rstd,
-                            const void *x) {
+static void wrpo__pre_norm_bwd(const wrpo__run *r, int64_t l, wrpo__kind kind, float *grads, const float *rstd,
+                               const void *x) {
     const int64_t D = r->model->config.hidden_size;
     if (!wrpo__weight(r->model, kind, l)) r->be->add(r->dev, r->dx, r->dy, r->n * D);
     else wrpo__norm_bwd(r, l, kind, grads, r->dx, D, r->dy, r->dx, rstd, x, D);
@@ -3538,20 +2912,23 @@ static void wrpo__scale(const wrpo__run *r, void *y, const void *x, int64_t rows
 }
 /* x += m a W'; or with post_norms x += m norm(a W'), and a W' stays in `out` for the backward pass. m is
    residual_multiplier. x NULL (only with post_norms): `out` and rstd alone are wanted. */
-static void wrpo__add_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, wrpo__kind norm, void *out,
-                          float *rstd, void *x, const void *a) {
+static void wrpo__residual_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, wrpo__kind norm, void *out,
+                               float *rstd, void *x, const void *a) {
     const wrpo_config *c = &r->model->config;
     const int64_t D = c->hidden_size;
     const bool normed = c->post_norms, scaled = c->residual_multiplier > 0;
-    void *y = normed ? out : scaled ? r->norm : x;
-    wrpo__linear_fwd(r, l, lin, y, D, a, y == x);
+    if (!normed && !scaled) {        /* x += a W' */
+        wrpo__linear_fwd(r, l, lin, x, D, a, true);
+        return;
+    }
+    wrpo__linear_fwd(r, l, lin, normed ? out : r->norm, D, a, false);
     if (normed) wrpo__norm_fwd(r, l, norm, r->norm, D, rstd, out, D);
     if (scaled) wrpo__scale(r, r->norm, r->norm, r->n, c->residual_multiplier);
-    if (y != x && x) r->be->add(r->dev, x, r->norm, r->n * D);
+    if (x) r->be->add(r->dev, x, r->norm, r->n * D);
 }
 /* Returns dL/d(a W'): r->dx itself, or r->dy after the backward of the factor and of the norm on what is added. */
-static const void *wrpo__add_bwd(const wrpo__run *r, int64_t l, wrpo__kind norm, float *grads, const float *rstd,
-                                 const void *out) {
+static const void *wrpo__residual_bwd(const wrpo__run *r, int64_t l, wrpo__kind norm, float *grads, const float *rstd,
+                                      const void *out) {
     const wrpo_config *c = &r->model->config;
     const int64_t D = c->hidden_size;
     const void *dy = r->dx;
@@ -3563,6 +2940,7 @@ static const void *wrpo__add_bwd(const wrpo__run *r, int64_t l, wrpo__kind norm,
     wrpo__norm_bwd(r, l, norm, grads, r->dy, D, dy, NULL, rstd, out, D);
     return r->dy;
 }
+static bool wrpo__layer_bit(const uint64_t bits[8], int64_t l) { return bits[l / 64] >> l % 64 & 1; }
 /* q | k, rotated by position; sign -1 rotates back. If only the first dims of a head are, it is done head by head. */
 static void wrpo__rotate(const wrpo__run *r, int64_t l, void *q, float sign) {
     const wrpo_config *c = &r->model->config;
@@ -3603,7 +2981,7 @@ static void wrpo__layer_fwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     const wrpo_attn attn = wrpo__attn_of(r, l);
     const void *in;                                    /* of attention, then of the MLP */
 
-    in = wrpo__input_fwd(r, l, WRPO__W_input_layernorm, a->rstd_attn, x);            /* 2  in = g_1 x / rms(x) */
+    in = wrpo__pre_norm_fwd(r, l, WRPO__W_input_layernorm, a->rstd_attn, x);            /* 2  in = g_1 x / rms(x) */
     if (!c->qk_norm) wrpo__linear_fwd(r, l, &wrpo__qkv, q, ld, in, false);           /* 3  q | k | v = in W' + b */
     else {
         wrpo__linear_fwd(r, l, &wrpo__qk, a->qk0, ld0, in, false);
@@ -3620,13 +2998,13 @@ static void wrpo__layer_fwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     }
     be->attention(r->dev, &attn, a->o, a->lse, q, k, v);                             /* 6  o = softmax(qk'/sqrt d) v */
     if (a->mid != x) be->copy(r->dev, a->mid, x, stream);                            /* 7  x' = x + o W' */
-    wrpo__add_fwd(r, l, &wrpo__o, WRPO__W_post_attention_layernorm, a->attn_out, a->rstd_attn_out, a->mid, a->o);
-    in = wrpo__input_fwd(r, l, wrpo__norm_mlp(c), a->rstd_mlp, a->mid);              /* 8  in = g_2 x' / rms(x') */
+    wrpo__residual_fwd(r, l, &wrpo__o, WRPO__W_post_attention_layernorm, a->attn_out, a->rstd_attn_out, a->mid, a->o);
+    in = wrpo__pre_norm_fwd(r, l, wrpo__norm_mlp(c), a->rstd_mlp, a->mid);              /* 8  in = g_2 x' / rms(x') */
     wrpo__linear_fwd(r, l, &wrpo__gu, a->gu, 2 * I, in, false);                      /* 9  g | u = in W' */
     if (!x_out && !c->post_norms) return;
     be->glu(r->dev, r->h, a->gu, n, I, c->gelu);                                     /* 10 h = silu(g) u */
     if (x_out && x_out != a->mid) be->copy(r->dev, x_out, a->mid, stream);           /* 11 x'' = x' + h W' */
-    wrpo__add_fwd(r, l, &wrpo__down, WRPO__W_post_feedforward_layernorm, a->mlp_out, a->rstd_mlp_out, x_out, r->h);
+    wrpo__residual_fwd(r, l, &wrpo__down, WRPO__W_post_feedforward_layernorm, a->mlp_out, a->rstd_mlp_out, x_out, r->h);
 }
 /* r->dx is dL/dx'' and becomes dL/dx. The comments repeat the steps of the forward pass, in reverse. h and both `in`
    were not stored: they are computed once more. */
@@ -3639,14 +3017,14 @@ static void wrpo__layer_bwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     void *dq = r->dqkv, *dk = wrpo__at(be, dq, H * d), *dv = wrpo__at(be, dk, G * d);
     const wrpo_attn attn = wrpo__attn_of(r, l);
     const void *dy, *in;
-    dy = wrpo__add_bwd(r, l, WRPO__W_post_feedforward_layernorm, grads, a->rstd_mlp_out, a->mlp_out);
+    dy = wrpo__residual_bwd(r, l, WRPO__W_post_feedforward_layernorm, grads, a->rstd_mlp_out, a->mlp_out);
     wrpo__linear_bwd(r, l, &wrpo__down, r->dh, NULL, dy, D, NULL);                   /* 11 x'' = x' + h W', now dh */
     be->glu_bwd(r->dev, r->dgu, r->h, r->dh, a->gu, n, I, c->gelu);                  /* 10 h = silu(g) u, and h again */
     wrpo__linear_bwd(r, l, &wrpo__down, NULL, grads, dy, D, r->h);                   /* 11 now dW */
-    in = wrpo__input_fwd(r, l, wrpo__norm_mlp(c), a->rstd_mlp, a->mid);              /*    in again */
+    in = wrpo__pre_norm_fwd(r, l, wrpo__norm_mlp(c), a->rstd_mlp, a->mid);              /*    in again */
     wrpo__linear_bwd(r, l, &wrpo__gu, r->dy, grads, r->dgu, 2 * I, in);              /* 9  g | u = in W' */
-    wrpo__input_bwd(r, l, wrpo__norm_mlp(c), grads, a->rstd_mlp, a->mid);            /* 8  in = g_2 x' / rms(x') */
-    dy = wrpo__add_bwd(r, l, WRPO__W_post_attention_layernorm, grads, a->rstd_attn_out, a->attn_out);
+    wrpo__pre_norm_bwd(r, l, wrpo__norm_mlp(c), grads, a->rstd_mlp, a->mid);            /* 8  in = g_2 x' / rms(x') */
+    dy = wrpo__residual_bwd(r, l, WRPO__W_post_attention_layernorm, grads, a->rstd_attn_out, a->attn_out);
     wrpo__linear_bwd(r, l, &wrpo__o, r->d_o, grads, dy, D, a->o);                    /* 7  x' = x + o W' */
     be->attention_bwd(r->dev, &attn, dq, dk, dv, r->d_o, a->o, a->lse, q, k, v,      /* 6  o = softmax(qk'/sqrt d) v */
                       r->attn_scratch);
@@ -3655,9 +3033,9 @@ static void wrpo__layer_bwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
         wrpo__norm_bwd(r, l, WRPO__W_q_norm, grads, dq, ld, dq, NULL, a->rstd_q, a->qk0, ld0);
         wrpo__norm_bwd(r, l, WRPO__W_k_norm, grads, dk, ld, dk, NULL, a->rstd_k, wrpo__at(be, a->qk0, H * d), ld0);
     }
-    in = wrpo__input_fwd(r, l, WRPO__W_input_layernorm, a->rstd_attn, x);            /*    in again */
+    in = wrpo__pre_norm_fwd(r, l, WRPO__W_input_layernorm, a->rstd_attn, x);            /*    in again */
     wrpo__linear_bwd(r, l, &wrpo__qkv, r->dy, grads, dq, ld, in);                    /* 3  q | k | v = in W' + b */
-    wrpo__input_bwd(r, l, WRPO__W_input_layernorm, grads, a->rstd_attn, x);          /* 2  in = g_1 x / rms(x) */
+    wrpo__pre_norm_bwd(r, l, WRPO__W_input_layernorm, grads, a->rstd_attn, x);          /* 2  in = g_1 x / rms(x) */
 }
 
 /* ---- the head: log-probs of targets ----
@@ -3920,8 +3298,8 @@ static void wrpo__adapter_bwd(const wrpo__run *r, const wrpo__adapter *of, const
    only define that mean. micro_tokens says how many rows are computed at once, in micro-batches of our own. It changes
    no log-prob. It changes the order in which gradients are added, and so their last bits.
 
-   To add a setting: a field of wrpo_train_desc, a row of WRPO__SETTINGS, an option of example.c. A metric: a row of
-   WRPO_METRICS (>>api), its value in wrpo__tally_add. A method: see >>loss. */
+   To add a setting: a field of wrpo_train_desc, a row of WRPO__SETTINGS (>>setup), an option of example.c. A metric: a
+   row of WRPO_METRICS (>>api), its value in wrpo__tally_add. A method: see >>loss. */
 
 /* ---- data: records of token ids ---- */
 struct wrpo_data {
@@ -3938,6 +3316,963 @@ static int64_t wrpo__scored_count(const wrpo_tokens *y) {
     for (int64_t j = y->first; y->scored && j < y->count; j++) n += y->scored[j];
     return n;
 }
+/* Records list[first..end) (list NULL: i itself) as micro-batches: as many records as fit, at least one. row: how many
+   rows of the pass come before it (dropout numbers elements by it). Micro-batch b is in lane b modulo lanes, and the
+   lanes are dealt to the ranks in order. */
+typedef struct wrpo__micro { int64_t begin, end, row; int lane; } wrpo__micro;        /* a micro-batch */
+static wrpo__micro *wrpo__micro_batches(const wrpo_ctx *ctx, const wrpo_config *c, const wrpo_data *data,
+                                        const int64_t *list, int64_t first, int64_t end,
+                                        int64_t micro_tokens) {     /* an stb array */
+    wrpo__micro *all = NULL;
+    int64_t row = 0, n = 0;
+    for (int64_t i = first; i < end; i++, row += n) {
+        const int64_t b = stbds_arrlen(all);
+        n = wrpo__record_rows(c, &data->records[list ? list[i] : i]);
+        const wrpo__micro next = {i, i + 1, row, (int)(b % ctx->desc.lanes)};
+        if (b && row + n - all[b - 1].row <= micro_tokens) all[b - 1].end++;
+        else stbds_arrput(all, next);
+    }
+    return all;
+}
+static int wrpo__owner(const wrpo_ctx *ctx, const wrpo__micro *micro) {        /* its rank */
+    return (int)(micro->lane / (ctx->desc.lanes / wrpo__ranks(ctx)));
+}
+static void wrpo__pack_micro(wrpo__run *r, const wrpo_data *data, const int64_t *list, const wrpo__micro *micro) {
+    wrpo__pack_begin(r);
+    for (int64_t i = micro->begin; i < micro->end; i++) wrpo__pack_record(r, &data->records[list ? list[i] : i]);
+    wrpo__pack_end(r);
+}
+/* The sum of log-probs, in double, of a response's n scored tokens. */
+static double wrpo__sum_logps(const float *logp, int64_t n) {
+    double sum = 0;
+    for (int64_t j = 0; j < n; j++) sum += (double)logp[j];
+    return sum;
+}
+/* ---- the trainer; >>setup makes it ---- */
+typedef struct wrpo__set {           /* records, and what the reference says about them */
+    const wrpo_data *given;          /* as the caller knows it; NULL: there is no such set */
+    const wrpo_data *data;           /* what is computed: `given`, or for SFT the sources of its records alone */
+    int64_t N; int K;                /* records; the most responses that one has */
+    double *ref;                     /* [N, K] log-probs of the reference; NULL where the method needs none */
+} wrpo__set;
+
+/* ---- what is split over the ranks: an array of elements that are trained, in shards of whole blocks, one a rank ----
+   A shard is one unit for each of the rank's lanes, so that sums over units do not depend on the ranks. */
+static int64_t wrpo__unit(const wrpo_ctx *ctx, int64_t count) {
+    return wrpo__div_up(wrpo__div_up(count, WRPO_BLOCK), ctx->desc.lanes) * WRPO_BLOCK;
+}
+static int64_t wrpo__shard(const wrpo_ctx *ctx, int64_t count) {
+    return wrpo__unit(ctx, count) * (ctx->desc.lanes / wrpo__ranks(ctx));
+}
+/* What [a, a + size) and [b, b + n) have in common: *first, *count. */
+static void wrpo__overlap(int64_t a, int64_t size, int64_t b, int64_t n, int64_t *first, int64_t *count) {
+    *first = WRPO__MAX(a, b);
+    *count = WRPO__MAX(WRPO__MIN(a + size, b + n) - *first, 0);
+}
+/* How arrays of `count` elements that are trained are split over the ranks; bytes of what mirrors them. */
+typedef struct wrpo__sharding {
+    int64_t shard, padded, piece;    /* elements of one rank; of all; of a shard, moved between ranks at a time */
+    size_t gradients, moments, moving;
+} wrpo__sharding;
+struct wrpo_trainer {
+    wrpo_ctx *ctx;
+    wrpo__arena *arena;
+    wrpo_model *model;               /* the policy */
+    wrpo_train_desc desc;            /* resolved */
+    wrpo__set train, eval;
+    int64_t rows;                    /* of the workspace: the most that a micro-batch of either set needs */
+    int64_t part_size;               /* batch_size / accumulation */
+    int64_t steps_per_epoch, T, k;   /* S, T, and how many steps are done */
+    int64_t *order, order_epoch;     /* [N] the records in this epoch's order */
+    double *weight;                  /* [batch_size] of each record in a step's loss */
+    wrpo__run *run;
+    float *grads;                    /* mirrors the weights, once for each level of the lanes; NULL in an evaluation */
+    wrpo__sharding split;
+    char *exp_avg, *exp_avg_sq;      /* AdamW's moments of this rank's shard */
+    double *sumsq;                   /* one element in the backend's memory */
+    bool own_reference;              /* an evaluation of a model against itself computes log-probs once */
+    float *moving;                   /* [ranks][split.piece] what is moved between ranks at a time; NULL: one rank */
+    double start;                    /* when the run began, in seconds */
+    const char *out_dir; FILE *metrics; void *part;    /* used by >>run alone. part, a wrpo__writer: of the metrics */
+    void (*log)(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix);   /* called with every line of metrics */
+};
+/* The record's responses as the loss sees them; log-probs are left 0. */
+static void wrpo__responses_of(const wrpo_record *record, wrpo_response *r) {
+    for (int k = 0; k < record->count; k++) {
+        const wrpo_tokens *y = &record->responses[k];
+        r[k] = (wrpo_response){.role = y->role, .share = y->share, .pair_id = y->pair_id,
+                               .tokens = wrpo__scored_count(y), .source_logps = y->source_logps,
+                               .sources = record->sources};
+    }
+}
+/* ---- metrics: means over records, under the names of the authors' trainer. Only the loss has record.weight ---- */
+typedef struct wrpo__tally { wrpo_metrics m; double chosen, chosen_rows, rejected, rejected_rows; } wrpo__tally;
+static double wrpo__wins(double gap) { return isnan(gap) ? NAN : gap > 0; }
+/* Adds a record of weight w, except for its loss. r: its responses with their log-probs; packed: where they are. */
+static void wrpo__tally_add(wrpo__tally *t, const wrpo__run *run, const wrpo_loss_desc *d, double alpha,
+                            const wrpo_record *record, const wrpo_response *r, const wrpo__location *packed, double w) {
+    double logp[3] = {0}, reward[3] = {0}, share[3] = {0}, all_chosen = 0, chosen = 0;         /* by wrpo_role */
+    wrpo_metrics *m = &t->m;
+    for (int k = 0; k < record->count; k++) {
+        const wrpo_role role = r[k].role;
+        const int64_t P = record->prompt_count, R = record->responses[k].count;
+        double logits = 0;           /* mean logits, summed over the rows of prompt and response */
+        for (int64_t i = 0; i < P; i++) logits += (double)run->h_mean[packed[k].prompt_row + i];
+        for (int64_t i = 0; i < R; i++) logits += (double)run->h_mean[packed[k].row + i];
+        if (role == WRPO_ROLE_REJECTED) {
+            t->rejected += logits;
+            t->rejected_rows += (double)(P + R);
+        } else {
+            t->chosen += logits;
+            t->chosen_rows += (double)(P + R);
+            all_chosen += r[k].logp;
+            chosen++;
+        }
+        share[role] += r[k].share;
+        logp[role] += r[k].share * r[k].logp;
+        reward[role] += r[k].share * wrpo__reward_of(d, &r[k]);
+    }
+    double *const logps_sum[] = {&m->logps_source_chosen, &m->logps_target_chosen, &m->logps_rejected};
+    double *const rewards_sum[] = {&m->rewards_source_chosen, &m->rewards_target_chosen, &m->rewards_rejected};
+    for (int role = 0; role < 3; role++) {             /* NaN for a role that is absent */
+        logp[role] = share[role] > 0 ? logp[role] / share[role] : NAN;
+        reward[role] = share[role] > 0 ? reward[role] / share[role] : NAN;
+        *logps_sum[role] += w * logp[role];
+        *rewards_sum[role] += w * reward[role];
+    }
+    const double weighted = wrpo__weighted_reward(d, alpha, r, record->count), rejected = reward[WRPO_ROLE_REJECTED];
+    const double source = reward[WRPO_ROLE_SOURCE] - rejected, target = reward[WRPO_ROLE_TARGET] - rejected;
+    m->logps_chosen += w * all_chosen / chosen;
+    m->rewards_chosen += w * weighted;
+    m->rewards_margins += w * (weighted - rejected);
+    m->rewards_accuracies += wrpo__wins(weighted - rejected);  /* a count: adding 1/n n times need not give 1 */
+    m->rewards_source_accuracies += wrpo__wins(source);
+    m->rewards_target_accuracies += wrpo__wins(target);
+}
+static void wrpo__tally_sum(wrpo__tally *t, const wrpo__tally *record) {
+#define WRPO__X(field, name) t->m.field += record->m.field;
+    WRPO_METRICS(WRPO__X)
+#undef WRPO__X
+    t->chosen += record->chosen;
+    t->chosen_rows += record->chosen_rows;
+    t->rejected += record->rejected;
+    t->rejected_rows += record->rejected_rows;
+}
+static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double alpha, double begin) {
+    wrpo_metrics *m = &tally->m;
+    m->rewards_accuracies /= (double)m->records;
+    m->rewards_source_accuracies /= (double)m->records;
+    m->rewards_target_accuracies /= (double)m->records;
+    m->logits_chosen = tally->chosen / tally->chosen_rows;
+    m->logits_rejected = tally->rejected / tally->rejected_rows;
+    m->cur_alpha = wrpo__rules[t->desc.loss.method].inside ? alpha : NAN;
+    m->epoch = (double)t->k / (double)t->steps_per_epoch;
+    m->seconds = wrpo__now() - t->start;
+    m->tokens_per_second = (double)m->tokens / WRPO__MAX(wrpo__now() - begin, 1e-9);
+}
+
+/* ---- one pass over records: log-probs, losses, metrics and, in training, gradients ----
+   list[i]: a record of the set (NULL: i itself); weight[i]: its share of the loss (NULL: 1 / count). */
+/* A micro-batch; own[i]: each record's metrics. scored: tokens of an SFT batch. grads NULL: an evaluation. */
+static void wrpo__pass_micro(wrpo_trainer *t, const wrpo__set *set, const int64_t *list, const double *weight,
+                             int64_t count, double alpha, const wrpo__micro *micro, double scored, float *grads,
+                             wrpo__tally *own) {
+    wrpo__run *r = t->run;
+    const wrpo_loss_desc *d = &t->desc.loss;
+    const bool sft = d->method == WRPO_METHOD_SFT;
+    wrpo_response *y = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *y);
+    r->dropout.row = micro->row;
+    wrpo__pack_micro(r, set->data, list, micro);
+    wrpo__forward(r, true);                                                    /* log pi of every scored token */
+    const wrpo__location *packed = r->packed;
+    for (int64_t i = micro->begin; i < micro->end; i++) {
+        const int64_t index = list ? list[i] : i;
+        const wrpo_record *record = &set->data->records[index];
+        const char *why = NULL;
+        wrpo__responses_of(record, y);
+        for (int k = 0; k < record->count; k++) {
+            y[k].logp = wrpo__sum_logps(r->h_logp + packed[k].target, y[k].tokens);
+            y[k].ref = set->ref ? set->ref[index * set->K + k] : 0;
+            if (t->own_reference) y[k].ref = y[k].logp;
+        }
+        const double loss = wrpo_loss(d, alpha, y, record->count, scored, &why);            /* WRPO is here: >>loss */
+        if (!isfinite(loss))
+            wrpo__fail(t->ctx, WRPO_E_NOT_FINITE, "step %lld: record \"%s\" (line %lld): %s",
+                       (long long)t->k + (grads != NULL), record->prompt_id, (long long)record->line,
+                       why ? why : "the loss is not a finite number");
+        const double share = weight ? weight[i] : 1 / (double)count;           /* of the batch's mean */
+        const double w = record->weight * (sft ? 1 : share);                   /* SFT's loss is a share already */
+        for (int k = 0; grads && k < record->count; k++)                       /* dL/dlogp of each of its tokens */
+            for (int64_t j = 0; j < y[k].tokens; j++) r->h_coef[packed[k].target + j] = (float)(w * y[k].dlogp);
+        own[i] = (wrpo__tally){.m.loss = w * loss};
+        wrpo__tally_add(&own[i], r, d, alpha, record, y, packed, share);
+        packed += record->count;
+    }
+    if (grads) wrpo__backward(r, grads);
+}
+static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *list, const double *weight, int64_t count,
+                       double alpha, bool train, wrpo__tally *tally) {
+    wrpo__run *r = t->run;
+    const wrpo_loss_desc *d = &t->desc.loss;
+    const bool sft = d->method == WRPO_METHOD_SFT;
+    wrpo_response *y = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *y);
+    double scored = 0;
+    r->dropout = (wrpo_dropout){.p = train && t->model->lora ? (float)t->model->lora->desc.dropout : 0,
+                                .seed = wrpo__random64(t->desc.seed, UINT64_MAX, (uint64_t)t->k)};
+    wrpo__sum_head(r);
+    for (int64_t i = 0; sft && i < count; i++) {       /* SFT's mean is over the batch's tokens */
+        const wrpo_record *record = &set->data->records[list ? list[i] : i];
+        wrpo__responses_of(record, y);
+        scored += wrpo__sft_tokens(y, record->count);
+    }
+    const wrpo__micro *all = wrpo__micro_batches(t->ctx, &t->model->config, set->data, list, 0, count,
+                                                 t->desc.micro_tokens);
+    const wrpo__micro *const end = all + stbds_arrlen(all);
+    wrpo__tally *own = wrpo__raw(wrpo__current, (size_t)count, sizeof *own);           /* of each record */
+    const int lanes = (int)(t->ctx->desc.lanes / wrpo__ranks(t->ctx)), first = wrpo__my_rank(t->ctx) * lanes;
+    const int64_t size = t->split.padded;
+    int64_t level = 0;               /* of t->grads: where the lane is computed */
+    /* Lanes are added as a binary counter carries: after an odd lane, its array is added to the one before it, and
+       again for each further low bit of the lane's number that is 1. log2(lanes) + 1 arrays are enough. */
+    for (int lane = 0; lane < lanes; lane++, level++) {
+        float *grads = train ? t->grads + level * size : NULL;
+        if (train) r->be->zero(r->dev, grads, (size_t)size * sizeof *grads);
+        for (const wrpo__micro *micro = all; micro < end; micro++)
+            if (micro->lane == first + lane)
+                wrpo__pass_micro(t, set, list, weight, count, alpha, micro, scored, grads, own);
+        for (int odd = lane; train && odd & 1; odd >>= 1) {                    /* lanes in pairs, and pairs of pairs */
+            r->be->sum(r->dev, t->grads + (level - 1) * size, t->grads + level * size, size);
+            level--;
+        }
+    }
+    /* The records' metrics, of all ranks, in the order of the records: the sums do not depend on the ranks. */
+    wrpo__text mine = {.arena = wrpo__current};
+    for (const wrpo__micro *micro = all; micro < end; micro++)
+        if (wrpo__owner(t->ctx, micro) == wrpo__my_rank(t->ctx))
+            wrpo__text_add(&mine, (const char *)&own[micro->begin],
+                           (size_t)(micro->end - micro->begin) * sizeof *own);
+    const char **from = wrpo__all_gather_texts(t->ctx, &mine);
+    for (const wrpo__micro *micro = all; micro < end; micro++) {
+        const char **next = &from[wrpo__owner(t->ctx, micro)];
+        for (int64_t i = micro->begin; i < micro->end; i++, *next += sizeof *own) {
+            wrpo__tally_sum(tally, (const wrpo__tally *)*next);
+            tally->m.tokens += wrpo__record_rows(&t->model->config, &set->data->records[list ? list[i] : i]);
+        }
+    }
+    tally->m.records = count;
+}
+
+/* ---- between ranks (ZeRO-1): a rank gets the sum of all gradients of its shard, and updates it; then all ranks get
+        the weights of all shards ---- */
+/* The sum over ranks, in pairs as over lanes, where this rank's shard is in t->grads. */
+static void wrpo__reduce_scatter(wrpo_trainer *t) {
+    wrpo_ctx *ctx = t->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    const wrpo_group *g = ctx->desc.group;
+    const int64_t shard = t->split.shard;
+    float *mine = t->grads + wrpo__my_rank(ctx) * shard, *part = t->moving;
+    wrpo__agree(ctx);
+    for (int64_t at = 0, n; part && at < shard; at += n) {
+        n = WRPO__MIN(shard - at, t->split.piece);
+        wrpo__group_check(ctx, g->exchange(g->self, ctx->dev, part, t->grads + at, shard, n, &ctx->error));
+        for (int apart = 1; apart < g->ranks; apart *= 2)
+            for (int i = 0; i + apart < g->ranks; i += 2 * apart)
+                be->sum(ctx->dev, part + i * n, part + (i + apart) * n, n);
+        be->copy(ctx->dev, mine + at, part, (size_t)n * sizeof *mine);
+    }
+}
+/* Copies the trained weights of elements [from, from + n) to the buffer; put: from it; NULL: copies nothing. Returns
+   their bytes. */
+static size_t wrpo__weights_move(const wrpo_model *model, int64_t from, int64_t n, char *buffer, bool put) {
+    size_t used = 0;
+    for (int64_t i = 0, end, size, first, count; i < model->n_weights; i = end) {
+        const wrpo_weight *w = &model->weights[i];
+        const size_t each = wrpo__dtype_size(w->dtype);
+        end = wrpo__weight_run(model, i, &size);
+        if (w->at < 0) continue;
+        wrpo__overlap(w->at, size, from, n, &first, &count);
+        char *data = (char *)w->data + (size_t)(first - w->at) * each, *to = put ? data : buffer + used;
+        if (buffer && count)
+            model->ctx->desc.backend->copy(model->ctx->dev, to, put ? buffer + used : data, (size_t)count * each);
+        used += (size_t)count * each;
+    }
+    return used;
+}
+static void wrpo__all_gather_weights(wrpo_trainer *t) {
+    wrpo_ctx *ctx = t->ctx;
+    const wrpo_group *g = ctx->desc.group;
+    const int64_t shard = t->split.shard;
+    char *moving = (char *)t->moving;
+    wrpo__agree(ctx);
+    for (int64_t at = 0, n; moving && at < shard; at += n) {
+        size_t most = 0;
+        n = WRPO__MIN(shard - at, t->split.piece);
+        for (int i = 0; i < g->ranks; i++)
+            most = WRPO__MAX(most, wrpo__weights_move(t->model, i * shard + at, n, NULL, false));
+        wrpo__weights_move(t->model, g->rank * shard + at, n, moving + (size_t)g->rank * most, false);
+        wrpo__group_check(ctx, g->gather(g->self, ctx->dev, moving, most, &ctx->error));
+        for (int i = 0; i < g->ranks; i++)
+            if (i != g->rank) wrpo__weights_move(t->model, i * shard + at, n, moving + (size_t)i * most, true);
+    }
+}
+
+/* ---- one optimizer step ---- */
+/* The records of step k, *list[count], and in t->weight what each counts for in the loss. */
+static int64_t wrpo__next_batch(wrpo_trainer *t, const int64_t **list) {
+    const int64_t epoch = t->k / t->steps_per_epoch, step = t->k % t->steps_per_epoch, N = t->train.N;
+    if (epoch != t->order_epoch) {   /* Fisher-Yates, from the identity: the order depends on seed and epoch alone */
+        for (int64_t i = 0; i < N; i++) t->order[i] = i;
+        for (int64_t i = N - 1; i > 0 && !t->desc.no_shuffle; i--) {
+            const uint64_t draw = wrpo__random64(t->desc.seed, (uint64_t)epoch, (uint64_t)i);
+            const int64_t j = (int64_t)(draw % (uint64_t)(i + 1)), swap = t->order[i];
+            t->order[i] = t->order[j];
+            t->order[j] = swap;
+        }
+        t->order_epoch = epoch;
+    }
+    const int64_t first = step * t->desc.batch_size, count = WRPO__MIN(t->desc.batch_size, N - first);
+    const int64_t parts = wrpo__div_up(count, t->part_size);
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t part = i / t->part_size, size = WRPO__MIN(t->part_size, count - part * t->part_size);
+        t->weight[i] = 1 / ((double)parts * (double)size);
+    }
+    *list = t->order + first;
+    return count;
+}
+/* The norm of the gradient: sums over units, added in order. */
+static double wrpo__grad_norm(wrpo_trainer *t) {
+    wrpo_ctx *ctx = t->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    const int64_t count = t->model->count, unit = wrpo__unit(ctx, count), lanes = ctx->desc.lanes;
+    const int64_t own = lanes / wrpo__ranks(ctx), first = own * wrpo__my_rank(ctx);
+    double *sums = wrpo__alloc(wrpo__current, (size_t)lanes, sizeof *sums), total = 0;
+    for (int64_t i = first; i < first + own; i++) {
+        const int64_t n = WRPO__MIN(count - i * unit, unit);
+        be->zero(ctx->dev, t->sumsq, sizeof *t->sumsq);
+        if (n > 0) be->sumsq(ctx->dev, t->sumsq, t->grads + i * unit, n);
+        be->get(ctx->dev, &sums[i], t->sumsq, sizeof *sums);
+    }
+    wrpo__sync(ctx);
+    wrpo__gather(ctx, sums, (size_t)own * sizeof *sums);
+    for (int64_t i = 0; i < lanes; i++) total += sums[i];
+    return sqrt(total);
+}
+/* AdamW on all weights that are trained, as far as they are in this rank's shard; matrices decay, norms and biases do
+   not. Random rounding depends on the element, not on the shard: element i of an array draws by seed + i * DICE_STEP,
+   so a shard that begins at its element s adds s * DICE_STEP to the seed. */
+static void wrpo__update(wrpo_trainer *t, double lr, double grad_scale) {
+    const wrpo_train_desc *d = &t->desc;
+    const wrpo_backend *be = t->ctx->desc.backend;
+    const int64_t shard = t->split.shard, begin = wrpo__my_rank(t->ctx) * shard;
+    const double steps = (double)(t->k + 1);
+    wrpo_adamw step = {.lr = (float)lr, .beta1 = (float)d->beta1, .beta2 = (float)d->beta2, .eps = (float)d->eps,
+                       .grad_scale = (float)grad_scale, .moments = d->moments,
+                       .correction1 = 1 - pow(d->beta1, steps), .correction2 = sqrt(1 - pow(d->beta2, steps))};
+    for (int64_t i = 0, end, size, first, count; i < t->model->n_weights; i = end) {
+        const wrpo_weight *w = &t->model->weights[i];
+        end = wrpo__weight_run(t->model, i, &size);
+        if (w->at < 0) continue;                       /* frozen */
+        wrpo__overlap(begin, shard, w->at, size, &first, &count);
+        if (count == 0) continue;
+        const size_t offset = wrpo_moments_bytes(d->moments, first - begin);
+        const uint64_t seed = wrpo__random64(d->seed, (uint64_t)t->k, (uint64_t)w->at);
+        const uint32_t skip = (uint32_t)(first - w->at) * WRPO__DICE_STEP;
+        step.weight_decay = w->decay ? (float)d->weight_decay : 0;
+        step.seed = (uint64_t)((uint32_t)(seed >> 32) + skip) << 32 | ((uint32_t)seed + skip);
+        be->adamw(t->ctx->dev, (char *)w->data + (size_t)(first - w->at) * wrpo__dtype_size(w->dtype),
+                  w->dtype == WRPO_DTYPE_BF16 ? t->model->low + (first - begin) : NULL, t->exp_avg + offset,
+                  t->exp_avg_sq + offset, t->grads + first, count, &step);
+    }
+}
+static wrpo_metrics wrpo__step(wrpo_trainer *t) {
+    wrpo_ctx *ctx = t->ctx;
+    const wrpo_train_desc *d = &t->desc;
+    wrpo__tally tally = {.m = {.step = t->k + 1, .steps = t->T}};
+    const int64_t *list;
+    const double begin = wrpo__now();
+    if (t->k >= t->T) wrpo__fail_arg("all %lld steps are done", (long long)t->T);
+
+    /* 1. Alpha and the learning rate of step k = 0 ... T - 1, and the records of its batch. A rising alpha never has
+          its end value; with warm-up the rate of the first step is 0. */
+    const int64_t warmup = (int64_t)ceil(d->warmup_ratio * (double)t->T - 1e-9);
+    const double alpha = wrpo_alpha(d->alpha_schedule, d->alpha_power, d->alpha, t->k, t->T);
+    const double lr = d->learning_rate * wrpo_lr_factor(d->lr_schedule, warmup, t->k, t->T) + 0.0;      /* no -0 */
+    const int64_t count = wrpo__next_batch(t, &list);
+    /* 2. Gradients of the batch's loss. */
+    wrpo__pass(t, &t->train, list, t->weight, count, alpha, true, &tally);
+    wrpo__reduce_scatter(t);
+    /* 3. Their global norm. Above max_grad_norm they are clipped to it, as by torch.nn.utils.clip_grad_norm_: AdamW
+          multiplies each gradient by a factor as it reads it, and the clipped gradient is never stored. */
+    const double norm = wrpo__grad_norm(t), clip = d->max_grad_norm > 0 ? d->max_grad_norm / (norm + 1e-6) : 1;
+    if (!isfinite(norm))
+        wrpo__fail(ctx, WRPO_E_NOT_FINITE, "step %lld: the gradient is not finite (batch of %lld records, the first is "
+                   "\"%s\")", (long long)t->k + 1, (long long)count, t->train.data->records[list[0]].prompt_id);
+    /* 4. The update. */
+    wrpo__update(t, lr, WRPO__MIN(1, clip));
+    wrpo__all_gather_weights(t);
+    wrpo__sync(ctx);
+    t->k++;
+
+    wrpo__tally_end(&tally, t, alpha, begin);
+    tally.m.grad_norm = norm;
+    tally.m.learning_rate = lr;
+    if (t->log) t->log(t, &tally.m, "");
+    return tally.m;
+}
+WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m) {
+    WRPO__ENTRY_ALL(t->ctx, true, *m = wrpo__step(t));
+}
+
+/* ------------------------------------------------------------ Stop here if you only want the algorithm. */
+
+/* -------------------------------------------------------------------------------------------- >>setup
+   What a step works on, made in memory: contexts, models with random weights, data of token ids, trainers with the
+   reference's log-probs; evaluation. All that can be wrong with them is found here, before the first step.        */
+/* ---- memory of the host. dev: a backend's state, whose first member is its wrpo_allocator ---- */
+static void *wrpo__host_alloc(void *dev, size_t n) {  /* a word in front of the block says where it begins */
+    const wrpo_allocator *memory = dev;
+    if (n > SIZE_MAX - 2 * WRPO__ALIGN) return NULL;
+    char *base = memory->alloc(n + 2 * WRPO__ALIGN, memory->user);
+    if (!base) return NULL;
+    char *p = (char *)(((uintptr_t)base + 2 * WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN);
+    memcpy(p - sizeof base, &base, sizeof base);
+    return p;
+}
+static void wrpo__host_release(void *dev, void *p) {
+    const wrpo_allocator *memory = dev;
+    char *base;
+    if (!p) return;
+    memcpy(&base, (char *)p - sizeof base, sizeof base);
+    memory->free(base, memory->user);
+}
+static void wrpo__host_copy(void *dev, void *dst, const void *src, size_t n) { (void)dev; if (n) memmove(dst, src, n); }
+static void wrpo__host_zero(void *dev, void *dst, size_t n) { (void)dev; if (n) memset(dst, 0, n); }
+static size_t wrpo__host_room(void *dev) {  /* what the system can still give without swapping */
+    unsigned long long kib = 0;
+    char line[128];
+    (void)dev;
+    FILE *f = fopen("/proc/meminfo", "r");
+    while (f && fgets(line, sizeof line, f) && sscanf(line, "MemAvailable: %llu", &kib) != 1) {}
+    if (f) fclose(f);
+    return kib ? (size_t)kib * 1024 : SIZE_MAX;
+}
+static wrpo_result wrpo__host_sync(void *dev, wrpo_error *why) { (void)dev; (void)why; return WRPO_OK; }
+
+/* ---- context ---- */
+static void *wrpo__malloc(size_t n, void *user) { (void)user; return malloc(n); }
+static void wrpo__mfree(void *p, void *user) { (void)user; free(p); }
+static wrpo_result wrpo__open_fails(const wrpo_desc *d, wrpo_result r, const char *text) {
+    *d->why = (wrpo_error){.code = r};
+    snprintf(d->why->text, sizeof d->why->text, "%s", text);
+    return r;
+}
+static struct tm wrpo__local_time(time_t t) {
+    struct tm tm = {0};
+#ifdef _WIN32
+    localtime_s(&tm, &t);
+#else
+    localtime_r(&t, &tm);
+#endif
+    return tm;
+}
+static bool wrpo__set_date(wrpo_ctx *ctx, const char *date) {  /* false: no such day */
+    const struct tm now = wrpo__local_time(time(NULL));
+    int year = now.tm_year + 1900, month = now.tm_mon + 1, day = now.tm_mday, end = 0;
+    if (date && (sscanf(date, "%4d-%2d-%2d%n", &year, &month, &day, &end) != 3 || end != 10 || date[end])) return false;
+    struct tm tm = {.tm_year = year - 1900, .tm_mon = month - 1, .tm_mday = day, .tm_hour = 12, .tm_isdst = -1};
+    const time_t noon = mktime(&tm);
+    if (noon == (time_t)-1 || tm.tm_mon != month - 1 || tm.tm_mday != day) return false;
+    ctx->now = noon;
+    snprintf(ctx->date, sizeof ctx->date, "%04d-%02d-%02d", year, month, day);
+    return true;
+}
+static void wrpo__need_date(wrpo_ctx *ctx, const char *date) {
+    if (!wrpo__set_date(ctx, date)) wrpo__fail_arg("date: want a day such as 2026-11-29, found \"%.40s\"", date);
+}
+WRPO_API wrpo_result wrpo_set_date(wrpo_ctx *ctx, const char *date) {
+    WRPO__ENTRY(ctx, true, wrpo__need_date(ctx, date));
+}
+WRPO_API const char *wrpo_get_date(const wrpo_ctx *ctx) { return ctx->date; }
+static int wrpo__default_threads(const wrpo_desc *d) { /* ranks that are bound to no processors share them */
+    int64_t threads = 1;
+    (void)d;
+#ifdef _OPENMP
+    threads = omp_get_max_threads();
+#ifdef _SC_NPROCESSORS_ONLN
+    const int64_t all = sysconf(_SC_NPROCESSORS_ONLN);
+    if (d->group && omp_get_num_procs() >= all)
+        threads = WRPO__MIN(threads, WRPO__MAX(all / d->group->locals, 1));
+#endif
+#endif
+    return (int)threads;
+}
+static wrpo_result wrpo__open(wrpo_desc d, wrpo_ctx **out) {
+    const int64_t ranks = d.group ? d.group->ranks : 1, own = (d.lanes ? d.lanes : ranks) / ranks;
+    if (!d.backend) d.backend = wrpo_backend_cpu();
+    if (!d.dtype) d.dtype = d.backend->dtype;
+    const struct { bool wrong; wrpo_result code; const char *text; } checks[] = {
+        {!d.memory.alloc != !d.memory.free, WRPO_E_ARG, "wrpo_open: memory: want both functions or none"},
+        {d.threads < 0, WRPO_E_ARG, "wrpo_open: threads: want at least 0"},
+        {d.lanes < 0 || d.lanes > 1 << 20 || (d.lanes && own * ranks != d.lanes) || (own & (own - 1)),
+         WRPO_E_ARG, "wrpo_open: lanes: want the number of ranks times a power of two"},
+        {ranks > 1 && !d.backend->host && !d.group->device, WRPO_E_UNSUPPORTED,
+         "wrpo_open: group: want one that moves a device's memory"},
+        {own * ranks > 1 && !d.backend->sum, WRPO_E_UNSUPPORTED, "wrpo_open: lanes: this backend has no sum"},
+        {d.dtype != WRPO_DTYPE_F32 && d.dtype != WRPO_DTYPE_BF16, WRPO_E_ARG,
+         "wrpo_open: dtype: want f32 or bf16"}};
+    for (int i = 0; i < WRPO__COUNT(checks); i++)
+        if (checks[i].wrong) return wrpo__open_fails(&d, checks[i].code, checks[i].text);
+    if (!d.memory.alloc) d.memory = (wrpo_allocator){wrpo__malloc, wrpo__mfree, NULL};
+    d.lanes = own * ranks;
+#ifndef _OPENMP
+    d.threads = 1;
+#endif
+    if (!d.threads) d.threads = wrpo__default_threads(&d);
+    wrpo_ctx *ctx = d.memory.alloc(sizeof *ctx, d.memory.user);
+    if (!ctx) return wrpo__open_fails(&d, WRPO_E_MEMORY, "out of memory");
+    *ctx = (wrpo_ctx){.desc = d, .error = {.text = "out of memory"}};
+    ctx->desc.why = NULL;
+    ctx->handouts = wrpo__arena_new(ctx);
+    wrpo__set_date(ctx, NULL);
+    const wrpo_result r = ctx->handouts ? d.backend->open(&ctx->dev, &ctx->desc, &ctx->error) : WRPO_E_MEMORY;
+    if (r == WRPO_OK) {
+        ctx->error = (wrpo_error){0};
+        *out = ctx;
+        return WRPO_OK;
+    }
+    wrpo__open_fails(&d, r, ctx->error.text);
+    wrpo__arena_free(ctx->handouts);
+    d.memory.free(ctx, d.memory.user);
+    return r;
+}
+WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
+    wrpo_desc d = desc ? *desc : (wrpo_desc){0};
+    wrpo_error error = {0}, *why = d.why ? d.why : &error;
+    *out = NULL;
+    d.why = why;
+    const wrpo_result r = wrpo__open(d, out);
+    if (!d.group || !wrpo__ask(d.group, r != WRPO_OK, why)) return r;
+    wrpo_close(*out);
+    *out = NULL;
+    return why->code;
+}
+WRPO_API wrpo_result wrpo_agree(wrpo_ctx *ctx, wrpo_result r, const char *sentence) {
+    if (r != WRPO_OK && sentence) {
+        ctx->error = (wrpo_error){.code = r};
+        snprintf(ctx->error.text, sizeof ctx->error.text, "%s", sentence);
+    }
+    if (!ctx->desc.group || ctx->peers == WRPO__ALONE || (r != WRPO_OK && ctx->peers)) return r;
+    ctx->peers = wrpo__ask(ctx->desc.group, r != WRPO_OK, &ctx->error);
+    return ctx->peers ? ctx->error.code : WRPO_OK;
+}
+WRPO_API void wrpo_close(wrpo_ctx *ctx) {
+    if (!ctx) return;
+    ctx->desc.backend->close(ctx->dev);
+    wrpo__arena_free(ctx->handouts);
+    ctx->desc.memory.free(ctx, ctx->desc.memory.user);
+}
+WRPO_API const wrpo_error *wrpo_last_error(const wrpo_ctx *ctx) {
+    static const wrpo_error none = {WRPO_E_MEMORY, 0, 0, "out of memory"};
+    return ctx ? &ctx->error : &none;
+}
+WRPO_API size_t wrpo_memory_peak(const wrpo_ctx *ctx) { return ctx->peak; }
+WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user) {
+    (void)user;
+    fprintf(stderr, "%s%s\n", level == WRPO_LOG_WARN ? "warning: " : "", text);
+}
+/* For the caller: a copy that outlives the entry, until wrpo_free. */
+static void *wrpo__handout(wrpo_ctx *ctx, const void *p, size_t n) {
+    char *q = wrpo__raw(ctx->handouts, n + 1, 1);
+    if (n) memcpy(q, p, n);
+    q[n] = 0;
+    return q;
+}
+WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p) {
+    (void)ctx;
+    wrpo__block_free(p);
+}
+
+/* ---- the plain backend ---- */
+static wrpo_result wrpo__plain_open(void **dev, const wrpo_desc *desc, wrpo_error *why) {
+    wrpo__plain *plain = *dev = desc->memory.alloc(sizeof *plain, desc->memory.user);
+    if (!plain) {
+        *why = (wrpo_error){WRPO_E_MEMORY, 0, 0, "out of memory: the state of the plain backend"};
+        return WRPO_E_MEMORY;
+    }
+    plain->memory = desc->memory;
+    plain->bf16 = desc->dtype == WRPO_DTYPE_BF16;
+    return WRPO_OK;
+}
+static void wrpo__plain_close(void *dev) {
+    const wrpo_allocator memory = ((wrpo__plain *)dev)->memory;
+    memory.free(dev, memory.user);
+}
+/* The fields of a backend on the host: its functions are wrpo__LEVEL_OP. */
+#define WRPO__HOST_BACKEND(level) \
+    .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true, .close = wrpo__##level##_close, \
+    .alloc = wrpo__host_alloc, .release = wrpo__host_release, .put = wrpo__host_copy, .get = wrpo__host_copy, \
+    .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = wrpo__##level##_gemm, \
+    .embed = wrpo__##level##_embed, .embed_bwd = wrpo__##level##_embed_bwd, .gather = wrpo__##level##_gather, \
+    .gather_bwd = wrpo__##level##_gather_bwd, .scatter = wrpo__##level##_scatter, .bias = wrpo__##level##_bias, \
+    .bias_bwd = wrpo__##level##_bias_bwd, .colsum = wrpo__##level##_colsum, .add = wrpo__##level##_add, \
+    .dropout = wrpo__##level##_dropout, .rmsnorm = wrpo__##level##_rmsnorm, \
+    .rmsnorm_bwd = wrpo__##level##_rmsnorm_bwd, .rope = wrpo__##level##_rope, \
+    .attention = wrpo__##level##_attention, .attention_bwd = wrpo__##level##_attention_bwd, \
+    .attention_scratch = wrpo__##level##_attention_scratch, .glu = wrpo__##level##_glu, \
+    .glu_bwd = wrpo__##level##_glu_bwd, .logprob = wrpo__##level##_logprob, \
+    .logprob_bwd = wrpo__##level##_logprob_bwd, .sum = wrpo__##level##_sum, .sumsq = wrpo__##level##_sumsq, \
+    .adamw = wrpo__##level##_adamw
+WRPO_API const wrpo_backend *wrpo_backend_plain(void) {
+    static const wrpo_backend backend = {.name = "plain", .open = wrpo__plain_open, .copy = wrpo__host_copy,
+                                         .zero = wrpo__host_zero, WRPO__HOST_BACKEND(plain)};
+    return &backend;
+}
+
+/* ---- configs ---- */
+/* A config that a caller filled in keeps the limits of one that is read from a file. */
+static void wrpo__config_check(const wrpo_config *c) {
+    const wrpo_rope *p = &c->rope;
+    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, dynamic = p->type == WRPO_ROPE_DYNAMIC;
+    const bool yarn = p->type == WRPO_ROPE_YARN, longrope = p->type == WRPO_ROPE_LONGROPE;
+    const double most = 1e15, least = 1 / most, huge = 0x1p40;  /* most: of a number; huge: of positions */
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, dims = p->dims ? p->dims : c->head_dim;
+    double factor = longrope ? most : 1;  /* the smallest of its factors */
+    for (int i = 0; longrope && i < WRPO__MIN(dims, WRPO__MAX_D) / 2; i++)
+        factor = WRPO__MIN(factor, (double)WRPO__MIN(p->short_factor[i], p->long_factor[i]));
+    const struct { const char *name; double value, low, high; } limits[] = {
+        {"vocab_size", (double)c->vocab_size, 1, 1 << 24}, {"hidden_size", (double)c->hidden_size, 1, WRPO__MAX_HIDDEN},
+        {"intermediate_size", (double)c->intermediate_size, 1, 1 << 24},
+        {"num_hidden_layers", (double)c->num_hidden_layers, 1, 512}, {"num_attention_heads", (double)H, 1, 65536},
+        {"num_key_value_heads", (double)G, 1, (double)H},
+        {"num_attention_heads modulo num_key_value_heads", G > 0 ? (double)(H % G) : 0, 0, 0},
+        {"head_dim", (double)c->head_dim, 2, WRPO__MAX_D}, {"head_dim modulo 2", (double)(c->head_dim % 2), 0, 0},
+        {"max_position_embeddings", (double)c->max_position_embeddings, 1, huge},
+        {"sliding_window", (double)c->sliding_window, 0, huge}, {"rms_norm_eps", c->rms_norm_eps, least, most},
+        {"initializer_range", c->initializer_range, least, most},
+        {"query_pre_attn_scalar", c->query_pre_attn_scalar, 0, most},
+        {"attn_logit_softcapping", c->attn_logit_softcapping, 0, most},
+        {"final_logit_softcapping", c->final_logit_softcapping, 0, most},
+        {"embedding_multiplier", c->embedding_multiplier, 0, most},
+        {"residual_multiplier", c->residual_multiplier, 0, most},
+        {"attention_multiplier", c->attention_multiplier, 0, most}, {"logits_scaling", c->logits_scaling, 0, most},
+        {"heads times head_dim, with qk_norm_rows", c->qk_norm_rows ? (double)(H * c->head_dim) : 0, 0,
+         WRPO__MAX_HIDDEN},
+        {"sliding_rope_theta", c->sliding_rope_theta, 0, most},
+        {"rope.type", (double)p->type, 0, WRPO_ROPE_LONGROPE}, {"rope.theta", p->theta, least, most},
+        {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim},
+        {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
+        {"rope.factor", p->factor, p->type != WRPO_ROPE_DEFAULT ? least : 0, most},
+        {"rope.original_max_position_embeddings", (double)p->original_max_position_embeddings,
+         llama3 || yarn || longrope ? 2 : 0, huge},
+        {"rope.attention_factor", p->attention_factor, yarn || longrope ? least : 0, most},
+        {"rope.beta_fast", p->beta_fast, yarn ? least : 0, most},
+        {"rope.beta_slow", p->beta_slow, yarn ? least : 0, most},
+        {"rope.low_freq_factor", p->low_freq_factor, llama3 ? least : 0, most},
+        {"rope.high_freq_factor", p->high_freq_factor, llama3 ? nextafter(p->low_freq_factor, most) : 0, most},
+        {"rope.short_factor and long_factor", factor, least, most}};
+    for (int i = 0; i < WRPO__COUNT(limits); i++)
+        if (!(limits[i].value >= limits[i].low && limits[i].value <= limits[i].high))
+            wrpo__fail_arg("wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name, limits[i].low,
+                           limits[i].high, limits[i].value);
+    if (!memchr(c->model_type, 0, sizeof c->model_type)) wrpo__fail_arg("wrpo_config: model_type: want a NUL");
+    if (c->no_pre_norms && !c->post_norms) wrpo__fail_arg("wrpo_config: no_pre_norms: want post_norms with it");
+}
+static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
+    const wrpo_rope *p = &c->rope;
+    const double numbers[] = {
+        c->rms_norm_eps, p->theta, (double)p->type, p->factor, p->low_freq_factor, p->high_freq_factor, p->beta_fast,
+        p->beta_slow, p->attention_factor, (double)p->original_max_position_embeddings, (double)c->sliding_window,
+        (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads, (double)ctx->desc.dtype,
+        (double)p->dims, (double)p->yarn_truncate, (double)c->max_position_embeddings, c->query_pre_attn_scalar,
+        c->attn_logit_softcapping, c->final_logit_softcapping, c->gelu, c->norm_plus_one, c->post_norms,
+        c->scale_embeddings};
+    const double later[] = {c->sliding_rope_theta, c->qk_norm_rows, c->no_pre_norms, c->embedding_multiplier,
+                            c->residual_multiplier, c->attention_multiplier, c->logits_scaling};
+    uint64_t h = wrpo__hash(0, numbers, sizeof numbers);
+    for (int64_t i = 0; i < WRPO__COUNT(later); i++)  /* a model without them keeps its name */
+        if (later[i] != 0) h = wrpo__hash(h ^ (uint64_t)i, &later[i], sizeof later[i]);
+    for (int64_t l = 0; l < c->num_hidden_layers; l++)
+        if (wrpo__layer_bit(c->no_rope_layers, l)) h = wrpo__hash(h, &l, sizeof l);
+    h = wrpo__hash(h, c->sliding_layers, sizeof c->sliding_layers);
+    h = wrpo__hash(h, p->short_factor, sizeof p->short_factor);
+    return wrpo__hash(h, p->long_factor, sizeof p->long_factor);
+}
+
+/* ---- a weight's elements, from and to floats ---- */
+/* Bytes [from, from + n) of the whole array out of the shards of `size` bytes, on every rank; mine: this rank's. */
+static void wrpo__split_get(wrpo_ctx *ctx, char *out, const void *mine, int64_t size, int64_t from, int64_t n) {
+    for (int64_t rank = from / size, first, count; rank * size < from + n; rank++) {
+        wrpo__overlap(rank * size, size, from, n, &first, &count);
+        if (rank == wrpo__my_rank(ctx))
+            ctx->desc.backend->get(ctx->dev, out + (first - from), (const char *)mine + first % size, (size_t)count);
+        wrpo__broadcast(ctx, out + (first - from), (size_t)count, (int)rank);
+    }
+}
+/* The inverse: this rank keeps what belongs to its shard. */
+static void wrpo__split_put(wrpo_ctx *ctx, void *mine, int64_t size, int64_t from, int64_t n, const char *in) {
+    int64_t first, count;
+    wrpo__overlap(wrpo__my_rank(ctx) * size, size, from, n, &first, &count);
+    if (count)
+        ctx->desc.backend->put(ctx->dev, (char *)mine + first % size, in + (first - from), (size_t)count);
+}
+/* Elements [first, first + count) of a weight from floats: rounded to its dtype, unless there are masters. */
+enum { WRPO__HALVES = 1 << 15 };     /* elements split at a time */
+static void wrpo__weight_put(wrpo_model *model, const wrpo_weight *w, int64_t first, int64_t count, const float *src) {
+    const wrpo_backend *be = model->ctx->desc.backend;
+    void *dev = model->ctx->dev;
+    uint16_t high[WRPO__HALVES], low[WRPO__HALVES];
+    if (w->dtype == WRPO_DTYPE_F32) {
+        be->put(dev, (float *)w->data + first, src, (size_t)count * sizeof *src);
+        return;
+    }
+    for (int64_t i = 0; i < count; i += WRPO__HALVES) {
+        const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
+        const bool master = model->low && w->at >= 0;
+        for (int64_t k = 0; k < n; k++) {
+            if (master) wrpo__master_split(src[i + k], &high[k], &low[k]);
+            else high[k] = wrpo__float_to_bf16(src[i + k]);
+        }
+        be->put(dev, (uint16_t *)w->data + first + i, high, (size_t)n * sizeof *high);
+        if (master)
+            wrpo__split_put(model->ctx, model->low, 2 * wrpo__shard(model->ctx, model->count),
+                            2 * (w->at + first + i), 2 * n, (const char *)low);
+    }
+}
+/* The inverse of wrpo__weight_put: elements [first, first + count) as floats, the masters where there are any. These
+   are split, so all ranks call it. */
+static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int64_t first, int64_t count, float *dst) {
+    const wrpo_backend *be = model->ctx->desc.backend;
+    void *dev = model->ctx->dev;
+    uint16_t high[WRPO__HALVES], low[WRPO__HALVES] = {0};
+    if (w->dtype == WRPO_DTYPE_F32) {
+        be->get(dev, dst, (const float *)w->data + first, (size_t)count * sizeof *dst);
+        return;
+    }
+    for (int64_t i = 0; i < count; i += WRPO__HALVES) {
+        const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
+        be->get(dev, high, (const uint16_t *)w->data + first + i, (size_t)n * sizeof *high);
+        if (model->low && w->at >= 0)
+            wrpo__split_get(model->ctx, (char *)low, model->low, 2 * wrpo__shard(model->ctx, model->count),
+                            2 * (w->at + first + i), 2 * n);
+        for (int64_t k = 0; k < n; k++)
+            dst[i + k] = w->dtype == WRPO_DTYPE_F16 ? wrpo__element(high, w->dtype, k) : wrpo__master(high[k], low[k]);
+    }
+}
+enum { WRPO__PIECE = 1 << 20, WRPO__DRAWS = 4096 };   /* elements converted at a time; drawn by a thread at a time */
+static uint64_t wrpo__weights_hash(const wrpo_model *model, uint64_t h) {      /* as floats */
+    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
+    for (int64_t i = 0; i < model->n_weights; i++) {
+        const wrpo_weight *w = &model->weights[i];
+        h = wrpo__hash(h, w->name, strlen(w->name));
+        for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
+            n = WRPO__MIN(wrpo__size(w) - at, WRPO__PIECE);
+            wrpo__weight_get(model, w, at, n, piece);
+            h = wrpo__hash(h, piece, (size_t)n * sizeof *piece);
+        }
+    }
+    wrpo__block_free(piece);
+    return h;
+}
+
+/* ---- a model in memory ---- */
+/* The table of a model whose matrices have one dtype. No weight has memory yet. */
+static wrpo_model *wrpo__model_table(wrpo__arena *arena, const wrpo_config *config, wrpo_dtype matrices) {
+    const int64_t L = config->num_hidden_layers;
+    wrpo_model *model = WRPO__NEW(arena, wrpo_model);
+    *model = (wrpo_model){.ctx = arena->ctx, .arena = arena, .config = *config};
+    wrpo__layout_weights(config, NULL, &model->n_weights, &model->count, NULL);
+    model->weights = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *model->weights);
+    model->index = wrpo__alloc(arena, (size_t)L, WRPO__KINDS * sizeof *model->index);
+    for (int64_t i = 0; i < L * WRPO__KINDS; i++) model->index[i] = -1;
+    wrpo__layout_weights(config, model, NULL, NULL, NULL);
+    for (wrpo_weight *w = model->weights; w < model->weights + model->n_weights; w++)
+        w->dtype = w->vector ? WRPO_DTYPE_F32 : matrices;
+    return model;
+}
+/* Memory for the weights that have none yet: whole blocks, as adamw wants them. */
+static void wrpo__place_weights(wrpo_model *model, wrpo__bump *b) {
+    for (int64_t i = 0, end, size; i < model->n_weights; i = end) {
+        wrpo_weight *w = &model->weights[i];
+        end = wrpo__weight_run(model, i, &size);
+        if (w->data) continue;
+        char *p = wrpo__take(b, wrpo__whole_blocks(size), 1, wrpo__dtype_size(w->dtype));
+        for (; p && w < model->weights + end; w++) {
+            w->data = p;
+            p += (size_t)wrpo__size(w) * wrpo__dtype_size(w->dtype);
+        }
+    }
+}
+/* A bfloat16 matrix that is trained is the high half of a float master: small updates are not rounded away. */
+static bool wrpo__has_masters(const wrpo_ctx *ctx, bool frozen) {
+    return !frozen && ctx->desc.dtype == WRPO_DTYPE_BF16;
+}
+static void wrpo__model_memory(wrpo_model *model) {
+    wrpo_ctx *ctx = model->ctx;
+    const wrpo_config *c = &model->config;
+    wrpo__bump b = {0};
+    if ((c->residual_multiplier > 0 || c->logits_scaling > 0) && !ctx->desc.backend->dropout)
+        wrpo__fail_unsupported("%s: %.32s: residual_multiplier and logits_scaling want the backend's dropout",
+                               ctx->desc.backend->name, c->model_type);
+    wrpo__place_weights(model, &b);
+    const size_t shard = (size_t)wrpo__shard(ctx, model->count);
+    const size_t bytes = b.used, low = wrpo__mul(ctx, shard, sizeof *model->low);
+    if (b.overflow) wrpo__fail_memory("out of memory: the weights do not fit into the address space");
+    b = (wrpo__bump){.base = wrpo__device_alloc(model->arena, bytes, "weights")};
+    ctx->desc.backend->zero(ctx->dev, b.base, bytes);
+    wrpo__place_weights(model, &b);
+    if (!wrpo__has_masters(ctx, model->frozen && !model->lora)) return;
+    model->low = wrpo__device_alloc(model->arena, low, "masters of the weights");
+    ctx->desc.backend->zero(ctx->dev, model->low, low);
+}
+/* A model to train or to fill; every weight is 0. */
+static wrpo_model *wrpo__model_new(wrpo__arena *arena, const wrpo_config *config) {
+    wrpo_model *model = wrpo__model_table(arena, config, arena->ctx->desc.dtype);
+    wrpo__model_memory(model);
+    return model;
+}
+static bool wrpo__ends(const char *s, const char *end) {
+    const size_t n = strlen(s), k = strlen(end);
+    return n >= k && !strcmp(s + n - k, end);
+}
+static double wrpo__normal(uint64_t seed, uint64_t stream, uint64_t counter) { /* N(0, 1): Box and Muller 1958 */
+    const wrpo__philox r = wrpo__random(seed, stream, counter);
+    const double u = ((double)r.v[0] + 0.5) / 4294967296.0, v = ((double)r.v[1] + 0.5) / 4294967296.0;
+    return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
+}
+/* Random weights: matrices N(0, initializer_range), norms that scale by 1, biases 0. Counter-based: an element depends
+   on the seed, the tensor's name and its index. */
+static void wrpo__model_randomize(wrpo_model *model, uint64_t seed) {
+    const wrpo_config *c = &model->config;
+    const int threads = model->ctx->desc.threads;
+    float *piece = wrpo__raw(model->arena, WRPO__PIECE, sizeof *piece);
+    if (!seed) seed = 42;
+    for (const wrpo_weight *w = model->weights; w < model->weights + model->n_weights; w++) {
+        const uint64_t stream = wrpo__hash(0, w->name, strlen(w->name));
+        const bool norm = w->vector && wrpo__ends(w->name, ".weight");
+        for (int64_t first = 0, n; first < wrpo__size(w); first += n) {
+            n = WRPO__MIN(wrpo__size(w) - first, WRPO__PIECE);
+            for (int64_t k = 0; w->vector && k < n; k++) piece[k] = norm && !c->norm_plus_one;
+            WRPO__PARFOR(threads)
+            for (int64_t begin = 0; begin < (w->vector ? 0 : n); begin += WRPO__DRAWS)
+                for (int64_t k = begin; k < WRPO__MIN(begin + WRPO__DRAWS, n); k++)
+                    piece[k] = (float)(c->initializer_range * wrpo__normal(seed, stream, (uint64_t)(first + k)));
+            wrpo__weight_put(model, w, first, n, piece);
+        }
+    }
+    wrpo__block_free(piece);
+    wrpo__sync(model->ctx);
+}
+static wrpo_model *wrpo__model_random(wrpo__arena *arena, const wrpo_config *config, uint64_t seed) {
+    wrpo__config_check(config);
+    if (config->head != WRPO_HEAD_LM) wrpo__fail_arg("wrpo_config: head: want WRPO_HEAD_LM");
+    wrpo_model *model = wrpo__model_new(arena, config);
+    model->dtype = WRPO_DTYPE_F32;
+    wrpo__model_randomize(model, seed);
+    return model;
+}
+WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out) {
+    *out = NULL;
+    WRPO__ENTRY(ctx, false, *out = wrpo__model_random(wrpo__current, config, seed));
+}
+WRPO_API const wrpo_config *wrpo_model_config(const wrpo_model *model) { return &model->config; }
+WRPO_API wrpo_dtype wrpo_model_dtype(const wrpo_model *model) { return model->dtype; }
+WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight **out) {
+    if (out) *out = model->weights;
+    return model->n_weights;
+}
+WRPO_API int64_t wrpo_model_parameters(const wrpo_model *model) {
+    int64_t n;
+    wrpo__layout_weights(&model->config, NULL, NULL, NULL, &n);
+    return n;
+}
+WRPO_API void wrpo_model_free(wrpo_model *model) {
+    if (model) wrpo__arena_free(model->arena);
+}
+
+/* ---- a workspace ---- */
+/* Inverse frequencies of the layers that have a base of their own. */
+static void wrpo__inv_freq_sliding(const wrpo_config *c, float *inv) {
+    double scale;
+    wrpo_config own = *c;
+    own.rope = (wrpo_rope){.theta = c->sliding_rope_theta, .dims = c->rope.dims};
+    wrpo__inv_freq(&own, 0, inv, &scale);
+}
+static wrpo__shape wrpo__with_adapter(wrpo__shape shape, const wrpo_model *model) {
+    shape.rank = model->lora ? model->lora->rank : 0;
+    shape.drop = model->lora && model->lora->desc.dropout > 0 ? model->lora->cols : 0;
+    return shape;
+}
+/* Measures a workspace (r->layer may be NULL), or assigns its memory. */
+static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__shape *s, wrpo__run *r, wrpo__bump *b) {
+    const wrpo_backend *be = ctx->desc.backend;
+    const size_t size_void = (size_t)be->act_bytes, size_float = sizeof(float);
+    const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, L = c->num_hidden_layers, n = s->rows;
+    const int64_t train = s->train, qk_norm = c->qk_norm, post_norms = c->post_norms, span = wrpo__span(s);
+    const int64_t two_ropes = c->sliding_rope_theta > 0;
+    for (int64_t l = 0; l <= L + 1; l++) {
+        const bool shared = l == L + 1;                /* r->scratch */
+        const bool stored = s->train && l >= s->recompute && l < L;
+        const bool full = shared ? !s->train || s->recompute > 0 : stored;
+        const bool own_x = s->train ? !shared : shared;        /* training stores each layer's x; else one serves all */
+        wrpo__acts unused, *a = shared ? &r->scratch : &unused;
+        if (!shared && r->layer) a = &r->layer[l];
+        a->x = wrpo__take(b, own_x ? n : 0, D, size_void);
+#define WRPO__X(type, field, columns) a->field = wrpo__take(b, full ? n : 0, columns, size_##type);
+        WRPO__LAYER_ACTS(WRPO__X)
+#undef WRPO__X
+        if (!s->train) a->mid = a->x;                  /* the stream is updated in place */
+    }
+#define WRPO__X(type, field, columns) r->field = wrpo__take(b, n, columns, size_##type);
+    WRPO__RUN_ACTS(WRPO__X)
+#undef WRPO__X
+#define WRPO__X(type, field, columns) \
+    r->field = wrpo__take(b, n, columns, sizeof(type)); \
+    r->h_##field = wrpo__take(&r->host, n, columns, sizeof(type));
+    WRPO__RUN_BOTH(WRPO__X)
+#undef WRPO__X
+    r->packed = wrpo__take(&r->host, n, 1, sizeof *r->packed);
+    r->inv_freq = wrpo__take(&r->host, 1, d / 2, sizeof *r->inv_freq);
+    r->inv_freq_sliding = wrpo__take(&r->host, two_ropes, d / 2, sizeof *r->inv_freq);
+    r->cache = wrpo__take(b, s->cache, L * 2 * G * d, size_void);
+    r->attn_scratch = wrpo__take(b, train, (int64_t)be->attention_scratch(ctx->dev, n, H, G, d), 1);
+    r->head_sum = wrpo__take(b, 1, D, size_float);
+    r->head_bytes = b->used;
+    r->hid = wrpo__take(b, span, D, size_void);
+    r->logits = wrpo__take(b, span, wrpo__ldl(be, V), size_float);
+    r->dhid = wrpo__take(b, span, D * train, size_void);
+    r->dlogits = wrpo__take(b, s->chunk, size_void == size_float ? 0 : wrpo__ldl(be, V) * train, size_void);
+    r->head_bytes = b->used - r->head_bytes;
+    r->bytes = b->used;
+}
+/* As many targets as have 64 MiB of logits, from 32 to 512; on a device, which wants large products, up to 8 times as
+   many. Never more than rows. */
+static int64_t wrpo__head_chunk(const wrpo_ctx *ctx, const wrpo_config *c, int64_t rows) {
+    const int64_t more = ctx->desc.backend->host ? 1 : 8, chunk = (more << 26) / (4 * c->vocab_size) / 32 * 32;
+    return WRPO__MIN(rows, WRPO__MAX(32, WRPO__MIN(512 * more, chunk)));
+}
+
+static wrpo__run *wrpo__run_new(wrpo__arena *arena, wrpo_model *model, const wrpo__shape *shape) {
+    wrpo_ctx *ctx = arena->ctx;
+    const wrpo_config *c = &model->config;
+    wrpo__run *r = WRPO__NEW(arena, wrpo__run);
+    wrpo__bump b = {0};
+    *r = (wrpo__run){.model = model, .be = ctx->desc.backend, .dev = ctx->dev,
+                     .shape = wrpo__with_adapter(*shape, model)};
+    r->layer = wrpo__alloc(arena, (size_t)c->num_hidden_layers + 1, sizeof *r->layer);
+    wrpo__run_layout(ctx, c, &r->shape, r, &b);
+    if (b.overflow || r->host.overflow)
+        wrpo__fail_memory("out of memory: %lld rows of this model do not fit into the address space",
+                          (long long)shape->rows);
+    b = (wrpo__bump){.base = wrpo__device_alloc(arena, b.used, "activations")};
+    r->host = (wrpo__bump){.base = wrpo__raw(arena, r->host.used, 1)};
+    wrpo__run_layout(ctx, c, &r->shape, r, &b);
+    wrpo__inv_freq(c, 0, r->inv_freq, &r->rope_scale);
+    if (r->inv_freq_sliding) wrpo__inv_freq_sliding(c, r->inv_freq_sliding);
+    return r;
+}
+
+/* ---- data: records of token ids ---- */
 static const int32_t *wrpo__copy_ids(wrpo__arena *arena, const int32_t *ids, int64_t count) {
     return memcpy(wrpo__alloc(arena, (size_t)count, sizeof *ids), ids, (size_t)count * sizeof *ids);
 }
@@ -4068,36 +4403,13 @@ static int64_t wrpo__run_rows(const wrpo_config *c, const wrpo_data *data, int64
     }
     return WRPO__MAX(all, longest);
 }
-/* Records list[first..end) (list NULL: i itself) as micro-batches: as many records as fit, at least one. row: how many
-   rows of the pass come before it (dropout numbers elements by it). Micro-batch b is in lane b modulo lanes, and the
-   lanes are dealt to the ranks in order. */
-typedef struct wrpo__micro { int64_t begin, end, row; int lane; } wrpo__micro;
-static wrpo__micro *wrpo__micros(const wrpo_ctx *ctx, const wrpo_config *c, const wrpo_data *data, const int64_t *list,
-                                 int64_t first, int64_t end, int64_t micro_tokens) {     /* an stb array */
-    wrpo__micro *all = NULL;
-    int64_t row = 0, n = 0;
-    for (int64_t i = first; i < end; i++, row += n) {
-        const int64_t b = stbds_arrlen(all);
-        n = wrpo__record_rows(c, &data->records[list ? list[i] : i]);
-        const wrpo__micro next = {i, i + 1, row, (int)(b % ctx->desc.lanes)};
-        if (b && row + n - all[b - 1].row <= micro_tokens) all[b - 1].end++;
-        else stbds_arrput(all, next);
-    }
-    return all;
-}
-static int wrpo__owner(const wrpo_ctx *ctx, const wrpo__micro *micro) {        /* its rank */
-    return (int)(micro->lane / (ctx->desc.lanes / wrpo__ranks(ctx)));
-}
-static void wrpo__pack_micro(wrpo__run *r, const wrpo_data *data, const int64_t *list, const wrpo__micro *micro) {
-    wrpo__pack_begin(r);
-    for (int64_t i = micro->begin; i < micro->end; i++) wrpo__pack_record(r, &data->records[list ? list[i] : i]);
-    wrpo__pack_end(r);
-}
-/* The sum of log-probs, in double, of a response's n scored tokens. */
-static double wrpo__sum_logps(const float *logp, int64_t n) {
-    double sum = 0;
-    for (int64_t j = 0; j < n; j++) sum += (double)logp[j];
-    return sum;
+/* What the ranks were given, by its hash, must be the same. */
+static void wrpo__same(wrpo_ctx *ctx, const char *what, uint64_t hash) {
+    const int R = wrpo__ranks(ctx);
+    uint64_t want = hash;
+    wrpo__broadcast(ctx, &want, sizeof want, 0);
+    const int64_t other = wrpo__most(ctx, want == hash ? 0 : R - wrpo__my_rank(ctx));
+    if (other) wrpo__fail_arg("rank %d: %s: want that of rank 0, found another", R - (int)other, what);
 }
 static int64_t wrpo__scored_tokens(const wrpo_data *data, int64_t begin, int64_t end) {       /* tokens of records */
     int64_t n = 0;
@@ -4121,7 +4433,7 @@ static bool wrpo__adds_nothing(const wrpo_model *model) {
     return true;
 }
 /* logps [count, K] of records [first, first + count), with a run of its own. tokens: an stb array of every scored
-   token's log-prob, or NULL. */
+   token's log-prob, or NULL. All ranks get all of them. */
 static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
                            int64_t micro_tokens, double *logps, int K, float **tokens) {
     wrpo__check_data(&model->config, data, first, count);
@@ -4130,16 +4442,18 @@ static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data
     wrpo__run *r = wrpo__run_new(temp, model, &shape);
     r->no_adapter = wrpo__adds_nothing(model);
     wrpo_ctx *ctx = model->ctx;
-    const wrpo__micro *all = wrpo__micros(ctx, &model->config, data, NULL, first, first + count, micro_tokens), *micro;
+    wrpo__micro *all = wrpo__micro_batches(ctx, &model->config, data, NULL, first, first + count, micro_tokens), *micro;
     const wrpo__micro *const end = all + stbds_arrlen(all);
     const int64_t sizes[] = {count, K, stbds_arrlen(all), wrpo__scored_tokens(data, first, first + count)};
     float *each = wrpo__raw(temp, (size_t)sizes[3] + 1, sizeof *each), *at = each;
     wrpo__same(ctx, "the records", wrpo__hash(0, sizes, sizeof sizes));
-    for (micro = all; micro < end; at += wrpo__scored_tokens(data, micro->begin, micro->end), micro++) {
-        if (wrpo__owner(ctx, micro) != wrpo__me(ctx)) continue;
-        wrpo__pack_micro(r, data, NULL, micro);
-        wrpo__forward(r, false);
-        memcpy(at, r->h_logp, (size_t)r->n_targets * sizeof *at);
+    for (micro = all; micro < end; micro++) {
+        if (wrpo__owner(ctx, micro) == wrpo__my_rank(ctx)) {
+            wrpo__pack_micro(r, data, NULL, micro);
+            wrpo__forward(r, false);
+            memcpy(at, r->h_logp, (size_t)r->n_targets * sizeof *at);
+        }
+        at += wrpo__scored_tokens(data, micro->begin, micro->end);
     }
     for (micro = all, at = each; micro < end; micro++) {
         const int64_t n = wrpo__scored_tokens(data, micro->begin, micro->end);
@@ -4158,7 +4472,31 @@ static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data
             }
         }
     }
+    stbds_arrfree(all);
 }
+
+/* ---- names of values ---- */
+/* The public name of each value of an enum, from a list of them; NULL past the last. */
+#define WRPO__NAMED(function, list) \
+    WRPO_API const char *function(int i) { return i >= 0 && i < WRPO__COUNT(list) ? (list)[i] : NULL; }
+static const char *const wrpo__pairs[] = {
+    [WRPO_PAIR_TARGET] = "target", [WRPO_PAIR_SOURCE] = "source", [WRPO_PAIR_BOTH] = "both"};
+static const char *const wrpo__fusions[] = {
+    [WRPO_FUSION_MARGIN] = "margin", [WRPO_FUSION_MARGIN_INITIAL] = "margin-initial", [WRPO_FUSION_MEAN] = "mean",
+    [WRPO_FUSION_CONFIDENCE] = "confidence"};
+static const char *const wrpo__ramps[] = {
+    [WRPO_ALPHA_SCHEDULE_LINEAR] = "linear", [WRPO_ALPHA_SCHEDULE_CONSTANT] = "constant",
+    [WRPO_ALPHA_SCHEDULE_POWER] = "power", [WRPO_ALPHA_SCHEDULE_COSINE] = "cosine"};
+static const char *const wrpo__schedules[] = {
+    [WRPO_LR_SCHEDULE_COSINE] = "cosine", [WRPO_LR_SCHEDULE_LINEAR] = "linear",
+    [WRPO_LR_SCHEDULE_CONSTANT] = "constant"};
+WRPO__NAMED(wrpo_pair_name, wrpo__pairs)
+WRPO__NAMED(wrpo_fusion_name, wrpo__fusions)
+WRPO__NAMED(wrpo_alpha_schedule_name, wrpo__ramps)
+WRPO__NAMED(wrpo_lr_schedule_name, wrpo__schedules)
+static const char *const wrpo__moments_names[] = {
+    [WRPO_MOMENTS_F32] = "f32", [WRPO_MOMENTS_BF16] = "bf16", [WRPO_MOMENTS_8BIT] = "8bit"};
+WRPO__NAMED(wrpo_moments_name, wrpo__moments_names)
 
 /* ---- settings. Columns: field, its name in errors and state files too; default; test of the value x; what is wanted;
         must it be the same in a run that goes on? ---- */
@@ -4193,7 +4531,7 @@ WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
     if (!d.seed) d.seed = 42;
     return d;
 }
-/* A metric by its name. false: none that an evaluation has, and that is the loss or rises as a model gets better. */
+/* A metric by its name. false: not one for save_best, which takes the loss or what rises as a model gets better. */
 static bool wrpo__metric(const wrpo_metrics *m, const char *name, double *out) {
     const size_t n = strlen(name);
     if (strcmp(name, "loss") && strncmp(name, "rewards/", 8) && strncmp(name, "logps/", 6)) return false;
@@ -4223,58 +4561,16 @@ static void wrpo__train_check(const wrpo_train_desc *d) {   /* d resolved */
         wrpo__fail_arg("save_best: want eval_data, and a directory in save");
 }
 
-/* ---- the trainer, made in three phases: wrpo__trainer_new ---- */
-typedef struct wrpo__set {           /* records, and what the reference says about them */
-    const wrpo_data *given;          /* as the caller knows it; NULL: there is no such set */
-    const wrpo_data *data;           /* what is computed: `given`, or for SFT the sources of its records alone */
-    int64_t N; int K;                /* records; the most responses that one has */
-    double *ref;                     /* [N, K] log-probs of the reference; NULL where the method needs none */
-} wrpo__set;
-/* How arrays of `count` elements that are trained are split over the ranks; bytes of what mirrors them. */
-typedef struct wrpo__division {
-    int64_t shard, padded, piece;    /* elements of one rank; of all; of a shard, moved between ranks at a time */
-    size_t gradients, moments, moving;
-} wrpo__division;
-static wrpo__division wrpo__division_of(wrpo_ctx *ctx, int64_t count, wrpo_moments moments) {
+/* ---- a trainer, in three phases: wrpo__trainer_new ---- */
+static wrpo__sharding wrpo__sharding_of(wrpo_ctx *ctx, int64_t count, wrpo_moments moments) {
     const int64_t ranks = wrpo__ranks(ctx), shard = wrpo__shard(ctx, count), blocks = (1 << 22) / WRPO_BLOCK;
-    wrpo__division s = {.shard = shard, .padded = shard * ranks, .moments = wrpo_moments_bytes(moments, shard),
-                     .piece = WRPO__MIN(shard, WRPO__MAX(blocks / ranks, 1) * WRPO_BLOCK)};
+    wrpo__sharding s = {.shard = shard, .padded = shard * ranks, .moments = wrpo_moments_bytes(moments, shard),
+                        .piece = WRPO__MIN(shard, WRPO__MAX(blocks / ranks, 1) * WRPO_BLOCK)};
     s.gradients = wrpo__mul(ctx, (size_t)s.padded, sizeof(float));
     for (int64_t lanes = ctx->desc.lanes / ranks; lanes > 1; lanes /= 2)
         s.gradients += wrpo__mul(ctx, (size_t)s.padded, sizeof(float));
     if (ranks > 1) s.moving = (size_t)(s.piece * ranks) * sizeof(float);
     return s;
-}
-struct wrpo_trainer {
-    wrpo_ctx *ctx;
-    wrpo__arena *arena;
-    wrpo_model *model;               /* the policy */
-    wrpo_train_desc desc;            /* resolved */
-    wrpo__set train, eval;
-    int64_t rows;                    /* of the workspace: the most that a micro-batch of either set needs */
-    int64_t part_size;               /* batch_size / accumulation */
-    int64_t steps_per_epoch, T, k;   /* S, T, and how many steps are done */
-    int64_t *order, order_epoch;     /* [N] the records in this epoch's order */
-    double *weight;                  /* [batch_size] of each record in a step's loss */
-    wrpo__run *run;
-    float *grads;                    /* mirrors the weights, once for each level of the lanes; NULL in an evaluation */
-    wrpo__division split;
-    char *exp_avg, *exp_avg_sq;      /* AdamW's moments of this rank's shard */
-    double *sumsq;                   /* one element in the backend's memory */
-    bool own_reference;              /* an evaluation of a model against itself computes log-probs once */
-    float *moving;                   /* [ranks][split.piece] what is moved between ranks at a time; NULL: one rank */
-    double start;                    /* when the run began, in seconds */
-    const char *out_dir; FILE *metrics; void *part;    /* used by >>run alone. part, a wrpo__writer: of the metrics */
-    void (*log)(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix);   /* called with every line of metrics */
-};
-/* The record's responses as the loss sees them; log-probs are left 0. */
-static void wrpo__as_loss(const wrpo_record *record, wrpo_response *r) {
-    for (int k = 0; k < record->count; k++) {
-        const wrpo_tokens *y = &record->responses[k];
-        r[k] = (wrpo_response){.role = y->role, .share = y->share, .pair_id = y->pair_id,
-                               .tokens = wrpo__scored_count(y), .source_logps = y->source_logps,
-                               .sources = record->sources};
-    }
 }
 /* Every record must have the roles that the method needs. */
 static void wrpo__check_roles(const wrpo__set *set, const wrpo_train_desc *d) {
@@ -4283,7 +4579,7 @@ static void wrpo__check_roles(const wrpo__set *set, const wrpo_train_desc *d) {
     for (int64_t i = 0; i < set->N; i++) {
         const wrpo_record *record = &set->data->records[i];
         const char *why = NULL;
-        wrpo__as_loss(record, r);
+        wrpo__responses_of(record, r);
         for (int k = 0; k < 2 && !why; k++) {          /* alpha of the first step, and its end value */
             const double alpha = wrpo_alpha(d->alpha_schedule, d->alpha_power, d->alpha, k, 1);
             wrpo_loss(&d->loss, alpha, r, record->count, 1, &why);
@@ -4321,6 +4617,17 @@ static void wrpo__set_begin(wrpo_trainer *t, wrpo__set *set, const wrpo_data *da
     if (wrpo__rules[t->desc.loss.method].reference)
         set->ref = wrpo__alloc(t->arena, (size_t)set->N * (size_t)set->K, sizeof *set->ref);
 }
+static void wrpo__same_weights(const wrpo_model *model, const char *what) {
+    if (model->ctx->desc.group) wrpo__same(model->ctx, what, wrpo__weights_hash(model, 0));
+}
+static uint64_t wrpo__lora_hash(const wrpo_model *model) {
+    const wrpo__lora *lora = model->lora;
+    uint64_t h = 0;
+    if (!lora) return 0;
+    for (int64_t i = 0; i < model->config.num_hidden_layers * WRPO__KINDS; i++)
+        h = wrpo__hash(h, &lora->of[i].scale, sizeof lora->of[i].scale);
+    return wrpo__hash(h, &lora->desc.dropout, sizeof lora->desc.dropout);
+}
 /* The ranks must be given the same. */
 static void wrpo__same_inputs(const wrpo_trainer *t, bool train) {
     wrpo_ctx *ctx = t->ctx;
@@ -4338,6 +4645,7 @@ static void wrpo__same_inputs(const wrpo_trainer *t, bool train) {
     WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
     wrpo__same(ctx, "the settings of training", wrpo__hash(d->moments, choices, sizeof choices));
+    wrpo__same(ctx, "the adapter's scale and dropout", wrpo__lora_hash(t->model));
     wrpo__same(ctx, "the data", wrpo__data_hash((uint64_t)t->train.N, t->train.data));
     wrpo__same(ctx, "the eval data", t->eval.data ? wrpo__data_hash((uint64_t)t->eval.N, t->eval.data) : 0);
     wrpo__same_weights(t->model, "the model's weights");
@@ -4360,7 +4668,7 @@ static wrpo_trainer *wrpo__trainer_begin(wrpo__arena *arena, wrpo_model *policy,
     const int64_t N = t->train.N;
     t->part_size = d->batch_size / d->accumulation;
     t->steps_per_epoch = WRPO__MAX(wrpo__div_up(N, t->part_size) / d->accumulation, 1);
-    const double steps = ceil(d->epochs * (double)t->steps_per_epoch - 1e-9);
+    const double steps = ceil(d->epochs * (double)t->steps_per_epoch - 1e-9);  /* 0.1 * 30 > 3: still 3 steps */
     t->T = d->max_steps ? d->max_steps : WRPO__MAX((int64_t)steps, 1);
     t->order = wrpo__alloc(arena, (size_t)N, sizeof *t->order);
     t->weight = wrpo__alloc(arena, (size_t)WRPO__MIN(N, d->batch_size), sizeof *t->weight);
@@ -4385,7 +4693,7 @@ static void wrpo__trainer_memory(wrpo_trainer *t, bool train, int64_t recompute,
     t->run = wrpo__run_new(t->arena, t->model, &shape);
     t->start = wrpo__now();
     if (!train) return;
-    const wrpo__division split = t->split = wrpo__division_of(t->ctx, t->model->count, t->desc.moments);
+    const wrpo__sharding split = t->split = wrpo__sharding_of(t->ctx, t->model->count, t->desc.moments);
     t->grads = wrpo__device_alloc(t->arena, split.gradients, "gradients");
     t->exp_avg = wrpo__device_alloc(t->arena, split.moments, "first moments");
     t->exp_avg_sq = wrpo__device_alloc(t->arena, split.moments, "second moments");
@@ -4418,316 +4726,7 @@ WRPO_API void wrpo_trainer_free(wrpo_trainer *t) {
     if (t) wrpo__arena_free(t->arena);
 }
 
-/* ---- metrics: means over records, under the names of the authors' trainer. Only the loss has record.weight ---- */
-typedef struct wrpo__tally { wrpo_metrics m; double chosen, chosen_rows, rejected, rejected_rows; } wrpo__tally;
-static double wrpo__wins(double gap) { return isnan(gap) ? NAN : gap > 0; }
-/* Adds a record of weight w, except for its loss. r: its responses with their log-probs; packed: where they are. */
-static void wrpo__tally_add(wrpo__tally *t, const wrpo__run *run, const wrpo_loss_desc *d, double alpha,
-                            const wrpo_record *record, const wrpo_response *r, const wrpo__location *packed, double w) {
-    double logp[3] = {0}, reward[3] = {0}, share[3] = {0}, all_chosen = 0, chosen = 0;         /* by wrpo_role */
-    wrpo_metrics *m = &t->m;
-    for (int k = 0; k < record->count; k++) {
-        const wrpo_role role = r[k].role;
-        const int64_t P = record->prompt_count, R = record->responses[k].count;
-        double logits = 0;           /* mean logits, summed over the rows of prompt and response */
-        for (int64_t i = 0; i < P; i++) logits += (double)run->h_mean[packed[k].prompt_row + i];
-        for (int64_t i = 0; i < R; i++) logits += (double)run->h_mean[packed[k].row + i];
-        if (role == WRPO_ROLE_REJECTED) {
-            t->rejected += logits;
-            t->rejected_rows += (double)(P + R);
-        } else {
-            t->chosen += logits;
-            t->chosen_rows += (double)(P + R);
-            all_chosen += r[k].logp;
-            chosen++;
-        }
-        share[role] += r[k].share;
-        logp[role] += r[k].share * r[k].logp;
-        reward[role] += r[k].share * wrpo__reward_of(d, &r[k]);
-    }
-    double *const logps_sum[] = {&m->logps_source_chosen, &m->logps_target_chosen, &m->logps_rejected};
-    double *const rewards_sum[] = {&m->rewards_source_chosen, &m->rewards_target_chosen, &m->rewards_rejected};
-    for (int role = 0; role < 3; role++) {             /* NaN for a role that is absent */
-        logp[role] = share[role] > 0 ? logp[role] / share[role] : NAN;
-        reward[role] = share[role] > 0 ? reward[role] / share[role] : NAN;
-        *logps_sum[role] += w * logp[role];
-        *rewards_sum[role] += w * reward[role];
-    }
-    const double weighted = wrpo__weighted_reward(d, alpha, r, record->count), rejected = reward[WRPO_ROLE_REJECTED];
-    const double source = reward[WRPO_ROLE_SOURCE] - rejected, target = reward[WRPO_ROLE_TARGET] - rejected;
-    m->logps_chosen += w * all_chosen / chosen;
-    m->rewards_chosen += w * weighted;
-    m->rewards_margins += w * (weighted - rejected);
-    m->rewards_accuracies += wrpo__wins(weighted - rejected);  /* counted: a sum of weights would not end in 1 */
-    m->rewards_source_accuracies += wrpo__wins(source);
-    m->rewards_target_accuracies += wrpo__wins(target);
-}
-static void wrpo__tally_sum(wrpo__tally *t, const wrpo__tally *record) {
-#define WRPO__X(field, name) t->m.field += record->m.field;
-    WRPO_METRICS(WRPO__X)
-#undef WRPO__X
-    t->chosen += record->chosen;
-    t->chosen_rows += record->chosen_rows;
-    t->rejected += record->rejected;
-    t->rejected_rows += record->rejected_rows;
-}
-static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double alpha, double begin) {
-    wrpo_metrics *m = &tally->m;
-    m->rewards_accuracies /= (double)m->records;
-    m->rewards_source_accuracies /= (double)m->records;
-    m->rewards_target_accuracies /= (double)m->records;
-    m->logits_chosen = tally->chosen / tally->chosen_rows;
-    m->logits_rejected = tally->rejected / tally->rejected_rows;
-    m->cur_alpha = wrpo__rules[t->desc.loss.method].inside ? alpha : NAN;
-    m->epoch = (double)t->k / (double)t->steps_per_epoch;
-    m->seconds = wrpo__now() - t->start;
-    m->tokens_per_second = (double)m->tokens / WRPO__MAX(wrpo__now() - begin, 1e-9);
-}
-
-/* ---- one pass over records: log-probs, losses, metrics and, in training, gradients ----
-   list[i]: a record of the set (NULL: i itself); weight[i]: its share of the loss (NULL: 1 / count). */
-/* A micro-batch; own[i]: each record's metrics. scored: tokens of an SFT batch. grads NULL: an evaluation. */
-static void wrpo__pass_micro(wrpo_trainer *t, const wrpo__set *set, const int64_t *list, const double *weight,
-                             int64_t count, double alpha, const wrpo__micro *micro, double scored, float *grads,
-                             wrpo__tally *own) {
-    wrpo__run *r = t->run;
-    const wrpo_loss_desc *d = &t->desc.loss;
-    const bool sft = d->method == WRPO_METHOD_SFT;
-    wrpo_response *y = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *y);
-    r->dropout.row = micro->row;
-    wrpo__pack_micro(r, set->data, list, micro);
-    wrpo__forward(r, true);                                                    /* log pi of every scored token */
-    const wrpo__location *packed = r->packed;
-    for (int64_t i = micro->begin; i < micro->end; i++) {
-        const int64_t index = list ? list[i] : i;
-        const wrpo_record *record = &set->data->records[index];
-        const char *why = NULL;
-        wrpo__as_loss(record, y);
-        for (int k = 0; k < record->count; k++) {
-            y[k].logp = wrpo__sum_logps(r->h_logp + packed[k].target, y[k].tokens);
-            y[k].ref = set->ref ? set->ref[index * set->K + k] : 0;
-            if (t->own_reference) y[k].ref = y[k].logp;
-        }
-        const double loss = wrpo_loss(d, alpha, y, record->count, scored, &why);            /* WRPO is here: >>loss */
-        if (!isfinite(loss))
-            wrpo__fail(t->ctx, WRPO_E_NOT_FINITE, "step %lld: record \"%s\" (line %lld): %s",
-                       (long long)t->k + (grads != NULL), record->prompt_id, (long long)record->line,
-                       why ? why : "the loss is not a finite number");
-        const double share = weight ? weight[i] : 1 / (double)count;           /* of the batch's mean */
-        const double w = record->weight * (sft ? 1 : share);                   /* dL/dloss; sft's loss is a share */
-        for (int k = 0; grads && k < record->count; k++)                       /* dL/dlogp of each of its tokens */
-            for (int64_t j = 0; j < y[k].tokens; j++) r->h_coef[packed[k].target + j] = (float)(w * y[k].dlogp);
-        own[i] = (wrpo__tally){.m.loss = w * loss};
-        wrpo__tally_add(&own[i], r, d, alpha, record, y, packed, share);
-        packed += record->count;
-    }
-    if (grads) wrpo__backward(r, grads);
-}
-static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *list, const double *weight, int64_t count,
-                       double alpha, bool train, wrpo__tally *tally) {
-    wrpo__run *r = t->run;
-    const wrpo_loss_desc *d = &t->desc.loss;
-    const bool sft = d->method == WRPO_METHOD_SFT;
-    wrpo_response *y = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *y);
-    double scored = 0;
-    r->dropout = (wrpo_dropout){.p = train && t->model->lora ? (float)t->model->lora->desc.dropout : 0,
-                                .seed = wrpo__random64(t->desc.seed, UINT64_MAX, (uint64_t)t->k)};
-    wrpo__sum_head(r);
-    for (int64_t i = 0; sft && i < count; i++) {       /* SFT's mean is over the batch's tokens */
-        const wrpo_record *record = &set->data->records[list ? list[i] : i];
-        wrpo__as_loss(record, y);
-        scored += wrpo__sft_tokens(y, record->count);
-    }
-    const wrpo__micro *all = wrpo__micros(t->ctx, &t->model->config, set->data, list, 0, count, t->desc.micro_tokens);
-    const wrpo__micro *const end = all + stbds_arrlen(all);
-    wrpo__tally *own = wrpo__raw(wrpo__current, (size_t)count, sizeof *own);           /* of each record */
-    const int lanes = (int)(t->ctx->desc.lanes / wrpo__ranks(t->ctx)), first = wrpo__me(t->ctx) * lanes;
-    const int64_t size = t->split.padded;
-    float *grads = t->grads;         /* of the level that the lane is computed in */
-    /* Lanes are added as a binary counter carries: after an odd lane, its array is added to the one before it, and
-       again for each further low bit of the lane's number that is 1. log2(lanes) + 1 arrays are enough. */
-    for (int lane = 0; lane < lanes; lane++, grads += size) {
-        if (train) r->be->zero(r->dev, grads, (size_t)size * sizeof *grads);
-        for (const wrpo__micro *micro = all; micro < end; micro++)
-            if (micro->lane == first + lane)
-                wrpo__pass_micro(t, set, list, weight, count, alpha, micro, scored, train ? grads : NULL, own);
-        for (int odd = lane; train && odd & 1; odd >>= 1, grads -= size)       /* lanes in pairs, and pairs of pairs */
-            r->be->sum(r->dev, grads - size, grads, size);
-    }
-    /* The records' metrics, of all ranks, in the order of the records: the sums do not depend on the ranks. */
-    wrpo__text mine = {.arena = wrpo__current};
-    for (const wrpo__micro *micro = all; micro < end; micro++)
-        if (wrpo__owner(t->ctx, micro) == wrpo__me(t->ctx))
-            wrpo__text_add(&mine, (const char *)&own[micro->begin],
-                           (size_t)(micro->end - micro->begin) * sizeof *own);
-    const char **from = wrpo__share_texts(t->ctx, &mine);
-    for (const wrpo__micro *micro = all; micro < end; micro++) {
-        const char **next = &from[wrpo__owner(t->ctx, micro)];
-        for (int64_t i = micro->begin; i < micro->end; i++, *next += sizeof *own) {
-            wrpo__tally_sum(tally, (const wrpo__tally *)*next);
-            tally->m.tokens += wrpo__record_rows(&t->model->config, &set->data->records[list ? list[i] : i]);
-        }
-    }
-    tally->m.records = count;
-}
-
-/* ---- between ranks: the sum of all gradients for each one's shard; then the weights of all shards, for all ---- */
-/* The sum over ranks, in pairs as over lanes, where this rank's shard is in t->grads. */
-static void wrpo__reduce(wrpo_trainer *t) {
-    wrpo_ctx *ctx = t->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    const wrpo_group *g = ctx->desc.group;
-    const int64_t shard = t->split.shard;
-    float *mine = t->grads + wrpo__me(ctx) * shard, *part = t->moving;
-    wrpo__agree(ctx);
-    for (int64_t at = 0, n; part && at < shard; at += n) {
-        n = WRPO__MIN(shard - at, t->split.piece);
-        wrpo__moved(ctx, g->exchange(g->self, ctx->dev, part, t->grads + at, shard, n, &ctx->error));
-        for (int apart = 1; apart < g->ranks; apart *= 2)
-            for (int i = 0; i + apart < g->ranks; i += 2 * apart)
-                be->sum(ctx->dev, part + i * n, part + (i + apart) * n, n);
-        be->copy(ctx->dev, mine + at, part, (size_t)n * sizeof *mine);
-    }
-}
-/* Weights of elements [from, from + n), put together: to the buffer, from it (put), or neither (NULL). Their bytes. */
-static size_t wrpo__weights_move(const wrpo_model *model, int64_t from, int64_t n, char *buffer, bool put) {
-    size_t used = 0;
-    for (int64_t i = 0, end, size, first, count; i < model->n_weights; i = end) {
-        const wrpo_weight *w = &model->weights[i];
-        const size_t each = wrpo__dtype_size(w->dtype);
-        end = wrpo__weight_run(model, i, &size);
-        if (w->at < 0) continue;
-        wrpo__overlap(w->at, size, from, n, &first, &count);
-        char *data = (char *)w->data + (size_t)(first - w->at) * each, *to = put ? data : buffer + used;
-        if (buffer && count)
-            model->ctx->desc.backend->copy(model->ctx->dev, to, put ? buffer + used : data, (size_t)count * each);
-        used += (size_t)count * each;
-    }
-    return used;
-}
-static void wrpo__spread(wrpo_trainer *t) {
-    wrpo_ctx *ctx = t->ctx;
-    const wrpo_group *g = ctx->desc.group;
-    const int64_t shard = t->split.shard;
-    char *moving = (char *)t->moving;
-    wrpo__agree(ctx);
-    for (int64_t at = 0, n; moving && at < shard; at += n) {
-        size_t most = 0;
-        n = WRPO__MIN(shard - at, t->split.piece);
-        for (int i = 0; i < g->ranks; i++)
-            most = WRPO__MAX(most, wrpo__weights_move(t->model, i * shard + at, n, NULL, false));
-        wrpo__weights_move(t->model, g->rank * shard + at, n, moving + (size_t)g->rank * most, false);
-        wrpo__moved(ctx, g->gather(g->self, ctx->dev, moving, most, &ctx->error));
-        for (int i = 0; i < g->ranks; i++)
-            if (i != g->rank) wrpo__weights_move(t->model, i * shard + at, n, moving + (size_t)i * most, true);
-    }
-}
-
-/* ---- one optimizer step ---- */
-/* The records of step k, *list[count], and in t->weight what each counts for in the loss. */
-static int64_t wrpo__next_batch(wrpo_trainer *t, const int64_t **list) {
-    const int64_t epoch = t->k / t->steps_per_epoch, step = t->k % t->steps_per_epoch, N = t->train.N;
-    if (epoch != t->order_epoch) {   /* Fisher-Yates, from the identity: the order depends on seed and epoch alone */
-        for (int64_t i = 0; i < N; i++) t->order[i] = i;
-        for (int64_t i = N - 1; i > 0 && !t->desc.no_shuffle; i--) {
-            const uint64_t draw = wrpo__random64(t->desc.seed, (uint64_t)epoch, (uint64_t)i);
-            const int64_t j = (int64_t)(draw % (uint64_t)(i + 1)), swap = t->order[i];
-            t->order[i] = t->order[j];
-            t->order[j] = swap;
-        }
-        t->order_epoch = epoch;
-    }
-    const int64_t first = step * t->desc.batch_size, count = WRPO__MIN(t->desc.batch_size, N - first);
-    const int64_t parts = wrpo__div_up(count, t->part_size);
-    for (int64_t i = 0; i < count; i++) {
-        const int64_t part = i / t->part_size, size = WRPO__MIN(t->part_size, count - part * t->part_size);
-        t->weight[i] = 1 / ((double)parts * (double)size);
-    }
-    *list = t->order + first;
-    return count;
-}
-/* The norm of the gradient: sums over units, added in order. */
-static double wrpo__grad_norm(wrpo_trainer *t) {
-    wrpo_ctx *ctx = t->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    const int64_t count = t->model->count, unit = wrpo__unit(ctx, count), lanes = ctx->desc.lanes;
-    const int64_t own = lanes / wrpo__ranks(ctx), first = own * wrpo__me(ctx);
-    double *sums = wrpo__alloc(wrpo__current, (size_t)lanes, sizeof *sums), total = 0;
-    for (int64_t i = first; i < first + own; i++) {
-        const int64_t n = WRPO__MIN(count - i * unit, unit);
-        be->zero(ctx->dev, t->sumsq, sizeof *t->sumsq);
-        if (n > 0) be->sumsq(ctx->dev, t->sumsq, t->grads + i * unit, n);
-        be->get(ctx->dev, &sums[i], t->sumsq, sizeof *sums);
-    }
-    wrpo__sync(ctx);
-    wrpo__gather(ctx, sums, (size_t)own * sizeof *sums);
-    for (int64_t i = 0; i < lanes; i++) total += sums[i];
-    return sqrt(total);
-}
-/* AdamW on every run of weights that are contiguous and decay alike, as far as it is in this rank's shard: matrices
-   decay, norms and biases do not. A part of a run draws the whole's numbers: its seed is that of its first element. */
-static void wrpo__update(wrpo_trainer *t, double lr, double grad_scale) {
-    const wrpo_train_desc *d = &t->desc;
-    const wrpo_backend *be = t->ctx->desc.backend;
-    const int64_t shard = t->split.shard, begin = wrpo__me(t->ctx) * shard;
-    const double steps = (double)(t->k + 1);
-    wrpo_adamw step = {.lr = (float)lr, .beta1 = (float)d->beta1, .beta2 = (float)d->beta2, .eps = (float)d->eps,
-                       .grad_scale = (float)grad_scale, .moments = d->moments,
-                       .correction1 = 1 - pow(d->beta1, steps), .correction2 = sqrt(1 - pow(d->beta2, steps))};
-    for (int64_t i = 0, end, size, first, count; i < t->model->n_weights; i = end) {
-        const wrpo_weight *w = &t->model->weights[i];
-        end = wrpo__weight_run(t->model, i, &size);
-        if (w->at < 0) continue;                       /* frozen */
-        wrpo__overlap(begin, shard, w->at, size, &first, &count);
-        if (count == 0) continue;
-        const size_t offset = wrpo_moments_bytes(d->moments, first - begin);
-        const uint64_t seed = wrpo__random64(d->seed, (uint64_t)t->k, (uint64_t)w->at);
-        const uint32_t skip = (uint32_t)(first - w->at) * WRPO__DICE_STEP;
-        step.weight_decay = w->decay ? (float)d->weight_decay : 0;
-        step.seed = (uint64_t)((uint32_t)(seed >> 32) + skip) << 32 | ((uint32_t)seed + skip);
-        be->adamw(t->ctx->dev, (char *)w->data + (size_t)(first - w->at) * wrpo__dtype_size(w->dtype),
-                  w->dtype == WRPO_DTYPE_BF16 ? t->model->low + (first - begin) : NULL, t->exp_avg + offset,
-                  t->exp_avg_sq + offset, t->grads + first, count, &step);
-    }
-}
-static wrpo_metrics wrpo__step(wrpo_trainer *t) {
-    wrpo_ctx *ctx = t->ctx;
-    const wrpo_train_desc *d = &t->desc;
-    wrpo__tally tally = {.m = {.step = t->k + 1, .steps = t->T}};
-    const int64_t *list;
-    const double begin = wrpo__now();
-    if (t->k >= t->T) wrpo__fail_arg("all %lld steps are done", (long long)t->T);
-
-    /* 1. Alpha and the learning rate of step k = 0 ... T - 1, and the records of its batch. A rising alpha never has
-          its end value; with warm-up the rate of the first step is 0. */
-    const int64_t warmup = (int64_t)ceil(d->warmup_ratio * (double)t->T - 1e-9);
-    const double alpha = wrpo_alpha(d->alpha_schedule, d->alpha_power, d->alpha, t->k, t->T);
-    const double lr = d->learning_rate * wrpo_lr_factor(d->lr_schedule, warmup, t->k, t->T) + 0.0;      /* no -0 */
-    const int64_t count = wrpo__next_batch(t, &list);
-    /* 2. Gradients of the batch's loss. */
-    wrpo__pass(t, &t->train, list, t->weight, count, alpha, true, &tally);
-    wrpo__reduce(t);
-    /* 3. Their global norm. Above max_grad_norm they are clipped to it: AdamW multiplies each gradient by a factor as
-          it reads it, and the clipped gradient is never stored. */
-    const double norm = wrpo__grad_norm(t), clip = d->max_grad_norm > 0 ? d->max_grad_norm / (norm + 1e-6) : 1;
-    if (!isfinite(norm))
-        wrpo__fail(ctx, WRPO_E_NOT_FINITE, "step %lld: the gradient is not finite (batch of %lld records, the first is "
-                   "\"%s\")", (long long)t->k + 1, (long long)count, t->train.data->records[list[0]].prompt_id);
-    /* 4. The update. */
-    wrpo__update(t, lr, WRPO__MIN(1, clip));
-    wrpo__spread(t);
-    wrpo__sync(ctx);
-    t->k++;
-
-    wrpo__tally_end(&tally, t, alpha, begin);
-    tally.m.grad_norm = norm;
-    tally.m.learning_rate = lr;
-    if (t->log) t->log(t, &tally.m, "");
-    return tally.m;
-}
-WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m) {
-    WRPO__ENTRY_ALL(t->ctx, true, *m = wrpo__step(t));
-}
+/* ---- evaluation ---- */
 static wrpo_metrics wrpo__evaluate(wrpo_trainer *t, const wrpo__set *set, double alpha) {
     wrpo__tally tally = {.m = {.step = t->k, .steps = t->T}};
     const double begin = wrpo__now();
@@ -4748,12 +4747,37 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
     WRPO__ENTRY_ALL(t->ctx, true, *m = wrpo__trainer_eval(t, data));
 }
 
-/* ------------------------------------------------------------ Stop here if you only want the algorithm. */
+/* --------------------------- Stop here if you only want to train on token ids: tests/02_order.sh cuts here. */
 
 /* -------------------------------------------------------------------------------------------- >>files
    Reading and writing files. A file that is written gets its name when it is whole, or never. wrpo__disk_x looks at the
    file system, where all that the library writes is. wrpo__x is for what the caller gives it to read, and asks the
    context's wrpo_files if there are any. */
+#include <sys/stat.h>
+#ifdef _WIN32
+#include <direct.h>
+#include <io.h>
+#include <process.h>
+/* Not from windows.h, which makes macros of common words. */
+__declspec(dllimport) int __stdcall MoveFileExA(const char *from, const char *to, unsigned long flags);
+#define wrpo__mkdir(path) _mkdir(path)
+#define wrpo__rmdir(path) _rmdir(path)
+#define wrpo__rename(from, to) (MoveFileExA(from, to, 1 | 8 /* replace; wait for the disk */) ? 0 : -1)
+#define wrpo__fsync(f) _commit(_fileno(f))
+#define wrpo__process() _getpid()
+#ifndef S_ISDIR
+#define S_ISDIR(mode) (((mode) & _S_IFMT) == _S_IFDIR)
+#endif
+#else
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#define wrpo__mkdir(path) mkdir(path, 0777)
+#define wrpo__rmdir(path) rmdir(path)
+#define wrpo__fsync(f) fsync(fileno(f))
+#define wrpo__rename(from, to) rename(from, to)
+#define wrpo__process() getpid()
+#endif
 static char *wrpo__join(wrpo__arena *arena, const char *dir, const char *name) {
     const size_t n = strlen(dir);
     return wrpo__format(arena, n && dir[n - 1] == '/' ? "%s%s" : "%s/%s", dir, name);
@@ -4899,7 +4923,7 @@ static void wrpo__sync_parent(const char *path) {
 /* Rank 0 alone writes. On the others these do nothing, so that all ranks go the same way. */
 static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {  /* and its parents; one that exists is fine */
     char part[4096];
-    if (wrpo__me(ctx)) return;
+    if (wrpo__my_rank(ctx)) return;
     const size_t n = strlen(path);
     if (n == 0 || n >= sizeof part) wrpo__fail_io("\"%.200s\": not a usable path for a directory", path);
     for (size_t i = 1; i <= n; i++) {
@@ -4913,7 +4937,7 @@ static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {  /* and its parent
     }
 }
 static void wrpo__remove(wrpo_ctx *ctx, const char *path) {
-    if (!wrpo__me(ctx) && remove(path) != 0 && errno != ENOENT)
+    if (!wrpo__my_rank(ctx) && remove(path) != 0 && errno != ENOENT)
         wrpo__fail_io("%s: cannot be removed: %s", path, strerror(errno));
 }
 /* A checkpoint and its files. The state is the first to go: without it the directory is no checkpoint. */
@@ -4947,7 +4971,7 @@ static wrpo__writer *wrpo__create(wrpo__arena *arena, const char *path) {
     w->path = wrpo__strndup(arena, path, strlen(path));
     w->part = wrpo__format(arena, "%s" WRPO__PART, path, (unsigned long)wrpo__process());
     wrpo__on_free(arena, wrpo__writer_drop, w);
-    if (wrpo__me(w->ctx)) return w;
+    if (wrpo__my_rank(w->ctx)) return w;
     w->f = fopen(w->part, "wb");
     if (!w->f) wrpo__writer_fail(w, errno);
     return w;
@@ -4983,6 +5007,30 @@ static void wrpo__commit(wrpo__writer *w) {
 enum { WRPO__JSON_DEPTH = 256 };
 static const wrpo_json *wrpo__first(const wrpo_json *parent) { return parent ? parent->child : NULL; }
 #define WRPO__EACH(v, parent) for (const wrpo_json *v = wrpo__first(parent); v; v = v->next)  /* parent may be NULL */
+
+static size_t wrpo__utf8_put(char *s, uint32_t c) {  /* writes up to 4 bytes; returns how many */
+    static const unsigned char marks[] = {0, 0, 0xC0, 0xE0, 0xF0};  /* of the first of n bytes */
+    const size_t n = 1u + (c >= 0x80) + (c >= 0x800) + (c >= 0x10000);
+    for (size_t i = n - 1; i > 0; i--) {
+        s[i] = (char)(0x80 | (c & 0x3F));
+        c >>= 6;
+    }
+    s[0] = (char)(c | marks[n]);
+    return n;
+}
+static void wrpo__text_puts(wrpo__text *t, const char *s) { wrpo__text_add(t, s, strlen(s)); }
+WRPO__PRINTF(2, 3) static void wrpo__text_printf(wrpo__text *t, const char *format, ...) {
+    size_t n = 32;  /* a first guess; the second one is exact */
+    for (bool fits = false; !fits;) {
+        wrpo__text_room(t, n);
+        va_list args;
+        va_start(args, format);
+        n = (size_t)vsnprintf(t->data + t->size, t->cap - t->size, format, args);
+        va_end(args);
+        fits = n < t->cap - t->size;
+    }
+    t->size += n;
+}
 
 /* With JSON's escapes, or those of what a sentence should not show. What is not UTF-8 becomes U+FFFD or '?'. */
 static void wrpo__json_escape(wrpo__text *out, const char *s, size_t n, bool sentence) {
@@ -5792,7 +5840,7 @@ static wrpo__writer *wrpo__write_whole(wrpo__arena *arena, const char *path, con
 }
 /* The shards in dir of a split into another number of files; an stb array. */
 static char **wrpo__stale_shards(const wrpo__save *save) {
-    if (wrpo__me(save->temp->ctx)) return NULL;
+    if (wrpo__my_rank(save->temp->ctx)) return NULL;
     const wrpo__name *names = wrpo__disk_list(save->temp, save->dir);
     char **stale = NULL;
     for (int64_t i = 0; i < stbds_arrlen(names); i++) {
@@ -11870,7 +11918,7 @@ static bool wrpo__round_step(int64_t prompts, int64_t tokens, void *user) {
 static void wrpo__generate_all(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
                                const wrpo_generate_desc *desc) {
     wrpo_ctx *ctx = model->ctx;
-    const int R = wrpo__ranks(ctx), rank = wrpo__me(ctx);
+    const int R = wrpo__ranks(ctx), rank = wrpo__my_rank(ctx);
     if (R == 1) {
         wrpo__generate(model, prompts, count, desc, NULL);
         return;
@@ -11900,7 +11948,7 @@ static void wrpo__generate_all(wrpo_model *model, const wrpo_prompt *prompts, in
         int64_t k = 0;
         for (int64_t i = rank; i < n; i += R) list[k++] = prompts[r.done + i];
         wrpo__generate(model, list, k, &own, NULL);
-        const char **from = wrpo__share_texts(ctx, &r.out);
+        const char **from = wrpo__all_gather_texts(ctx, &r.out);
         for (int64_t i = 0; i < n; i++) {
             const char **at = &from[i % R];
             for (k = 0; k < d.n; k++) {
@@ -12380,9 +12428,9 @@ static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *
         for (int64_t i = done; i < end; i++) {
             wrpo__next_line(&l);
             s.in.line = l.number;
-            if (i % R == wrpo__me(ctx)) wrpo__rethrow(ctx, wrpo__score_line(&s, l.text, l.size));
+            if (i % R == wrpo__my_rank(ctx)) wrpo__rethrow(ctx, wrpo__score_line(&s, l.text, l.size));
         }
-        const char **from = wrpo__share_texts(ctx, &s.out);
+        const char **from = wrpo__all_gather_texts(ctx, &s.out);
         while (done < end) {
             const char **at = &from[done++ % R];
             const int64_t *head = wrpo__take8(at, 3 * sizeof *head);
@@ -12427,7 +12475,7 @@ static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t
     wrpo__run_layout(model->ctx, &model->config, &shape, &run, &b);
     if (b.overflow)
         wrpo__fail_memory("out of memory: %lld rows of this model do not fit into the address space", (long long)rows);
-    const wrpo__division split = wrpo__division_of(model->ctx, model->count, moments);
+    const wrpo__sharding split = wrpo__sharding_of(model->ctx, model->count, moments);
     out->parameters = wrpo_model_parameters(model);
     out->gradients = split.gradients + split.moving;
     out->moments = 2 * split.moments;
@@ -12569,7 +12617,7 @@ static void wrpo__reference(const wrpo_trainer *t) {
         if (t->out_dir)
             path = wrpo__format(wrpo__current, "%s/reference_logps-%016llx.json", t->out_dir,
                                 (unsigned long long)wrpo__fingerprint(ref, set->data));
-        if (wrpo__most(t->ctx, path && !wrpo__me(t->ctx) && wrpo__reference_read(t->ctx, path, set))) {
+        if (wrpo__most(t->ctx, path && !wrpo__my_rank(t->ctx) && wrpo__reference_read(t->ctx, path, set))) {
             wrpo__broadcast(t->ctx, set->ref, (size_t)(set->N * set->K) * sizeof *set->ref, 0);
             wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
             continue;
@@ -12747,7 +12795,8 @@ static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo__model_save(temp, t->model, desc, &r);
     if (d->save_steps && t->k < t->T && t->k % d->save_steps == 0) wrpo__log_kept(t, wrpo__kept(&r));
     const char *log = wrpo__log_path(t);
-    const wrpo__file *metrics = !wrpo__me(ctx) && log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
+    const bool writes = wrpo__my_rank(ctx) == 0;
+    const wrpo__file *metrics = writes && log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
     const int64_t eight = 8;
     int64_t log_size = metrics ? (int64_t)metrics->size : 0;
     while (log_size && metrics->data[log_size - 1] != '\n') log_size--;  /* a line that the disk did not take whole */
@@ -12983,7 +13032,7 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     wrpo__current = arena;
     wrpo__arena_clear(temp);
     wrpo__arena_clear(file);
-    if (train && out_dir && !wrpo__me(t->ctx)) {
+    if (train && out_dir && !wrpo__my_rank(t->ctx)) {
         const char *path = wrpo__join(arena, out_dir, "metrics.jsonl");
         wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__close_file, NULL);
         if (t->part) t->metrics = ((wrpo__writer *)t->part)->f;
@@ -13013,14 +13062,14 @@ WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const w
     WRPO__ENTRY_ALL(model->ctx, true, wrpo__eval(model, data, desc, m));
 }
 static void wrpo__rename_dir(wrpo_ctx *ctx, const char *from, const char *to) {
-    if (wrpo__me(ctx)) return;
+    if (wrpo__my_rank(ctx)) return;
     if (wrpo__rename(from, to) != 0) wrpo__fail_io("%s: cannot be renamed: %s", from, strerror(errno));
     wrpo__sync_parent(to);
 }
 /* By another name: half removed, it must not look whole. Process 0 is nobody's. */
 static void wrpo__drop_checkpoint(wrpo__arena *temp, const char *dir) {
     const char *aside = wrpo__format(temp, "%s" WRPO__PART, dir, 0ul);
-    if (wrpo__me(temp->ctx) || !wrpo__disk_exists(dir)) return;
+    if (wrpo__my_rank(temp->ctx) || !wrpo__disk_exists(dir)) return;
     wrpo__rename_dir(temp->ctx, dir, aside);
     wrpo__remove_dir(temp, aside);
 }
@@ -13071,7 +13120,7 @@ static void wrpo__save_best(const wrpo_trainer *t, const wrpo_metrics *e, double
         wrpo__text mine = {.arena = wrpo__current};
         wrpo__best before = wrpo__best_before(t);
         wrpo__text_add(&mine, (const char *)&before, sizeof before);
-        memcpy(&before, wrpo__share_texts(t->ctx, &mine)[0], sizeof before);
+        memcpy(&before, wrpo__all_gather_texts(t->ctx, &mine)[0], sizeof before);
         *best = x = before.value;
         if (before.step != (double)t->k) return;
     } else if (!wrpo__metric(e, metric, &x) || isnan(x)) wrpo__fail_arg("save_best: this evaluation has no %s", metric);

@@ -1,22 +1,30 @@
 #!/bin/sh
-# The order of wrpo.h. The cut: what stands above "Stop here if you only want the algorithm" compiles alone and trains a
-# model to the bits of the whole header. And no section uses a private name of a section below it.
+# The order of wrpo.h. The cuts: what is above "Stop here if you only want the algorithm" compiles alone; with >>setup
+# below it, which makes what a step works on, it trains a model to the bits of the whole header. And no section uses a
+# private name of a section below it.
 # usage, in this folder: sh 02_order.sh BUILD/wrpo      BUILD/wrpo.o is the whole header, as `make` compiles it
 passed=0 failed=0
 CC=${CC:-cc} CFLAGS=${CFLAGS:--O2}
 built=$(dirname "${1:-build/wrpo}")
 B=$built/order
-mkdir -p "$B/cut"
 ok() { passed=$((passed + 1)); }
 bad() { failed=$((failed + 1)); echo "FAIL order: $*"; }
 
-# ---- the cut: up to the mark, and an #endif for each conditional that is open there
-marks=$(grep -c '^/\* -* Stop here if you only want the algorithm' ../wrpo.h)
-if [ "$marks" -eq 1 ]; then ok; else bad "wrpo.h has $marks lines with the mark, want 1"; fi
-awk '/^\/\* -* Stop here if you only want the algorithm/ { exit }
-     /^ *# *if/ { open++ } /^ *# *endif/ { open-- } { print }
-     END { while (open-- > 0) print "#endif" }' ../wrpo.h >"$B/cut/wrpo.h"
-warn="-std=c11 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -Wno-unused-function"
+# ---- the cuts: up to a mark, and an #endif for each conditional that is open there
+warn="-std=c11 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -Wno-unused-function -Wno-unused-variable"
+cut() {   # $1: the mark; $2: the folder
+    mark="^/[*] -* Stop here if you only want $1"
+    mkdir -p "$B/$2"
+    if [ "$(grep -c "$mark" ../wrpo.h)" -eq 1 ]; then ok; else bad "wrpo.h has not one line: Stop here ... $1"; fi
+    awk -v mark="$mark" '$0 ~ mark { exit }
+        /^ *# *if/ { open++ } /^ *# *endif/ { open-- } { print }
+        END { while (open-- > 0) print "#endif" }' ../wrpo.h >"$B/$2/wrpo.h"
+}
+cut "the algorithm" algorithm
+cut "to train on token ids" cut
+printf '#define WRPO_IMPLEMENTATION\n#include "wrpo.h"\n' >"$B/algorithm/impl.c"
+if $CC $warn -fopenmp -O0 -c "$B/algorithm/impl.c" -o "$B/algorithm/impl.o"; then ok
+else bad "the algorithm does not compile alone"; fi
 if $CC $warn -fopenmp -I.. $CFLAGS support/cut.c "$built/wrpo.o" -o "$B/whole" -lm && "$B/whole" >"$B/whole.txt"
 then ok
 else bad "the whole header does not train: $(tail -n 1 "$B/whole.txt")"; fi
@@ -27,6 +35,7 @@ end=$(date +%s%N)
 "$B/cut/train" >"$B/cut.txt" || bad "the cut does not train: $(tail -n 1 "$B/cut.txt")"
 if [ -s "$B/cut.txt" ] && cmp -s "$B/cut.txt" "$B/whole.txt"; then ok
 else bad "the cut and the whole header differ:"; diff "$B/cut.txt" "$B/whole.txt" | head -n 4; fi
+echo "the algorithm ends at line $(wc -l <"$B/algorithm/wrpo.h")"
 echo "the cut: $(wc -l <"$B/cut/wrpo.h") lines, compiled in $(((end - begin) / 1000000)) ms; $(tail -n 1 "$B/cut.txt")"
 
 # ---- sections. C wants a name declared before its use. Left to see are a static function or a struct that is declared
@@ -128,8 +137,8 @@ grep '^FAIL' "$B/order.txt" | sort
 set -- $(tail -n 1 "$B/order.txt")
 passed=$((passed + $1)) failed=$((failed + $2))
 if [ "$1" -lt 500 ]; then bad "only $1 private names were found"; fi
-want="api base loss ops layout model step files json tensors checkpoint token chat data generate reward run recipe"
-want="$want mpi cpu end"
+want="api base loss ops layout model step setup files json tensors checkpoint token chat data generate reward run"
+want="$want recipe mpi cpu end"
 found=$(sed -nE 's/^\/\* -+ >>([a-z]+).*/\1/p' ../wrpo.h | tr '\n' ' ')
 if [ "$found" = "$want " ]; then ok; else bad "want the sections $want, found $found"; fi
 echo "order: $passed passed, $failed failed, 0 skipped"

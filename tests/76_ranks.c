@@ -13,7 +13,7 @@ const char *__tsan_default_suppressions(void);
 const char *__tsan_default_suppressions(void) { return "race:tzset_internal\n"; }
 
 /* ---- a run: what it is given, and what each rank says ---- */
-typedef enum fault { NONE, DATA, RATE, RECORD, WEIGHTS, NAN_WEIGHT, MEMORY, NO_STATE, STOP, FAULTS } fault;
+typedef enum fault { NONE, DATA, RATE, RECORD, WEIGHTS, NAN_WEIGHT, MEMORY, NO_STATE, STOP, SCALE, DROPOUT, FAULTS } fault;
 typedef struct job {
     wrpo_dtype dtype; wrpo_moments moments; int64_t lanes, lora, micro_tokens, memory_limit;
     bool devices;                    /* of CUDA, over NCCL; otherwise the CPU */
@@ -71,7 +71,9 @@ static void work(mate *m) {
     if (bad && j->fault == DATA) own[3].count = 0;
     r = wrpo_model_init(ctx, &(wrpo_init_desc){.config = config_path, .seed = bad && j->fault == WEIGHTS ? 8 : 7,
                                                .frozen = j->lora > 0}, &model);
-    if (!r && j->lora) r = wrpo_adapter_new(model, &(wrpo_adapter_desc){.r = j->lora, .dropout = 0.1});
+    if (!r && j->lora)
+        r = wrpo_adapter_new(model, &(wrpo_adapter_desc){.r = j->lora, .alpha = bad && j->fault == SCALE ? 16 : 32,
+                                                         .dropout = bad && j->fault == DROPOUT ? 0.2 : 0.1});
     if (!r) r = wrpo_data_from_ids(ctx, own, N, &data);
     if (!r) r = wrpo_data_from_ids(ctx, own, HELD, &held);
     wrpo_train_desc d = {.learning_rate = bad && j->fault == RATE ? 2e-3 : 1e-3, .batch_size = 6, .loss.beta = 0.5,
@@ -246,9 +248,12 @@ static void failures(void) {
         {WEIGHTS, WRPO_E_ARG, "rank 1: the model's weights: want that of rank 0"},
         {NAN_WEIGHT, WRPO_E_NOT_FINITE, "rank 1: step 1: record \"r"},
         {NO_STATE, WRPO_E_ARG, "rank 1: the settings of training: want that of rank 0"},
+        {SCALE, WRPO_E_ARG, "rank 1: the adapter's scale and dropout: want that of rank 0"},
+        {DROPOUT, WRPO_E_ARG, "rank 1: the adapter's scale and dropout: want that of rank 0"},
         {STOP, WRPO_E_STOPPED, "rank 1: stopped by the callback"}};
     for (int k = 0; k < WRPO__COUNT(table); k++) {
         job j = {.fault = table[k].fault, .faulty = 1, .out = place("out"), .save = place("stopped")};
+        if (j.fault == SCALE || j.fault == DROPOUT) j.lora = 4;
         run(3, &j);
         for (int i = 0; i < 3; i++)
             CHECK(j.result[i] == table[k].code && strstr(j.text[i], table[k].text) == j.text[i],

@@ -1,5 +1,6 @@
 /* Trains a tiny model on token ids with the ops of >>ops, without a file. 02_order.sh compiles it against the whole
-   header and, with CUT, against the part above "Stop here if you only want the algorithm": both must print the same. */
+   header and, with CUT, against the part above "Stop here if you only want to train on token ids": both must print the
+   same. */
 #ifdef CUT
 #define WRPO_IMPLEMENTATION
 #endif
