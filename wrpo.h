@@ -991,12 +991,12 @@ struct wrpo_backend {
     void (*glu)(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu);
     void (*glu_bwd)(void *dev, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu);
     /* logits float [n, ldl], V of a row; dlogits too. x = logits, or softcap tanh(logits / softcap)
-         lse[r] = log sum exp x[r],  logp[r] = x[r, target[r]] - lse[r]
-         dlogits[r, v] = dlogp[r] ([v == target[r]] - exp(x[r, v] - lse[r])) dx/dlogits
+         lse[r] = log sum exp x[r],  logp[r] = x[r, label[r]] - lse[r]
+         dlogits[r, v] = dlogp[r] ([v == label[r]] - exp(x[r, v] - lse[r])) dx/dlogits
        dlogits may be logits if act_bytes is 4 */
-    void (*logprob)(void *dev, float *logp, float *lse, const float *logits, int64_t ldl, const int32_t *target,
+    void (*logprob)(void *dev, float *logp, float *lse, const float *logits, int64_t ldl, const int32_t *label,
         int64_t n, int64_t V, float softcap);
-    void (*logprob_bwd)(void *dev, void *dlogits, const float *logits, int64_t ldl, const int32_t *target,
+    void (*logprob_bwd)(void *dev, void *dlogits, const float *logits, int64_t ldl, const int32_t *label,
         const float *lse, const float *dlogp, int64_t n, int64_t V, float softcap);
     /* y += x, in float: gradients of lanes and ranks (NULL: there is one lane, or they are refused) */
     void (*sum)(void *dev, float *y, const float *x, int64_t count);
@@ -2278,12 +2278,12 @@ static void wrpo__plain_glu_bwd(void *dev, void *dgu, void *h, const void *dh, c
     }
 }
 
-/* ---- logprob: log-softmax of each row of logits[n,ldl] at its target, with x = softcap(logits) ----
-   lse = log sum exp(x)        logp = x[target] - lse
-   dlogits[v] = dlogp ([v = target] - exp(x[v] - lse)) slope[v]
+/* ---- logprob: log-softmax of each row of logits[n,ldl] at its label, with x = softcap(logits) ----
+   lse = log sum exp(x)        logp = x[label] - lse
+   dlogits[v] = dlogp ([v = label] - exp(x[v] - lse)) slope[v]
    dlogits may be logits. */
 static void wrpo__plain_logprob(void *dev, float *logp, float *lse, const float *logits, int64_t ldl,
-                                const int32_t *target, int64_t n, int64_t V, float softcap) {
+                                const int32_t *label, int64_t n, int64_t V, float softcap) {
     (void)dev;
     for (int64_t r = 0; r < n; r++) {
         const float *x = logits + r * ldl;
@@ -2292,19 +2292,19 @@ static void wrpo__plain_logprob(void *dev, float *logp, float *lse, const float 
         top = wrpo__softcap(top, softcap, &slope);
         for (int64_t v = 0; v < V && top > -INFINITY; v++) sum += exp(wrpo__softcap(x[v], softcap, &slope) - top);
         const double log_sum = top + log(sum);
-        logp[r] = (float)(wrpo__softcap(x[target[r]], softcap, &slope) - log_sum);
+        logp[r] = (float)(wrpo__softcap(x[label[r]], softcap, &slope) - log_sum);
         lse[r] = (float)log_sum;
     }
 }
 static void wrpo__plain_logprob_bwd(void *dev, void *dlogits, const float *logits, int64_t ldl,
-                                    const int32_t *target, const float *lse, const float *dlogp, int64_t n, int64_t V,
+                                    const int32_t *label, const float *lse, const float *dlogp, int64_t n, int64_t V,
                                     float softcap) {
     (void)dev;
     for (int64_t r = 0; r < n; r++)
         for (int64_t v = 0; v < V; v++) {
             double slope;
             const double p = exp(wrpo__softcap(logits[r * ldl + v], softcap, &slope) - lse[r]);
-            ((float *)dlogits)[r * ldl + v] = (float)(dlogp[r] * ((v == target[r]) - p) * slope);
+            ((float *)dlogits)[r * ldl + v] = (float)(dlogp[r] * ((v == label[r]) - p) * slope);
         }
 }
 
@@ -2532,7 +2532,7 @@ static bool wrpo__follows(const wrpo_weight *a, const wrpo_weight *b) {
     return b->at == at && b->dtype == a->dtype && b->decay == a->decay && b->data == end;
 }
 /* Weights from i on, each of which follows the one before: they are one array. Returns their end; *size: elements. */
-static int64_t wrpo__weight_run(const wrpo_model *model, int64_t i, int64_t *size) {
+static int64_t wrpo__contiguous(const wrpo_model *model, int64_t i, int64_t *size) {
     const wrpo_weight *w = model->weights;
     *size = wrpo__size(&w[i]);
     for (i++; i < model->n_weights && wrpo__follows(&w[i - 1], &w[i]); i++) *size += wrpo__size(&w[i]);
@@ -2581,9 +2581,9 @@ static const wrpo__adapter *wrpo__adapters(const wrpo_model *model, wrpo__kind k
            segment   the rows of one prompt or one response: what attention takes for a sequence
            prefix    rows whose keys all queries of a segment see: a response's prompt; a prompt has none
            own keys  those of the segment's own rows; each query sees them up to its own position
-           target    a scored token: target_id is it, target_row predicts it
-           chunk     targets that go through the head together where memory is short
-           span      targets whose logits there is room for: a chunk, or as many as there are rows
+           label     a scored token: label_id is it; the logits of label_row predict it
+           chunk     labels that go through the head together where memory is short
+           span      labels whose logits there is room for: a chunk, or as many as there are rows
            rotate    apply the rotary position embedding to q and k
 
    To add an op: wrpo_backend (>>api), >>ops, >>cpu, wrpo_cuda.cu, tests/30_ops.c; then a call in wrpo__layer_fwd, and
@@ -2640,10 +2640,10 @@ static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double
     }
 }
 
-/* ---- the workspace, wrpo__run: the memory that micro-batches are computed in; not the run of training ---- */
+/* ---- the workspace: the memory that micro-batches are computed in ---- */
 typedef struct wrpo__shape {         /* what there is room for */
-    int64_t rows;                    /* never fewer than targets, segments or responses */
-    int64_t chunk;                   /* targets in a chunk */
+    int64_t rows;                    /* never fewer than labels, segments or responses */
+    int64_t chunk;                   /* labels in a chunk */
     bool logits;                     /* the span is all rows, not a chunk */
     int64_t recompute;               /* layers [0, recompute) store only x; the backward pass computes the rest again */
     int64_t cache;                   /* rows of keys and values that outlive a forward pass, for decoding; 0 = none */
@@ -2657,7 +2657,7 @@ static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s
 /* The tables of buffers, [n, columns] each. void: activations, of the backend's act_bytes an element. train, qk_norm,
    post_norms are 0 or 1; a buffer of 0 columns is not allocated, so D * train is there only in training.
    Per layer: what the backward pass needs besides the x that enters the layer. The names in the columns are locals of
-   wrpo__run_layout. */
+   wrpo__workspace_layout. */
 #define WRPO__LAYER_ACTS(X) \
     X(void, mid, D * train)                            /* the residual stream after attention */ \
     X(void, qk0, (H + G) * d * qk_norm)                /* q | k before their norms */ \
@@ -2668,65 +2668,66 @@ static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s
     X(float, rstd_attn, 1) X(float, rstd_q, H * qk_norm) X(float, rstd_k, G * qk_norm)   /* 1 / rms, of each norm */ \
     X(float, rstd_attn_out, post_norms) X(float, rstd_mlp, 1) X(float, rstd_mlp_out, post_norms)
 /* Once. dy is scratch: the gradient of a product's input or output. */
-#define WRPO__RUN_ACTS(X) \
-    X(void, norm, D) X(void, h, I)                     /* a norm's output; act(gate) up: within a layer */ \
+#define WRPO__SHARED_ACTS(X) \
+    X(void, branch, D)                                 /* what attention or MLP reads, normed; or adds to x */ \
+    X(void, h, I)                                      /* act(gate) up */ \
     X(void, y, D) X(float, rstd_final, 1)              /* the final norm's output */ \
-    X(float, target_lse, 1)                            /* log sum exp of each target's logits */ \
+    X(float, label_lse, 1)                             /* log sum exp of each label's logits */ \
     X(void, dx, D * train) X(void, dy, D * train)      /* dL/d of the residual stream; dy as above */ \
     X(void, dqkv, (H + 2 * G) * d * train) X(void, d_o, H * d * train) \
     X(void, dgu, 2 * I * train) X(void, dh, I * train) \
     X(void, lora_t, s->rank) X(void, lora_dt, s->rank * train)              /* of adapters: t, dL/dt */ \
     X(void, lora_x, s->drop * train)                   /* x after dropout, then its gradient */
 /* On the backend and, as h_ids and so on, on the host. */
-#define WRPO__RUN_BOTH(X) \
+#define WRPO__PACKED(X) \
     X(int32_t, ids, 1) X(wrpo_seg, segs, 1) \
     X(float, rope, d)                                  /* cosine and sine, [n, dims / 2, 2] */ \
     X(float, rope_sliding, d * two_ropes)              /* of the layers with a base of their own */ \
     X(int32_t, cache_row, s->cache > 0)                /* where in the cache a row's key and value go */ \
-    X(int32_t, target_row, 1) X(int32_t, target_id, 1) \
-    X(float, logp, 1) X(float, coef, 1)                /* of each target; coef: dL/dlogp */ \
+    X(int32_t, label_row, 1) X(int32_t, label_id, 1) \
+    X(float, logp, 1) X(float, dlogp, 1)               /* of each label; dlogp: dL/dlogp */ \
     X(float, mean, 1)                                  /* mean logit of each row, a metric */
 typedef struct wrpo__acts {
     void *x;                         /* [n, D] residual stream that enters the layer */
 #define WRPO__X(type, field, columns) type *field;
     WRPO__LAYER_ACTS(WRPO__X)
 } wrpo__acts;
-typedef struct wrpo__location {      /* where a response is: the first row of its prompt, its own, its first target */
-    int64_t prompt_row, row, target;
+typedef struct wrpo__location {      /* where a response is: the first row of its prompt, its own, its first label */
+    int64_t prompt_row, row, label;
 } wrpo__location;
-typedef struct wrpo__run {
+typedef struct wrpo__workspace {
     wrpo_model *model; const wrpo_backend *be; void *dev;
     wrpo__shape shape;
     wrpo_dropout dropout;            /* of adapters, in this micro-batch; p 0: none */
     bool no_adapter;                 /* it is known to add nothing */
-    int64_t n, n_segs, n_targets, n_packed;            /* rows and so on that are packed */
+    int64_t n, n_segs, n_labels, n_packed;            /* rows and so on that are packed */
     wrpo__location *packed;          /* [n_packed] responses */
     float *inv_freq; double rope_scale;                /* radians per position, [dims / 2]; factor of cosine and sine */
     float *inv_freq_sliding;                           /* NULL: the layers have one base */
     int64_t rope_key;                /* of the sequences that these two are for */
-    WRPO__RUN_ACTS(WRPO__X)
+    WRPO__SHARED_ACTS(WRPO__X)
 #undef WRPO__X
 #define WRPO__X(type, field, columns) type *field, *h_##field;
-    WRPO__RUN_BOTH(WRPO__X)
+    WRPO__PACKED(WRPO__X)
 #undef WRPO__X
     wrpo__acts *layer;               /* [L + 1]; the last has only x, which enters the final norm */
     wrpo__acts scratch;              /* of all layers that store only x, and in inference of all */
     void *cache, *attn_scratch;      /* cache [L][shape.cache, 2Gd]: k | v */
-    void *hid, *dhid; float *logits; /* [span, D], [span, D], [span, ldl]; hid: y at the target rows */
+    void *hid, *dhid; float *logits; /* [span, D], [span, D], [span, ldl]; hid: y at the label rows */
     void *dlogits;                   /* [chunk, ldl]; NULL where activations are float: it takes the place of logits */
     float *head_sum;                 /* [D] sum of the head's rows */
-    bool logits_kept;                /* logits and target_lse are those of all targets */
+    bool logits_kept;                /* logits and label_lse are those of all labels */
     size_t bytes, head_bytes;        /* on the backend: of all, of hid to dlogits */
     wrpo__bump host;                 /* the memory of what is on the host */
-} wrpo__run;
+} wrpo__workspace;
 
 /* ---- packing: begin, records, end ---- */
-static void wrpo__pack_begin(wrpo__run *r) {
-    r->n = r->n_segs = r->n_targets = r->n_packed = 0;
+static void wrpo__pack_begin(wrpo__workspace *r) {
+    r->n = r->n_segs = r->n_labels = r->n_packed = 0;
     r->logits_kept = false;
 }
 /* What is packed next belongs to a sequence of this length, prompt and response. */
-static void wrpo__pack_rotary(wrpo__run *r, int64_t length) {
+static void wrpo__pack_rotary(wrpo__workspace *r, int64_t length) {
     const int64_t key = wrpo__rope_key(&r->model->config, length);
     if (key == r->rope_key) return;
     r->rope_key = key;
@@ -2742,7 +2743,7 @@ static void wrpo__angles(float *rope, int64_t half, int64_t position, const floa
 }
 /* A segment of `count` rows, the first at `position`. seg gives its prefix and its own keys; the last of these is the
    last row's. The caller has made sure that there is room. */
-static void wrpo__pack_rows(wrpo__run *r, const int32_t *ids, int64_t count, int64_t position, wrpo_seg seg) {
+static void wrpo__pack_rows(wrpo__workspace *r, const int32_t *ids, int64_t count, int64_t position, wrpo_seg seg) {
     const int64_t half = wrpo__rope_dims(&r->model->config) / 2;
     seg.begin = r->n;
     seg.end = r->n + count;
@@ -2757,13 +2758,13 @@ static void wrpo__pack_rows(wrpo__run *r, const int32_t *ids, int64_t count, int
     r->h_segs[r->n_segs++] = seg;
     r->n = seg.end;
 }
-static void wrpo__pack_seg(wrpo__run *r, const int32_t *ids, int64_t count, int64_t position, int64_t prefix,
+static void wrpo__pack_seg(wrpo__workspace *r, const int32_t *ids, int64_t count, int64_t position, int64_t prefix,
                            int64_t prefix_end) {
     wrpo__pack_rows(r, ids, count, position, (wrpo_seg){0, 0, prefix, prefix_end, r->n, r->n + count});
 }
-static void wrpo__pack_target(wrpo__run *r, int64_t row, int32_t id) {
-    r->h_target_row[r->n_targets] = (int32_t)row;
-    r->h_target_id[r->n_targets++] = id;
+static void wrpo__pack_label(wrpo__workspace *r, int64_t row, int32_t id) {
+    r->h_label_row[r->n_labels] = (int32_t)row;
+    r->h_label_id[r->n_labels++] = id;
 }
 /* Is the prompt packed before response k? No, if responses k - 1 and k have equal rotary keys: they share its rows. */
 static bool wrpo__packs_prompt(const wrpo_config *c, const wrpo_record *record, int k) {
@@ -2777,7 +2778,7 @@ static int64_t wrpo__record_rows(const wrpo_config *c, const wrpo_record *record
         n += record->responses[k].count + (wrpo__packs_prompt(c, record, k) ? record->prompt_count : 0);
     return n;
 }
-static void wrpo__pack_record(wrpo__run *r, const wrpo_record *record) {
+static void wrpo__pack_record(wrpo__workspace *r, const wrpo_record *record) {
     const int64_t P = record->prompt_count;
     int64_t prompt = 0;
     for (int k = 0; k < record->count; k++) {
@@ -2787,22 +2788,22 @@ static void wrpo__pack_record(wrpo__run *r, const wrpo_record *record) {
             wrpo__pack_rotary(r, P + y->count);
             wrpo__pack_seg(r, record->prompt, P, 0, prompt, prompt);
         }
-        r->packed[r->n_packed++] = (wrpo__location){.prompt_row = prompt, .row = r->n, .target = r->n_targets};
+        r->packed[r->n_packed++] = (wrpo__location){.prompt_row = prompt, .row = r->n, .label = r->n_labels};
         for (int64_t j = y->first; j < y->count; j++)
-            if (!y->scored || y->scored[j]) wrpo__pack_target(r, j > 0 ? r->n + j - 1 : prompt + P - 1, y->ids[j]);
+            if (!y->scored || y->scored[j]) wrpo__pack_label(r, j > 0 ? r->n + j - 1 : prompt + P - 1, y->ids[j]);
         wrpo__pack_seg(r, y->ids, y->count, P, prompt, prompt + P);            /* sees the prompt's rows and its own */
     }
 }
-static void wrpo__pack_end(wrpo__run *r) {
-    const size_t n = (size_t)r->n, targets = (size_t)r->n_targets;
+static void wrpo__pack_end(wrpo__workspace *r) {
+    const size_t n = (size_t)r->n, labels = (size_t)r->n_labels;
     const size_t angles = n * (size_t)wrpo__rope_dims(&r->model->config);
     r->be->put(r->dev, r->ids, r->h_ids, n * sizeof *r->ids);
     r->be->put(r->dev, r->segs, r->h_segs, (size_t)r->n_segs * sizeof *r->segs);
     r->be->put(r->dev, r->rope, r->h_rope, angles * sizeof *r->rope);
     if (r->rope_sliding) r->be->put(r->dev, r->rope_sliding, r->h_rope_sliding, angles * sizeof *r->rope);
     if (r->cache) r->be->put(r->dev, r->cache_row, r->h_cache_row, n * sizeof *r->cache_row);
-    r->be->put(r->dev, r->target_row, r->h_target_row, targets * sizeof *r->target_row);
-    r->be->put(r->dev, r->target_id, r->h_target_id, targets * sizeof *r->target_id);
+    r->be->put(r->dev, r->label_row, r->h_label_row, labels * sizeof *r->label_row);
+    r->be->put(r->dev, r->label_id, r->h_label_id, labels * sizeof *r->label_id);
 }
 
 /* ---- the parts of a layer ---- */
@@ -2824,12 +2825,12 @@ static int wrpo__joined(const wrpo_weight *w, int i, int count, int64_t *rows) {
 static float *wrpo__grad(float *grads, const wrpo_weight *w) {         /* NULL: not wanted, or w is not trained */
     return grads && w->at >= 0 ? grads + w->at : NULL;
 }
-static void wrpo__adapter_fwd(const wrpo__run *r, const wrpo__adapter *of, const wrpo_weight *w, int count,
+static void wrpo__adapter_fwd(const wrpo__workspace *r, const wrpo__adapter *of, const wrpo_weight *w, int count,
                               void *y, int64_t ldy, const void *x);
-static void wrpo__adapter_bwd(const wrpo__run *r, const wrpo__adapter *of, const wrpo_weight *w, int count,
+static void wrpo__adapter_bwd(const wrpo__workspace *r, const wrpo__adapter *of, const wrpo_weight *w, int count,
                               void *dx, float *grads, const void *dy, int64_t lddy, const void *x);
 /* y = x W' + b, or y += if add; then the adapters' part. */
-static void wrpo__linear_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, void *y, int64_t ldy,
+static void wrpo__linear_fwd(const wrpo__workspace *r, int64_t l, const wrpo__linear *lin, void *y, int64_t ldy,
                              const void *x, bool add) {
     const wrpo_weight *w = wrpo__weight(r->model, lin->weight, l), *b = wrpo__weight(r->model, lin->bias, l);
     const wrpo__adapter *adapters = wrpo__adapters(r->model, lin->weight, l);
@@ -2847,7 +2848,7 @@ static void wrpo__linear_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *
     if (adapters && !r->no_adapter) wrpo__adapter_fwd(r, adapters, w, lin->count, all, ldy, x);
 }
 /* dx = dy W;  dW += dy' x;  db += sum dy;  then the adapters' part. What is NULL, dx or grads, is not computed. */
-static void wrpo__linear_bwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, void *dx, float *grads,
+static void wrpo__linear_bwd(const wrpo__workspace *r, int64_t l, const wrpo__linear *lin, void *dx, float *grads,
                              const void *dy, int64_t lddy, const void *x) {
     const wrpo_backend *be = r->be;
     const wrpo_weight *w = wrpo__weight(r->model, lin->weight, l), *b = wrpo__weight(r->model, lin->bias, l);
@@ -2878,41 +2879,42 @@ static wrpo__norm wrpo__norm_of(const wrpo_model *m, wrpo__kind kind, int64_t l)
     if (kind == WRPO__W_k_norm && !c->qk_norm_rows) norm.heads = c->num_key_value_heads;
     return norm;
 }
-static void wrpo__norm_fwd(const wrpo__run *r, int64_t l, wrpo__kind kind, void *y, int64_t ldy, float *rstd,
+static void wrpo__norm_fwd(const wrpo__workspace *r, int64_t l, wrpo__kind kind, void *y, int64_t ldy, float *rstd,
                            const void *x, int64_t ldx) {
     const wrpo__norm norm = wrpo__norm_of(r->model, kind, l);
     r->be->rmsnorm(r->dev, y, ldy, rstd, x, ldx, norm.w->data, r->n, norm.heads, norm.w->rows,
                    (float)r->model->config.rms_norm_eps, norm.plus);
 }
 /* dx = dL/dx, plus dres unless it is NULL; dL/dw is added to grads. dx may be dy or dres. */
-static void wrpo__norm_bwd(const wrpo__run *r, int64_t l, wrpo__kind kind, float *grads, void *dx, int64_t lddx,
+static void wrpo__norm_bwd(const wrpo__workspace *r, int64_t l, wrpo__kind kind, float *grads, void *dx, int64_t lddx,
                            const void *dy, const void *dres, const float *rstd, const void *x, int64_t ldx) {
     const wrpo__norm norm = wrpo__norm_of(r->model, kind, l);
     r->be->rmsnorm_bwd(r->dev, dx, lddx, wrpo__grad(grads, norm.w), dy, lddx, dres, lddx, x, ldx, norm.w->data, rstd,
                        r->n, norm.heads, norm.w->rows, norm.plus);
 }
-/* What attention or MLP reads: norm(x), in r->norm; x itself where the model has no norm before it. */
-static const void *wrpo__pre_norm_fwd(const wrpo__run *r, int64_t l, wrpo__kind kind, float *rstd, const void *x) {
+/* What attention or MLP reads: norm(x), in r->branch; x itself where the model has no norm before it. */
+static const void *wrpo__pre_norm_fwd(const wrpo__workspace *r, int64_t l, wrpo__kind kind, float *rstd,
+                                      const void *x) {
     const int64_t D = r->model->config.hidden_size;
     if (!wrpo__weight(r->model, kind, l)) return x;
-    wrpo__norm_fwd(r, l, kind, r->norm, D, rstd, x, D);
-    return r->norm;
+    wrpo__norm_fwd(r, l, kind, r->branch, D, rstd, x, D);
+    return r->branch;
 }
 /* r->dy is dL/d of that; dL/dx is added to r->dx. */
-static void wrpo__pre_norm_bwd(const wrpo__run *r, int64_t l, wrpo__kind kind, float *grads, const float *rstd,
+static void wrpo__pre_norm_bwd(const wrpo__workspace *r, int64_t l, wrpo__kind kind, float *grads, const float *rstd,
                                const void *x) {
     const int64_t D = r->model->config.hidden_size;
     if (!wrpo__weight(r->model, kind, l)) r->be->add(r->dev, r->dx, r->dy, r->n * D);
     else wrpo__norm_bwd(r, l, kind, grads, r->dx, D, r->dy, r->dx, rstd, x, D);
 }
 /* y = factor x, [rows, D]: the op dropout with p 0. y may be x. */
-static void wrpo__scale(const wrpo__run *r, void *y, const void *x, int64_t rows, double factor) {
+static void wrpo__scale(const wrpo__workspace *r, void *y, const void *x, int64_t rows, double factor) {
     const int64_t D = r->model->config.hidden_size;
     r->be->dropout(r->dev, y, D, x, D, rows, D, &(wrpo_dropout){.scale = (float)factor});
 }
 /* x += m a W'; or with post_norms x += m norm(a W'), and a W' stays in `out` for the backward pass. m is
    residual_multiplier. x NULL (only with post_norms): `out` and rstd alone are wanted. */
-static void wrpo__residual_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, wrpo__kind norm, void *out,
+static void wrpo__residual_fwd(const wrpo__workspace *r, int64_t l, const wrpo__linear *lin, wrpo__kind norm, void *out,
                                float *rstd, void *x, const void *a) {
     const wrpo_config *c = &r->model->config;
     const int64_t D = c->hidden_size;
@@ -2921,14 +2923,14 @@ static void wrpo__residual_fwd(const wrpo__run *r, int64_t l, const wrpo__linear
         wrpo__linear_fwd(r, l, lin, x, D, a, true);
         return;
     }
-    wrpo__linear_fwd(r, l, lin, normed ? out : r->norm, D, a, false);
-    if (normed) wrpo__norm_fwd(r, l, norm, r->norm, D, rstd, out, D);
-    if (scaled) wrpo__scale(r, r->norm, r->norm, r->n, c->residual_multiplier);
-    if (x) r->be->add(r->dev, x, r->norm, r->n * D);
+    wrpo__linear_fwd(r, l, lin, normed ? out : r->branch, D, a, false);
+    if (normed) wrpo__norm_fwd(r, l, norm, r->branch, D, rstd, out, D);
+    if (scaled) wrpo__scale(r, r->branch, r->branch, r->n, c->residual_multiplier);
+    if (x) r->be->add(r->dev, x, r->branch, r->n * D);
 }
 /* Returns dL/d(a W'): r->dx itself, or r->dy after the backward of the factor and of the norm on what is added. */
-static const void *wrpo__residual_bwd(const wrpo__run *r, int64_t l, wrpo__kind norm, float *grads, const float *rstd,
-                                      const void *out) {
+static const void *wrpo__residual_bwd(const wrpo__workspace *r, int64_t l, wrpo__kind norm, float *grads,
+                                      const float *rstd, const void *out) {
     const wrpo_config *c = &r->model->config;
     const int64_t D = c->hidden_size;
     const void *dy = r->dx;
@@ -2942,7 +2944,7 @@ static const void *wrpo__residual_bwd(const wrpo__run *r, int64_t l, wrpo__kind 
 }
 static bool wrpo__layer_bit(const uint64_t bits[8], int64_t l) { return bits[l / 64] >> l % 64 & 1; }
 /* q | k, rotated by position; sign -1 rotates back. If only the first dims of a head are, it is done head by head. */
-static void wrpo__rotate(const wrpo__run *r, int64_t l, void *q, float sign) {
+static void wrpo__rotate(const wrpo__workspace *r, int64_t l, void *q, float sign) {
     const wrpo_config *c = &r->model->config;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim, ld = (H + 2 * G) * d;
     const int64_t dims = wrpo__rope_dims(c), parts = dims == d ? 1 : H + G;
@@ -2953,7 +2955,7 @@ static void wrpo__rotate(const wrpo__run *r, int64_t l, void *q, float sign) {
 static int64_t wrpo__layer_window(const wrpo_config *c, int64_t l) {
     return wrpo__layer_bit(c->sliding_layers, l) ? c->sliding_window : 0;
 }
-static wrpo_attn wrpo__attn_of(const wrpo__run *r, int64_t l) {
+static wrpo_attn wrpo__attn_of(const wrpo__workspace *r, int64_t l) {
     const wrpo_config *c = &r->model->config;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim;
     const double scalar = c->query_pre_attn_scalar > 0 ? c->query_pre_attn_scalar : (double)d;
@@ -2971,7 +2973,7 @@ static wrpo__kind wrpo__norm_mlp(const wrpo_config *c) {
 }
 /* x -> x_out; all else goes to a. In inference x, a->mid and x_out are one buffer: the stream is updated in place.
    x_out NULL: only what the backward pass needs is computed. */
-static void wrpo__layer_fwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, void *x, void *x_out) {
+static void wrpo__layer_fwd(const wrpo__workspace *r, int64_t l, const wrpo__acts *a, void *x, void *x_out) {
     const wrpo_backend *be = r->be;
     const wrpo_config *c = &r->model->config;
     const int64_t n = r->n, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
@@ -3008,7 +3010,7 @@ static void wrpo__layer_fwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
 }
 /* r->dx is dL/dx'' and becomes dL/dx. The comments repeat the steps of the forward pass, in reverse. h and both `in`
    were not stored: they are computed once more. */
-static void wrpo__layer_bwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, const void *x, float *grads) {
+static void wrpo__layer_bwd(const wrpo__workspace *r, int64_t l, const wrpo__acts *a, const void *x, float *grads) {
     const wrpo_backend *be = r->be;
     const wrpo_config *c = &r->model->config;
     const int64_t n = r->n, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
@@ -3038,50 +3040,50 @@ static void wrpo__layer_bwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     wrpo__pre_norm_bwd(r, l, WRPO__W_input_layernorm, grads, a->rstd_attn, x);          /* 2  in = g_1 x / rms(x) */
 }
 
-/* ---- the head: log-probs of targets ----
-   Logits are the largest array. If the span has room for those of all targets, the backward pass finds them there;
+/* ---- the head: log-probs of labels ----
+   Logits are the largest array. If the span has room for those of all labels, the backward pass finds them there;
    if not, they are computed chunk by chunk, each in place of the one before, and again in the backward pass. */
 static const wrpo_weight *wrpo__head(const wrpo_model *m) {
     return m->config.tie_word_embeddings ? WRPO__W(m, embed_tokens, 0) : WRPO__W(m, lm_head, 0);
 }
-static bool wrpo__logits_fit(const wrpo__run *r) { return r->n_targets <= wrpo__span(&r->shape); }
-/* How many targets one product takes. On the host in float: all, if their logits fit. Otherwise a chunk, as dlogits has
+static bool wrpo__logits_fit(const wrpo__workspace *r) { return r->n_labels <= wrpo__span(&r->shape); }
+/* How many labels one product takes. On the host in float: all, if their logits fit. Otherwise a chunk, as dlogits has
    no room for more. In neither case do bits depend on the memory there is: in float each row of a product is
    independent, and dW is summed chunk by chunk (wrpo__backward). */
-static int64_t wrpo__targets_at_once(const wrpo__run *r) {
+static int64_t wrpo__labels_at_once(const wrpo__workspace *r) {
     const bool any_shape = r->be->host && r->be->act_bytes == sizeof(float);
-    return any_shape && wrpo__logits_fit(r) ? WRPO__MAX(r->n_targets, 1) : r->shape.chunk;
+    return any_shape && wrpo__logits_fit(r) ? WRPO__MAX(r->n_labels, 1) : r->shape.chunk;
 }
-static float *wrpo__logits_at(const wrpo__run *r, int64_t t) {         /* of target t and those after it */
+static float *wrpo__logits_at(const wrpo__workspace *r, int64_t t) {         /* of label t and those after it */
     return r->logits + (wrpo__logits_fit(r) ? t * wrpo__ldl(r->be, r->model->config.vocab_size) : 0);
 }
-/* y at the target rows, divided by logits_scaling, which divides the logits. */
-static void wrpo__head_input(const wrpo__run *r, int64_t t, int64_t count) {   /* of targets [t, t + count) */
+/* y at the label rows, divided by logits_scaling, which divides the logits. */
+static void wrpo__head_input(const wrpo__workspace *r, int64_t t, int64_t count) {   /* of labels [t, t + count) */
     const wrpo_config *c = &r->model->config;
-    r->be->gather(r->dev, r->hid, r->y, r->target_row + t, count, c->hidden_size);
+    r->be->gather(r->dev, r->hid, r->y, r->label_row + t, count, c->hidden_size);
     if (c->logits_scaling > 0) wrpo__scale(r, r->hid, r->hid, count, 1 / c->logits_scaling);
 }
-static void wrpo__logits(const wrpo__run *r, int64_t t, int64_t count) {
+static void wrpo__logits(const wrpo__workspace *r, int64_t t, int64_t count) {
     const wrpo_weight *w = wrpo__head(r->model);
     const int64_t V = w->rows, D = w->cols;
     wrpo__head_input(r, t, count);
     r->be->gemm(r->dev, WRPO_MM_NT_FLOAT, wrpo__logits_at(r, t), wrpo__ldl(r->be, V), r->hid, D, w->data, D, w->dtype,
                 count, V, D, 0);
 }
-static void wrpo__log_probs(const wrpo__run *r, int64_t t, int64_t count) {
+static void wrpo__log_probs(const wrpo__workspace *r, int64_t t, int64_t count) {
     const wrpo_config *c = &r->model->config;
     wrpo__logits(r, t, count);
-    r->be->logprob(r->dev, r->logp + t, r->target_lse + t, wrpo__logits_at(r, t), wrpo__ldl(r->be, c->vocab_size),
-                   r->target_id + t, count, c->vocab_size, (float)c->final_logit_softcapping);
+    r->be->logprob(r->dev, r->logp + t, r->label_lse + t, wrpo__logits_at(r, t), wrpo__ldl(r->be, c->vocab_size),
+                   r->label_id + t, count, c->vocab_size, (float)c->final_logit_softcapping);
 }
 /* For a metric: the mean logit of every row, y (sum_v W_v) / V, is one product with the sum of the head's rows. It is
    NaN where logits are capped: their mean is no such product. The sum is made before each pass over records. */
-static void wrpo__sum_head(const wrpo__run *r) {
+static void wrpo__sum_head(const wrpo__workspace *r) {
     const wrpo_weight *w = wrpo__head(r->model);
     if (r->model->config.final_logit_softcapping > 0) return;
     r->be->colsum(r->dev, r->head_sum, w->data, w->dtype, w->rows, w->cols);
 }
-static void wrpo__mean_logits(const wrpo__run *r) {
+static void wrpo__mean_logits(const wrpo__workspace *r) {
     const wrpo_config *c = &r->model->config;
     const int64_t D = c->hidden_size;
     if (c->final_logit_softcapping > 0) {
@@ -3101,7 +3103,7 @@ static float wrpo__embed_scale(const wrpo_model *m) {  /* sqrt(D) in the context
     return m->ctx->desc.dtype == WRPO_DTYPE_BF16 ? wrpo__float_of(wrpo__float_to_bf16(scale)) : scale;
 }
 /* Steps 1 to 12: what is packed, to r->y. */
-static void wrpo__trunk(const wrpo__run *r) {
+static void wrpo__trunk(const wrpo__workspace *r) {
     const wrpo_model *m = r->model;
     const wrpo_weight *embed = WRPO__W(m, embed_tokens, 0);
     const int64_t D = m->config.hidden_size;
@@ -3116,35 +3118,35 @@ static void wrpo__trunk(const wrpo__run *r) {
     }
     wrpo__norm_fwd(r, 0, WRPO__W_norm, r->y, D, r->rstd_final, x, D);                          /* 12 y = g x / rms(x) */
 }
-/* Log-probs of all targets into r->h_logp and, if wanted, the mean logit of every row into r->h_mean. */
-static void wrpo__forward(wrpo__run *r, bool means) {
+/* Log-probs of all labels into r->h_logp and, if wanted, the mean logit of every row into r->h_mean. */
+static void wrpo__forward(wrpo__workspace *r, bool means) {
     wrpo__trunk(r);
-    const int64_t step = wrpo__targets_at_once(r);
-    for (int64_t t = 0; t < r->n_targets; t += step)                      /* 13 log softmax(y W')[target] */
-        wrpo__log_probs(r, t, WRPO__MIN(step, r->n_targets - t));
+    const int64_t step = wrpo__labels_at_once(r);
+    for (int64_t t = 0; t < r->n_labels; t += step)                      /* 13 log softmax(y W')[label] */
+        wrpo__log_probs(r, t, WRPO__MIN(step, r->n_labels - t));
     r->logits_kept = wrpo__logits_fit(r);
     if (means) wrpo__mean_logits(r);
-    r->be->get(r->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof *r->logp);
+    r->be->get(r->dev, r->h_logp, r->logp, (size_t)r->n_labels * sizeof *r->logp);
     wrpo__sync(r->model->ctx);
 }
 /* Targets with coefficient 0 add nothing to the gradient: they are removed, and those after them move up. The kept
-   logits are then in other places than their targets, and are computed again. */
-static void wrpo__drop_targets(wrpo__run *r) {
+   logits are then in other places than their labels, and are computed again. */
+static void wrpo__drop_labels(wrpo__workspace *r) {
     int64_t left = 0;
-    for (int64_t t = 0; t < r->n_targets; t++) {
-        if (r->h_coef[t] == 0) continue;
-        r->h_target_row[left] = r->h_target_row[t];
-        r->h_target_id[left] = r->h_target_id[t];
-        r->h_coef[left++] = r->h_coef[t];
+    for (int64_t t = 0; t < r->n_labels; t++) {
+        if (r->h_dlogp[t] == 0) continue;
+        r->h_label_row[left] = r->h_label_row[t];
+        r->h_label_id[left] = r->h_label_id[t];
+        r->h_dlogp[left++] = r->h_dlogp[t];
     }
-    r->logits_kept = r->logits_kept && left == r->n_targets;
-    r->n_targets = left;
-    r->be->put(r->dev, r->target_row, r->h_target_row, (size_t)left * sizeof *r->target_row);
-    r->be->put(r->dev, r->target_id, r->h_target_id, (size_t)left * sizeof *r->target_id);
-    r->be->put(r->dev, r->coef, r->h_coef, (size_t)left * sizeof *r->coef);
+    r->logits_kept = r->logits_kept && left == r->n_labels;
+    r->n_labels = left;
+    r->be->put(r->dev, r->label_row, r->h_label_row, (size_t)left * sizeof *r->label_row);
+    r->be->put(r->dev, r->label_id, r->h_label_id, (size_t)left * sizeof *r->label_id);
+    r->be->put(r->dev, r->dlogp, r->h_dlogp, (size_t)left * sizeof *r->dlogp);
 }
-/* Adds the gradient of sum_t coef[t] logp[t] to grads, which mirrors the weights. The caller has filled r->h_coef. */
-static void wrpo__backward(wrpo__run *r, float *grads) {
+/* Adds the gradient of sum_t dlogp[t] logp[t] to grads, which mirrors the weights. The caller has filled r->h_dlogp. */
+static void wrpo__backward(wrpo__workspace *r, float *grads) {
     const wrpo_model *m = r->model;
     const wrpo_backend *be = r->be;
     const wrpo_config *c = &m->config;
@@ -3153,23 +3155,23 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
     const int64_t ldl = wrpo__ldl(be, V);
     const float cap = (float)c->final_logit_softcapping;
     float *d_head = wrpo__grad(grads, head), *d_embed = wrpo__grad(grads, embed);
-    wrpo__drop_targets(r);
+    wrpo__drop_labels(r);
     be->zero(r->dev, r->dy, (size_t)(r->n * D) * (size_t)be->act_bytes);
-    const int64_t step = wrpo__targets_at_once(r);
-    for (int64_t t = 0; t < r->n_targets; t += step) {                    /* 13 log softmax(y W')[target] */
-        const int64_t count = WRPO__MIN(step, r->n_targets - t);
+    const int64_t step = wrpo__labels_at_once(r);
+    for (int64_t t = 0; t < r->n_labels; t += step) {                    /* 13 log softmax(y W')[label] */
+        const int64_t count = WRPO__MIN(step, r->n_labels - t);
         float *logits = wrpo__logits_at(r, t);
         void *dlogits = r->dlogits ? r->dlogits : logits;
         if (r->logits_kept) wrpo__head_input(r, t, count);
         else wrpo__log_probs(r, t, count);
-        be->logprob_bwd(r->dev, dlogits, logits, ldl, r->target_id + t, r->target_lse + t, r->coef + t, count, V, cap);
+        be->logprob_bwd(r->dev, dlogits, logits, ldl, r->label_id + t, r->label_lse + t, r->dlogp + t, count, V, cap);
         be->gemm(r->dev, WRPO_MM_NN, r->dhid, D, dlogits, ldl, head->data, D, head->dtype, count, D, V, 0);
         if (c->logits_scaling > 0) wrpo__scale(r, r->dhid, r->dhid, count, 1 / c->logits_scaling);
         for (int64_t s = 0; s < count; s += chunk) {   /* summed chunk by chunk, whatever the step: the same bits */
             const int64_t some = WRPO__MIN(chunk, count - s);
             if (d_head) be->gemm(r->dev, WRPO_MM_TN, d_head, D, wrpo__at(be, dlogits, s * ldl), ldl,
                                  wrpo__at(be, r->hid, s * D), D, WRPO_DTYPE_F32, V, D, some, 1);
-            be->gather_bwd(r->dev, r->dy, wrpo__at(be, r->dhid, s * D), r->target_row + t + s, some, D);
+            be->gather_bwd(r->dev, r->dy, wrpo__at(be, r->dhid, s * D), r->label_row + t + s, some, D);
         }
     }
     r->logits_kept = false;
@@ -3188,7 +3190,7 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
    The A matrices of a product lie together, so one product gives t [n, rank]. With dropout each A has its own x, so its
    own t. Weights of a fused layer share one A, so they share columns of t. */
 /* The end of the weights from i on that share t; the columns of t in *rank, 0 if w[i] has no adapter. */
-static int wrpo__adapter_group(const wrpo__run *r, const wrpo__adapter *of, int i, int count, int64_t *rank) {
+static int wrpo__adapter_group(const wrpo__workspace *r, const wrpo__adapter *of, int i, int count, int64_t *rank) {
     const wrpo_weight *a = of[i].a;
     *rank = of[i].rank;
     for (i++; i < count && a; i++) {
@@ -3200,21 +3202,21 @@ static int wrpo__adapter_group(const wrpo__run *r, const wrpo__adapter *of, int 
     return i;
 }
 /* t *= scale: the op dropout with p 0. */
-static void wrpo__adapter_scale(const wrpo__run *r, const wrpo__adapter *of, int count, void *t, int64_t rank) {
+static void wrpo__adapter_scale(const wrpo__workspace *r, const wrpo__adapter *of, int count, void *t, int64_t rank) {
     for (int j = 0; j < count; j++) {
         if (!of[j].rank || of[j].shared) continue;
         r->be->dropout(r->dev, t, rank, t, rank, r->n, of[j].rank, &(wrpo_dropout){.scale = of[j].scale});
         t = wrpo__at(r->be, t, of[j].rank);
     }
 }
-static void wrpo__adapter_drop(const wrpo__run *r, const wrpo_weight *a, void *y, const void *x) {
+static void wrpo__adapter_drop(const wrpo__workspace *r, const wrpo_weight *a, void *y, const void *x) {
     wrpo_dropout d = r->dropout;
     d.scale = 1;
     d.stream = (uint64_t)(a - r->model->weights);
     r->be->dropout(r->dev, y, a->cols, x, a->cols, r->n, a->cols, &d);
 }
 /* t of such a group into r->lora_t. Returns A's input: x, or r->lora_x with dropout. */
-static const void *wrpo__adapter_t(const wrpo__run *r, const wrpo__adapter *of, int count, int64_t rank,
+static const void *wrpo__adapter_t(const wrpo__workspace *r, const wrpo__adapter *of, int count, int64_t rank,
                                    const void *x) {
     const wrpo_weight *a = of->a;
     if (r->dropout.p > 0) {
@@ -3226,7 +3228,7 @@ static const void *wrpo__adapter_t(const wrpo__run *r, const wrpo__adapter *of, 
     return x;
 }
 /* y += t B' for the weights w of a product. */
-static void wrpo__adapter_fwd(const wrpo__run *r, const wrpo__adapter *of, const wrpo_weight *w, int count,
+static void wrpo__adapter_fwd(const wrpo__workspace *r, const wrpo__adapter *of, const wrpo_weight *w, int count,
                               void *y, int64_t ldy, const void *x) {
     int64_t rank;
     for (int i = 0, end; i < count; i = end) {
@@ -3243,7 +3245,7 @@ static void wrpo__adapter_fwd(const wrpo__run *r, const wrpo__adapter *of, const
     }
 }
 /* dt = scale dy B;  dB += dy' t;  dA += dt' dropout(x);  dx += dropout(dt A).  dx or grads NULL: not computed. */
-static void wrpo__adapter_bwd(const wrpo__run *r, const wrpo__adapter *of, const wrpo_weight *w, int count,
+static void wrpo__adapter_bwd(const wrpo__workspace *r, const wrpo__adapter *of, const wrpo_weight *w, int count,
                               void *dx, float *grads, const void *dy, int64_t lddy, const void *x) {
     const wrpo_backend *be = r->be;
     const int64_t n = r->n;
@@ -3337,7 +3339,7 @@ static wrpo__micro *wrpo__micro_batches(const wrpo_ctx *ctx, const wrpo_config *
 static int wrpo__owner(const wrpo_ctx *ctx, const wrpo__micro *micro) {        /* its rank */
     return (int)(micro->lane / (ctx->desc.lanes / wrpo__ranks(ctx)));
 }
-static void wrpo__pack_micro(wrpo__run *r, const wrpo_data *data, const int64_t *list, const wrpo__micro *micro) {
+static void wrpo__pack_micro(wrpo__workspace *r, const wrpo_data *data, const int64_t *list, const wrpo__micro *micro) {
     wrpo__pack_begin(r);
     for (int64_t i = micro->begin; i < micro->end; i++) wrpo__pack_record(r, &data->records[list ? list[i] : i]);
     wrpo__pack_end(r);
@@ -3385,7 +3387,7 @@ struct wrpo_trainer {
     int64_t steps_per_epoch, T, k;   /* S, T, and how many steps are done */
     int64_t *order, order_epoch;     /* [N] the records in this epoch's order */
     double *weight;                  /* [batch_size] of each record in a step's loss */
-    wrpo__run *run;
+    wrpo__workspace *run;
     float *grads;                    /* mirrors the weights, once for each level of the lanes; NULL in an evaluation */
     wrpo__sharding split;
     char *exp_avg, *exp_avg_sq;      /* AdamW's moments of this rank's shard */
@@ -3409,7 +3411,7 @@ static void wrpo__responses_of(const wrpo_record *record, wrpo_response *r) {
 typedef struct wrpo__tally { wrpo_metrics m; double chosen, chosen_rows, rejected, rejected_rows; } wrpo__tally;
 static double wrpo__wins(double gap) { return isnan(gap) ? NAN : gap > 0; }
 /* Adds a record of weight w, except for its loss. r: its responses with their log-probs; packed: where they are. */
-static void wrpo__tally_add(wrpo__tally *t, const wrpo__run *run, const wrpo_loss_desc *d, double alpha,
+static void wrpo__tally_add(wrpo__tally *t, const wrpo__workspace *run, const wrpo_loss_desc *d, double alpha,
                             const wrpo_record *record, const wrpo_response *r, const wrpo__location *packed, double w) {
     double logp[3] = {0}, reward[3] = {0}, share[3] = {0}, all_chosen = 0, chosen = 0;         /* by wrpo_role */
     wrpo_metrics *m = &t->m;
@@ -3477,7 +3479,7 @@ static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double al
 static void wrpo__pass_micro(wrpo_trainer *t, const wrpo__set *set, const int64_t *list, const double *weight,
                              int64_t count, double alpha, const wrpo__micro *micro, double scored, float *grads,
                              wrpo__tally *own) {
-    wrpo__run *r = t->run;
+    wrpo__workspace *r = t->run;
     const wrpo_loss_desc *d = &t->desc.loss;
     const bool sft = d->method == WRPO_METHOD_SFT;
     wrpo_response *y = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *y);
@@ -3491,7 +3493,7 @@ static void wrpo__pass_micro(wrpo_trainer *t, const wrpo__set *set, const int64_
         const char *why = NULL;
         wrpo__responses_of(record, y);
         for (int k = 0; k < record->count; k++) {
-            y[k].logp = wrpo__sum_logps(r->h_logp + packed[k].target, y[k].tokens);
+            y[k].logp = wrpo__sum_logps(r->h_logp + packed[k].label, y[k].tokens);
             y[k].ref = set->ref ? set->ref[index * set->K + k] : 0;
             if (t->own_reference) y[k].ref = y[k].logp;
         }
@@ -3503,7 +3505,7 @@ static void wrpo__pass_micro(wrpo_trainer *t, const wrpo__set *set, const int64_
         const double share = weight ? weight[i] : 1 / (double)count;           /* of the batch's mean */
         const double w = record->weight * (sft ? 1 : share);                   /* SFT's loss is a share already */
         for (int k = 0; grads && k < record->count; k++)                       /* dL/dlogp of each of its tokens */
-            for (int64_t j = 0; j < y[k].tokens; j++) r->h_coef[packed[k].target + j] = (float)(w * y[k].dlogp);
+            for (int64_t j = 0; j < y[k].tokens; j++) r->h_dlogp[packed[k].label + j] = (float)(w * y[k].dlogp);
         own[i] = (wrpo__tally){.m.loss = w * loss};
         wrpo__tally_add(&own[i], r, d, alpha, record, y, packed, share);
         packed += record->count;
@@ -3512,7 +3514,7 @@ static void wrpo__pass_micro(wrpo_trainer *t, const wrpo__set *set, const int64_
 }
 static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *list, const double *weight, int64_t count,
                        double alpha, bool train, wrpo__tally *tally) {
-    wrpo__run *r = t->run;
+    wrpo__workspace *r = t->run;
     const wrpo_loss_desc *d = &t->desc.loss;
     const bool sft = d->method == WRPO_METHOD_SFT;
     wrpo_response *y = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *y);
@@ -3588,7 +3590,7 @@ static size_t wrpo__weights_move(const wrpo_model *model, int64_t from, int64_t 
     for (int64_t i = 0, end, size, first, count; i < model->n_weights; i = end) {
         const wrpo_weight *w = &model->weights[i];
         const size_t each = wrpo__dtype_size(w->dtype);
-        end = wrpo__weight_run(model, i, &size);
+        end = wrpo__contiguous(model, i, &size);
         if (w->at < 0) continue;
         wrpo__overlap(w->at, size, from, n, &first, &count);
         char *data = (char *)w->data + (size_t)(first - w->at) * each, *to = put ? data : buffer + used;
@@ -3670,7 +3672,7 @@ static void wrpo__update(wrpo_trainer *t, double lr, double grad_scale) {
                        .correction1 = 1 - pow(d->beta1, steps), .correction2 = sqrt(1 - pow(d->beta2, steps))};
     for (int64_t i = 0, end, size, first, count; i < t->model->n_weights; i = end) {
         const wrpo_weight *w = &t->model->weights[i];
-        end = wrpo__weight_run(t->model, i, &size);
+        end = wrpo__contiguous(t->model, i, &size);
         if (w->at < 0) continue;                       /* frozen */
         wrpo__overlap(begin, shard, w->at, size, &first, &count);
         if (count == 0) continue;
@@ -4093,7 +4095,7 @@ static wrpo_model *wrpo__model_table(wrpo__arena *arena, const wrpo_config *conf
 static void wrpo__place_weights(wrpo_model *model, wrpo__bump *b) {
     for (int64_t i = 0, end, size; i < model->n_weights; i = end) {
         wrpo_weight *w = &model->weights[i];
-        end = wrpo__weight_run(model, i, &size);
+        end = wrpo__contiguous(model, i, &size);
         if (w->data) continue;
         char *p = wrpo__take(b, wrpo__whole_blocks(size), 1, wrpo__dtype_size(w->dtype));
         for (; p && w < model->weights + end; w++) {
@@ -4203,7 +4205,8 @@ static wrpo__shape wrpo__with_adapter(wrpo__shape shape, const wrpo_model *model
     return shape;
 }
 /* Measures a workspace (r->layer may be NULL), or assigns its memory. */
-static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__shape *s, wrpo__run *r, wrpo__bump *b) {
+static void wrpo__workspace_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__shape *s, wrpo__workspace *r,
+                                   wrpo__bump *b) {
     const wrpo_backend *be = ctx->desc.backend;
     const size_t size_void = (size_t)be->act_bytes, size_float = sizeof(float);
     const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
@@ -4224,12 +4227,12 @@ static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__sh
         if (!s->train) a->mid = a->x;                  /* the stream is updated in place */
     }
 #define WRPO__X(type, field, columns) r->field = wrpo__take(b, n, columns, size_##type);
-    WRPO__RUN_ACTS(WRPO__X)
+    WRPO__SHARED_ACTS(WRPO__X)
 #undef WRPO__X
 #define WRPO__X(type, field, columns) \
     r->field = wrpo__take(b, n, columns, sizeof(type)); \
     r->h_##field = wrpo__take(&r->host, n, columns, sizeof(type));
-    WRPO__RUN_BOTH(WRPO__X)
+    WRPO__PACKED(WRPO__X)
 #undef WRPO__X
     r->packed = wrpo__take(&r->host, n, 1, sizeof *r->packed);
     r->inv_freq = wrpo__take(&r->host, 1, d / 2, sizeof *r->inv_freq);
@@ -4252,21 +4255,21 @@ static int64_t wrpo__head_chunk(const wrpo_ctx *ctx, const wrpo_config *c, int64
     return WRPO__MIN(rows, WRPO__MAX(32, WRPO__MIN(512 * more, chunk)));
 }
 
-static wrpo__run *wrpo__run_new(wrpo__arena *arena, wrpo_model *model, const wrpo__shape *shape) {
+static wrpo__workspace *wrpo__workspace_new(wrpo__arena *arena, wrpo_model *model, const wrpo__shape *shape) {
     wrpo_ctx *ctx = arena->ctx;
     const wrpo_config *c = &model->config;
-    wrpo__run *r = WRPO__NEW(arena, wrpo__run);
+    wrpo__workspace *r = WRPO__NEW(arena, wrpo__workspace);
     wrpo__bump b = {0};
-    *r = (wrpo__run){.model = model, .be = ctx->desc.backend, .dev = ctx->dev,
-                     .shape = wrpo__with_adapter(*shape, model)};
+    *r = (wrpo__workspace){.model = model, .be = ctx->desc.backend, .dev = ctx->dev,
+                           .shape = wrpo__with_adapter(*shape, model)};
     r->layer = wrpo__alloc(arena, (size_t)c->num_hidden_layers + 1, sizeof *r->layer);
-    wrpo__run_layout(ctx, c, &r->shape, r, &b);
+    wrpo__workspace_layout(ctx, c, &r->shape, r, &b);
     if (b.overflow || r->host.overflow)
         wrpo__fail_memory("out of memory: %lld rows of this model do not fit into the address space",
                           (long long)shape->rows);
     b = (wrpo__bump){.base = wrpo__device_alloc(arena, b.used, "activations")};
     r->host = (wrpo__bump){.base = wrpo__raw(arena, r->host.used, 1)};
-    wrpo__run_layout(ctx, c, &r->shape, r, &b);
+    wrpo__workspace_layout(ctx, c, &r->shape, r, &b);
     wrpo__inv_freq(c, 0, r->inv_freq, &r->rope_scale);
     if (r->inv_freq_sliding) wrpo__inv_freq_sliding(c, r->inv_freq_sliding);
     return r;
@@ -4393,8 +4396,8 @@ static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
 /* ---- log-probs of records: packed until micro_tokens rows are full; a longer record goes alone ---- */
 enum { WRPO__MICRO_TOKENS = 1024 };
 /* Rows a run needs for these records: micro_tokens, all of them if that is less, the longest record if that is more. */
-static int64_t wrpo__run_rows(const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count,
-                              int64_t micro_tokens) {
+static int64_t wrpo__workspace_rows(const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count,
+                                    int64_t micro_tokens) {
     int64_t all = 0, longest = 1;
     for (int64_t i = first; i < first + count; i++) {
         const int64_t rows = wrpo__record_rows(c, &data->records[i]);
@@ -4437,9 +4440,9 @@ static bool wrpo__adds_nothing(const wrpo_model *model) {
 static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
                            int64_t micro_tokens, double *logps, int K, float **tokens) {
     wrpo__check_data(&model->config, data, first, count);
-    wrpo__shape shape = {.rows = wrpo__run_rows(&model->config, data, first, count, micro_tokens)};
+    wrpo__shape shape = {.rows = wrpo__workspace_rows(&model->config, data, first, count, micro_tokens)};
     shape.chunk = wrpo__head_chunk(model->ctx, &model->config, shape.rows);
-    wrpo__run *r = wrpo__run_new(temp, model, &shape);
+    wrpo__workspace *r = wrpo__workspace_new(temp, model, &shape);
     r->no_adapter = wrpo__adds_nothing(model);
     wrpo_ctx *ctx = model->ctx;
     wrpo__micro *all = wrpo__micro_batches(ctx, &model->config, data, NULL, first, first + count, micro_tokens), *micro;
@@ -4451,7 +4454,7 @@ static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data
         if (wrpo__owner(ctx, micro) == wrpo__my_rank(ctx)) {
             wrpo__pack_micro(r, data, NULL, micro);
             wrpo__forward(r, false);
-            memcpy(at, r->h_logp, (size_t)r->n_targets * sizeof *at);
+            memcpy(at, r->h_logp, (size_t)r->n_labels * sizeof *at);
         }
         at += wrpo__scored_tokens(data, micro->begin, micro->end);
     }
@@ -4612,7 +4615,7 @@ static void wrpo__set_begin(wrpo_trainer *t, wrpo__set *set, const wrpo_data *da
     set->K = set->data->most;
     wrpo__check_roles(set, &t->desc);
     wrpo__check_data(&t->model->config, set->data, 0, set->N);
-    const int64_t rows = wrpo__run_rows(&t->model->config, set->data, 0, set->N, t->desc.micro_tokens);
+    const int64_t rows = wrpo__workspace_rows(&t->model->config, set->data, 0, set->N, t->desc.micro_tokens);
     t->rows = WRPO__MAX(t->rows, rows);
     if (wrpo__rules[t->desc.loss.method].reference)
         set->ref = wrpo__alloc(t->arena, (size_t)set->N * (size_t)set->K, sizeof *set->ref);
@@ -4690,7 +4693,7 @@ static void wrpo__trainer_memory(wrpo_trainer *t, bool train, int64_t recompute,
     const wrpo_backend *be = t->ctx->desc.backend;
     wrpo__shape shape = wrpo__train_shape(t->ctx, &t->model->config, recompute, logits, t->rows);
     shape.train = train;
-    t->run = wrpo__run_new(t->arena, t->model, &shape);
+    t->run = wrpo__workspace_new(t->arena, t->model, &shape);
     t->start = wrpo__now();
     if (!train) return;
     const wrpo__sharding split = t->split = wrpo__sharding_of(t->ctx, t->model->count, t->desc.moments);
@@ -11510,7 +11513,7 @@ typedef struct wrpo__generation {
     const wrpo_prompt *prompts; int64_t count;
     int64_t prompt_slots;  /* of the cache; then come batch slots of samples */
     int64_t prompt_rows, sample_rows;  /* rows of a slot */
-    wrpo__run *run;
+    wrpo__workspace *run;
     wrpo__job **jobs;  /* stb array: of prompts [delivered, begun) */
     int64_t begun, delivered, tokens;
     int64_t *free_prompts, *free_samples;  /* stb arrays: slots */
@@ -11739,26 +11742,26 @@ static void wrpo__drawn(wrpo__generation *g, wrpo__draft *d, int32_t id, float l
 /* ---- one step: slots are filled and prompts begun, rows packed and computed, tokens drawn ---- */
 /* Longrope and dynamic pick their frequencies by the length of prompt + max_tokens (at most the position limit). */
 static void wrpo__pack_job(wrpo__generation *g, wrpo__job *job) {
-    wrpo__run *r = g->run;
+    wrpo__workspace *r = g->run;
     const wrpo_prompt *p = &g->prompts[job->prompt];
     const int64_t own = job->slot * g->prompt_rows, n = WRPO__MIN(p->count - job->rows, r->shape.rows - r->n);
     const bool last = job->rows + n == p->count;
-    if (n <= 0 || (last && r->n_targets + g->desc.n > r->shape.rows)) return;
+    if (n <= 0 || (last && r->n_labels + g->desc.n > r->shape.rows)) return;
     wrpo__pack_rotary(r, p->count + job->limit);
     wrpo__pack_rows(r, p->ids + job->rows, n, job->rows, (wrpo_seg){0, 0, own, own, own, own + job->rows + n});
     job->rows += n;
     for (int64_t k = 0; last && k < g->desc.n; k++) {
-        g->draws[r->n_targets] = &job->drafts[k];
-        wrpo__pack_target(r, r->n - 1, 0);
+        g->draws[r->n_labels] = &job->drafts[k];
+        wrpo__pack_label(r, r->n - 1, 0);
     }
 }
 static void wrpo__pack_draft(wrpo__generation *g, wrpo__draft *d) {
-    wrpo__run *r = g->run;
+    wrpo__workspace *r = g->run;
     const int64_t P = g->prompts[d->job->prompt].count, n = stbds_arrlen(d->ids);
     const int64_t prefix = d->job->slot * g->prompt_rows, first = g->prompt_slots * g->prompt_rows;
     const int64_t own = first + d->slot * g->sample_rows;
-    g->draws[r->n_targets] = d;
-    wrpo__pack_target(r, r->n, 0);
+    g->draws[r->n_labels] = d;
+    wrpo__pack_label(r, r->n, 0);
     wrpo__pack_rotary(r, P + d->job->limit);
     wrpo__pack_rows(r, d->ids + n - 1, 1, P + n - 1, (wrpo_seg){0, 0, prefix, prefix + P, own, own + n});
 }
@@ -11788,9 +11791,9 @@ static void wrpo__pack_step(wrpo__generation *g) {
     wrpo__pack_end(g->run);
 }
 static void wrpo__step_ops(void *run) {
-    wrpo__run *r = run;
+    wrpo__workspace *r = run;
     wrpo__trunk(r);
-    if (r->n_targets) wrpo__logits(r, 0, WRPO__MIN(r->shape.chunk, r->n_targets));
+    if (r->n_labels) wrpo__logits(r, 0, WRPO__MIN(r->shape.chunk, r->n_labels));
 }
 /* The next token of a sample by its row of logits. Every token has a random number of its own. */
 static int32_t wrpo__next_token(const wrpo__generation *g, const wrpo__draft *d, const float *x, wrpo__weighed *w) {
@@ -11802,30 +11805,30 @@ static int32_t wrpo__next_token(const wrpo__generation *g, const wrpo__draft *d,
                       p->own_temperature ? p->temperature : g->desc.temperature, g->desc.top_k, g->desc.top_p, u, w);
 }
 static void wrpo__generate_step(wrpo__generation *g) {
-    wrpo__run *r = g->run;
+    wrpo__workspace *r = g->run;
     wrpo_ctx *ctx = g->model->ctx;
     const int64_t V = g->model->config.vocab_size, ldl = wrpo__ldl(r->be, V);
     wrpo__pack_step(g);
     /* Steps that only decode, one row a segment, have a key that comes back. What differs is in the backend's memory:
        packing has put it there. */
-    const int64_t key[4] = {(int64_t)(uintptr_t)r, r->n, r->n_segs, r->n_targets};
+    const int64_t key[4] = {(int64_t)(uintptr_t)r, r->n, r->n_segs, r->n_labels};
     if (r->be->replay && r->n_segs == r->n) r->be->replay(r->dev, key, wrpo__step_ops, r);
     else wrpo__step_ops(r);
-    for (int64_t t = 0; t < r->n_targets; t += r->shape.chunk) {
-        const int64_t count = WRPO__MIN(r->shape.chunk, r->n_targets - t);
+    for (int64_t t = 0; t < r->n_labels; t += r->shape.chunk) {
+        const int64_t count = WRPO__MIN(r->shape.chunk, r->n_labels - t);
         if (t) wrpo__logits(r, t, count);
         r->be->get(r->dev, g->logits, r->logits, (size_t)(count * ldl) * sizeof *g->logits);
         wrpo__sync(ctx);
         WRPO__PARFOR((int)WRPO__MIN(ctx->desc.threads, count))
         for (int64_t i = 0; i < count; i++)
-            r->h_target_id[t + i] = wrpo__next_token(g, g->draws[t + i], g->logits + i * ldl, g->weights + i * V);
-        r->be->put(r->dev, r->target_id + t, r->h_target_id + t, (size_t)count * sizeof *r->h_target_id);
-        r->be->logprob(r->dev, r->logp + t, r->target_lse + t, r->logits, ldl, r->target_id + t, count, V,
+            r->h_label_id[t + i] = wrpo__next_token(g, g->draws[t + i], g->logits + i * ldl, g->weights + i * V);
+        r->be->put(r->dev, r->label_id + t, r->h_label_id + t, (size_t)count * sizeof *r->h_label_id);
+        r->be->logprob(r->dev, r->logp + t, r->label_lse + t, r->logits, ldl, r->label_id + t, count, V,
                        (float)g->model->config.final_logit_softcapping);
     }
-    r->be->get(r->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof *r->h_logp);
+    r->be->get(r->dev, r->h_logp, r->logp, (size_t)r->n_labels * sizeof *r->h_logp);
     wrpo__sync(ctx);
-    for (int64_t t = 0; t < r->n_targets; t++) wrpo__drawn(g, g->draws[t], r->h_target_id[t], r->h_logp[t]);
+    for (int64_t t = 0; t < r->n_labels; t++) wrpo__drawn(g, g->draws[t], r->h_label_id[t], r->h_logp[t]);
     wrpo__deliver(g);
     if (g->desc.on_step) wrpo__stop_if(ctx, g->desc.on_step(g->delivered, g->tokens, g->desc.user));
 }
@@ -11849,10 +11852,10 @@ static wrpo__shape wrpo__generation_shape(wrpo__generation *g) {
         wrpo__shape shape = {.rows = batch + WRPO__MAX(n, WRPO__MIN(prompts, WRPO__MICRO_TOKENS)),
                              .cache = prompts + batch * g->sample_rows};
         shape.chunk = wrpo__head_chunk(ctx, c, WRPO__MIN(shape.rows, 2 * batch + n));
-        wrpo__run run = {.layer = NULL};
+        wrpo__workspace run = {.layer = NULL};
         wrpo__bump need = {0};
         shape = wrpo__with_adapter(shape, g->model);
-        wrpo__run_layout(ctx, c, &shape, &run, &need);
+        wrpo__workspace_layout(ctx, c, &shape, &run, &need);
         const bool possible = shape.cache <= INT32_MAX && !need.overflow;
         const bool fits = possible && need.used <= wrpo__room(ctx);
         if (fits && batch < wanted)
@@ -11881,7 +11884,7 @@ static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_
     if (count <= d->batch / d->n) d->batch = count * d->n;
     const wrpo__shape shape = wrpo__generation_shape(g);
     const size_t logits = (size_t)(shape.chunk * wrpo__ldl(model->ctx->desc.backend, model->config.vocab_size));
-    g->run = wrpo__run_new(arena, model, &shape);
+    g->run = wrpo__workspace_new(arena, model, &shape);
     for (int64_t i = g->prompt_slots; i-- > 0;) stbds_arrput(g->free_prompts, i);
     for (int64_t i = d->batch; i-- > 0;) stbds_arrput(g->free_samples, i);
     g->samples = WRPO__ARRAY(wrpo_sample, d->n);
@@ -11991,7 +11994,7 @@ WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int
 
 /* ---- hidden states and logits of one sequence of token ids ---- */
 /* The hidden states of n rows, from `row` on, as floats. */
-static void wrpo__hidden_rows(const wrpo__run *r, int64_t row, int64_t n, float *out) {
+static void wrpo__hidden_rows(const wrpo__workspace *r, int64_t row, int64_t n, float *out) {
     const int64_t D = r->model->config.hidden_size;
     r->be->get(r->dev, out, wrpo__at(r->be, r->y, row * D), (size_t)(n * D) * (size_t)r->be->act_bytes);
     for (int64_t i = n * D - 1; r->be->act_bytes == 2 && i >= 0; i--) {  /* bfloat16, in the first half of out */
@@ -12007,16 +12010,16 @@ static void wrpo__hidden(wrpo_model *model, const int32_t *ids, int64_t count, f
     if (count < 1) wrpo__fail_arg("wrpo_hidden: want at least one token id, found %lld", (long long)count);
     wrpo__check_ids(V, ids, count, "wrpo_hidden: sequence", NULL, 1);
     const wrpo__shape shape = {.rows = count, .chunk = wrpo__head_chunk(ctx, &model->config, count)};
-    wrpo__run *r = wrpo__run_new(wrpo__current, model, &shape);
+    wrpo__workspace *r = wrpo__workspace_new(wrpo__current, model, &shape);
     wrpo__pack_begin(r);
     wrpo__pack_rotary(r, count);
     wrpo__pack_seg(r, ids, count, 0, 0, 0);
-    for (int64_t i = 0; logits && i < count; i++) wrpo__pack_target(r, i, 0);
+    for (int64_t i = 0; logits && i < count; i++) wrpo__pack_label(r, i, 0);
     wrpo__pack_end(r);
     wrpo__trunk(r);
     if (hidden) wrpo__hidden_rows(r, 0, count, hidden);
-    for (int64_t t = 0, n; t < r->n_targets; t += n) {
-        n = WRPO__MIN(shape.chunk, r->n_targets - t);
+    for (int64_t t = 0, n; t < r->n_labels; t += n) {
+        n = WRPO__MIN(shape.chunk, r->n_labels - t);
         wrpo__logits(r, t, n);
         const int64_t ldl = wrpo__ldl(r->be, V), rows = ldl == V ? n : 1;  /* at once */
         for (int64_t i = 0; i < n; i += rows)
@@ -12071,7 +12074,7 @@ struct wrpo_reward {
     wrpo__arena *arena, *run_arena;  /* run_arena: of the run, which grows */
     wrpo_model *model;
     wrpo_tokenizer *tok;  /* NULL: the directory has none, ids only */
-    wrpo__run *run;
+    wrpo__workspace *run;
     wrpo__dense score;  /* the row that is asked for */
     wrpo__gate gate;
     int64_t micro_tokens;
@@ -12252,7 +12255,7 @@ static int64_t wrpo__score_some(wrpo_reward *w, wrpo__conversation *list, int64_
     if (!w->run || w->run->shape.rows < rows) {
         w->run = NULL;
         wrpo__arena_clear(w->run_arena);
-        w->run = wrpo__run_new(w->run_arena, w->model, &(wrpo__shape){.rows = rows});
+        w->run = wrpo__workspace_new(w->run_arena, w->model, &(wrpo__shape){.rows = rows});
     }
     float *row = WRPO__ARRAY(float, D);
     double *hidden = WRPO__ARRAY(double, 2 * D), *scratch = WRPO__ARRAY(double, 3 * w->gate.widest);
@@ -12469,10 +12472,10 @@ WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_fil
 static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t recompute, bool logits, int64_t rows,
                           wrpo_bytes *out) {
     wrpo__shape shape = wrpo__train_shape(model->ctx, &model->config, recompute, logits, rows);
-    wrpo__run run = {0};
+    wrpo__workspace run = {0};
     wrpo__bump b = {0};
     shape = wrpo__with_adapter(shape, model);
-    wrpo__run_layout(model->ctx, &model->config, &shape, &run, &b);
+    wrpo__workspace_layout(model->ctx, &model->config, &shape, &run, &b);
     if (b.overflow)
         wrpo__fail_memory("out of memory: %lld rows of this model do not fit into the address space", (long long)rows);
     const wrpo__sharding split = wrpo__sharding_of(model->ctx, model->count, moments);
@@ -12514,7 +12517,8 @@ static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wr
     wrpo__place_weights(table, &weights);
     out->weights = weights.used;
     if (wrpo__has_masters(ctx, false)) out->weights += (size_t)wrpo__shard(ctx, table->count) * sizeof *table->low;
-    const int64_t rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
+    const int64_t rows = data ? wrpo__workspace_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens)
+                              : d.micro_tokens;
     const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);  /* held: loaded ones */
     out->room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
     const size_t room = out->room > out->weights ? out->room - out->weights : 0;
@@ -12538,7 +12542,7 @@ static const char *wrpo__would_fit(const wrpo_trainer *t, size_t room) {
     const wrpo__set *sets[2] = {&t->train, &t->eval};
     int64_t least = 1;  /* the longest record */
     for (int i = 0; i < 2; i++)
-        if (sets[i]->data) least = WRPO__MAX(least, wrpo__run_rows(c, sets[i]->data, 0, sets[i]->N, 1));
+        if (sets[i]->data) least = WRPO__MAX(least, wrpo__workspace_rows(c, sets[i]->data, 0, sets[i]->N, 1));
     wrpo_bytes need;
     for (int64_t n = t->rows, last = 0; n != last; last = n, n = WRPO__MAX(least, n / 2))
         for (int i = (int)t->desc.moments; wrpo_moments_name(i); i++)
@@ -12740,7 +12744,7 @@ static wrpo__state_part *wrpo__state_parts(const wrpo_trainer *t) {
             p.name = wrpo__format(wrpo__current, "%s%s", w->name, suffix[moment]);
             p.bytes = (size_t)wrpo__size(w) * each;
             if (moment && moments == WRPO_MOMENTS_8BIT) {
-                end = wrpo__weight_run(t->model, i, &size);
+                end = wrpo__contiguous(t->model, i, &size);
                 p.at = wrpo_moments_bytes(moments, w->at);
                 p.bytes = wrpo_moments_bytes(moments, size);
                 p.dtype = "U8";
@@ -14417,9 +14421,9 @@ WRPO__KERNEL double WRPO__(lse)(const float *x, int64_t n, float softcap) {
     }
     return (double)top + log(sum);
 }
-WRPO__KERNEL void WRPO__(logprob_bwd)(float *y, const float *x, int64_t target, float lse, float g, int64_t n,
+WRPO__KERNEL void WRPO__(logprob_bwd)(float *y, const float *x, int64_t label, float lse, float g, int64_t n,
                                       float softcap) {
-    const float t = softcap > 0 ? tanhf(x[target] / softcap) : 0;
+    const float t = softcap > 0 ? tanhf(x[label] / softcap) : 0;
     WRPO__VECTORS(i, n) {
         const WRPO__V v = WRPO__(softcap)(WRPO__GET(x), softcap);
         WRPO__V p = WRPO__(exp)(v - lse);
@@ -14429,7 +14433,7 @@ WRPO__KERNEL void WRPO__(logprob_bwd)(float *y, const float *x, int64_t target, 
         }
         WRPO__PUT(y, -g * p);
     }
-    y[target] += g * (1 - t * t);
+    y[label] += g * (1 - t * t);
 }
 WRPO__KERNEL double WRPO__(sumsq)(const float *x, int64_t n) { /* eight sums, then their sum */
     double s[8] = {0};
@@ -15102,22 +15106,22 @@ static void wrpo__cpu_glu_bwd(void *dev, void *dgu, void *h, const void *dh, con
                             (const float *)gu + r * 2 * I, I, gelu);
 }
 static void wrpo__cpu_logprob(void *dev, float *logp, float *lse, const float *logits, int64_t ldl,
-                              const int32_t *target, int64_t n, int64_t V, float softcap) {
+                              const int32_t *label, int64_t n, int64_t V, float softcap) {
     const wrpo__cpu *cpu = dev;
     WRPO__PARROWS(cpu, r, n, V) {
         const float *x = logits + r * ldl;
         const double log_sum = cpu->kernel->lse(x, V, softcap);
         double slope;
-        logp[r] = (float)(wrpo__softcap((double)x[target[r]], (double)softcap, &slope) - log_sum);
+        logp[r] = (float)(wrpo__softcap((double)x[label[r]], (double)softcap, &slope) - log_sum);
         lse[r] = (float)log_sum;
     }
 }
 static void wrpo__cpu_logprob_bwd(void *dev, void *dlogits, const float *logits, int64_t ldl,
-                                  const int32_t *target, const float *lse, const float *dlogp, int64_t n, int64_t V,
+                                  const int32_t *label, const float *lse, const float *dlogp, int64_t n, int64_t V,
                                   float softcap) {
     const wrpo__cpu *cpu = dev;
     WRPO__PARROWS(cpu, r, n, V)
-        cpu->kernel->logprob_bwd((float *)dlogits + r * ldl, logits + r * ldl, target[r], lse[r], dlogp[r], V, softcap);
+        cpu->kernel->logprob_bwd((float *)dlogits + r * ldl, logits + r * ldl, label[r], lse[r], dlogp[r], V, softcap);
 }
 /* In at most 256 parts, whatever the number of threads. */
 static void wrpo__cpu_sumsq(void *dev, double *out, const float *x, int64_t count) {

@@ -191,8 +191,8 @@ static wrpo_config config(const char *name) {
     return c;
 }
 static double worst_logp, worst_grad;
-static wrpo__run *forward(wrpo__arena *arena, wrpo_model *model, int64_t recompute, bool logits, bool means) {
-    wrpo__run *r = wrpo__run_new(
+static wrpo__workspace *forward(wrpo__arena *arena, wrpo_model *model, int64_t recompute, bool logits, bool means) {
+    wrpo__workspace *r = wrpo__workspace_new(
         arena, model, &(wrpo__shape){.rows = 140, .chunk = 7, .logits = logits, .recompute = recompute, .train = true});
     wrpo__pack_begin(r);
     for (int i = 0; i < RECORDS; i++) wrpo__pack_record(r, &records[i]);
@@ -200,13 +200,13 @@ static wrpo__run *forward(wrpo__arena *arena, wrpo_model *model, int64_t recompu
     wrpo__forward(r, means);
     return r;
 }
-static float *backward(wrpo__arena *arena, wrpo__run *r,
+static float *backward(wrpo__arena *arena, wrpo__workspace *r,
                        bool dropped) { /* the gradient; dropped: one answer of each record has no part in it */
     int64_t t = 0;
     for (int i = 0; i < RECORDS; i++)
         for (int k = 0; k < 3; k++)
             for (int64_t j = tokens[i][k].first; j < tokens[i][k].count; j++)
-                r->h_coef[t++] = dropped && k == i % 3 ? 0 : (float)coef[i][k];
+                r->h_dlogp[t++] = dropped && k == i % 3 ? 0 : (float)coef[i][k];
     float *grads = wrpo__alloc(arena, (size_t)r->model->count, sizeof *grads);
     wrpo__backward(r, grads);
     return grads;
@@ -238,11 +238,11 @@ static void check_with(wrpo_ctx *ctx, const char *what, wrpo_config c, const wrp
             for (int64_t k = 0; k < wrpo__size(&model->weights[i]); k++)
                 copy[place[i] + k] = (double)((float *)model->weights[i].data)[k];
         for (int64_t recompute = 0; recompute <= c.num_hidden_layers; recompute += c.num_hidden_layers) {
-            wrpo__run *r = forward(arena, model, recompute, false, true);
+            wrpo__workspace *r = forward(arena, model, recompute, false, true);
             double want[3 * RECORDS * MOST];
             objective(want);
             double worst = 0;
-            for (int64_t t = 0; t < r->n_targets; t++) worst = test_larger(worst, fabs((double)r->h_logp[t] - want[t]));
+            for (int64_t t = 0; t < r->n_labels; t++) worst = test_larger(worst, fabs((double)r->h_logp[t] - want[t]));
             CHECK(worst < 2e-5, "%s: log-probs differ by %g", what, worst);
             worst_logp = test_larger(worst_logp, worst);
             float *grads = backward(arena, r, false);
@@ -279,7 +279,7 @@ static void check_with(wrpo_ctx *ctx, const char *what, wrpo_config c, const wrp
                                                            bits; also where an answer drops out */
             float *grads[2];
             for (int kept = 0; kept < 2; kept++) {
-                wrpo__run *r = forward(arena, model, 0, kept, false);
+                wrpo__workspace *r = forward(arena, model, 0, kept, false);
                 CHECK(r->logits_kept == kept, "%s: logits kept: %d", what, r->logits_kept);
                 grads[kept] = backward(arena, r, dropped);
             }

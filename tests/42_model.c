@@ -46,11 +46,11 @@ static float *gradients(wrpo_model *model, const wrpo_data *data, const wrpo_jso
     wrpo_ctx *ctx = model->ctx;
     float *grads = calloc((size_t)model->count, sizeof *grads);
     TEST_TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__shape shape = {.rows = wrpo__run_rows(&model->config, data, 0, wrpo_data_count(data), 4096),
+        wrpo__shape shape = {.rows = wrpo__workspace_rows(&model->config, data, 0, wrpo_data_count(data), 4096),
                              .chunk = 7,
                              .recompute = recompute,
                              .train = true};
-        wrpo__run *run = wrpo__run_new(wrpo__current, model, &shape);
+        wrpo__workspace *run = wrpo__workspace_new(wrpo__current, model, &shape);
         const wrpo_json *v = records->child;
         for (int64_t at = 0; at < records->count; at += batch) {
             wrpo__pack_begin(run);
@@ -66,7 +66,7 @@ static float *gradients(wrpo_model *model, const wrpo_data *data, const wrpo_jso
                 const wrpo_json *coef = golden_get(v, "coef")->child;
                 for (int k = 0; k < record.count; k++, coef = coef->next)
                     for (int64_t j = record.responses[k].first; j < record.responses[k].count; j++)
-                        run->h_coef[t++] = (float)coef->number;
+                        run->h_dlogp[t++] = (float)coef->number;
             }
             wrpo__backward(run, grads);
         }

@@ -145,15 +145,15 @@ static void test_runs(void) {
 }
 
 /* ---- the gradient through dropout: along a direction, against differences of the plain backend's own forward ---- */
-static double objective(wrpo__run *r) {
+static double objective(wrpo__workspace *r) {
     double sum = 0;
     wrpo__pack_begin(r);
     for (int i = 0; i < 3; i++) wrpo__pack_record(r, &records[i]);
     wrpo__pack_end(r);
     wrpo__forward(r, false);
-    for (int t = 0; t < r->n_targets; t++) {
-        r->h_coef[t] = 1 + (float)(t % 5) - 2.5f * (float)(t % 3);
-        sum += (double)r->h_coef[t] * (double)r->h_logp[t];
+    for (int t = 0; t < r->n_labels; t++) {
+        r->h_dlogp[t] = 1 + (float)(t % 5) - 2.5f * (float)(t % 3);
+        sum += (double)r->h_dlogp[t] * (double)r->h_logp[t];
     }
     return sum;
 }
@@ -168,7 +168,8 @@ static void test_dropout(void) {
         float *data = m->weights[m->lora->first].data;
         double slope = 0, sum[2];
         for (int64_t i = 0; i < m->count; i++) start[i] = data[i] += 0.1f * (float)wrpo__normal(1, 1, (uint64_t)i);
-        wrpo__run *r = wrpo__run_new(arena, m, &(wrpo__shape){.rows = 200, .chunk = 7, .train = true, .recompute = 1});
+        const wrpo__shape shape = {.rows = 200, .chunk = 7, .train = true, .recompute = 1};
+        wrpo__workspace *r = wrpo__workspace_new(arena, m, &shape);
         r->dropout = (wrpo_dropout){.p = 0.3f, .seed = 8, .row = 5};
         objective(r);
         wrpo__backward(r, grads);

@@ -13,7 +13,9 @@ const char *__tsan_default_suppressions(void);
 const char *__tsan_default_suppressions(void) { return "race:tzset_internal\n"; }
 
 /* ---- a run: what it is given, and what each rank says ---- */
-typedef enum fault { NONE, DATA, RATE, RECORD, WEIGHTS, NAN_WEIGHT, MEMORY, NO_STATE, STOP, SCALE, DROPOUT, FAULTS } fault;
+typedef enum fault {
+    NONE, DATA, RATE, RECORD, WEIGHTS, NAN_WEIGHT, MEMORY, NO_STATE, STOP, SCALE, DROPOUT, FAULTS
+} fault;
 typedef struct job {
     wrpo_dtype dtype; wrpo_moments moments; int64_t lanes, lora, micro_tokens, memory_limit;
     bool devices;                    /* of CUDA, over NCCL; otherwise the CPU */

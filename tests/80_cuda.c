@@ -493,7 +493,7 @@ static void make_records(int64_t V) {
                                    .weight = 1};
     }
 }
-typedef struct side { wrpo_ctx *ctx; wrpo_model *model; wrpo__run *run; float *logp, *mean, *grads; } side;
+typedef struct side { wrpo_ctx *ctx; wrpo_model *model; wrpo__workspace *run; float *logp, *mean, *grads; } side;
 /* One micro-batch forward and backward: log-probs, mean logits, gradients on the host. */
 static void one_side(side *s, wrpo__arena *arena, const wrpo_config *c, const wrpo_adapter_desc *adapter,
                      int64_t recompute) {
@@ -516,17 +516,17 @@ static void one_side(side *s, wrpo__arena *arena, const wrpo_config *c, const wr
         wrpo__weight_put(s->model, w, 0, w->rows * w->cols, piece);
     }
     wrpo__shape shape = {.rows = 400, .chunk = 37, .logits = !recompute, .recompute = recompute, .train = true};
-    s->run = wrpo__run_new(arena, s->model, &shape);
+    s->run = wrpo__workspace_new(arena, s->model, &shape);
     if (adapter) s->run->dropout = (wrpo_dropout){.p = (float)adapter->dropout, .seed = 3};
     wrpo__pack_begin(s->run);
     for (int i = 0; i < 4; i++) wrpo__pack_record(s->run, &records[i + 2]);
     wrpo__pack_end(s->run);
     wrpo__sum_head(s->run);
     wrpo__forward(s->run, true);
-    s->logp = wrpo__alloc(arena, (size_t)s->run->n_targets, 4), s->mean = wrpo__alloc(arena, (size_t)s->run->n, 4);
-    memcpy(s->logp, s->run->h_logp, (size_t)s->run->n_targets * 4),
+    s->logp = wrpo__alloc(arena, (size_t)s->run->n_labels, 4), s->mean = wrpo__alloc(arena, (size_t)s->run->n, 4);
+    memcpy(s->logp, s->run->h_logp, (size_t)s->run->n_labels * 4),
         memcpy(s->mean, s->run->h_mean, (size_t)s->run->n * 4);
-    for (int64_t i = 0; i < s->run->n_targets; i++) s->run->h_coef[i] = (float)(i % 7) * 0.3f - 0.8f;
+    for (int64_t i = 0; i < s->run->n_labels; i++) s->run->h_dlogp[i] = (float)(i % 7) * 0.3f - 0.8f;
     float *grads = wrpo__device_alloc(arena, (size_t)s->model->count * 4, "gradients");
     be->zero(s->ctx->dev, grads, (size_t)s->model->count * 4);
     wrpo__backward(s->run, grads);

@@ -255,12 +255,12 @@ static void decode(const char *name, wrpo_config c, int64_t samples, int64_t key
             wrpo_model *m = wrpo__model_new(arena, &c);
             const wrpo__shape s = {.rows = samples, .chunk = samples, .cache = samples * keys};
             random_weights(arena, m);
-            wrpo__run *r = wrpo__run_new(arena, m, &s);
+            wrpo__workspace *r = wrpo__workspace_new(arena, m, &s);
             be->zero(with->dev, r->cache,
                      (size_t)(samples * keys * c.num_hidden_layers * 2 * c.num_key_value_heads * c.head_dim) * 2);
             wrpo__pack_begin(r);
             for (int64_t i = 0; i < samples; i++)
-                wrpo__pack_target(r, i, 0),
+                wrpo__pack_label(r, i, 0),
                     wrpo__pack_rows(r, ids + i, 1, keys - 1, (wrpo_seg){0, 0, 0, 0, i * keys, (i + 1) * keys});
             wrpo__pack_end(r);
             const int64_t key[4] = {1, samples, samples, samples};
