@@ -4758,7 +4758,8 @@ static const command commands[] = {
      "command goes on where it was interrupted."},
     {"answer", "", "--model --bench --questions --out",
      "--preset --adapter --name " SAMPLING "--limit --threads --help", run_answer,
-     "Answers to the questions of AlpacaEval 2, MT-Bench or Arena-Hard, as their judges read them."},
+     "Answers to the questions of AlpacaEval 2, MT-Bench or Arena-Hard, as their judges read them. Those of MT-Bench "
+     "and Arena-Hard take the name of the file for the model's."},
     {"score", "", "--reward-model --in --out",
      "--adapter --rescore --label --micro-tokens --date --device --dtype --threads --help",
      run_score,

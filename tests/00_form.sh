@@ -145,8 +145,26 @@ for file in ../*.h ../*.c ../*.cu ../.ci/run Makefile *.sh *.c support/* bench/*
     lines=$(wide "$file")
     if [ -z "$lines" ]; then ok; else bad "${file#../}: lines over 120 columns: $lines"; fi
 done
-# The README's prose: neither tables nor blocks of code
-lines=$(awk '/^ *```/ { code = !code; print ""; next } code || /^\|/ { print ""; next } { print }' ../README.md | wide)
-if [ -z "$lines" ]; then ok; else bad "README.md: lines over 120 columns: $lines"; fi
+# ---- README.md and the two that it points to
+bytes=$(wc -c <../README.md)
+limit=16384
+if [ "$bytes" -le $limit ]; then ok; else bad "README.md has $bytes bytes, want at most $limit"; fi
+for file in ../README.md bench/README.md golden/README.md; do
+    # prose: neither tables nor blocks of code
+    lines=$(awk '/^ *```/ { code = !code; print ""; next } { print code || /^(\||    )/ ? "" : $0 }' $file | wide)
+    if [ -z "$lines" ]; then ok; else bad "${file#../}: lines over 120 columns: $lines"; fi
+    # a file or test that it names is there: from the top, from tests/ or from its own folder
+    lost=
+    for name in $(grep -oE '[A-Za-z0-9_./-]+\.(sh|py|c|cu|h|md)\b' $file | sort -u); do
+        case $name in program.c | stdio.h | stb_ds.h | stb/stb_ds.h) continue ;; esac   # the user's, the system's
+        [ -f "../$name" ] || [ -f "$name" ] || [ -f "${file%/*}/$name" ] || lost="$lost $name"
+    done
+    for name in $(grep -oE '\bmake -C tests [0-9]+_[a-z_]+' $file | sed 's/.* //' | sort -u); do
+        [ -f "$name.c" ] || [ -f "$name.sh" ] || lost="$lost $name"
+    done
+    if [ -z "$lost" ]; then ok; else bad "${file#../} names what is not there:$lost"; fi
+done
+awk '/^```c$/ { code = 1; next } /^```/ { code = 0 } code' ../README.md >$B/readme.c
+if grep -q 'int main' $B/readme.c && $CC $warn -fsyntax-only $B/readme.c; then ok; else bad "README.md: its C"; fi
 echo "form: $passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

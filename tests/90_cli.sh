@@ -846,6 +846,20 @@ bad "an unknown format" 2 'want one of auto, preference, pairs, messages, shareg
 bad "another format than forced" 1 'want conversations, the keys of format sharegpt, found "prompt_id", "prompt"' \
     $TRAIN --data-format sharegpt
 
+# ---- the command lines in the README: each is of a command that there is, with options that it has
+awk '/\\$/ { sub(/\\$/, ""); line = line $0; next } { print line $0; line = "" }' \
+    "$G/../../README.md" "$G/../bench/README.md" |
+    grep -oE '(\./|build/)wrpo( [^`#]*)?' | sed -E 's/"[^"]*"/TEXT/g' >lines.txt
+said=0
+while read -r _ name rest; do
+    case $name in help | completion*) continue ;; [a-z]*) ;; *) continue ;; esac
+    "$W" help "$name" >help.txt 2>&1 || { fail "README: the command \"$name\""; continue; }
+    for word in $rest; do
+        case $word in --*) said=$((said + 1)); grep -q -e "^  $word " help.txt || fail "README: $name $word" ;; esac
+    done
+done <lines.txt
+check "README: options" test $said -gt 50
+
 [ -z "$(find . -name '*.part')" ] && pass || fail "half-written files are left"
 echo "cli: $passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]

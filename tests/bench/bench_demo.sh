@@ -11,7 +11,7 @@
 #    method's best setting is its first with the highest mean; one whose loss is not finite counts 0. The grid is not
 #    extended.
 # 4. The best settings go into example.c. Then the table is made, once, on seeds 201 to 210, of which none was run
-#    before: other models, prompts and held-out problems. It goes into the README as it comes, and nothing is tuned
+#    before: other models, prompts and held-out problems. It goes into README.md as it comes, and nothing is tuned
 #    after it.
 # Tuning takes about ten minutes on one core, the table eight. A run of `tune` that was interrupted goes on.
 [ $# -ge 2 ] || { sed -n 3,4p "$0"; exit 2; }

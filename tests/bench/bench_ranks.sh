@@ -2,7 +2,7 @@
 # What several ranks cost: measured on this machine, then modelled. A step moves 4 P bytes (gradients, to their shards)
 # and W P (weights of W bytes, from them) through every rank, in pieces of 2^22 / R elements:
 #     seconds = compute + (4 + W) P (R - 1) / R / beta + 2 (R - 1) alpha P / 2^22,   compute = 8 P tokens / rate
-# usage, in tests/: make && sh bench/bench_ranks.sh [MODEL QUADS [ROUNDS]]    without a model only the modelled table
+# usage, in tests/: sh bench/bench_ranks.sh [MODEL QUADS [ROUNDS]]    without a model only the modelled table
 # ROUNDS (3): 1 rank of 2 threads and 2 ranks of 1 thread run in turn, so that other work on the machine meets both;
 # what is said are medians.
 cd "$(dirname "$0")/.." || exit 1
