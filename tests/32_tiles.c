@@ -1,7 +1,6 @@
 /* Products of bfloat16 by AMX tiles, on any machine with AVX-512 and its bfloat16: the six tile instructions are
-   functions here, as the
-   manual of the instruction set defines them, and check their own use (a configuration before anything else, whole rows
-   in memory). */
+   functions here, as the manual of the instruction set defines them, and check their own use (a configuration before
+   anything else, whole rows in memory). */
 #define _POSIX_C_SOURCE 200809L
 #include <stdint.h>
 #include <string.h>

@@ -746,8 +746,7 @@ static void test_failures(void) {
         "part files remain");
 }
 /* A process that dies before any rename or removal of a save: what is left opens as the old or the new checkpoint, or
-   not
-   at all, and that only where old and new shards have the same names. */
+   not at all, and that only where old and new shards have the same names. */
 static void test_killed(void) {
     static const struct {
         int64_t from, to;

@@ -597,8 +597,7 @@ static void test_config(void) {
     puts_to("tokenizer_config.json", ""), puts_to("chat_template.jinja", "");
 }
 /* What tokenizer_config.json and special_tokens_map.json make of tokens: ids as transformers (5.24) has them, without
-   and with
-   the skipping of special tokens. tokenizer.json adds <s> alone; there x becomes </s>. */
+   and with the skipping of special tokens. tokenizer.json adds <s> alone; there x becomes </s>. */
 #define ADD(content, flags) "{\"content\":\"" content "\",\"single_word\":false," flags "}"
 #define PLAIN "\"lstrip\":false,\"rstrip\":false," SPECIAL
 static void test_added_by_config(void) {

@@ -1,6 +1,6 @@
 /* Generation: greedy answers of every family against transformers' generate (golden/generate.py), log-probs to the bit
-   those of
-   the training forward, samples that depend on nothing beside them, frequencies, streamed text, stops, refusals. */
+   those of the training forward, samples that depend on nothing beside them, frequencies, streamed text, stops,
+   refusals. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 #include "support/test.h"
@@ -147,8 +147,7 @@ static void free_prompts(wrpo_prompt *list, int64_t count) {
     free(list);
 }
 /* Decoded with a cache, beside others, in pieces: the log-probs are those of the whole texts in one training forward.
-   No stops, so that
-   the texts are as long as longrope took them to be. */
+   No stops, so that the texts are as long as longrope took them to be. */
 static void same_as_forward(const char *name, const wrpo_json *scale, const wrpo_backend *backend) {
     enum { COUNT = 4, N = 3 };
     wrpo_ctx *c;

@@ -1,6 +1,6 @@
 /* Reward models against PyTorch (golden/rewards.py): directories of sequence classification and of InternLM2's reward
-   model, by token ids and
-   by text; ArmoRM's gated head alone and behind a model; sharing and micro-batches; refusals; a file of candidates. */
+   model, by token ids and by text; ArmoRM's gated head alone and behind a model; sharing and micro-batches; refusals; a
+   file of candidates. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 #include "support/test.h"
@@ -363,8 +363,7 @@ static void files(void) {
     wrpo_reward_free(r);
 }
 /* tools and chat_template_kwargs reach the template, and only of their own line: what it writes with them is what it
-   writes of texts that
-   hold it already. A line's last number is its reward. */
+   writes of texts that hold it already. A line's last number is its reward. */
 static void template_arguments(void) {
     const char *texts[2] = {"one", "[T1]one"};
     double want[2], got[4] = {NAN, NAN, NAN, NAN};

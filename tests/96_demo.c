@@ -1,9 +1,7 @@
 /* The demo's parts: its checker is exact, its worked answers are true, its prompts and held-out problems share nothing,
-   its
-   tokenizers and configs are ones that the library reads. Then the whole of it, small (--quick): what each step left
-   behind, what
-   was selected, the table and the report, each recomputed here from the files before it. The program is compiled into
-   this test. */
+   its tokenizers and configs are ones that the library reads. Then the whole of it, small (--quick): what each step
+   left behind, what was selected, the table and the report, each recomputed here from the files before it. The program
+   is compiled into this test. */
 #define main program_main
 #include "example.c"
 #undef main

@@ -4,7 +4,7 @@
      build/bench kernels [OPTIONS]                 products and the other ops, beside OpenBLAS, oneDNN and PyTorch
      build/bench profile [OPTIONS]                 where a training step spends its time, op by op
      build/bench decode [OPTIONS]                  tokens a second of decoding, beside the speed at which memory reads
-     build/bench step [OPTIONS] one line: time, arithmetic and memory of a training step (bench_growth.sh)
+     build/bench step [OPTIONS]                    one line: time, arithmetic, memory of a step (bench_growth.sh)
      build/bench ceilings
 
    Options (defaults):  --threads N (2)   --dtype f32|bf16 (f32)   --reps N (5)   --backend NAME (the fastest)
@@ -13,19 +13,15 @@
      samples at once; --tokens N (100) of each
      kernels: --torch PYTHON an interpreter with torch, which then runs beside; --only TEXT ops with TEXT in their line
      profile and step: --model DIR --data FILE --max-length N real records, or else a random model and records of this
-     shape:
-                        --shape smollm2|llama1b (smollm2) --layers N --vocab N --records N (8) --prompt N (48)
-                        --response N (400)
-                        --responses K (3) --equal (all lengths as given; otherwise they vary by half) --recompute N (0)
-                        --micro-tokens N (2048)  --steps N (2)
+     shape: --shape smollm2|llama1b (smollm2) --layers N --vocab N --records N (8) --prompt N (48) --response N (400)
+     --responses K (3) --equal (all lengths as given; otherwise they vary by half) --recompute N (0)
+     --micro-tokens N (2048) --steps N (2)
 
    kernels: medians of interleaved runs, each of at least 40 ms. Threads that wait must sleep: each engine gets 20 ms of
-   silence
-   before its turn, so that the spinning threads of the one before are gone. OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE are
-   cleared
-   before OpenBLAS is loaded, so that it chooses by the machine; BENCH_OPENBLAS names another kernel. oneDNN is linked
-   where its
-   header is installed (Debian: libdnnl-dev); its operands are bfloat16 already, its results float. */
+   silence before its turn, so that the spinning threads of the one before are gone. OPENBLAS_CORETYPE and
+   OPENBLAS_L2_SIZE are cleared before OpenBLAS is loaded, so that it chooses by the machine; BENCH_OPENBLAS names
+   another kernel. oneDNN is linked where its header is installed (Debian: libdnnl-dev); its operands are bfloat16
+   already, its results float. */
 #define _GNU_SOURCE
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
@@ -712,8 +708,7 @@ static void dnnl_drop(dnnl *d) {
 }
 #endif
 /* PyTorch in a process of its own: a line "dtype layout m n k" asks for the seconds of one product (NN as mm(a, b), NT
-   as
-   mm(a, w.t()), TN as c.addmm_(a.t(), b)); bf16 results are bf16 there. */
+   as mm(a, w.t()), TN as c.addmm_(a.t(), b)); bf16 results are bf16 there. */
 static FILE *torch_in, *torch_out;
 static char torch_what[200];
 static void load_torch(void) {

@@ -1,11 +1,8 @@
 /* For the tests that call private functions of the library. They define WRPO_IMPLEMENTATION and include wrpo.h, as one
    file of a program does, and compile alone. `make` saves time: it includes this header first (-include). Then the
-   public
-   functions are not compiled again in every test, but come from build/wrpo.o, compiled once with a program's flags.
-   Only
-   the private functions that a test calls, and what they call, are compiled again; without inlining (-fno-inline),
-   since
-   otherwise the compiler works through the public ones before it drops them. */
+   public functions are not compiled again in every test, but come from build/wrpo.o, compiled once with a program's
+   flags. Only the private functions that a test calls, and what they call, are compiled again; without inlining
+   (-fno-inline), since otherwise the compiler works through the public ones before it drops them. */
 #define WRPO_API extern __inline __attribute__((gnu_inline, noinline))
 /* Each file has its own stb_ds, which allocates in that file's current arena. */
 #define wrpo__stbds_rand_seed test_stbds_rand_seed
