@@ -1863,12 +1863,12 @@ static double wrpo__source_logp(const wrpo_response *y, int i) {
 }
 /* |y| c(y): InfiFPO's reference. Confidence weighs c_i with softmax_i(1 / -l(M_i, y)). */
 static double wrpo__fused_logp(const wrpo_loss_desc *d, const wrpo_response *y) {
-    const double n = (double)y->tokens, pivot = exp((d->fusion == WRPO_FUSION_MARGIN ? y->logp : y->ref) / n);
+    const double n = (double)y->tokens, policy = exp((d->fusion == WRPO_FUSION_MARGIN ? y->logp : y->ref) / n);
     const int sources = y->sources + 1;
     double fused = y->ref, widest = -1, surest = 0, sum = 0, weights = 0;
     for (int i = 0; i < sources; i++) surest = WRPO__MAX(surest, 1 / (1e-8 - wrpo__source_logp(y, i) / n));
     for (int i = 0; i < sources; i++) {
-        const double m = wrpo__source_logp(y, i), margin = fabs(exp(m / n) - pivot);
+        const double m = wrpo__source_logp(y, i), margin = fabs(exp(m / n) - policy);
         const double clipped = y->role == WRPO_ROLE_REJECTED ? WRPO__MIN(m, y->ref) : WRPO__MAX(m, y->ref);
         const double w = d->fusion == WRPO_FUSION_CONFIDENCE ? exp(1 / (1e-8 - m / n) - surest) : 1;
         sum += w * clipped;
@@ -2076,9 +2076,9 @@ static void wrpo__plain_rmsnorm(void *dev, void *y, int64_t ldy, float *rstd, co
         float *out = (float *)y + row * ldy + column;
         double sum = 0;
         for (int64_t j = 0; j < D; j++) sum += (double)in[j] * in[j];
-        const double scale = 1 / sqrt(sum / (double)D + eps);
-        for (int64_t j = 0; j < D; j++) out[j] = (float)(((double)w[j] + plus) * in[j] * scale);
-        rstd[i] = (float)scale;
+        const double inverse = 1 / sqrt(sum / (double)D + eps);
+        for (int64_t j = 0; j < D; j++) out[j] = (float)(((double)w[j] + plus) * in[j] * inverse);
+        rstd[i] = (float)inverse;
     }
 }
 static void wrpo__plain_rmsnorm_bwd(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy,
@@ -2098,12 +2098,12 @@ static void wrpo__plain_rmsnorm_bwd(void *dev, void *dx, int64_t lddx, float *dw
         const float *in = (const float *)x + row * ldx + column, *d_out = (const float *)dy + row * lddy + column;
         const float *beside = dres ? (const float *)dres + row * lddres + column : NULL;
         float *d_in = (float *)dx + row * lddx + column;
-        const double scale = rstd[i];
+        const double inverse = rstd[i];
         double mean = 0;                               /* of g x */
         for (int64_t j = 0; j < D; j++) mean += ((double)w[j] + plus) * d_out[j] * in[j] / (double)D;
         for (int64_t j = 0; j < D; j++) {
             const double g = ((double)w[j] + plus) * d_out[j];
-            d_in[j] = (float)((beside ? beside[j] : 0) + scale * (g - in[j] * mean * scale * scale));
+            d_in[j] = (float)((beside ? beside[j] : 0) + inverse * (g - in[j] * mean * inverse * inverse));
         }
     }
 }
@@ -2192,7 +2192,7 @@ static void wrpo__plain_attention(void *dev, const wrpo_attn *a, void *o, float 
 static void wrpo__plain_attention_bwd(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o,
                                       const void *o, const float *lse, const void *q, const void *k, const void *v,
                                       void *scratch) {
-    const int64_t H = a->H, d = a->d, share = H / a->G;
+    const int64_t H = a->H, d = a->d, per_group = H / a->G;
     (void)dev;
     (void)scratch;
     for (const wrpo_seg *s = a->segs; s < a->segs + a->n_segs; s++)            /* dq: for a query, over its keys */
@@ -2204,7 +2204,7 @@ static void wrpo__plain_attention_bwd(void *dev, const wrpo_attn *a, void *dq, v
                 const int64_t last = wrpo__query_position(s, r);
                 double slope, sum[WRPO__MAX_D] = {0};
                 for (int64_t t = wrpo__first_seen(a, last); t <= last; t++) {
-                    const int64_t at = wrpo__key_row(s, t) * a->ldkv + h / share * d;
+                    const int64_t at = wrpo__key_row(s, t) * a->ldkv + h / per_group * d;
                     const float *key = (const float *)k + at, *value = (const float *)v + at;
                     const double p = exp(wrpo__attention_score(a, query, key, &slope) - lse[r * H + h]);
                     const double ds = p * (wrpo__dot(d_out, value, d) - delta) * slope * a->scale;
@@ -2221,7 +2221,7 @@ static void wrpo__plain_attention_bwd(void *dev, const wrpo_attn *a, void *dq, v
                 const int64_t t = wrpo__key_position(s, row);
                 for (int64_t i = s->begin * H; i < s->end * H && t >= 0; i++) {
                     const int64_t r = i / H, h = i % H, last = wrpo__query_position(s, r);
-                    if (h / share != g || t > last || t < wrpo__first_seen(a, last)) continue;
+                    if (h / per_group != g || t > last || t < wrpo__first_seen(a, last)) continue;
                     const int64_t at_o = r * a->ldo + h * d;
                     const float *query = (const float *)q + r * a->ldq + h * d, *d_out = (const float *)d_o + at_o;
                     const double delta = wrpo__dot(d_out, (const float *)o + at_o, d);
@@ -2322,7 +2322,7 @@ static void wrpo__plain_sumsq(void *dev, double *out, const float *x, int64_t co
 
 /* ---- the moments of AdamW: float, bfloat16, or a code of 8 bits (after Dettmers et al. 2022) ----
    Codes come in blocks of WRPO_BLOCK, and then their scale, the block's largest magnitude. The magnitude of code q is
-   scale (q / top)^4: top is 127, and there is a sign, for the first moment; top is 255 for the second.
+   scale (q / most)^4: most is 127, and there is a sign, for the first moment; most is 255 for the second.
    bfloat16 and codes are rounded up or down at random, so that the mean is right. Element i draws a hash of (seed, i).
    Every backend draws the same numbers, so the arithmetic is float, here and in adamw, operation by operation. */
 #define WRPO__DICE_STEP 0x9E3779B9u
@@ -2332,14 +2332,14 @@ static uint32_t wrpo__dice(uint32_t seed, int64_t i) {
     x = (x ^ x >> 15) * 0x846CA68Bu;
     return x ^ x >> 16;
 }
-static float wrpo__code_value(float code, float scale, float top) {
-    const float root = code * (1 / top), square = root * root;
+static float wrpo__code_value(float code, float scale, float most) {
+    const float root = code * (1 / most), square = root * root;
     return square * square * scale;
 }
-static float wrpo__code_of(float size, float scale, float top, float dice) {  /* dice in [0, 1) */
-    const float inverse = scale >= FLT_MIN ? 1 / scale : 0, root = sqrtf(sqrtf(size * inverse)) * top;
-    const float code = (float)(int)fminf(root, top - 1);
-    const float low = wrpo__code_value(code, scale, top), high = wrpo__code_value(code + 1, scale, top);
+static float wrpo__code_of(float size, float scale, float most, float dice) {  /* dice in [0, 1) */
+    const float inverse = scale >= FLT_MIN ? 1 / scale : 0, root = sqrtf(sqrtf(size * inverse)) * most;
+    const float code = (float)(int)fminf(root, most - 1);
+    const float low = wrpo__code_value(code, scale, most), high = wrpo__code_value(code + 1, scale, most);
     return dice * (high - low) < size - low ? code + 1 : code;
 }
 /* n elements, at most WRPO_BLOCK, of the block that begins at element `first` of a first or second moment. */
@@ -2983,7 +2983,7 @@ static void wrpo__layer_fwd(const wrpo__workspace *r, int64_t l, const wrpo__act
     const wrpo_attn attn = wrpo__attn_of(r, l);
     const void *in;                                    /* of attention, then of the MLP */
 
-    in = wrpo__pre_norm_fwd(r, l, WRPO__W_input_layernorm, a->rstd_attn, x);            /* 2  in = g_1 x / rms(x) */
+    in = wrpo__pre_norm_fwd(r, l, WRPO__W_input_layernorm, a->rstd_attn, x);            /* 2  in = w_1 x / rms(x) */
     if (!c->qk_norm) wrpo__linear_fwd(r, l, &wrpo__qkv, q, ld, in, false);           /* 3  q | k | v = in W' + b */
     else {
         wrpo__linear_fwd(r, l, &wrpo__qk, a->qk0, ld0, in, false);
@@ -3001,7 +3001,7 @@ static void wrpo__layer_fwd(const wrpo__workspace *r, int64_t l, const wrpo__act
     be->attention(r->dev, &attn, a->o, a->lse, q, k, v);                             /* 6  o = softmax(qk'/sqrt d) v */
     if (a->mid != x) be->copy(r->dev, a->mid, x, stream);                            /* 7  x' = x + o W' */
     wrpo__residual_fwd(r, l, &wrpo__o, WRPO__W_post_attention_layernorm, a->attn_out, a->rstd_attn_out, a->mid, a->o);
-    in = wrpo__pre_norm_fwd(r, l, wrpo__norm_mlp(c), a->rstd_mlp, a->mid);              /* 8  in = g_2 x' / rms(x') */
+    in = wrpo__pre_norm_fwd(r, l, wrpo__norm_mlp(c), a->rstd_mlp, a->mid);              /* 8  in = w_2 x' / rms(x') */
     wrpo__linear_fwd(r, l, &wrpo__gu, a->gu, 2 * I, in, false);                      /* 9  g | u = in W' */
     if (!x_out && !c->post_norms) return;
     be->glu(r->dev, r->h, a->gu, n, I, c->gelu);                                     /* 10 h = silu(g) u */
@@ -3025,7 +3025,7 @@ static void wrpo__layer_bwd(const wrpo__workspace *r, int64_t l, const wrpo__act
     wrpo__linear_bwd(r, l, &wrpo__down, NULL, grads, dy, D, r->h);                   /* 11 now dW */
     in = wrpo__pre_norm_fwd(r, l, wrpo__norm_mlp(c), a->rstd_mlp, a->mid);              /*    in again */
     wrpo__linear_bwd(r, l, &wrpo__gu, r->dy, grads, r->dgu, 2 * I, in);              /* 9  g | u = in W' */
-    wrpo__pre_norm_bwd(r, l, wrpo__norm_mlp(c), grads, a->rstd_mlp, a->mid);            /* 8  in = g_2 x' / rms(x') */
+    wrpo__pre_norm_bwd(r, l, wrpo__norm_mlp(c), grads, a->rstd_mlp, a->mid);            /* 8  in = w_2 x' / rms(x') */
     dy = wrpo__residual_bwd(r, l, WRPO__W_post_attention_layernorm, grads, a->rstd_attn_out, a->attn_out);
     wrpo__linear_bwd(r, l, &wrpo__o, r->d_o, grads, dy, D, a->o);                    /* 7  x' = x + o W' */
     be->attention_bwd(r->dev, &attn, dq, dk, dv, r->d_o, a->o, a->lse, q, k, v,      /* 6  o = softmax(qk'/sqrt d) v */
@@ -3037,7 +3037,7 @@ static void wrpo__layer_bwd(const wrpo__workspace *r, int64_t l, const wrpo__act
     }
     in = wrpo__pre_norm_fwd(r, l, WRPO__W_input_layernorm, a->rstd_attn, x);            /*    in again */
     wrpo__linear_bwd(r, l, &wrpo__qkv, r->dy, grads, dq, ld, in);                    /* 3  q | k | v = in W' + b */
-    wrpo__pre_norm_bwd(r, l, WRPO__W_input_layernorm, grads, a->rstd_attn, x);          /* 2  in = g_1 x / rms(x) */
+    wrpo__pre_norm_bwd(r, l, WRPO__W_input_layernorm, grads, a->rstd_attn, x);          /* 2  in = w_1 x / rms(x) */
 }
 
 /* ---- the head: log-probs of labels ----
