@@ -789,7 +789,8 @@ typedef struct wrpo_train_desc {
                                 InfiFPO */
     double beta1, beta2, eps, weight_decay;  /* of AdamW; 0 = 0.9, 0.999, 1e-8, 0 (WRPO_ZERO for none) */
     wrpo_moments moments;    /* 0 = float */
-    double max_grad_norm;    /* 0 = 1; negative or WRPO_ZERO = no clipping */
+    double max_grad_norm;    /* a gradient, of all weights and ranks, whose norm is larger is scaled down to it; 0 = 1;
+                                negative or WRPO_ZERO = no clipping */
     wrpo_lr_schedule lr_schedule;  /* 0 = cosine */
     double warmup_ratio;     /* of the run's steps, rounded up; 0 = 0.1 (WRPO_ZERO for none) */
     double epochs;           /* 0 = 1 */
@@ -1578,8 +1579,8 @@ static void wrpo__sync(wrpo_ctx *ctx) {
      y_wt  target     the best answer of the model in training (pi)
      y_l   rejected   the worst answer of the model in training
 
-   A reward that needs no reward model (DPO's): how much likelier is y under pi than under the reference
-   ref, pi as it was before the run? log-probs are sums over the tokens of y.
+   A reward that needs no reward model (DPO's): how much likelier is y under pi than under the reference ref, pi as it
+   was before the run? Log-probs are sums over the tokens of y; those of ref are computed once, when a trainer is made.
 
      d(y) = log pi(y|x) - log ref(y|x)              reward(y) = beta d(y)
 
