@@ -674,11 +674,12 @@ void rmsnorm_bwd(void *d, void *dx, int64_t lddx, float *dw, const void *dy, int
 }
 
 /* ---- rope ----
-   card    op: rope, in place. A block a row, eight pairs of numbers a thread and turn; x in and out, the table once:
-   memory-bound (6144 rows of 40 heads of 128: 29 us). No sums. Any even d. */
-__global__ void rope_kernel(bf16 *x, int64_t ldx, const float *table, int heads, int d, float sign, bool fast) {
+   card    op: rope, in place. A block a row, eight pairs of numbers a thread and turn; x in and out, the row of
+   the table once: memory-bound (6144 rows of 40 heads of 128: 29 us). No sums. Any even d. */
+__global__ void rope_kernel(bf16 *x, int64_t ldx, const float *table, const int32_t *index, int heads, int d,
+                            float sign, bool fast) {
     const int half = d / 2, pieces = (half + 7) / 8;
-    const float *turn = table + (int64_t)blockIdx.x * d;
+    const float *turn = table + (int64_t)index[blockIdx.x] * d;
     for (int i = threadIdx.x; i < heads * pieces; i += blockDim.x) {
         const int head = i / pieces, j = (i - head * pieces) * 8, left = half - j;
         bf16 *p = x + blockIdx.x * ldx + (int64_t)head * d + j;
@@ -693,11 +694,12 @@ __global__ void rope_kernel(bf16 *x, int64_t ldx, const float *table, int heads,
         store(p, a, left, fast), store(p + half, b, left, fast);
     }
 }
-void rope(void *d, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t dim, float sign) {
+void rope(void *d, void *x, int64_t ldx, const float *table, const int32_t *index, int64_t n, int64_t heads,
+          int64_t dim, float sign) {
     entered dev(d);
     if (n <= 0) return;
-    LAUNCH(rope_kernel, (unsigned)n, row_threads(heads * dim / 2), 0, (bf16 *)x, ldx, table, (int)heads, (int)dim, sign,
-           dim % 16 == 0 && on16(x, ldx, 2) && on16(table, dim, 4));
+    LAUNCH(rope_kernel, (unsigned)n, row_threads(heads * dim / 2), 0, (bf16 *)x, ldx, table, index, (int)heads,
+           (int)dim, sign, dim % 16 == 0 && on16(x, ldx, 2) && on16(table, dim, 4));
 }
 
 /* ---- glu ----
@@ -1924,7 +1926,7 @@ void adamw(void *d, void *w, uint16_t *low, void *m, void *v, const float *g, in
    on a few rows: at 2 to 3 us of the host's time for each (an estimate) 0.6 to 0.9 ms, where its weights are read in
    0.08; a graph is one launch. The shapes follow from the run, its rows, segments and targets, which are the key. All
    that changes from token to token is read by the kernels from device memory, written there before: ids (embed),
-   cosines (rope), places in the cache (scatter), rows (gather), segments with the lengths of keys (attention, whose
+   angles (rope), places in the cache (scatter), rows (gather), segments with the lengths of keys (attention, whose
    grid follows from rows and segments alone). So the same kernels run with the same arguments, and have the same bits.
    Recording costs the host about what a few steps of launches do: hence GRAPH_AFTER, with which it never costs more
    than twice what was best. The plain runs before have loaded the kernels and made cuBLASLt's choices, whose memory is
@@ -2210,7 +2212,7 @@ wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
 }
 wrpo_backend table() {
     wrpo_backend b = {};
-    b.name = "cuda", b.act_bytes = 2, b.dtype = WRPO_DTYPE_BF16, b.host = false;
+    b.name = "cuda", b.act_bytes = 2, b.dtype = WRPO_DTYPE_BF16, b.host = false, b.micro_tokens = 8192;
     b.open = open, b.close = close, b.alloc = alloc, b.room = room, b.release = release, b.put = put, b.get = get,
     b.copy = copy, b.zero = zero, b.sync = sync, b.replay = replay;
     b.gemm = gemm, b.embed = embed, b.embed_bwd = embed_bwd, b.gather = gather, b.gather_bwd = gather_bwd,

@@ -267,15 +267,19 @@ static void test_rmsnorm(run *t, const int64_t *arg) {
 /* ---- rope: args n, heads, d, extra ---- */
 static void test_rope(run *t, const int64_t *arg) {
     const int64_t n = arg[0], heads = arg[1], d = arg[2], W = heads * d, ld = W + arg[3];
-    array x = rows_of(t, n, W, ld, -1, 1), turn = make(t, n * d, 4);
-    for (int64_t i = 0; i < n * d / 2; i++) {
+    const int64_t positions = n + 3;
+    array x = rows_of(t, n, W, ld, -1, 1), turn = make(t, positions * d, 4);
+    int32_t *index = host(t, (size_t)n * 4);
+    for (int64_t r = 0; r < n; r++) index[r] = (int32_t)uniform(t, 0, (double)positions);
+    for (int64_t i = 0; i < positions * d / 2; i++) {
         const double angle = uniform(t, 0, 7);
         turn.host[2 * i] = (float)cos(angle), turn.host[2 * i + 1] = (float)sin(angle);
     }
     up(t, &turn);
+    const int32_t *at = ids_of(t, index, n);
     for (int back = 0; back < 2; back++) {
-        t->be->rope(t->d, x.dev, ld, turn.dev, n, heads, d, back ? -1 : 1);
-        t->ref->rope(t->cpu->dev, x.host, ld, turn.host, n, heads, d, back ? -1 : 1);
+        t->be->rope(t->d, x.dev, ld, turn.dev, at, n, heads, d, back ? -1 : 1);
+        t->ref->rope(t->cpu->dev, x.host, ld, turn.host, index, n, heads, d, back ? -1 : 1);
         result(t, "rope", back ? "back" : "x", x, n, W, ld, back ? 8e-3 : 4e-3);
     }
 }
@@ -880,10 +884,14 @@ static wrpo_ctx *open_with(unsigned on, unsigned off) {
 static void test_generation(wrpo_ctx *gpu);
 static void test_device(wrpo_ctx *cpu) {
     if (!EMULATED) return;
+    const wrpo_train_desc own = {.micro_tokens = 77};
     wrpo_error why = {WRPO_OK, 0, 0, ""};
     emu_device = 1;
     wrpo_ctx *second = open_with(0, 0);
     emu_device = 0;
+    CHECK(wrpo_train_defaults(second, NULL).micro_tokens == 8192 &&
+              wrpo_train_defaults(cpu, NULL).micro_tokens == 1024 &&
+              wrpo_train_defaults(second, &own).micro_tokens == 77, "micro_tokens: not what the backend has by default");
     const int64_t before = emu_calls[0], there = emu_calls[1];
     test_training(cpu, second, "on the second device",
                   (wrpo_train_desc){.batch_size = 4, .learning_rate = 2e-3, .epochs = 100, .alpha = 0.5}, 2, 1, 2);

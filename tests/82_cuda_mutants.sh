@@ -154,6 +154,8 @@ mutant "attention: parts of dv, the same, as a race" race "attention 18" 'Thread
     "s/part_at\(a, part, row0, g, 1\)/part_at(a, part \/ 2, row0, g, 1)/"
 mutant "attention: a cache's own keys are taken for the rows" plain "decoding 1" 'other bits' \
     "s/s.prefix_end - s.prefix \+ \(s.own_end - s.own\) - \(s.end - s.begin\)/s.prefix_end - s.prefix/"
+mutant "rope: the angles of another row" plain "rope 2" 'rope.*relative error' \
+    "s/index\[blockIdx.x\] \* d;/blockIdx.x * d;/"
 mutant "rmsnorm: the end of a row is overrun" plain "rmsnorm 1" 'written between rows' \
     "$(line 'void rmsnorm_kernel' 'store(y + j')s/D - j/8/"
 mutant "rmsnorm: a shuffle that half a warp does not reach" plain "rmsnorm 6" 'emu: deadlock' \
@@ -188,6 +190,8 @@ mutant "device: not made current" plain "device" 'invalid resource handle|exit c
     "$(line 'struct entered' 'cudaSetDevice(dev->index)')s/note\(.*/;/"
 mutant "device: not restored" apart "device" 'the current device is 1 afterwards' \
     "s/~entered\(\) \{ if \(before >= 0\) cudaSetDevice\(before\); \}/~entered() {}/"
+mutant "device: the host's micro_tokens" plain "device" 'micro_tokens: not what' \
+    "s/b.micro_tokens = 8192/b.micro_tokens = 1024/"
 mutant "device: an op that does not enter it" apart "device" 'invalid resource handle' \
     "$(line 'void rope(void *d' 'entered dev(d);')s/entered dev\(d\);/device *dev = (device *)d;/"
 mutant "device: shared memory is not checked" apart "device" 'attention_kernel<128>: want 49152 bytes' \

@@ -159,22 +159,25 @@ static void streams(int64_t n, int64_t D, int64_t I, int64_t heads, int64_t d, i
     void *x = numbers(n * D, 2, 1), *y = numbers(n * D, 2, 1), *gu = numbers(2 * n * I, 2, 1),
          *h = numbers(n * I, 2, 1), *q = numbers(n * heads * d, 2, 1);
     float *w = numbers(D, 4, 1), *dw = numbers(D, 4, 1), *rstd = numbers(n, 4, 1), *table = numbers(n * d, 4, 1);
-    int32_t *ids = malloc((size_t)n * 4), *dids = be->alloc(ctx->dev, (size_t)n * 4);
+    int32_t *ids = malloc((size_t)n * 4), *dids = be->alloc(ctx->dev, (size_t)n * 4),
+            *places = be->alloc(ctx->dev, (size_t)n * 4);
     void *dev = ctx->dev;
     double t;
+    for (int64_t i = 0; i < n; i++) ids[i] = (int32_t)i;
+    be->put(dev, places, ids, (size_t)n * 4);
     for (int64_t i = 0; i < n; i++) ids[i] = (int32_t)(wrpo__random64(5, 6, (uint64_t)i) % (uint64_t)V);
     be->put(dev, dids, ids, (size_t)n * 4);
     TIME(t, dev, be->rmsnorm(dev, y, D, rstd, x, D, w, n, 1, D, 1e-5f, 0)); line("rmsnorm", t, 4 * nD, 0, "");
     TIME(t, dev, be->rmsnorm_bwd(dev, y, D, dw, y, D, y, D, x, D, w, rstd, n, 1, D, 0));
     line("rmsnorm_bwd, with dw", t, 12 * nD, 0, "");
-    TIME(t, dev, be->rope(dev, q, heads * d, table, n, heads, d, 1));
+    TIME(t, dev, be->rope(dev, q, heads * d, table, places, n, heads, d, 1));
     line("rope", t, 4 * (double)(n * heads * d) + 4 * (double)(n * d), 0, "");
     TIME(t, dev, be->glu(dev, h, gu, n, I, false)); line("glu", t, 6 * nI, 0, "");
     TIME(t, dev, be->glu_bwd(dev, gu, h, h, gu, n, I, false)); line("glu_bwd, with h", t, 12 * nI, 0, "");
     TIME(t, dev, be->add(dev, y, x, n * D)); line("add", t, 6 * nD, 0, "");
     TIME(t, dev, be->bias(dev, y, D, w, n, D)); line("bias", t, 4 * nD, 0, "");
     TIME(t, dev, be->bias_bwd(dev, dw, y, D, n, D)); line("bias_bwd", t, 2 * nD, 0, "");
-    drop(gu), drop(h), drop(q), drop(table);
+    drop(gu), drop(h), drop(q), drop(table), drop(places);
     void *e = numbers(V * D, 2, 0.02);
     float *de = numbers(V * D, 4, 0);
     TIME(t, dev, be->embed(dev, y, e, WRPO_DTYPE_BF16, dids, n, D, 1)); line("embed", t, 4 * nD, 0, "");
@@ -253,7 +256,8 @@ static void decode(const char *name, wrpo_config c, int64_t samples, int64_t key
         TEST_TRY(with, wrpo__arena_new(with), true) {
             wrpo__arena *arena = wrpo__entry.arena;
             wrpo_model *m = wrpo__model_new(arena, &c);
-            const wrpo__shape s = {.rows = samples, .chunk = samples, .cache = samples * keys};
+            const wrpo__shape s = {.rows = samples, .chunk = samples, .cache = samples * keys,
+                                   .positions = keys};
             random_weights(arena, m);
             wrpo__run *r = wrpo__run_new(arena, m, &s);
             be->zero(with->dev, r->cache,
