@@ -368,6 +368,43 @@ static void test_decoding(run *t, const int64_t *arg) {
               "%s: %lld rows against a cache have other bits", t->name, (long long)rows);
     }
 }
+/* Rows that are alone in their segments, against caches of many keys: right, and with the same bits whatever else is
+   computed. args H, G, d, window, softcap, how many sequences */
+static void test_splits(run *t, const int64_t *arg) {
+    enum { MOST = 24 };
+    static const int64_t lengths[] = {700, 1100, 511, 512, 37, 2600, 833, 576};
+    const int64_t H = arg[0], G = arg[1], d = arg[2], count = arg[5], P = 130;
+    wrpo_seg segs[MOST];
+    int64_t n = 0, keys = P;                           /* the first P rows of k and v: the prefix of every other one */
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t own = lengths[i % 8], rows = i % 6 == 4 ? 3 : 1, prefix = i % 2 ? 0 : P;
+        segs[i] = (wrpo_seg){n, n + rows, 0, prefix, keys, keys + own};
+        n += rows, keys += own;
+    }
+    wrpo_attn a = {n, segs, count, H, G, d, H * d, G * d, H * d, arg[3], 0.7f / sqrtf((float)d), (float)arg[4]}, b = a;
+    array q = rnd(t, n * H * d, 2, -2, 2), k = rnd(t, keys * G * d, 2, -2, 2), v = rnd(t, keys * G * d, 2, -1, 1),
+          o = blank(t, n * H * d, 2), lse = blank(t, n * H, 4), o2 = blank(t, n * H * d, 2), lse2 = blank(t, n * H, 4);
+    b.segs = segs_of(t, segs, count);
+    t->be->attention(t->d, &b, o.dev, lse.dev, q.dev, k.dev, v.dev);
+    if (t->way == 0) t->ref->attention(t->cpu->dev, &a, o.host, lse.host, q.host, k.host, v.host);
+    result(t, "attention", "o", o, n, H * d, H * d, 6e-3);
+    result(t, "attention lse", "lse", lse, n, H, H, 1e-5);
+    const size_t bytes = (size_t)(H * d) * 2;
+    char *x = host(t, (size_t)n * bytes), *y = host(t, bytes);
+    float *x_lse = host(t, (size_t)(n * H) * 4), *y_lse = host(t, (size_t)H * 4);
+    t->be->get(t->d, x, o.dev, (size_t)n * bytes), t->be->get(t->d, x_lse, lse.dev, (size_t)(n * H) * 4);
+    for (int64_t i = 0; i < count && i < 8; i++) {
+        wrpo_seg one = segs[i];
+        const int64_t row = one.begin;
+        if (one.end - row != 1) continue;
+        one.begin = 0, one.end = 1;
+        b.n = b.n_segs = 1, b.segs = segs_of(t, &one, 1);
+        t->be->attention(t->d, &b, o2.dev, lse2.dev, (char *)q.dev + (size_t)row * bytes, k.dev, v.dev);
+        t->be->get(t->d, y, o2.dev, bytes), t->be->get(t->d, y_lse, lse2.dev, (size_t)H * 4);
+        CHECK(!memcmp(y, x + (size_t)row * bytes, bytes) && !memcmp(y_lse, x_lse + row * H, (size_t)H * 4),
+              "%s: a row against %lld keys has other bits alone", t->name, (long long)(one.own_end - one.own));
+    }
+}
 
 /* ---- glu: args n, I, gelu, h wanted, dgu is gu ---- */
 static void test_glu(run *t, const int64_t *arg) {
@@ -1179,6 +1216,8 @@ int main(int argc, char **argv) {
           {7, 1, 80, 100, 0, 0, 5},
           {24, 1, 16, 0, 0, 2, 5}});
     EACH("decoding", test_decoding, {{9, 3, 64, 0}, {4, 4, 18, 30}, {6, 2, 96, 9}});
+    EACH("splits", test_splits, {{4, 2, 32, 0, 0, 8}, {3, 1, 64, 1500, 4, 3}, {2, 2, 18, 600, 0, 6},
+                                 {64, 1, 250, 0, 0, 18}, {65, 1, 8, 0, 0, 2}});
     EACH("glu", test_glu,
          {{1, 1, 0, 0, 0},
           {3, 17, 0, 0, 1},
