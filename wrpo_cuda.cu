@@ -185,28 +185,29 @@ inline bool tensor_map_make(void *encoder, tensor_map *map, const void *p, int64
 namespace {
 typedef __nv_bfloat16 bf16;
 const unsigned ALL = 0xffffffffu;                      /* the lanes of a warp */
+#define INLINE __device__ __forceinline__
 
 /* ---- numbers ---- */
-__device__ __forceinline__ float value(bf16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ void put(bf16 *p, float x) { *p = __float2bfloat16_rn(x); }
-__device__ __forceinline__ uint32_t pair(float low, float high) { /* two bf16, low in the low half */
+INLINE float value(bf16 x) { return __bfloat162float(x); }
+INLINE void put(bf16 *p, float x) { *p = __float2bfloat16_rn(x); }
+INLINE uint32_t pair(float low, float high) { /* two bf16, low in the low half */
     const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
     uint32_t u;
     memcpy(&u, &v, 4);
     return u;
 }
-__device__ __forceinline__ float2 unpair(uint32_t u) {
+INLINE float2 unpair(uint32_t u) {
     return make_float2(__uint_as_float(u << 16), __uint_as_float(u & 0xffff0000u));
 }
 /* Element i of a weight, which is bf16 or float. */
-__device__ __forceinline__ float weight(const void *w, int64_t i, bool wide) {
+INLINE float weight(const void *w, int64_t i, bool wide) {
     return wide ? ((const float *)w)[i] : value(((const bf16 *)w)[i]);
 }
 
 /* Rows are read and written in pieces of eight numbers: at once where `fast` says that they lie on 16 bytes, else one
    by one; `left` numbers exist, the others read as 0 and are not written. */
 struct eight { float x[8]; };
-__device__ __forceinline__ eight load(const bf16 *p, int64_t left, bool fast) {
+INLINE eight load(const bf16 *p, int64_t left, bool fast) {
     eight v;
     if (fast && left >= 8) {
         const uint4 u = *(const uint4 *)p;
@@ -219,7 +220,7 @@ __device__ __forceinline__ eight load(const bf16 *p, int64_t left, bool fast) {
     }
     return v;
 }
-__device__ __forceinline__ eight load(const float *p, int64_t left, bool fast) {
+INLINE eight load(const float *p, int64_t left, bool fast) {
     eight v;
     if (fast && left >= 8) {
         const float4 a = ((const float4 *)p)[0], b = ((const float4 *)p)[1];
@@ -230,7 +231,7 @@ __device__ __forceinline__ eight load(const float *p, int64_t left, bool fast) {
     }
     return v;
 }
-__device__ __forceinline__ void store(bf16 *p, const eight &v, int64_t left, bool fast) {
+INLINE void store(bf16 *p, const eight &v, int64_t left, bool fast) {
     if (fast && left >= 8)
         *(uint4 *)p =
             make_uint4(pair(v.x[0], v.x[1]), pair(v.x[2], v.x[3]), pair(v.x[4], v.x[5]), pair(v.x[6], v.x[7]));
@@ -239,7 +240,7 @@ __device__ __forceinline__ void store(bf16 *p, const eight &v, int64_t left, boo
         for (int i = 0; i < 8; i++) if (i < left) put(p + i, v.x[i]);
     }
 }
-__device__ __forceinline__ void store(float *p, const eight &v, int64_t left, bool fast) {
+INLINE void store(float *p, const eight &v, int64_t left, bool fast) {
     if (fast && left >= 8) {
         ((float4 *)p)[0] = make_float4(v.x[0], v.x[1], v.x[2], v.x[3]);
         ((float4 *)p)[1] = make_float4(v.x[4], v.x[5], v.x[6], v.x[7]);
@@ -251,12 +252,12 @@ __device__ __forceinline__ void store(float *p, const eight &v, int64_t left, bo
 
 /* ---- sums and maxima of a group: the blockDim.x threads of one threadIdx.y; if those are more than a warp, of the
  * block ---- */
-__device__ __forceinline__ float warp_sum(float x) {
+INLINE float warp_sum(float x) {
 #pragma unroll
     for (int i = 16; i; i >>= 1) x += __shfl_xor_sync(ALL, x, i);
     return x;
 }
-__device__ __forceinline__ float warp_max(float x) {
+INLINE float warp_max(float x) {
 #pragma unroll
     for (int i = 16; i; i >>= 1) x = fmaxf(x, __shfl_xor_sync(ALL, x, i));
     return x;
@@ -456,7 +457,7 @@ void scatter(void *d, void *y, int64_t ldy, const void *x, int64_t ldx, const in
    card    ops: bias, add. A block a row (add: a block per 2048 numbers), eight numbers a thread; memory-bound. No sums.
    Any sizes. */
 template <typename Y, typename X>
-__device__ __forceinline__ void add_eight(Y *y, const X *x, int64_t left, bool fast) {        /* y += x */
+INLINE void add_eight(Y *y, const X *x, int64_t left, bool fast) {        /* y += x */
     eight v = load(y, left, fast);
     const eight add = load(x, left, fast);
 #pragma unroll
@@ -500,7 +501,7 @@ void sum(void *d, float *y, const float *x, int64_t count) {
    card    op: dropout. Grid (n, parts of a row). A thread takes the eight elements that share a block of random
    numbers, one by one, as a row may begin within a block. x in, y out; memory-bound without p, with p by Philox's ten
    rounds a block. No sums; the mask is the CPU's. Any sizes. */
-__device__ __forceinline__ uint4 philox(uint64_t seed, uint64_t stream, uint64_t counter) {    /* wrpo__random */
+INLINE uint4 philox(uint64_t seed, uint64_t stream, uint64_t counter) {    /* wrpo__random */
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
     uint4 v = make_uint4((uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)stream, (uint32_t)(stream >> 32));
 #pragma unroll
@@ -705,7 +706,7 @@ void rope(void *d, void *x, int64_t ldx, const float *table, const int32_t *inde
 /* ---- glu ----
    card    ops: glu, glu_bwd. A block a row, eight numbers a thread and turn; gate and up in (and dh), h out (dgu, and h
    if wanted): memory-bound (6144 x 14336: 123 us, backward 205). No sums. Any I. */
-__device__ __forceinline__ float activation(float g, bool gelu, float *slope) {
+INLINE float activation(float g, bool gelu, float *slope) {
     if (!gelu) {
         const float s = 1 / (1 + expf(-g));
         *slope = s * (1 + g * (1 - s));
@@ -762,7 +763,7 @@ void glu_bwd(void *d, void *dgu, void *h, const void *dh, const void *gu, int64_
    card    op: logprob. A block of 256 threads a row, eight logits a thread and turn; every thread keeps a running
    maximum and a sum that is rescaled when the maximum grows, then the block's maximum and sum in the group's order.
    Logits once: memory-bound (1024 x 128256 floats: floor 122 us). Any V and ldl. */
-__device__ __forceinline__ float capped(float x, float softcap) {
+INLINE float capped(float x, float softcap) {
     return softcap > 0 && x >= -3.4e38f ? softcap * tanhf(x / softcap) : x;
 } /* -inf stays */
 __global__ void logprob_kernel(float *logp, float *lse, const float *logits, int64_t ldl, const int32_t *target,
@@ -821,16 +822,16 @@ void logprob_bwd(void *d, void *dlogits, const float *logits, int64_t ldl, const
 /* ---- tiles in shared memory ----
    A tile of ROWS rows is strips of 64 columns; a row of a strip is 128 bytes, eight chunks of eight numbers, and chunk
    c of row r is at offset c ^ r % 8, so that neither the copies nor ldmatrix meet in a bank. */
-template <int ROWS> __device__ __forceinline__ bf16 *at(bf16 *tile, int r, int c) {
+template <int ROWS> INLINE bf16 *at(bf16 *tile, int r, int c) {
     return tile + (c >> 3) * (ROWS * 64) + r * 64 + (((c & 7) ^ (r & 7)) << 3);
 }
-__device__ __forceinline__ int clamp8(int64_t left) { return left >= 8 ? 8 : left > 0 ? (int)left : 0; }
+INLINE int clamp8(int64_t left) { return left >= 8 ? 8 : left > 0 ? (int)left : 0; }
 /* Chunk from p[i], of which `left` numbers exist; the rest become 0. The slow one serves rows that are not on 16 bytes,
  * and floats. */
-__device__ __forceinline__ void chunk_fast(bf16 *to, const void *p, int64_t i, int left) {
+INLINE void chunk_fast(bf16 *to, const void *p, int64_t i, int left) {
     ptx::cp_async16(to, (const bf16 *)p + (left ? i : 0), 2 * left);
 }
-__device__ __forceinline__ void chunk_slow(bf16 *to, const void *p, int64_t i, int left, bool wide) {
+INLINE void chunk_slow(bf16 *to, const void *p, int64_t i, int left, bool wide) {
     uint32_t w[4];
 #pragma unroll
     for (int e = 0; e < 4; e++)
@@ -852,7 +853,7 @@ struct matrix {
     bool fast, wide;
 }; /* fast: bf16 and every row on 16 bytes; wide: float */
 template <int ROWS, int COLS>
-__device__ __forceinline__ void load_tile(bf16 *to, const matrix &x, int64_t row0, int64_t col0) {
+INLINE void load_tile(bf16 *to, const matrix &x, int64_t row0, int64_t col0) {
     if (x.fast) {
 #pragma unroll
         for (int u = 0; u < ROWS * COLS / 8 / 128; u++) {
@@ -869,8 +870,8 @@ __device__ __forceinline__ void load_tile(bf16 *to, const matrix &x, int64_t row
         }
     }
 }
-__device__ __forceinline__ void store2(bf16 *p, float x, float y, int64_t left, bool add,
-                                       bool fast) { /* two numbers of a row, `left` exist */
+/* Two numbers of a row, of which `left` exist. */
+INLINE void store2(bf16 *p, float x, float y, int64_t left, bool add, bool fast) {
     if (left <= 0) return;
     if (fast && left >= 2) {
         if (add) { const float2 c = unpair(*(const uint32_t *)p); x += c.x, y += c.y; }
@@ -880,7 +881,7 @@ __device__ __forceinline__ void store2(bf16 *p, float x, float y, int64_t left, 
     put(p, add ? value(p[0]) + x : x);
     if (left >= 2) put(p + 1, add ? value(p[1]) + y : y);
 }
-__device__ __forceinline__ void store2(float *p, float x, float y, int64_t left, bool add, bool fast) {
+INLINE void store2(float *p, float x, float y, int64_t left, bool add, bool fast) {
     if (left <= 0) return;
     if (fast && left >= 2) {
         if (add) { const float2 c = *(const float2 *)p; x += c.x, y += c.y; }
@@ -891,7 +892,7 @@ __device__ __forceinline__ void store2(float *p, float x, float y, int64_t left,
     if (left >= 2) p[1] = add ? p[1] + y : y;
 }
 /* Where the block's tile of BM x BN begins: tiles are numbered in columns of 8. */
-template <int BM, int BN> __device__ __forceinline__ void gemm_tile(int64_t m, int64_t n, int64_t *m0, int64_t *n0) {
+template <int BM, int BN> INLINE void gemm_tile(int64_t m, int64_t n, int64_t *m0, int64_t *n0) {
     const int64_t tiles_m = (m + BM - 1) / BM, tiles_n = (n + BN - 1) / BN, group = blockIdx.x / (8 * tiles_n) * 8,
                   in = blockIdx.x % (8 * tiles_n);
     const int64_t high = min((int64_t)8, tiles_m - group);
@@ -1273,16 +1274,16 @@ struct lanes {                                         /* [first, first + count)
     __device__ lanes(const attn &a, const wrpo_seg &s, int g, int first_, int count_)
         : begin(s.begin), head0(g * (int)(a.H / a.G)), share((int)(a.H / a.G)), first(first_), count(count_),
           position0((int)(s.prefix_end - s.prefix + (s.own_end - s.own) - (s.end - s.begin))) {}
-    __device__ __forceinline__ int position(int i) const { return position0 + (first + i) / share; }
+    INLINE int position(int i) const { return position0 + (first + i) / share; }
     /* of its row and head in [rows, ld], a head every d numbers */
-    __device__ __forceinline__ int64_t place(int i, int64_t ld, int64_t d) const {
+    INLINE int64_t place(int i, int64_t ld, int64_t d) const {
         const int row = (first + i) / share;
         return (begin + row) * ld + (head0 + first + i - row * share) * d;
     }
 };
 /* The keys [from, to) of a tile that a query sees, given those that exist; position: of the tile's first. */
 struct span { int from, to; };
-__device__ __forceinline__ span keys_seen(int query, int position, int from, int to, int64_t window) {
+INLINE span keys_seen(int query, int position, int from, int to, int64_t window) {
     const int before = query - position + 1, most = window > 0 ? (int)min(window, (int64_t)1 << 30) : 1 << 30;
     return span{max(from, before - most), min(to, before)};
 }
@@ -1297,7 +1298,7 @@ struct key_tiles {
         p0 = first / 64, np = first < shared ? (shared + 63) / 64 - p0 : 0;
         o0 = first > shared ? (first - shared) / 64 : 0, n = np + (high - shared) / 64 + 1 - o0;
     }
-    __device__ __forceinline__ key_tile operator[](int t) const {
+    INLINE key_tile operator[](int t) const {
         const bool of_own = t >= np;
         const int from = (of_own ? o0 + t - np : p0 + t) * 64;
         return key_tile{(of_own ? own : prefix) + from, (of_own ? shared : 0) + from,
@@ -1311,7 +1312,7 @@ template <int HD, int THREADS> struct tile {
     __device__ tile(bf16 *memory, int number) : p(memory + number * NUMBERS) {}
     /* Row r begins at x + place(r); rows from `count` on and columns from d on become 0. Eight threads copy a row. What
        they copy is the same distance apart in every row, so they find it once. */
-    template <class F> __device__ __forceinline__ void load(const attn &a, const bf16 *x, int count, F place) const {
+    template <class F> INLINE void load(const attn &a, const bf16 *x, int count, F place) const {
         const int first = threadIdx.x / 8, sub = threadIdx.x % 8, d = (int)a.d;
         if (!a.fast) {
 #pragma unroll 1
@@ -1333,16 +1334,15 @@ template <int HD, int THREADS> struct tile {
                                     r < count && s * 64 + sub * 8 < d ? 16 : 0);
         }
     }
-    __device__ __forceinline__ void load_lanes(const attn &a, const bf16 *x, int64_t ld, const lanes &l) const {
+    INLINE void load_lanes(const attn &a, const bf16 *x, int64_t ld, const lanes &l) const {
         load(a, x, l.count, [&](int r) { return l.place(r, ld, a.d); });
     }
-    __device__ __forceinline__ void load_keys(const attn &a, const bf16 *x, int64_t row, int g, int count) const {
+    INLINE void load_keys(const attn &a, const bf16 *x, int64_t row, int g, int count) const {
         load(a, x + row * a.ldkv + g * a.d, count, [&](int r) { return r * a.ldkv; });
     }
 };
 /* s[16, 8 NB] = rows row.. of a times rows row_b.. of b, along HD */
-template <int HD, int NB>
-__device__ __forceinline__ void mma_abt(float (&s)[NB][4], bf16 *a, int row, bf16 *b, int row_b) {
+template <int HD, int NB> INLINE void mma_abt(float (&s)[NB][4], bf16 *a, int row, bf16 *b, int row_b) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int j = 0; j < NB; j++) s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0;
@@ -1361,7 +1361,7 @@ __device__ __forceinline__ void mma_abt(float (&s)[NB][4], bf16 *a, int row, bf1
 }
 /* o[16, 8 NO] += p[16, 8 NB] times rows row_b.. of b, its columns from chunk0 * 8 on */
 template <int NB, int NO>
-__device__ __forceinline__ void mma_pb(float (&o)[NO][4], const float (&p)[NB][4], bf16 *b, int row_b, int chunk0) {
+INLINE void mma_pb(float (&o)[NO][4], const float (&p)[NB][4], bf16 *b, int row_b, int chunk0) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int k = 0; k < NB / 2; k++) {                 /* a product's registers are turned into an operand */
@@ -1377,7 +1377,7 @@ __device__ __forceinline__ void mma_pb(float (&o)[NO][4], const float (&p)[NB][4
     }
 }
 /* f(h, column, elements) for what a thread has of a warp's products [16, 8 N]: of the two rows lane / 4 + 8 h */
-template <int N, class F, class... S> __device__ __forceinline__ void each(F f, S &...s) {
+template <int N, class F, class... S> INLINE void each(F f, S &...s) {
 #pragma unroll
     for (int n = 0; n < N; n++)
 #pragma unroll
@@ -1385,8 +1385,8 @@ template <int N, class F, class... S> __device__ __forceinline__ void each(F f, 
 }
 /* A warp's rows of a product, times f0 and f1 (its two rows per thread), to memory: row i to x + place(i). */
 template <int NO, class T, class F>
-__device__ __forceinline__ void store_rows(T *x, const float (&o)[NO][4], int row, int count, int64_t d, float f0,
-                                           float f1, bool fast, F place) {
+INLINE void store_rows(T *x, const float (&o)[NO][4], int row, int count, int64_t d, float f0, float f1, bool fast,
+                       F place) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         const int i = row + h * 8 + threadIdx.x % 32 / 4, col = threadIdx.x % 4 * 2;
@@ -1404,7 +1404,7 @@ struct factors {
     __device__ explicit factors(const attn &a)
         : c((a.softcap > 0 ? a.softcap : a.scale) * LOG2E), inner(a.scale / a.softcap), softcap(a.softcap) {}
     /* p and ds out of scores s and dp, where p = 2^(s c - lse log2(e)) counts */
-    __device__ __forceinline__ void weigh(float &s, float &dp, bool visible, float lse2, float delta) const {
+    INLINE void weigh(float &s, float &dp, bool visible, float lse2, float delta) const {
         float slope = 1;
         if (softcap > 0) s = tanhf(s * inner), slope = 1 - s * s;
         s = visible ? exp2f(s * c - lse2) : 0;
@@ -1419,10 +1419,10 @@ template <int HD> struct attn_shape {
     enum { SHARED = 3 * tile<HD, 128>::NUMBERS * 2, SHARED_BWD = (2 + 2 * STAGES) * tile<HD, 128>::NUMBERS * 2 };
 };
 enum { PARTS = 4, PART = 64, SPLITS = 16, SPLIT = 4, SPLIT_BLOCKS = 1024 };
-__device__ __forceinline__ int splits_of(const attn &a, const wrpo_seg &s, int tiles) {
+INLINE int splits_of(const attn &a, const wrpo_seg &s, int tiles) {
     return s.end - s.begin == 1 && a.H <= 64 * a.G ? max(1, min((int)SPLITS, tiles / SPLIT)) : 1;
 }
-__device__ __forceinline__ float *split_at(const attn &a, int64_t segment, int split, int64_t head) {
+INLINE float *split_at(const attn &a, int64_t segment, int split, int64_t head) {
     return a.parts + ((segment * SPLITS + split) * a.H + head) * (a.d + 2);            /* o, then maximum and sum */
 }
 /* card    op: attention. A block of 4 warps for 64 lanes of a segment and a key/value head; K and V tiles alternate
@@ -1434,7 +1434,7 @@ __device__ __forceinline__ float *split_at(const attn &a, int64_t segment, int s
    others than in a segment of more rows. `blocks` blocks take its splits, as many as the device has room for; what
    they leave, o, maximum and sum in fp32, the second kernel joins in order. */
 template <int HD>
-__global__ void __launch_bounds__(128, HD == 256 ? 2 : 3) attention_kernel(attn a, bf16 *o, float *lse, int blocks) {
+__global__ void __launch_bounds__(128, HD == 256 ? 2 : HD == 32 ? 4 : 3) attention_kernel(attn a, bf16 *o, float *lse, int blocks) {
     enum { NO = HD / 8 };
     WRPO_DYN_SHARED(bf16, memory);
     const tile<HD, 128> tq(memory, 0), tk(memory, 1), tv(memory, 2);
@@ -1556,25 +1556,32 @@ __global__ void delta_kernel(wrpo_attn a, float *delta, const bf16 *d_o, const b
         if (c == 0 && h < a.H) delta[blockIdx.x * a.H + h] = s;
     }
 }
+/* Tiles [first, end) come in pairs, STAGES deep, behind the two that stay: fetch(t, its pair) asks for the copies. */
+template <class T, int STAGES, class F, class U> INLINE void walk(bf16 *memory, int first, int end, F fetch, U use) {
+    auto next = [&](int t) {
+        if (t < end) fetch(t, T(memory, 2 + t % STAGES * 2), T(memory, 3 + t % STAGES * 2));
+        ptx::cp_async_commit();
+    };
+    if (STAGES == 2) next(first);
+    for (int t = first; t < end; t++) {
+        if (STAGES == 1) { __syncthreads(); next(t); }
+        ptx::cp_async_wait<0>();
+        __syncthreads();                               /* tiles t are here, the last ones done with */
+        if (STAGES == 2) next(t + 1);
+        use(t, T(memory, 2 + t % STAGES * 2), T(memory, 3 + t % STAGES * 2));
+    }
+}
 /* card    op: attention_bwd, dq = scale sum_keys ds k. A block as in the forward pass, and its order; scores and dp are
    made again, 32 keys at a time to fit the registers. 6 d FLOP per lane and visible key. */
 template <int HD> __global__ void __launch_bounds__(128) attention_dq_kernel(attn a, bf16 *dq) {
-    enum { STAGES = attn_shape<HD>::STAGES };
+    typedef tile<HD, 128> tile_;
     WRPO_DYN_SHARED(bf16, memory);
-    const tile<HD, 128> tq(memory, 0), td(memory, 1);
+    const tile_ tq(memory, 0), td(memory, 1);
     job j;
     if (!find_job(a, a.H / a.G, blockIdx.x, &j)) return;
     const int in_warp = threadIdx.x % 32, w = threadIdx.x / 32 * 16, g = blockIdx.y;
     const lanes l(a, j.seg, g, j.first, j.count);
     const key_tiles keys(a, j.seg, l.position(0), l.position(l.count - 1));
-    auto fetch = [&](int i) {
-        if (i < keys.n) {
-            const key_tile t = keys[i];
-            tile<HD, 128>(memory, 2 + i % STAGES * 2).load_keys(a, a.k, t.row, g, t.count);
-            tile<HD, 128>(memory, 3 + i % STAGES * 2).load_keys(a, a.v, t.row, g, t.count);
-        }
-        ptx::cp_async_commit();
-    };
     tq.load_lanes(a, a.q, a.ldq, l), td.load_lanes(a, a.d_o, a.ldo, l);
     const factors f(a);
     float acc[HD / 8][4] = {}, lse2[2], delta[2];
@@ -1585,13 +1592,11 @@ template <int HD> __global__ void __launch_bounds__(128) attention_dq_kernel(att
         const int64_t at = l.place(lane, a.H, 1);
         position[h] = l.position(lane), lse2[h] = a.lse[at] * LOG2E, delta[h] = a.delta[at];
     }
-    if (STAGES == 2) fetch(0);
-    for (int i = 0; i < keys.n; i++) {
-        if (STAGES == 1) { __syncthreads(); fetch(i); }
-        ptx::cp_async_wait<0>();
-        __syncthreads();                               /* tile i is here, the last one done with */
-        if (STAGES == 2) fetch(i + 1);
-        const tile<HD, 128> tk(memory, 2 + i % STAGES * 2), tv(memory, 3 + i % STAGES * 2);
+    auto fetch = [&](int i, tile_ tk, tile_ tv) {
+        const key_tile t = keys[i];
+        tk.load_keys(a, a.k, t.row, g, t.count), tv.load_keys(a, a.v, t.row, g, t.count);
+    };
+    walk<tile_, attn_shape<HD>::STAGES>(memory, 0, keys.n, fetch, [&](int i, tile_ tk, tile_ tv) {
         const key_tile t = keys[i];
         const span seen[2] = {keys_seen(position[0], t.position, 0, t.count, a.window),
                               keys_seen(position[1], t.position, 0, t.count, a.window)};
@@ -1604,9 +1609,8 @@ template <int HD> __global__ void __launch_bounds__(128) attention_dq_kernel(att
             }, s, ds);
             mma_pb(acc, ds, tk.p, c0, 0);
         }
-    }
-    store_rows(dq, acc, w, l.count, a.d, a.scale, a.scale, a.pairs,
-               [&](int i) { return l.place(i, a.ldq, a.d); });
+    });
+    store_rows(dq, acc, w, l.count, a.d, a.scale, a.scale, a.pairs, [&](int i) { return l.place(i, a.ldq, a.d); });
 }
 /* The lanes of segment s that see keys of the tile j: of key/value head g, cut into tiles; n of these, which see keys
    [from, to). position: of the tile's first key, as they count. */
@@ -1635,8 +1639,8 @@ __device__ int crowds(const attn &a, const job &j) {
     for (int i = 16; i; i >>= 1) tiles += __shfl_xor_sync(ALL, tiles, i);
     return tiles;
 }
-__device__ __forceinline__ int parts_of(int tiles) { return max(1, min((int)PARTS, (tiles + PART - 1) / PART)); }
-__device__ __forceinline__ float *part_at(const attn &a, int part, int64_t row, int g, int second) {
+INLINE int parts_of(int tiles) { return max(1, min((int)PARTS, (tiles + PART - 1) / PART)); }
+INLINE float *part_at(const attn &a, int part, int64_t row, int g, int second) {
     return a.parts + (((part * a.n + row) * a.G + g) * 2 + second) * a.d;
 }
 /* card    op: attention_bwd, dk = scale sum_lanes ds q and dv = sum_lanes p do. A block of 4 warps (8 for HD 256: half
@@ -1667,43 +1671,31 @@ __global__ void __launch_bounds__(attn_shape<HD>::THREADS) attention_dkv_kernel(
     int64_t s = 0;
     crowd now(a, j, g, 0);
     int before = 0;                                    /* tiles of the segments before s */
-    auto fetch = [&](int t) {
-        if (t < end) {
-            while (t >= before + now.n) before += now.n, now = crowd(a, j, g, ++s);
-            lanes l = now.l;
-            l.first += (t - before) * 64, l.count = min(64, now.end - l.first);
-            tile_(memory, 2 + t % STAGES * 2).load_lanes(a, a.q, a.ldq, l);
-            tile_(memory, 3 + t % STAGES * 2).load_lanes(a, a.d_o, a.ldo, l);
-            if (threadIdx.x < 64) {
-                const int lane = min((int)threadIdx.x, l.count - 1), to = t % STAGES * 64 + threadIdx.x;
-                const int64_t at = l.place(lane, a.H, 1);
-                at_seen[to] = keys_seen(l.position(lane), now.position, now.from, now.to, a.window);
-                if ((int)threadIdx.x >= l.count) at_seen[to].to = 0;
-                at_lse2[to] = a.lse[at] * LOG2E, at_delta[to] = a.delta[at];
-            }
-        }
-        ptx::cp_async_commit();
+    auto fetch = [&](int t, tile_ tq, tile_ td) {
+        while (t >= before + now.n) before += now.n, now = crowd(a, j, g, ++s);
+        lanes l = now.l;
+        l.first += (t - before) * 64, l.count = min(64, now.end - l.first);
+        tq.load_lanes(a, a.q, a.ldq, l), td.load_lanes(a, a.d_o, a.ldo, l);
+        if (threadIdx.x >= 64) return;
+        const int lane = min((int)threadIdx.x, l.count - 1), to = t % STAGES * 64 + threadIdx.x;
+        const int64_t at = l.place(lane, a.H, 1);
+        at_seen[to] = keys_seen(l.position(lane), now.position, now.from, now.to, a.window);
+        if ((int)threadIdx.x >= l.count) at_seen[to].to = 0;
+        at_lse2[to] = a.lse[at] * LOG2E, at_delta[to] = a.delta[at];
     };
-    if (STAGES == 2) fetch(first);
-    for (int t = first; t < end; t++) {
-        if (STAGES == 1) { __syncthreads(); fetch(t); }
-        ptx::cp_async_wait<0>();
-        __syncthreads();                               /* lanes t are here, the last ones done with */
-        if (STAGES == 2) fetch(t + 1);
-        const tile_ tq(memory, 2 + t % STAGES * 2), td(memory, 3 + t % STAGES * 2);
-        const int stage = t % STAGES * 64;
+    walk<tile_, STAGES>(memory, first, end, fetch, [&](int t, tile_ tq, tile_ td) {
 #pragma unroll 1
         for (int c0 = 0; c0 < 64; c0 += 32) {
             float p[4][4], ds[4][4];                   /* rows are keys, columns lanes */
             mma_abt<HD>(p, tk.p, w, tq.p, c0), mma_abt<HD>(ds, tv.p, w, td.p, c0);
             each<4>([&](int h, int col, float &x, float &dx) {
-                const int lane = stage + c0 + col, key = w + in_warp / 4 + h * 8;
+                const int lane = t % STAGES * 64 + c0 + col, key = w + in_warp / 4 + h * 8;
                 const span seen = at_seen[lane];
                 f.weigh(x, dx, key >= seen.from && key < seen.to, at_lse2[lane], at_delta[lane]);
             }, p, ds);
             mma_pb(av, p, td.p, c0, chunk0), mma_pb(ak, ds, tq.p, c0, chunk0);
         }
-    }
+    });
     auto put_rows = [&](auto *to_k, auto *to_v, int64_t ld, bool fast) {
         auto place = [&](int i) { return i * ld + chunk0 * 8; };
         store_rows(to_k, ak, w, j.count, a.d - chunk0 * 8, a.scale, a.scale, fast, place);
@@ -1732,25 +1724,23 @@ __global__ void attention_dkv_end_kernel(attn a, bf16 *dk, bf16 *dv) {
     }
 }
 template <int HD> void attention_of(device *dev, attn a, bf16 *o, float *lse) {
-    auto kernel = attention_kernel<HD>;
     const int64_t segs = a.n_segs, most = min(segs, WORK_FLOATS / (SPLITS * a.H * (a.d + 2)));
     const int blocks = (int)max((int64_t)1, min((int64_t)SPLITS, SPLIT_BLOCKS / (most * a.G)));
     for (int64_t first = 0; first < segs; first += most, a.segs += most) {     /* as many as `parts` has room for */
         a.n_segs = min(most, segs - first);
         const unsigned tiles = (unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs * blocks);
-        LAUNCH_AS("attention_kernel", HD, kernel, dim3(tiles, (unsigned)a.G), 128, attn_shape<HD>::SHARED, a, o, lse,
-                  blocks);
+        LAUNCH_AS("attention_kernel", HD, attention_kernel<HD>, dim3(tiles, (unsigned)a.G), 128,
+                  attn_shape<HD>::SHARED, a, o, lse, blocks);
         LAUNCH(attention_end_kernel, dim3((unsigned)a.n_segs, (unsigned)a.G), 128, 0, a, o, lse);
     }
 }
 template <int HD> void attention_bwd_of(device *dev, const attn &a, bf16 *dq, bf16 *dk, bf16 *dv) {
-    auto kernel_q = attention_dq_kernel<HD>;
-    auto kernel_kv = attention_dkv_kernel<HD>;
     const unsigned of_lanes = (unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), G = (unsigned)a.G,
                    of_keys = (unsigned)(div_up(a.n, 64) + a.n_segs);
-    LAUNCH_AS("attention_dq_kernel", HD, kernel_q, dim3(of_lanes, G), 128, attn_shape<HD>::SHARED_BWD, a, dq);
-    LAUNCH_AS("attention_dkv_kernel", HD, kernel_kv, dim3(G * PARTS, of_keys), attn_shape<HD>::THREADS,
-              attn_shape<HD>::SHARED_BWD, a, dk, dv);
+    typedef attn_shape<HD> shape;
+    LAUNCH_AS("attention_dq_kernel", HD, attention_dq_kernel<HD>, dim3(of_lanes, G), 128, shape::SHARED_BWD, a, dq);
+    LAUNCH_AS("attention_dkv_kernel", HD, attention_dkv_kernel<HD>, dim3(G * PARTS, of_keys), shape::THREADS,
+              shape::SHARED_BWD, a, dk, dv);
     LAUNCH(attention_dkv_end_kernel, dim3(G, of_keys), 256, 0, a, dk, dv);
 }
 #define BY_HEAD_DIM(d, F, ...) \
@@ -1800,7 +1790,7 @@ void attention_bwd(void *d, const wrpo_attn *a, void *dq, void *dk, void *dv, co
    double, lanes meet in a butterfly, warps in order; a second kernel, of one warp, adds the parts the same way. x once:
    memory-bound (8B: 7.5 ms). Any count. */
 enum { SUM_BLOCKS = 1024 };
-__device__ __forceinline__ double warp_sum(double x) {
+INLINE double warp_sum(double x) {
 #pragma unroll
     for (int i = 16; i; i >>= 1) x += __shfl_xor_sync(ALL, x, i);
     return x;
@@ -1839,20 +1829,19 @@ void sumsq(void *d, double *out, const float *x, int64_t count) {
    the CPU's. Weight, low half, gradient and moments in, all but the gradient out: memory-bound (8B: 52 ms with float
    moments, 37 with bf16, 30 with 8 bits). The largest of a block by a butterfly. Any count. */
 struct update { float keep, rate, b1, b2, beta2, correction2, eps, grad_scale; uint32_t seed_m, seed_v; };
-__device__ __forceinline__ uint32_t dice(uint32_t seed, int64_t i) { /* 32 bits: a hash of (seed, i) */
+INLINE uint32_t dice(uint32_t seed, int64_t i) { /* 32 bits: a hash of (seed, i) */
     uint32_t x = seed + (uint32_t)i * 0x9E3779B9u;
     x = (x ^ x >> 16) * 0x7FEB352Du;
     x = (x ^ x >> 15) * 0x846CA68Bu;
     return x ^ x >> 16;
 }
-__device__ __forceinline__ float decode(float q, float s,
-                                        float top) { /* codes 0 ... top of magnitudes: s (q / top)^4 */
+INLINE float decode(float q, float s, float top) { /* codes 0 ... top of magnitudes: s (q / top)^4 */
     q = __fmul_rn(q, 1 / top);
     q = __fmul_rn(q, q);
     return __fmul_rn(__fmul_rn(q, q), s);
 }
 /* Eight numbers from p + i, the moment `second` or the first. `all` of them exist in memory; of floats, `left`. */
-__device__ __forceinline__ eight moment(const void *p, int64_t i, int64_t left, wrpo_moments moments, bool second) {
+INLINE eight moment(const void *p, int64_t i, int64_t left, wrpo_moments moments, bool second) {
     if (moments == WRPO_MOMENTS_F32) return load((const float *)p + i, left, left >= 8);
     if (moments == WRPO_MOMENTS_BF16) return load((const bf16 *)p + i, 8, true);
     const uint8_t *block = (const uint8_t *)p + i / WRPO_BLOCK * WRPO_BLOCK_BYTES;
@@ -1867,8 +1856,8 @@ __device__ __forceinline__ eight moment(const void *p, int64_t i, int64_t left, 
     }
     return v;
 }
-__device__ __forceinline__ void moment(void *p, const eight &v, int64_t i, int64_t left, wrpo_moments moments,
-                                       bool second, uint32_t seed) {
+INLINE void moment(void *p, const eight &v, int64_t i, int64_t left, wrpo_moments moments, bool second,
+                   uint32_t seed) {
     if (moments == WRPO_MOMENTS_F32) { store((float *)p + i, v, left, left >= 8); return; }
     if (moments == WRPO_MOMENTS_BF16) {                  /* rounded up or down by chance */
         uint32_t w[8];

@@ -137,13 +137,13 @@ mutant "attention: the same, as a race" race "attention 16" 'ThreadSanitizer: da
 mutant "attention: V is used before it is there" plain "attention 16" 'relative error' \
     "$(line 'attention_kernel(attn a' 'cp_async_wait<1>' 1)s/ptx::cp_async_wait<1>\(\);/;/"
 mutant "attention: dk and dv, lanes replaced while they are read" race "attention 16" 'ThreadSanitizer: data race' \
-    "$(drop 'attention_dkv_kernel(attn a' 'the last ones done with')"
+    "$(drop 'INLINE void walk' 'the last ones done with')"
 mutant "attention: keys in front of a prefix count" plain "attention 12" 'relative error' \
     "s/now.position, now.from, now.to/now.position, 0, now.to/"
 mutant "attention: dq, K and V are used before they are there" plain "attention 16" 'relative error' \
-    "$(line 'attention_dq_kernel(attn a' 'cp_async_wait<0>')s/ptx::cp_async_wait<0>\(\);/;/"
+    "$(line 'INLINE void walk' 'cp_async_wait<0>')s/ptx::cp_async_wait<0>\(\);/;/"
 mutant "attention: dk and dv, the lanes of the step before" plain "attention 16" 'relative error|other bits' \
-    "$(line 'attention_dkv_kernel(attn a' 'const tile_ tq(memory')s/tq\(memory, 2 \+ t %/tq(memory, 2 + (t + 1) %/"
+    "$(line 'INLINE void walk' 'use(t, T(memory')s/use\(t, T\(memory, 2 \+ t %/use(t, T(memory, 2 + (t + 1) %/"
 mutant "attention: a part of dk and dv is lost" plain "attention 18" 'relative error' \
     "s/part < parts; part\+\+/part < parts - 1; part++/"
 mutant "attention: parts of dk and dv overlap" plain "attention 18" 'relative error' \
@@ -188,7 +188,7 @@ mutant "dropout: draws of a row that begins within a block are shifted" plain "r
 mutant "logprob: two blocks write one number" race "logprob 2" 'ThreadSanitizer: data race' \
     "s/    lse\[blockIdx.x\] = top/    lse[blockIdx.x \& ~1u] = top/"
 mutant "adamw: a scale is written while others read it" race "adamw 6" 'ThreadSanitizer: data race' \
-    "$(drop '__device__ __forceinline__ void moment' '__syncwarp')"
+    "$(drop 'INLINE void moment' '__syncwarp')"
 mutant "adamw: the wrong seed" plain "adamw 5" 'bytes differ' \
     "s/(moment\(v, vi, i, left, [a-z]+, true, u.seed_)v/\1m/"
 mutant "graphs: of a key only the first number counts" long "graphs" 'taken for another|other bits' \
