@@ -5,7 +5,8 @@
 
    Activations and matrices are bf16, sums fp32; vectors (norm weights, biases), gradients and log-probs are fp32.
    This file's own kernels use no atomics. Each of their sums has one order, which the shapes fix, so results do not
-   change from run to run. A row of their products, of attention and of norms depends on that row's inputs only.
+   change from run to run. A row of their products, of attention and of norms depends on that row's inputs only, and in
+   attention on whether it is alone in its segment, as in decoding: its sums over 512 keys or more are then split.
    Products by cuBLASLt are in NVIDIA's hands. What this file does for the same promises: it allows no algorithm that
    splits k, and takes one algorithm for all row counts above LT_FEW (and one for those up to it) of the same n, k and
    strides. Two passes over the same record, packed with other records, then multiply in the same order, so the first
@@ -1403,18 +1404,19 @@ struct factors {
     float c, inner, softcap;
     __device__ explicit factors(const attn &a)
         : c((a.softcap > 0 ? a.softcap : a.scale) * LOG2E), inner(a.scale / a.softcap), softcap(a.softcap) {}
-    /* p and ds out of scores s and dp, where p = 2^(s c - lse log2(e)) counts */
+    /* s capped, and dp so that dp - delta has the cap's slope as a factor; then p = 2^(s c - lse log2(e)) and ds */
+    INLINE void cap(float &s, float &dp, float delta) const {
+        s = tanhf(s * inner), dp = (dp - delta) * (1 - s * s) + delta;
+    }
     INLINE void weigh(float &s, float &dp, bool visible, float lse2, float delta) const {
-        float slope = 1;
-        if (softcap > 0) s = tanhf(s * inner), slope = 1 - s * s;
-        s = visible ? exp2f(s * c - lse2) : 0;
-        dp = s * (dp - delta) * slope;
+        s = visible ? exp2f(s * c - lse2) : 0, dp = s * (dp - delta);
     }
 };
-/* Of the backward pass: two tiles stay, two come STAGES deep, so that the next are on their way; COLS columns of dk and
-   dv a warp; at most PARTS blocks share a tile of keys, if there are PART tiles of lanes for each. The keys of a row
-   that is alone in its segment are cut into at most SPLITS, of SPLIT tiles at least. */
+/* BLOCKS of the forward pass on a multiprocessor. Of the backward pass: two tiles stay, two come STAGES deep, so that
+   the next are on their way; COLS columns of dk and dv a warp; at most PARTS blocks share a tile of keys, if there are
+   PART tiles of lanes for each. */
 template <int HD> struct attn_shape {
+    enum { BLOCKS = HD == 256 ? 2 : HD == 32 ? 4 : 3 };
     enum { STAGES = HD == 256 ? 1 : 2, COLS = HD == 256 ? 128 : HD, THREADS = 128 * HD / COLS };
     enum { SHARED = 3 * tile<HD, 128>::NUMBERS * 2, SHARED_BWD = (2 + 2 * STAGES) * tile<HD, 128>::NUMBERS * 2 };
 };
@@ -1428,13 +1430,14 @@ INLINE float *split_at(const attn &a, int64_t segment, int split, int64_t head) 
 /* card    op: attention. A block of 4 warps for 64 lanes of a segment and a key/value head; K and V tiles alternate
    through cp.async, one on its way while the other is used. Compute-bound: 4 d FLOP per lane and visible key (8B, 3
    times 2048 rows: 0.34 ms at 300 TFLOP/s); q, o once, k and v once per tile. Sum: keys in tiles of 64 in order, prefix
-   first.
-   Decoding: a row that is alone in its segment, with T tiles of keys, has min(16, T / 4) splits of them (one up to 511
-   keys), each with a sum of its own. So its bits follow from its own keys, whatever else is computed; they may be
-   others than in a segment of more rows. `blocks` blocks take its splits, as many as the device has room for; what
-   they leave, o, maximum and sum in fp32, the second kernel joins in order. */
+   first. Registers leave room for 12 warps (HD 32: 16, HD 256: 8) of a multiprocessor's 64 on sm_90.
+   Decoding: the T tiles of keys of a row that is alone in its segment are cut into min(16, T / 4) splits (one, up to
+   511 keys), each with sums of its own. So its bits follow from its own keys, whatever else is computed. `blocks` blocks
+   share the splits, the more the fewer rows there are; the second kernel joins what they leave, o, maximum and sum in
+   fp32. 8B, one row, 2048 keys: 64 blocks of 4 tiles, 13 us, where 8 blocks of 32 tiles would take 70 (2 us a tile). */
 template <int HD>
-__global__ void __launch_bounds__(128, HD == 256 ? 2 : HD == 32 ? 4 : 3) attention_kernel(attn a, bf16 *o, float *lse, int blocks) {
+__global__ void __launch_bounds__(128, attn_shape<HD>::BLOCKS)
+    attention_kernel(attn a, bf16 *o, float *lse, int blocks) {
     enum { NO = HD / 8 };
     WRPO_DYN_SHARED(bf16, memory);
     const tile<HD, 128> tq(memory, 0), tk(memory, 1), tv(memory, 2);
@@ -1604,6 +1607,7 @@ template <int HD> __global__ void __launch_bounds__(128) attention_dq_kernel(att
         for (int c0 = 0; c0 < t.count; c0 += 32) {
             float s[4][4], ds[4][4];
             mma_abt<HD>(s, tq.p, w, tk.p, c0), mma_abt<HD>(ds, td.p, w, tv.p, c0);
+            if (f.softcap > 0) each<4>([&](int h, int, float &x, float &dp) { f.cap(x, dp, delta[h]); }, s, ds);
             each<4>([&](int h, int key, float &p, float &dp) {
                 f.weigh(p, dp, c0 + key >= seen[h].from && c0 + key < seen[h].to, lse2[h], delta[h]);
             }, s, ds);
@@ -1688,8 +1692,11 @@ __global__ void __launch_bounds__(attn_shape<HD>::THREADS) attention_dkv_kernel(
         for (int c0 = 0; c0 < 64; c0 += 32) {
             float p[4][4], ds[4][4];                   /* rows are keys, columns lanes */
             mma_abt<HD>(p, tk.p, w, tq.p, c0), mma_abt<HD>(ds, tv.p, w, td.p, c0);
+            const int lane0 = t % STAGES * 64 + c0;
+            if (f.softcap > 0)
+                each<4>([&](int, int col, float &x, float &dx) { f.cap(x, dx, at_delta[lane0 + col]); }, p, ds);
             each<4>([&](int h, int col, float &x, float &dx) {
-                const int lane = t % STAGES * 64 + c0 + col, key = w + in_warp / 4 + h * 8;
+                const int lane = lane0 + col, key = w + in_warp / 4 + h * 8;
                 const span seen = at_seen[lane];
                 f.weigh(x, dx, key >= seen.from && key < seen.to, at_lse2[lane], at_delta[lane]);
             }, p, ds);
