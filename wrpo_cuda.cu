@@ -6,7 +6,7 @@
    Activations and matrices are bf16, sums fp32; vectors (norm weights, biases), gradients and log-probs are fp32.
    This file's own kernels use no atomics. Each of their sums has one order, which the shapes fix, so results do not
    change from run to run. A row of their products, of attention and of norms depends on that row's inputs only, and in
-   attention on whether it is alone in its segment, as in decoding: its sums over 512 keys or more are then split.
+   attention on whether it is alone in its segment, as in decoding: its sums over many keys are then split.
    Products by cuBLASLt are in NVIDIA's hands. What this file does for the same promises: it allows no algorithm that
    splits k, and takes one algorithm for all row counts above LT_FEW (and one for those up to it) of the same n, k and
    strides. Two passes over the same record, packed with other records, then multiply in the same order, so the first
@@ -1431,10 +1431,10 @@ INLINE float *split_at(const attn &a, int64_t segment, int split, int64_t head) 
    through cp.async, one on its way while the other is used. Compute-bound: 4 d FLOP per lane and visible key (8B, 3
    times 2048 rows: 0.34 ms at 300 TFLOP/s); q, o once, k and v once per tile. Sum: keys in tiles of 64 in order, prefix
    first. Registers leave room for 12 warps (HD 32: 16, HD 256: 8) of a multiprocessor's 64 on sm_90.
-   Decoding: the T tiles of keys of a row that is alone in its segment are cut into min(16, T / 4) splits (one, up to
-   511 keys), each with sums of its own. So its bits follow from its own keys, whatever else is computed. `blocks` blocks
-   share the splits, the more the fewer rows there are; the second kernel joins what they leave, o, maximum and sum in
-   fp32. 8B, one row, 2048 keys: 64 blocks of 4 tiles, 13 us, where 8 blocks of 32 tiles would take 70 (2 us a tile). */
+   Decoding: the T tiles of keys of a row that is alone in its segment are cut into min(16, T / 4) splits (one if T < 8:
+   512 keys), each with sums of its own. So its bits follow from its own keys, whatever else is computed. A number of
+   `blocks` share the splits, the more the fewer rows there are; the second kernel joins what they leave, o, maximum and
+   sum in fp32. 8B, one row, 2048 keys: 64 blocks of 4 tiles; 11 us, where 8 blocks of 32 take 64 (2 us a tile). */
 template <int HD>
 __global__ void __launch_bounds__(128, attn_shape<HD>::BLOCKS)
     attention_kernel(attn a, bf16 *o, float *lse, int blocks) {
@@ -1637,11 +1637,9 @@ struct crowd {
 };
 /* How many tiles of lanes see the keys of j; how many blocks share these. Both follow from its own record. */
 __device__ int crowds(const attn &a, const job &j) {
-    int tiles = 0;
-    for (int64_t s = threadIdx.x % 32; s < a.n_segs; s += 32) tiles += crowd(a, j, 0, s).n;
-#pragma unroll
-    for (int i = 16; i; i >>= 1) tiles += __shfl_xor_sync(ALL, tiles, i);
-    return tiles;
+    float tiles = 0;                                   /* exact: far below 2^24 */
+    for (int64_t s = threadIdx.x % 32; s < a.n_segs; s += 32) tiles += (float)crowd(a, j, 0, s).n;
+    return (int)warp_sum(tiles);
 }
 INLINE int parts_of(int tiles) { return max(1, min((int)PARTS, (tiles + PART - 1) / PART)); }
 INLINE float *part_at(const attn &a, int part, int64_t row, int g, int second) {
