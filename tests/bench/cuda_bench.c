@@ -153,20 +153,20 @@ static void attentions(const char *model, int64_t H, int64_t G, int64_t d, int64
     drop(qkv), drop(dqkv), drop(o), drop(d_o), drop(lse), drop(scratch), drop(ds);
     check(true, model);
 }
-/* One token of each of `rows` sequences against `keys` keys of its own. */
-static void decoding_attention(const char *model, int64_t H, int64_t G, int64_t d, int64_t rows, int64_t keys) {
-    wrpo_seg *segs = malloc((size_t)rows * sizeof *segs), *ds = be->alloc(ctx->dev, (size_t)rows * sizeof *segs);
-    for (int64_t i = 0; i < rows; i++) segs[i] = (wrpo_seg){i, i + 1, 0, 0, i * keys, (i + 1) * keys};
-    be->put(ctx->dev, ds, segs, (size_t)rows * sizeof *segs);
-    const wrpo_attn a = {rows, ds, rows, H, G, d, H * d, 2 * G * d, H * d, 0, 1 / sqrtf((float)d), 0};
-    char *q = numbers(rows * H * d, 2, 1), *o = numbers(rows * H * d, 2, 1),
-         *kv = numbers(rows * keys * 2 * G * d, 2, 1);
-    float *lse = numbers(rows * H, 4, 1);
+/* One token of each of `samples` sequences against `keys` keys of its own. */
+static void decoding_attention(const char *model, int64_t H, int64_t G, int64_t d, int64_t samples, int64_t keys) {
+    wrpo_seg *segs = malloc((size_t)samples * sizeof *segs), *ds = be->alloc(ctx->dev, (size_t)samples * sizeof *segs);
+    for (int64_t i = 0; i < samples; i++) segs[i] = (wrpo_seg){i, i + 1, 0, 0, i * keys, (i + 1) * keys};
+    be->put(ctx->dev, ds, segs, (size_t)samples * sizeof *segs);
+    const wrpo_attn a = {samples, ds, samples, H, G, d, H * d, 2 * G * d, H * d, 0, 1 / sqrtf((float)d), 0};
+    char *q = numbers(samples * H * d, 2, 1), *o = numbers(samples * H * d, 2, 1),
+         *kv = numbers(samples * keys * 2 * G * d, 2, 1);
+    float *lse = numbers(samples * H, 4, 1);
     double t;
     char name[80];
-    snprintf(name, sizeof name, "attention %s, %lld x 1 row, %lld keys", model, (long long)rows, (long long)keys);
+    snprintf(name, sizeof name, "attention %s, %lld x 1 row, %lld keys", model, (long long)samples, (long long)keys);
     TIME(t, ctx->dev, be->attention(ctx->dev, &a, o, lse, q, kv, kv + G * d * 2));
-    line(name, t, 4 * (double)(rows * keys * G * d), 0, "");
+    line(name, t, 4 * (double)(samples * keys * G * d), 0, "");
     drop(q), drop(kv), drop(o), drop(lse), drop(ds);
     free(segs);
     check(true, model);
@@ -663,7 +663,7 @@ int main(int argc, char **argv) {
                 attentions("8B", 32, 8, 128, 1024, 1024), attentions("8B", 32, 8, 128, 100, 1948);
                 attentions("135M", 9, 3, 64, 1024, 1024), attentions("Gemma", 16, 8, 256, 1024, 1024);
                 attentions("Phi-3", 32, 32, 96, 1024, 1024);
-                for (int64_t rows = 1; rows <= 256; rows *= 16) decoding_attention("8B", 32, 8, 128, rows, 2048);
+                for (int64_t n = 1; n <= 256; n *= 16) decoding_attention("8B", 32, 8, 128, n, 2048);
             }
         } else if (!strcmp(part, "streams")) {
             if (small) streams(40, 64, 96, 6, 16, 200, 30, 5000);
