@@ -1575,7 +1575,8 @@ template <class T, int STAGES, class F, class U> INLINE void walk(bf16 *memory, 
     }
 }
 /* card    op: attention_bwd, dq = scale sum_keys ds k. A block as in the forward pass, and its order; scores and dp are
-   made again, 32 keys at a time to fit the registers. 6 d FLOP per lane and visible key. */
+   made again, 32 keys at a time to fit the registers: 8 warps a multiprocessor for HD 128 on sm_90, and of dk and dv.
+   6 d FLOP per lane and visible key. */
 template <int HD> __global__ void __launch_bounds__(128) attention_dq_kernel(attn a, bf16 *dq) {
     typedef tile<HD, 128> tile_;
     WRPO_DYN_SHARED(bf16, memory);

@@ -928,7 +928,8 @@ static void test_device(wrpo_ctx *cpu) {
     emu_device = 0;
     CHECK(wrpo_train_defaults(second, NULL).micro_tokens == 8192 &&
               wrpo_train_defaults(cpu, NULL).micro_tokens == 1024 &&
-              wrpo_train_defaults(second, &own).micro_tokens == 77, "micro_tokens: not what the backend has by default");
+              wrpo_train_defaults(second, &own).micro_tokens == 77,
+          "micro_tokens: not what the backend has by default");
     const int64_t before = emu_calls[0], there = emu_calls[1];
     test_training(cpu, second, "on the second device",
                   (wrpo_train_desc){.batch_size = 4, .learning_rate = 2e-3, .epochs = 100, .alpha = 0.5}, 2, 1, 2);

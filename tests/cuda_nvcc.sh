@@ -115,7 +115,7 @@ for arch in 80 90a; do
          /bytes stack frame/ { spill = $5 }
          /Used [0-9]+ registers/ {
              shared = 0
-             for (i = 2; i < NF; i++) { if ($i == "Used") used = $(i + 1); if ($(i + 1) ~ /^smem/) shared = $i }
+             for (i = 1; i <= NF; i++) { if ($i == "Used") used = $(i + 1); if ($i ~ /^smem/) shared = $(i - 2) }
              print name, used, spill; print name, shared >statics }' statics="$B/statics" "$log" |
         sort >"$B/registers"
     awk '/\.entry/ { match($0, /_Z[A-Za-z0-9_]*/); name = substr($0, RSTART, RLENGTH); seen[name] = 1 }

@@ -129,8 +129,8 @@ inline int nthreads, nwarps, alive, order[MAX_THREADS], pos[MAX_THREADS], order_
 inline unsigned bar_gen, bar_arrived, bar_or, bar_or_last; inline uint64_t progress, launches;
 inline dim3 grid_dim, block_dim; inline uint3 block_idx; inline const char* kernel_name = "";
 inline char* smem; inline size_t smem_dyn, smem_used; inline int smem_epoch; inline char launch_token, done_token;
-// What ThreadSanitizer takes for the barriers of a block and of its warps. Neighbouring blocks have others, as they have
-// other fibers: the barriers of one order nothing in the next.
+// What ThreadSanitizer takes for the barriers of a block and of its warps. Neighbouring blocks have others, as they
+// have other fibers: the barriers of one order nothing in the next.
 struct Tokens { char block, warp[MAX_THREADS / WARP]; };
 inline Tokens tokens_of[2];
 EMU_RAW Tokens* tokens() { return &tokens_of[smem_epoch & 1]; }
