@@ -1314,7 +1314,6 @@ static wrpo_train_desc train_desc(const settings *s) {
     d.moments = (wrpo_moments)s->moments, d.weight_decay = s->weight_decay, d.max_grad_norm = s->max_grad_norm;
     d.epochs = s->epochs, d.max_steps = s->max_steps, d.batch_size = s->batch_size, d.accumulation = s->accumulation;
     d.micro_tokens = s->micro_tokens, d.recompute = s->recompute, d.eval_steps = s->eval_steps;
-    if (!d.micro_tokens && s->device == 1) d.micro_tokens = 8192;      /* gradients in memory are added to less often */
     d.seed = (uint64_t)s->seed, d.no_shuffle = s->no_shuffle, d.ref_dir = s->ref;
     return d;
 }
@@ -1454,8 +1453,8 @@ static int inspect_model(const settings *s, session *z, const wrpo_tensors *t) {
                bytes_text((double)total).s);
     if (c.head == WRPO_HEAD_LM) print_memory(&run, c.num_hidden_layers);
     if (c.head == WRPO_HEAD_LM)
-        printf("             %s with --recompute -1 (of a run with --micro-tokens 1024 and no longer record)\n",
-               bytes_text((double)all.total).s);
+        printf("             %s with --recompute -1 (of a run with --micro-tokens %lld and no longer record)\n",
+               bytes_text((double)all.total).s, (long long)wrpo_train_defaults(z->ctx, &none).micro_tokens);
     if (s->tensors) print_tensors(t);
     return 0;
 }
@@ -2018,7 +2017,7 @@ static void print_output(const settings *s, session *z, const wrpo_train_desc *d
     names_free(&n);
 }
 static void print_settings(const settings *s, session *z, const wrpo_train_desc *desc, const wrpo_bytes *bytes) {
-    const wrpo_train_desc d = wrpo_train_defaults(desc);
+    const wrpo_train_desc d = wrpo_train_defaults(z->ctx, desc);
     const wrpo_method m = d.loss.method;
     print_preset(s);
     printf("model        %s: %s, %s parameters\n", s->model, wrpo_model_config(z->model)->model_type,
@@ -2107,7 +2106,7 @@ typedef struct pace { double row, forward, update; int64_t records; } pace;    /
 /* Trains without effect (rate 0) on records from all over the data, the longest among them: a step of about three
    micro-batches, then one of a single one. Their difference is the time of rows, what is left is the update's. */
 static int measure(session *z, const wrpo_train_desc *desc, pace *out) {
-    wrpo_train_desc d = wrpo_train_defaults(desc);
+    wrpo_train_desc d = wrpo_train_defaults(z->ctx, desc);
     const int method = (int)d.loss.method;
     const int64_t N = wrpo_data_count(z->data);
     int64_t longest = 0, count = 0, big = 0, rows = 0, sizes[2] = {0};
@@ -2158,7 +2157,7 @@ static int measure(session *z, const wrpo_train_desc *desc, pace *out) {
     return ok ? 0 : 1;
 }
 static int dry_run(const settings *s, session *z, const wrpo_train_desc *desc) {
-    const wrpo_train_desc d = wrpo_train_defaults(desc);
+    const wrpo_train_desc d = wrpo_train_defaults(z->ctx, desc);
     const int method = (int)d.loss.method;
     pace p = {0};
     char path[4200];

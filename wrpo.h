@@ -66,14 +66,14 @@
        >>loss        370  WRPO and its family, on one page; schedules of alpha and of the learning rate
        >>ops         460  every op in plain C, forward above backward: what each one means
        >>layout      150  the table of weights; memory measured, then assigned
-       >>model       720  the decoder, forward and backward, over packed records with a shared prompt
+       >>model       730  the decoder, forward and backward, over packed records with a shared prompt
        >>step        450  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
        ---- Stop here if you only want the algorithm ----
-       >>setup      1020  contexts, models, data and trainers, made in memory; evaluation
+       >>setup      1030  contexts, models, data and trainers, made in memory; evaluation
        >>files       250  files and directories
        >>json        480  from files to token ids, and back: this,
                           >>tensors 560, >>checkpoint 1270, >>token 1560, >>chat 1600, >>data 1010
-       >>generate    570  samples, over a cache of keys and values
+       >>generate    580  samples, over a cache of keys and values
        >>reward      400  reward models
        >>run         730  memory plan, reference cache, metrics, resume, the loop with files
        >>recipe      660  candidates to records, splits, win rates
@@ -629,7 +629,7 @@ typedef struct wrpo_reward_desc {
                                 a reward model. Texts are rendered by dir's tokenizer. NULL: one beside config.json is
                                 applied */
     int64_t label;           /* which row of score.weight is the reward, from 1; 0 = it has only one */
-    int64_t micro_tokens;    /* rows computed at once, a longer conversation alone; 0 = 1024 */
+    int64_t micro_tokens;    /* rows computed at once, a longer conversation alone; 0 = the backend's */
 } wrpo_reward_desc;
 WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out);
 WRPO_API void wrpo_reward_free(wrpo_reward *reward);
@@ -708,7 +708,7 @@ typedef struct wrpo_source_logps_desc {
     const char *const *with; int64_t n_with;
     int64_t max_length;      /* tokens; 0 = the model's max_position_embeddings */
     const char *system_message;  /* as in wrpo_data_desc */
-    int64_t micro_tokens;    /* rows computed at once; 0 = 1024 */
+    int64_t micro_tokens;    /* rows computed at once; 0 = the backend's */
     bool (*on_step)(int64_t records /* done */, int64_t of, void *user); void *user;  /* false: WRPO_E_STOPPED */
 } wrpo_source_logps_desc;
 WRPO_API wrpo_result wrpo_source_logps(wrpo_ctx *ctx, wrpo_model *model, wrpo_tokenizer *tok,
@@ -799,8 +799,8 @@ typedef struct wrpo_train_desc {
                                 records each, as in the authors' trainer (sft: one mean over the batch's tokens).
                                 It saves no memory, which micro_tokens does; 0 = 1 */
     int64_t max_steps;       /* 0 = by epochs */
-    int64_t micro_tokens;    /* rows computed at once, a longer record alone: memory against speed; 0 = 1024; on a
-                                GPU 8192 saves most of the traffic of gradients */
+    int64_t micro_tokens;    /* rows computed at once, a longer record alone: memory against speed; 0 = the
+                                backend's: 1024; of CUDA 8192, which saves most of the traffic of gradients */
     int64_t recompute;       /* layers, from the first, that store only their input; the backward pass computes the
                                 rest again: less memory, more time. -1 = all. 0: wrpo_trainer_open takes the fewest
                                 that fit memory_limit, after the logits; wrpo_trainer_new recomputes no layer, and
@@ -835,7 +835,8 @@ typedef struct wrpo_bytes {  /* of a rank's run, before anything is allocated */
     bool logits;             /* a micro-batch's logits are kept until its backward pass */
 } wrpo_bytes;
 typedef struct wrpo_trainer wrpo_trainer;
-WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc);  /* the zeros, resolved: log this */
+/* The zeros, resolved: log this. */
+WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_ctx *ctx, const wrpo_train_desc *desc);
 /* The settings, zeros resolved, as one line of JSON under the names of the fields; no directories, data, callbacks.
    wrpo_free(text). */
 WRPO_API wrpo_result wrpo_train_desc_json(wrpo_ctx *ctx, const wrpo_train_desc *desc, char **text);
@@ -935,6 +936,7 @@ struct wrpo_backend {
     int act_bytes;
     wrpo_dtype dtype;        /* what a context's dtype is by default */
     bool host;               /* its memory is the host's: weights may be in a mapped file */
+    int64_t micro_tokens;    /* of descs that leave it open */
     unsigned features;       /* of wrpo_feature: what open uses where the machine has it. A copy may have others */
     wrpo_result (*open)(void **dev, const wrpo_desc *desc, wrpo_error *why);
     void (*close)(void *dev);
@@ -981,8 +983,9 @@ struct wrpo_backend {
     void (*rmsnorm_bwd)(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres,
         int64_t lddres, const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n,
         int64_t heads, int64_t D, float plus);
-    /* Rotates `heads` vectors of d elements per row, in place; table [n, d/2, 2] = cos, sin; backward: sign -1 */
-    void (*rope)(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d, float sign);
+    /* Rotates `heads` vectors of d elements of row r, in place, by table[index[r]], [d/2, 2] cos, sin; sign -1: back */
+    void (*rope)(void *dev, void *x, int64_t ldx, const float *table, const int32_t *index, int64_t n, int64_t heads,
+        int64_t d, float sign);
     /* o = softmax(s + mask) v,  s = scale q k', or softcap tanh(scale q k' / softcap);  lse [n, H] = log sum exp s */
     void (*attention)(void *dev, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k, const void *v);
     void (*attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o,
@@ -2109,16 +2112,16 @@ static void wrpo__plain_rmsnorm_bwd(void *dev, void *dx, int64_t lddx, float *dw
     }
 }
 
-/* ---- rope (Su et al. 2021), in place: each row is `heads` vectors x[d]; table[n][d / 2] = (cosine, sine) ----
-   Each pair (x[i], x[i + d / 2]) is rotated by the angle table[row][i]. The gradient is rotated back: sign -1. */
-static void wrpo__plain_rope(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d,
-                             float sign) {
+/* ---- rope (Su et al. 2021), in place: each row is `heads` vectors x[d]; table[...][d / 2] = (cosine, sine) ----
+   Each pair (x[i], x[i + d / 2]) is rotated by table[index[row]][i]. The gradient is rotated back: sign -1. */
+static void wrpo__plain_rope(void *dev, void *x, int64_t ldx, const float *table, const int32_t *index, int64_t n,
+                             int64_t heads, int64_t d, float sign) {
     const int64_t half = d / 2;
     (void)dev;
     for (int64_t r = 0; r < n; r++)
         for (int64_t h = 0; h < heads; h++)
             for (int64_t i = 0; i < half; i++) {
-                const float *angle = table + 2 * (r * half + i);
+                const float *angle = table + 2 * (index[r] * half + i);
                 float *first = (float *)x + r * ldx + h * d + i, *second = first + half;
                 const double x1 = *first, x2 = *second, cosine = angle[0], sine = sign * angle[1];
                 *first = (float)(x1 * cosine - x2 * sine);
@@ -2587,12 +2590,10 @@ static const wrpo__adapter *wrpo__adapters(const wrpo_model *model, wrpo__kind k
            span      labels whose logits there is room for: a chunk, or as many as there are rows
            rotate    apply the rotary position embedding to q and k
 
-   To add an op: wrpo_backend (>>api), >>ops, >>cpu, wrpo_cuda.cu, tests/30_ops.c; then a call in wrpo__layer_fwd, and
-   its gradient's in wrpo__layer_bwd. A norm in a new place: its weight (>>layout), its rstd and its input
-   (WRPO__LAYER_ACTS), a wrpo__norm_fwd and a wrpo__norm_bwd in the same two functions, wrpo__norm_of. Another kind of
-   norm: an op, then wrpo__norm_fwd and wrpo__norm_bwd, through which all norms go; its bias is a weight, a mean that is
-   stored a buffer beside rstd. A family: its model_type and names of tensors (>>checkpoint), a flag of wrpo_config at
-   each step that differs, a case in tests/40_model.c and in 42_model.c. */
+   To add an op or a family: .github/CONTRIBUTING.md. Ops are called in wrpo__layer_fwd and wrpo__layer_bwd, where a
+   family is a flag of wrpo_config at each step that differs. A norm in a new place: its weight (>>layout), its rstd and
+   its input (WRPO__LAYER_ACTS), a wrpo__norm_fwd and a wrpo__norm_bwd in these two functions, wrpo__norm_of. Another
+   kind of norm: an op, then wrpo__norm_fwd and wrpo__norm_bwd, through which all go; its bias is a weight. */
 
 /* ---- rotary embedding (Su et al. 2021): inverse frequencies, in the float arithmetic of transformers ----
    For two types they depend on the length of the sequence, prompt and response: longrope has other factors beyond the
@@ -2602,13 +2603,17 @@ static int64_t wrpo__rope_key(const wrpo_config *c, int64_t length) {
     if (c->rope.type == WRPO_ROPE_LONGROPE) return length > c->rope.original_max_position_embeddings;
     return c->rope.type == WRPO_ROPE_DYNAMIC && length > c->max_position_embeddings ? length : 0;
 }
-static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double *scale) {
+typedef struct wrpo__rotary {
+    float *inv_freq; double scale;   /* radians per position, [dims / 2]; factor of cosine and sine */
+    float *table, *h_table;          /* cosines and sines, [*, dims / 2, 2]; see wrpo__make_angles */
+} wrpo__rotary;
+static void wrpo__inv_freq(const wrpo_config *c, int64_t key, wrpo__rotary *r) {
     const wrpo_rope *p = &c->rope;
     const int64_t d = wrpo__rope_dims(c);
     const double pi = 3.14159265358979323846, length = (double)p->original_max_position_embeddings;
     const float factor = (float)p->factor, *longrope = key ? p->long_factor : p->short_factor;
-    float theta = (float)p->theta;
-    *scale = p->type == WRPO_ROPE_LONGROPE || p->type == WRPO_ROPE_YARN ? p->attention_factor : 1;
+    float theta = (float)p->theta, *inv = r->inv_freq;
+    r->scale = p->type == WRPO_ROPE_LONGROPE || p->type == WRPO_ROPE_YARN ? p->attention_factor : 1;
     if (p->type == WRPO_ROPE_DYNAMIC && key) {
         const float stretch = factor * (float)key / (float)c->max_position_embeddings - (float)(p->factor - 1);
         theta *= powf(stretch, (float)((double)d / (double)(d - 2)));
@@ -2648,6 +2653,7 @@ typedef struct wrpo__shape {         /* what there is room for */
     bool logits;                     /* the span is all rows, not a chunk */
     int64_t recompute;               /* layers [0, recompute) store only x; the backward pass computes the rest again */
     int64_t cache;                   /* rows of keys and values that outlive a forward pass, for decoding; 0 = none */
+    int64_t positions;               /* 0 = as many as rows */
     bool train;
     int64_t rank, drop;              /* columns of lora_t; of lora_x */
 } wrpo__shape;
@@ -2682,8 +2688,7 @@ static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s
 /* On the backend and, as h_ids and so on, on the host. */
 #define WRPO__PACKED(X) \
     X(int32_t, ids, 1) X(wrpo_seg, segs, 1) \
-    X(float, rope, d)                                  /* cosine and sine, [n, dims / 2, 2] */ \
-    X(float, rope_sliding, d * two_ropes)              /* of the layers with a base of their own */ \
+    X(int32_t, angle, 1)                               /* row of wrpo__rotary's table */ \
     X(int32_t, cache_row, s->cache > 0)                /* where in the cache a row's key and value go */ \
     X(int32_t, label_row, 1) X(int32_t, label_id, 1) \
     X(float, logp, 1) X(float, dlogp, 1)               /* of each label; dlogp: dL/dlogp */ \
@@ -2703,9 +2708,8 @@ typedef struct wrpo__workspace {
     bool no_adapter;                 /* it is known to add nothing */
     int64_t n, n_segs, n_labels, n_packed;            /* rows and so on that are packed */
     wrpo__location *packed;          /* [n_packed] responses */
-    float *inv_freq; double rope_scale;                /* radians per position, [dims / 2]; factor of cosine and sine */
-    float *inv_freq_sliding;                           /* NULL: the layers have one base */
-    int64_t rope_key;                /* of the sequences that these two are for */
+    wrpo__rotary rotary[2];          /* the second: of the layers with a base of their own */
+    int64_t rope_key;                /* of the sequences that inv_freq is for */
     WRPO__SHARED_ACTS(WRPO__X)
 #undef WRPO__X
 #define WRPO__X(type, field, columns) type *field, *h_##field;
@@ -2722,6 +2726,20 @@ typedef struct wrpo__workspace {
     wrpo__bump host;                 /* the memory of what is on the host */
 } wrpo__workspace;
 
+/* Rows of the tables for `count` positions. Row p is position p's; then come rows for sequences whose key is not 0, one
+   for each packed row. */
+static void wrpo__make_angles(wrpo__workspace *r, int64_t row, int64_t position, int64_t count) {
+    const int64_t half = wrpo__rope_dims(&r->model->config) / 2, at = row * 2 * half, n = count * half;
+    for (wrpo__rotary *t = r->rotary; t < r->rotary + 2 && t->table; t++) {
+        float *to = t->h_table + at;
+        for (int64_t i = 0; i < n; i++) {
+            const float angle = (float)(position + i / half) * t->inv_freq[i % half];
+            to[2 * i] = cosf(angle) * (float)t->scale;
+            to[2 * i + 1] = sinf(angle) * (float)t->scale;
+        }
+        r->be->put(r->dev, t->table + at, to, (size_t)n * 2 * sizeof *to);
+    }
+}
 /* ---- packing: begin, records, end ---- */
 static void wrpo__pack_begin(wrpo__workspace *r) {
     r->n = r->n_segs = r->n_labels = r->n_packed = 0;
@@ -2732,29 +2750,20 @@ static void wrpo__pack_rotary(wrpo__workspace *r, int64_t length) {
     const int64_t key = wrpo__rope_key(&r->model->config, length);
     if (key == r->rope_key) return;
     r->rope_key = key;
-    wrpo__inv_freq(&r->model->config, key, r->inv_freq, &r->rope_scale);
-}
-/* Cosine and sine of one position, [half, 2]. */
-static void wrpo__angles(float *rope, int64_t half, int64_t position, const float *inv_freq, double scale) {
-    for (int64_t k = 0; k < half; k++) {
-        const float angle = (float)position * inv_freq[k];
-        rope[2 * k] = cosf(angle) * (float)scale;
-        rope[2 * k + 1] = sinf(angle) * (float)scale;
-    }
+    wrpo__inv_freq(&r->model->config, key, r->rotary);
 }
 /* A segment of `count` rows, the first at `position`. seg gives its prefix and its own keys; the last of these is the
    last row's. The caller has made sure that there is room. */
 static void wrpo__pack_rows(wrpo__workspace *r, const int32_t *ids, int64_t count, int64_t position, wrpo_seg seg) {
-    const int64_t half = wrpo__rope_dims(&r->model->config) / 2;
+    const int64_t first = r->rope_key ? r->shape.positions + r->n : position;
+    if (r->rope_key) wrpo__make_angles(r, first, position, count);
     seg.begin = r->n;
     seg.end = r->n + count;
     for (int64_t i = 0; i < count; i++) {
         const int64_t row = seg.begin + i;
         r->h_ids[row] = ids[i];
         if (r->h_cache_row) r->h_cache_row[row] = (int32_t)(seg.own_end - count + i);
-        wrpo__angles(r->h_rope + row * half * 2, half, position + i, r->inv_freq, r->rope_scale);
-        if (r->h_rope_sliding)
-            wrpo__angles(r->h_rope_sliding + row * half * 2, half, position + i, r->inv_freq_sliding, 1);
+        r->h_angle[row] = (int32_t)(first + i);
     }
     r->h_segs[r->n_segs++] = seg;
     r->n = seg.end;
@@ -2797,11 +2806,9 @@ static void wrpo__pack_record(wrpo__workspace *r, const wrpo_record *record) {
 }
 static void wrpo__pack_end(wrpo__workspace *r) {
     const size_t n = (size_t)r->n, labels = (size_t)r->n_labels;
-    const size_t angles = n * (size_t)wrpo__rope_dims(&r->model->config);
     r->be->put(r->dev, r->ids, r->h_ids, n * sizeof *r->ids);
     r->be->put(r->dev, r->segs, r->h_segs, (size_t)r->n_segs * sizeof *r->segs);
-    r->be->put(r->dev, r->rope, r->h_rope, angles * sizeof *r->rope);
-    if (r->rope_sliding) r->be->put(r->dev, r->rope_sliding, r->h_rope_sliding, angles * sizeof *r->rope);
+    r->be->put(r->dev, r->angle, r->h_angle, n * sizeof *r->angle);
     if (r->cache) r->be->put(r->dev, r->cache_row, r->h_cache_row, n * sizeof *r->cache_row);
     r->be->put(r->dev, r->label_row, r->h_label_row, labels * sizeof *r->label_row);
     r->be->put(r->dev, r->label_id, r->h_label_id, labels * sizeof *r->label_id);
@@ -2949,9 +2956,10 @@ static void wrpo__rotate(const wrpo__workspace *r, int64_t l, void *q, float sig
     const wrpo_config *c = &r->model->config;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim, ld = (H + 2 * G) * d;
     const int64_t dims = wrpo__rope_dims(c), parts = dims == d ? 1 : H + G;
-    const float *rope = r->rope_sliding && wrpo__layer_bit(c->sliding_layers, l) ? r->rope_sliding : r->rope;
+    const bool own_base = r->rotary[1].table && wrpo__layer_bit(c->sliding_layers, l);
+    const float *table = r->rotary[own_base].table;
     for (int64_t i = 0; i < parts && !wrpo__layer_bit(c->no_rope_layers, l); i++)
-        r->be->rope(r->dev, wrpo__at(r->be, q, i * d), ld, rope, r->n, (H + G) / parts, dims, sign);
+        r->be->rope(r->dev, wrpo__at(r->be, q, i * d), ld, table, r->angle, r->n, (H + G) / parts, dims, sign);
 }
 static int64_t wrpo__layer_window(const wrpo_config *c, int64_t l) {
     return wrpo__layer_bit(c->sliding_layers, l) ? c->sliding_window : 0;
@@ -3912,7 +3920,7 @@ static void wrpo__plain_close(void *dev) {
 }
 /* The fields of a backend on the host: its functions are wrpo__LEVEL_OP. */
 #define WRPO__HOST_BACKEND(level) \
-    .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true, .close = wrpo__##level##_close, \
+    .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true, .micro_tokens = 1024, .close = wrpo__##level##_close, \
     .alloc = wrpo__host_alloc, .release = wrpo__host_release, .put = wrpo__host_copy, .get = wrpo__host_copy, \
     .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = wrpo__##level##_gemm, \
     .embed = wrpo__##level##_embed, .embed_bwd = wrpo__##level##_embed_bwd, .gather = wrpo__##level##_gather, \
@@ -4193,14 +4201,8 @@ WRPO_API void wrpo_model_free(wrpo_model *model) {
 }
 
 /* ---- a workspace ---- */
-/* Inverse frequencies of the layers that have a base of their own. */
-static void wrpo__inv_freq_sliding(const wrpo_config *c, float *inv) {
-    double scale;
-    wrpo_config own = *c;
-    own.rope = (wrpo_rope){.theta = c->sliding_rope_theta, .dims = c->rope.dims};
-    wrpo__inv_freq(&own, 0, inv, &scale);
-}
-static wrpo__shape wrpo__with_adapter(wrpo__shape shape, const wrpo_model *model) {
+static wrpo__shape wrpo__full_shape(wrpo__shape shape, const wrpo_model *model) {
+    if (!shape.positions) shape.positions = shape.rows;
     shape.rank = model->lora ? model->lora->rank : 0;
     shape.drop = model->lora && model->lora->desc.dropout > 0 ? model->lora->cols : 0;
     return shape;
@@ -4213,7 +4215,8 @@ static void wrpo__workspace_layout(wrpo_ctx *ctx, const wrpo_config *c, const wr
     const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, L = c->num_hidden_layers, n = s->rows;
     const int64_t train = s->train, qk_norm = c->qk_norm, post_norms = c->post_norms, span = wrpo__span(s);
-    const int64_t two_ropes = c->sliding_rope_theta > 0;
+    const int64_t two_ropes = c->sliding_rope_theta > 0, dims = wrpo__rope_dims(c);
+    const int64_t angles = s->positions + (wrpo__rope_key(c, INT64_MAX) ? n : 0);
     for (int64_t l = 0; l <= L + 1; l++) {
         const bool shared = l == L + 1;                /* r->scratch */
         const bool stored = s->train && l >= s->recompute && l < L;
@@ -4236,8 +4239,11 @@ static void wrpo__workspace_layout(wrpo_ctx *ctx, const wrpo_config *c, const wr
     WRPO__PACKED(WRPO__X)
 #undef WRPO__X
     r->packed = wrpo__take(&r->host, n, 1, sizeof *r->packed);
-    r->inv_freq = wrpo__take(&r->host, 1, d / 2, sizeof *r->inv_freq);
-    r->inv_freq_sliding = wrpo__take(&r->host, two_ropes, d / 2, sizeof *r->inv_freq);
+    for (wrpo__rotary *t = r->rotary; t <= r->rotary + two_ropes; t++) {
+        t->inv_freq = wrpo__take(&r->host, 1, dims / 2, size_float);
+        t->table = wrpo__take(b, angles, dims, size_float);
+        t->h_table = wrpo__take(&r->host, angles, dims, size_float);
+    }
     r->cache = wrpo__take(b, s->cache, L * 2 * G * d, size_void);
     r->attn_scratch = wrpo__take(b, train, (int64_t)be->attention_scratch(ctx->dev, n, H, G, d), 1);
     r->head_sum = wrpo__take(b, 1, D, size_float);
@@ -4262,7 +4268,7 @@ static wrpo__workspace *wrpo__workspace_new(wrpo__arena *arena, wrpo_model *mode
     wrpo__workspace *r = WRPO__NEW(arena, wrpo__workspace);
     wrpo__bump b = {0};
     *r = (wrpo__workspace){.model = model, .be = ctx->desc.backend, .dev = ctx->dev,
-                           .shape = wrpo__with_adapter(*shape, model)};
+                           .shape = wrpo__full_shape(*shape, model)};
     r->layer = wrpo__alloc(arena, (size_t)c->num_hidden_layers + 1, sizeof *r->layer);
     wrpo__workspace_layout(ctx, c, &r->shape, r, &b);
     if (b.overflow || r->host.overflow)
@@ -4271,8 +4277,13 @@ static wrpo__workspace *wrpo__workspace_new(wrpo__arena *arena, wrpo_model *mode
     b = (wrpo__bump){.base = wrpo__device_alloc(arena, b.used, "activations")};
     r->host = (wrpo__bump){.base = wrpo__raw(arena, r->host.used, 1)};
     wrpo__workspace_layout(ctx, c, &r->shape, r, &b);
-    wrpo__inv_freq(c, 0, r->inv_freq, &r->rope_scale);
-    if (r->inv_freq_sliding) wrpo__inv_freq_sliding(c, r->inv_freq_sliding);
+    wrpo__inv_freq(c, 0, r->rotary);
+    if (r->rotary[1].table) {
+        wrpo_config own = *c;
+        own.rope = (wrpo_rope){.theta = c->sliding_rope_theta, .dims = c->rope.dims};
+        wrpo__inv_freq(&own, 0, &r->rotary[1]);
+    }
+    wrpo__make_angles(r, 0, 0, r->shape.positions);
     return r;
 }
 
@@ -4395,7 +4406,6 @@ static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
 }
 
 /* ---- log-probs of records: packed until micro_tokens rows are full; a longer record goes alone ---- */
-enum { WRPO__MICRO_TOKENS = 1024 };
 /* Rows a run needs for these records: micro_tokens, all of them if that is less, the longest record if that is more. */
 static int64_t wrpo__workspace_rows(const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count,
                                     int64_t micro_tokens) {
@@ -4518,13 +4528,13 @@ WRPO__NAMED(wrpo_moments_name, wrpo__moments_names)
     X(batch_size,    128,   x >= 1 && x <= 0x1p40, "at least 1",            true) \
     X(accumulation,  1,     x >= 1 && d->batch_size % d->accumulation == 0, "a divisor of batch_size", true) \
     X(max_steps,     0,     x >= 0,               "at least 0",             false) \
-    X(micro_tokens,  WRPO__MICRO_TOKENS, x >= 1 && x <= 0x1p30, "1 to 2^30", true) \
+    X(micro_tokens,  ctx->desc.backend->micro_tokens, x >= 1 && x <= 0x1p30, "1 to 2^30", true) \
     X(recompute,     0,     x >= -1,              "a number of layers, or -1 for all", false) \
     X(eval_steps,    0,     x >= 0,               "at least 0",             true) \
     X(save_steps,    0,     x >= 0 && (x == 0 || d->save.dir), "at least 0, and a directory in save", false) \
     X(keep,          1,     x >= 1,               "at least 1",             false)
 
-WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
+WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_ctx *ctx, const wrpo_train_desc *desc) {
     wrpo_train_desc d = {0};
     if (desc) d = *desc;
     const double rate = wrpo_method_name((int)d.loss.method) ? wrpo__rules[d.loss.method].rate : 3e-7;
@@ -4659,7 +4669,8 @@ static void wrpo__trainer_gone(void *policy) { ((wrpo_model *)policy)->trainers-
 static wrpo_trainer *wrpo__trainer_begin(wrpo__arena *arena, wrpo_model *policy, const wrpo_data *data,
                                          const wrpo_train_desc *desc, bool train) {
     wrpo_trainer *t = WRPO__NEW(arena, wrpo_trainer);
-    *t = (wrpo_trainer){.ctx = arena->ctx, .arena = arena, .model = policy, .desc = wrpo_train_defaults(desc)};
+    *t = (wrpo_trainer){.ctx = arena->ctx, .arena = arena, .model = policy};
+    t->desc = wrpo_train_defaults(t->ctx, desc);
     if (train && policy->frozen && !policy->lora)
         wrpo__fail_arg("the model was loaded frozen (wrpo_model_desc): without an adapter it cannot be trained");
     const wrpo_train_desc *d = &t->desc;
@@ -11850,12 +11861,13 @@ static wrpo__shape wrpo__generation_shape(wrpo__generation *g) {
         g->desc.batch = batch;
         g->prompt_slots = WRPO__MIN(g->count, 2 * wrpo__div_up(batch, n) + 1);
         const int64_t prompts = g->prompt_slots * g->prompt_rows;
-        wrpo__shape shape = {.rows = batch + WRPO__MAX(n, WRPO__MIN(prompts, WRPO__MICRO_TOKENS)),
-                             .cache = prompts + batch * g->sample_rows};
+        wrpo__shape shape = {.rows = batch + WRPO__MAX(n, WRPO__MIN(prompts, ctx->desc.backend->micro_tokens)),
+                             .cache = prompts + batch * g->sample_rows,
+                             .positions = g->prompt_rows + g->sample_rows};
         shape.chunk = wrpo__head_chunk(ctx, c, WRPO__MIN(shape.rows, 2 * batch + n));
         wrpo__workspace run = {.layer = NULL};
         wrpo__bump need = {0};
-        shape = wrpo__with_adapter(shape, g->model);
+        shape = wrpo__full_shape(shape, g->model);
         wrpo__workspace_layout(ctx, c, &shape, &run, &need);
         const bool possible = shape.cache <= INT32_MAX && !need.overflow;
         const bool fits = possible && need.used <= wrpo__room(ctx);
@@ -11981,8 +11993,8 @@ static void wrpo__logprobs_part(wrpo_model *model, const wrpo_data *data, int64_
     if (first < 0 || count < 0 || first > N || count > N - first)
         wrpo__fail_arg("%lld records from %lld on: the data has %lld", (long long)count, (long long)first,
                        (long long)N);
-    wrpo__logprobs(wrpo__current, model, data, first, count, WRPO__MICRO_TOKENS, logps, data->most,
-                   per_token ? &tokens : NULL);
+    wrpo__logprobs(wrpo__current, model, data, first, count, model->ctx->desc.backend->micro_tokens, logps,
+                   data->most, per_token ? &tokens : NULL);
     if (per_token) tokens = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
     wrpo__agree(model->ctx);
     if (per_token) *per_token = tokens;
@@ -12180,7 +12192,7 @@ static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc
     const int64_t label = desc->label;
     WRPO__RANGE(desc->micro_tokens >= 0, "micro_tokens", desc->micro_tokens, "at least 1");
     *r = (wrpo_reward){.ctx = ctx, .arena = arena, .run_arena = wrpo__sub_arena(arena),
-                       .micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS};
+                       .micro_tokens = desc->micro_tokens ? desc->micro_tokens : ctx->desc.backend->micro_tokens};
     wrpo__config_read(arena, dir, &c);
     if (!adapter && wrpo__exists(wrpo__join(arena, dir, WRPO__ADAPTER_CONFIG))) adapter = dir;
     const bool by_adapter = adapter && (c.head == WRPO_HEAD_LM || c.head == WRPO_HEAD_SCORE);
@@ -12475,7 +12487,7 @@ static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t
     wrpo__shape shape = wrpo__train_shape(model->ctx, &model->config, recompute, logits, rows);
     wrpo__workspace run = {0};
     wrpo__bump b = {0};
-    shape = wrpo__with_adapter(shape, model);
+    shape = wrpo__full_shape(shape, model);
     wrpo__workspace_layout(model->ctx, &model->config, &shape, &run, &b);
     if (b.overflow)
         wrpo__fail_memory("out of memory: %lld rows of this model do not fit into the address space", (long long)rows);
@@ -12505,7 +12517,7 @@ static bool wrpo__fit(const wrpo_model *model, wrpo_moments moments, int64_t rec
 }
 static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
                               const wrpo_train_desc *desc, const wrpo_adapter_desc *adapter, wrpo_bytes *out) {
-    const wrpo_train_desc d = wrpo_train_defaults(desc);
+    const wrpo_train_desc d = wrpo_train_defaults(ctx, desc);
     wrpo__bump weights = {0};
     wrpo__config_check(config);
     wrpo__train_check(&d);
@@ -12965,7 +12977,7 @@ WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, con
 }
 /* ---- settings as JSON ---- */
 static char *wrpo__desc_json(wrpo_ctx *ctx, const wrpo_train_desc *desc) {
-    const wrpo_train_desc d = wrpo_train_defaults(desc);
+    const wrpo_train_desc d = wrpo_train_defaults(ctx, desc);
     wrpo__text out = {.arena = wrpo__current};
     wrpo__setting *list = NULL;
     wrpo__train_check(&d);
@@ -13650,7 +13662,7 @@ static void wrpo__source_logps_file(wrpo_model *model, wrpo_tokenizer *tok, cons
                        "`with`");
     WRPO__RANGE(d->max_length >= 0, "max_length", d->max_length, "at least 0");
     WRPO__RANGE(d->micro_tokens >= 0 && d->micro_tokens <= 1 << 30, "micro_tokens", d->micro_tokens, "0 to 2^30");
-    if (!d->micro_tokens) a.desc.micro_tokens = WRPO__MICRO_TOKENS;
+    if (!d->micro_tokens) a.desc.micro_tokens = wrpo__current->ctx->desc.backend->micro_tokens;
     if (d->n_with) wrpo__prompts_open(&a.with, d->with, d->n_with, true);
     if (model) {
         const int64_t length = d->max_length ? d->max_length : model->config.max_position_embeddings;
@@ -15089,11 +15101,11 @@ static void wrpo__cpu_rmsnorm_bwd(void *dev, void *dx, int64_t lddx, float *dw, 
         for (int64_t t = 0; dw && t < tasks; t++) cpu->kernel->axpy(dw, 1, sums + t * D, D);
     }
 }
-static void wrpo__cpu_rope(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d,
-                           float sign) {
+static void wrpo__cpu_rope(void *dev, void *x, int64_t ldx, const float *table, const int32_t *index, int64_t n,
+                           int64_t heads, int64_t d, float sign) {
     const wrpo__cpu *cpu = dev;
     WRPO__PARROWS(cpu, r, n, heads * d)
-        cpu->kernel->rope((float *)x + r * ldx, table + r * (d / 2 * 2), heads, d, sign);
+        cpu->kernel->rope((float *)x + r * ldx, table + index[r] * (d / 2 * 2), heads, d, sign);
 }
 static void wrpo__cpu_glu(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
     const wrpo__cpu *cpu = dev;

@@ -5,7 +5,8 @@
 
    Activations and matrices are bf16, sums fp32; vectors (norm weights, biases), gradients and log-probs are fp32.
    This file's own kernels use no atomics. Each of their sums has one order, which the shapes fix, so results do not
-   change from run to run. A row of their products, of attention and of norms depends on that row's inputs only.
+   change from run to run. A row of their products, of attention and of norms depends on that row's inputs only, and in
+   attention on whether it is alone in its segment, as in decoding: its sums over many keys are then split.
    Products by cuBLASLt are in NVIDIA's hands. What this file does for the same promises: it allows no algorithm that
    splits k, and takes one algorithm for all row counts above LT_FEW (and one for those up to it) of the same n, k and
    strides. Two passes over the same record, packed with other records, then multiply in the same order, so the first
@@ -185,28 +186,29 @@ inline bool tensor_map_make(void *encoder, tensor_map *map, const void *p, int64
 namespace {
 typedef __nv_bfloat16 bf16;
 const unsigned ALL = 0xffffffffu;                      /* the lanes of a warp */
+#define INLINE __device__ __forceinline__
 
 /* ---- numbers ---- */
-__device__ __forceinline__ float value(bf16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ void put(bf16 *p, float x) { *p = __float2bfloat16_rn(x); }
-__device__ __forceinline__ uint32_t pair(float low, float high) { /* two bf16, low in the low half */
+INLINE float value(bf16 x) { return __bfloat162float(x); }
+INLINE void put(bf16 *p, float x) { *p = __float2bfloat16_rn(x); }
+INLINE uint32_t pair(float low, float high) { /* two bf16, low in the low half */
     const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
     uint32_t u;
     memcpy(&u, &v, 4);
     return u;
 }
-__device__ __forceinline__ float2 unpair(uint32_t u) {
+INLINE float2 unpair(uint32_t u) {
     return make_float2(__uint_as_float(u << 16), __uint_as_float(u & 0xffff0000u));
 }
 /* Element i of a weight, which is bf16 or float. */
-__device__ __forceinline__ float weight(const void *w, int64_t i, bool wide) {
+INLINE float weight(const void *w, int64_t i, bool wide) {
     return wide ? ((const float *)w)[i] : value(((const bf16 *)w)[i]);
 }
 
 /* Rows are read and written in pieces of eight numbers: at once where `fast` says that they lie on 16 bytes, else one
    by one; `left` numbers exist, the others read as 0 and are not written. */
 struct eight { float x[8]; };
-__device__ __forceinline__ eight load(const bf16 *p, int64_t left, bool fast) {
+INLINE eight load(const bf16 *p, int64_t left, bool fast) {
     eight v;
     if (fast && left >= 8) {
         const uint4 u = *(const uint4 *)p;
@@ -219,7 +221,7 @@ __device__ __forceinline__ eight load(const bf16 *p, int64_t left, bool fast) {
     }
     return v;
 }
-__device__ __forceinline__ eight load(const float *p, int64_t left, bool fast) {
+INLINE eight load(const float *p, int64_t left, bool fast) {
     eight v;
     if (fast && left >= 8) {
         const float4 a = ((const float4 *)p)[0], b = ((const float4 *)p)[1];
@@ -230,7 +232,7 @@ __device__ __forceinline__ eight load(const float *p, int64_t left, bool fast) {
     }
     return v;
 }
-__device__ __forceinline__ void store(bf16 *p, const eight &v, int64_t left, bool fast) {
+INLINE void store(bf16 *p, const eight &v, int64_t left, bool fast) {
     if (fast && left >= 8)
         *(uint4 *)p =
             make_uint4(pair(v.x[0], v.x[1]), pair(v.x[2], v.x[3]), pair(v.x[4], v.x[5]), pair(v.x[6], v.x[7]));
@@ -239,7 +241,7 @@ __device__ __forceinline__ void store(bf16 *p, const eight &v, int64_t left, boo
         for (int i = 0; i < 8; i++) if (i < left) put(p + i, v.x[i]);
     }
 }
-__device__ __forceinline__ void store(float *p, const eight &v, int64_t left, bool fast) {
+INLINE void store(float *p, const eight &v, int64_t left, bool fast) {
     if (fast && left >= 8) {
         ((float4 *)p)[0] = make_float4(v.x[0], v.x[1], v.x[2], v.x[3]);
         ((float4 *)p)[1] = make_float4(v.x[4], v.x[5], v.x[6], v.x[7]);
@@ -251,12 +253,12 @@ __device__ __forceinline__ void store(float *p, const eight &v, int64_t left, bo
 
 /* ---- sums and maxima of a group: the blockDim.x threads of one threadIdx.y; if those are more than a warp, of the
  * block ---- */
-__device__ __forceinline__ float warp_sum(float x) {
+INLINE float warp_sum(float x) {
 #pragma unroll
     for (int i = 16; i; i >>= 1) x += __shfl_xor_sync(ALL, x, i);
     return x;
 }
-__device__ __forceinline__ float warp_max(float x) {
+INLINE float warp_max(float x) {
 #pragma unroll
     for (int i = 16; i; i >>= 1) x = fmaxf(x, __shfl_xor_sync(ALL, x, i));
     return x;
@@ -456,7 +458,7 @@ void scatter(void *d, void *y, int64_t ldy, const void *x, int64_t ldx, const in
    card    ops: bias, add. A block a row (add: a block per 2048 numbers), eight numbers a thread; memory-bound. No sums.
    Any sizes. */
 template <typename Y, typename X>
-__device__ __forceinline__ void add_eight(Y *y, const X *x, int64_t left, bool fast) {        /* y += x */
+INLINE void add_eight(Y *y, const X *x, int64_t left, bool fast) {        /* y += x */
     eight v = load(y, left, fast);
     const eight add = load(x, left, fast);
 #pragma unroll
@@ -500,7 +502,7 @@ void sum(void *d, float *y, const float *x, int64_t count) {
    card    op: dropout. Grid (n, parts of a row). A thread takes the eight elements that share a block of random
    numbers, one by one, as a row may begin within a block. x in, y out; memory-bound without p, with p by Philox's ten
    rounds a block. No sums; the mask is the CPU's. Any sizes. */
-__device__ __forceinline__ uint4 philox(uint64_t seed, uint64_t stream, uint64_t counter) {    /* wrpo__random */
+INLINE uint4 philox(uint64_t seed, uint64_t stream, uint64_t counter) {    /* wrpo__random */
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
     uint4 v = make_uint4((uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)stream, (uint32_t)(stream >> 32));
 #pragma unroll
@@ -674,11 +676,12 @@ void rmsnorm_bwd(void *d, void *dx, int64_t lddx, float *dw, const void *dy, int
 }
 
 /* ---- rope ----
-   card    op: rope, in place. A block a row, eight pairs of numbers a thread and turn; x in and out, the table once:
-   memory-bound (6144 rows of 40 heads of 128: 29 us). No sums. Any even d. */
-__global__ void rope_kernel(bf16 *x, int64_t ldx, const float *table, int heads, int d, float sign, bool fast) {
+   card    op: rope, in place. A block a row, eight pairs of numbers a thread and turn; x in and out, the row of
+   the table once: memory-bound (6144 rows of 40 heads of 128: 29 us). No sums. Any even d. */
+__global__ void rope_kernel(bf16 *x, int64_t ldx, const float *table, const int32_t *index, int heads, int d,
+                            float sign, bool fast) {
     const int half = d / 2, pieces = (half + 7) / 8;
-    const float *turn = table + (int64_t)blockIdx.x * d;
+    const float *turn = table + (int64_t)index[blockIdx.x] * d;
     for (int i = threadIdx.x; i < heads * pieces; i += blockDim.x) {
         const int head = i / pieces, j = (i - head * pieces) * 8, left = half - j;
         bf16 *p = x + blockIdx.x * ldx + (int64_t)head * d + j;
@@ -693,17 +696,18 @@ __global__ void rope_kernel(bf16 *x, int64_t ldx, const float *table, int heads,
         store(p, a, left, fast), store(p + half, b, left, fast);
     }
 }
-void rope(void *d, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t dim, float sign) {
+void rope(void *d, void *x, int64_t ldx, const float *table, const int32_t *index, int64_t n, int64_t heads,
+          int64_t dim, float sign) {
     entered dev(d);
     if (n <= 0) return;
-    LAUNCH(rope_kernel, (unsigned)n, row_threads(heads * dim / 2), 0, (bf16 *)x, ldx, table, (int)heads, (int)dim, sign,
-           dim % 16 == 0 && on16(x, ldx, 2) && on16(table, dim, 4));
+    LAUNCH(rope_kernel, (unsigned)n, row_threads(heads * dim / 2), 0, (bf16 *)x, ldx, table, index, (int)heads,
+           (int)dim, sign, dim % 16 == 0 && on16(x, ldx, 2) && on16(table, dim, 4));
 }
 
 /* ---- glu ----
    card    ops: glu, glu_bwd. A block a row, eight numbers a thread and turn; gate and up in (and dh), h out (dgu, and h
    if wanted): memory-bound (6144 x 14336: 123 us, backward 205). No sums. Any I. */
-__device__ __forceinline__ float activation(float g, bool gelu, float *slope) {
+INLINE float activation(float g, bool gelu, float *slope) {
     if (!gelu) {
         const float s = 1 / (1 + expf(-g));
         *slope = s * (1 + g * (1 - s));
@@ -760,10 +764,10 @@ void glu_bwd(void *d, void *dgu, void *h, const void *dh, const void *gu, int64_
    card    op: logprob. A block of 256 threads a row, eight logits a thread and turn; every thread keeps a running
    maximum and a sum that is rescaled when the maximum grows, then the block's maximum and sum in the group's order.
    Logits once: memory-bound (1024 x 128256 floats: floor 122 us). Any V and ldl. */
-__device__ __forceinline__ float capped(float x, float softcap) {
+INLINE float capped(float x, float softcap) {
     return softcap > 0 && x >= -3.4e38f ? softcap * tanhf(x / softcap) : x;
 } /* -inf stays */
-__global__ void logprob_kernel(float *logp, float *lse, const float *logits, int64_t ldl, const int32_t *target,
+__global__ void logprob_kernel(float *logp, float *lse, const float *logits, int64_t ldl, const int32_t *label,
                                int64_t V, float softcap, bool fast) {
     const float *x = logits + blockIdx.x * ldl;
     float most = -INFINITY, sum = 0;
@@ -784,13 +788,13 @@ __global__ void logprob_kernel(float *logp, float *lse, const float *logits, int
     sum = group_sum(most > -INFINITY ? sum * expf(most - top) : 0);
     if (threadIdx.x) return;
     lse[blockIdx.x] = top + logf(sum);
-    logp[blockIdx.x] = capped(x[target[blockIdx.x]], softcap) - top - logf(sum);
+    logp[blockIdx.x] = capped(x[label[blockIdx.x]], softcap) - top - logf(sum);
 }
 /* card    op: logprob_bwd. A block of 256 threads a row, eight logits a thread and turn; logits once, dlogits once:
  * memory-bound (1024 x 128256: floor 183 us). No sums. Any V and ldl. */
-__global__ void logprob_bwd_kernel(bf16 *dlogits, const float *logits, int64_t ldl, const int32_t *target,
+__global__ void logprob_bwd_kernel(bf16 *dlogits, const float *logits, int64_t ldl, const int32_t *label,
                                    const float *lse, const float *dlogp, int64_t V, float softcap, bool fast) {
-    const int64_t at = blockIdx.x * ldl, hit = target[blockIdx.x];
+    const int64_t at = blockIdx.x * ldl, hit = label[blockIdx.x];
     const float top = lse[blockIdx.x], g = dlogp[blockIdx.x];
     for (int64_t j = threadIdx.x * 8; j < V; j += blockDim.x * 8) {
         eight v = load(logits + at + j, V - j, fast);
@@ -802,33 +806,33 @@ __global__ void logprob_bwd_kernel(bf16 *dlogits, const float *logits, int64_t l
         store(dlogits + at + j, v, V - j, fast);
     }
 }
-void logprob(void *d, float *logp, float *lse, const float *logits, int64_t ldl, const int32_t *target, int64_t n,
+void logprob(void *d, float *logp, float *lse, const float *logits, int64_t ldl, const int32_t *label, int64_t n,
              int64_t V, float softcap) {
     entered dev(d);
     if (n <= 0) return;
-    LAUNCH(logprob_kernel, (unsigned)n, 256, 0, logp, lse, logits, ldl, target, V, softcap, on16(logits, ldl, 4));
+    LAUNCH(logprob_kernel, (unsigned)n, 256, 0, logp, lse, logits, ldl, label, V, softcap, on16(logits, ldl, 4));
 }
-void logprob_bwd(void *d, void *dlogits, const float *logits, int64_t ldl, const int32_t *target, const float *lse,
+void logprob_bwd(void *d, void *dlogits, const float *logits, int64_t ldl, const int32_t *label, const float *lse,
                  const float *dlogp, int64_t n, int64_t V, float softcap) {
     entered dev(d);
     if (n <= 0) return;
-    LAUNCH(logprob_bwd_kernel, (unsigned)n, 256, 0, (bf16 *)dlogits, logits, ldl, target, lse, dlogp, V, softcap,
+    LAUNCH(logprob_bwd_kernel, (unsigned)n, 256, 0, (bf16 *)dlogits, logits, ldl, label, lse, dlogp, V, softcap,
            on16(logits, ldl, 4) && on16(dlogits, ldl, 2));
 }
 
 /* ---- tiles in shared memory ----
    A tile of ROWS rows is strips of 64 columns; a row of a strip is 128 bytes, eight chunks of eight numbers, and chunk
    c of row r is at offset c ^ r % 8, so that neither the copies nor ldmatrix meet in a bank. */
-template <int ROWS> __device__ __forceinline__ bf16 *at(bf16 *tile, int r, int c) {
+template <int ROWS> INLINE bf16 *at(bf16 *tile, int r, int c) {
     return tile + (c >> 3) * (ROWS * 64) + r * 64 + (((c & 7) ^ (r & 7)) << 3);
 }
-__device__ __forceinline__ int clamp8(int64_t left) { return left >= 8 ? 8 : left > 0 ? (int)left : 0; }
+INLINE int clamp8(int64_t left) { return left >= 8 ? 8 : left > 0 ? (int)left : 0; }
 /* Chunk from p[i], of which `left` numbers exist; the rest become 0. The slow one serves rows that are not on 16 bytes,
  * and floats. */
-__device__ __forceinline__ void chunk_fast(bf16 *to, const void *p, int64_t i, int left) {
+INLINE void chunk_fast(bf16 *to, const void *p, int64_t i, int left) {
     ptx::cp_async16(to, (const bf16 *)p + (left ? i : 0), 2 * left);
 }
-__device__ __forceinline__ void chunk_slow(bf16 *to, const void *p, int64_t i, int left, bool wide) {
+INLINE void chunk_slow(bf16 *to, const void *p, int64_t i, int left, bool wide) {
     uint32_t w[4];
 #pragma unroll
     for (int e = 0; e < 4; e++)
@@ -850,7 +854,7 @@ struct matrix {
     bool fast, wide;
 }; /* fast: bf16 and every row on 16 bytes; wide: float */
 template <int ROWS, int COLS>
-__device__ __forceinline__ void load_tile(bf16 *to, const matrix &x, int64_t row0, int64_t col0) {
+INLINE void load_tile(bf16 *to, const matrix &x, int64_t row0, int64_t col0) {
     if (x.fast) {
 #pragma unroll
         for (int u = 0; u < ROWS * COLS / 8 / 128; u++) {
@@ -867,8 +871,8 @@ __device__ __forceinline__ void load_tile(bf16 *to, const matrix &x, int64_t row
         }
     }
 }
-__device__ __forceinline__ void store2(bf16 *p, float x, float y, int64_t left, bool add,
-                                       bool fast) { /* two numbers of a row, `left` exist */
+/* Two numbers of a row, of which `left` exist. */
+INLINE void store2(bf16 *p, float x, float y, int64_t left, bool add, bool fast) {
     if (left <= 0) return;
     if (fast && left >= 2) {
         if (add) { const float2 c = unpair(*(const uint32_t *)p); x += c.x, y += c.y; }
@@ -878,7 +882,7 @@ __device__ __forceinline__ void store2(bf16 *p, float x, float y, int64_t left, 
     put(p, add ? value(p[0]) + x : x);
     if (left >= 2) put(p + 1, add ? value(p[1]) + y : y);
 }
-__device__ __forceinline__ void store2(float *p, float x, float y, int64_t left, bool add, bool fast) {
+INLINE void store2(float *p, float x, float y, int64_t left, bool add, bool fast) {
     if (left <= 0) return;
     if (fast && left >= 2) {
         if (add) { const float2 c = *(const float2 *)p; x += c.x, y += c.y; }
@@ -889,7 +893,7 @@ __device__ __forceinline__ void store2(float *p, float x, float y, int64_t left,
     if (left >= 2) p[1] = add ? p[1] + y : y;
 }
 /* Where the block's tile of BM x BN begins: tiles are numbered in columns of 8. */
-template <int BM, int BN> __device__ __forceinline__ void gemm_tile(int64_t m, int64_t n, int64_t *m0, int64_t *n0) {
+template <int BM, int BN> INLINE void gemm_tile(int64_t m, int64_t n, int64_t *m0, int64_t *n0) {
     const int64_t tiles_m = (m + BM - 1) / BM, tiles_n = (n + BN - 1) / BN, group = blockIdx.x / (8 * tiles_n) * 8,
                   in = blockIdx.x % (8 * tiles_n);
     const int64_t high = min((int64_t)8, tiles_m - group);
@@ -1227,105 +1231,23 @@ void gemm(void *d, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda,
 
 /* ---- attention ----
    As on the CPU (see >>cpu in wrpo.h), the query heads that share a key/value head are lanes of one tile: lane i of a
-   segment is row i / share, head i % share of its group. A tile has 64 lanes (or 64 keys) by HD numbers, head_dim
-   padded to HD with zeros; a warp owns 16 of its rows. A query sees two ranges of keys: all of the prefix, and its own
-   up to its position; key tiles are cut from the start of each, and tiles that no lane of a block sees (causality,
-   window) are not visited. Scores live in registers only; p = 2^(s c - m) with c = scale log2(e), or softcap log2(e) on
-   tanh(s scale / softcap). Softmax as in Dao et al. 2023: running maximum and sum per row, in fp32; p and ds are
-   rounded to bf16 for the products. */
+   segment is row i / share, head i % share of its group. A tile has 64 lanes (or keys) by HD numbers, head_dim padded
+   to HD with zeros; a warp owns 16 of its rows. A query sees all keys of the prefix, and its own up to its position;
+   key tiles are cut from the start of each, and tiles that no lane of a block sees (causality, window) are not visited.
+   Scores live in registers only; softmax as in Dao et al. 2023, with maximum and sum per row in fp32: p = 2^(s c - m),
+   c = scale log2(e), or softcap log2(e) on tanh(s scale / softcap). p and ds are rounded to bf16 for the products.
+   All kernels take any even d up to 256 (HD 32, 64, 96, 128, 256), any H / G, window, softcap. */
 const float LOG2E = 1.44269504f;
-struct attn_fast { bool rows, pairs; };                /* all operands: rows on 16 bytes, on 4 bytes */
-/* A tile of 64 rows in shared memory, for a block of THREADS threads. */
-template <int HD, int THREADS> struct tile {
-    enum { STRIPS = (HD + 63) / 64, NUMBERS = STRIPS * 4096, CHUNKS = HD / 8, AT_ONCE = THREADS / 8 };
-    bf16 *p;
-    __device__ tile(bf16 *first, int number) : p(first + number * NUMBERS) {}
-    /* Row r begins at x + place(r); rows from `count` on and columns from d on become 0. Eight threads copy a row. What
-       they copy is the same distance apart in every row, so they find it once. */
-    template <class F>
-    __device__ __forceinline__ void load(const bf16 *x, int count, int d, bool fast, F place) const {
-        const int first = threadIdx.x / 8, sub = threadIdx.x % 8;
-        if (!fast) {
-#pragma unroll 1
-            for (int i = threadIdx.x; i < 64 * CHUNKS; i += THREADS) {
-                const int r = i / CHUNKS, c = i % CHUNKS, left = r < count ? clamp8(d - c * 8) : 0;
-                chunk_slow(at<64>(p, r, c), x, place(min(r, count - 1)) + c * 8, left, false);
-            }
-            return;
-        }
-        bf16 *to = at<64>(p, first, sub);
-#pragma unroll
-        for (int u = 0; u < 64 / AT_ONCE; u++) {
-            const int r = first + u * AT_ONCE;
-            const bf16 *from = x + place(min(r, count - 1)) + sub * 8;
-#pragma unroll
-            for (int s = 0; s < STRIPS; s++)
-                if (s * 8 + sub < CHUNKS || HD % 64 == 0)
-                    ptx::cp_async16(to + u * AT_ONCE * 64 + s * 4096, from + s * 64,
-                                    r < count && s * 64 + sub * 8 < d ? 16 : 0);
-        }
-    }
+struct attn : wrpo_attn {                              /* a call */
+    const bf16 *q, *k, *v, *d_o;
+    const float *lse, *delta;
+    float *parts;                                      /* sums of blocks that share a tile's work */
+    bool fast, pairs;                                  /* operands: rows on 16 bytes; results: on 4 bytes */
 };
-/* s[16, 8 NB] = rows row.. of a times rows row_b.. of b, along HD */
-template <int HD, int NB, int THREADS>
-__device__ __forceinline__ void mma_abt(float (&s)[NB][4], tile<HD, THREADS> a, int row, tile<HD, THREADS> b,
-                                        int row_b) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int j = 0; j < NB; j++) s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0;
-#pragma unroll
-    for (int k = 0; k < HD / 16; k++) {
-        uint32_t fa[4];
-        ptx::ldmatrix_x4(fa, at<64>(a.p, row + lane % 16, k * 2 + lane / 16));
-#pragma unroll
-        for (int j = 0; j < NB / 2; j++) {
-            uint32_t f[4];
-            ptx::ldmatrix_x4(f, at<64>(b.p, row_b + j * 16 + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
-            const uint32_t f0[2] = {f[0], f[1]}, f1[2] = {f[2], f[3]};
-            ptx::mma_m16n8k16(s[2 * j], fa, f0), ptx::mma_m16n8k16(s[2 * j + 1], fa, f1);
-        }
-    }
-}
-/* o[16, 8 NO] += p[16, 8 NB] times rows row_b.. of b, its columns from chunk0 * 8 on; a product's registers are turned
- * into an operand */
-template <int NB, int NO, int HD, int THREADS>
-__device__ __forceinline__ void mma_pb(float (&o)[NO][4], const float (&p)[NB][4], tile<HD, THREADS> b, int row_b,
-                                       int chunk0) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int k = 0; k < NB / 2; k++) {
-        const uint32_t f[4] = {pair(p[2 * k][0], p[2 * k][1]), pair(p[2 * k][2], p[2 * k][3]),
-                               pair(p[2 * k + 1][0], p[2 * k + 1][1]), pair(p[2 * k + 1][2], p[2 * k + 1][3])};
-#pragma unroll
-        for (int j = 0; j < NO / 2; j++) {
-            uint32_t t[4];
-            ptx::ldmatrix_x4_trans(t, at<64>(b.p, row_b + k * 16 + lane % 16, chunk0 + j * 2 + lane / 16));
-            const uint32_t t0[2] = {t[0], t[1]}, t1[2] = {t[2], t[3]};
-            ptx::mma_m16n8k16(o[2 * j], f, t0), ptx::mma_m16n8k16(o[2 * j + 1], f, t1);
-        }
-    }
-}
-/* A warp's rows of a product, times f0 and f1 (its two rows per thread), to memory: row i to x + place(i). */
-template <int NO, class T, class F>
-__device__ __forceinline__ void store_rows(T *x, const float (&o)[NO][4], int row, int count, int d, float f0, float f1,
-                                           bool fast, F place) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        const int i = row + h * 8 + threadIdx.x % 32 / 4;
-        if (i >= count) continue;
-        T *p = x + place(i);
-        const float f = h ? f1 : f0;
-#pragma unroll
-        for (int j = 0; j < NO; j++) {
-            const int col = j * 8 + threadIdx.x % 4 * 2;
-            store2(p + col, o[j][2 * h] * f, o[j][2 * h + 1] * f, d - col, false, fast);
-        }
-    }
-}
 struct job { wrpo_seg seg; int64_t index; int first, count; };    /* units [first, first + count) of segment `index` */
 /* Number i of the tiles of 64 units through all segments, `share` units a row, counted from the end. By each warp for
- * itself. */
-__device__ bool find_job(const wrpo_attn &a, int64_t share, int64_t i, job *j) {
+   itself. */
+__device__ bool find_job(const attn &a, int64_t share, int64_t i, job *j) {
     const int lane = threadIdx.x % 32;
     for (int64_t base = a.n_segs - 1; base >= 0; base -= 32) {
         const int64_t rows = base >= lane ? a.segs[base - lane].end - a.segs[base - lane].begin : 0;
@@ -1347,21 +1269,22 @@ __device__ bool find_job(const wrpo_attn &a, int64_t share, int64_t i, job *j) {
     }
     return false;
 }
-struct lane_place { int64_t row; int head, position; };
-struct lanes {
+struct lanes {                                         /* [first, first + count) of a segment and key/value head */
     int64_t begin;
     int head0, share, first, count, position0;
-    __device__ lanes(const wrpo_attn &a, const wrpo_seg &s, int g, int first_, int count_)
+    __device__ lanes(const attn &a, const wrpo_seg &s, int g, int first_, int count_)
         : begin(s.begin), head0(g * (int)(a.H / a.G)), share((int)(a.H / a.G)), first(first_), count(count_),
           position0((int)(s.prefix_end - s.prefix + (s.own_end - s.own) - (s.end - s.begin))) {}
-    __device__ __forceinline__ lane_place operator[](int i) const {
+    INLINE int position(int i) const { return position0 + (first + i) / share; }
+    /* of its row and head in [rows, ld], a head every d numbers */
+    INLINE int64_t place(int i, int64_t ld, int64_t d) const {
         const int row = (first + i) / share;
-        return lane_place{begin + row, head0 + first + i - row * share, position0 + row};
+        return (begin + row) * ld + (head0 + first + i - row * share) * d;
     }
 };
 /* The keys [from, to) of a tile that a query sees, given those that exist; position: of the tile's first. */
 struct span { int from, to; };
-__device__ __forceinline__ span keys_seen(int query, int position, int from, int to, int64_t window) {
+INLINE span keys_seen(int query, int position, int from, int to, int64_t window) {
     const int before = query - position + 1, most = window > 0 ? (int)min(window, (int64_t)1 << 30) : 1 << 30;
     return span{max(from, before - most), min(to, before)};
 }
@@ -1370,110 +1293,258 @@ struct key_tile { int64_t row; int position, count; };
 struct key_tiles {
     int64_t prefix, own;
     int shared, owned, p0, np, o0, n;
-    __device__ key_tiles(const wrpo_seg &s, int low, int high, int64_t window)
+    __device__ key_tiles(const attn &a, const wrpo_seg &s, int low, int high)
         : prefix(s.prefix), own(s.own), shared((int)(s.prefix_end - s.prefix)), owned((int)(s.own_end - s.own)) {
-        const int first = window > 0 && low - window + 1 > 0 ? (int)(low - window + 1) : 0;     /* that anyone sees */
+        const int first = a.window > 0 && low >= a.window ? (int)(low - a.window + 1) : 0;      /* that anyone sees */
         p0 = first / 64, np = first < shared ? (shared + 63) / 64 - p0 : 0;
         o0 = first > shared ? (first - shared) / 64 : 0, n = np + (high - shared) / 64 + 1 - o0;
     }
-    __device__ __forceinline__ key_tile operator[](int t) const {
+    INLINE key_tile operator[](int t) const {
         const bool of_own = t >= np;
         const int from = (of_own ? o0 + t - np : p0 + t) * 64;
         return key_tile{(of_own ? own : prefix) + from, (of_own ? shared : 0) + from,
                         min(64, (of_own ? owned : shared) - from)};
     }
 };
-
+/* A tile in shared memory, for a block of THREADS threads. */
+template <int HD, int THREADS> struct tile {
+    enum { STRIPS = (HD + 63) / 64, NUMBERS = STRIPS * 4096, CHUNKS = HD / 8, AT_ONCE = THREADS / 8 };
+    bf16 *p;
+    __device__ tile(bf16 *memory, int number) : p(memory + number * NUMBERS) {}
+    /* Row r begins at x + place(r); rows from `count` on and columns from d on become 0. Eight threads copy a row. What
+       they copy is the same distance apart in every row, so they find it once. */
+    template <class F> INLINE void load(const attn &a, const bf16 *x, int count, F place) const {
+        const int first = threadIdx.x / 8, sub = threadIdx.x % 8, d = (int)a.d;
+        if (!a.fast) {
+#pragma unroll 1
+            for (int i = threadIdx.x; i < 64 * CHUNKS; i += THREADS) {
+                const int r = i / CHUNKS, c = i % CHUNKS, left = r < count ? clamp8(d - c * 8) : 0;
+                chunk_slow(at<64>(p, r, c), x, place(min(r, count - 1)) + c * 8, left, false);
+            }
+            return;
+        }
+        bf16 *to = at<64>(p, first, sub);
+#pragma unroll
+        for (int u = 0; u < 64 / AT_ONCE; u++) {
+            const int r = first + u * AT_ONCE;
+            const bf16 *from = x + place(min(r, count - 1)) + sub * 8;
+#pragma unroll
+            for (int s = 0; s < STRIPS; s++)
+                if (s * 8 + sub < CHUNKS || HD % 64 == 0)
+                    ptx::cp_async16(to + u * AT_ONCE * 64 + s * 4096, from + s * 64,
+                                    r < count && s * 64 + sub * 8 < d ? 16 : 0);
+        }
+    }
+    INLINE void load_lanes(const attn &a, const bf16 *x, int64_t ld, const lanes &l) const {
+        load(a, x, l.count, [&](int r) { return l.place(r, ld, a.d); });
+    }
+    INLINE void load_keys(const attn &a, const bf16 *x, int64_t row, int g, int count) const {
+        load(a, x + row * a.ldkv + g * a.d, count, [&](int r) { return r * a.ldkv; });
+    }
+};
+/* s[16, 8 NB] = rows row.. of a times rows row_b.. of b, along HD */
+template <int HD, int NB> INLINE void mma_abt(float (&s)[NB][4], bf16 *a, int row, bf16 *b, int row_b) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int j = 0; j < NB; j++) s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0;
+#pragma unroll
+    for (int k = 0; k < HD / 16; k++) {
+        uint32_t fa[4];
+        ptx::ldmatrix_x4(fa, at<64>(a, row + lane % 16, k * 2 + lane / 16));
+#pragma unroll
+        for (int j = 0; j < NB / 2; j++) {
+            uint32_t f[4];
+            ptx::ldmatrix_x4(f, at<64>(b, row_b + j * 16 + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
+            const uint32_t f0[2] = {f[0], f[1]}, f1[2] = {f[2], f[3]};
+            ptx::mma_m16n8k16(s[2 * j], fa, f0), ptx::mma_m16n8k16(s[2 * j + 1], fa, f1);
+        }
+    }
+}
+/* o[16, 8 NO] += p[16, 8 NB] times rows row_b.. of b, its columns from chunk0 * 8 on */
+template <int NB, int NO>
+INLINE void mma_pb(float (&o)[NO][4], const float (&p)[NB][4], bf16 *b, int row_b, int chunk0) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int k = 0; k < NB / 2; k++) {                 /* a product's registers are turned into an operand */
+        const uint32_t f[4] = {pair(p[2 * k][0], p[2 * k][1]), pair(p[2 * k][2], p[2 * k][3]),
+                               pair(p[2 * k + 1][0], p[2 * k + 1][1]), pair(p[2 * k + 1][2], p[2 * k + 1][3])};
+#pragma unroll
+        for (int j = 0; j < NO / 2; j++) {
+            uint32_t t[4];
+            ptx::ldmatrix_x4_trans(t, at<64>(b, row_b + k * 16 + lane % 16, chunk0 + j * 2 + lane / 16));
+            const uint32_t t0[2] = {t[0], t[1]}, t1[2] = {t[2], t[3]};
+            ptx::mma_m16n8k16(o[2 * j], f, t0), ptx::mma_m16n8k16(o[2 * j + 1], f, t1);
+        }
+    }
+}
+/* f(h, column, elements) for what a thread has of a warp's products [16, 8 N]: of the two rows lane / 4 + 8 h */
+template <int N, class F, class... S> INLINE void each(F f, S &...s) {
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) f(e / 2, n * 8 + (int)threadIdx.x % 4 * 2 + e % 2, s[n][e]...);
+}
+/* A warp's rows of a product, times f0 and f1 (its two rows per thread), to memory: row i to x + place(i). */
+template <int NO, class T, class F>
+INLINE void store_rows(T *x, const float (&o)[NO][4], int row, int count, int64_t d, float f0, float f1, bool fast,
+                       F place) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int i = row + h * 8 + threadIdx.x % 32 / 4, col = threadIdx.x % 4 * 2;
+        const float f = h ? f1 : f0;
+        if (i >= count) continue;
+        T *p = x + place(i) + col;
+#pragma unroll
+        for (int j = 0; j < NO; j++)
+            store2(p + j * 8, o[j][2 * h] * f, o[j][2 * h + 1] * f, d - col - j * 8, false, fast);
+    }
+}
+/* Of scores, before exp2, and of the slope: see above. */
+struct factors {
+    float c, inner, softcap;
+    __device__ explicit factors(const attn &a)
+        : c((a.softcap > 0 ? a.softcap : a.scale) * LOG2E), inner(a.scale / a.softcap), softcap(a.softcap) {}
+    /* s capped, and dp so that dp - delta has the cap's slope as a factor; then p = 2^(s c - lse log2(e)) and ds */
+    INLINE void cap(float &s, float &dp, float delta) const {
+        s = tanhf(s * inner), dp = (dp - delta) * (1 - s * s) + delta;
+    }
+    INLINE void weigh(float &s, float &dp, bool visible, float lse2, float delta) const {
+        s = visible ? exp2f(s * c - lse2) : 0, dp = s * (dp - delta);
+    }
+};
+/* BLOCKS of the forward pass on a multiprocessor. Of the backward pass: two tiles stay, two come STAGES deep, so that
+   the next are on their way; COLS columns of dk and dv a warp; at most PARTS blocks share a tile of keys, if there are
+   PART tiles of lanes for each. */
+template <int HD> struct attn_shape {
+    enum { BLOCKS = HD == 256 ? 2 : HD == 32 ? 4 : 3 };
+    enum { STAGES = HD == 256 ? 1 : 2, COLS = HD == 256 ? 128 : HD, THREADS = 128 * HD / COLS };
+    enum { SHARED = 3 * tile<HD, 128>::NUMBERS * 2, SHARED_BWD = (2 + 2 * STAGES) * tile<HD, 128>::NUMBERS * 2 };
+};
+enum { PARTS = 4, PART = 64, SPLITS = 16, SPLIT = 4, SPLIT_BLOCKS = 1024 };
+INLINE int splits_of(const attn &a, const wrpo_seg &s, int tiles) {
+    return s.end - s.begin == 1 && a.H <= 64 * a.G ? max(1, min((int)SPLITS, tiles / SPLIT)) : 1;
+}
+INLINE float *split_at(const attn &a, int64_t segment, int split, int64_t head) {
+    return a.parts + ((segment * SPLITS + split) * a.H + head) * (a.d + 2);            /* o, then maximum and sum */
+}
 /* card    op: attention. A block of 4 warps for 64 lanes of a segment and a key/value head; K and V tiles alternate
    through cp.async, one on its way while the other is used. Compute-bound: 4 d FLOP per lane and visible key (8B, 3
    times 2048 rows: 0.34 ms at 300 TFLOP/s); q, o once, k and v once per tile. Sum: keys in tiles of 64 in order, prefix
-   first. Any even d up to 256 (HD 32, 64, 96, 128, 256), any H / G, window, softcap. */
+   first. Registers leave room for 12 warps (HD 32: 16, HD 256: 8) of a multiprocessor's 64 on sm_90.
+   Decoding: the T tiles of keys of a row that is alone in its segment are cut into min(16, T / 4) splits (one if T < 8:
+   512 keys), each with sums of its own. So its bits follow from its own keys, whatever else is computed. A number of
+   `blocks` share the splits, the more the fewer rows there are; the second kernel joins what they leave, o, maximum and
+   sum in fp32. 8B, one row, 2048 keys: 64 blocks of 4 tiles; 11 us, where 8 blocks of 32 take 64 (2 us a tile). */
 template <int HD>
-__global__ void __launch_bounds__(128)
-    attention_kernel(wrpo_attn a, bf16 *o, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, attn_fast fast) {
+__global__ void __launch_bounds__(128, attn_shape<HD>::BLOCKS)
+    attention_kernel(attn a, bf16 *o, float *lse, int blocks) {
     enum { NO = HD / 8 };
     WRPO_DYN_SHARED(bf16, memory);
     const tile<HD, 128> tq(memory, 0), tk(memory, 1), tv(memory, 2);
+    const int64_t extra = (int64_t)blockIdx.x - gridDim.x + a.n_segs * (blocks - 1);   /* blocks that only share */
     job j;
-    if (!find_job(a, a.H / a.G, blockIdx.x, &j)) return;
-    const int in_warp = threadIdx.x % 32, w = threadIdx.x / 32 * 16, d = (int)a.d, g = blockIdx.y;
+    if (extra >= 0)
+        j = job{a.segs[extra % a.n_segs], extra % a.n_segs, 0, (int)(a.H / a.G)};
+    else if (!find_job(a, a.H / a.G, blockIdx.x, &j)) return;
+    const int in_warp = threadIdx.x % 32, w = threadIdx.x / 32 * 16, g = blockIdx.y;
     const lanes l(a, j.seg, g, j.first, j.count);
-    const int low = l[0].position, high = l[l.count - 1].position;
-    const key_tiles keys(j.seg, low, high, a.window);
-    key_tile t = keys[0];
-    auto load_keys = [&](const tile<HD, 128> &to, const bf16 *x, const key_tile &from) {
-        to.load(x + from.row * a.ldkv + (int64_t)g * d, from.count, d, fast.rows, [&](int r) { return r * a.ldkv; });
-    };
-    tq.load(q, l.count, d, fast.rows, [&](int r) { return l[r].row * a.ldq + (int64_t)l[r].head * d; });
-    load_keys(tk, k, t);
-    ptx::cp_async_commit();
-    const float c = (a.softcap > 0 ? a.softcap : a.scale) * LOG2E, inner = a.softcap > 0 ? a.scale / a.softcap : 1;
-    float acc[NO][4] = {}, m[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+    const int low = l.position(0), high = l.position(l.count - 1);
+    const key_tiles keys(a, j.seg, low, high);
+    const int splits = splits_of(a, j.seg, keys.n), turn = extra < 0 ? 0 : 1 + (int)(extra / a.n_segs);
+    const int last = (splits * (turn + 1) + blocks - 1) / blocks;
     int position[2];
 #pragma unroll
-    for (int h = 0; h < 2; h++) position[h] = l[min(w + in_warp / 4 + h * 8, l.count - 1)].position;
-    for (int i = 0; i < keys.n; i++) {
-        const key_tile now = t;
-        load_keys(tv, v, now);
+    for (int h = 0; h < 2; h++) position[h] = l.position(min(w + in_warp / 4 + h * 8, l.count - 1));
+    const factors f(a);
+    for (int split = (splits * turn + blocks - 1) / blocks; split < last; split++) {
+        const int end = keys.n * (split + 1) / splits;
+        int i = keys.n * split / splits;
+        key_tile t = keys[i];
+        tq.load_lanes(a, a.q, a.ldq, l);
+        tk.load_keys(a, a.k, t.row, g, t.count);
         ptx::cp_async_commit();
-        ptx::cp_async_wait<1>();
-        __syncthreads();                               /* K is here */
-        float s[8][4];
-        mma_abt(s, tq, w, tk, 0);
-        __syncthreads();                               /* and may go */
-        if (i + 1 < keys.n) t = keys[i + 1], load_keys(tk, k, t);
-        ptx::cp_async_commit();
-        if (a.softcap > 0)
+        float acc[NO][4] = {}, m[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+        for (; i < end; i++) {
+            const key_tile now = t;
+            tv.load_keys(a, a.v, now.row, g, now.count);
+            ptx::cp_async_commit();
+            ptx::cp_async_wait<1>();
+            __syncthreads();                           /* K is here */
+            float s[8][4];
+            mma_abt<HD>(s, tq.p, w, tk.p, 0);
+            __syncthreads();                           /* and may go */
+            if (i + 1 < end) t = keys[i + 1], tk.load_keys(a, a.k, t.row, g, t.count);
+            ptx::cp_async_commit();
+            if (f.softcap > 0) each<8>([&](int, int, float &x) { x = tanhf(x * f.inner); }, s);
+            if (now.count < 64 || now.position + 63 > low || (a.window > 0 && high - now.position >= a.window)) {
+                const span seen[2] = {keys_seen(position[0], now.position, 0, now.count, a.window),
+                                      keys_seen(position[1], now.position, 0, now.count, a.window)};
+                each<8>([&](int h, int key, float &x) {
+                    if (key < seen[h].from || key >= seen[h].to) x = -INFINITY;
+                }, s);
+            }
+            float most[2] = {m[0], m[1]}, part[2] = {}, rescale[2];
+            each<8>([&](int h, int, float x) { most[h] = fmaxf(most[h], x); }, s);
 #pragma unroll
-            for (int n = 0; n < 8; n++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) s[n][e] = tanhf(s[n][e] * inner);
-        if (now.count < 64 || now.position + 63 > low || (a.window > 0 && high - now.position >= a.window)) {
-            const span seen[2] = {keys_seen(position[0], now.position, 0, now.count, a.window),
-                                  keys_seen(position[1], now.position, 0, now.count, a.window)};
-#pragma unroll
-            for (int n = 0; n < 8; n++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    const int key = n * 8 + in_warp % 4 * 2 + e % 2;
-                    if (key < seen[e / 2].from || key >= seen[e / 2].to) s[n][e] = -INFINITY;
-                }
+            for (int h = 0; h < 2; h++) {              /* a row is in four threads */
+                most[h] = fmaxf(most[h], __shfl_xor_sync(ALL, most[h], 1));
+                most[h] = fmaxf(most[h], __shfl_xor_sync(ALL, most[h], 2));
+                const float before = m[h];
+                m[h] = most[h];
+                if (most[h] == -INFINITY) most[h] = 0;
+                rescale[h] = exp2f((before - most[h]) * f.c);
+            }
+            each<8>([&](int h, int, float &x) { part[h] += x = exp2f((x - most[h]) * f.c); }, s);
+            each<NO>([&](int h, int, float &x) { x *= rescale[h]; }, acc);
+            sum[0] = sum[0] * rescale[0] + part[0], sum[1] = sum[1] * rescale[1] + part[1];
+            ptx::cp_async_wait<1>();
+            __syncthreads();                           /* V is here */
+            mma_pb(acc, s, tv.p, 0, 0);
+            __syncthreads();
         }
 #pragma unroll
-        for (int h = 0; h < 2; h++) {                  /* a row is in four threads */
-            float most = m[h], part = 0;
-#pragma unroll
-            for (int n = 0; n < 8; n++) most = fmaxf(most, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
-            most = fmaxf(most, __shfl_xor_sync(ALL, most, 1));
-            most = fmaxf(most, __shfl_xor_sync(ALL, most, 2));
-            const float base = most > -INFINITY ? most : 0, rescale = exp2f((m[h] - base) * c);
-            m[h] = most;
-#pragma unroll
-            for (int n = 0; n < 8; n++)
-#pragma unroll
-                for (int e = 0; e < 2; e++) part += s[n][2 * h + e] = exp2f((s[n][2 * h + e] - base) * c);
-            sum[h] = sum[h] * rescale + part;
-#pragma unroll
-            for (int n = 0; n < NO; n++) acc[n][2 * h] *= rescale, acc[n][2 * h + 1] *= rescale;
+        for (int h = 0; h < 2; h++) {
+            sum[h] += __shfl_xor_sync(ALL, sum[h], 1);
+            sum[h] += __shfl_xor_sync(ALL, sum[h], 2);
+            const int lane = w + in_warp / 4 + h * 8;
+            if (lane >= l.count || in_warp % 4) continue;
+            if (splits == 1) lse[l.place(lane, a.H, 1)] = m[h] * f.c / LOG2E + logf(sum[h]);
+            else *(float2 *)(split_at(a, j.index, split, l.head0 + lane) + a.d) = make_float2(m[h], sum[h]);
         }
-        ptx::cp_async_wait<1>();
-        __syncthreads();                               /* V is here */
-        mma_pb(acc, s, tv, 0, 0);
-        __syncthreads();
-    }
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        sum[h] += __shfl_xor_sync(ALL, sum[h], 1);
-        sum[h] += __shfl_xor_sync(ALL, sum[h], 2);
-        const int i = w + in_warp / 4 + h * 8;
-        if (i < l.count && in_warp % 4 == 0) lse[l[i].row * a.H + l[i].head] = m[h] * c / LOG2E + logf(sum[h]);
+        if (splits == 1)
+            store_rows(o, acc, w, l.count, a.d, 1 / sum[0], 1 / sum[1], a.pairs,
+                       [&](int lane) { return l.place(lane, a.ldo, a.d); });
+        else
+            store_rows(split_at(a, j.index, split, l.head0), acc, w, l.count, a.d, 1, 1, true,
+                       [&](int lane) { return lane * (a.d + 2); });
     }
     ptx::cp_async_wait<0>();
-    store_rows(o, acc, w, l.count, d, 1 / sum[0], 1 / sum[1], fast.pairs,
-               [&](int i) { return l[i].row * a.ldo + (int64_t)l[i].head * d; });
+}
+/* card    the end of attention, for rows whose keys were split. A block a segment and key/value head, two numbers a
+   thread and turn; memory-bound (8B, one row, 2048 keys: 8 splits, 133 KB, no more than a launch). Sum: the splits in
+   order, each times 2^(its maximum - the largest). */
+__global__ void attention_end_kernel(attn a, bf16 *o, float *lse) {
+    const wrpo_seg seg = a.segs[blockIdx.x];
+    const lanes l(a, seg, blockIdx.y, 0, (int)(a.H / a.G));
+    const int splits = splits_of(a, seg, key_tiles(a, seg, l.position0, l.position0).n), half = (int)a.d / 2;
+    const float c = factors(a).c;
+    for (int i = threadIdx.x; i < l.count * half && splits > 1; i += blockDim.x) {
+        const int lane = i / half, col = i % half * 2;
+        auto from = [&](int split) { return split_at(a, blockIdx.x, split, l.head0 + lane); };
+        float most = -INFINITY, sum = 0;
+        float2 all = make_float2(0, 0);
+        for (int split = 0; split < splits; split++) most = fmaxf(most, from(split)[a.d]);
+        for (int split = 0; split < splits; split++) {
+            const float weight = exp2f((from(split)[a.d] - most) * c);
+            const float2 x = *(const float2 *)(from(split) + col);
+            sum += weight * from(split)[a.d + 1], all.x += weight * x.x, all.y += weight * x.y;
+        }
+        store2(o + l.place(lane, a.ldo, a.d) + col, all.x / sum, all.y / sum, 2, false, a.pairs);
+        if (col == 0) lse[l.place(lane, a.H, 1)] = most * c / LOG2E + logf(sum);
+    }
 }
 /* card    delta[r][h] = sum_i do o. A block a row, `width` threads a head, eight numbers a thread; memory-bound (6144 x
- * 4096: 24 us). Sum: eight in a thread, then a butterfly of `width`, a power of two. */
+   4096: 24 us). Sum: eight in a thread, then a butterfly of `width`, a power of two. */
 __global__ void delta_kernel(wrpo_attn a, float *delta, const bf16 *d_o, const bf16 *o, int width, bool fast) {
     const int c = threadIdx.x % width * 8, d = (int)a.d;
     for (int h = threadIdx.x / width; h - (int)(threadIdx.x / width) < a.H; h += blockDim.x / width) {
@@ -1488,90 +1559,70 @@ __global__ void delta_kernel(wrpo_attn a, float *delta, const bf16 *d_o, const b
         if (c == 0 && h < a.H) delta[blockIdx.x * a.H + h] = s;
     }
 }
-/* p and ds of a tile out of scores s and dp, where p = 2^(s c - lse log2(e)) counts. */
-__device__ __forceinline__ void weigh(float &s, float &dp, bool visible, float c, float inner, float softcap,
-                                      float lse2, float delta) {
-    float slope = 1;
-    if (softcap > 0) s = tanhf(s * inner), slope = 1 - s * s;
-    s = visible ? exp2f(s * c - lse2) : 0;
-    dp = s * (dp - delta) * slope;
-}
-/* Of the backward pass: two tiles stay, two come STAGES deep, so that the next are on their way; COLS columns of dk and
- * dv a warp; at most PARTS blocks share a tile of keys, if there are PART tiles of lanes for each. */
-template <int HD> struct attn_shape {
-    enum { STAGES = HD == 256 ? 1 : 2, COLS = HD == 256 ? 128 : HD, THREADS = 128 * HD / COLS };
-    enum { SHARED = 3 * tile<HD, 128>::NUMBERS * 2, SHARED_BWD = (2 + 2 * STAGES) * tile<HD, 128>::NUMBERS * 2 };
-};
-enum { PARTS = 4, PART = 64 };
-/* card    op: attention_bwd, dq = scale sum_keys ds k. A block as in the forward pass; scores and dp are made again, 32
-   keys at a time to fit the registers. 6 d FLOP per lane and visible key. Order as there. Sizes as there. */
-template <int HD>
-__global__ void __launch_bounds__(128)
-    attention_dq_kernel(wrpo_attn a, bf16 *dq, const bf16 *d_o, const float *lse, const float *delta, const bf16 *q,
-                        const bf16 *k, const bf16 *v, attn_fast fast) {
-    enum { STAGES = attn_shape<HD>::STAGES };
-    WRPO_DYN_SHARED(bf16, memory);
-    const tile<HD, 128> tq(memory, 0), td(memory, 1);
-    job j;
-    if (!find_job(a, a.H / a.G, blockIdx.x, &j)) return;
-    const int in_warp = threadIdx.x % 32, w = threadIdx.x / 32 * 16, d = (int)a.d, g = blockIdx.y;
-    const lanes l(a, j.seg, g, j.first, j.count);
-    const key_tiles keys(j.seg, l[0].position, l[l.count - 1].position, a.window);
-    auto fetch = [&](int i) {
-        if (i < keys.n) {
-            const key_tile t = keys[i];
-            const int64_t from = t.row * a.ldkv + (int64_t)g * d;
-            auto place = [&](int r) { return r * a.ldkv; };
-            tile<HD, 128>(memory, 2 + i % STAGES * 2).load(k + from, t.count, d, fast.rows, place);
-            tile<HD, 128>(memory, 3 + i % STAGES * 2).load(v + from, t.count, d, fast.rows, place);
-        }
+/* Tiles [first, end) come in pairs, STAGES deep, behind the two that stay: fetch(t, its pair) asks for the copies. */
+template <class T, int STAGES, class F, class U> INLINE void walk(bf16 *memory, int first, int end, F fetch, U use) {
+    auto next = [&](int t) {
+        if (t < end) fetch(t, T(memory, 2 + t % STAGES * 2), T(memory, 3 + t % STAGES * 2));
         ptx::cp_async_commit();
     };
-    tq.load(q, l.count, d, fast.rows, [&](int r) { return l[r].row * a.ldq + (int64_t)l[r].head * d; });
-    td.load(d_o, l.count, d, fast.rows, [&](int r) { return l[r].row * a.ldo + (int64_t)l[r].head * d; });
-    const float c = (a.softcap > 0 ? a.softcap : a.scale) * LOG2E, inner = a.softcap > 0 ? a.scale / a.softcap : 1;
-    float acc[HD / 8][4] = {}, lse2[2], dl[2];
+    if (STAGES == 2) next(first);
+    for (int t = first; t < end; t++) {
+        if (STAGES == 1) { __syncthreads(); next(t); }
+        ptx::cp_async_wait<0>();
+        __syncthreads();                               /* tiles t are here, the last ones done with */
+        if (STAGES == 2) next(t + 1);
+        use(t, T(memory, 2 + t % STAGES * 2), T(memory, 3 + t % STAGES * 2));
+    }
+}
+/* card    op: attention_bwd, dq = scale sum_keys ds k. A block as in the forward pass, and its order; scores and dp are
+   made again, 32 keys at a time to fit the registers: 8 warps a multiprocessor for HD 128 on sm_90, and of dk and dv.
+   6 d FLOP per lane and visible key. */
+template <int HD> __global__ void __launch_bounds__(128) attention_dq_kernel(attn a, bf16 *dq) {
+    typedef tile<HD, 128> tile_;
+    WRPO_DYN_SHARED(bf16, memory);
+    const tile_ tq(memory, 0), td(memory, 1);
+    job j;
+    if (!find_job(a, a.H / a.G, blockIdx.x, &j)) return;
+    const int in_warp = threadIdx.x % 32, w = threadIdx.x / 32 * 16, g = blockIdx.y;
+    const lanes l(a, j.seg, g, j.first, j.count);
+    const key_tiles keys(a, j.seg, l.position(0), l.position(l.count - 1));
+    tq.load_lanes(a, a.q, a.ldq, l), td.load_lanes(a, a.d_o, a.ldo, l);
+    const factors f(a);
+    float acc[HD / 8][4] = {}, lse2[2], delta[2];
     int position[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        const lane_place x = l[min(w + in_warp / 4 + h * 8, l.count - 1)];
-        position[h] = x.position, lse2[h] = lse[x.row * a.H + x.head] * LOG2E, dl[h] = delta[x.row * a.H + x.head];
+        const int lane = min(w + in_warp / 4 + h * 8, l.count - 1);
+        const int64_t at = l.place(lane, a.H, 1);
+        position[h] = l.position(lane), lse2[h] = a.lse[at] * LOG2E, delta[h] = a.delta[at];
     }
-    if (STAGES == 2) fetch(0);
-    for (int i = 0; i < keys.n; i++) {
-        if (STAGES == 1) { __syncthreads(); fetch(i); }
-        ptx::cp_async_wait<0>();
-        __syncthreads();                               /* tile i is here, the last one done with */
-        if (STAGES == 2) fetch(i + 1);
-        const tile<HD, 128> tk(memory, 2 + i % STAGES * 2), tv(memory, 3 + i % STAGES * 2);
+    auto fetch = [&](int i, tile_ tk, tile_ tv) {
+        const key_tile t = keys[i];
+        tk.load_keys(a, a.k, t.row, g, t.count), tv.load_keys(a, a.v, t.row, g, t.count);
+    };
+    walk<tile_, attn_shape<HD>::STAGES>(memory, 0, keys.n, fetch, [&](int i, tile_ tk, tile_ tv) {
         const key_tile t = keys[i];
         const span seen[2] = {keys_seen(position[0], t.position, 0, t.count, a.window),
                               keys_seen(position[1], t.position, 0, t.count, a.window)};
 #pragma unroll 1
         for (int c0 = 0; c0 < t.count; c0 += 32) {
             float s[4][4], ds[4][4];
-            mma_abt(s, tq, w, tk, c0);
-            mma_abt(ds, td, w, tv, c0);
-#pragma unroll
-            for (int n = 0; n < 4; n++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    const int key = c0 + n * 8 + in_warp % 4 * 2 + e % 2;
-                    weigh(s[n][e], ds[n][e], key >= seen[e / 2].from && key < seen[e / 2].to, c, inner, a.softcap,
-                          lse2[e / 2], dl[e / 2]);
-                }
-            mma_pb(acc, ds, tk, c0, 0);
+            mma_abt<HD>(s, tq.p, w, tk.p, c0), mma_abt<HD>(ds, td.p, w, tv.p, c0);
+            if (f.softcap > 0) each<4>([&](int h, int, float &x, float &dp) { f.cap(x, dp, delta[h]); }, s, ds);
+            each<4>([&](int h, int key, float &p, float &dp) {
+                f.weigh(p, dp, c0 + key >= seen[h].from && c0 + key < seen[h].to, lse2[h], delta[h]);
+            }, s, ds);
+            mma_pb(acc, ds, tk.p, c0, 0);
         }
-    }
-    store_rows(dq, acc, w, l.count, d, a.scale, a.scale, fast.pairs,
-               [&](int i) { return l[i].row * a.ldq + (int64_t)l[i].head * d; });
+    });
+    store_rows(dq, acc, w, l.count, a.d, a.scale, a.scale, a.pairs, [&](int i) { return l.place(i, a.ldq, a.d); });
 }
 /* The lanes of segment s that see keys of the tile j: of key/value head g, cut into tiles; n of these, which see keys
- * [from, to). position: of the tile's first key, as they count. */
+   [from, to). position: of the tile's first key, as they count. */
 struct crowd {
     lanes l;
     int from, to, position, end, n;
-    __device__ crowd(const wrpo_attn &a, const job &j, int g, int64_t s) : l(a, a.segs[s], g, 0, 0) {
+    __device__ crowd(const attn &a, const job &j, int g, int64_t s) : l(a, a.segs[s], g, 0, 0) {
         const wrpo_seg seg = a.segs[s];
         const int64_t row0 = j.seg.begin + j.first;
         const bool home = s == j.index;
@@ -1586,26 +1637,22 @@ struct crowd {
     }
 };
 /* How many tiles of lanes see the keys of j; how many blocks share these. Both follow from its own record. */
-__device__ int crowds(const wrpo_attn &a, const job &j) {
-    int tiles = 0;
-    for (int64_t s = threadIdx.x % 32; s < a.n_segs; s += 32) tiles += crowd(a, j, 0, s).n;
-#pragma unroll
-    for (int i = 16; i; i >>= 1) tiles += __shfl_xor_sync(ALL, tiles, i);
-    return tiles;
+__device__ int crowds(const attn &a, const job &j) {
+    float tiles = 0;                                   /* exact: far below 2^24 */
+    for (int64_t s = threadIdx.x % 32; s < a.n_segs; s += 32) tiles += (float)crowd(a, j, 0, s).n;
+    return (int)warp_sum(tiles);
 }
-__device__ __forceinline__ int parts_of(int tiles) { return max(1, min((int)PARTS, (tiles + PART - 1) / PART)); }
-__device__ __forceinline__ int64_t part_at(const wrpo_attn &a, int part, int64_t row, int g, int second) {
-    return (((part * a.n + row) * a.G + g) * 2 + second) * a.d;
+INLINE int parts_of(int tiles) { return max(1, min((int)PARTS, (tiles + PART - 1) / PART)); }
+INLINE float *part_at(const attn &a, int part, int64_t row, int g, int second) {
+    return a.parts + (((part * a.n + row) * a.G + g) * 2 + second) * a.d;
 }
 /* card    op: attention_bwd, dk = scale sum_lanes ds q and dv = sum_lanes p do. A block of 4 warps (8 for HD 256: half
    of the columns each) owns 64 keys of a segment and a key/value head, and walks the lanes that see them: its own
    segment's and those of every segment that has the keys as its prefix, in order of segments and lanes. A prompt's keys
    are seen by all responses; its walk is cut into parts of equal length, whose sums, in fp32, the second kernel adds in
-   order. Blocks with much to do come first. 8 d FLOP per lane and visible key. Sizes as there. */
+   order. Blocks with much to do come first. 8 d FLOP per lane and visible key. */
 template <int HD>
-__global__ void __launch_bounds__(attn_shape<HD>::THREADS)
-    attention_dkv_kernel(wrpo_attn a, bf16 *dk, bf16 *dv, float *sums, const bf16 *d_o, const float *lse,
-                         const float *delta, const bf16 *q, const bf16 *k, const bf16 *v, attn_fast fast) {
+__global__ void __launch_bounds__(attn_shape<HD>::THREADS) attention_dkv_kernel(attn a, bf16 *dk, bf16 *dv) {
     enum { STAGES = attn_shape<HD>::STAGES, THREADS = attn_shape<HD>::THREADS, NO = attn_shape<HD>::COLS / 8 };
     typedef tile<HD, THREADS> tile_;
     WRPO_DYN_SHARED(bf16, memory);
@@ -1618,114 +1665,89 @@ __global__ void __launch_bounds__(attn_shape<HD>::THREADS)
     const int tiles = crowds(a, j), parts = parts_of(tiles);
     if (part >= parts) return;
     const int first = tiles * part / parts, end = tiles * (part + 1) / parts;
-    const int in_warp = threadIdx.x % 32, w = threadIdx.x / 32 % 4 * 16, chunk0 = threadIdx.x / 128 * NO, d = (int)a.d;
-    const int64_t row0 = j.seg.begin + j.first, from = row0 * a.ldkv + (int64_t)g * d;
+    const int in_warp = threadIdx.x % 32, w = threadIdx.x / 32 % 4 * 16, chunk0 = threadIdx.x / 128 * NO;
+    const int64_t row0 = j.seg.begin + j.first;
     const tile_ tk(memory, 0), tv(memory, 1);
-    tk.load(k + from, j.count, d, fast.rows, [&](int r) { return r * a.ldkv; });
-    tv.load(v + from, j.count, d, fast.rows, [&](int r) { return r * a.ldkv; });
-    const float c = (a.softcap > 0 ? a.softcap : a.scale) * LOG2E, inner = a.softcap > 0 ? a.scale / a.softcap : 1;
+    tk.load_keys(a, a.k, row0, g, j.count), tv.load_keys(a, a.v, row0, g, j.count);
+    const factors f(a);
     float ak[NO][4] = {}, av[NO][4] = {};
     int64_t s = 0;
     crowd now(a, j, g, 0);
     int before = 0;                                    /* tiles of the segments before s */
-    auto fetch = [&](int t) {
-        const int stage = t % STAGES * 64;
-        if (t < end) {
-            while (t >= before + now.n) before += now.n, now = crowd(a, j, g, ++s);
-            lanes l = now.l;
-            l.first += (t - before) * 64, l.count = min(64, now.end - l.first);
-            tile_(memory, 2 + t % STAGES * 2)
-                .load(q, l.count, d, fast.rows, [&](int r) { return l[r].row * a.ldq + (int64_t)l[r].head * d; });
-            tile_(memory, 3 + t % STAGES * 2)
-                .load(d_o, l.count, d, fast.rows, [&](int r) { return l[r].row * a.ldo + (int64_t)l[r].head * d; });
-            if (threadIdx.x < 64) {
-                const bool exists = (int)threadIdx.x < l.count;
-                const lane_place x = l[min((int)threadIdx.x, l.count - 1)];
-                at_seen[stage + threadIdx.x] =
-                    exists ? keys_seen(x.position, now.position, now.from, now.to, a.window) : span{0, 0};
-                at_lse2[stage + threadIdx.x] = exists ? lse[x.row * a.H + x.head] * LOG2E : 0;
-                at_delta[stage + threadIdx.x] = exists ? delta[x.row * a.H + x.head] : 0;
-            }
-        }
-        ptx::cp_async_commit();
+    auto fetch = [&](int t, tile_ tq, tile_ td) {
+        while (t >= before + now.n) before += now.n, now = crowd(a, j, g, ++s);
+        lanes l = now.l;
+        l.first += (t - before) * 64, l.count = min(64, now.end - l.first);
+        tq.load_lanes(a, a.q, a.ldq, l), td.load_lanes(a, a.d_o, a.ldo, l);
+        if (threadIdx.x >= 64) return;
+        const int lane = min((int)threadIdx.x, l.count - 1), to = t % STAGES * 64 + threadIdx.x;
+        const int64_t at = l.place(lane, a.H, 1);
+        at_seen[to] = keys_seen(l.position(lane), now.position, now.from, now.to, a.window);
+        if ((int)threadIdx.x >= l.count) at_seen[to].to = 0;
+        at_lse2[to] = a.lse[at] * LOG2E, at_delta[to] = a.delta[at];
     };
-    if (STAGES == 2) fetch(first);
-    for (int t = first; t < end; t++) {
-        if (STAGES == 1) { __syncthreads(); fetch(t); }
-        ptx::cp_async_wait<0>();
-        __syncthreads();                               /* lanes t are here, the last ones done with */
-        if (STAGES == 2) fetch(t + 1);
-        const tile_ tq(memory, 2 + t % STAGES * 2), td(memory, 3 + t % STAGES * 2);
-        const int stage = t % STAGES * 64;
+    walk<tile_, STAGES>(memory, first, end, fetch, [&](int t, tile_ tq, tile_ td) {
 #pragma unroll 1
         for (int c0 = 0; c0 < 64; c0 += 32) {
-            float p[4][4], ds[4][4];
-            mma_abt(p, tk, w, tq, c0);                 /* rows are keys, columns lanes */
-            mma_abt(ds, tv, w, td, c0);
-#pragma unroll
-            for (int n = 0; n < 4; n++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    const int col = stage + c0 + n * 8 + in_warp % 4 * 2 + e % 2, key = w + in_warp / 4 + e / 2 * 8;
-                    const span seen = at_seen[col];
-                    weigh(p[n][e], ds[n][e], key >= seen.from && key < seen.to, c, inner, a.softcap, at_lse2[col],
-                          at_delta[col]);
-                }
-            mma_pb(av, p, td, c0, chunk0);
-            mma_pb(ak, ds, tq, c0, chunk0);
+            float p[4][4], ds[4][4];                   /* rows are keys, columns lanes */
+            mma_abt<HD>(p, tk.p, w, tq.p, c0), mma_abt<HD>(ds, tv.p, w, td.p, c0);
+            const int lane0 = t % STAGES * 64 + c0;
+            if (f.softcap > 0)
+                each<4>([&](int, int col, float &x, float &dx) { f.cap(x, dx, at_delta[lane0 + col]); }, p, ds);
+            each<4>([&](int h, int col, float &x, float &dx) {
+                const int lane = lane0 + col, key = w + in_warp / 4 + h * 8;
+                const span seen = at_seen[lane];
+                f.weigh(x, dx, key >= seen.from && key < seen.to, at_lse2[lane], at_delta[lane]);
+            }, p, ds);
+            mma_pb(av, p, td.p, c0, chunk0), mma_pb(ak, ds, tq.p, c0, chunk0);
         }
-    }
-    const int column = chunk0 * 8;
-    auto place = [&](int i) { return i * a.ldkv + column; };
-    auto place_sums = [&](int i) { return i * a.G * 2 * d + column; };
-    if (parts == 1) {
-        store_rows(dk + from, ak, w, j.count, d - column, a.scale, a.scale, fast.pairs, place);
-        store_rows(dv + from, av, w, j.count, d - column, 1, 1, fast.pairs, place);
-    } else {
-        store_rows(sums + part_at(a, part, row0, g, 0), ak, w, j.count, d - column, a.scale, a.scale, true, place_sums);
-        store_rows(sums + part_at(a, part, row0, g, 1), av, w, j.count, d - column, 1, 1, true, place_sums);
-    }
+    });
+    auto put_rows = [&](auto *to_k, auto *to_v, int64_t ld, bool fast) {
+        auto place = [&](int i) { return i * ld + chunk0 * 8; };
+        store_rows(to_k, ak, w, j.count, a.d - chunk0 * 8, a.scale, a.scale, fast, place);
+        store_rows(to_v, av, w, j.count, a.d - chunk0 * 8, 1, 1, fast, place);
+    };
+    const int64_t to = row0 * a.ldkv + g * a.d;
+    if (parts == 1) put_rows(dk + to, dv + to, a.ldkv, a.pairs);
+    else put_rows(part_at(a, part, row0, g, 0), part_at(a, part, row0, g, 1), a.G * 2 * a.d, true);
 }
 /* card    the end of attention_bwd: dk and dv of keys whose lanes are in parts. A block a tile of keys and key/value
    head, two numbers a thread and turn; memory-bound (8B, 1024 + 3 x 1024: 16 of 64 tiles, 38 MB, 9 us). Sum: the parts
    in order. */
-__global__ void attention_dkv_end_kernel(wrpo_attn a, bf16 *dk, bf16 *dv, const float *sums, bool fast) {
+__global__ void attention_dkv_end_kernel(attn a, bf16 *dk, bf16 *dv) {
     job j;
     if (!find_job(a, 1, gridDim.y - 1 - blockIdx.y, &j)) return;
     const int g = blockIdx.x, parts = parts_of(crowds(a, j)), half = (int)a.d / 2;
     for (int i = threadIdx.x; i < 2 * j.count * half && parts > 1; i += blockDim.x) {
-        const int r = i / half / 2, second = i / half % 2, col = i % half * 2;
-        const int64_t row = j.seg.begin + j.first + r;
+        const int second = i / half % 2, col = i % half * 2;
+        const int64_t row = j.seg.begin + j.first + i / half / 2;
         float2 sum = make_float2(0, 0);
         for (int part = 0; part < parts; part++) {
-            const float2 x = *(const float2 *)(sums + part_at(a, part, row, g, second) + col);
+            const float2 x = *(const float2 *)(part_at(a, part, row, g, second) + col);
             sum.x += x.x, sum.y += x.y;
         }
-        store2((second ? dv : dk) + row * a.ldkv + (int64_t)g * a.d + col, sum.x, sum.y, 2, false, fast);
+        store2((second ? dv : dk) + row * a.ldkv + g * a.d + col, sum.x, sum.y, 2, false, a.pairs);
     }
 }
-template <int HD>
-void attention_of(device *dev, const wrpo_attn &a, bf16 *o, float *lse, const bf16 *q, const bf16 *k, const bf16 *v,
-                  attn_fast fast) {
-    auto kernel = attention_kernel<HD>;
-    const dim3 grid((unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), (unsigned)a.G);
-    LAUNCH_AS("attention_kernel", HD, kernel, grid, 128, attn_shape<HD>::SHARED, a, o, lse, q, k, v, fast);
+template <int HD> void attention_of(device *dev, attn a, bf16 *o, float *lse) {
+    const int64_t segs = a.n_segs, most = min(segs, WORK_FLOATS / (SPLITS * a.H * (a.d + 2)));
+    const int blocks = (int)max((int64_t)1, min((int64_t)SPLITS, SPLIT_BLOCKS / (most * a.G)));
+    for (int64_t first = 0; first < segs; first += most, a.segs += most) {     /* as many as `parts` has room for */
+        a.n_segs = min(most, segs - first);
+        const unsigned tiles = (unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs * blocks);
+        LAUNCH_AS("attention_kernel", HD, attention_kernel<HD>, dim3(tiles, (unsigned)a.G), 128,
+                  attn_shape<HD>::SHARED, a, o, lse, blocks);
+        LAUNCH(attention_end_kernel, dim3((unsigned)a.n_segs, (unsigned)a.G), 128, 0, a, o, lse);
+    }
 }
-template <int HD>
-void attention_bwd_of(device *dev, const wrpo_attn &a, bf16 *dq, bf16 *dk, bf16 *dv, const bf16 *d_o, const float *lse,
-                      const float *delta, const bf16 *q, const bf16 *k, const bf16 *v, float *sums, attn_fast fast) {
-    auto kernel_q = attention_dq_kernel<HD>;
-    auto kernel_kv = attention_dkv_kernel<HD>;
-    const unsigned tiles = (unsigned)(div_up(a.n, 64) + a.n_segs), G = (unsigned)a.G;
-    LAUNCH_AS("attention_dq_kernel", HD, kernel_q, dim3((unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), G), 128,
-              attn_shape<HD>::SHARED_BWD, a, dq, d_o, lse, delta, q, k, v, fast);
-    LAUNCH_AS("attention_dkv_kernel", HD, kernel_kv, dim3(G * PARTS, tiles), attn_shape<HD>::THREADS,
-              attn_shape<HD>::SHARED_BWD, a, dk, dv, sums, d_o, lse, delta, q, k, v, fast);
-    LAUNCH(attention_dkv_end_kernel, dim3(G, tiles), 256, 0, a, dk, dv, sums, fast.pairs);
-}
-bool attention_legal(device *dev, const wrpo_attn *a) {
-    if (a->d > 256 || a->d % 2) note(dev, cudaErrorInvalidValue, "attention: want an even head_dim of at most 256");
-    return a->d <= 256 && a->d % 2 == 0 && a->n > 0 && a->n_segs > 0;
+template <int HD> void attention_bwd_of(device *dev, const attn &a, bf16 *dq, bf16 *dk, bf16 *dv) {
+    const unsigned of_lanes = (unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), G = (unsigned)a.G,
+                   of_keys = (unsigned)(div_up(a.n, 64) + a.n_segs);
+    typedef attn_shape<HD> shape;
+    LAUNCH_AS("attention_dq_kernel", HD, attention_dq_kernel<HD>, dim3(of_lanes, G), 128, shape::SHARED_BWD, a, dq);
+    LAUNCH_AS("attention_dkv_kernel", HD, attention_dkv_kernel<HD>, dim3(G * PARTS, of_keys), shape::THREADS,
+              shape::SHARED_BWD, a, dk, dv);
+    LAUNCH(attention_dkv_end_kernel, dim3(G, of_keys), 256, 0, a, dk, dv);
 }
 #define BY_HEAD_DIM(d, F, ...) \
     ((d) <= 32    ? F<32>(__VA_ARGS__) \
@@ -1733,12 +1755,21 @@ bool attention_legal(device *dev, const wrpo_attn *a) {
      : (d) <= 96  ? F<96>(__VA_ARGS__) \
      : (d) <= 128 ? F<128>(__VA_ARGS__) \
                   : F<256>(__VA_ARGS__))
+/* false: nothing to do, or an error */
+bool attention_call(device *dev, attn *x, const wrpo_attn *a, const void *q, const void *k, const void *v) {
+    const bool legal = a->d <= 256 && a->d % 2 == 0 && a->H <= 1000;
+    if (!legal) note(dev, cudaErrorInvalidValue, "attention: want an even head_dim up to 256, and up to 1000 heads");
+    *(wrpo_attn *)x = *a;
+    x->q = (const bf16 *)q, x->k = (const bf16 *)k, x->v = (const bf16 *)v;
+    x->fast = a->d % 8 == 0 && on16(q, a->ldq, 2) && on16(k, a->ldkv, 2) && on16(v, 0, 2);
+    return legal && a->n > 0 && a->n_segs > 0;
+}
 void attention(void *d, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k, const void *v) {
     entered dev(d);
-    if (!attention_legal(dev, a)) return;
-    const attn_fast fast = {a->d % 8 == 0 && on16(q, a->ldq, 2) && on16(k, a->ldkv, 2) && on16(v, 0, 2),
-                            ((uintptr_t)o | (uintptr_t)a->ldo * 2) % 4 == 0};
-    BY_HEAD_DIM(a->d, attention_of, dev, *a, (bf16 *)o, lse, (const bf16 *)q, (const bf16 *)k, (const bf16 *)v, fast);
+    attn x = {};
+    if (!attention_call(dev, &x, a, q, k, v)) return;
+    x.parts = dev->work, x.pairs = ((uintptr_t)o | (uintptr_t)a->ldo * 2) % 4 == 0;
+    BY_HEAD_DIM(a->d, attention_of, dev, x, (bf16 *)o, lse);
 }
 size_t deltas(int64_t n, int64_t H) { return (size_t)(n * H + 3) / 4 * 4; }
 size_t attention_scratch(void *, int64_t n, int64_t H, int64_t G, int64_t d) { /* delta, and sums of dk and dv */
@@ -1747,18 +1778,17 @@ size_t attention_scratch(void *, int64_t n, int64_t H, int64_t G, int64_t d) { /
 void attention_bwd(void *d, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o,
                    const float *lse, const void *q, const void *k, const void *v, void *scratch) {
     entered dev(d);
-    if (!attention_legal(dev, a)) return;
+    attn x = {};
+    if (!attention_call(dev, &x, a, q, k, v)) return;
     const bool of_o = a->d % 8 == 0 && on16(d_o, a->ldo, 2);
-    const attn_fast fast = {
-        of_o && on16(q, a->ldq, 2) && on16(k, a->ldkv, 2) && on16(v, 0, 2),
-        ((uintptr_t)dq | (uintptr_t)dk | (uintptr_t)dv | (uintptr_t)a->ldq * 2 | (uintptr_t)a->ldkv * 2) % 4 == 0};
     float *delta = (float *)scratch;
+    x.d_o = (const bf16 *)d_o, x.lse = lse, x.delta = delta, x.parts = delta + deltas(a->n, a->H);
+    x.fast = x.fast && of_o, x.pairs = ((uintptr_t)dq | (uintptr_t)dk | (uintptr_t)dv | (uintptr_t)a->ldq * 2 |
+                                        (uintptr_t)a->ldkv * 2) % 4 == 0;
     int width = 1;
     while (width * 8 < a->d) width *= 2;
-    LAUNCH(delta_kernel, (unsigned)a->n, 256, 0, *a, delta, (const bf16 *)d_o, (const bf16 *)o, width,
-           of_o && on16(o, 0, 2));
-    BY_HEAD_DIM(a->d, attention_bwd_of, dev, *a, (bf16 *)dq, (bf16 *)dk, (bf16 *)dv, (const bf16 *)d_o, lse, delta,
-                (const bf16 *)q, (const bf16 *)k, (const bf16 *)v, delta + deltas(a->n, a->H), fast);
+    LAUNCH(delta_kernel, (unsigned)a->n, 256, 0, *a, delta, x.d_o, (const bf16 *)o, width, of_o && on16(o, 0, 2));
+    BY_HEAD_DIM(a->d, attention_bwd_of, dev, x, (bf16 *)dq, (bf16 *)dk, (bf16 *)dv);
 }
 
 /* ---- sumsq ----
@@ -1766,7 +1796,7 @@ void attention_bwd(void *d, const wrpo_attn *a, void *dq, void *dk, void *dv, co
    double, lanes meet in a butterfly, warps in order; a second kernel, of one warp, adds the parts the same way. x once:
    memory-bound (8B: 7.5 ms). Any count. */
 enum { SUM_BLOCKS = 1024 };
-__device__ __forceinline__ double warp_sum(double x) {
+INLINE double warp_sum(double x) {
 #pragma unroll
     for (int i = 16; i; i >>= 1) x += __shfl_xor_sync(ALL, x, i);
     return x;
@@ -1805,20 +1835,19 @@ void sumsq(void *d, double *out, const float *x, int64_t count) {
    the CPU's. Weight, low half, gradient and moments in, all but the gradient out: memory-bound (8B: 52 ms with float
    moments, 37 with bf16, 30 with 8 bits). The largest of a block by a butterfly. Any count. */
 struct update { float keep, rate, b1, b2, beta2, correction2, eps, grad_scale; uint32_t seed_m, seed_v; };
-__device__ __forceinline__ uint32_t dice(uint32_t seed, int64_t i) { /* 32 bits: a hash of (seed, i) */
+INLINE uint32_t dice(uint32_t seed, int64_t i) { /* 32 bits: a hash of (seed, i) */
     uint32_t x = seed + (uint32_t)i * 0x9E3779B9u;
     x = (x ^ x >> 16) * 0x7FEB352Du;
     x = (x ^ x >> 15) * 0x846CA68Bu;
     return x ^ x >> 16;
 }
-__device__ __forceinline__ float decode(float q, float s,
-                                        float top) { /* codes 0 ... top of magnitudes: s (q / top)^4 */
+INLINE float decode(float q, float s, float top) { /* codes 0 ... top of magnitudes: s (q / top)^4 */
     q = __fmul_rn(q, 1 / top);
     q = __fmul_rn(q, q);
     return __fmul_rn(__fmul_rn(q, q), s);
 }
 /* Eight numbers from p + i, the moment `second` or the first. `all` of them exist in memory; of floats, `left`. */
-__device__ __forceinline__ eight moment(const void *p, int64_t i, int64_t left, wrpo_moments moments, bool second) {
+INLINE eight moment(const void *p, int64_t i, int64_t left, wrpo_moments moments, bool second) {
     if (moments == WRPO_MOMENTS_F32) return load((const float *)p + i, left, left >= 8);
     if (moments == WRPO_MOMENTS_BF16) return load((const bf16 *)p + i, 8, true);
     const uint8_t *block = (const uint8_t *)p + i / WRPO_BLOCK * WRPO_BLOCK_BYTES;
@@ -1833,8 +1862,8 @@ __device__ __forceinline__ eight moment(const void *p, int64_t i, int64_t left, 
     }
     return v;
 }
-__device__ __forceinline__ void moment(void *p, const eight &v, int64_t i, int64_t left, wrpo_moments moments,
-                                       bool second, uint32_t seed) {
+INLINE void moment(void *p, const eight &v, int64_t i, int64_t left, wrpo_moments moments, bool second,
+                   uint32_t seed) {
     if (moments == WRPO_MOMENTS_F32) { store((float *)p + i, v, left, left >= 8); return; }
     if (moments == WRPO_MOMENTS_BF16) {                  /* rounded up or down by chance */
         uint32_t w[8];
@@ -1924,7 +1953,7 @@ void adamw(void *d, void *w, uint16_t *low, void *m, void *v, const float *g, in
    on a few rows: at 2 to 3 us of the host's time for each (an estimate) 0.6 to 0.9 ms, where its weights are read in
    0.08; a graph is one launch. The shapes follow from the run, its rows, segments and targets, which are the key. All
    that changes from token to token is read by the kernels from device memory, written there before: ids (embed),
-   cosines (rope), places in the cache (scatter), rows (gather), segments with the lengths of keys (attention, whose
+   angles (rope), places in the cache (scatter), rows (gather), segments with the lengths of keys (attention, whose
    grid follows from rows and segments alone). So the same kernels run with the same arguments, and have the same bits.
    Recording costs the host about what a few steps of launches do: hence GRAPH_AFTER, with which it never costs more
    than twice what was best. The plain runs before have loaded the kernels and made cuBLASLt's choices, whose memory is
@@ -2210,7 +2239,7 @@ wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
 }
 wrpo_backend table() {
     wrpo_backend b = {};
-    b.name = "cuda", b.act_bytes = 2, b.dtype = WRPO_DTYPE_BF16, b.host = false;
+    b.name = "cuda", b.act_bytes = 2, b.dtype = WRPO_DTYPE_BF16, b.host = false, b.micro_tokens = 8192;
     b.open = open, b.close = close, b.alloc = alloc, b.room = room, b.release = release, b.put = put, b.get = get,
     b.copy = copy, b.zero = zero, b.sync = sync, b.replay = replay;
     b.gemm = gemm, b.embed = embed, b.embed_bwd = embed_bwd, b.gather = gather, b.gather_bwd = gather_bwd,

@@ -378,7 +378,7 @@ static double linear_loss(run *t, void *p) {
     if (e->op == 3) t->be->zero(t->dev, e->y, (size_t)count * 4), t->be->bias(t->dev, e->y, n, e->b, m, n);
     if (e->op == 4) {
         count = m * 2 * k, memcpy(e->y, e->x, (size_t)count * 4);
-        t->be->rope(t->dev, e->y, 2 * k, e->table, m, 2, k / 2 * 2, 1);
+        t->be->rope(t->dev, e->y, 2 * k, e->table, e->ids, m, 2, k / 2 * 2, 1);
     }
     return dot(e->y, e->dy, count);
 }
@@ -386,10 +386,10 @@ static void test_linear(run *t, const int64_t *arg) {
     const int64_t m = arg[0], n = arg[1], k = arg[2], most = WRPO__MAX(m, n) * WRPO__MAX(n, 2 * k) * 2;
     linear_env e = {.x = random_floats(t, most, -1, 1), .w = random_floats(t, most, -1, 1),
                     .b = random_floats(t, n, -1, 1), .y = floats(t, most, 0), .dy = random_floats(t, most, -1, 1),
-                    .table = floats(t, m * k, 0),
+                    .table = floats(t, n * k, 0),
                     .ids = random_ids(t, m, n), .m = m, .n = n, .k = k};
     float *dx = floats(t, most, 0), *dw = floats(t, most, 0), *db = floats(t, n, 0);
-    for (int64_t i = 0; i < m * (k / 2); i++) {
+    for (int64_t i = 0; i < n * (k / 2); i++) {
         const double a = uniform(t, 0, 7);
         e.table[2 * i] = (float)cos(a), e.table[2 * i + 1] = (float)sin(a);
     }
@@ -403,7 +403,8 @@ static void test_linear(run *t, const int64_t *arg) {
     differences(t, "gather dx", linear_loss, &e, e.x, n * k, dx, 1);
     e.op = 3, t->be->bias_bwd(t->dev, db, e.dy, n, m, n);
     differences(t, "bias db", linear_loss, &e, e.b, n, db, 1);
-    e.op = 4, memcpy(dx, e.dy, (size_t)(m * 2 * k) * 4), t->be->rope(t->dev, dx, 2 * k, e.table, m, 2, k / 2 * 2, -1);
+    e.op = 4, memcpy(dx, e.dy, (size_t)(m * 2 * k) * 4);
+    t->be->rope(t->dev, dx, 2 * k, e.table, e.ids, m, 2, k / 2 * 2, -1);
     differences(t, "rope dx", linear_loss, &e, e.x, m * 2 * k, dx, 1);
 }
 
@@ -457,19 +458,20 @@ static void test_rmsnorm(run *t, const int64_t *arg) {
 /* ---- rope: args n, heads, d, extra ---- */
 static void test_rope(run *t, const int64_t *arg) {
     const int64_t n = arg[0], heads = arg[1], d = arg[2], W = heads * d, ld = W + arg[3];
-    float *x = floats(t, n * ld, NAN), *angles = floats(t, n * d, 0);
-    for (int64_t r = 0; r < n; r++) {
-        for (int64_t i = 0; i < d / 2; i++) {
-            double a = uniform(t, 0, 7);
-            angles[r * d + 2 * i] = (float)cos(a), angles[r * d + 2 * i + 1] = (float)sin(a);
-        }
-        for (int64_t j = 0; j < W; j++) x[r * ld + j] = (float)uniform(t, -1, 1);
+    const int64_t positions = n + 3;
+    float *x = floats(t, n * ld, NAN), *angles = floats(t, positions * d, 0);
+    const int32_t *index = random_ids(t, n, positions);
+    for (int64_t i = 0; i < positions * d / 2; i++) {
+        double a = uniform(t, 0, 7);
+        angles[2 * i] = (float)cos(a), angles[2 * i + 1] = (float)sin(a);
     }
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < W; j++) x[r * ld + j] = (float)uniform(t, -1, 1);
     float *back = copy_of(t, x, n * ld), *want = copy_of(t, x, n * ld);
-    plain->rope(exact->dev, want, ld, angles, n, heads, d, 1);
-    t->be->rope(t->dev, x, ld, angles, n, heads, d, 1);
+    plain->rope(exact->dev, want, ld, angles, index, n, heads, d, 1);
+    t->be->rope(t->dev, x, ld, angles, index, n, heads, d, 1);
     result(t, "rope", "x", x, n, W, ld, want, 3e-7);
-    t->be->rope(t->dev, x, ld, angles, n, heads, d, -1);
+    t->be->rope(t->dev, x, ld, angles, index, n, heads, d, -1);
     result(t, "rope back", "x", x, n, W, ld, back, 1e-6);     /* the transpose of a rotation is its inverse */
 }
 

@@ -56,8 +56,9 @@ static void plain_logps(const int32_t *ids, int64_t n, int64_t first, double *ou
                  add = c->residual_multiplier > 0 ? c->residual_multiplier : 1,
                  divide = c->logits_scaling > 0 ? c->logits_scaling : 1;
     float inv_all[256], inv_sliding[256];
-    double scale_all, slope;             /* softcap and act are those of >>ops, in double */
-    wrpo__inv_freq(c, wrpo__rope_key(c, n), inv_all, &scale_all);
+    double slope;                        /* softcap and act are those of >>ops, in double */
+    wrpo__rotary all = {.inv_freq = inv_all};
+    wrpo__inv_freq(c, wrpo__rope_key(c, n), &all);
     for (int64_t e = 0; c->sliding_rope_theta > 0 && e < turned / 2; e++)
         inv_sliding[e] = (float)pow(c->sliding_rope_theta, -2 * (double)e / (double)turned);
     for (int64_t i = 0; i < n; i++)
@@ -66,7 +67,7 @@ static void plain_logps(const int32_t *ids, int64_t n, int64_t first, double *ou
         const bool own_base = c->sliding_rope_theta > 0 && c->sliding_layers[0] >> l & 1;
         const bool turns = !(c->no_rope_layers[0] >> l & 1);
         const float *inv = own_base ? inv_sliding : inv_all;
-        const double scale = own_base ? 1 : scale_all;
+        const double scale = own_base ? 1 : all.scale;
         for (int64_t i = 0; i < n; i++) {
             if (c->no_pre_norms) memcpy(a, x + i * D, (size_t)D * 8);
             else rms(a, x + i * D, at(WRPO__W(plain, input_layernorm, l)), D, eps, plus);

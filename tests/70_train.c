@@ -685,7 +685,7 @@ int main(void) {
                                        .weight_decay = WRPO_ZERO,
                                        .loss.label_smoothing = WRPO_ZERO,
                                        .batch_size = N};
-        const wrpo_train_desc d = wrpo_train_defaults(&zeros), twice = wrpo_train_defaults(&d);
+        const wrpo_train_desc d = wrpo_train_defaults(ctx, &zeros), twice = wrpo_train_defaults(ctx, &d);
         wrpo_metrics last;
         char *line = NULL;
         CHECK(d.alpha == 0 && d.learning_rate == 0 && d.warmup_ratio == 0 && d.beta1 == 0 && d.beta2 == 0 &&

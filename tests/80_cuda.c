@@ -267,15 +267,19 @@ static void test_rmsnorm(run *t, const int64_t *arg) {
 /* ---- rope: args n, heads, d, extra ---- */
 static void test_rope(run *t, const int64_t *arg) {
     const int64_t n = arg[0], heads = arg[1], d = arg[2], W = heads * d, ld = W + arg[3];
-    array x = rows_of(t, n, W, ld, -1, 1), turn = make(t, n * d, 4);
-    for (int64_t i = 0; i < n * d / 2; i++) {
+    const int64_t positions = n + 3;
+    array x = rows_of(t, n, W, ld, -1, 1), turn = make(t, positions * d, 4);
+    int32_t *index = host(t, (size_t)n * 4);
+    for (int64_t r = 0; r < n; r++) index[r] = (int32_t)uniform(t, 0, (double)positions);
+    for (int64_t i = 0; i < positions * d / 2; i++) {
         const double angle = uniform(t, 0, 7);
         turn.host[2 * i] = (float)cos(angle), turn.host[2 * i + 1] = (float)sin(angle);
     }
     up(t, &turn);
+    const int32_t *at = ids_of(t, index, n);
     for (int back = 0; back < 2; back++) {
-        t->be->rope(t->d, x.dev, ld, turn.dev, n, heads, d, back ? -1 : 1);
-        t->ref->rope(t->cpu->dev, x.host, ld, turn.host, n, heads, d, back ? -1 : 1);
+        t->be->rope(t->d, x.dev, ld, turn.dev, at, n, heads, d, back ? -1 : 1);
+        t->ref->rope(t->cpu->dev, x.host, ld, turn.host, index, n, heads, d, back ? -1 : 1);
         result(t, "rope", back ? "back" : "x", x, n, W, ld, back ? 8e-3 : 4e-3);
     }
 }
@@ -362,6 +366,43 @@ static void test_decoding(run *t, const int64_t *arg) {
         t->be->get(t->d, y, o2.dev, (size_t)(rows * H * d) * 2);
         CHECK(!memcmp(y, x + (n - rows) * H * d * 2, (size_t)(rows * H * d) * 2),
               "%s: %lld rows against a cache have other bits", t->name, (long long)rows);
+    }
+}
+/* Rows that are alone in their segments, against caches of many keys: right, and with the same bits whatever else is
+   computed. args H, G, d, window, softcap, how many sequences */
+static void test_splits(run *t, const int64_t *arg) {
+    enum { MOST = 24 };
+    static const int64_t lengths[] = {700, 1100, 511, 512, 37, 2600, 833, 576};
+    const int64_t H = arg[0], G = arg[1], d = arg[2], count = arg[5], P = 130;
+    wrpo_seg segs[MOST];
+    int64_t n = 0, keys = P;                           /* the first P rows of k and v: the prefix of every other one */
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t own = lengths[i % 8], rows = i % 6 == 4 ? 3 : 1, prefix = i % 2 ? 0 : P;
+        segs[i] = (wrpo_seg){n, n + rows, 0, prefix, keys, keys + own};
+        n += rows, keys += own;
+    }
+    wrpo_attn a = {n, segs, count, H, G, d, H * d, G * d, H * d, arg[3], 0.7f / sqrtf((float)d), (float)arg[4]}, b = a;
+    array q = rnd(t, n * H * d, 2, -2, 2), k = rnd(t, keys * G * d, 2, -2, 2), v = rnd(t, keys * G * d, 2, -1, 1),
+          o = blank(t, n * H * d, 2), lse = blank(t, n * H, 4), o2 = blank(t, n * H * d, 2), lse2 = blank(t, n * H, 4);
+    b.segs = segs_of(t, segs, count);
+    t->be->attention(t->d, &b, o.dev, lse.dev, q.dev, k.dev, v.dev);
+    if (t->way == 0) t->ref->attention(t->cpu->dev, &a, o.host, lse.host, q.host, k.host, v.host);
+    result(t, "attention", "o", o, n, H * d, H * d, 6e-3);
+    result(t, "attention lse", "lse", lse, n, H, H, 1e-5);
+    const size_t bytes = (size_t)(H * d) * 2;
+    char *x = host(t, (size_t)n * bytes), *y = host(t, bytes);
+    float *x_lse = host(t, (size_t)(n * H) * 4), *y_lse = host(t, (size_t)H * 4);
+    t->be->get(t->d, x, o.dev, (size_t)n * bytes), t->be->get(t->d, x_lse, lse.dev, (size_t)(n * H) * 4);
+    for (int64_t i = 0; i < count && i < 8; i++) {
+        wrpo_seg one = segs[i];
+        const int64_t row = one.begin;
+        if (one.end - row != 1) continue;
+        one.begin = 0, one.end = 1;
+        b.n = b.n_segs = 1, b.segs = segs_of(t, &one, 1);
+        t->be->attention(t->d, &b, o2.dev, lse2.dev, (char *)q.dev + (size_t)row * bytes, k.dev, v.dev);
+        t->be->get(t->d, y, o2.dev, bytes), t->be->get(t->d, y_lse, lse2.dev, (size_t)H * 4);
+        CHECK(!memcmp(y, x + (size_t)row * bytes, bytes) && !memcmp(y_lse, x_lse + row * H, (size_t)H * 4),
+              "%s: a row against %lld keys has other bits alone", t->name, (long long)(one.own_end - one.own));
     }
 }
 
@@ -877,10 +918,15 @@ static wrpo_ctx *open_with(unsigned on, unsigned off) {
 static void test_generation(wrpo_ctx *gpu);
 static void test_device(wrpo_ctx *cpu) {
     if (!EMULATED) return;
+    const wrpo_train_desc own = {.micro_tokens = 77};
     wrpo_error why = {WRPO_OK, 0, 0, ""};
     emu_device = 1;
     wrpo_ctx *second = open_with(0, 0);
     emu_device = 0;
+    CHECK(wrpo_train_defaults(second, NULL).micro_tokens == 8192 &&
+              wrpo_train_defaults(cpu, NULL).micro_tokens == 1024 &&
+              wrpo_train_defaults(second, &own).micro_tokens == 77,
+          "micro_tokens: not what the backend has by default");
     const int64_t before = emu_calls[0], there = emu_calls[1];
     test_training(cpu, second, "on the second device",
                   (wrpo_train_desc){.batch_size = 4, .learning_rate = 2e-3, .epochs = 100, .alpha = 0.5}, 2, 1, 2);
@@ -1168,6 +1214,8 @@ int main(int argc, char **argv) {
           {7, 1, 80, 100, 0, 0, 5},
           {24, 1, 16, 0, 0, 2, 5}});
     EACH("decoding", test_decoding, {{9, 3, 64, 0}, {4, 4, 18, 30}, {6, 2, 96, 9}});
+    EACH("splits", test_splits, {{4, 2, 32, 0, 0, 8}, {3, 1, 64, 1500, 4, 3}, {2, 2, 18, 600, 0, 6},
+                                 {64, 1, 250, 0, 0, 18}, {65, 1, 8, 0, 0, 2}});
     EACH("glu", test_glu,
          {{1, 1, 0, 0, 0},
           {3, 17, 0, 0, 1},

@@ -40,7 +40,7 @@ bad() { echo "FAIL mutant: $*"; failed=$((failed + 1)); }
 mutant() {
     echo "$1" | grep -qE "$only" || return
     way=$2 script=$5 kernel=${3%% *} copy=0
-    case $kernel in decoding) kernel=attention ;; esac
+    case $kernel in decoding | splits) kernel=attention ;; esac
     if [ "$script" != none ]; then
         copy=1
         while grep -qsx -e "$kernel" -e graphs -e ring "$B/bugs/$way-$copy.kernels"; do copy=$((copy + 1)); done
@@ -100,6 +100,9 @@ mutant "no bug" plain "lt" - none
 mutant "no bug" memory "gemm 4" - none
 mutant "no bug" memory "rows 3" - none
 mutant "no bug" race "attention 16" - none
+mutant "no bug" plain "splits 0" - none
+mutant "no bug" race "splits 0" - none
+mutant "no bug" race "logprob 2" - none
 mutant "no bug" race "rows 3" - none
 mutant "no bug" race "adamw 6" - none
 mutant "gemm: no barrier between the copy and its use" plain "gemm 6" 'relative error|other bits' \
@@ -128,19 +131,19 @@ mutant "wgmma: a stage is given away while it is read" plain "wgmma 2" 'relative
 mutant "wgmma: no fence in front of a product" plain "wgmma 2" 'emu: wgmma: no fence' \
     "$(line 'wgmma_kernel(C' 'wgmma_fence')s/ptx::wgmma_fence\(\);/;/"
 mutant "attention: K is replaced while it is read" plain "attention 16" 'relative error|other bits' \
-    "$(drop 'attention_kernel(wrpo_attn' '/* and may go */')"
+    "$(drop 'attention_kernel(attn a' '/* and may go */')"
 mutant "attention: the same, as a race" race "attention 16" 'ThreadSanitizer: data race' \
-    "$(drop 'attention_kernel(wrpo_attn' '/* and may go */')"
+    "$(drop 'attention_kernel(attn a' '/* and may go */')"
 mutant "attention: V is used before it is there" plain "attention 16" 'relative error' \
-    "$(line 'attention_kernel(wrpo_attn' 'cp_async_wait<1>' 1)s/ptx::cp_async_wait<1>\(\);/;/"
+    "$(line 'attention_kernel(attn a' 'cp_async_wait<1>' 1)s/ptx::cp_async_wait<1>\(\);/;/"
 mutant "attention: dk and dv, lanes replaced while they are read" race "attention 16" 'ThreadSanitizer: data race' \
-    "$(drop 'attention_dkv_kernel(wrpo_attn' 'the last ones done with')"
+    "$(drop 'INLINE void walk' 'the last ones done with')"
 mutant "attention: keys in front of a prefix count" plain "attention 12" 'relative error' \
     "s/now.position, now.from, now.to/now.position, 0, now.to/"
 mutant "attention: dq, K and V are used before they are there" plain "attention 16" 'relative error' \
-    "$(line 'attention_dq_kernel(wrpo_attn' 'cp_async_wait<0>')s/ptx::cp_async_wait<0>\(\);/;/"
+    "$(line 'INLINE void walk' 'cp_async_wait<0>')s/ptx::cp_async_wait<0>\(\);/;/"
 mutant "attention: dk and dv, the lanes of the step before" plain "attention 16" 'relative error|other bits' \
-    "$(line 'attention_dkv_kernel(wrpo_attn' 'const tile_ tq(memory')s/tq\(memory, 2 \+ t %/tq(memory, 2 + (t + 1) %/"
+    "$(line 'INLINE void walk' 'use(t, T(memory')s/use\(t, T\(memory, 2 \+ t %/use(t, T(memory, 2 + (t + 1) %/"
 mutant "attention: a part of dk and dv is lost" plain "attention 18" 'relative error' \
     "s/part < parts; part\+\+/part < parts - 1; part++/"
 mutant "attention: parts of dk and dv overlap" plain "attention 18" 'relative error' \
@@ -154,6 +157,20 @@ mutant "attention: parts of dv, the same, as a race" race "attention 18" 'Thread
     "s/part_at\(a, part, row0, g, 1\)/part_at(a, part \/ 2, row0, g, 1)/"
 mutant "attention: a cache's own keys are taken for the rows" plain "decoding 1" 'other bits' \
     "s/s.prefix_end - s.prefix \+ \(s.own_end - s.own\) - \(s.end - s.begin\)/s.prefix_end - s.prefix/"
+mutant "rope: the angles of another row" plain "rope 2" 'rope.*relative error' \
+    "s/index\[blockIdx.x\] \* d;/blockIdx.x * d;/"
+mutant "splits: one is lost" plain "splits 0" 'relative error' \
+    "s/split < splits; split\+\+\) \{/split < splits - 1; split++) {/"
+mutant "splits: their maxima do not count" plain "splits 1" 'relative error' \
+    "s/const float weight = exp2f\(.*/const float weight = 1;/"
+mutant "splits: as many as the batch leaves room for" plain "splits 0" 'has other bits alone' \
+    "s/tiles \/ SPLIT\)\)/tiles \/ SPLIT \/ (int)a.n_segs))/"
+mutant "splits: those of the first segments again" plain "splits 3" 'relative error' \
+    "s/first \+= most, a.segs \+= most/first += most/"
+mutant "splits: two into one place, as a race" race "splits 0" 'ThreadSanitizer: data race' \
+    "s/split_at\(a, j.index, split, l.head0\)/split_at(a, j.index, split \/ 2, l.head0)/"
+mutant "logprob: two blocks write one number before a barrier" race "logprob 2" 'ThreadSanitizer: data race' \
+    "s/    (const float top = group_max\(most\);)/    if (threadIdx.x == 0) lse[0] = 0; \1/"
 mutant "rmsnorm: the end of a row is overrun" plain "rmsnorm 1" 'written between rows' \
     "$(line 'void rmsnorm_kernel' 'store(y + j')s/D - j/8/"
 mutant "rmsnorm: a shuffle that half a warp does not reach" plain "rmsnorm 6" 'emu: deadlock' \
@@ -171,7 +188,7 @@ mutant "dropout: draws of a row that begins within a block are shifted" plain "r
 mutant "logprob: two blocks write one number" race "logprob 2" 'ThreadSanitizer: data race' \
     "s/    lse\[blockIdx.x\] = top/    lse[blockIdx.x \& ~1u] = top/"
 mutant "adamw: a scale is written while others read it" race "adamw 6" 'ThreadSanitizer: data race' \
-    "$(drop '__device__ __forceinline__ void moment' '__syncwarp')"
+    "$(drop 'INLINE void moment' '__syncwarp')"
 mutant "adamw: the wrong seed" plain "adamw 5" 'bytes differ' \
     "s/(moment\(v, vi, i, left, [a-z]+, true, u.seed_)v/\1m/"
 mutant "graphs: of a key only the first number counts" long "graphs" 'taken for another|other bits' \
@@ -188,6 +205,8 @@ mutant "device: not made current" plain "device" 'invalid resource handle|exit c
     "$(line 'struct entered' 'cudaSetDevice(dev->index)')s/note\(.*/;/"
 mutant "device: not restored" apart "device" 'the current device is 1 afterwards' \
     "s/~entered\(\) \{ if \(before >= 0\) cudaSetDevice\(before\); \}/~entered() {}/"
+mutant "device: the host's micro_tokens" plain "device" 'micro_tokens: not what' \
+    "s/b.micro_tokens = 8192/b.micro_tokens = 1024/"
 mutant "device: an op that does not enter it" apart "device" 'invalid resource handle' \
     "$(line 'void rope(void *d' 'entered dev(d);')s/entered dev\(d\);/device *dev = (device *)d;/"
 mutant "device: shared memory is not checked" apart "device" 'attention_kernel<128>: want 49152 bytes' \

@@ -2,6 +2,8 @@
 # What nvcc says of wrpo_cuda.cu without a GPU: it compiles for sm_80 and sm_90a without a warning, spills no more than
 # the few bytes listed here, uses tensor cores (and wgmma and TMA in code for sm_90a) where meant and atomics nowhere;
 # the program links, with and without cuBLASLt, and says so where there is no device; ranks over NCCL compile.
+# It prints the occupancy of the kernels that count: how many blocks and warps a multiprocessor holds, from registers
+# and shared memory as compiled and NVIDIA's published limits, and which of these limits.
 # usage, in this folder: sh cuda_nvcc.sh        NVCC=path if it is not found; without nvcc: one skip
 passed=0 failed=0
 NVCC=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
@@ -13,10 +15,9 @@ bad() { failed=$((failed + 1)); echo "FAIL cuda_nvcc: $*"; }
 B=$PWD/build/nvcc
 mkdir -p "$B"
 # kernel, architecture, bytes of spill stores that are known
-allowed='attention_dkv_kernel<64> sm_80 32
-attention_dkv_kernel<64> sm_90a 24
-attention_dkv_kernel<32> sm_90a 20
-attention_dq_kernel<32> sm_90a 8'
+allowed='attention_kernel<256> sm_80 24
+attention_kernel<96> sm_90a 12
+attention_dkv_kernel<32> sm_90a 12'
 cat >"$B/sass.c" <<'X'
 /* Opcodes in the .text sections of a cubin: 16-byte instructions, the opcode in their low 12 bits. That is not
    documented, hence the comparison with PTX. */
@@ -49,6 +50,46 @@ int main(int argc, char **argv) {
 }
 X
 ${CC:-cc} -O1 "$B/sass.c" -o "$B/sass" || bad "sass.c"
+# What the compiler does not know: threads of a block, and the shared memory that a launch asks for.
+cat >"$B/launches.cc" <<'X'
+#include "../../../wrpo_cuda.cu"
+template <int HD> void attention_launches() {
+    printf("attention_kernel<%d> 128 %d\n", HD, (int)attn_shape<HD>::SHARED);
+    printf("attention_dq_kernel<%d> 128 %d\n", HD, (int)attn_shape<HD>::SHARED_BWD);
+    printf("attention_dkv_kernel<%d> %d %d\n", HD, (int)attn_shape<HD>::THREADS, (int)attn_shape<HD>::SHARED_BWD);
+}
+int main() {
+    attention_launches<32>(), attention_launches<64>(), attention_launches<96>(), attention_launches<128>();
+    attention_launches<256>();
+    for (const char *of : {"0,bf16", "0,float", "2,bf16", "3,float"}) {
+        printf("gemm_kernel<%c,128,%s> 128 %d\n", of[0], of + 2, (int)gemm_shape<128>::SHARED);
+        printf("gemm_kernel<%c,16,%s> 128 %d\n", of[0], of + 2, (int)gemm_shape<16>::SHARED);
+        printf("wgmma_kernel<%s> 384 %d\n", of, (int)WGMMA_SHARED);
+    }
+    printf("attention_end_kernel 128 0\n");
+    for (const char *name : {"attention_dkv_end", "delta", "columns", "rmsnorm", "rmsnorm_bwd", "rope", "glu",
+                             "glu_bwd", "logprob", "logprob_bwd", "adamw", "sumsq", "sum", "add", "gather"})
+        printf("%s_kernel 256 0\n", name);
+}
+X
+: "${EMU:=-std=c++17 -fno-strict-aliasing -ffp-contract=off -Wno-unknown-pragmas -I.. -include support/cuda_emu.h}"
+${CXX:-g++} $EMU -w -O0 -x c++ "$B/launches.cc" -o "$B/launches" && "$B/launches" | sort >"$B/launches.txt" ||
+    bad "launches.cc"
+# stdin: name, threads, dynamic shared memory, registers, static shared memory. $1: bytes of shared memory of a
+# multiprocessor. Its other limits are those of compute capability 8.0 and 9.0 alike: 65536 registers, given to a warp
+# in units of 256; 64 warps; 32 blocks; and each block costs 1 KiB of shared memory more.
+occupancy() {
+    awk -v most="$1" '
+    function least(n, by) { if (n < blocks) { blocks = n; limit = by } }
+    {
+        warps = int(($2 + 31) / 32); a_warp = int(($4 * 32 + 255) / 256) * 256; blocks = 32; limit = "blocks"
+        least(int(64 / warps), "warps")
+        least(int(int(65536 / a_warp) / warps), "registers")
+        least(int(most / ($3 + $5 + 1024)), "shared memory")
+        printf "%-32s %7d %9d %7d %6d %5d %4d%%  %s\n", $1, $2, $4, $3 + $5, blocks, blocks * warps, \
+            blocks * warps * 100 / 64, limit
+    }'
+}
 # a mangled name: kernel<its numbers and type>
 short() {
     sed -E 's/^_ZN[^ ]*_GLOBAL__N__[0-9a-zA-Z_]*_cu_[0-9a-f_]*[0-9]+([a-z]+_[a-z_]*kernel)/\1/
@@ -72,7 +113,10 @@ for arch in 80 90a; do
     if grep -iE 'C75[0-9]+|serializ' "$log"; then bad "sm_$arch: instructions are serialised"; else ok; fi
     awk '/Compiling entry function/ { split($0, q, "\047"); name = q[2] }
          /bytes stack frame/ { spill = $5 }
-         /Used [0-9]+ registers/ { for (i = 1; i < NF; i++) if ($i == "Used") print name, $(i + 1), spill }' "$log" |
+         /Used [0-9]+ registers/ {
+             shared = 0
+             for (i = 1; i <= NF; i++) { if ($i == "Used") used = $(i + 1); if ($i ~ /^smem/) shared = $(i - 2) }
+             print name, used, spill; print name, shared >statics }' statics="$B/statics" "$log" |
         sort >"$B/registers"
     awk '/\.entry/ { match($0, /_Z[A-Za-z0-9_]*/); name = substr($0, RSTART, RLENGTH); seen[name] = 1 }
          /mma\.sync/ { m[name]++ } /ldmatrix/ { l[name]++ } /cp\.async\.cg/ { c[name]++ }
@@ -86,6 +130,18 @@ for arch in 80 90a; do
     printf '%-32s %9s %7s %8s %8s %8s %6s %8s %6s %4s\n' "sm_$arch" registers spilled mma.sync ldmatrix cp.async HMMA \
         LDL+STL wgmma TMA
     awk '{ printf "%-32s %9d %7d %8d %8d %8d %6d %8d %6d %4d\n", $1, $2, $3, $4, $5, $6, $10, $12, $8, $9 }' "$B/table"
+    printf '\n%-32s %7s %9s %7s %6s %5s %5s  %s\n' "sm_$arch, a multiprocessor" threads registers shared blocks warps \
+        full 'limited by'
+    if [ $arch = 80 ]; then shared=$((164 * 1024)); else shared=$((228 * 1024)); fi
+    short <"$B/statics" | sort >"$B/statics.txt"
+    awk '{ print $1, $2 }' "$B/table" | sort | join "$B/launches.txt" - | join - "$B/statics.txt" | occupancy $shared \
+        >"$B/occupancy"
+    grep -v "^wgmma.* 0%" "$B/occupancy"      # which is empty where the architecture has none
+    # every kernel of tensor cores is in the table, and at least one block of it fits
+    for kernel in $(awk '$4 > 0 || $8 > 0 { print $1 }' "$B/table"); do
+        if awk -v k="$kernel" '$1 == k && $5 > 0 { found = 1 } END { exit !found }' "$B/occupancy"; then ok
+        else bad "sm_$arch: $kernel: not in the table of occupancy"; fi
+    done
     while read -r name registers spill mma ldmatrix copies atomics wgmma tma hmma ldsm local hgmma utmaldg; do
         may=$(echo "$allowed" | awk -v k="$name" -v a="sm_$arch" '$1 == k && $2 == a { print $3 }')
         if [ "$spill" -le "${may:-0}" ]; then ok
@@ -93,7 +149,7 @@ for arch in 80 90a; do
         if [ "$atomics" -eq 0 ]; then ok; else bad "sm_$arch: $name has $atomics atomic instructions"; fi
         if [ "${may:-0}" -gt 0 ] || [ "$local" -eq 0 ]; then ok; else bad "sm_$arch: $name uses local memory"; fi
         case $name in
-        attention_dkv_end_kernel) ok ;;
+        attention_dkv_end_kernel | attention_end_kernel) ok ;;
         gemm_kernel*|attention*)
             if [ "$mma" -gt 0 ] && [ "$ldmatrix" -gt 0 ] && [ "$copies" -gt 0 ] && [ "$hmma" -ge "$mma" ]; then ok
             else bad "sm_$arch: $name: no tensor cores"; fi ;;

@@ -135,7 +135,7 @@ done
 check=$(command -v compute-sanitizer || echo "$(dirname "$NVCC")/compute-sanitizer")
 if [ -x "$check" ]; then
     for tool in memcheck racecheck initcheck synccheck; do
-        for t in "attention 16" "gemm 1" "decoding 1" "rows 3" "adamw 5" "rmsnorm 2"; do
+        for t in "attention 16" "gemm 1" "splits 1" "rows 3" "adamw 5" "rmsnorm 2"; do
             part "compute-sanitizer: $tool: $t" 20 env WRPO_GEMM=mma "$check" --tool $tool --error-exitcode 9 $test $t
         done
     done

@@ -153,28 +153,49 @@ static void attentions(const char *model, int64_t H, int64_t G, int64_t d, int64
     drop(qkv), drop(dqkv), drop(o), drop(d_o), drop(lse), drop(scratch), drop(ds);
     check(true, model);
 }
+/* One token of each of `samples` sequences against `keys` keys of its own. */
+static void decoding_attention(const char *model, int64_t H, int64_t G, int64_t d, int64_t samples, int64_t keys) {
+    wrpo_seg *segs = malloc((size_t)samples * sizeof *segs), *ds = be->alloc(ctx->dev, (size_t)samples * sizeof *segs);
+    for (int64_t i = 0; i < samples; i++) segs[i] = (wrpo_seg){i, i + 1, 0, 0, i * keys, (i + 1) * keys};
+    be->put(ctx->dev, ds, segs, (size_t)samples * sizeof *segs);
+    const wrpo_attn a = {samples, ds, samples, H, G, d, H * d, 2 * G * d, H * d, 0, 1 / sqrtf((float)d), 0};
+    char *q = numbers(samples * H * d, 2, 1), *o = numbers(samples * H * d, 2, 1),
+         *kv = numbers(samples * keys * 2 * G * d, 2, 1);
+    float *lse = numbers(samples * H, 4, 1);
+    double t;
+    char name[80];
+    snprintf(name, sizeof name, "attention %s, %lld x 1 row, %lld keys", model, (long long)samples, (long long)keys);
+    TIME(t, ctx->dev, be->attention(ctx->dev, &a, o, lse, q, kv, kv + G * d * 2));
+    line(name, t, 4 * (double)(samples * keys * G * d), 0, "");
+    drop(q), drop(kv), drop(o), drop(lse), drop(ds);
+    free(segs);
+    check(true, model);
+}
 static void streams(int64_t n, int64_t D, int64_t I, int64_t heads, int64_t d, int64_t V, int64_t chunk,
                     int64_t weights) {
     const double nD = (double)n * (double)D, nI = (double)n * (double)I;
     void *x = numbers(n * D, 2, 1), *y = numbers(n * D, 2, 1), *gu = numbers(2 * n * I, 2, 1),
          *h = numbers(n * I, 2, 1), *q = numbers(n * heads * d, 2, 1);
     float *w = numbers(D, 4, 1), *dw = numbers(D, 4, 1), *rstd = numbers(n, 4, 1), *table = numbers(n * d, 4, 1);
-    int32_t *ids = malloc((size_t)n * 4), *dids = be->alloc(ctx->dev, (size_t)n * 4);
+    int32_t *ids = malloc((size_t)n * 4), *dids = be->alloc(ctx->dev, (size_t)n * 4),
+            *places = be->alloc(ctx->dev, (size_t)n * 4);
     void *dev = ctx->dev;
     double t;
+    for (int64_t i = 0; i < n; i++) ids[i] = (int32_t)i;
+    be->put(dev, places, ids, (size_t)n * 4);
     for (int64_t i = 0; i < n; i++) ids[i] = (int32_t)(wrpo__random64(5, 6, (uint64_t)i) % (uint64_t)V);
     be->put(dev, dids, ids, (size_t)n * 4);
     TIME(t, dev, be->rmsnorm(dev, y, D, rstd, x, D, w, n, 1, D, 1e-5f, 0)); line("rmsnorm", t, 4 * nD, 0, "");
     TIME(t, dev, be->rmsnorm_bwd(dev, y, D, dw, y, D, y, D, x, D, w, rstd, n, 1, D, 0));
     line("rmsnorm_bwd, with dw", t, 12 * nD, 0, "");
-    TIME(t, dev, be->rope(dev, q, heads * d, table, n, heads, d, 1));
+    TIME(t, dev, be->rope(dev, q, heads * d, table, places, n, heads, d, 1));
     line("rope", t, 4 * (double)(n * heads * d) + 4 * (double)(n * d), 0, "");
     TIME(t, dev, be->glu(dev, h, gu, n, I, false)); line("glu", t, 6 * nI, 0, "");
     TIME(t, dev, be->glu_bwd(dev, gu, h, h, gu, n, I, false)); line("glu_bwd, with h", t, 12 * nI, 0, "");
     TIME(t, dev, be->add(dev, y, x, n * D)); line("add", t, 6 * nD, 0, "");
     TIME(t, dev, be->bias(dev, y, D, w, n, D)); line("bias", t, 4 * nD, 0, "");
     TIME(t, dev, be->bias_bwd(dev, dw, y, D, n, D)); line("bias_bwd", t, 2 * nD, 0, "");
-    drop(gu), drop(h), drop(q), drop(table);
+    drop(gu), drop(h), drop(q), drop(table), drop(places);
     void *e = numbers(V * D, 2, 0.02);
     float *de = numbers(V * D, 4, 0);
     TIME(t, dev, be->embed(dev, y, e, WRPO_DTYPE_BF16, dids, n, D, 1)); line("embed", t, 4 * nD, 0, "");
@@ -253,7 +274,8 @@ static void decode(const char *name, wrpo_config c, int64_t samples, int64_t key
         TEST_TRY(with, wrpo__arena_new(with), true) {
             wrpo__arena *arena = wrpo__entry.arena;
             wrpo_model *m = wrpo__model_new(arena, &c);
-            const wrpo__shape s = {.rows = samples, .chunk = samples, .cache = samples * keys};
+            const wrpo__shape s = {.rows = samples, .chunk = samples, .cache = samples * keys,
+                                   .positions = keys};
             random_weights(arena, m);
             wrpo__workspace *r = wrpo__workspace_new(arena, m, &s);
             be->zero(with->dev, r->cache,
@@ -636,11 +658,12 @@ int main(int argc, char **argv) {
             if (small) products("tiny", 40, 24, 48, 24, 32);
             else products("8B", 6144, 4096, 6144, 4096, 14336), products("135M", 6144, 576, 960, 576, 1536);
         } else if (!strcmp(part, "attention")) {
-            if (small) attentions("tiny", 4, 2, 16, 20, 10);
+            if (small) attentions("tiny", 4, 2, 16, 20, 10), decoding_attention("tiny", 4, 2, 16, 2, 600);
             else {
                 attentions("8B", 32, 8, 128, 1024, 1024), attentions("8B", 32, 8, 128, 100, 1948);
                 attentions("135M", 9, 3, 64, 1024, 1024), attentions("Gemma", 16, 8, 256, 1024, 1024);
                 attentions("Phi-3", 32, 32, 96, 1024, 1024);
+                for (int64_t n = 1; n <= 256; n *= 16) decoding_attention("8B", 32, 8, 128, n, 2048);
             }
         } else if (!strcmp(part, "streams")) {
             if (small) streams(40, 64, 96, 6, 16, 200, 30, 5000);

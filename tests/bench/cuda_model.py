@@ -23,7 +23,7 @@ MMA_SYNC = 0.62            # measured by others on Hopper (arXiv 2501.12084: 63-
 # A warp's tile of 64 by 64 with head_dim 128: HMMA, and the instructions that it issues, as sass_loops.py counts them
 # in code for sm_90a without soft caps (the inner loop runs twice a tile); and what waits leave over, an assumption:
 # 3 blocks a multiprocessor in the forward pass, 2 in the backward pass.
-TILES = {"forward": (128, 1290, 0.85), "dq": (192, 2 * 504 + 404, 0.70), "dk and dv": (256, 2 * 662 + 844, 0.70)}
+TILES = {"forward": (128, 1282, 0.85), "dq": (192, 2 * 508 + 412, 0.70), "dk and dv": (256, 2 * 668 + 838, 0.70)}
 
 # ---- dK/dV: which blocks there are, in the order in which they are launched, and how many tiles of lanes each walks
 PART, PARTS = 64, 4        # as in wrpo_cuda.cu

@@ -90,9 +90,9 @@ static void t_rmsnorm_bwd(void *dev, void *dx, int64_t lddx, float *dw, const vo
     CHANGING("rmsnorm_bwd", (dres ? 4 : 3) * ACT * (double)(n * heads * D),
            inner->rmsnorm_bwd(dev, dx, lddx, dw, dy, lddy, dres, lddres, x, ldx, w, rstd, n, heads, D, plus));
 }
-static void t_rope(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d,
-                   float sign) {
-    CHANGING("rope", 2 * ACT * (double)(n * heads * d), inner->rope(dev, x, ldx, table, n, heads, d, sign));
+static void t_rope(void *dev, void *x, int64_t ldx, const float *table, const int32_t *index, int64_t n, int64_t heads,
+                   int64_t d, float sign) {
+    CHANGING("rope", 2 * ACT * (double)(n * heads * d), inner->rope(dev, x, ldx, table, index, n, heads, d, sign));
 }
 static double visible(void *dev, const wrpo_attn *a) { /* pairs of a query and a key it sees */
     double pairs = 0;

@@ -129,6 +129,11 @@ inline int nthreads, nwarps, alive, order[MAX_THREADS], pos[MAX_THREADS], order_
 inline unsigned bar_gen, bar_arrived, bar_or, bar_or_last; inline uint64_t progress, launches;
 inline dim3 grid_dim, block_dim; inline uint3 block_idx; inline const char* kernel_name = "";
 inline char* smem; inline size_t smem_dyn, smem_used; inline int smem_epoch; inline char launch_token, done_token;
+// What ThreadSanitizer takes for the barriers of a block and of its warps. Neighbouring blocks have others, as they
+// have other fibers: the barriers of one order nothing in the next.
+struct Tokens { char block, warp[MAX_THREADS / WARP]; };
+inline Tokens tokens_of[2];
+EMU_RAW Tokens* tokens() { return &tokens_of[smem_epoch & 1]; }
 // at_block: forgets what was in flight
 inline void (*entry)(void*); inline void* entry_arg; inline void (*at_block)();
 [[noreturn]] inline void fail(const char* what) {
@@ -215,7 +220,7 @@ EMU_RAW void start() {
 }
 EMU_RAW unsigned block_barrier(unsigned pred) {
 #if defined(__SANITIZE_THREAD__)
-    __tsan_release(&bar_gen);
+    __tsan_release(&tokens()->block);
 #endif
     bar_or |= pred; ++progress; unsigned g = bar_gen;
     if (++bar_arrived == (unsigned)alive) {
@@ -225,7 +230,7 @@ EMU_RAW unsigned block_barrier(unsigned pred) {
         ++bar_gen;
     } else wait_while(&bar_gen, g, false);
 #if defined(__SANITIZE_THREAD__)
-    __tsan_acquire(&bar_gen);
+    __tsan_acquire(&tokens()->block);
 #endif
     return bar_or_last;
 }
@@ -417,11 +422,11 @@ static inline int __syncthreads_or(int p) { return emu::block_barrier(p != 0) !=
 static inline void __threadfence() {}
 EMU_RAW void __syncwarp(unsigned mask = 0xffffffffu) {
 #if defined(__SANITIZE_THREAD__)
-    __tsan_release(&emu::warps[emu::cur->id / 32].gen);
+    __tsan_release(&emu::tokens()->warp[emu::cur->id / 32]);
 #endif
     emu::warp_barrier(mask);
 #if defined(__SANITIZE_THREAD__)
-    __tsan_acquire(&emu::warps[emu::cur->id / 32].gen);
+    __tsan_acquire(&emu::tokens()->warp[emu::cur->id / 32]);
 #endif
 }
 template <class T> inline T __shfl_sync(unsigned m, T v, int src, int w = 32) {
