@@ -125,8 +125,8 @@ static const option options[] = {
     {"--rounds", COUNT, AT(rounds), "R", "[1, 99]", NULL,
      "after each round the model answers anew, and is the next round's reference (1)"},
     {"--sft-options", TEXT, AT(sft_options), "TEXT", NULL, NULL,
-     "options of train for the stage of SFT, separated by spaces; --batch-size, --epochs, --learning-rate and what else "
-     "the loss has are set here anew"},
+     "options of train for the stage of SFT, separated by spaces. fuse's own --batch-size, --epochs, --learning-rate "
+     "and so on are not for it"},
     {"--prompts", TEXT, AT(prompts), "FILE", NULL, NULL,
      "JSON lines: {prompt_id, prompt} with a string, a message or a list of messages, or {messages}"},
     {"--questions", TEXT, AT(questions), "FILE", NULL, NULL, "the benchmark's questions as it publishes them"},

@@ -716,14 +716,14 @@ WRPO_API wrpo_result wrpo_source_logps(wrpo_ctx *ctx, wrpo_model *model, wrpo_to
 
 typedef struct wrpo_split_desc {
     const char *in;          /* JSON lines. Those of the same roles and texts are one prompt: they stay together */
-    const char *out[3];      /* by chance: round(share N) prompts of those that are not held out; the rest; the held-out
-                                ones, NULL without. Prompts stay in the order of their first lines */
+    const char *out[3];      /* by chance: round(share N) of the N prompts not held out; the rest; the held-out ones,
+                                NULL without. Prompts stay in the file's order */
     double share;            /* 0 = 1/3, the paper's part for SFT */
     double heldout;          /* share of all prompts for the third; 0 = none */
     uint64_t seed;           /* 0 = 42 */
 } wrpo_split_desc;
 WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[4]);
-                             /* counts: lines of the parts; lines that repeat an earlier one's prompt */
+/* counts: lines of each part, and those that repeat a prompt. */
 
 /* Two files of scored answers, candidates or {"prompt_id", "content", "reward"} lines: how often a's reward is higher.
    A prompt counts 1, 1/2 for equal rewards, or 0; with several answers, the mean over their pairs. Intervals hold 95 %,
@@ -11256,7 +11256,7 @@ static void wrpo__name_record(const wrpo__reading *in) {
     if (colon) n += snprintf(e->text + n, sizeof e->text - (size_t)n, "%lld:", (long long)was.column);
     snprintf(e->text + n, sizeof e->text - (size_t)n, " record \"%.60s\": %.430s", in->id, text);
 }
-/* A number in [0, 1) that prompts of the same roles and texts share. */
+/* In [0, 1), by the prompt's roles and texts. */
 static double wrpo__prompt_place(const wrpo_json *messages) {
     static const char *const keys[] = {"role", "content"};
     uint64_t h = 0;
@@ -13235,8 +13235,7 @@ static void wrpo__prompts_add(wrpo__prompts *t, const char *path, bool ids) {
         if (ids && !id) wrpo__wrong(root, "prompt_id: want a string or a number, found none");
         char *key = id ? wrpo__strndup(t->arena, id->text, id->size)
                        : wrpo__format(t->arena, "\xFF%lld", (long long)l.number);
-        const wrpo_json *v = wrpo__present(root, "prompt");
-        if (!v) v = wrpo__present(root, "messages");
+        const wrpo_json *v = wrpo__present(root, wrpo__present(root, "prompt") ? "prompt" : "messages");
         if (t->texts && v) key = wrpo__format(t->arena, "\xFE%a", wrpo__prompt_place(wrpo__messages(v, "user")));
         if (stbds_shgeti(t->prompts, key) < 0) stbds_shput(t->prompts, key, NULL);
         wrpo__gathered *prompt = stbds_shgetp(t->prompts, key);
@@ -13505,7 +13504,7 @@ static wrpo_json *wrpo__select_prompt(wrpo__selection *s) {
     }
     if (!t->prompt[0])
         wrpo__wrong(t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of its lines, found none", t->id->text);
-    wrpo__softmax_shares(s->sources, s->desc.tau);
+    wrpo__softmax_shares(s->sources, d->tau);
     return wrpo__make_record(s);
 }
 /* A setting of *d: its default where it is 0, and what it must be; x is its value. */
@@ -13646,13 +13645,12 @@ static void wrpo__source_logps_run(wrpo__annotation *a, wrpo_model *model) {
 static void wrpo__source_logps_file(wrpo_model *model, wrpo_tokenizer *tok, const wrpo_source_logps_desc *desc) {
     wrpo__arena *arena = wrpo__current, *temp = wrpo__sub_arena(arena);
     wrpo__annotation a = {.desc = desc ? *desc : (wrpo_source_logps_desc){0}};
-    const wrpo_source_logps_desc *d = &a.desc;
+    wrpo_source_logps_desc *d = &a.desc;
     if (!d->in || !d->out || !model != !tok || (model && !d->name) || (!model && !d->n_with))
         wrpo__fail_arg("wrpo_source_logps_desc: want in and out, and a model, its tokenizer and a name, or files of "
                        "`with`");
-    WRPO__RANGE(d->max_length >= 0, "max_length", d->max_length, "at least 0");
-    WRPO__RANGE(d->micro_tokens >= 0 && d->micro_tokens <= 1 << 30, "micro_tokens", d->micro_tokens, "0 to 2^30");
-    if (!d->micro_tokens) a.desc.micro_tokens = WRPO__MICRO_TOKENS;
+    WRPO__SETTING(max_length, 0, x >= 0, "at least 0");
+    WRPO__SETTING(micro_tokens, WRPO__MICRO_TOKENS, x > 0 && x <= 1 << 30, "0 to 2^30");
     if (d->n_with) wrpo__prompts_open(&a.with, d->with, d->n_with, true);
     if (model) {
         const int64_t length = d->max_length ? d->max_length : model->config.max_position_embeddings;
@@ -13683,7 +13681,6 @@ WRPO_API wrpo_result wrpo_source_logps(wrpo_ctx *ctx, wrpo_model *model, wrpo_to
 
 /* ---- split ---- */
 static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[4]) {
-    wrpo__arena *arena = wrpo__current;
     wrpo__prompts t;
     wrpo_split_desc *d = &(wrpo_split_desc){0};
     if (desc) *d = *desc;
@@ -13705,14 +13702,14 @@ static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int6
     int64_t left[3] = {first, n - held - first, held};
     wrpo__writer *parts[3];
     const int n_parts = d->out[2] ? 3 : 2;
-    for (int k = 0; k < n_parts; k++) parts[k] = wrpo__create(arena, d->out[k]);
+    for (int k = 0; k < n_parts; k++) parts[k] = wrpo__create(wrpo__current, d->out[k]);
     for (int64_t i = 0; i < n; i++) {  /* of the n - i prompts to come, left[k] go to part k */
-        const wrpo__lines *all = t.prompts[i].value;
+        const wrpo__lines *lines = t.prompts[i].value;
         int64_t draw = (int64_t)(wrpo__random64(d->seed, 0, (uint64_t)i) % (uint64_t)(n - i));
         int k = 0;
         while (draw >= left[k]) draw -= left[k++];
-        for (int64_t j = 0; j < stbds_arrlen(all); j++, counts[k]++) {
-            wrpo__write(parts[k], all[j].text, all[j].size);
+        for (const wrpo__lines *l = lines; l < lines + stbds_arrlen(lines); l++, counts[k]++) {
+            wrpo__write(parts[k], l->text, l->size);
             wrpo__write(parts[k], "\n", 1);
         }
         left[k]--;
@@ -13837,8 +13834,7 @@ static void wrpo__winrate(const wrpo_winrate_desc *desc, wrpo_winrate_stats *out
     }
     /* 2. The rates, and their intervals from resampled prompts. */
     int64_t *sample = WRPO__ARRAY(int64_t, n);
-    double *rates = WRPO__ARRAY(double, d->resamples);
-    double *controlled = WRPO__ARRAY(double, d->resamples);
+    double *rates = WRPO__ARRAY(double, d->resamples), *controlled = WRPO__ARRAY(double, d->resamples);
     for (int64_t i = 0; i < n; i++) {
         x[i] = sd > 0 ? tanh(x[i] / sd) : 0;
         sample[i] = i;
