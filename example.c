@@ -125,7 +125,8 @@ static const option options[] = {
     {"--rounds", COUNT, AT(rounds), "R", "[1, 99]", NULL,
      "after each round the model answers anew, and is the next round's reference (1)"},
     {"--sft-options", TEXT, AT(sft_options), "TEXT", NULL, NULL,
-     "options of train for the stage of SFT, separated by spaces"},
+     "options of train for the stage of SFT, separated by spaces. fuse's own --batch-size, --epochs, --learning-rate "
+     "and so on are not for it"},
     {"--prompts", TEXT, AT(prompts), "FILE", NULL, NULL,
      "JSON lines: {prompt_id, prompt} with a string, a message or a list of messages, or {messages}"},
     {"--questions", TEXT, AT(questions), "FILE", NULL, NULL, "the benchmark's questions as it publishes them"},
@@ -2156,6 +2157,22 @@ static int measure(session *z, const wrpo_train_desc *desc, pace *out) {
     free(list), free(logps);
     return ok ? 0 : 1;
 }
+/* A run's optimizer steps, and how many make an epoch, as >>setup of the library counts them. */
+static double count_steps(const wrpo_train_desc *d, int64_t records, double *each) {
+    const int64_t micro = d->batch_size / d->accumulation;
+    *each = fmax((double)((records + micro - 1) / micro / d->accumulation), 1);
+    return d->max_steps ? (double)d->max_steps : fmax(ceil(d->epochs * *each - 1e-9), 1);
+}
+/* A run of one step learns nothing under warm-up. */
+static void check_steps(session *z, const char *what, const wrpo_train_desc *desc, int64_t records) {
+    const wrpo_train_desc d = wrpo_train_defaults(z->ctx, desc);
+    double each;
+    if (d.accumulation < 1 || d.batch_size < d.accumulation || plain(d.warmup_ratio) <= 0) return;
+    if (count_steps(&d, records, &each) == 1)
+        complain("warning: %s, %lld records in batches of %lld, is one step, and with warm-up the first step's rate is "
+                 "0: nothing is learned. Want a smaller --batch-size, more --epochs or --warmup-ratio 0", what,
+                 (long long)records, (long long)d.batch_size);
+}
 static int dry_run(const settings *s, session *z, const wrpo_train_desc *desc) {
     const wrpo_train_desc d = wrpo_train_defaults(z->ctx, desc);
     const int method = (int)d.loss.method;
@@ -2165,12 +2182,9 @@ static int dry_run(const settings *s, session *z, const wrpo_train_desc *desc) {
     snprintf(path, sizeof path, "%s/trainer_state.wrpo", s->resume ? s->resume : "");
     if (s->resume && stat(path, &is)) return complain("%s: cannot be opened: %s", path, strerror(errno));
     if (measure(z, desc, &p)) return 1;
-    /* steps, as >>step of the library counts them */
-    const int64_t N = wrpo_data_count(z->data), micro = d.batch_size / d.accumulation;
-    const int64_t full = (N + micro - 1) / micro / d.accumulation, each = full ? full : 1;
-    const double by_epochs = ceil(d.epochs * (double)each - 1e-9);
-    const double T = d.max_steps ? (double)d.max_steps : fmax(by_epochs, 1);
-    const double step = p.update + p.row * data_rows(z->data, method) / (double)each;
+    double each;
+    const double T = count_steps(&d, wrpo_data_count(z->data), &each);
+    const double step = p.update + p.row * data_rows(z->data, method) / each;
     const double evals = !z->eval_data ? 0 : d.eval_steps ? ceil(T / (double)d.eval_steps) : 1;
     const double eval = p.forward * data_rows(z->eval_data, method);
     const double reference = has_reference(s) ? eval + p.forward * data_rows(z->data, method) : 0;
@@ -2218,6 +2232,7 @@ static int train(const settings *s, session *z) {
     d.on_step = on_step, d.user = &w;
     d.save_model = true;
     print_settings(s, z, &d, &bytes);
+    check_steps(z, "this run", &d, wrpo_data_count(z->data));
     if (s->dry_run) return dry_run(s, z, &d);
     const double begin = seconds();
     const wrpo_result r = wrpo_train(z->model, z->data, &d, &last);
@@ -3124,7 +3139,7 @@ static int run_select(const settings *s, session *z) {
         if (!isnan(t.reward[i])) printf("%-40s %10.4f %12.1f\n", roles[i], t.reward[i], t.length[i]);
     int64_t sources = 0;
     for (int64_t i = 0; i < t.n_models; i++) sources += t.models[i].selected;
-    printf("%-40s %10s %12s %16s\n", "model", "reward", "responses", "selected");
+    printf("%-40s %10s %12s %16s\n", "model", "reward", "responses", "as a source");
     for (int64_t i = 0; i < t.n_models; i++)
         printf("%-40s %10.4f %12s %8s %5.1f %%\n", t.models[i].name, t.models[i].reward,
                grouped(t.models[i].responses).s, grouped(t.models[i].selected).s,
@@ -3137,7 +3152,7 @@ static int run_split(const settings *s, session *z) {
     wrpo_split_desc d = {.in = s->in, .share = s->sft, .heldout = s->heldout, .seed = (uint64_t)s->seed};
     const int parts = s->heldout > 0 ? 3 : 2;
     char out[3][4200];
-    int64_t counts[3];
+    int64_t counts[4];
     for (int i = 0; i < parts; i++) {
         snprintf(out[i], sizeof out[i], "%.4000s/%s", s->out, files[i]);
         d.out[i] = out[i];
@@ -3149,6 +3164,7 @@ static int run_split(const settings *s, session *z) {
         complain("warning: %s is there and not of this split: its prompts may be in the other two files", held);
     if (wrpo_split(z->ctx, &d, counts)) return fail(z);
     for (int i = 0; i < parts; i++) printf("%s: %s prompts\n", out[i], grouped(counts[i]).s);
+    if (counts[3]) printf("%s of them have the text of an earlier one, and are in its part\n", grouped(counts[3]).s);
     return 0;
 }
 /* The answers of both files with the reward model's rewards where they have none, in a scratch folder: a.jsonl,
@@ -3179,6 +3195,7 @@ static int winrate_fail(const settings *s, session *z,
     }
     return fail(z);
 }
+enum { FEW = 30 };                   /* prompts from which a bootstrap knows too little */
 static int run_winrate(const settings *s, session *z) {
     const struct {
         bool given;
@@ -3206,6 +3223,8 @@ static int run_winrate(const settings *s, session *z) {
     if (t.only_a || t.only_b)
         complain("warning: %lld prompts are in %s only, %lld in %s only: left out", (long long)t.only_a, s->a,
                  (long long)t.only_b, s->b);
+    if (t.prompts < FEW)
+        complain("warning: %lld prompts are few: the intervals are too narrow, and say little", (long long)t.prompts);
     printf("prompts      %s\n", grouped(t.prompts).s);
     printf("win rate     %.2f %%   95 %%: %.2f to %.2f   (won %.2f, equal %.2f, lost %.2f)\n", 100 * t.rate,
            100 * t.low, 100 * t.high, 100 * t.wins, 100 * t.ties, 100 * t.losses);
@@ -3685,7 +3704,8 @@ typedef struct recipe {
     int count, sources;
     const char *dir[MOST_SOURCES], *name[MOST_SOURCES];
     double parameters[MOST_SOURCES], target, reward;   /* of the models */
-    double part[3], prompt_tokens;   /* prompts for SFT, for preferences, held out; tokens of one, a guess */
+    double part[3], prompt_tokens;   /* prompts for SFT, for preferences, held out; tokens of one, the mean */
+    int64_t again;                   /* prompts that have the text of an earlier one */
     char **texts;                    /* everything that the stages point to */
     int n_texts;
     bool failed;
@@ -3926,27 +3946,39 @@ static bool fuse_size(session *z, const char *dir, bool reward, double *paramete
     *parameters = (double)n;
     return true;
 }
-/* Counts the prompts of the parts. hash: of the file. */
-static bool fuse_prompts(recipe *r, uint64_t *hash) {
+/* How many prompts each part will have: they are split in a scratch folder. */
+static bool fuse_parts(recipe *r) {
     const settings *s = r->s;
-    double n = 0;
-    lines in;
-    wrpo_json *v;
-    int code;
-    if (!lines_open(&in, s->prompts)) return false;
-    *hash = fnv(FNV, in.data, in.size);
-    while ((code = lines_next(r->z, &in, true, &v)) == 1) {
-        wrpo_json_free(r->z->ctx, v);
-        n++;
+    wrpo_split_desc d = {.in = s->prompts, .share = s->sft, .heldout = heldout_of(s), .seed = (uint64_t)s->seed};
+    char folder[4096] = "", out[3][4200];
+    int64_t counts[4] = {0};
+    bool ok = ranks.rank || scratch_make(folder, sizeof folder, false);
+    for (int i = 0; i < (d.heldout > 0 ? 3 : 2); i++) {
+        snprintf(out[i], sizeof out[i], "%s/%d.jsonl", folder, i);
+        d.out[i] = out[i];
     }
-    r->prompt_tokens = n > 0 ? (double)in.size / n / 4 : 0;        /* about four bytes a token */
-    free(in.data);
-    if (code < 0) return false;
-    const double share = s->sft > 0 ? s->sft : 1.0 / 3;
-    r->part[HELD_OUT] = floor(heldout_of(s) * n + 0.5);
-    r->part[FOR_SFT] = floor(share * (n - r->part[HELD_OUT]) + 0.5);
-    r->part[FOR_PREFERENCES] = n - r->part[HELD_OUT] - r->part[FOR_SFT];
+    if (ok && !ranks.rank) {
+        ok = wrpo_split(r->z->ctx, &d, counts) == WRPO_OK || fail(r->z) == 0;
+        scratch_drop(folder);
+    }
+    if (!from_first(r->z, counts, sizeof counts, ok)) return false;
+    for (int i = 0; i < 3; i++) r->part[i] = (double)counts[i];
+    r->again = counts[3];
     return true;
+}
+/* Reads the prompts as `sample` will read them. hash: of the file. */
+static bool fuse_prompts(recipe *r, uint64_t *hash) {
+    session *z = r->z;
+    prompts p = {0};
+    lines in;
+    if (!lines_open(&in, r->s->prompts)) return false;
+    *hash = fnv(FNV, in.data, in.size);
+    const bool ok = prompts_load(z, r->s, &in, &p);
+    for (int64_t i = 0; i < p.count; i++) r->prompt_tokens += (double)p.list[i].count / (double)p.count;
+    prompts_free(z, &p);
+    wrpo_tokenizer_free(z->tokenizer);
+    z->tokenizer = NULL;
+    return ok && fuse_parts(r);
 }
 /* Tokens times parameters a second, as the target makes them in a batch and as it reads them, on this machine now. */
 static bool fuse_pace(recipe *r, double *made, double *read) {
@@ -3982,8 +4014,7 @@ static bool fuse_pace(recipe *r, double *made, double *read) {
 }
 static void fuse_print(recipe *r, double made, double read) {
     double time = 0, bytes = 0;
-    printf("plan         at most: answers that end before --max-tokens take less; about four bytes of a prompt are a "
-           "token\n");
+    printf("plan         at most: answers that end before --max-tokens take less\n");
     printf("%4s %12s %10s  %s\n", "", "time", "file", "wrpo");
     for (int i = 0; i < r->count; i++) {
         const stage *t = &r->stages[i];
@@ -4131,7 +4162,14 @@ static int fuse(recipe *r) {
         const int code = parse(c, t->argc - 1, t->argv + 1, &check);   /* before anything is done */
         if (code) return code;
         t->line = stage_line(r, t, false);
+        if (strcmp(t->argv[0], "train")) continue;
+        const bool sft = check.method == WRPO_METHOD_SFT;
+        const wrpo_train_desc d = train_desc(&check);
+        check_steps(z, sft ? "SFT (--sft-options)" : t->out, &d, (int64_t)r->part[sft ? FOR_SFT : FOR_PREFERENCES]);
     }
+    if (r->part[HELD_OUT] > 0 && r->part[HELD_OUT] < FEW)
+        complain("warning: --heldout: %.0f prompts are few to tell the model before from the one after",
+                 r->part[HELD_OUT]);
     if (r->failed) return complain("out of memory");
     if (!fuse_log_read(r, hash)) return 1;
     for (int i = 0; i < r->count; i++) todo += r->stages[i].done ? 0 : r->stages[i].made + r->stages[i].read;
@@ -4139,8 +4177,10 @@ static int fuse(recipe *r) {
     printf("target       %s, %s parameters\n", s->model, count_text((int64_t)r->target).s);
     for (int i = 0; i < r->sources; i++)
         printf("source       %s, %s parameters: %s\n", r->name[i], count_text((int64_t)r->parameters[i]).s, r->dir[i]);
-    printf("prompts      %s for SFT, %s for preferences, %s held out\n", grouped((int64_t)r->part[FOR_SFT]).s,
+    printf("prompts      %s for SFT, %s for preferences, %s held out", grouped((int64_t)r->part[FOR_SFT]).s,
            grouped((int64_t)r->part[FOR_PREFERENCES]).s, grouped((int64_t)r->part[HELD_OUT]).s);
+    if (r->again) printf("; %s have the text of an earlier one, and are in its part", grouped(r->again).s);
+    printf("\n");
     if (todo > 0)
         printf("pace         the target makes %.0f tokens a second and reads %.0f\n", made / r->target,
                read / r->target);
@@ -4156,8 +4196,22 @@ static int fuse(recipe *r) {
            fuse_has_adapter(r) ? "target's adapter" : "target");
     return 0;
 }
+/* What the stage of SFT reads and writes is not for --sft-options to say. */
+static bool sft_options_fit(const char *text) {
+    static const char sets[] =
+        "--model --data --out --method --ref --resume --config --adapter --dry-run --help " NEW_ADAPTER;
+    for (const char *p = text + strspn(text, " "); *p;) {
+        char name[64];
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(p, "= "), p);
+        if (listed(sets, name)) return complain("--sft-options: want no %s, which fuse sets itself", name), false;
+        p += strcspn(p, " ");
+        p += strspn(p, " ");
+    }
+    return true;
+}
 static int run_fuse(const settings *s, session *z) {
     recipe r = {.s = s, .z = z};
+    if (s->sft_options && !sft_options_fit(s->sft_options)) return 1;
     if (s->method == WRPO_METHOD_SFT)
         return complain("--method: want a preference method, found sft; the stage of SFT takes --sft-options");
     if (s->lora_r && s->adapter) return complain("fuse: want either --lora-r, a new adapter, or --adapter");
@@ -4770,7 +4824,8 @@ static const command commands[] = {
      "Candidates with rewards -> records to train on. Lines of several files (--in F F ...) with one prompt_id belong "
      "together."},
     {"split", "", "--in --out", "--sft --heldout --seed --threads --help", run_split,
-     "Prompts -> sft.jsonl and wrpo.jsonl in the directory --out, drawn by the seed."},
+     "Prompts -> sft.jsonl and wrpo.jsonl in the directory --out, drawn by the seed. Prompts of the same text stay "
+     "together: none is in two parts."},
     {"winrate", "", "--a --b",
      "--reward-model --rescore --label --micro-tokens --resamples --seed --date --device --dtype --threads --help",
      run_winrate,

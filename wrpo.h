@@ -715,14 +715,15 @@ WRPO_API wrpo_result wrpo_source_logps(wrpo_ctx *ctx, wrpo_model *model, wrpo_to
         const wrpo_source_logps_desc *desc);       /* [all] */
 
 typedef struct wrpo_split_desc {
-    const char *in;          /* JSON lines, one for each prompt */
-    const char *out[3];      /* by chance: round(share N) lines of those that are not held out; the rest; the held-out
-                                ones, NULL without. Lines stay in their order */
+    const char *in;          /* JSON lines. Those of the same roles and texts are one prompt: they stay together */
+    const char *out[3];      /* by chance: round(share N) of the N prompts not held out; the rest; the held-out ones,
+                                NULL without. Prompts stay in the file's order */
     double share;            /* 0 = 1/3, the paper's part for SFT */
     double heldout;          /* share of all prompts for the third; 0 = none */
     uint64_t seed;           /* 0 = 42 */
 } wrpo_split_desc;
-WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[3]);
+WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[4]);
+/* counts: lines of each part, and those that repeat a prompt. */
 
 /* Two files of scored answers, candidates or {"prompt_id", "content", "reward"} lines: how often a's reward is higher.
    A prompt counts 1, 1/2 for equal rewards, or 0; with several answers, the mean over their pairs. Intervals hold 95 %,
@@ -11267,16 +11268,16 @@ static void wrpo__name_record(const wrpo__reading *in) {
     if (colon) n += snprintf(e->text + n, sizeof e->text - (size_t)n, "%lld:", (long long)was.column);
     snprintf(e->text + n, sizeof e->text - (size_t)n, " record \"%.60s\": %.430s", in->id, text);
 }
-/* Is the record one of eval_split? By its prompt's roles and texts. */
-static bool wrpo__set_aside(const wrpo__reading *in) {
+/* In [0, 1), by the prompt's roles and texts. */
+static double wrpo__prompt_place(const wrpo_json *messages) {
     static const char *const keys[] = {"role", "content"};
     uint64_t h = 0;
-    WRPO__EACH(m, in->prompt)
+    WRPO__EACH(m, messages)
         for (int k = 0; k < 2; k++) {
             const wrpo_json *v = wrpo_json_get(m, keys[k]);
             if (v && v->kind == WRPO_JSON_STRING) h = wrpo__hash(h, v->text, v->size);
         }
-    return (double)(wrpo__hash(0, &h, sizeof h) >> 11) * 0x1p-53 < in->desc.eval_split;
+    return (double)(wrpo__hash(0, &h, sizeof h) >> 11) * 0x1p-53;
 }
 /* ---- packing: one stream of tokens, cut into rows; after so many records anew, as TRL's map does ---- */
 enum { WRPO__PACK_BLOCK = 1000 };
@@ -11314,7 +11315,7 @@ static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n, const
     in->said = NULL;
     in->answers = NULL;
     wrpo__read_record(in, root ? root : wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
-    if (in->desc.eval_split > 0 && wrpo__set_aside(in) != in->desc.eval_part) {
+    if (in->desc.eval_split > 0 && (wrpo__prompt_place(in->prompt) < in->desc.eval_split) != in->desc.eval_part) {
         in->passed++;
         return;
     }
@@ -13232,6 +13233,7 @@ typedef struct wrpo__prompts {  /* the prompts of some files */
     int64_t empty;  /* responses without text */
     const char *require;  /* as in wrpo_select_desc */
     bool unscored;  /* rewards are not read */
+    bool texts;  /* by roles and texts, not by id */
     /* of the current prompt: its id, what wrpo__prompt_keys names, the line that says it, responses (stb arrays) */
     const wrpo_json *id, *prompt[WRPO__PROMPT_KEYS];
     const wrpo__lines *said;
@@ -13246,9 +13248,11 @@ static void wrpo__prompts_add(wrpo__prompts *t, const char *path, bool ids) {
         if (ids && !id) wrpo__wrong(root, "prompt_id: want a string or a number, found none");
         char *key = id ? wrpo__strndup(t->arena, id->text, id->size)
                        : wrpo__format(t->arena, "\xFF%lld", (long long)l.number);
+        const wrpo_json *v = wrpo__present(root, wrpo__present(root, "prompt") ? "prompt" : "messages");
+        if (t->texts && v) key = wrpo__format(t->arena, "\xFE%a", wrpo__prompt_place(wrpo__messages(v, "user")));
         if (stbds_shgeti(t->prompts, key) < 0) stbds_shput(t->prompts, key, NULL);
         wrpo__gathered *prompt = stbds_shgetp(t->prompts, key);
-        if (prompt->value && stbds_arrlast(prompt->value).file == l.file)
+        if (!t->texts && prompt->value && stbds_arrlast(prompt->value).file == l.file)
             wrpo__wrong(root, "prompt_id \"%.80s\": want each once in a file, found it in line %lld too", key,
                         (long long)stbds_arrlast(prompt->value).number);
         stbds_arrput(prompt->value, l);
@@ -13469,16 +13473,14 @@ static wrpo_json *wrpo__make_record(wrpo__selection *s) {
     const wrpo__extremes *sources = s->sources;
     const int64_t n = stbds_arrlen(sources);
     const wrpo__prompts *t = &s->t;
-    const wrpo_json *prompt = t->prompt[0];
-    const bool many = prompt->kind == WRPO_JSON_ARRAY, quads = d->form == WRPO_FORM_QUADS;
+    const bool quads = d->form == WRPO_FORM_QUADS;
     wrpo_json *record = wrpo__json_empty(WRPO_JSON_OBJECT, NULL), *list;
     wrpo__json_put(record, t->id, NULL);
     for (int k = d->form == WRPO_FORM_SFT ? 1 : 0; k < WRPO__PROMPT_KEYS; k++)
         if (t->prompt[k]) wrpo__json_put(record, t->prompt[k], NULL);
     if (d->form == WRPO_FORM_SFT) {
         list = wrpo__json_add(record, "messages", WRPO_JSON_ARRAY, "");
-        for (const wrpo_json *m = many ? prompt->child : prompt; m; m = many ? m->next : NULL)
-            wrpo__json_put(list, m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m, NULL);
+        wrpo__json_put_all(list, wrpo__messages(t->prompt[0], "user"));
         wrpo__put_answer(s, list, sources->best, WRPO_ROLE_SOURCE);
     } else if (d->form == WRPO_FORM_PAIRS) {
         list = wrpo__json_add(record, "pairs", WRPO_JSON_ARRAY, "");
@@ -13515,7 +13517,7 @@ static wrpo_json *wrpo__select_prompt(wrpo__selection *s) {
     }
     if (!t->prompt[0])
         wrpo__wrong(t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of its lines, found none", t->id->text);
-    wrpo__softmax_shares(s->sources, s->desc.tau);
+    wrpo__softmax_shares(s->sources, d->tau);
     return wrpo__make_record(s);
 }
 /* A setting of *d: its default where it is 0, and what it must be; x is its value. */
@@ -13656,13 +13658,12 @@ static void wrpo__source_logps_run(wrpo__annotation *a, wrpo_model *model) {
 static void wrpo__source_logps_file(wrpo_model *model, wrpo_tokenizer *tok, const wrpo_source_logps_desc *desc) {
     wrpo__arena *arena = wrpo__current, *temp = wrpo__sub_arena(arena);
     wrpo__annotation a = {.desc = desc ? *desc : (wrpo_source_logps_desc){0}};
-    const wrpo_source_logps_desc *d = &a.desc;
+    wrpo_source_logps_desc *d = &a.desc;
     if (!d->in || !d->out || !model != !tok || (model && !d->name) || (!model && !d->n_with))
         wrpo__fail_arg("wrpo_source_logps_desc: want in and out, and a model, its tokenizer and a name, or files of "
                        "`with`");
-    WRPO__RANGE(d->max_length >= 0, "max_length", d->max_length, "at least 0");
-    WRPO__RANGE(d->micro_tokens >= 0 && d->micro_tokens <= 1 << 30, "micro_tokens", d->micro_tokens, "0 to 2^30");
-    if (!d->micro_tokens) a.desc.micro_tokens = wrpo__current->ctx->desc.backend->micro_tokens;
+    WRPO__SETTING(max_length, 0, x >= 0, "at least 0");
+    WRPO__SETTING(micro_tokens, wrpo__current->ctx->desc.backend->micro_tokens, x > 0 && x <= 1 << 30, "0 to 2^30");
     if (d->n_with) wrpo__prompts_open(&a.with, d->with, d->n_with, true);
     if (model) {
         const int64_t length = d->max_length ? d->max_length : model->config.max_position_embeddings;
@@ -13692,8 +13693,7 @@ WRPO_API wrpo_result wrpo_source_logps(wrpo_ctx *ctx, wrpo_model *model, wrpo_to
 }
 
 /* ---- split ---- */
-static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[3]) {
-    wrpo__arena *arena = wrpo__current;
+static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[4]) {
     wrpo__prompts t;
     wrpo_split_desc *d = &(wrpo_split_desc){0};
     if (desc) *d = *desc;
@@ -13703,23 +13703,28 @@ static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int6
     if (!d->out[2] != (d->heldout == 0)) wrpo__fail_arg("wrpo_split_desc: want heldout and a third of out, or neither");
     if (!d->seed) d->seed = 42;
     wrpo__prompts_open(&t, &d->in, 1, false);
+    counts[3] = stbds_shlen(t.prompts);
+    t.prompts = NULL;
+    t.texts = true;
+    wrpo__prompts_add(&t, d->in, false);
     const int64_t n = stbds_shlen(t.prompts), held = (int64_t)floor(d->heldout * (double)n + 0.5);
     const int64_t first = (int64_t)floor(d->share * (double)(n - held) + 0.5);
     if (first < 1 || first >= n - held || (d->out[2] && held < 1))
         wrpo__fail_format("%s: want prompts for all parts, found %lld in all", d->in, (long long)n);
-    const int64_t sizes[3] = {first, n - held - first, held};
-    int64_t left[3];
+    counts[3] -= n;
+    int64_t left[3] = {first, n - held - first, held};
     wrpo__writer *parts[3];
     const int n_parts = d->out[2] ? 3 : 2;
-    memcpy(left, sizes, sizeof left);
-    for (int k = 0; k < n_parts; k++) parts[k] = wrpo__create(arena, d->out[k]);
+    for (int k = 0; k < n_parts; k++) parts[k] = wrpo__create(wrpo__current, d->out[k]);
     for (int64_t i = 0; i < n; i++) {  /* of the n - i prompts to come, left[k] go to part k */
-        const wrpo__lines *line = t.prompts[i].value;
-        const int64_t draw = (int64_t)(wrpo__random64(d->seed, 0, (uint64_t)i) % (uint64_t)(n - i));
-        int k = draw < left[0] ? 0 : 1;
-        if (draw >= left[0] + left[1]) k = 2;
-        wrpo__write(parts[k], line->text, line->size);
-        wrpo__write(parts[k], "\n", 1);
+        const wrpo__lines *lines = t.prompts[i].value;
+        int64_t draw = (int64_t)(wrpo__random64(d->seed, 0, (uint64_t)i) % (uint64_t)(n - i));
+        int k = 0;
+        while (draw >= left[k]) draw -= left[k++];
+        for (const wrpo__lines *l = lines; l < lines + stbds_arrlen(lines); l++, counts[k]++) {
+            wrpo__write(parts[k], l->text, l->size);
+            wrpo__write(parts[k], "\n", 1);
+        }
         left[k]--;
     }
     for (int k = 0; k < n_parts; k++) wrpo__finish(parts[k]);
@@ -13731,10 +13736,9 @@ static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int6
         wrpo__publish(parts[k]);
         wrpo__sync_parent(d->out[k]);
     }
-    memcpy(counts, sizes, sizeof sizes);
 }
-WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[3]) {
-    memset(counts, 0, 3 * sizeof *counts);
+WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[4]) {
+    memset(counts, 0, 4 * sizeof *counts);
     WRPO__ENTRY(ctx, true, wrpo__split_prompts(ctx, desc, counts));
 }
 
@@ -13843,8 +13847,7 @@ static void wrpo__winrate(const wrpo_winrate_desc *desc, wrpo_winrate_stats *out
     }
     /* 2. The rates, and their intervals from resampled prompts. */
     int64_t *sample = WRPO__ARRAY(int64_t, n);
-    double *rates = WRPO__ARRAY(double, d->resamples);
-    double *controlled = WRPO__ARRAY(double, d->resamples);
+    double *rates = WRPO__ARRAY(double, d->resamples), *controlled = WRPO__ARRAY(double, d->resamples);
     for (int64_t i = 0; i < n; i++) {
         x[i] = sd > 0 ? tanh(x[i] / sd) : 0;
         sample[i] = i;

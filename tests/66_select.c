@@ -361,10 +361,10 @@ static void round_trip(void) {
 
 static void splits(void) {
     char text[6000] = "", seen[100] = "";
-    int64_t counts[3], again[3];
+    int64_t counts[4], again[4];
     size_t n[3];
     for (int i = 0; i < 100; i++)
-        snprintf(text + strlen(text), 60, "{\"prompt_id\": \"%02d\", \"prompt\": \"x\"}\n", i);
+        snprintf(text + strlen(text), 60, "{\"prompt_id\": \"%02d\", \"prompt\": \"%02d\"}\n", i, i);
     tiny_put(dir, "prompts.jsonl", text);
     wrpo_split_desc d = {.in = at("prompts.jsonl"), .out = {at("sft.jsonl"), at("po.jsonl")}};
     CHECK(wrpo_split(ctx, &d, counts) == WRPO_OK && counts[0] == 33 && counts[1] == 67, "%lld %lld",
@@ -374,12 +374,16 @@ static void splits(void) {
         int last = -1, lines = 0;
         for (char *p = part[k]; *p; p = strchr(p, '\n') + 1, lines++) {
             const int id = atoi(p + 15);
-            CHECK(id > last && !seen[id] && !strncmp(p, text + id * 35, 34), "part %d: line of %d", k, id);
+            CHECK(id > last && !seen[id] && !strncmp(p, text + id * 36, 35), "part %d: line of %d", k, id);
             seen[last = id] = 1;
         }
         CHECK(lines == counts[k], "%d lines", lines);
     }
-    CHECK(wrpo_split(ctx, &d, again) == WRPO_OK, "again");
+    static const int sft[33] = {2,  3,  7,  9,  16, 19, 22, 24, 25, 28, 32, 33, 34, 35, 42, 45, 47,
+                                50, 51, 54, 63, 64, 66, 67, 74, 76, 77, 78, 79, 90, 91, 94, 95};
+    for (int i = 0; i < 33; i++)
+        CHECK(atoi(part[0] + 36 * i + 15) == sft[i], "seed 42 is another one: %d is %.2s", i, part[0] + 36 * i + 15);
+    CHECK(counts[3] == 0 && wrpo_split(ctx, &d, again) == WRPO_OK, "again");
     part[2] = slurp(d.out[0], &n[2]);
     CHECK(n[2] == n[0] && !memcmp(part[0], part[2], n[0]), "the same seed gives another split");
     free(part[2]);
@@ -389,7 +393,7 @@ static void splits(void) {
     int common = 0;
     for (char *p = part[0]; *p; p = strchr(p, '\n') + 1) {
         char line[40];
-        snprintf(line, sizeof line, "%.34s", p);
+        snprintf(line, sizeof line, "%.35s", p);
         common += strstr(part[2], line) != NULL;
     }
     CHECK(common > 5 && common < 30, "another seed: %d of 33 in common", common);
@@ -406,7 +410,7 @@ static void splits(void) {
         part[k] = slurp(d.out[k], &n[k]);
         for (char *p = part[k]; *p; p = strchr(p, '\n') + 1, lines++) {
             const int id = atoi(p + 15);
-            CHECK(id > last && !seen[id] && !strncmp(p, text + id * 35, 34), "part %d of 3: line of %d", k, id);
+            CHECK(id > last && !seen[id] && !strncmp(p, text + id * 36, 35), "part %d of 3: line of %d", k, id);
             seen[last = id] = 1;
         }
         CHECK(lines == counts[k], "part %d of 3: %d lines", k, lines);
@@ -430,6 +434,65 @@ static void splits(void) {
           wrpo_last_error(ctx)->text);
     CHECK(wrpo_split(ctx, &(wrpo_split_desc){0}, counts) == WRPO_E_ARG && wrpo_split(ctx, NULL, counts) == WRPO_E_ARG,
           "no files");
+}
+
+/* Lines of one prompt stay together, in the order of the file, however they say it; all others are as they were. */
+static void splits_same(void) {
+    static const char *const lines[] = {
+        "{\"prompt_id\": \"00\", \"prompt\": \"same\"}\n",
+        "{\"prompt_id\": \"01\", \"prompt\": \"other\"}\n",
+        "{\"prompt_id\": \"02\", \"prompt\": {\"content\": \"same\", \"role\": \"user\"}}\n",
+        "{\"prompt_id\": \"03\"}\n",
+        "{\"prompt_id\": \"04\", \"messages\": [{\"role\": \"user\", \"content\": \"same\"}]}\n",
+        "{\"prompt_id\": \"05\", \"prompt\": [{\"from\": \"human\", \"value\": \"same\"}]}\n",
+        "{\"prompt_id\": \"06\", \"prompt\": [{\"role\": \"system\", \"content\": \"\"}, \"same\"]}\n",
+        "{\"prompt_id\": \"07\", \"prompt\": [\"sa\", \"me\"]}\n",
+        "{\"prompt_id\": \"08\"}\n",
+        "{\"prompt_id\": \"09\", \"prompt\": \"Same\"}\n",
+        "{\"prompt_id\": \"10\", \"prompt\": \"s\\u0061me\"}\n"};
+    static const int order[] = {0, 2, 4, 5, 10, 1, 3, 6, 7, 8, 9};
+    enum { N = sizeof lines / sizeof *lines, UNIQUE = N - 4 };
+    char text[2000] = "";
+    for (int i = 0; i < N; i++) snprintf(text + strlen(text), sizeof text - strlen(text), "%s", lines[i]);
+    tiny_put(dir, "same.jsonl", text);
+    int where[3] = {0};              /* of the prompt of five lines, over the seeds */
+    for (int seed = 1; seed <= 40; seed++) {
+        int64_t counts[4];
+        wrpo_split_desc d = {.in = at("same.jsonl"), .out = {at("sft.jsonl"), at("po.jsonl"), at("held.jsonl")},
+                             .share = 0.5, .heldout = 0.3, .seed = (uint64_t)seed};
+        CHECK(wrpo_split(ctx, &d, counts) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        CHECK(counts[3] == 4 && counts[0] + counts[1] + counts[2] == N, "seed %d: counts", seed);
+        int prompts = 0;
+        for (int k = 0; k < 3; k++) {
+            static const int want[3] = {3, 2, 2};  /* prompts: round(0.5 * 5), the rest, round(0.3 * 7) */
+            size_t n;
+            char *part = slurp(d.out[k], &n), *p = part;
+            int seen = 0, repeats = 0;
+            for (int i = 0; i < N; i++) {
+                const size_t size = strlen(lines[order[i]]);
+                if (strncmp(p, lines[order[i]], size)) continue;
+                p += size;
+                seen++;
+                repeats += i > 0 && i < 5;
+                where[k] += i == 0;
+            }
+            CHECK(!*p && seen == counts[k] && seen - repeats == want[k], "seed %d, part %d: %s", seed, k, part);
+            CHECK(repeats == 0 || repeats == 4, "seed %d: the prompt is in two parts", seed);
+            prompts += seen - repeats;
+            free(part);
+        }
+        CHECK(prompts == UNIQUE, "seed %d: %d prompts", seed, prompts);
+    }
+    CHECK(where[0] > 3 && where[1] > 3 && where[2] > 3, "by chance: %d %d %d", where[0], where[1], where[2]);
+    int64_t counts[4];
+    wrpo_split_desc d = {.in = at("same.jsonl"), .out = {at("sft.jsonl"), at("po.jsonl")}};
+    tiny_put(dir, "same.jsonl", "{\"prompt_id\": 1, \"prompt\": \"x\"}\n{\"prompt_id\": 2, \"prompt\": \"x\"}\n");
+    CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "found 1 in all"), "%s",
+          wrpo_last_error(ctx)->text);
+    tiny_put(dir, "same.jsonl", "{\"prompt_id\": 1, \"prompt\": \"x\"}\n{\"prompt_id\": 2, \"prompt\": 5}\n");
+    CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "same.jsonl:2:") &&
+              strstr(wrpo_last_error(ctx)->text, "prompt: want a string, a message or a list of messages, found 5"),
+          "%s", wrpo_last_error(ctx)->text);
 }
 
 /* n prompts: a's reward and length, b's; as flat answers. */
@@ -538,7 +601,7 @@ static void allocations(void) {
     wrpo_ctx *keep = ctx;
     wrpo_select_stats s;
     wrpo_winrate_stats w;
-    int64_t counts[3];
+    int64_t counts[4];
     tiny_put(dir, "a.jsonl", sources), tiny_put(dir, "b.jsonl", target),
         tiny_put(dir, "wb.jsonl", "{\"prompt_id\": 4, \"content\": \"x\", \"reward\": 1}\n");
     const char *in[2] = {at("a.jsonl"), at("b.jsonl")}, *out = at("out.jsonl"), *wa = at("wa.jsonl"),
@@ -575,8 +638,8 @@ int main(void) {
     char command[100];
     snprintf(command, sizeof command, "mkdir -p %s", dir);
     CHECK(system(command) == 0, "mkdir");
-    records(), template_arguments(), weights_and_gaps(), refusals(), filters(), round_trip(), splits(), winrates();
-    allocations(), real();
+    records(), template_arguments(), weights_and_gaps(), refusals(), filters(), round_trip(), splits(), splits_same();
+    winrates(), allocations(), real();
     snprintf(command, sizeof command, "rm -rf %s", dir);
     CHECK(system(command) == 0, "rm");
     CHECK(ctx->bytes == sizeof(wrpo__arena), "%zu bytes still held", ctx->bytes);

@@ -653,7 +653,7 @@ int main(void) {
         wrpo_metrics m, other;
         wrpo_select_stats selected;
         wrpo_winrate_stats rates;
-        int64_t counts[3];
+        int64_t counts[4];
         SAYS(wrpo_model_load(ctx, NULL, &none), "wrpo_model_desc: dir is missing");
         SAYS(wrpo_model_init(ctx, NULL, &none), "wrpo_init_desc: config is missing");
         SAYS(wrpo_model_save(model, NULL), "wrpo_save_desc: dir is missing");

@@ -290,10 +290,10 @@ check "a base model: the warning" grep -q \
     'warning: "<|im_end|>" (id 258) ends answers, but is no eos_token_id of base.*--save-eos adds it' err.txt
 check "a base model: its eos is kept" cmp -s base/generation_config.json ended/generation_config.json
 good "--save-eos" $BASE --save-eos --out ended
-check "--save-eos: no warning" sh -c "! grep -q warning err.txt"
+check "--save-eos: no warning" sh -c "! grep -q "warning:.*save-eos" err.txt"
 check "--save-eos: all of them" grep -q '^  "eos_token_id": \[256, 258\]$' ended/generation_config.json
 good "a model that was so saved" train --model ended --data quads.jsonl --batch-size 5 --out ended2
-check "a model that was so saved: no warning" sh -c "! grep -q warning err.txt"
+check "a model that was so saved: no warning" sh -c "! grep -q "warning:.*save-eos" err.txt"
 good "merge --save-eos" merge --model base --adapter lora --save-eos --out ended
 check "merge --save-eos: all of them" grep -q '\[256, 258\]' ended/generation_config.json
 bad "--save-eos of an adapter" 1 'an adapter has no generation_config.json' $LORA --lora-r 4 --save-eos --out new

@@ -103,6 +103,13 @@ check "a foreign file is kept" test "$(cat foreign/sft.jsonl)" = mine
 fuse x --method sft; check "sft alone" says 'want a preference method, found sft'
 fuse x --rounds 0; check "no round" says 'want a whole number in'
 fuse x --sft-options "--betta 1"; check "a wrong option of SFT" says 'unknown option "--betta"'
+fuse x --sft-options " --epochs 1 --out=y"; check "an option that fuse sets" says 'want no --out, which fuse'
+fuse x --heldout 0.99 --dry-run; check "no prompts for a part" says 'prompts.jsonl: want prompts for all parts, found 40'
+cp prompts.jsonl kept; echo '{"prompt_id": "p1", "prompt": "x"}' >>prompts.jsonl
+fuse x --dry-run; check "an id twice, in the dry run" says 'want a prompt_id once, found "p1"'
+cp kept prompts.jsonl; echo '{"prompt_id": "q", "instruction": "x"}' >>prompts.jsonl
+fuse x --dry-run; check "no prompt, in the dry run" says 'record "q": want either "prompt" or "messages"'
+mv kept prompts.jsonl
 check "no directory for any of these" test ! -e x
 "$W" fuse --model $G/checkpoints/llama_f32 --source $G/checkpoints/llama_f32 $G/checkpoints/llama_f32/ --reward-model \
     $G/rewards/llama_f32 --prompts prompts.jsonl --out x >out.txt 2>err.txt
@@ -110,6 +117,23 @@ check "two sources of a name" says 'two sources are called llama_f32: want NAME=
 "$W" fuse --model $G/checkpoints/llama_f32 --source $G/checkpoints/llama_f32 --reward-model \
     $G/checkpoints/llama_f32 --prompts prompts.jsonl --out x >out.txt 2>err.txt
 check "no reward model" says 'checkpoints/llama_f32: want a reward model, found a language model'
+
+# ---- a prompt that is there twice is in one part; what learns nothing and what says little is said
+cp prompts.jsonl kept; for k in 1 2 3; do sed "s/\"p/\"again$k-/" kept; done >>prompts.jsonl
+fuse same --dry-run; check "a prompt twice: the plan" test $? -eq 0
+check "a prompt twice: the plan says so" grep -q '^prompts .* held out; 120 have the text of an earlier one' out.txt
+"$W" split --in prompts.jsonl --heldout 0.1 --out same >out.txt
+check "a prompt twice: split says so" grep -q '^120 of them have the text of an earlier one' out.txt
+check "a prompt twice: in one part" test "$(for f in same/*.jsonl; do sed 's/.*"prompt": //' $f | sort -u; done |
+    sort | uniq -d | wc -l)" -eq 0 -a "$(cat same/*.jsonl | sort | cksum)" = "$(sort prompts.jsonl | cksum)"
+mv kept prompts.jsonl
+fuse x --dry-run; check "few held out" says 'warning: --heldout: 4 prompts are few'
+check "no run of one step" test "$(grep -c 'is one step' err.txt)" -eq 0
+fuse x --dry-run --sft-options "--batch-size 64"
+check "a run of one step" says 'SFT (--sft-options), 12 records .* nothing'
+fuse x --dry-run --sft-options "--batch-size 64 --warmup-ratio 0"
+check "one step without warm-up" test "$(grep -c 'is one step' err.txt)" -eq 0
+check "no directory for these either" test ! -e x
 
 # ---- another round later; an adapter; no part held out
 fuse later --threads 1 --rounds 1; check "one round" test $? -eq 0
