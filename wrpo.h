@@ -1114,7 +1114,8 @@ struct wrpo_ctx {
     wrpo__frame *frame;
     void *dev;                       /* the backend's */
     size_t bytes, peak, device_bytes;                  /* held; the most ever held; held of the backend's memory */
-    wrpo__arena *handouts;           /* text and arrays given to the caller */
+    wrpo__arena *handouts;           /* text and arrays given to the caller; unicode */
+    struct wrpo__unicode *unicode;   /* NULL: no tokenizer was loaded yet */
     int peers;                       /* WRPO__SOUND, ... */
     time_t now;                      /* what chat templates show */
     char date[40];                   /* its day */
@@ -7398,21 +7399,26 @@ static void wrpo__sort(wrpo__keyed *list, int64_t n) { qsort(list, (size_t)n, si
 static const wrpo__keyed *wrpo__find_key(const wrpo__keyed *list, int64_t key) {  /* in a sorted stb array */
     return bsearch(&key, list, (size_t)stbds_arrlen(list), sizeof *list, wrpo__by_key);
 }
-typedef struct wrpo__unicode {
-    uint16_t *kind;  /* [0x110000] class, | WRPO__CAREFUL, | combining class << 8 */
+typedef struct wrpo__unicode {  /* one for all tokenizers of a context */
+    bool nfc;  /* parts and wholes are there */
     wrpo__keyed *parts, *wholes;  /* sorted stb arrays: code point -> its two parts (or one and 0); and back */
+    uint16_t kind[0x110000];  /* class, | WRPO__CAREFUL, | combining class << 8 */
 } wrpo__unicode;
 
-static void wrpo__unicode_load_classes(wrpo__arena *arena, wrpo__unicode *u) {
+static wrpo__unicode *wrpo__unicode_of(wrpo_ctx *ctx) {
+    if (ctx->unicode) return ctx->unicode;
     wrpo__packed in = {.line = wrpo__unicode_classes, .s = "", .range = 1};
     int32_t c = 0, class = 0;
-    u->kind = wrpo__raw(arena, 0x110000, sizeof *u->kind);
+    wrpo__unicode *u = wrpo__raw(ctx->handouts, 1, sizeof *u);
+    u->nfc = false;
+    u->parts = u->wholes = NULL;
     while (c < 0x110000) {
         class = wrpo__unpack(&in, class);
         int32_t end = c + wrpo__unpack(&in, 17 + class) + 1, kind = class;
         if (class == 16) kind = WRPO__M | WRPO__CAREFUL | wrpo__unpack(&in, 34) << 8;
         while (c < end) u->kind[c++] = (uint16_t)kind;
     }
+    return ctx->unicode = u;
 }
 static void wrpo__add_parts(wrpo__unicode *u, int32_t whole, int32_t a, int32_t b, bool composes) {
     stbds_arrput(u->parts, ((wrpo__keyed){whole, wrpo__pair(a, b)}));
@@ -7420,7 +7426,11 @@ static void wrpo__add_parts(wrpo__unicode *u, int32_t whole, int32_t a, int32_t 
     u->kind[composes ? b : whole] |= WRPO__CAREFUL;
 }
 static void wrpo__unicode_load_nfc(wrpo__unicode *u) {
-    if (u->parts) return;
+    if (u->nfc) return;
+    wrpo__arena *outer = wrpo__current;
+    wrpo__current = outer->ctx->handouts;
+    stbds_arrfree(u->parts);  /* of a load without memory */
+    stbds_arrfree(u->wholes);
     wrpo__packed in = {.line = wrpo__unicode_nfc, .s = "", .range = 1};
     int32_t c = 0, part[2] = {0};
     while (c <= 0x2FA1D) {  /* the last one */
@@ -7441,6 +7451,8 @@ static void wrpo__unicode_load_nfc(wrpo__unicode *u) {
     }
     wrpo__sort(u->parts, stbds_arrlen(u->parts));
     wrpo__sort(u->wholes, stbds_arrlen(u->wholes));
+    u->nfc = true;
+    wrpo__current = outer;
 }
 
 static size_t wrpo__before(const char *s, size_t i) {  /* where the code point before s[i] begins */
@@ -7634,7 +7646,7 @@ struct wrpo_tokenizer {
     wrpo_ctx *ctx;
     wrpo__arena *arena, *scratch;  /* scratch: for one call */
     const char *dir;  /* where it was loaded from */
-    wrpo__unicode unicode;
+    wrpo__unicode *unicode;
     wrpo__token *tokens; int64_t size;  /* by id */
     int32_t *slots; uint64_t mask;  /* text -> id: open addressing, -1 = free */
     wrpo__merge *merges; uint64_t merge_mask, seed;  /* pair -> rank and id: open addressing; seed: of both */
@@ -7726,7 +7738,7 @@ static size_t wrpo__in_class(const wrpo__work *w, const wrpo__piece *p, size_t i
     size_t size;
     if (i >= p->n) return 0;
     int32_t c = wrpo__utf8_get(p->s + i, p->n - i, &size);
-    return classes >> (w->tok->unicode.kind[c] & 15) & 1 ? size : 0;
+    return classes >> (w->tok->unicode->kind[c] & 15) & 1 ? size : 0;
 }
 /* the longest at p->s[i], or NULL */
 static const wrpo__added *wrpo__added_at(const wrpo_tokenizer *tok, bool normalized, const wrpo__piece *p, size_t i) {
@@ -7821,7 +7833,7 @@ static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, const wrpo__pie
     case WRPO__EDIT_ADDED: wrpo__cut_added(w, p, e->normalized); return;
     case WRPO__EDIT_SPLIT: wrpo__split_piece(w, e, p); return;
     case WRPO__EDIT_NFC:
-        wrpo__nfc(&w->tok->unicode, s, n, out, &w->marks);
+        wrpo__nfc(w->tok->unicode, s, n, out, &w->marks);
         i = n;
         break;
     case WRPO__EDIT_REPLACE:
@@ -8089,7 +8101,7 @@ static bool wrpo__rx_dash(const wrpo__rx_parser *p) {  /* of a range: a '-' befo
 static wrpo__regex *wrpo__rx_new(wrpo__rx_parser *p, wrpo__rx_kind kind) {
     wrpo__regex *x = WRPO__NEW(p->tok->arena, wrpo__regex);
     x->kind = kind;
-    x->unicode = p->tok->unicode.kind;
+    x->unicode = p->tok->unicode->kind;
     return x;
 }
 static void wrpo__rx_range(wrpo__regex *x, int32_t first, int32_t last) {
@@ -8436,7 +8448,7 @@ static void wrpo__load_component(wrpo_tokenizer *tok, const wrpo_json *v, const 
         if (one && !wrpo__one_char(&e)) wrpo__refuse(text, NULL, "one character");
     }
     if (c->read) c->read(tok, v, &e);
-    if (e.kind == WRPO__EDIT_NFC) wrpo__unicode_load_nfc(&tok->unicode);
+    if (e.kind == WRPO__EDIT_NFC) wrpo__unicode_load_nfc(tok->unicode);
     if (e.kind != WRPO__EDIT_NONE) wrpo__put_edit(tok, e);
 }
 
@@ -8736,10 +8748,10 @@ static const wrpo_json *wrpo__load_json(wrpo_tokenizer *tok, wrpo__arena *arena,
 static wrpo_tokenizer *wrpo__tokenizer_new(wrpo__arena *arena, const char *dir) {
     wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
     *tok = (wrpo_tokenizer){.ctx = arena->ctx, .arena = arena, .scratch = wrpo__sub_arena(arena),
-                            .dir = wrpo__strndup(arena, dir, strlen(dir))};
+                            .dir = wrpo__strndup(arena, dir, strlen(dir)),
+                            .unicode = wrpo__unicode_of(arena->ctx)};
     double now = wrpo__now();
     tok->seed = wrpo__hash((uint64_t)(uintptr_t)arena, &now, sizeof now);  /* for speed: ids do not depend on it */
-    wrpo__unicode_load_classes(arena, &tok->unicode);
     uint32_t next = 0x100;
     memset(tok->char_byte, 0xFF, sizeof tok->char_byte);
     for (uint32_t b = 0; b < 256; b++) {  /* printable Latin-1 is itself; others are U+0100 and up */
@@ -9106,8 +9118,7 @@ static size_t wrpo__jrstrip(wrpo__jinja *J, wrpo__jv chars, const char *s, size_
 }
 static size_t wrpo__jskip_space(const char *s, size_t n, size_t i) { return wrpo__jlstrip(NULL, NULL, s, i, n); }
 static int wrpo__jclass(wrpo__jinja *J, int32_t c) {  /* the bit of its wrpo__class */
-    if (!J->tok->unicode.kind) wrpo__unicode_load_classes(J->tok->arena, &J->tok->unicode);
-    return 1 << (J->tok->unicode.kind[c] & 15);
+    return 1 << (wrpo__unicode_of(J->ctx)->kind[c] & 15);
 }
 /* ASCII, Latin-1, Cyrillic; other letters that have a case are refused. */
 static int32_t wrpo__jcase(wrpo__jinja *J, int32_t c, bool upper) {
