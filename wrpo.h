@@ -8859,9 +8859,11 @@ WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *i
    Names: jv is a value; J is the state of one compilation or rendering.                                     */
 
 /* A template is a stranger's program: it gets no more. */
+#ifndef WRPO__J_MAX_STEPS  /* tokens read, elements compared, pieces of text written; fuzzing has less time */
+#define WRPO__J_MAX_STEPS 20000000
+#endif
 enum {
     WRPO__J_MAX_DEPTH = 1000,  /* of nesting times recursion, and of values */
-    WRPO__J_MAX_STEPS = 20000000,  /* tokens read, elements compared, pieces of text written */
     WRPO__J_MAX_BYTES = 1 << 28,  /* of values and text made */
     WRPO__J_MAX_RANGE = 100000  /* as in Jinja's sandbox */
 };

@@ -41,11 +41,12 @@ static void must(bool ok, const char *what) {
 #define ASAN_POISON_MEMORY_REGION(p, n) ((void)(p))
 #define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p))
 #endif
-enum { LARGE = 1 << 17, END = 1 << 14, BLOCKS = 16 };
+enum { LARGE = 1 << 17, LARGEST = 1 << 23, END = 1 << 14, BLOCKS = 16 };
 static struct { void *p; size_t size; bool used; } blocks[BLOCKS];
 static void *fuzz_alloc(size_t n, void *user) {
     int at = -1;
-    for (int i = 0; n >= LARGE && i < BLOCKS; i++)
+    const bool large = n >= LARGE && n <= LARGEST;
+    for (int i = 0; large && i < BLOCKS; i++)
         if (blocks[i].p && !blocks[i].used && blocks[i].size == n) at = i;
     if (at >= 0) {
         live++;
@@ -53,7 +54,7 @@ static void *fuzz_alloc(size_t n, void *user) {
         ASAN_UNPOISON_MEMORY_REGION((char *)blocks[at].p + n - END, END);
     } else {
         void *p = counting_alloc(n, user);
-        for (int i = 0; n >= LARGE && i < BLOCKS && at < 0; i++)
+        for (int i = 0; large && i < BLOCKS && at < 0; i++)
             if (!blocks[i].p) at = i, blocks[i].p = p, blocks[i].size = n;
         if (at < 0) return p;
     }
@@ -168,7 +169,7 @@ static void run_config(const char *data, size_t size) {
 static struct { wrpo_tokenizer *tokenizer; wrpo_model *model; wrpo_data *data; } kept;
 static const char tiny_config[] =
     "{\"model_type\":\"llama\",\"architectures\":[\"LlamaForCausalLM\"],\"vocab_size\":7,\"hidden_size\":4,"
-    "\"intermediate_size\":5,\"num_hidden_layers\":1,\"num_attention_heads\":2,\"num_key_value_heads\":1,"
+    "\"intermediate_size\":4,\"num_hidden_layers\":1,\"num_attention_heads\":1,\"num_key_value_heads\":1,"
     "\"max_position_embeddings\":16,\"rms_norm_eps\":1e-5,\"hidden_act\":\"silu\",\"tie_word_embeddings\":true}";
 static const int32_t tiny_ids[4] = {1, 2, 3, 4};
 /* A tiny model, the same each time. */
@@ -188,17 +189,15 @@ static char tiny_adapter[2000];
 static size_t tiny_adapter_size;
 /* The tensors that this config asks for. */
 static void make_tiny_adapter(void) {
-    static const struct { const char *name; int rows, cols; } linear[] = {
-        {"mlp.down_proj", 4, 5}, {"self_attn.q_proj", 4, 4}, {"self_attn.v_proj", 2, 4}};
+    static const char *const linear[] = {"mlp.down_proj", "self_attn.q_proj", "self_attn.v_proj"};
     const float x = 0.5f;
     size_t n = (size_t)sprintf(tiny_adapter + 8, "{\"__metadata__\":{\"format\":\"pt\"}") + 8, at = 0;
     for (int i = 0; i < 3; i++)
         for (int b = 0; b < 2; b++) {
-            const int numbers = b ? linear[i].rows : linear[i].cols;
             n += (size_t)sprintf(tiny_adapter + n, ",\"base_model.model.model.layers.0.%s.lora_%c.weight\":{\"dtype\":"
-                                 "\"F32\",\"shape\":[%d,%d],\"data_offsets\":[%zu,%zu]}", linear[i].name, "AB"[b],
-                                 b ? numbers : 1, b ? 1 : numbers, at, at + 4 * (size_t)numbers);
-            at += 4 * (size_t)numbers;
+                                 "\"F32\",\"shape\":[%d,%d],\"data_offsets\":[%zu,%zu]}", linear[i], "AB"[b],
+                                 b ? 4 : 1, b ? 1 : 4, at, at + 16);
+            at += 16;
         }
     tiny_adapter[n++] = '}';
     while (n % 8) tiny_adapter[n++] = ' ';
