@@ -5754,8 +5754,8 @@ WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t 
    All files are written whole under part names, then renamed, the index last. A save that is interrupted leaves the
    old checkpoint, the new one, or a directory that does not open; never a mixture. */
 typedef struct wrpo__save_tensor { const char *name; int ndim; int64_t shape[4]; } wrpo__save_tensor;
-/* dst[count] = elements [first, first + count) of tensor */
-typedef void (*wrpo__save_fn)(void *user, int64_t tensor, int64_t first, int64_t count, float *dst);
+/* Elements [first, first + count) of tensor: dst, or where they are */
+typedef const float *(*wrpo__save_fn)(void *user, int64_t tensor, int64_t first, int64_t count, float *dst);
 typedef struct wrpo__placed { const char *name; const wrpo__save_tensor *t; int64_t bytes, shard; } wrpo__placed;
 /* How a save rounds, and what that leaves of the change since `from`. */
 typedef struct wrpo__rounding {
@@ -5842,65 +5842,94 @@ static void wrpo__header_write(wrpo__writer *w, wrpo__text *header) {
     wrpo__write(w, header->data, header->size);
     wrpo__block_free(header->data);
 }
-enum { WRPO__ROUNDS = 256 };  /* elements rounded at a time: a constant, so that compilers make vectors of it */
-/* to[ROUNDS] = what h[ROUNDS] is; before that, w[ROUNDS] is rounded to h, unless it is NULL. */
-static void wrpo__round_block(wrpo_dtype dtype, const float *w, uint16_t *h, float *to) {
-    const bool bf16 = dtype == WRPO_DTYPE_BF16;
-    for (int k = 0; w && bf16 && k < WRPO__ROUNDS; k++) h[k] = wrpo__float_to_bf16(w[k]);
-    for (int k = 0; w && !bf16 && k < WRPO__ROUNDS; k++) h[k] = wrpo__float_to_f16(w[k]);
-    if (bf16) for (int k = 0; k < WRPO__ROUNDS; k++) to[k] = wrpo__float_of(h[k]);
-    else for (int k = 0; k < WRPO__ROUNDS; k++) to[k] = wrpo__bits_float(wrpo__f16_to_bits(h[k]));
+/* A block of a save: w is rounded to h; with old, of floats or `same`, in the dtype of h: what that leaves of the change
+   is added to the sums. Those are several, so that compilers make vectors of the loop. */
+enum { WRPO__ROUNDS = 256, WRPO__SUMS = 8 };
+typedef struct wrpo__rounded {
+    const float *w; const void *old; uint16_t *h;
+    bool same;
+    double changed[WRPO__SUMS], kept[WRPO__SUMS];
+} wrpo__rounded;
+#define WRPO__BLOCK(i) for (int i = 0; i < WRPO__ROUNDS; i++)
+#define WRPO__HALF(x) (dtype == WRPO_DTYPE_BF16 ? wrpo__float_to_bf16(x) : wrpo__float_to_f16(x))
+#define WRPO__WIDE(h) wrpo__bits_float(wrpo__widen(dtype, h))
+static
+#if defined(__GNUC__) && defined(__x86_64__) && !defined(WRPO_NO_SIMD)
+__attribute__((always_inline)) inline
+#endif
+void wrpo__block_any(wrpo__rounded *r, const wrpo_dtype dtype) {
+    const float *w = r->w, *old = r->old;
+    const uint16_t *halves = r->old;
+    uint16_t *h = r->h;
+    float to[WRPO__ROUNDS], from[WRPO__ROUNDS];
+    if (!old) {
+        WRPO__BLOCK(k) h[k] = WRPO__HALF(w[k]);
+        return;
+    }
+    WRPO__BLOCK(k) to[k] = WRPO__WIDE(h[k]);
+    if (r->same) {
+        WRPO__BLOCK(k) from[k] = WRPO__WIDE(halves[k]);
+        old = from;
+    } else WRPO__BLOCK(k) from[k] = WRPO__WIDE(WRPO__HALF(old[k]));
+    for (int j = 0; j < WRPO__ROUNDS; j += WRPO__SUMS)
+        for (int k = 0; k < WRPO__SUMS; k++) {
+            const double d = (double)w[j + k] - (double)old[j + k];
+            r->changed[k] += d * d;
+            r->kept[k] += ((double)to[j + k] - (double)from[j + k]) * d;
+        }
 }
-/* The bytes of chunk[n], elements [first, first + n) of a tensor, in the dtype of the file. The dice of an element are
-   its own: a function of the tensor's name and its index. */
-static const void *wrpo__round(const wrpo__save *save, const char *name, int64_t first, int64_t n) {
-    enum { PIECE = 1 << 14, LANES = 8 };
+static void wrpo__block_f16(wrpo__rounded *r) { wrpo__block_any(r, WRPO_DTYPE_F16); }
+static void wrpo__block_bf16(wrpo__rounded *r) { wrpo__block_any(r, WRPO_DTYPE_BF16); }
+#if defined(__GNUC__) && defined(__x86_64__) && !defined(WRPO_NO_SIMD)
+__attribute__((target("avx2"))) static void wrpo__block_avx2(wrpo__rounded *r) { wrpo__block_any(r, WRPO_DTYPE_BF16); }
+#define wrpo__block_bf16 (__builtin_cpu_supports("avx2") ? wrpo__block_avx2 : wrpo__block_bf16)
+#endif
+/* The bytes of x[n], elements [first, first + n) of a tensor, in the dtype of the file. The dice of an element are its
+   own: a function of the tensor's name and its index. */
+static const void *wrpo__round(const wrpo__save *save, const char *name, const float *x, int64_t first, int64_t n) {
+    enum { PIECE = 1 << 14 };
     wrpo__rounding *r = save->rounding;
-    const wrpo_dtype dtype = save->dtype;
     const wrpo_tensor_info *t = r->from ? wrpo_tensors_find(r->from, name) : NULL;
-    const wrpo_dtype was = t ? wrpo__float_dtype(t) : WRPO_DTYPE_DEFAULT;
-    const bool measured = was && first + n <= t->count;
+    const wrpo_dtype was = t && first + n <= t->count ? wrpo__float_dtype(t) : WRPO_DTYPE_DEFAULT;
+    const int64_t size = (int64_t)wrpo__dtype_size(was);
     const uint64_t stream = wrpo__hash(0, name, strlen(name));
     double sums[WRPO__CHUNK / PIECE][2];
     const int threads = save->temp->ctx->desc.threads;
-    if (wrpo__dtype_size(dtype) == 4) return save->chunk;
-    for (int64_t k = n; k % WRPO__ROUNDS; k++) save->chunk[k] = 0;
+    void (*block)(wrpo__rounded *) = save->dtype == WRPO_DTYPE_BF16 ? wrpo__block_bf16 : wrpo__block_f16;
+    if (wrpo__dtype_size(save->dtype) == 4) return x;
     WRPO__PARFOR(threads)
     for (int64_t piece = 0; piece < wrpo__div_up(n, PIECE); piece++) {
-        double changed[LANES] = {0}, kept[LANES] = {0};
+        wrpo__rounded b = {.same = was == save->dtype};
         for (int64_t i = piece * PIECE; i < WRPO__MIN(n, (piece + 1) * PIECE); i += WRPO__ROUNDS) {
             const int64_t count = WRPO__MIN(n - i, WRPO__ROUNDS);
-            const float *w = save->chunk + i;
-            uint16_t *h = save->halves + i, h_old[WRPO__ROUNDS];
-            float to[WRPO__ROUNDS], old[WRPO__ROUNDS], to_old[WRPO__ROUNDS];
+            float end[WRPO__ROUNDS], old[WRPO__ROUNDS];  /* end: w where it is no whole block */
             wrpo__philox dice = {{0}};
-            wrpo__round_block(dtype, w, h, to);
+            b.w = x + i;
+            b.h = save->halves + i;
+            b.old = NULL;
+            if (count < WRPO__ROUNDS) {
+                memset(old, 0, sizeof old);
+                b.w = memcpy(memset(end, 0, sizeof end), x + i, (size_t)count * sizeof *x);
+            }
+            block(&b);
             for (int k = 0; r->random && k < count; k++) {
                 if (k % 8 == 0) dice = wrpo__random(0, stream, (uint64_t)(first + i + k) / 8);
-                if (!isfinite(to[k])) continue;
-                h[k] = (uint16_t)((wrpo__float_bits(w[k]) + (dice.v[k % 8 / 2] >> k % 2 * 16 & 0xFFFF)) >> 16);
-                to[k] = wrpo__float_of(h[k]);
+                if (!isfinite(wrpo__float_of(b.h[k]))) continue;
+                b.h[k] = (uint16_t)((wrpo__float_bits(b.w[k]) + (dice.v[k % 8 / 2] >> k % 2 * 16 & 0xFFFF)) >> 16);
             }
-            if (!measured) continue;
-            if (count < WRPO__ROUNDS) memset(old, 0, sizeof old), memset(h_old, 0, sizeof h_old);
-            if (was == WRPO_DTYPE_F32) wrpo__to_float(old, t, first + i, count);
-            else {
-                memcpy(h_old, (const char *)t->data + (first + i) * 2, (size_t)count * 2);
-                wrpo__round_block(was, NULL, h_old, old);
+            if (!was) continue;
+            b.old = (const char *)t->data + (first + i) * size;
+            if (count < WRPO__ROUNDS || (uintptr_t)b.old % (size_t)size || !(b.same || size == 4)) {
+                if (b.same) memcpy(old, b.old, (size_t)count * 2);
+                else wrpo__to_float(old, t, first + i, count);
+                b.old = old;
             }
-            if (was != dtype) wrpo__round_block(dtype, old, h_old, to_old);
-            const float *from = was == dtype ? old : to_old;
-            for (int j = 0; j < WRPO__ROUNDS; j += LANES)
-                for (int k = 0; k < LANES; k++) {
-                    const double d = (double)w[j + k] - (double)old[j + k];
-                    changed[k] += d * d;
-                    kept[k] += ((double)to[j + k] - (double)from[j + k]) * d;
-                }
+            block(&b);
         }
         sums[piece][0] = sums[piece][1] = 0;
-        for (int k = 0; k < LANES; k++) sums[piece][0] += changed[k], sums[piece][1] += kept[k];
+        for (int k = 0; k < WRPO__SUMS; k++) sums[piece][0] += b.changed[k], sums[piece][1] += b.kept[k];
     }
-    for (int64_t piece = 0; measured && piece < wrpo__div_up(n, PIECE); piece++) {
+    for (int64_t piece = 0; piece < wrpo__div_up(n, PIECE); piece++) {
         r->changed += sums[piece][0];
         r->kept += sums[piece][1];
     }
@@ -5924,14 +5953,14 @@ static wrpo__writer *wrpo__shard_write(const wrpo__save *save, int64_t shard) {
     for (const wrpo__placed *p = save->placed; p < end; p++)
         for (int64_t first = 0, n; p->shard == shard && first < p->bytes / size; first += n) {
             n = WRPO__MIN(p->bytes / size - first, WRPO__CHUNK);
-            save->fn(save->user, p->t - save->t, first, n, save->chunk);
+            const float *piece = save->fn(save->user, p->t - save->t, first, n, save->chunk);
             for (int64_t k = 0; save->dtype == WRPO_DTYPE_F16 && k < n; k++) {
-                const float x = save->chunk[k];
+                const float x = piece[k];
                 if (isfinite(x) && fabsf(x) >= 65520)
                     wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path, p->name,
                             (long long)(first + k), (double)x);
             }
-            wrpo__write(w, wrpo__round(save, p->name, first, n), (size_t)(n * size));
+            wrpo__write(w, wrpo__round(save, p->name, piece, first, n), (size_t)(n * size));
         }
     wrpo__finish(w);
     return w;
@@ -7171,8 +7200,9 @@ static void wrpo__merge_adapter(wrpo__saving *saving, const wrpo_weight *w, int6
             dst[i - first] = (float)(dst[i - first] + (double)of->scale * sum);
         }
 }
-static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
+static const float *wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
     wrpo__saving *saving = user;
+    const float *begin = dst;
     for (int64_t n; count > 0; first += n, dst += n, count -= n) {
         const wrpo_weight *w = saving->model->weights + saving->first[tensor];
         const wrpo__slice *s = saving->slices + saving->first[tensor];
@@ -7184,9 +7214,13 @@ static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t 
         const int64_t own_row = place - s->first;  /* within the weight's rows of this group */
         n = WRPO__MIN(count, (s->own - own_row) * w->cols - col);
         const int64_t at = (row / s->stride * s->own + own_row) * w->cols + col;
+        if (n == count && dst == begin && w->dtype == WRPO_DTYPE_F32 && !saving->of &&
+            saving->model->ctx->desc.backend->host)
+            return (const float *)w->data + at;
         wrpo__weight_get(saving->model, w, at, n, dst);
         wrpo__merge_adapter(saving, w, at, n, dst);
     }
+    return begin;
 }
 /* With an adapter, no directory that was read is written to, and no adapter comes to be beside another model. */
 static void wrpo__other_dir(const char *dir, const char *input, const char *what) {
@@ -8859,11 +8893,9 @@ WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *i
    Names: jv is a value; J is the state of one compilation or rendering.                                     */
 
 /* A template is a stranger's program: it gets no more. */
-#ifndef WRPO__J_MAX_STEPS  /* tokens read, elements compared, pieces of text written; fuzzing has less time */
-#define WRPO__J_MAX_STEPS 20000000
-#endif
 enum {
     WRPO__J_MAX_DEPTH = 1000,  /* of nesting times recursion, and of values */
+    WRPO__J_MAX_STEPS = 20000000,  /* tokens read, elements compared, pieces of text written */
     WRPO__J_MAX_BYTES = 1 << 28,  /* of values and text made */
     WRPO__J_MAX_RANGE = 100000  /* as in Jinja's sandbox */
 };
