@@ -441,7 +441,7 @@ int main(void) {
     allocations();
     wrpo_json_free(ctx, (wrpo_json *)(uintptr_t)all);
     shell("rm -rf %s%s", dir, "");
-    CHECK(ctx->bytes == sizeof(wrpo__arena), "%zu bytes still held", ctx->bytes);
+    CHECK(bytes_left(ctx) == sizeof(wrpo__arena), "%zu bytes still held", ctx->bytes);
     wrpo_close(ctx);
     return test_end("reward");
 }

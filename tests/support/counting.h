@@ -10,4 +10,15 @@ static void *counting_alloc(size_t n, void *user) {
     return malloc(n);
 }
 static void counting_free(void *p, void *user) { (void)user; live--; free(p); }
+#ifdef WRPO_IMPLEMENTATION
+/* The bytes that a context holds beside Unicode's tables, which stay with it: they are freed here. */
+static inline size_t bytes_left(wrpo_ctx *ctx) {
+    if (!ctx->unicode) return ctx->bytes;
+    stbds_arrfree(ctx->unicode->parts);
+    stbds_arrfree(ctx->unicode->wholes);
+    wrpo__block_free(ctx->unicode);
+    ctx->unicode = NULL;
+    return ctx->bytes;
+}
+#endif
 #endif
