@@ -1087,40 +1087,40 @@ __declspec(dllimport) int __stdcall MoveFileExA(const char *from, const char *to
     WRPO_API const char *function(int i) { return i >= 0 && i < WRPO__COUNT(list) ? (list)[i] : NULL; }
 
 /* ---- context, entries, arenas ---- */
-enum { WRPO__ALIGN = 64 };           /* bytes that every block is aligned to: a cache line, an AVX-512 vector */
-typedef struct wrpo__block {         /* stands before the bytes of one allocation; a node of its arena's ring */
+enum { WRPO__ALIGN = 64 };  /* bytes that every block is aligned to: a cache line, an AVX-512 vector */
+typedef struct wrpo__block {  /* stands before the bytes of one allocation; a node of its arena's ring */
     struct wrpo__block *prev, *next;
     struct wrpo__arena *arena;
-    void *base; size_t size;         /* as the allocator gave it */
+    void *base; size_t size;  /* as the allocator gave it */
 } wrpo__block;
 enum { WRPO__BLOCK_HEAD = (sizeof(wrpo__block) + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN };
 typedef struct wrpo__cleanup { void (*fn)(void *); void *p; struct wrpo__cleanup *next; } wrpo__cleanup;
 typedef struct wrpo__arena {
     wrpo_ctx *ctx;
-    wrpo__block ring;                /* of its blocks; this one is none of them */
-    wrpo__cleanup *cleanups;         /* run before any block is freed, the last one first */
-    char *chunk; size_t used, cap;   /* a block that small things share */
+    wrpo__block ring;  /* of its blocks; this one is none of them */
+    wrpo__cleanup *cleanups;  /* run before any block is freed, the last one first */
+    char *chunk; size_t used, cap;  /* a block that small things share */
 } wrpo__arena;
-typedef struct wrpo__frame {         /* one public entry in progress */
+typedef struct wrpo__frame {  /* one public entry in progress */
     jmp_buf jump;
     wrpo_ctx *ctx; struct wrpo__frame *up;
-    wrpo__arena *arena, *outer;      /* outer: the arena that was current before */
+    wrpo__arena *arena, *outer;  /* outer: the arena that was current before */
     bool temporary, failed;
-    bool together;                   /* an entry of all ranks: WRPO__CALL_ALL */
+    bool together;  /* an entry of all ranks: WRPO__CALL_ALL */
 } wrpo__frame;
 struct wrpo_ctx {
-    wrpo_desc desc;                  /* resolved */
+    wrpo_desc desc;  /* resolved */
     wrpo_error error;
     wrpo__frame *frame;
-    void *dev;                       /* the backend's */
-    size_t bytes, peak, device_bytes;                  /* held; the most ever held; held of the backend's memory */
-    wrpo__arena *handouts;           /* text and arrays given to the caller; unicode */
-    struct wrpo__unicode *unicode;   /* NULL: no tokenizer was loaded yet */
-    int peers;                       /* WRPO__SOUND, ... */
-    time_t now;                      /* what chat templates show */
-    char date[40];                   /* its day */
+    void *dev;  /* the backend's */
+    size_t bytes, peak, device_bytes;  /* held; the most ever held; held of the backend's memory */
+    wrpo__arena *handouts;  /* text and arrays given to the caller; unicode */
+    void *unicode;  /* by >>token; NULL: not yet */
+    int peers;  /* WRPO__SOUND, ... */
+    time_t now;  /* what chat templates show */
+    char date[40];  /* its day */
 };
-static WRPO__THREAD wrpo__arena *wrpo__current;        /* the innermost entry's arena, where stb_ds allocates */
+static WRPO__THREAD wrpo__arena *wrpo__current;  /* the innermost entry's arena, where stb_ds allocates */
 
 static int32_t wrpo__utf8_get(const char *s, size_t n, size_t *size);
 /* line, column: a position in a text file. The sentence should state it as well: "%s:%lld: ...". */
@@ -1135,7 +1135,7 @@ _Noreturn WRPO__PRINTF(5, 6) static void wrpo__fail_at(wrpo_ctx *ctx, wrpo_resul
     ctx->error.line = line;
     ctx->error.column = column;
     const size_t n = strlen(text);
-    for (size_t i = 0, size; i < n; i += size) {       /* foreign text may hold any byte, or be cut in a character */
+    for (size_t i = 0, size; i < n; i += size) {  /* foreign text may hold any byte, or be cut in a character */
         const int32_t c = wrpo__utf8_get(text + i, n - i, &size);
         if (c < 0x20 || c == 0x7F) memset(text + i, '?', size);
     }
@@ -1202,7 +1202,7 @@ static void *wrpo__block_resize(wrpo__arena *arena, void *p, size_t n) {
     }
     return data;
 }
-static void *wrpo__resize(wrpo__arena *arena, void *p, size_t n) {     /* likewise, or failure */
+static void *wrpo__resize(wrpo__arena *arena, void *p, size_t n) {  /* likewise, or failure */
     p = wrpo__block_resize(arena, p, n);
     if (!p)
         wrpo__fail(arena->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes wanted, %zu held", n, arena->ctx->bytes);
@@ -1239,14 +1239,14 @@ static wrpo__cleanup *wrpo__on_free(wrpo__arena *arena, void (*fn)(void *), void
     *c = (wrpo__cleanup){fn, p, arena->cleanups};
     return arena->cleanups = c;
 }
-static wrpo__arena *wrpo__arena_new(wrpo_ctx *ctx) {   /* NULL: out of memory */
+static wrpo__arena *wrpo__arena_new(wrpo_ctx *ctx) {  /* NULL: out of memory */
     wrpo__arena *arena = ctx->desc.memory.alloc(sizeof *arena, ctx->desc.memory.user);
     if (!arena) return NULL;
     *arena = (wrpo__arena){.ctx = ctx, .ring = {.prev = &arena->ring, .next = &arena->ring}};
     ctx->bytes += sizeof *arena;
     return arena;
 }
-static void wrpo__arena_clear(wrpo__arena *arena) {    /* as new; all that it owned is freed */
+static void wrpo__arena_clear(wrpo__arena *arena) {  /* as new; all that it owned is freed */
     for (; arena->cleanups; arena->cleanups = arena->cleanups->next)
         if (arena->cleanups->p) arena->cleanups->fn(arena->cleanups->p);
     while (arena->ring.next != &arena->ring) wrpo__block_free((char *)arena->ring.next + WRPO__BLOCK_HEAD);
@@ -1269,7 +1269,7 @@ static wrpo__arena *wrpo__sub_arena(wrpo__arena *arena) {
 /* ---- ranks: they agree that none has failed ---- */
 static int wrpo__me(const wrpo_ctx *ctx) { return ctx->desc.group ? ctx->desc.group->rank : 0; }
 static int wrpo__ranks(const wrpo_ctx *ctx) { return ctx->desc.group ? ctx->desc.group->ranks : 1; }
-enum { WRPO__SOUND, WRPO__AGREED, WRPO__ALONE };       /* all know of an error; the group failed: nobody can be asked */
+enum { WRPO__SOUND, WRPO__AGREED, WRPO__ALONE };  /* all know of an error; the group failed: nobody can be asked */
 static int wrpo__alone(const wrpo_group *g, wrpo_error *error, const wrpo_error why) {
     *error = (wrpo_error){.code = WRPO_E_DEVICE};
     snprintf(error->text, sizeof error->text, "rank %d: the group failed: %.400s", g->rank, why.text);
@@ -3193,14 +3193,14 @@ static void wrpo__inv_freq_sliding(const wrpo_config *c, float *inv) {
 }
 
 /* ---- the workspace, wrpo__run: the memory that micro-batches are computed in; not the run of training ---- */
-typedef struct wrpo__shape {         /* what there is room for */
-    int64_t rows;                    /* never fewer than targets, segments or responses */
-    int64_t chunk;                   /* targets in a chunk */
-    bool logits;                     /* the span is all rows, not a chunk */
-    int64_t recompute;               /* layers [0, recompute) store only x; the backward pass computes the rest again */
-    int64_t cache;                   /* rows of keys and values that outlive a forward pass, for decoding; 0 = none */
+typedef struct wrpo__shape {  /* what there is room for */
+    int64_t rows;  /* never fewer than targets, segments or responses */
+    int64_t chunk;  /* targets in a chunk */
+    bool logits;  /* the span is all rows, not a chunk */
+    int64_t recompute;  /* layers [0, recompute) store only x; the backward pass computes the rest again */
+    int64_t cache;  /* rows of keys and values that outlive a forward pass, for decoding; 0 = none */
     bool train;
-    int64_t rank, drop;              /* columns of lora_t; of lora_x */
+    int64_t rank, drop;  /* columns of lora_t; of lora_x */
 } wrpo__shape;
 /* Of a row of logits: on a device rows are 16-byte aligned, also in bfloat16, whatever the vocabulary. */
 static int64_t wrpo__ldl(const wrpo_backend *be, int64_t V) { return be->host ? V : (V + 7) / 8 * 8; }
@@ -3211,65 +3211,65 @@ static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s
    Per layer: what the backward pass needs besides the x that enters the layer. The names in the columns are locals of
    wrpo__run_layout. */
 #define WRPO__LAYER_ACTS(X) \
-    X(void, mid, D * train)                            /* the residual stream after attention */ \
-    X(void, qk0, (H + G) * d * qk_norm)                /* q | k before their norms */ \
-    X(void, qkv, (H + 2 * G) * d)                      /* q | k | v; q and k are rotated */ \
-    X(void, o, H * d) X(float, lse, H)                 /* attention's output, and its log sum exp */ \
-    X(void, gu, 2 * I)                                 /* gate | up */ \
-    X(void, attn_out, D * post_norms) X(void, mlp_out, D * post_norms)      /* added to x, before the norm on it */ \
-    X(float, rstd_attn, 1) X(float, rstd_q, H * qk_norm) X(float, rstd_k, G * qk_norm)   /* 1 / rms, of each norm */ \
+    X(void, mid, D * train)  /* the residual stream after attention */ \
+    X(void, qk0, (H + G) * d * qk_norm)  /* q | k before their norms */ \
+    X(void, qkv, (H + 2 * G) * d)  /* q | k | v; q and k are rotated */ \
+    X(void, o, H * d) X(float, lse, H)  /* attention's output, and its log sum exp */ \
+    X(void, gu, 2 * I)  /* gate | up */ \
+    X(void, attn_out, D * post_norms) X(void, mlp_out, D * post_norms)  /* added to x, before the norm on it */ \
+    X(float, rstd_attn, 1) X(float, rstd_q, H * qk_norm) X(float, rstd_k, G * qk_norm)  /* 1 / rms, of each norm */ \
     X(float, rstd_attn_out, post_norms) X(float, rstd_mlp, 1) X(float, rstd_mlp_out, post_norms)
 /* Once. dy is scratch: the gradient of a product's input or output. */
 #define WRPO__RUN_ACTS(X) \
-    X(void, norm, D) X(void, h, I)                     /* a norm's output; act(gate) up: within a layer */ \
-    X(void, y, D) X(float, rstd_final, 1)              /* the final norm's output */ \
-    X(float, target_lse, 1)                            /* log sum exp of each target's logits */ \
-    X(void, dx, D * train) X(void, dy, D * train)      /* dL/d of the residual stream; dy as above */ \
+    X(void, norm, D) X(void, h, I)  /* a norm's output; act(gate) up: within a layer */ \
+    X(void, y, D) X(float, rstd_final, 1)  /* the final norm's output */ \
+    X(float, target_lse, 1)  /* log sum exp of each target's logits */ \
+    X(void, dx, D * train) X(void, dy, D * train)  /* dL/d of the residual stream; dy as above */ \
     X(void, dqkv, (H + 2 * G) * d * train) X(void, d_o, H * d * train) \
     X(void, dgu, 2 * I * train) X(void, dh, I * train) \
-    X(void, lora_t, s->rank) X(void, lora_dt, s->rank * train)              /* of adapters: t, dL/dt */ \
-    X(void, lora_x, s->drop * train)                   /* x after dropout, then its gradient */
+    X(void, lora_t, s->rank) X(void, lora_dt, s->rank * train)  /* of adapters: t, dL/dt */ \
+    X(void, lora_x, s->drop * train)  /* x after dropout, then its gradient */
 /* On the backend and, as h_ids and so on, on the host. */
 #define WRPO__RUN_BOTH(X) \
     X(int32_t, ids, 1) X(wrpo_seg, segs, 1) \
-    X(float, rope, d)                                  /* cosine and sine, [n, dims / 2, 2] */ \
-    X(float, rope_sliding, d * two_ropes)              /* of the layers with a base of their own */ \
-    X(int32_t, cache_row, s->cache > 0)                /* where in the cache a row's key and value go */ \
+    X(float, rope, d)  /* cosine and sine, [n, dims / 2, 2] */ \
+    X(float, rope_sliding, d * two_ropes)  /* of the layers with a base of their own */ \
+    X(int32_t, cache_row, s->cache > 0)  /* where in the cache a row's key and value go */ \
     X(int32_t, target_row, 1) X(int32_t, target_id, 1) \
-    X(float, logp, 1) X(float, coef, 1)                /* of each target; coef: dL/dlogp */ \
-    X(float, mean, 1)                                  /* mean logit of each row, a metric */
+    X(float, logp, 1) X(float, coef, 1)  /* of each target; coef: dL/dlogp */ \
+    X(float, mean, 1)  /* mean logit of each row, a metric */
 typedef struct wrpo__acts {
-    void *x;                         /* [n, D] residual stream that enters the layer */
+    void *x;  /* [n, D] residual stream that enters the layer */
 #define WRPO__X(type, field, columns) type *field;
     WRPO__LAYER_ACTS(WRPO__X)
 } wrpo__acts;
-typedef struct wrpo__location {      /* where a response is: the first row of its prompt, its own, its first target */
+typedef struct wrpo__location {  /* where a response is: the first row of its prompt, its own, its first target */
     int64_t prompt_row, row, target;
 } wrpo__location;
 typedef struct wrpo__run {
     wrpo_model *model; const wrpo_backend *be; void *dev;
     wrpo__shape shape;
-    wrpo_dropout dropout;            /* of adapters, in this micro-batch; p 0: none */
-    bool no_adapter;                 /* it is known to add nothing */
-    int64_t n, n_segs, n_targets, n_packed;            /* rows and so on that are packed */
-    wrpo__location *packed;          /* [n_packed] responses */
-    float *inv_freq; double rope_scale;                /* radians per position, [dims / 2]; factor of cosine and sine */
-    float *inv_freq_sliding;                           /* NULL: the layers have one base */
-    int64_t rope_key;                /* of the sequences that these two are for */
+    wrpo_dropout dropout;  /* of adapters, in this micro-batch; p 0: none */
+    bool no_adapter;  /* it is known to add nothing */
+    int64_t n, n_segs, n_targets, n_packed;  /* rows and so on that are packed */
+    wrpo__location *packed;  /* [n_packed] responses */
+    float *inv_freq; double rope_scale;  /* radians per position, [dims / 2]; factor of cosine and sine */
+    float *inv_freq_sliding;  /* NULL: the layers have one base */
+    int64_t rope_key;  /* of the sequences that these two are for */
     WRPO__RUN_ACTS(WRPO__X)
 #undef WRPO__X
 #define WRPO__X(type, field, columns) type *field, *h_##field;
     WRPO__RUN_BOTH(WRPO__X)
 #undef WRPO__X
-    wrpo__acts *layer;               /* [L + 1]; the last has only x, which enters the final norm */
-    wrpo__acts scratch;              /* of all layers that store only x, and in inference of all */
-    void *cache, *attn_scratch;      /* cache [L][shape.cache, 2Gd]: k | v */
+    wrpo__acts *layer;  /* [L + 1]; the last has only x, which enters the final norm */
+    wrpo__acts scratch;  /* of all layers that store only x, and in inference of all */
+    void *cache, *attn_scratch;  /* cache [L][shape.cache, 2Gd]: k | v */
     void *hid, *dhid; float *logits; /* [span, D], [span, D], [span, ldl]; hid: y at the target rows */
-    void *dlogits;                   /* [chunk, ldl]; NULL where activations are float: it takes the place of logits */
-    float *head_sum;                 /* [D] sum of the head's rows */
-    bool logits_kept;                /* logits and target_lse are those of all targets */
-    size_t bytes, head_bytes;        /* on the backend: of all, of hid to dlogits */
-    wrpo__bump host;                 /* the memory of what is on the host */
+    void *dlogits;  /* [chunk, ldl]; NULL where activations are float: it takes the place of logits */
+    float *head_sum;  /* [D] sum of the head's rows */
+    bool logits_kept;  /* logits and target_lse are those of all targets */
+    size_t bytes, head_bytes;  /* on the backend: of all, of hid to dlogits */
+    wrpo__bump host;  /* the memory of what is on the host */
 } wrpo__run;
 
 static wrpo__shape wrpo__with_adapter(wrpo__shape shape, const wrpo_model *model) {
@@ -3286,17 +3286,17 @@ static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__sh
     const int64_t train = s->train, qk_norm = c->qk_norm, post_norms = c->post_norms, span = wrpo__span(s);
     const int64_t two_ropes = c->sliding_rope_theta > 0;
     for (int64_t l = 0; l <= L + 1; l++) {
-        const bool shared = l == L + 1;                /* r->scratch */
+        const bool shared = l == L + 1;  /* r->scratch */
         const bool stored = s->train && l >= s->recompute && l < L;
         const bool full = shared ? !s->train || s->recompute > 0 : stored;
-        const bool own_x = s->train ? !shared : shared;        /* training stores each layer's x; else one serves all */
+        const bool own_x = s->train ? !shared : shared;  /* training stores each layer's x; else one serves all */
         wrpo__acts unused, *a = shared ? &r->scratch : &unused;
         if (!shared && r->layer) a = &r->layer[l];
         a->x = wrpo__take(b, own_x ? n : 0, D, size_void);
 #define WRPO__X(type, field, columns) a->field = wrpo__take(b, full ? n : 0, columns, size_##type);
         WRPO__LAYER_ACTS(WRPO__X)
 #undef WRPO__X
-        if (!s->train) a->mid = a->x;                  /* the stream is updated in place */
+        if (!s->train) a->mid = a->x;  /* the stream is updated in place */
     }
 #define WRPO__X(type, field, columns) r->field = wrpo__take(b, n, columns, size_##type);
     WRPO__RUN_ACTS(WRPO__X)
@@ -3417,7 +3417,7 @@ static void wrpo__pack_record(wrpo__run *r, const wrpo_record *record) {
         r->packed[r->n_packed++] = (wrpo__location){.prompt_row = prompt, .row = r->n, .target = r->n_targets};
         for (int64_t j = y->first; j < y->count; j++)
             if (!y->scored || y->scored[j]) wrpo__pack_target(r, j > 0 ? r->n + j - 1 : prompt + P - 1, y->ids[j]);
-        wrpo__pack_seg(r, y->ids, y->count, P, prompt, prompt + P);            /* sees the prompt's rows and its own */
+        wrpo__pack_seg(r, y->ids, y->count, P, prompt, prompt + P);  /* sees the prompt's rows and its own */
     }
 }
 static void wrpo__pack_end(wrpo__run *r) {
@@ -3433,7 +3433,7 @@ static void wrpo__pack_end(wrpo__run *r) {
 }
 
 /* ---- the parts of a layer ---- */
-static void *wrpo__at(const wrpo_backend *be, const void *p, int64_t i) {      /* &p[i] of activations */
+static void *wrpo__at(const wrpo_backend *be, const void *p, int64_t i) {  /* &p[i] of activations */
     return (char *)(uintptr_t)p + i * be->act_bytes;
 }
 /* Products, each of `count` weights that follow each other in the table, and of their biases. */
@@ -3448,7 +3448,7 @@ static int wrpo__joined(const wrpo_weight *w, int i, int count, int64_t *rows) {
     for (i++; i < count && wrpo__follows(&w[i - 1], &w[i]); i++) *rows += w[i].rows;
     return i;
 }
-static float *wrpo__grad(float *grads, const wrpo_weight *w) {         /* NULL: not wanted, or w is not trained */
+static float *wrpo__grad(float *grads, const wrpo_weight *w) {  /* NULL: not wanted, or w is not trained */
     return grads && w->at >= 0 ? grads + w->at : NULL;
 }
 static void wrpo__adapter_fwd(const wrpo__run *r, const wrpo__adapter *of, const wrpo_weight *w, int count,
@@ -3602,31 +3602,31 @@ static void wrpo__layer_fwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     const size_t stream = (size_t)(n * D) * (size_t)be->act_bytes;
     void *q = a->qkv, *k = wrpo__at(be, q, H * d), *v = wrpo__at(be, k, G * d);
     const wrpo_attn attn = wrpo__attn_of(r, l);
-    const void *in;                                    /* of attention, then of the MLP */
+    const void *in;  /* of attention, then of the MLP */
 
-    in = wrpo__input_fwd(r, l, WRPO__W_input_layernorm, a->rstd_attn, x);            /* 2  in = g_1 x / rms(x) */
-    if (!c->qk_norm) wrpo__linear_fwd(r, l, &wrpo__qkv, q, ld, in, false);           /* 3  q | k | v = in W' + b */
+    in = wrpo__input_fwd(r, l, WRPO__W_input_layernorm, a->rstd_attn, x);  /* 2  in = g_1 x / rms(x) */
+    if (!c->qk_norm) wrpo__linear_fwd(r, l, &wrpo__qkv, q, ld, in, false);  /* 3  q | k | v = in W' + b */
     else {
         wrpo__linear_fwd(r, l, &wrpo__qk, a->qk0, ld0, in, false);
         wrpo__linear_fwd(r, l, &wrpo__v, v, ld, in, false);
-        wrpo__norm_fwd(r, l, WRPO__W_q_norm, q, ld, a->rstd_q, a->qk0, ld0);         /* 4  q = g_q q / rms(q), k too */
+        wrpo__norm_fwd(r, l, WRPO__W_q_norm, q, ld, a->rstd_q, a->qk0, ld0);  /* 4  q = g_q q / rms(q), k too */
         wrpo__norm_fwd(r, l, WRPO__W_k_norm, k, ld, a->rstd_k, wrpo__at(be, a->qk0, H * d), ld0);
     }
-    wrpo__rotate(r, l, q, 1);                                                        /* 5  q, k rotated by position */
-    if (r->cache) {                                                                  /*    k | v stay in the cache */
+    wrpo__rotate(r, l, q, 1);  /* 5  q, k rotated by position */
+    if (r->cache) {  /*    k | v stay in the cache */
         void *kv = wrpo__at(be, r->cache, l * r->shape.cache * attn.ldkv);
         be->scatter(r->dev, kv, attn.ldkv, k, ld, r->cache_row, n, attn.ldkv);
         k = kv;
         v = wrpo__at(be, kv, G * d);
     }
-    be->attention(r->dev, &attn, a->o, a->lse, q, k, v);                             /* 6  o = softmax(qk'/sqrt d) v */
-    if (a->mid != x) be->copy(r->dev, a->mid, x, stream);                            /* 7  x' = x + o W' */
+    be->attention(r->dev, &attn, a->o, a->lse, q, k, v);  /* 6  o = softmax(qk'/sqrt d) v */
+    if (a->mid != x) be->copy(r->dev, a->mid, x, stream);  /* 7  x' = x + o W' */
     wrpo__add_fwd(r, l, &wrpo__o, WRPO__W_post_attention_layernorm, a->attn_out, a->rstd_attn_out, a->mid, a->o);
-    in = wrpo__input_fwd(r, l, wrpo__norm_mlp(c), a->rstd_mlp, a->mid);              /* 8  in = g_2 x' / rms(x') */
-    wrpo__linear_fwd(r, l, &wrpo__gu, a->gu, 2 * I, in, false);                      /* 9  g | u = in W' */
+    in = wrpo__input_fwd(r, l, wrpo__norm_mlp(c), a->rstd_mlp, a->mid);  /* 8  in = g_2 x' / rms(x') */
+    wrpo__linear_fwd(r, l, &wrpo__gu, a->gu, 2 * I, in, false);  /* 9  g | u = in W' */
     if (!x_out && !c->post_norms) return;
-    be->glu(r->dev, r->h, a->gu, n, I, c->gelu);                                     /* 10 h = silu(g) u */
-    if (x_out && x_out != a->mid) be->copy(r->dev, x_out, a->mid, stream);           /* 11 x'' = x' + h W' */
+    be->glu(r->dev, r->h, a->gu, n, I, c->gelu);  /* 10 h = silu(g) u */
+    if (x_out && x_out != a->mid) be->copy(r->dev, x_out, a->mid, stream);  /* 11 x'' = x' + h W' */
     wrpo__add_fwd(r, l, &wrpo__down, WRPO__W_post_feedforward_layernorm, a->mlp_out, a->rstd_mlp_out, x_out, r->h);
 }
 /* r->dx is dL/dx'' and becomes dL/dx. The comments repeat the steps of the forward pass, in reverse. h and both `in`
@@ -3641,24 +3641,24 @@ static void wrpo__layer_bwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     const wrpo_attn attn = wrpo__attn_of(r, l);
     const void *dy, *in;
     dy = wrpo__add_bwd(r, l, WRPO__W_post_feedforward_layernorm, grads, a->rstd_mlp_out, a->mlp_out);
-    wrpo__linear_bwd(r, l, &wrpo__down, r->dh, NULL, dy, D, NULL);                   /* 11 x'' = x' + h W', now dh */
-    be->glu_bwd(r->dev, r->dgu, r->h, r->dh, a->gu, n, I, c->gelu);                  /* 10 h = silu(g) u, and h again */
-    wrpo__linear_bwd(r, l, &wrpo__down, NULL, grads, dy, D, r->h);                   /* 11 now dW */
-    in = wrpo__input_fwd(r, l, wrpo__norm_mlp(c), a->rstd_mlp, a->mid);              /*    in again */
-    wrpo__linear_bwd(r, l, &wrpo__gu, r->dy, grads, r->dgu, 2 * I, in);              /* 9  g | u = in W' */
-    wrpo__input_bwd(r, l, wrpo__norm_mlp(c), grads, a->rstd_mlp, a->mid);            /* 8  in = g_2 x' / rms(x') */
+    wrpo__linear_bwd(r, l, &wrpo__down, r->dh, NULL, dy, D, NULL);  /* 11 x'' = x' + h W', now dh */
+    be->glu_bwd(r->dev, r->dgu, r->h, r->dh, a->gu, n, I, c->gelu);  /* 10 h = silu(g) u, and h again */
+    wrpo__linear_bwd(r, l, &wrpo__down, NULL, grads, dy, D, r->h);  /* 11 now dW */
+    in = wrpo__input_fwd(r, l, wrpo__norm_mlp(c), a->rstd_mlp, a->mid);  /*    in again */
+    wrpo__linear_bwd(r, l, &wrpo__gu, r->dy, grads, r->dgu, 2 * I, in);  /* 9  g | u = in W' */
+    wrpo__input_bwd(r, l, wrpo__norm_mlp(c), grads, a->rstd_mlp, a->mid);  /* 8  in = g_2 x' / rms(x') */
     dy = wrpo__add_bwd(r, l, WRPO__W_post_attention_layernorm, grads, a->rstd_attn_out, a->attn_out);
-    wrpo__linear_bwd(r, l, &wrpo__o, r->d_o, grads, dy, D, a->o);                    /* 7  x' = x + o W' */
-    be->attention_bwd(r->dev, &attn, dq, dk, dv, r->d_o, a->o, a->lse, q, k, v,      /* 6  o = softmax(qk'/sqrt d) v */
+    wrpo__linear_bwd(r, l, &wrpo__o, r->d_o, grads, dy, D, a->o);  /* 7  x' = x + o W' */
+    be->attention_bwd(r->dev, &attn, dq, dk, dv, r->d_o, a->o, a->lse, q, k, v,  /* 6  o = softmax(qk'/sqrt d) v */
                       r->attn_scratch);
-    wrpo__rotate(r, l, dq, -1);                                                      /* 5  q, k rotated */
-    if (c->qk_norm) {                                                                /* 4  q = g_q q / rms(q) */
+    wrpo__rotate(r, l, dq, -1);  /* 5  q, k rotated */
+    if (c->qk_norm) {  /* 4  q = g_q q / rms(q) */
         wrpo__norm_bwd(r, l, WRPO__W_q_norm, grads, dq, ld, dq, NULL, a->rstd_q, a->qk0, ld0);
         wrpo__norm_bwd(r, l, WRPO__W_k_norm, grads, dk, ld, dk, NULL, a->rstd_k, wrpo__at(be, a->qk0, H * d), ld0);
     }
-    in = wrpo__input_fwd(r, l, WRPO__W_input_layernorm, a->rstd_attn, x);            /*    in again */
-    wrpo__linear_bwd(r, l, &wrpo__qkv, r->dy, grads, dq, ld, in);                    /* 3  q | k | v = in W' + b */
-    wrpo__input_bwd(r, l, WRPO__W_input_layernorm, grads, a->rstd_attn, x);          /* 2  in = g_1 x / rms(x) */
+    in = wrpo__input_fwd(r, l, WRPO__W_input_layernorm, a->rstd_attn, x);  /*    in again */
+    wrpo__linear_bwd(r, l, &wrpo__qkv, r->dy, grads, dq, ld, in);  /* 3  q | k | v = in W' + b */
+    wrpo__input_bwd(r, l, WRPO__W_input_layernorm, grads, a->rstd_attn, x);  /* 2  in = g_1 x / rms(x) */
 }
 
 /* ---- the head: log-probs of targets ----
@@ -3675,11 +3675,11 @@ static int64_t wrpo__targets_at_once(const wrpo__run *r) {
     const bool any_shape = r->be->host && r->be->act_bytes == sizeof(float);
     return any_shape && wrpo__logits_fit(r) ? WRPO__MAX(r->n_targets, 1) : r->shape.chunk;
 }
-static float *wrpo__logits_at(const wrpo__run *r, int64_t t) {         /* of target t and those after it */
+static float *wrpo__logits_at(const wrpo__run *r, int64_t t) {  /* of target t and those after it */
     return r->logits + (wrpo__logits_fit(r) ? t * wrpo__ldl(r->be, r->model->config.vocab_size) : 0);
 }
 /* y at the target rows, divided by logits_scaling, which divides the logits. */
-static void wrpo__head_input(const wrpo__run *r, int64_t t, int64_t count) {   /* of targets [t, t + count) */
+static void wrpo__head_input(const wrpo__run *r, int64_t t, int64_t count) {  /* of targets [t, t + count) */
     const wrpo_config *c = &r->model->config;
     r->be->gather(r->dev, r->hid, r->y, r->target_row + t, count, c->hidden_size);
     if (c->logits_scaling > 0) wrpo__scale(r, r->hid, r->hid, count, 1 / c->logits_scaling);
@@ -3734,16 +3734,16 @@ static void wrpo__trunk(const wrpo__run *r) {
     for (int64_t l = 0; l < m->config.num_hidden_layers; l++) {
         const bool stored = train && l >= r->shape.recompute;
         void *x_out = train ? r->layer[l + 1].x : x;
-        wrpo__layer_fwd(r, l, stored ? &r->layer[l] : &r->scratch, x, x_out);                  /* 2 to 11 */
+        wrpo__layer_fwd(r, l, stored ? &r->layer[l] : &r->scratch, x, x_out);  /* 2 to 11 */
         x = x_out;
     }
-    wrpo__norm_fwd(r, 0, WRPO__W_norm, r->y, D, r->rstd_final, x, D);                          /* 12 y = g x / rms(x) */
+    wrpo__norm_fwd(r, 0, WRPO__W_norm, r->y, D, r->rstd_final, x, D);  /* 12 y = g x / rms(x) */
 }
 /* Log-probs of all targets into r->h_logp and, if wanted, the mean logit of every row into r->h_mean. */
 static void wrpo__forward(wrpo__run *r, bool means) {
     wrpo__trunk(r);
     const int64_t step = wrpo__targets_at_once(r);
-    for (int64_t t = 0; t < r->n_targets; t += step)                      /* 13 log softmax(y W')[target] */
+    for (int64_t t = 0; t < r->n_targets; t += step)  /* 13 log softmax(y W')[target] */
         wrpo__log_probs(r, t, WRPO__MIN(step, r->n_targets - t));
     r->logits_kept = wrpo__logits_fit(r);
     if (means) wrpo__mean_logits(r);
@@ -3779,7 +3779,7 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
     wrpo__drop_targets(r);
     be->zero(r->dev, r->dy, (size_t)(r->n * D) * (size_t)be->act_bytes);
     const int64_t step = wrpo__targets_at_once(r);
-    for (int64_t t = 0; t < r->n_targets; t += step) {                    /* 13 log softmax(y W')[target] */
+    for (int64_t t = 0; t < r->n_targets; t += step) {  /* 13 log softmax(y W')[target] */
         const int64_t count = WRPO__MIN(step, r->n_targets - t);
         float *logits = wrpo__logits_at(r, t);
         void *dlogits = r->dlogits ? r->dlogits : logits;
@@ -3788,7 +3788,7 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
         be->logprob_bwd(r->dev, dlogits, logits, ldl, r->target_id + t, r->target_lse + t, r->coef + t, count, V, cap);
         be->gemm(r->dev, WRPO_MM_NN, r->dhid, D, dlogits, ldl, head->data, D, head->dtype, count, D, V, 0);
         if (c->logits_scaling > 0) wrpo__scale(r, r->dhid, r->dhid, count, 1 / c->logits_scaling);
-        for (int64_t s = 0; s < count; s += chunk) {   /* summed chunk by chunk, whatever the step: the same bits */
+        for (int64_t s = 0; s < count; s += chunk) {  /* summed chunk by chunk, whatever the step: the same bits */
             const int64_t some = WRPO__MIN(chunk, count - s);
             if (d_head) be->gemm(r->dev, WRPO_MM_TN, d_head, D, wrpo__at(be, dlogits, s * ldl), ldl,
                                  wrpo__at(be, r->hid, s * D), D, WRPO_DTYPE_F32, V, D, some, 1);
@@ -3796,14 +3796,14 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
         }
     }
     r->logits_kept = false;
-    wrpo__norm_bwd(r, 0, WRPO__W_norm, grads, r->dx, D, r->dy, NULL, r->rstd_final, r->layer[L].x, D);       /* 12 */
+    wrpo__norm_bwd(r, 0, WRPO__W_norm, grads, r->dx, D, r->dy, NULL, r->rstd_final, r->layer[L].x, D);  /* 12 */
     for (int64_t l = L - 1; l >= 0; l--) {
         const bool stored = l >= r->shape.recompute;
         const wrpo__acts *a = stored ? &r->layer[l] : &r->scratch;
-        if (!stored) wrpo__layer_fwd(r, l, a, r->layer[l].x, NULL);       /* computed again, from x */
-        wrpo__layer_bwd(r, l, a, r->layer[l].x, grads);                   /* 11 to 2 */
+        if (!stored) wrpo__layer_fwd(r, l, a, r->layer[l].x, NULL);  /* computed again, from x */
+        wrpo__layer_bwd(r, l, a, r->layer[l].x, grads);  /* 11 to 2 */
     }
-    if (d_embed) be->embed_bwd(r->dev, d_embed, r->dx, r->ids, r->n, D, wrpo__embed_scale(m));     /* 1  x = E[ids] */
+    if (d_embed) be->embed_bwd(r->dev, d_embed, r->dx, r->ids, r->n, D, wrpo__embed_scale(m));  /* 1  x = E[ids] */
     wrpo__sync(m->ctx);
 }
 
@@ -3815,7 +3815,7 @@ static int wrpo__adapter_group(const wrpo__run *r, const wrpo__adapter *of, int 
     const wrpo_weight *a = of[i].a;
     *rank = of[i].rank;
     for (i++; i < count && a; i++) {
-        if (!of[i].rank || of[i].shared) continue;     /* no columns of its own */
+        if (!of[i].rank || of[i].shared) continue;  /* no columns of its own */
         if (r->dropout.p > 0 || !wrpo__follows(a, of[i].a)) break;
         *rank += of[i].rank;
         a = of[i].a;
@@ -3855,7 +3855,7 @@ static void wrpo__adapter_fwd(const wrpo__run *r, const wrpo__adapter *of, const
     for (int i = 0, end; i < count; i = end) {
         end = wrpo__adapter_group(r, of, i, count, &rank);
         if (rank) wrpo__adapter_t(r, &of[i], end - i, rank, x);
-        int64_t column = 0;                            /* of t, where w[j]'s begin */
+        int64_t column = 0;  /* of t, where w[j]'s begin */
         for (int j = i; j < end; j++) {
             const wrpo_weight *b = of[j].b;
             if (b) r->be->gemm(r->dev, WRPO_MM_NT, y, ldy, wrpo__at(r->be, r->lora_t, column), rank, b->data, b->cols,
@@ -3875,11 +3875,11 @@ static void wrpo__adapter_bwd(const wrpo__run *r, const wrpo__adapter *of, const
         const wrpo_weight *a = of[i].a;
         end = wrpo__adapter_group(r, of, i, count, &rank);
         const void *input = rank && grads ? wrpo__adapter_t(r, &of[i], end - i, rank, x) : NULL;  /* t again */
-        int64_t column = 0;                            /* of t and dt, where w[j]'s begin */
+        int64_t column = 0;  /* of t and dt, where w[j]'s begin */
         for (int j = i; j < end; j++) {
             const wrpo_weight *b = of[j].b;
             if (b) be->gemm(r->dev, WRPO_MM_NN, wrpo__at(be, r->lora_dt, column), rank, dy, lddy, b->data, b->cols,
-                            b->dtype, n, b->cols, b->rows, of[j].shared);      /* added to the columns it shares */
+                            b->dtype, n, b->cols, b->rows, of[j].shared);  /* added to the columns it shares */
             if (b && grads) be->gemm(r->dev, WRPO_MM_TN, grads + b->at, b->cols, dy, lddy,
                                      wrpo__at(be, r->lora_t, column), rank, WRPO_DTYPE_F32, b->rows, b->cols, n, 1);
             if (j + 1 < end && !of[j + 1].shared) column += of[j].rank;
@@ -5842,19 +5842,19 @@ static void wrpo__header_write(wrpo__writer *w, wrpo__text *header) {
     wrpo__write(w, header->data, header->size);
     wrpo__block_free(header->data);
 }
-/* A block of a save: w is rounded to h; with old, of floats or `same`, in the dtype of h: what that leaves of the change
-   is added to the sums. Those are several, so that compilers make vectors of the loop. */
+/* A block of a save. Without old, w is rounded to h. With it, what h leaves of the change is added to the sums, which
+   compilers put in vectors. */
 enum { WRPO__ROUNDS = 256, WRPO__SUMS = 8 };
 typedef struct wrpo__rounded {
     const float *w; const void *old; uint16_t *h;
-    bool same;
+    bool same;  /* old is of h's dtype; else it is floats */
     double changed[WRPO__SUMS], kept[WRPO__SUMS];
 } wrpo__rounded;
 #define WRPO__BLOCK(i) for (int i = 0; i < WRPO__ROUNDS; i++)
 #define WRPO__HALF(x) (dtype == WRPO_DTYPE_BF16 ? wrpo__float_to_bf16(x) : wrpo__float_to_f16(x))
 #define WRPO__WIDE(h) wrpo__bits_float(wrpo__widen(dtype, h))
 static
-#if defined(__GNUC__) && defined(__x86_64__) && !defined(WRPO_NO_SIMD)
+#ifdef __GNUC__
 __attribute__((always_inline)) inline
 #endif
 void wrpo__block_any(wrpo__rounded *r, const wrpo_dtype dtype) {
@@ -5902,7 +5902,7 @@ static const void *wrpo__round(const wrpo__save *save, const char *name, const f
         wrpo__rounded b = {.same = was == save->dtype};
         for (int64_t i = piece * PIECE; i < WRPO__MIN(n, (piece + 1) * PIECE); i += WRPO__ROUNDS) {
             const int64_t count = WRPO__MIN(n - i, WRPO__ROUNDS);
-            float end[WRPO__ROUNDS], old[WRPO__ROUNDS];  /* end: w where it is no whole block */
+            float end[WRPO__ROUNDS], old[WRPO__ROUNDS];  /* end: a part of a block */
             wrpo__philox dice = {{0}};
             b.w = x + i;
             b.h = save->halves + i;
@@ -7463,7 +7463,7 @@ static void wrpo__unicode_load_nfc(wrpo__unicode *u) {
     if (u->nfc) return;
     wrpo__arena *outer = wrpo__current;
     wrpo__current = outer->ctx->handouts;
-    stbds_arrfree(u->parts);  /* of a load without memory */
+    stbds_arrfree(u->parts);  /* of one that failed */
     stbds_arrfree(u->wholes);
     wrpo__packed in = {.line = wrpo__unicode_nfc, .s = "", .range = 1};
     int32_t c = 0, part[2] = {0};

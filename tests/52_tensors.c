@@ -339,7 +339,7 @@ static void check_down(uint32_t u) {
 static float number(int64_t generation, int64_t tensor, int64_t i) {
     return (float)wrpo__normal((uint64_t)generation, (uint64_t)tensor, (uint64_t)i);
 }
-/* What rounding leaves of a change, against its definition: to bf16 and f16, of floats and of halves, on AVX2 and not. */
+/* What rounding leaves of a change, by its definition: to bf16 and f16, of floats and of halves, on AVX2 and not. */
 static void test_rounding_left(void) {
     void (*bf16)(wrpo__rounded *) = wrpo__block_bf16;  /* as this machine has it */
 #undef wrpo__block_bf16

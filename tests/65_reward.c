@@ -407,6 +407,7 @@ static void allocations(void) {
     fail_at = -1;
     CHECK(wrpo_open(&(wrpo_desc){.memory = {counting_alloc, counting_free, NULL}, .threads = 1}, &own) == WRPO_OK,
           "open");
+    wrpo__unicode_of(own);                             /* its tables stay */
     const int64_t base = live;
     for (fail_at = 0; fail_at < 20000; fail_at++) {
         wrpo_reward *r;

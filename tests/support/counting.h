@@ -13,10 +13,11 @@ static void counting_free(void *p, void *user) { (void)user; live--; free(p); }
 #ifdef WRPO_IMPLEMENTATION
 /* The bytes that a context holds beside Unicode's tables, which stay with it: they are freed here. */
 static inline size_t bytes_left(wrpo_ctx *ctx) {
-    if (!ctx->unicode) return ctx->bytes;
-    stbds_arrfree(ctx->unicode->parts);
-    stbds_arrfree(ctx->unicode->wholes);
-    wrpo__block_free(ctx->unicode);
+    wrpo__unicode *u = ctx->unicode;
+    if (!u) return ctx->bytes;
+    stbds_arrfree(u->parts);
+    stbds_arrfree(u->wholes);
+    wrpo__block_free(u);
     ctx->unicode = NULL;
     return ctx->bytes;
 }
