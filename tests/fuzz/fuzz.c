@@ -1,14 +1,15 @@
 /* One fuzz target per reader of files from outside. FUZZ_TARGET names it: json, tensors, config, adapter, tokenizer,
    template, data, state, questions. Whatever the bytes are, a reader returns or refuses them with a sentence, frees all
    that it took, and breaks no rule of C; what it accepts can be used.
-     with libFuzzer        make -C tests fuzz [SECONDS_EACH=20]        run.sh builds and runs it
+     with libFuzzer        make -C tests fuzz [SECONDS_EACH=20 | RUNS=10000000]        run.sh builds and runs it
      any compiler -DFUZZ_REPLAY: a main that runs the files it is given, for AFL, honggfuzz and to look at a find:
                            FUZZ_TARGET=json afl-fuzz -i build/fuzz/json -o out -x fuzz/words.dict -- build/fuzz/replay
                            @@
                            FUZZ_TARGET=json build/fuzz/replay build/fuzz/found-json-...
                            build/fuzz/replay --seeds DIR writes DIR/TARGET/..., the inputs to begin with: those of
                            corpus/ among them, which 88_corpus.sh runs on every commit
-   Files come from memory (wrpo_desc.files); only example.c's reader of questions gets a file. Runs in tests/. */
+   Files come from memory (wrpo_desc.files); only example.c's reader of questions gets a file. A context serves 4096
+   inputs, of which each leaves as many blocks as it found. Runs in tests/. */
 #define _POSIX_C_SOURCE 200809L
 #include <stdint.h>
 #include <stdio.h>
