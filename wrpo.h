@@ -277,6 +277,7 @@ typedef enum wrpo_tokenizer_flags {
     WRPO_TOKENIZER_SPECIAL = 1,  /* run the post-processor (adds BOS and the like) */
     WRPO_TOKENIZER_CONTINUE = 2  /* the text continues an earlier one: nothing is prepended to it */
 } wrpo_tokenizer_flags;
+/* Unicode's tables, 3 MB, stay with the context. */
 WRPO_API wrpo_result wrpo_tokenizer_load(wrpo_ctx *ctx, const char *dir, wrpo_tokenizer **out);
 WRPO_API void wrpo_tokenizer_free(wrpo_tokenizer *tok);
 WRPO_API int64_t wrpo_tokenizer_size(const wrpo_tokenizer *tok);  /* highest id + 1 */
@@ -295,9 +296,9 @@ WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *m
 /* ---- model: a Hugging Face directory in, a Hugging Face directory out ---- */
 typedef enum wrpo_rope_type { WRPO_ROPE_DEFAULT, WRPO_ROPE_LINEAR, WRPO_ROPE_LLAMA3, WRPO_ROPE_YARN,
                               WRPO_ROPE_DYNAMIC, WRPO_ROPE_LONGROPE } wrpo_rope_type;
-typedef struct wrpo_rope {   /* transformers' rope_parameters; 0 where the type has no such number */
+typedef struct wrpo_rope {  /* transformers' rope_parameters; 0 where the type has no such number */
     wrpo_rope_type type;
-    int64_t dims;            /* elements of a head that are rotated; 0 = head_dim (Phi-3: a part of it) */
+    int64_t dims;  /* elements of a head that are rotated; 0 = head_dim (Phi-3: a part of it) */
     double theta, factor, low_freq_factor, high_freq_factor;
     double beta_fast, beta_slow, attention_factor; bool yarn_truncate;
     int64_t original_max_position_embeddings;
@@ -1115,7 +1116,7 @@ struct wrpo_ctx {
     void *dev;  /* the backend's */
     size_t bytes, peak, device_bytes;  /* held; the most ever held; held of the backend's memory */
     wrpo__arena *handouts;  /* text and arrays given to the caller; unicode */
-    void *unicode;  /* by >>token; NULL: not yet */
+    void *unicode;  /* by >>token */
     int peers;  /* WRPO__SOUND, ... */
     time_t now;  /* what chat templates show */
     char date[40];  /* its day */
@@ -5847,7 +5848,7 @@ static void wrpo__header_write(wrpo__writer *w, wrpo__text *header) {
 enum { WRPO__ROUNDS = 256, WRPO__SUMS = 8 };
 typedef struct wrpo__rounded {
     const float *w; const void *old; uint16_t *h;
-    bool same;  /* old is of h's dtype; else it is floats */
+    bool same;  /* old is of h's dtype, not floats */
     double changed[WRPO__SUMS], kept[WRPO__SUMS];
 } wrpo__rounded;
 #define WRPO__BLOCK(i) for (int i = 0; i < WRPO__ROUNDS; i++)
@@ -5902,7 +5903,7 @@ static const void *wrpo__round(const wrpo__save *save, const char *name, const f
         wrpo__rounded b = {.same = was == save->dtype};
         for (int64_t i = piece * PIECE; i < WRPO__MIN(n, (piece + 1) * PIECE); i += WRPO__ROUNDS) {
             const int64_t count = WRPO__MIN(n - i, WRPO__ROUNDS);
-            float end[WRPO__ROUNDS], old[WRPO__ROUNDS];  /* end: a part of a block */
+            float end[WRPO__ROUNDS], old[WRPO__ROUNDS];  /* end: a part */
             wrpo__philox dice = {{0}};
             b.w = x + i;
             b.h = save->halves + i;
