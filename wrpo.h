@@ -1970,7 +1970,7 @@ static double wrpo__share(double source_share, const wrpo_response *y) {
 static bool wrpo__per_token(const wrpo_loss_desc *d) {
     return wrpo__rules[d->method].per_token && !(d->method == WRPO_METHOD_IPO && d->ipo_sum);
 }
-static double wrpo__fused_logp(const wrpo_loss_desc *d, const wrpo_response *y);    /* |y| c(y): InfiFPO's, below */
+static double wrpo__fused_logp(const wrpo_loss_desc *d, const wrpo_response *y);  /* |y| c(y): InfiFPO's, below */
 static const char *wrpo__source_check(const wrpo_response *y);
 /* s(y) */
 static double wrpo__score(const wrpo_loss_desc *d, const wrpo_response *y) {
@@ -2020,7 +2020,7 @@ static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, con
     if (sources && !(fabs(shares - 1) < 1e-6)) return "the shares of the source responses do not sum to 1";
     for (int i = 0; i < n; i++) {
         const bool rejected = r[i].role == WRPO_ROLE_REJECTED;
-        if (rejected ? sft : wrpo__share(a, &r[i]) == 0) continue;             /* left out: may be anything */
+        if (rejected ? sft : wrpo__share(a, &r[i]) == 0) continue;  /* left out: may be anything */
         if (!rejected && !sft && !wrpo__opponents(d, &r[i], r, n))
             return "a chosen response has no rejected one in its pair";
         if ((wrpo__per_token(d) || d->sft_weight > 0) && r[i].tokens < 1)
@@ -2036,7 +2036,7 @@ static double wrpo__sigmoid(double x) {
     double e = exp(-fabs(x));
     return x >= 0 ? 1 / (1 + e) : e / (1 + e);
 }
-static double wrpo__softplus(double x) { return (x > 0 ? x : 0) + log1p(exp(-fabs(x))); }      /* -log sigmoid(-x) */
+static double wrpo__softplus(double x) { return (x > 0 ? x : 0) + log1p(exp(-fabs(x))); }  /* -log sigmoid(-x) */
 
 static double wrpo__link_loss(wrpo__link link, double z, double eps, double *g) {
     switch (link) {
@@ -2110,7 +2110,7 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
 
     /* 3. ds/dlogp: 1 or 1 / |y| */
     for (int i = 0; i < n; i++) {
-        if (r[i].dlogp == 0) r[i].dlogp = 0;           /* no negative zeros */
+        if (r[i].dlogp == 0) r[i].dlogp = 0;  /* no negative zeros */
         else if (wrpo__per_token(&d)) r[i].dlogp /= (double)r[i].tokens;
     }
 
@@ -2191,7 +2191,7 @@ static const double wrpo__pi = 3.14159265358979323846;
 WRPO_API double wrpo_alpha(wrpo_alpha_schedule schedule, double power, double end, int64_t k, int64_t T) {
     const double u = T <= 0 || k >= T ? 1 : (double)WRPO__MAX(k, 0) / (double)T;
     power = wrpo__or_default(power, 2);
-    end += 0.0;                      /* -0 becomes 0 */
+    end += 0.0;  /* -0 becomes 0 */
     switch (schedule) {
     case WRPO_ALPHA_SCHEDULE_LINEAR: return end * u;
     case WRPO_ALPHA_SCHEDULE_CONSTANT: return end;
@@ -7650,16 +7650,16 @@ typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10];
 
 typedef enum wrpo__edit_kind {
     WRPO__EDIT_NONE,
-    WRPO__EDIT_ADDED,          /* cuts out added tokens, of normalized or raw text */
+    WRPO__EDIT_ADDED,  /* cuts out added tokens, of normalized or raw text */
     WRPO__EDIT_NFC,
-    WRPO__EDIT_REPLACE,        /* a match of regex becomes text; first: nothing, in the first token */
-    WRPO__EDIT_PREPEND,        /* text before a piece; unless it is there; first: before the first only */
-    WRPO__EDIT_SPLIT,          /* cuts where regex matches; invert: where it does not */
-    WRPO__EDIT_BYTES,          /* each byte becomes a character of GPT-2's alphabet */
-    WRPO__EDIT_UNBYTES,        /* and back; all tokens become one */
+    WRPO__EDIT_REPLACE,  /* a match of regex becomes text; first: nothing, in the first token */
+    WRPO__EDIT_PREPEND,  /* text before a piece; unless it is there; first: before the first only */
+    WRPO__EDIT_SPLIT,  /* cuts where regex matches; invert: where it does not */
+    WRPO__EDIT_BYTES,  /* each byte becomes a character of GPT-2's alphabet */
+    WRPO__EDIT_UNBYTES,  /* and back; all tokens become one */
     WRPO__EDIT_BYTE_FALLBACK,  /* <0xNN> becomes a byte */
-    WRPO__EDIT_FUSE,           /* all tokens become one */
-    WRPO__EDIT_STRIP           /* takes text off, at most start and stop times */
+    WRPO__EDIT_FUSE,  /* all tokens become one */
+    WRPO__EDIT_STRIP  /* takes text off, at most start and stop times */
 } wrpo__edit_kind;
 typedef enum wrpo__behavior {  /* SPLIT: what becomes of a match */
     WRPO__REMOVED, WRPO__ISOLATED, WRPO__MERGED_WITH_PREVIOUS, WRPO__MERGED_WITH_NEXT, WRPO__CONTIGUOUS
@@ -8777,7 +8777,7 @@ static void wrpo__load_templates(wrpo_tokenizer *tok, const wrpo_json *v) {
 static const wrpo_json *wrpo__load_json(wrpo_tokenizer *tok, wrpo__arena *arena, const char *file) {
     const char *path = wrpo__join(tok->arena, tok->dir, file);
     if (!wrpo__exists(path)) return NULL;
-    const wrpo__file *f = wrpo__open_file(tok->scratch, path);         /* it is closed once the tokenizer is loaded */
+    const wrpo__file *f = wrpo__open_file(tok->scratch, path);  /* it is closed once the tokenizer is loaded */
     return wrpo__want(wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, file);
 }
 static wrpo_tokenizer *wrpo__tokenizer_new(wrpo__arena *arena, const char *dir) {
@@ -8894,9 +8894,11 @@ WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *i
    Names: jv is a value; J is the state of one compilation or rendering.                                     */
 
 /* A template is a stranger's program: it gets no more. */
+#ifndef WRPO__J_MAX_STEPS  /* tokens read, elements compared, pieces of text written; fuzzing has less time */
+#define WRPO__J_MAX_STEPS 20000000
+#endif
 enum {
     WRPO__J_MAX_DEPTH = 1000,  /* of nesting times recursion, and of values */
-    WRPO__J_MAX_STEPS = 20000000,  /* tokens read, elements compared, pieces of text written */
     WRPO__J_MAX_BYTES = 1 << 28,  /* of values and text made */
     WRPO__J_MAX_RANGE = 100000  /* as in Jinja's sandbox */
 };
