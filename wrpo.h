@@ -72,7 +72,7 @@
        >>setup      1030  contexts, models, data and trainers, made in memory; evaluation
        >>files       250  files and directories
        >>json        480  from files to token ids, and back: this,
-                          >>tensors 560, >>checkpoint 1270, >>token 1560, >>chat 1600, >>data 1010
+                          >>tensors 590, >>checkpoint 1270, >>token 1580, >>chat 1600, >>data 1010
        >>generate    580  samples, over a cache of keys and values
        >>reward      400  reward models
        >>run         730  memory plan, reference cache, metrics, resume, the loop with files
@@ -279,6 +279,7 @@ typedef enum wrpo_tokenizer_flags {
     WRPO_TOKENIZER_SPECIAL = 1,  /* run the post-processor (adds BOS and the like) */
     WRPO_TOKENIZER_CONTINUE = 2  /* the text continues an earlier one: nothing is prepended to it */
 } wrpo_tokenizer_flags;
+/* Unicode's tables, 3 MB, stay with the context. */
 WRPO_API wrpo_result wrpo_tokenizer_load(wrpo_ctx *ctx, const char *dir, wrpo_tokenizer **out);
 WRPO_API void wrpo_tokenizer_free(wrpo_tokenizer *tok);
 WRPO_API int64_t wrpo_tokenizer_size(const wrpo_tokenizer *tok);  /* highest id + 1 */
@@ -1101,7 +1102,8 @@ struct wrpo_ctx {
     wrpo__frame *frame;
     void *dev;                       /* the backend's */
     size_t bytes, peak, device_bytes;                  /* held; the most ever held; held of the backend's memory */
-    wrpo__arena *handouts;           /* text and arrays given to the caller */
+    wrpo__arena *handouts;           /* text and arrays given to the caller; unicode */
+    void *unicode;  /* by >>token */
     int peers;                       /* of the group: WRPO__SOUND, ... */
     time_t now;                      /* what chat templates show */
     char date[40];                   /* its day */
@@ -5817,8 +5819,8 @@ WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t 
    All files are written whole under part names, then renamed, the index last. A save that is interrupted leaves the
    old checkpoint, the new one, or a directory that does not open; never a mixture. */
 typedef struct wrpo__save_tensor { const char *name; int ndim; int64_t shape[4]; } wrpo__save_tensor;
-/* dst[count] = elements [first, first + count) of tensor */
-typedef void (*wrpo__save_fn)(void *user, int64_t tensor, int64_t first, int64_t count, float *dst);
+/* Elements [first, first + count) of tensor: dst, or where they are */
+typedef const float *(*wrpo__save_fn)(void *user, int64_t tensor, int64_t first, int64_t count, float *dst);
 typedef struct wrpo__placed { const char *name; const wrpo__save_tensor *t; int64_t bytes, shard; } wrpo__placed;
 /* How a save rounds, and what that leaves of the change since `from`. */
 typedef struct wrpo__rounding {
@@ -5905,65 +5907,94 @@ static void wrpo__header_write(wrpo__writer *w, wrpo__text *header) {
     wrpo__write(w, header->data, header->size);
     wrpo__block_free(header->data);
 }
-enum { WRPO__ROUNDS = 256 };  /* elements rounded at a time: a constant, so that compilers make vectors of it */
-/* to[ROUNDS] = what h[ROUNDS] is; before that, w[ROUNDS] is rounded to h, unless it is NULL. */
-static void wrpo__round_block(wrpo_dtype dtype, const float *w, uint16_t *h, float *to) {
-    const bool bf16 = dtype == WRPO_DTYPE_BF16;
-    for (int k = 0; w && bf16 && k < WRPO__ROUNDS; k++) h[k] = wrpo__float_to_bf16(w[k]);
-    for (int k = 0; w && !bf16 && k < WRPO__ROUNDS; k++) h[k] = wrpo__float_to_f16(w[k]);
-    if (bf16) for (int k = 0; k < WRPO__ROUNDS; k++) to[k] = wrpo__float_of(h[k]);
-    else for (int k = 0; k < WRPO__ROUNDS; k++) to[k] = wrpo__bits_float(wrpo__f16_to_bits(h[k]));
+/* A block of a save. Without old, w is rounded to h. With it, what h leaves of the change is added to the sums, which
+   compilers put in vectors. */
+enum { WRPO__ROUNDS = 256, WRPO__SUMS = 8 };
+typedef struct wrpo__rounded {
+    const float *w; const void *old; uint16_t *h;
+    bool same;  /* old is of h's dtype, not floats */
+    double changed[WRPO__SUMS], kept[WRPO__SUMS];
+} wrpo__rounded;
+#define WRPO__BLOCK(i) for (int i = 0; i < WRPO__ROUNDS; i++)
+#define WRPO__HALF(x) (dtype == WRPO_DTYPE_BF16 ? wrpo__float_to_bf16(x) : wrpo__float_to_f16(x))
+#define WRPO__WIDE(h) wrpo__bits_float(wrpo__widen(dtype, h))
+static
+#ifdef __GNUC__
+__attribute__((always_inline)) inline
+#endif
+void wrpo__block_any(wrpo__rounded *r, const wrpo_dtype dtype) {
+    const float *w = r->w, *old = r->old;
+    const uint16_t *halves = r->old;
+    uint16_t *h = r->h;
+    float to[WRPO__ROUNDS], from[WRPO__ROUNDS];
+    if (!old) {
+        WRPO__BLOCK(k) h[k] = WRPO__HALF(w[k]);
+        return;
+    }
+    WRPO__BLOCK(k) to[k] = WRPO__WIDE(h[k]);
+    if (r->same) {
+        WRPO__BLOCK(k) from[k] = WRPO__WIDE(halves[k]);
+        old = from;
+    } else WRPO__BLOCK(k) from[k] = WRPO__WIDE(WRPO__HALF(old[k]));
+    for (int j = 0; j < WRPO__ROUNDS; j += WRPO__SUMS)
+        for (int k = 0; k < WRPO__SUMS; k++) {
+            const double d = (double)w[j + k] - (double)old[j + k];
+            r->changed[k] += d * d;
+            r->kept[k] += ((double)to[j + k] - (double)from[j + k]) * d;
+        }
 }
-/* The bytes of chunk[n], elements [first, first + n) of a tensor, in the dtype of the file. The dice of an element are
-   its own: a function of the tensor's name and its index. */
-static const void *wrpo__round(const wrpo__save *save, const char *name, int64_t first, int64_t n) {
-    enum { PIECE = 1 << 14, LANES = 8 };
+static void wrpo__block_f16(wrpo__rounded *r) { wrpo__block_any(r, WRPO_DTYPE_F16); }
+static void wrpo__block_bf16(wrpo__rounded *r) { wrpo__block_any(r, WRPO_DTYPE_BF16); }
+#if defined(__GNUC__) && defined(__x86_64__) && !defined(WRPO_NO_SIMD)
+__attribute__((target("avx2"))) static void wrpo__block_avx2(wrpo__rounded *r) { wrpo__block_any(r, WRPO_DTYPE_BF16); }
+#define wrpo__block_bf16 (__builtin_cpu_supports("avx2") ? wrpo__block_avx2 : wrpo__block_bf16)
+#endif
+/* The bytes of x[n], elements [first, first + n) of a tensor, in the dtype of the file. The dice of an element are its
+   own: a function of the tensor's name and its index. */
+static const void *wrpo__round(const wrpo__save *save, const char *name, const float *x, int64_t first, int64_t n) {
+    enum { PIECE = 1 << 14 };
     wrpo__rounding *r = save->rounding;
-    const wrpo_dtype dtype = save->dtype;
     const wrpo_tensor_info *t = r->from ? wrpo_tensors_find(r->from, name) : NULL;
-    const wrpo_dtype was = t ? wrpo__float_dtype(t) : WRPO_DTYPE_DEFAULT;
-    const bool measured = was && first + n <= t->count;
+    const wrpo_dtype was = t && first + n <= t->count ? wrpo__float_dtype(t) : WRPO_DTYPE_DEFAULT;
+    const int64_t size = (int64_t)wrpo__dtype_size(was);
     const uint64_t stream = wrpo__hash(0, name, strlen(name));
     double sums[WRPO__CHUNK / PIECE][2];
     const int threads = save->temp->ctx->desc.threads;
-    if (wrpo__dtype_size(dtype) == 4) return save->chunk;
-    for (int64_t k = n; k % WRPO__ROUNDS; k++) save->chunk[k] = 0;
+    void (*block)(wrpo__rounded *) = save->dtype == WRPO_DTYPE_BF16 ? wrpo__block_bf16 : wrpo__block_f16;
+    if (wrpo__dtype_size(save->dtype) == 4) return x;
     WRPO__PARFOR(threads)
     for (int64_t piece = 0; piece < wrpo__div_up(n, PIECE); piece++) {
-        double changed[LANES] = {0}, kept[LANES] = {0};
+        wrpo__rounded b = {.same = was == save->dtype};
         for (int64_t i = piece * PIECE; i < WRPO__MIN(n, (piece + 1) * PIECE); i += WRPO__ROUNDS) {
             const int64_t count = WRPO__MIN(n - i, WRPO__ROUNDS);
-            const float *w = save->chunk + i;
-            uint16_t *h = save->halves + i, h_old[WRPO__ROUNDS];
-            float to[WRPO__ROUNDS], old[WRPO__ROUNDS], to_old[WRPO__ROUNDS];
+            float end[WRPO__ROUNDS], old[WRPO__ROUNDS];  /* end: a part */
             wrpo__philox dice = {{0}};
-            wrpo__round_block(dtype, w, h, to);
+            b.w = x + i;
+            b.h = save->halves + i;
+            b.old = NULL;
+            if (count < WRPO__ROUNDS) {
+                memset(old, 0, sizeof old);
+                b.w = memcpy(memset(end, 0, sizeof end), x + i, (size_t)count * sizeof *x);
+            }
+            block(&b);
             for (int k = 0; r->random && k < count; k++) {
                 if (k % 8 == 0) dice = wrpo__random(0, stream, (uint64_t)(first + i + k) / 8);
-                if (!isfinite(to[k])) continue;
-                h[k] = (uint16_t)((wrpo__float_bits(w[k]) + (dice.v[k % 8 / 2] >> k % 2 * 16 & 0xFFFF)) >> 16);
-                to[k] = wrpo__float_of(h[k]);
+                if (!isfinite(wrpo__float_of(b.h[k]))) continue;
+                b.h[k] = (uint16_t)((wrpo__float_bits(b.w[k]) + (dice.v[k % 8 / 2] >> k % 2 * 16 & 0xFFFF)) >> 16);
             }
-            if (!measured) continue;
-            if (count < WRPO__ROUNDS) memset(old, 0, sizeof old), memset(h_old, 0, sizeof h_old);
-            if (was == WRPO_DTYPE_F32) wrpo__to_float(old, t, first + i, count);
-            else {
-                memcpy(h_old, (const char *)t->data + (first + i) * 2, (size_t)count * 2);
-                wrpo__round_block(was, NULL, h_old, old);
+            if (!was) continue;
+            b.old = (const char *)t->data + (first + i) * size;
+            if (count < WRPO__ROUNDS || (uintptr_t)b.old % (size_t)size || !(b.same || size == 4)) {
+                if (b.same) memcpy(old, b.old, (size_t)count * 2);
+                else wrpo__to_float(old, t, first + i, count);
+                b.old = old;
             }
-            if (was != dtype) wrpo__round_block(dtype, old, h_old, to_old);
-            const float *from = was == dtype ? old : to_old;
-            for (int j = 0; j < WRPO__ROUNDS; j += LANES)
-                for (int k = 0; k < LANES; k++) {
-                    const double d = (double)w[j + k] - (double)old[j + k];
-                    changed[k] += d * d;
-                    kept[k] += ((double)to[j + k] - (double)from[j + k]) * d;
-                }
+            block(&b);
         }
         sums[piece][0] = sums[piece][1] = 0;
-        for (int k = 0; k < LANES; k++) sums[piece][0] += changed[k], sums[piece][1] += kept[k];
+        for (int k = 0; k < WRPO__SUMS; k++) sums[piece][0] += b.changed[k], sums[piece][1] += b.kept[k];
     }
-    for (int64_t piece = 0; measured && piece < wrpo__div_up(n, PIECE); piece++) {
+    for (int64_t piece = 0; piece < wrpo__div_up(n, PIECE); piece++) {
         r->changed += sums[piece][0];
         r->kept += sums[piece][1];
     }
@@ -5987,14 +6018,14 @@ static wrpo__writer *wrpo__shard_write(const wrpo__save *save, int64_t shard) {
     for (const wrpo__placed *p = save->placed; p < end; p++)
         for (int64_t first = 0, n; p->shard == shard && first < p->bytes / size; first += n) {
             n = WRPO__MIN(p->bytes / size - first, WRPO__CHUNK);
-            save->fn(save->user, p->t - save->t, first, n, save->chunk);
+            const float *piece = save->fn(save->user, p->t - save->t, first, n, save->chunk);
             for (int64_t k = 0; save->dtype == WRPO_DTYPE_F16 && k < n; k++) {
-                const float x = save->chunk[k];
+                const float x = piece[k];
                 if (isfinite(x) && fabsf(x) >= 65520)
                     wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path, p->name,
                             (long long)(first + k), (double)x);
             }
-            wrpo__write(w, wrpo__round(save, p->name, first, n), (size_t)(n * size));
+            wrpo__write(w, wrpo__round(save, p->name, piece, first, n), (size_t)(n * size));
         }
     wrpo__finish(w);
     return w;
@@ -7234,8 +7265,9 @@ static void wrpo__merge_adapter(wrpo__saving *saving, const wrpo_weight *w, int6
             dst[i - first] = (float)(dst[i - first] + (double)of->scale * sum);
         }
 }
-static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
+static const float *wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
     wrpo__saving *saving = user;
+    const float *begin = dst;
     for (int64_t n; count > 0; first += n, dst += n, count -= n) {
         const wrpo_weight *w = saving->model->weights + saving->first[tensor];
         const wrpo__slice *s = saving->slices + saving->first[tensor];
@@ -7247,9 +7279,13 @@ static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t 
         const int64_t own_row = place - s->first;  /* within the weight's rows of this group */
         n = WRPO__MIN(count, (s->own - own_row) * w->cols - col);
         const int64_t at = (row / s->stride * s->own + own_row) * w->cols + col;
+        if (n == count && dst == begin && w->dtype == WRPO_DTYPE_F32 && !saving->of &&
+            saving->model->ctx->desc.backend->host)
+            return (const float *)w->data + at;
         wrpo__weight_get(saving->model, w, at, n, dst);
         wrpo__merge_adapter(saving, w, at, n, dst);
     }
+    return begin;
 }
 /* With an adapter, no directory that was read is written to, and no adapter comes to be beside another model. */
 static void wrpo__other_dir(const char *dir, const char *input, const char *what) {
@@ -7462,21 +7498,26 @@ static void wrpo__sort(wrpo__keyed *list, int64_t n) { qsort(list, (size_t)n, si
 static const wrpo__keyed *wrpo__find_key(const wrpo__keyed *list, int64_t key) {  /* in a sorted stb array */
     return bsearch(&key, list, (size_t)stbds_arrlen(list), sizeof *list, wrpo__by_key);
 }
-typedef struct wrpo__unicode {
-    uint16_t *kind;  /* [0x110000] class, | WRPO__CAREFUL, | combining class << 8 */
+typedef struct wrpo__unicode {  /* one for all tokenizers of a context */
+    bool nfc;  /* parts and wholes are there */
     wrpo__keyed *parts, *wholes;  /* sorted stb arrays: code point -> its two parts (or one and 0); and back */
+    uint16_t kind[0x110000];  /* class, | WRPO__CAREFUL, | combining class << 8 */
 } wrpo__unicode;
 
-static void wrpo__unicode_load_classes(wrpo__arena *arena, wrpo__unicode *u) {
+static wrpo__unicode *wrpo__unicode_of(wrpo_ctx *ctx) {
+    if (ctx->unicode) return ctx->unicode;
     wrpo__packed in = {.line = wrpo__unicode_classes, .s = "", .range = 1};
     int32_t c = 0, class = 0;
-    u->kind = wrpo__raw(arena, 0x110000, sizeof *u->kind);
+    wrpo__unicode *u = wrpo__raw(ctx->handouts, 1, sizeof *u);
+    u->nfc = false;
+    u->parts = u->wholes = NULL;
     while (c < 0x110000) {
         class = wrpo__unpack(&in, class);
         int32_t end = c + wrpo__unpack(&in, 17 + class) + 1, kind = class;
         if (class == 16) kind = WRPO__M | WRPO__CAREFUL | wrpo__unpack(&in, 34) << 8;
         while (c < end) u->kind[c++] = (uint16_t)kind;
     }
+    return ctx->unicode = u;
 }
 static void wrpo__add_parts(wrpo__unicode *u, int32_t whole, int32_t a, int32_t b, bool composes) {
     stbds_arrput(u->parts, ((wrpo__keyed){whole, wrpo__pair(a, b)}));
@@ -7484,7 +7525,11 @@ static void wrpo__add_parts(wrpo__unicode *u, int32_t whole, int32_t a, int32_t 
     u->kind[composes ? b : whole] |= WRPO__CAREFUL;
 }
 static void wrpo__unicode_load_nfc(wrpo__unicode *u) {
-    if (u->parts) return;
+    if (u->nfc) return;
+    wrpo__arena *outer = wrpo__current;
+    wrpo__current = outer->ctx->handouts;
+    stbds_arrfree(u->parts);  /* of one that failed */
+    stbds_arrfree(u->wholes);
     wrpo__packed in = {.line = wrpo__unicode_nfc, .s = "", .range = 1};
     int32_t c = 0, part[2] = {0};
     while (c <= 0x2FA1D) {  /* the last one */
@@ -7505,6 +7550,8 @@ static void wrpo__unicode_load_nfc(wrpo__unicode *u) {
     }
     wrpo__sort(u->parts, stbds_arrlen(u->parts));
     wrpo__sort(u->wholes, stbds_arrlen(u->wholes));
+    u->nfc = true;
+    wrpo__current = outer;
 }
 
 static size_t wrpo__before(const char *s, size_t i) {  /* where the code point before s[i] begins */
@@ -7698,7 +7745,7 @@ struct wrpo_tokenizer {
     wrpo_ctx *ctx;
     wrpo__arena *arena, *scratch;  /* scratch: for one call */
     const char *dir;  /* where it was loaded from */
-    wrpo__unicode unicode;
+    wrpo__unicode *unicode;
     wrpo__token *tokens; int64_t size;  /* by id */
     int32_t *slots; uint64_t mask;  /* text -> id: open addressing, -1 = free */
     wrpo__merge *merges; uint64_t merge_mask, seed;  /* pair -> rank and id: open addressing; seed: of both */
@@ -7790,7 +7837,7 @@ static size_t wrpo__in_class(const wrpo__work *w, const wrpo__piece *p, size_t i
     size_t size;
     if (i >= p->n) return 0;
     int32_t c = wrpo__utf8_get(p->s + i, p->n - i, &size);
-    return classes >> (w->tok->unicode.kind[c] & 15) & 1 ? size : 0;
+    return classes >> (w->tok->unicode->kind[c] & 15) & 1 ? size : 0;
 }
 /* the longest at p->s[i], or NULL */
 static const wrpo__added *wrpo__added_at(const wrpo_tokenizer *tok, bool normalized, const wrpo__piece *p, size_t i) {
@@ -7885,7 +7932,7 @@ static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, const wrpo__pie
     case WRPO__EDIT_ADDED: wrpo__cut_added(w, p, e->normalized); return;
     case WRPO__EDIT_SPLIT: wrpo__split_piece(w, e, p); return;
     case WRPO__EDIT_NFC:
-        wrpo__nfc(&w->tok->unicode, s, n, out, &w->marks);
+        wrpo__nfc(w->tok->unicode, s, n, out, &w->marks);
         i = n;
         break;
     case WRPO__EDIT_REPLACE:
@@ -8153,7 +8200,7 @@ static bool wrpo__rx_dash(const wrpo__rx_parser *p) {  /* of a range: a '-' befo
 static wrpo__regex *wrpo__rx_new(wrpo__rx_parser *p, wrpo__rx_kind kind) {
     wrpo__regex *x = WRPO__NEW(p->tok->arena, wrpo__regex);
     x->kind = kind;
-    x->unicode = p->tok->unicode.kind;
+    x->unicode = p->tok->unicode->kind;
     return x;
 }
 static void wrpo__rx_range(wrpo__regex *x, int32_t first, int32_t last) {
@@ -8500,7 +8547,7 @@ static void wrpo__load_component(wrpo_tokenizer *tok, const wrpo_json *v, const 
         if (one && !wrpo__one_char(&e)) wrpo__refuse(text, NULL, "one character");
     }
     if (c->read) c->read(tok, v, &e);
-    if (e.kind == WRPO__EDIT_NFC) wrpo__unicode_load_nfc(&tok->unicode);
+    if (e.kind == WRPO__EDIT_NFC) wrpo__unicode_load_nfc(tok->unicode);
     if (e.kind != WRPO__EDIT_NONE) wrpo__put_edit(tok, e);
 }
 
@@ -8800,10 +8847,10 @@ static const wrpo_json *wrpo__load_json(wrpo_tokenizer *tok, wrpo__arena *arena,
 static wrpo_tokenizer *wrpo__tokenizer_new(wrpo__arena *arena, const char *dir) {
     wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
     *tok = (wrpo_tokenizer){.ctx = arena->ctx, .arena = arena, .scratch = wrpo__sub_arena(arena),
-                            .dir = wrpo__strndup(arena, dir, strlen(dir))};
+                            .dir = wrpo__strndup(arena, dir, strlen(dir)),
+                            .unicode = wrpo__unicode_of(arena->ctx)};
     double now = wrpo__now();
     tok->seed = wrpo__hash((uint64_t)(uintptr_t)arena, &now, sizeof now);  /* for speed: ids do not depend on it */
-    wrpo__unicode_load_classes(arena, &tok->unicode);
     uint32_t next = 0x100;
     memset(tok->char_byte, 0xFF, sizeof tok->char_byte);
     for (uint32_t b = 0; b < 256; b++) {  /* printable Latin-1 is itself; others are U+0100 and up */
@@ -8911,9 +8958,11 @@ WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *i
    Names: jv is a value; J is the state of one compilation or rendering.                                     */
 
 /* A template is a stranger's program: it gets no more. */
+#ifndef WRPO__J_MAX_STEPS  /* tokens read, elements compared, pieces of text written; fuzzing has less time */
+#define WRPO__J_MAX_STEPS 20000000
+#endif
 enum {
     WRPO__J_MAX_DEPTH = 1000,  /* of nesting times recursion, and of values */
-    WRPO__J_MAX_STEPS = 20000000,  /* tokens read, elements compared, pieces of text written */
     WRPO__J_MAX_BYTES = 1 << 28,  /* of values and text made */
     WRPO__J_MAX_RANGE = 100000  /* as in Jinja's sandbox */
 };
@@ -9170,8 +9219,7 @@ static size_t wrpo__jrstrip(wrpo__jinja *J, wrpo__jv chars, const char *s, size_
 }
 static size_t wrpo__jskip_space(const char *s, size_t n, size_t i) { return wrpo__jlstrip(NULL, NULL, s, i, n); }
 static int wrpo__jclass(wrpo__jinja *J, int32_t c) {  /* the bit of its wrpo__class */
-    if (!J->tok->unicode.kind) wrpo__unicode_load_classes(J->tok->arena, &J->tok->unicode);
-    return 1 << (J->tok->unicode.kind[c] & 15);
+    return 1 << (wrpo__unicode_of(J->ctx)->kind[c] & 15);
 }
 /* ASCII, Latin-1, Cyrillic; other letters that have a case are refused. */
 static int32_t wrpo__jcase(wrpo__jinja *J, int32_t c, bool upper) {

@@ -288,7 +288,7 @@ int main(void) {
             wrpo__arena_free(arena);
         }
     }
-    CHECK(ctx->bytes == sizeof(wrpo__arena), "%zu bytes still held", ctx->bytes);
+    CHECK(bytes_left(ctx) == sizeof(wrpo__arena), "%zu bytes still held", ctx->bytes);
     wrpo_close(ctx);
     return test_end("chat");
 }

@@ -955,7 +955,7 @@ int main(void) {
     char command[128];
     snprintf(command, sizeof command, "rm -rf %s", dir);
     CHECK(system(command) == 0, "rm");
-    CHECK(ctx->bytes == sizeof(wrpo__arena), "%zu bytes still held", ctx->bytes);
+    CHECK(bytes_left(ctx) == sizeof(wrpo__arena), "%zu bytes still held", ctx->bytes);
     wrpo_close(ctx);
     return test_end("train");
 }

@@ -10,4 +10,16 @@ static void *counting_alloc(size_t n, void *user) {
     return malloc(n);
 }
 static void counting_free(void *p, void *user) { (void)user; live--; free(p); }
+#ifdef WRPO_IMPLEMENTATION
+/* The bytes that a context holds beside Unicode's tables, which stay with it: they are freed here. */
+static inline size_t bytes_left(wrpo_ctx *ctx) {
+    wrpo__unicode *u = ctx->unicode;
+    if (!u) return ctx->bytes;
+    stbds_arrfree(u->parts);
+    stbds_arrfree(u->wholes);
+    wrpo__block_free(u);
+    ctx->unicode = NULL;
+    return ctx->bytes;
+}
+#endif
 #endif
