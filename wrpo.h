@@ -1103,7 +1103,7 @@ struct wrpo_ctx {
     void *dev;                       /* the backend's */
     size_t bytes, peak, device_bytes;                  /* held; the most ever held; held of the backend's memory */
     wrpo__arena *handouts;           /* text and arrays given to the caller; unicode */
-    void *unicode;  /* by >>token */
+    void *unicode;                   /* by >>token */
     int peers;                       /* of the group: WRPO__SOUND, ... */
     time_t now;                      /* what chat templates show */
     char date[40];                   /* its day */
