@@ -2409,6 +2409,13 @@ static uint64_t fnv(uint64_t h, const void *p, size_t n) {
     return h;
 }
 #define FNV 0xCBF29CE484222325u
+/* A record was read as a text of one line: errors name its line in the file. */
+static void set_lines(wrpo_json *v, int32_t line) {
+    for (; v; v = v->next) {
+        v->line = line;
+        set_lines(v->child, line);
+    }
+}
 /* One more; the record is p's from here on. */
 static bool prompts_add(session *z, prompts *p, wrpo_json *record, const wrpo_tokenizer_prompt_desc *d) {
     if ((p->count & (p->count - 1)) == 0) {            /* full at each power of two */
@@ -2422,6 +2429,7 @@ static bool prompts_add(session *z, prompts *p, wrpo_json *record, const wrpo_to
     int32_t *ids;
     const int64_t i = p->count++;
     p->records[i] = record, p->list[i] = (wrpo_prompt){0};
+    if (d->line) set_lines(record, (int32_t)d->line);
     snprintf(p->lines[i], sizeof *p->lines, "line %lld", (long long)(d->line ? d->line : 1));
     if (wrpo_tokenizer_prompt(z->tokenizer, d, record, &ids, &p->list[i].count)) return fail(z), false;
     p->list[i].ids = ids, p->list[i].stream = fnv(FNV, prompt_id(p, i), strlen(prompt_id(p, i)));

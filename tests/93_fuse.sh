@@ -103,12 +103,14 @@ check "a foreign file is kept" test "$(cat foreign/sft.jsonl)" = mine
 fuse x --method sft; check "sft alone" says 'want a preference method, found sft'
 fuse x --rounds 0; check "no round" says 'want a whole number in'
 fuse x --sft-options "--betta 1"; check "a wrong option of SFT" says 'unknown option "--betta"'
-fuse x --sft-options " --epochs 1 --out=y"; check "an option that fuse sets" says 'want no --out, which fuse'
-fuse x --heldout 0.99 --dry-run; check "no prompts for a part" says 'prompts.jsonl: want prompts for all parts, found 40'
+fuse x --sft-options " --epochs 1 --out=y"
+check "an option of SFT that fuse sets" says 'sft-options: want no --out, which fuse sets itself'
+fuse x --heldout 0.99 --dry-run
+check "no prompts for a part" says 'prompts.jsonl: want prompts for all parts, found 40'
 cp prompts.jsonl kept; echo '{"prompt_id": "p1", "prompt": "x"}' >>prompts.jsonl
 fuse x --dry-run; check "an id twice, in the dry run" says 'want a prompt_id once, found "p1"'
 cp kept prompts.jsonl; echo '{"prompt_id": "q", "instruction": "x"}' >>prompts.jsonl
-fuse x --dry-run; check "no prompt, in the dry run" says 'record "q": want either "prompt" or "messages"'
+fuse x --dry-run; check "no prompt, in the dry run" says 'prompts.jsonl:41:1: record "q": want either "p'
 mv kept prompts.jsonl
 check "no directory for any of these" test ! -e x
 "$W" fuse --model $G/checkpoints/llama_f32 --source $G/checkpoints/llama_f32 $G/checkpoints/llama_f32/ --reward-model \
