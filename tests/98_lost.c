@@ -807,6 +807,7 @@ static void disk_do(disk *d, char what, const char *path, const char *to, const 
     char name[120], new_name[120];
     int parent, new_parent;
     int i = look_up(d, path, &parent, name);
+    if (parent < 0) return;          /* in a scratch folder, which is not of the tree */
     if (what == 'c' || what == 'm') link_name(d, parent, name, disk_new(d, what == 'm'));
     if (i < 0) return;
     inode *n = &d->list[i];
