@@ -60,13 +60,13 @@
    prints, or keeps state outside a context.
 
    Contents (search for the tag), with their lengths in lines
-       >>api         940  every public declaration, documented. For the algorithm: its parts "the algorithm" and
+       >>api         950  every public declaration, documented. For the algorithm: its parts "the algorithm" and
                           "training", and the table of ops at its end
        >>base        550  errors, arenas, text, random numbers: to be looked up
        >>loss        370  WRPO and its family, on one page; schedules of alpha and of the learning rate
        >>ops         460  every op in plain C, forward above backward: what each one means
        >>layout      150  the table of weights; memory measured, then assigned
-       >>model       730  the decoder, forward and backward, over packed records with a shared prompt
+       >>model       740  the decoder, forward and backward, over packed records with a shared prompt
        >>step        450  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
        ---- Stop here if you only want the algorithm ----
        >>setup      1030  contexts, models, data and trainers, made in memory; evaluation
@@ -890,7 +890,8 @@ WRPO_API const char *wrpo_sft_on_name(int i);
      y and dx are written (gather_bwd adds to dx), dw (float: gradients) is added to; no op allocates, waits or exits
      an op gives the same bits again, with any number of threads; and a row of a product NT or NN or of attention
      depends on that row's inputs only: a record has the same bits whatever is computed beside it (products by
-     cuBLASLt: as far as NVIDIA's library keeps to it; wrpo_cuda.cu says how it is asked to)
+     cuBLASLt: as far as NVIDIA's library keeps to it; wrpo_cuda.cu says how it is asked to, and that decoding adds
+     long rows of attention up in another order than a forward pass)
      pointers are the backend's memory, and overlap only where the op says so
      activations have act_bytes bytes an element (4 = float, 2 = bfloat16); a matrix of weights has its dtype beside it;
      vectors of weights, gradients and float * are float
@@ -938,7 +939,7 @@ struct wrpo_backend {
     int act_bytes;
     wrpo_dtype dtype;        /* what a context's dtype is by default */
     bool host;               /* its memory is the host's: weights may be in a mapped file */
-    int64_t micro_tokens;    /* of descs that leave it open */
+    int64_t micro_tokens;    /* of descs that leave it open; at least 1 */
     unsigned features;       /* of wrpo_feature: what open uses where the machine has it. A copy may have others */
     wrpo_result (*open)(void **dev, const wrpo_desc *desc, wrpo_error *why);
     void (*close)(void *dev);
@@ -2713,6 +2714,7 @@ typedef struct wrpo__workspace {
     wrpo__location *packed;          /* [n_packed] responses */
     wrpo__rotary rotary[2];          /* the second: of the layers with a base of their own */
     int64_t rope_key;                /* of the sequences that inv_freq is for */
+    int64_t own_angles;              /* the first packed row whose angles are behind the tables; INT64_MAX: none */
     WRPO__SHARED_ACTS(WRPO__X)
 #undef WRPO__X
 #define WRPO__X(type, field, columns) type *field, *h_##field;
@@ -2729,8 +2731,8 @@ typedef struct wrpo__workspace {
     wrpo__bump host;                 /* the memory of what is on the host */
 } wrpo__workspace;
 
-/* Rows of the tables for `count` positions. Row p is position p's; then come rows for sequences whose key is not 0, one
-   for each packed row. */
+/* Rows of the tables for `count` positions, on the host. Row p is position p's; then come rows for sequences whose key
+   is not 0, one for each packed row. */
 static void wrpo__make_angles(wrpo__workspace *r, int64_t row, int64_t position, int64_t count) {
     const int64_t half = wrpo__rope_dims(&r->model->config) / 2, at = row * 2 * half, n = count * half;
     for (wrpo__rotary *t = r->rotary; t < r->rotary + 2 && t->table; t++) {
@@ -2740,12 +2742,18 @@ static void wrpo__make_angles(wrpo__workspace *r, int64_t row, int64_t position,
             to[2 * i] = cosf(angle) * (float)t->scale;
             to[2 * i + 1] = sinf(angle) * (float)t->scale;
         }
-        r->be->put(r->dev, t->table + at, to, (size_t)n * 2 * sizeof *to);
     }
 }
+static void wrpo__put_angles(const wrpo__workspace *r, int64_t row, int64_t count) {
+    const int64_t dims = wrpo__rope_dims(&r->model->config);
+    for (const wrpo__rotary *t = r->rotary; t < r->rotary + 2 && t->table; t++)
+        r->be->put(r->dev, t->table + row * dims, t->h_table + row * dims, (size_t)(count * dims) * sizeof *t->table);
+}
+
 /* ---- packing: begin, records, end ---- */
 static void wrpo__pack_begin(wrpo__workspace *r) {
     r->n = r->n_segs = r->n_labels = r->n_packed = 0;
+    r->own_angles = INT64_MAX;
     r->logits_kept = false;
 }
 /* What is packed next belongs to a sequence of this length, prompt and response. */
@@ -2759,7 +2767,10 @@ static void wrpo__pack_rotary(wrpo__workspace *r, int64_t length) {
    last row's. The caller has made sure that there is room. */
 static void wrpo__pack_rows(wrpo__workspace *r, const int32_t *ids, int64_t count, int64_t position, wrpo_seg seg) {
     const int64_t first = r->rope_key ? r->shape.positions + r->n : position;
-    if (r->rope_key) wrpo__make_angles(r, first, position, count);
+    if (r->rope_key) {
+        wrpo__make_angles(r, first, position, count);
+        r->own_angles = WRPO__MIN(r->own_angles, r->n);
+    }
     seg.begin = r->n;
     seg.end = r->n + count;
     for (int64_t i = 0; i < count; i++) {
@@ -2812,6 +2823,7 @@ static void wrpo__pack_end(wrpo__workspace *r) {
     r->be->put(r->dev, r->ids, r->h_ids, n * sizeof *r->ids);
     r->be->put(r->dev, r->segs, r->h_segs, (size_t)r->n_segs * sizeof *r->segs);
     r->be->put(r->dev, r->angle, r->h_angle, n * sizeof *r->angle);
+    if (r->own_angles < r->n) wrpo__put_angles(r, r->shape.positions + r->own_angles, r->n - r->own_angles);
     if (r->cache) r->be->put(r->dev, r->cache_row, r->h_cache_row, n * sizeof *r->cache_row);
     r->be->put(r->dev, r->label_row, r->h_label_row, labels * sizeof *r->label_row);
     r->be->put(r->dev, r->label_id, r->h_label_id, labels * sizeof *r->label_id);
@@ -3141,7 +3153,7 @@ static void wrpo__forward(wrpo__workspace *r, bool means) {
     r->be->get(r->dev, r->h_logp, r->logp, (size_t)r->n_labels * sizeof *r->logp);
     wrpo__sync(r->model->ctx);
 }
-/* Targets with coefficient 0 add nothing to the gradient: they are removed, and those after them move up. The kept
+/* Labels of dlogp 0 add nothing to the gradient: they are removed, and those after them move up. The kept
    logits are then in other places than their labels, and are computed again. */
 static void wrpo__drop_labels(wrpo__workspace *r) {
     int64_t left = 0;
@@ -3832,6 +3844,7 @@ static wrpo_result wrpo__open(wrpo_desc d, wrpo_ctx **out) {
         {ranks > 1 && !d.backend->host && !d.group->device, WRPO_E_UNSUPPORTED,
          "wrpo_open: group: want one that moves a device's memory"},
         {own * ranks > 1 && !d.backend->sum, WRPO_E_UNSUPPORTED, "wrpo_open: lanes: this backend has no sum"},
+        {d.backend->micro_tokens < 1, WRPO_E_ARG, "wrpo_open: backend: micro_tokens: want at least 1"},
         {d.dtype != WRPO_DTYPE_F32 && d.dtype != WRPO_DTYPE_BF16, WRPO_E_ARG,
          "wrpo_open: dtype: want f32 or bf16"}};
     for (int i = 0; i < WRPO__COUNT(checks); i++)
@@ -4258,7 +4271,7 @@ static void wrpo__workspace_layout(wrpo_ctx *ctx, const wrpo_config *c, const wr
     r->head_bytes = b->used - r->head_bytes;
     r->bytes = b->used;
 }
-/* As many targets as have 64 MiB of logits, from 32 to 512; on a device, which wants large products, up to 8 times as
+/* As many labels as have 64 MiB of logits, from 32 to 512; on a device, which wants large products, up to 8 times as
    many. Never more than rows. */
 static int64_t wrpo__head_chunk(const wrpo_ctx *ctx, const wrpo_config *c, int64_t rows) {
     const int64_t more = ctx->desc.backend->host ? 1 : 8, chunk = (more << 26) / (4 * c->vocab_size) / 32 * 32;
@@ -4287,6 +4300,7 @@ static wrpo__workspace *wrpo__workspace_new(wrpo__arena *arena, wrpo_model *mode
         wrpo__inv_freq(&own, 0, &r->rotary[1]);
     }
     wrpo__make_angles(r, 0, 0, r->shape.positions);
+    wrpo__put_angles(r, 0, r->shape.positions);
     return r;
 }
 
@@ -4409,7 +4423,7 @@ static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
 }
 
 /* ---- log-probs of records: packed until micro_tokens rows are full; a longer record goes alone ---- */
-/* Rows a run needs for these records: micro_tokens, all of them if that is less, the longest record if that is more. */
+/* Rows of a workspace for these records: micro_tokens, all if that is less, the longest record if that is more. */
 static int64_t wrpo__workspace_rows(const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count,
                                     int64_t micro_tokens) {
     int64_t all = 0, longest = 1;
@@ -4449,7 +4463,7 @@ static bool wrpo__adds_nothing(const wrpo_model *model) {
     }
     return true;
 }
-/* logps [count, K] of records [first, first + count), with a run of its own. tokens: an stb array of every scored
+/* logps [count, K] of records [first, first + count), in a workspace of its own. tokens: an stb array of every scored
    token's log-prob, or NULL. All ranks get all of them. */
 static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
                            int64_t micro_tokens, double *logps, int K, float **tokens) {
@@ -5967,13 +5981,14 @@ static const void *wrpo__round(const wrpo__save *save, const char *name, const f
         wrpo__rounded b = {.same = was == save->dtype};
         for (int64_t i = piece * PIECE; i < WRPO__MIN(n, (piece + 1) * PIECE); i += WRPO__ROUNDS) {
             const int64_t count = WRPO__MIN(n - i, WRPO__ROUNDS);
-            float end[WRPO__ROUNDS], old[WRPO__ROUNDS];  /* end: a part */
+            float end[WRPO__ROUNDS];                   /* a part */
+            union { float floats[WRPO__ROUNDS]; uint16_t halves[WRPO__ROUNDS]; } old;
             wrpo__philox dice = {{0}};
             b.w = x + i;
             b.h = save->halves + i;
             b.old = NULL;
             if (count < WRPO__ROUNDS) {
-                memset(old, 0, sizeof old);
+                memset(&old, 0, sizeof old);
                 b.w = memcpy(memset(end, 0, sizeof end), x + i, (size_t)count * sizeof *x);
             }
             block(&b);
@@ -5985,9 +6000,9 @@ static const void *wrpo__round(const wrpo__save *save, const char *name, const f
             if (!was) continue;
             b.old = (const char *)t->data + (first + i) * size;
             if (count < WRPO__ROUNDS || (uintptr_t)b.old % (size_t)size || !(b.same || size == 4)) {
-                if (b.same) memcpy(old, b.old, (size_t)count * 2);
-                else wrpo__to_float(old, t, first + i, count);
-                b.old = old;
+                if (b.same) memcpy(old.halves, b.old, (size_t)count * 2);
+                else wrpo__to_float(old.floats, t, first + i, count);
+                b.old = &old;
             }
             block(&b);
         }
@@ -11316,14 +11331,19 @@ static void wrpo__name_record(const wrpo__reading *in) {
     if (colon) n += snprintf(e->text + n, sizeof e->text - (size_t)n, "%lld:", (long long)was.column);
     snprintf(e->text + n, sizeof e->text - (size_t)n, " record \"%.60s\": %.430s", in->id, text);
 }
-/* In [0, 1), by the prompt's roles and texts. */
+/* In [0, 1), by the prompt's roles, contents and tool calls. */
 static double wrpo__prompt_place(const wrpo_json *messages) {
-    static const char *const keys[] = {"role", "content"};
+    static const char *const keys[] = {"role", "content", "tool_calls"};
     uint64_t h = 0;
     WRPO__EACH(m, messages)
-        for (int k = 0; k < 2; k++) {
+        for (int k = 0; k < WRPO__COUNT(keys); k++) {
             const wrpo_json *v = wrpo_json_get(m, keys[k]);
+            wrpo__text parts = {.arena = wrpo__current};
             if (v && v->kind == WRPO_JSON_STRING) h = wrpo__hash(h, v->text, v->size);
+            if (!v || v->kind < WRPO_JSON_ARRAY) continue;
+            wrpo__json_write(&parts, v);
+            h = wrpo__hash(h, parts.data, parts.size);
+            wrpo__block_free(parts.data);
         }
     return (double)(wrpo__hash(0, &h, sizeof h) >> 11) * 0x1p-53;
 }
@@ -11578,7 +11598,7 @@ typedef struct wrpo__generation {
     wrpo__job **jobs;  /* stb array: of prompts [delivered, begun) */
     int64_t begun, delivered, tokens;
     int64_t *free_prompts, *free_samples;  /* stb arrays: slots */
-    wrpo__draft **draws;  /* [rows] which sample draws from the run's target i */
+    wrpo__draft **draws;  /* [rows] which sample draws from the workspace's label i */
     wrpo_sample *samples;  /* [n] of the prompt that is delivered */
     wrpo__text *answer;  /* for wrpo_answer: what all samples say; NULL: not wanted */
     float *logits; wrpo__weighed *weights;  /* [chunk, ldl] on the host */
@@ -11906,11 +11926,11 @@ static wrpo__shape wrpo__generation_shape(wrpo__generation *g) {
     wrpo_ctx *ctx = g->model->ctx;
     const wrpo_config *c = &g->model->config;
     const int64_t wanted = g->desc.batch, n = g->desc.n;
-    for (int64_t batch = wanted;; batch = (batch + 1) / 2) {
+    for (int64_t batch = wanted, piece = ctx->desc.backend->micro_tokens;;) {      /* piece: of a prompt, in a step */
         g->desc.batch = batch;
         g->prompt_slots = WRPO__MIN(g->count, 2 * wrpo__div_up(batch, n) + 1);
         const int64_t prompts = g->prompt_slots * g->prompt_rows;
-        wrpo__shape shape = {.rows = batch + WRPO__MAX(n, WRPO__MIN(prompts, ctx->desc.backend->micro_tokens)),
+        wrpo__shape shape = {.rows = batch + WRPO__MAX(n, WRPO__MIN(prompts, piece)),
                              .cache = prompts + batch * g->sample_rows,
                              .positions = g->prompt_rows + g->sample_rows};
         shape.chunk = wrpo__head_chunk(ctx, c, WRPO__MIN(shape.rows, 2 * batch + n));
@@ -11924,7 +11944,10 @@ static wrpo__shape wrpo__generation_shape(wrpo__generation *g) {
             wrpo__log(ctx, WRPO_LOG_INFO, "memory for %lld samples at once, not %lld", (long long)batch,
                       (long long)wanted);
         if (fits) return shape;
-        if (batch > 1) continue;
+        const bool shorter = piece > 1024;
+        if (shorter) piece /= 2;
+        else if (batch > 1) batch = (batch + 1) / 2;
+        if (shorter || batch < g->desc.batch) continue;
         if (possible && ctx->desc.backend->host && !ctx->desc.memory_limit) return shape;  /* a host may swap */
         wrpo__fail_memory("out of memory: one sample at a time takes %.3f GiB, there are %.3f; want fewer tokens",
                           wrpo__gib(need.used), wrpo__gib(wrpo__room(ctx)));
@@ -12133,7 +12156,7 @@ typedef struct wrpo__gate {  /* ArmoRM (Wang et al. 2024): objectives weighed by
 } wrpo__gate;
 struct wrpo_reward {
     wrpo_ctx *ctx;
-    wrpo__arena *arena, *run_arena;  /* run_arena: of the run, which grows */
+    wrpo__arena *arena, *run_arena;  /* run_arena: of the workspace, which grows */
     wrpo_model *model;
     wrpo_tokenizer *tok;  /* NULL: the directory has none, ids only */
     wrpo__workspace *run;
@@ -13297,7 +13320,11 @@ static void wrpo__prompts_add(wrpo__prompts *t, const char *path, bool ids) {
         char *key = id ? wrpo__strndup(t->arena, id->text, id->size)
                        : wrpo__format(t->arena, "\xFF%lld", (long long)l.number);
         const wrpo_json *v = wrpo__present(root, wrpo__present(root, "prompt") ? "prompt" : "messages");
-        if (t->texts && v) key = wrpo__format(t->arena, "\xFE%a", wrpo__prompt_place(wrpo__messages(v, "user")));
+        if (t->texts && v) {
+            wrpo__current = t->temp;
+            key = wrpo__format(t->arena, "\xFE%a", wrpo__prompt_place(wrpo__messages(v, "user")));
+            wrpo__current = t->arena;
+        }
         if (stbds_shgeti(t->prompts, key) < 0) stbds_shput(t->prompts, key, NULL);
         wrpo__gathered *prompt = stbds_shgetp(t->prompts, key);
         if (!t->texts && prompt->value && stbds_arrlast(prompt->value).file == l.file)

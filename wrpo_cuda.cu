@@ -11,7 +11,8 @@
    splits k, and takes one algorithm for all row counts above LT_FEW (and one for those up to it) of the same n, k and
    strides. Two passes over the same record, packed with other records, then multiply in the same order, so the first
    loss of WRPO is ln 2; NVIDIA does not promise that an algorithm keeps its order, and up to LT_FEW rows (decoding) the
-   bits may be others than those of the same rows in a forward pass. Without WRPO_FEATURE_CUBLAS all of it is promised.
+   bits may be others than those of the same rows in a forward pass. Without WRPO_FEATURE_CUBLAS all of it is promised,
+   except that a decoded row of 512 keys and more is summed in another order than in a forward pass (card of attention).
    The device is the one that is current when the context is opened. Each op makes it current and then restores what
    was, so a context may be used from any thread, one at a time.
 
@@ -1422,7 +1423,8 @@ template <int HD> struct attn_shape {
 };
 enum { PARTS = 4, PART = 64, SPLITS = 16, SPLIT = 4, SPLIT_BLOCKS = 1024 };
 INLINE int splits_of(const attn &a, const wrpo_seg &s, int tiles) {
-    return s.end - s.begin == 1 && a.H <= 64 * a.G ? max(1, min((int)SPLITS, tiles / SPLIT)) : 1;
+    const bool decoded = s.end - s.begin == 1 && s.prefix_end > s.prefix && a.H <= 64 * a.G;
+    return decoded ? max(1, min((int)SPLITS, tiles / SPLIT)) : 1;
 }
 INLINE float *split_at(const attn &a, int64_t segment, int split, int64_t head) {
     return a.parts + ((segment * SPLITS + split) * a.H + head) * (a.d + 2);            /* o, then maximum and sum */
@@ -1431,8 +1433,9 @@ INLINE float *split_at(const attn &a, int64_t segment, int split, int64_t head) 
    through cp.async, one on its way while the other is used. Compute-bound: 4 d FLOP per lane and visible key (8B, 3
    times 2048 rows: 0.34 ms at 300 TFLOP/s); q, o once, k and v once per tile. Sum: keys in tiles of 64 in order, prefix
    first. Registers leave room for 12 warps (HD 32: 16, HD 256: 8) of a multiprocessor's 64 on sm_90.
-   Decoding: the T tiles of keys of a row that is alone in its segment are cut into min(16, T / 4) splits (one if T < 8:
-   512 keys), each with sums of its own. So its bits follow from its own keys, whatever else is computed. A number of
+   Decoding: the T tiles of keys of a row that is alone in its segment, after a prefix, are cut into min(16, T / 4)
+   splits (one if T < 8: 512 keys), each with sums of its own. So its bits follow from its own keys, whatever else is
+   computed; a piece of a prompt has no prefix, and the bits of a row of it do not depend on how it is cut. A number of
    `blocks` share the splits, the more the fewer rows there are; the second kernel joins what they leave, o, maximum and
    sum in fp32. 8B, one row, 2048 keys: 64 blocks of 4 tiles; 11 us, where 8 blocks of 32 take 64 (2 us a tile). */
 template <int HD>
@@ -1731,7 +1734,8 @@ __global__ void attention_dkv_end_kernel(attn a, bf16 *dk, bf16 *dv) {
 }
 template <int HD> void attention_of(device *dev, attn a, bf16 *o, float *lse) {
     const int64_t segs = a.n_segs, most = min(segs, WORK_FLOATS / (SPLITS * a.H * (a.d + 2)));
-    const int blocks = (int)max((int64_t)1, min((int64_t)SPLITS, SPLIT_BLOCKS / (most * a.G)));
+    const bool decodes = a.n < 2 * a.n_segs;           /* most segments are one row; else splits get no blocks */
+    const int blocks = decodes ? (int)max((int64_t)1, min((int64_t)SPLITS, SPLIT_BLOCKS / (most * a.G))) : 1;
     for (int64_t first = 0; first < segs; first += most, a.segs += most) {     /* as many as `parts` has room for */
         a.n_segs = min(most, segs - first);
         const unsigned tiles = (unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs * blocks);
@@ -1951,7 +1955,7 @@ void adamw(void *d, void *w, uint16_t *low, void *m, void *v, const float *g, in
    copies of their arguments, device copies and fills; nothing runs), then launched as one graph, as often as it comes.
    GRAPHS_KEPT keys are kept, the one not used for longest gives way. Decoding. A step of SmolLM2-135M is 303 launches
    on a few rows: at 2 to 3 us of the host's time for each (an estimate) 0.6 to 0.9 ms, where its weights are read in
-   0.08; a graph is one launch. The shapes follow from the run, its rows, segments and targets, which are the key. All
+   0.08; a graph is one launch. The shapes follow from the workspace, its rows, segments and labels, which are the key. All
    that changes from token to token is read by the kernels from device memory, written there before: ids (embed),
    angles (rope), places in the cache (scatter), rows (gather), segments with the lengths of keys (attention, whose
    grid follows from rows and segments alone). So the same kernels run with the same arguments, and have the same bits.

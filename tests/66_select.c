@@ -449,8 +449,12 @@ static void splits_same(void) {
         "{\"prompt_id\": \"07\", \"prompt\": [\"sa\", \"me\"]}\n",
         "{\"prompt_id\": \"08\"}\n",
         "{\"prompt_id\": \"09\", \"prompt\": \"Same\"}\n",
-        "{\"prompt_id\": \"10\", \"prompt\": \"s\\u0061me\"}\n"};
-    static const int order[] = {0, 2, 4, 5, 10, 1, 3, 6, 7, 8, 9};
+        "{\"prompt_id\": \"10\", \"prompt\": \"s\\u0061me\"}\n",
+        "{\"prompt_id\": \"11\", \"prompt\": [{\"role\": \"user\", "
+        "\"content\": [{\"type\": \"text\", \"text\": \"a\"}]}]}\n",
+        "{\"prompt_id\": \"12\", \"prompt\": [{\"role\": \"user\", "
+        "\"content\": [{\"type\": \"text\", \"text\": \"b\"}]}]}\n"};
+    static const int order[] = {0, 2, 4, 5, 10, 1, 3, 6, 7, 8, 9, 11, 12};
     enum { N = sizeof lines / sizeof *lines, UNIQUE = N - 4 };
     char text[2000] = "";
     for (int i = 0; i < N; i++) snprintf(text + strlen(text), sizeof text - strlen(text), "%s", lines[i]);
@@ -464,7 +468,7 @@ static void splits_same(void) {
         CHECK(counts[3] == 4 && counts[0] + counts[1] + counts[2] == N, "seed %d: counts", seed);
         int prompts = 0;
         for (int k = 0; k < 3; k++) {
-            static const int want[3] = {3, 2, 2};  /* prompts: round(0.5 * 5), the rest, round(0.3 * 7) */
+            static const int want[3] = {3, 3, 3};  /* prompts: round(0.5 * 6), the rest, round(0.3 * 9) */
             size_t n;
             char *part = slurp(d.out[k], &n), *p = part;
             int seen = 0, repeats = 0;

@@ -377,7 +377,7 @@ static void test_splits(run *t, const int64_t *arg) {
     wrpo_seg segs[MOST];
     int64_t n = 0, keys = P;                           /* the first P rows of k and v: the prefix of every other one */
     for (int64_t i = 0; i < count; i++) {
-        const int64_t own = lengths[i % 8], rows = i % 6 == 4 ? 3 : 1, prefix = i % 2 ? 0 : P;
+        const int64_t own = lengths[i % 8], rows = i % 6 == 4 ? 3 : 1, prefix = i % 2 ? 3 : P;
         segs[i] = (wrpo_seg){n, n + rows, 0, prefix, keys, keys + own};
         n += rows, keys += own;
     }
@@ -404,6 +404,15 @@ static void test_splits(run *t, const int64_t *arg) {
         CHECK(!memcmp(y, x + (size_t)row * bytes, bytes) && !memcmp(y_lse, x_lse + row * H, (size_t)H * 4),
               "%s: a row against %lld keys has other bits alone", t->name, (long long)(one.own_end - one.own));
     }
+    /* The last row of a piece of a prompt, which has no prefix: alone it is computed as with the row before it. */
+    const wrpo_seg piece = {0, 2, 0, 0, P, P + 600}, last = {0, 1, 0, 0, P, P + 600};
+    b.n = 2, b.n_segs = 1, b.segs = segs_of(t, &piece, 1);
+    t->be->attention(t->d, &b, o.dev, lse.dev, q.dev, k.dev, v.dev);
+    t->be->get(t->d, x, o.dev, 2 * bytes);
+    b.n = 1, b.segs = segs_of(t, &last, 1);
+    t->be->attention(t->d, &b, o2.dev, lse2.dev, (char *)q.dev + bytes, k.dev, v.dev);
+    t->be->get(t->d, y, o2.dev, bytes);
+    CHECK(!memcmp(y, x + bytes, bytes), "%s: a row of a prompt has other bits in a piece of its own", t->name);
 }
 
 /* ---- glu: args n, I, gelu, h wanted, dgu is gu ---- */

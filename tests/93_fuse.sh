@@ -121,7 +121,7 @@ check "two sources of a name" says 'two sources are called llama_f32: want NAME=
 check "no reward model" says 'checkpoints/llama_f32: want a reward model, found a language model'
 
 # ---- a prompt that is there twice is in one part; what learns nothing and what says little is said
-cp prompts.jsonl kept; for k in 1 2 3; do sed "s/\"p/\"again$k-/" kept; done >>prompts.jsonl
+cp prompts.jsonl kept; for k in 1 2 3; do sed "s/: \"p/: \"again$k-/" kept; done >>prompts.jsonl
 fuse same --dry-run; check "a prompt twice: the plan" test $? -eq 0
 check "a prompt twice: the plan says so" grep -q '^prompts .* held out; 120 have the text of an earlier one' out.txt
 "$W" split --in prompts.jsonl --heldout 0.1 --out same >out.txt

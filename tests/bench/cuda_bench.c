@@ -156,7 +156,8 @@ static void attentions(const char *model, int64_t H, int64_t G, int64_t d, int64
 /* One token of each of `samples` sequences against `keys` keys of its own. */
 static void decoding_attention(const char *model, int64_t H, int64_t G, int64_t d, int64_t samples, int64_t keys) {
     wrpo_seg *segs = malloc((size_t)samples * sizeof *segs), *ds = be->alloc(ctx->dev, (size_t)samples * sizeof *segs);
-    for (int64_t i = 0; i < samples; i++) segs[i] = (wrpo_seg){i, i + 1, 0, 0, i * keys, (i + 1) * keys};
+    for (int64_t i = 0; i < samples; i++)
+        segs[i] = (wrpo_seg){i, i + 1, i * keys, i * keys + 1, i * keys + 1, (i + 1) * keys};
     be->put(ctx->dev, ds, segs, (size_t)samples * sizeof *segs);
     const wrpo_attn a = {samples, ds, samples, H, G, d, H * d, 2 * G * d, H * d, 0, 1 / sqrtf((float)d), 0};
     char *q = numbers(samples * H * d, 2, 1), *o = numbers(samples * H * d, 2, 1),
