@@ -1955,8 +1955,8 @@ void adamw(void *d, void *w, uint16_t *low, void *m, void *v, const float *g, in
    copies of their arguments, device copies and fills; nothing runs), then launched as one graph, as often as it comes.
    GRAPHS_KEPT keys are kept, the one not used for longest gives way. Decoding. A step of SmolLM2-135M is 303 launches
    on a few rows: at 2 to 3 us of the host's time for each (an estimate) 0.6 to 0.9 ms, where its weights are read in
-   0.08; a graph is one launch. The shapes follow from the workspace, its rows, segments and labels, which are the key. All
-   that changes from token to token is read by the kernels from device memory, written there before: ids (embed),
+   0.08; a graph is one launch. The shapes follow from the workspace, its rows, segments and labels: they are the key.
+   All that changes from token to token is read by the kernels from device memory, written there before: ids (embed),
    angles (rope), places in the cache (scatter), rows (gather), segments with the lengths of keys (attention, whose
    grid follows from rows and segments alone). So the same kernels run with the same arguments, and have the same bits.
    Recording costs the host about what a few steps of launches do: hence GRAPH_AFTER, with which it never costs more
