@@ -205,7 +205,7 @@ mutant "device: not made current" plain "device" 'invalid resource handle|exit c
     "$(line 'struct entered' 'cudaSetDevice(dev->index)')s/note\(.*/;/"
 mutant "device: not restored" apart "device" 'the current device is 1 afterwards' \
     "s/~entered\(\) \{ if \(before >= 0\) cudaSetDevice\(before\); \}/~entered() {}/"
-mutant "device: the host's micro_tokens" plain "device" 'micro_tokens: not what' \
+mutant "device: the host's micro_tokens" apart "device" 'micro_tokens: not what' \
     "s/b.micro_tokens = 8192/b.micro_tokens = 1024/"
 mutant "device: an op that does not enter it" apart "device" 'invalid resource handle' \
     "$(line 'void rope(void *d' 'entered dev(d);')s/entered dev\(d\);/device *dev = (device *)d;/"
