@@ -13304,7 +13304,8 @@ typedef struct wrpo__prompts {  /* the prompts of some files */
     int64_t empty;  /* responses without text */
     const char *require;  /* as in wrpo_select_desc */
     bool unscored;  /* rewards are not read */
-    bool texts;  /* by roles and texts, not by id */
+    bool by_text;
+    wrpo__gathered *alike;  /* by_text: the same lines; those of one prompt together, whatever their ids */
     /* of the current prompt: its id, what wrpo__prompt_keys names, the line that says it, responses (stb arrays) */
     const wrpo_json *id, *prompt[WRPO__PROMPT_KEYS];
     const wrpo__lines *said;
@@ -13319,23 +13320,27 @@ static void wrpo__prompts_add(wrpo__prompts *t, const char *path, bool ids) {
         if (ids && !id) wrpo__wrong(root, "prompt_id: want a string or a number, found none");
         char *key = id ? wrpo__strndup(t->arena, id->text, id->size)
                        : wrpo__format(t->arena, "\xFF%lld", (long long)l.number);
+        if (stbds_shgeti(t->prompts, key) < 0) stbds_shput(t->prompts, key, NULL);
+        wrpo__gathered *prompt = stbds_shgetp(t->prompts, key);
+        if (prompt->value && stbds_arrlast(prompt->value).file == l.file)
+            wrpo__wrong(root, "prompt_id \"%.80s\": want each once in a file, found it in line %lld too", key,
+                        (long long)stbds_arrlast(prompt->value).number);
+        stbds_arrput(prompt->value, l);
+        if (!t->by_text) continue;
         const wrpo_json *v = wrpo__present(root, wrpo__present(root, "prompt") ? "prompt" : "messages");
-        if (t->texts && v) {
+        if (v) {
             wrpo__current = t->temp;
             key = wrpo__format(t->arena, "\xFE%a", wrpo__prompt_place(wrpo__messages(v, "user")));
             wrpo__current = t->arena;
         }
-        if (stbds_shgeti(t->prompts, key) < 0) stbds_shput(t->prompts, key, NULL);
-        wrpo__gathered *prompt = stbds_shgetp(t->prompts, key);
-        if (!t->texts && prompt->value && stbds_arrlast(prompt->value).file == l.file)
-            wrpo__wrong(root, "prompt_id \"%.80s\": want each once in a file, found it in line %lld too", key,
-                        (long long)stbds_arrlast(prompt->value).number);
-        stbds_arrput(prompt->value, l);
+        if (stbds_shgeti(t->alike, key) < 0) stbds_shput(t->alike, key, NULL);
+        stbds_arrput(stbds_shgetp(t->alike, key)->value, l);
     }
 }
-static void wrpo__prompts_open(wrpo__prompts *t, const char *const *paths, int64_t n, bool ids) {
+static void wrpo__prompts_open(wrpo__prompts *t, const char *const *paths, int64_t n, bool ids, bool by_text) {
     wrpo__arena *arena = wrpo__current;
-    *t = (wrpo__prompts){.ctx = arena->ctx, .arena = arena, .temp = wrpo__sub_arena(arena)};
+    *t = (wrpo__prompts){
+        .ctx = arena->ctx, .arena = arena, .temp = wrpo__sub_arena(arena), .by_text = by_text};
     for (int64_t i = 0; i < n; i++) wrpo__prompts_add(t, paths[i], ids);
     if (!t->prompts) wrpo__fail_format("%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
 }
@@ -13639,7 +13644,7 @@ static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats)
     wrpo_select_desc *d = &s.desc;
     if (desc) *d = *desc;
     wrpo__select_settings(d);
-    wrpo__prompts_open(&s.t, d->in, d->n_in, true);
+    wrpo__prompts_open(&s.t, d->in, d->n_in, true, false);
     s.t.require = d->require;
     s.t.unscored = d->form == WRPO_FORM_DELTA;
     wrpo__writer *w = d->out ? wrpo__create(arena, d->out) : NULL;
@@ -13739,7 +13744,7 @@ static void wrpo__source_logps_file(wrpo_model *model, wrpo_tokenizer *tok, cons
                        "`with`");
     WRPO__SETTING(max_length, 0, x >= 0, "at least 0");
     WRPO__SETTING(micro_tokens, wrpo__current->ctx->desc.backend->micro_tokens, x > 0 && x <= 1 << 30, "0 to 2^30");
-    if (d->n_with) wrpo__prompts_open(&a.with, d->with, d->n_with, true);
+    if (d->n_with) wrpo__prompts_open(&a.with, d->with, d->n_with, true, false);
     if (model) {
         const int64_t length = d->max_length ? d->max_length : model->config.max_position_embeddings;
         const wrpo_data_desc data = {.path = d->in, .max_length = length, .max_prompt_length = length - 1,
@@ -13777,22 +13782,18 @@ static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *desc, int6
     WRPO__SETTING(heldout, 0, x >= 0 && x < 1, "a number from 0 to below 1");
     if (!d->out[2] != (d->heldout == 0)) wrpo__fail_arg("wrpo_split_desc: want heldout and a third of out, or neither");
     if (!d->seed) d->seed = 42;
-    wrpo__prompts_open(&t, &d->in, 1, false);
-    counts[3] = stbds_shlen(t.prompts);
-    t.prompts = NULL;
-    t.texts = true;
-    wrpo__prompts_add(&t, d->in, false);
-    const int64_t n = stbds_shlen(t.prompts), held = (int64_t)floor(d->heldout * (double)n + 0.5);
+    wrpo__prompts_open(&t, &d->in, 1, false, true);
+    const int64_t n = stbds_shlen(t.alike), held = (int64_t)floor(d->heldout * (double)n + 0.5);
     const int64_t first = (int64_t)floor(d->share * (double)(n - held) + 0.5);
     if (first < 1 || first >= n - held || (d->out[2] && held < 1))
         wrpo__fail_format("%s: want prompts for all parts, found %lld in all", d->in, (long long)n);
-    counts[3] -= n;
+    counts[3] = stbds_shlen(t.prompts) - n;
     int64_t left[3] = {first, n - held - first, held};
     wrpo__writer *parts[3];
     const int n_parts = d->out[2] ? 3 : 2;
     for (int k = 0; k < n_parts; k++) parts[k] = wrpo__create(wrpo__current, d->out[k]);
     for (int64_t i = 0; i < n; i++) {  /* of the n - i prompts to come, left[k] go to part k */
-        const wrpo__lines *lines = t.prompts[i].value;
+        const wrpo__lines *lines = t.alike[i].value;
         int64_t draw = (int64_t)(wrpo__random64(d->seed, 0, (uint64_t)i) % (uint64_t)(n - i));
         int k = 0;
         while (draw >= left[k]) draw -= left[k++];
@@ -13894,8 +13895,8 @@ static void wrpo__winrate(const wrpo_winrate_desc *desc, wrpo_winrate_stats *out
     if (!d->a || !d->b) wrpo__fail_arg("wrpo_winrate_desc: want a and b, found NULL");
     WRPO__SETTING(resamples, 1000, x >= 1 && x <= 1 << 24, "1 to 2^24");
     if (!d->seed) d->seed = 42;
-    wrpo__prompts_open(&sides[0], &d->a, 1, true);
-    wrpo__prompts_open(&sides[1], &d->b, 1, true);
+    wrpo__prompts_open(&sides[0], &d->a, 1, true, false);
+    wrpo__prompts_open(&sides[1], &d->b, 1, true, false);
     /* 1. The prompts of both files: values y, differences of length x. */
     const int64_t all = stbds_shlen(sides[0].prompts);
     double *y = WRPO__ARRAY(double, all), *x = WRPO__ARRAY(double, all);
