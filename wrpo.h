@@ -14062,6 +14062,7 @@ enum {
     WRPO__MC = 504,  /* rows of A, one block deep, that stay in the core's own cache */
     WRPO__A_PANELS = 12,  /* panels that a task packs for itself, of A */
     WRPO__B_PANELS = 8,  /* or of B */
+    WRPO__THIN = 2,  /* groups of columns that a product of few rows computes in turn */
     WRPO__PACKED_FLOATS = WRPO__MAX_HIDDEN,  /* of the buffer that threads share; rmsnorm_bwd needs a row of it */
     WRPO__SCRATCH_FLOATS = 1 << 19,  /* of each thread's own */
     WRPO__GRAIN = 1 << 14,  /* elements that are worth a task */
@@ -14084,6 +14085,7 @@ typedef struct wrpo__ahead { const char *at; int64_t lanes, lane_bytes, word_byt
 typedef struct wrpo__target {  /* c[m,n] = or += */
     float *c; int64_t ldc, m, n; bool add;
     wrpo__ahead ahead;
+    bool one_row;  /* of `thin`: A is a single row as it is, not packed */
 } wrpo__target;
 /* What lanes see of a tile of keys. Positions count from its first key. */
 typedef struct wrpo__mask { const float *positions; float window, softcap; bool masked; } wrpo__mask;
@@ -14189,8 +14191,8 @@ static bool wrpo__has_tiles(void) { return false; }
 #define WRPO__LEVEL avx512
 #define WRPO__TARGET __attribute__((target("avx512f,avx512dq,avx2,fma,f16c")))
 #define WRPO__MM(op) _mm512_##op##_ps
-#define WRPO__LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define WRPO__HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#define WRPO__QUADS(a, b, c, d) a, b, c, d, a + 4, b + 4, c + 4, d + 4, \
+    a + 8, b + 8, c + 8, d + 8, a + 12, b + 12, c + 12, d + 12
 enum { WRPO__(MR) = 14, WRPO__(NV) = 2 };  /* rows and vectors of a tile of C: 28 of 32 registers */
 /* Products of bfloat16 are instructions by name: no compiler option is needed where the machine is asked first
    (wrpo__has_pairs). pair_dot: c + low(a) low(b) + high(a) high(b), word by word. pair_of: 32 floats as 16 words. */
@@ -14208,14 +14210,12 @@ static inline WRPO__TARGET __attribute__((always_inline)) __m512 wrpo__pair_of(_
 #define WRPO__LEVEL avx2
 #define WRPO__TARGET __attribute__((target("avx2,fma,f16c")))
 #define WRPO__MM(op) _mm256_##op##_ps
-#define WRPO__LOW 0, 8, 1, 9, 2, 10, 3, 11
-#define WRPO__HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#define WRPO__QUADS(a, b, c, d) a, b, c, d, a + 4, b + 4, c + 4, d + 4
 enum { WRPO__(MR) = 6, WRPO__(NV) = 2 };  /* 12 of 16 */
 #else
 #define WRPO__LEVEL generic
 #define WRPO__TARGET
-#define WRPO__LOW 0, 4, 1, 5
-#define WRPO__HIGH 2, 6, 3, 7
+#define WRPO__QUADS(a, b, c, d) a, b, c, d
 #ifdef __aarch64__
 enum { WRPO__(MR) = 6, WRPO__(NV) = 4 };  /* 24 of 32 */
 #else
@@ -14360,17 +14360,40 @@ WRPO__INLINE float WRPO__(largest)(WRPO__V x) {
     for (int i = 1; i < WRPO__LANES; i++) x[0] = x[0] < x[i] ? x[i] : x[0];
     return x[0];
 }
-/* x becomes its own transpose: log2(LANES) rounds, each interleaving row i with row i + LANES / 2 */
+/* x becomes its own transpose: each square of four by four in itself, then the squares as wholes. Shuffles within four
+   lanes are the cheapest. */
+#define WRPO__RUN(i) i, i + 1, i + 2, i + 3
 WRPO__INLINE void WRPO__(turn)(WRPO__V *x) {
-    WRPO__V t[WRPO__LANES];
+    enum { N = WRPO__LANES };
     WRPO__UNROLL
-    for (int w = 1; w < WRPO__LANES; w *= 2) {
-        WRPO__UNROLLED(i, WRPO__LANES / 2) {
-            t[2 * i] = WRPO__SHUFFLE(x[i], x[i + WRPO__LANES / 2], WRPO__LOW);
-            t[2 * i + 1] = WRPO__SHUFFLE(x[i], x[i + WRPO__LANES / 2], WRPO__HIGH);
-        }
-        WRPO__UNROLLED(i, WRPO__LANES) x[i] = t[i];
+    for (int i = 0; i < N; i += 4) {
+        const WRPO__V a = WRPO__SHUFFLE(x[i], x[i + 1], WRPO__QUADS(0, N, 1, N + 1));
+        const WRPO__V b = WRPO__SHUFFLE(x[i], x[i + 1], WRPO__QUADS(2, N + 2, 3, N + 3));
+        const WRPO__V c = WRPO__SHUFFLE(x[i + 2], x[i + 3], WRPO__QUADS(0, N, 1, N + 1));
+        const WRPO__V d = WRPO__SHUFFLE(x[i + 2], x[i + 3], WRPO__QUADS(2, N + 2, 3, N + 3));
+        x[i] = WRPO__SHUFFLE(a, c, WRPO__QUADS(0, 1, N, N + 1));
+        x[i + 1] = WRPO__SHUFFLE(a, c, WRPO__QUADS(2, 3, N + 2, N + 3));
+        x[i + 2] = WRPO__SHUFFLE(b, d, WRPO__QUADS(0, 1, N, N + 1));
+        x[i + 3] = WRPO__SHUFFLE(b, d, WRPO__QUADS(2, 3, N + 2, N + 3));
     }
+#if WRPO__LANES == 16
+    WRPO__UNROLLED(i, 4) {
+        const WRPO__V a = WRPO__SHUFFLE(x[i], x[i + 4], WRPO__RUN(0), WRPO__RUN(4), WRPO__RUN(16), WRPO__RUN(20));
+        const WRPO__V b = WRPO__SHUFFLE(x[i], x[i + 4], WRPO__RUN(8), WRPO__RUN(12), WRPO__RUN(24), WRPO__RUN(28));
+        const WRPO__V c = WRPO__SHUFFLE(x[i + 8], x[i + 12], WRPO__RUN(0), WRPO__RUN(4), WRPO__RUN(16), WRPO__RUN(20));
+        const WRPO__V d = WRPO__SHUFFLE(x[i + 8], x[i + 12], WRPO__RUN(8), WRPO__RUN(12), WRPO__RUN(24), WRPO__RUN(28));
+        x[i] = WRPO__SHUFFLE(a, c, WRPO__RUN(0), WRPO__RUN(8), WRPO__RUN(16), WRPO__RUN(24));
+        x[i + 4] = WRPO__SHUFFLE(a, c, WRPO__RUN(4), WRPO__RUN(12), WRPO__RUN(20), WRPO__RUN(28));
+        x[i + 8] = WRPO__SHUFFLE(b, d, WRPO__RUN(0), WRPO__RUN(8), WRPO__RUN(16), WRPO__RUN(24));
+        x[i + 12] = WRPO__SHUFFLE(b, d, WRPO__RUN(4), WRPO__RUN(12), WRPO__RUN(20), WRPO__RUN(28));
+    }
+#elif WRPO__LANES == 8
+    WRPO__UNROLLED(i, 4) {
+        const WRPO__V a = x[i];
+        x[i] = WRPO__SHUFFLE(a, x[i + 4], WRPO__RUN(0), WRPO__RUN(8));
+        x[i + 4] = WRPO__SHUFFLE(a, x[i + 4], WRPO__RUN(4), WRPO__RUN(12));
+    }
+#endif
 }
 /* e^x, relative error below 1.2e-7: x = z ln 2 + r with integer z and |r| <= ln 2 / 2, e^r by a polynomial.
    0 below -87.336 (no denormals), the value at 88.37 above it; NaN stays NaN. */
@@ -14666,7 +14689,7 @@ WRPO__COLD void WRPO__(square_end)(WRPO__V *x, bool across, bool pairs, wrpo__op
     }
 }
 WRPO__INLINE void WRPO__(square)(WRPO__V *x, const bool across, const bool pairs, wrpo__operand from, int64_t at,
-                                 int64_t count, int64_t lanes, int64_t steps, int64_t ahead) {
+                                 int64_t count, int64_t lanes, int64_t steps, const char *later, int64_t later_step) {
     const int whole = (pairs ? 2 : 1) * WRPO__LANES;
     const int64_t next = across ? from.step * (pairs ? 2 : 1) : from.lane;
     const bool inside = lanes >= WRPO__LANES || (steps > whole && WRPO__LANES - lanes <= from.step);
@@ -14677,8 +14700,7 @@ WRPO__INLINE void WRPO__(square)(WRPO__V *x, const bool across, const bool pairs
         return;
     }
     WRPO__UNROLL
-    for (int i = 0; i < WRPO__LANES; i++, at += next) {
-        const char *later = wrpo__address(from.data, from.type, at) + ahead;
+    for (int i = 0; i < WRPO__LANES; i++, at += next, later += later_step) {
         x[i] = (WRPO__V){0};
         if (!across && i >= count) continue;
         WRPO__PREFETCH(later, 0);
@@ -14692,7 +14714,7 @@ WRPO__INLINE void WRPO__(square)(WRPO__V *x, const bool across, const bool pairs
    steps are rows of the operand, squares side by side come first. */
 WRPO__INLINE void WRPO__(pack_as)(const bool across, const int width, const int room, const bool pairs,
                                   const bool by_lane, wrpo__packing p) {
-    const int step = pairs ? 2 : 1;
+    const int step = pairs ? 2 : 1, size = p.from.type == WRPO_DTYPE_F32 ? 4 : 2;
     const int64_t panels = wrpo__div_up(p.n, width), squares = wrpo__div_up(p.words, WRPO__LANES);
     for (int64_t outer = 0; outer < (across ? squares : panels); outer++)
         for (int64_t inner = 0; inner < (across ? panels : squares); inner++) {
@@ -14704,7 +14726,9 @@ WRPO__INLINE void WRPO__(pack_as)(const bool across, const int width, const int 
                 float *to = p.panels + panel * p.next + (by_lane ? slot * p.words + word : word * room + slot);
                 WRPO__V x[WRPO__LANES];
                 const int64_t count = across ? wrpo__div_up(steps, step) : in_panel;
-                WRPO__(square)(x, across, pairs, p.from, at, count, lanes, steps, 192);
+                const int64_t next = (across ? p.from.step * step : p.from.lane) * size;
+                const char *later = wrpo__address(p.from.data, p.from.type, at) + 192;
+                WRPO__(square)(x, across, pairs, p.from, at, count, lanes, steps, later, next);
                 if (across == by_lane) WRPO__(turn)(x);
                 WRPO__UNROLLED(i, WRPO__LANES)
                     if (by_lane || word + i < p.words) WRPO__STORE(to + i * (by_lane ? p.words : room), x[i]);
@@ -14821,47 +14845,61 @@ WRPO__KERNEL void WRPO__(tile)(wrpo__factors factors, int64_t words, const float
     else if (t.m > 4) WRPO__(tile_of)(WRPO__(MR), false, words, a, b, ldb, t);
     else WRPO__(tile_of)(4, false, words, a, b, ldb, t);
 }
-/* The same for few rows: one panel of A and at most LANES columns of b, whose steps are side by side in memory. They
-   are turned in registers and not packed, because each is used for m rows only. bfloat16 is turned two steps a word. */
+/* The same for few rows: one panel of A, or a single row as it is, and at most WRPO__THIN groups of LANES columns of b,
+   whose steps are side by side in memory. They are turned in registers and not packed, because each is used for m rows
+   only. bfloat16 is turned two steps a word. The groups take turns, because each waits for its own sums. Fetched ahead
+   is what comes `ahead` bytes later; where that is 0, from t.ahead.at on in the order of memory. */
 WRPO__INLINE void WRPO__(thin_step)(const int rows, const bool pairs, const float *a, WRPO__V x, WRPO__V *sum) {
     WRPO__UNROLLED(r, rows) sum[r] = WRPO__STEP(pairs, WRPO__BROADCAST(a[r]), x, sum[r]);
 }
 WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, int64_t kc, const float *a, wrpo__operand b,
                                   int64_t ahead, wrpo__target t) {
-    enum { ROOM = WRPO__(MR_ROOM), LANES = WRPO__LANES };
+    enum { LANES = WRPO__LANES };
     const bool split = b.type == WRPO_DTYPE_BF16 && !pairs, two = pairs || split;
-    const int whole = two ? 2 * LANES : LANES;
-    WRPO__V sum[WRPO__(MR)], x[LANES];
+    const int whole = two ? 2 * LANES : LANES, room = rows == 1 ? 1 : WRPO__(MR_ROOM);
+    const int size = b.type == WRPO_DTYPE_F32 ? 4 : 2;
+    WRPO__V sums[WRPO__THIN][WRPO__(MR)] = {{{0}}}, x[LANES];
     int64_t k = 0;
-    WRPO__UNROLLED(r, rows) sum[r] = (WRPO__V){0};
-    for (; k + whole <= kc && t.n == LANES; k += whole, a += (pairs ? LANES : whole) * ROOM) {
-        WRPO__(square)(x, false, two, b, k, LANES, 0, whole, ahead);
-        WRPO__(turn)(x);
-        WRPO__UNROLLED(i, LANES) {
-            if (!split) WRPO__(thin_step)(rows, pairs, a + i * ROOM, x[i], sum);
-            else {
-                WRPO__(thin_step)(rows, false, a + 2 * i * ROOM, WRPO__FLOATS(WRPO__BITS(x[i]) << 16), sum);
-                WRPO__(thin_step)(rows, false, a + 2 * i * ROOM + ROOM, WRPO__FLOATS(WRPO__BITS(x[i]) & 0xFFFF0000u),
-                                  sum);
+    for (; k + whole <= kc; k += whole, a += (pairs ? LANES : whole) * room)
+        for (int64_t group = 0; group * LANES < t.n; group++) {
+            const int64_t at = group * LANES * b.lane + k, columns = t.n - group * LANES;
+            const char *later = ahead ? wrpo__address(b.data, b.type, at) + ahead : t.ahead.at;
+            WRPO__V sum[WRPO__(MR)];
+            if (columns < LANES) WRPO__(square_end)(x, false, two, b, at, columns, 0, whole);
+            else WRPO__(square)(x, false, two, b, at, LANES, 0, whole, later, ahead ? b.lane * size : whole * size);
+            if (!ahead) t.ahead.at += LANES * whole * size;
+            WRPO__(turn)(x);
+            WRPO__UNROLLED(r, rows) sum[r] = sums[group][r];
+            WRPO__UNROLLED(i, LANES) {
+                if (!split) WRPO__(thin_step)(rows, pairs, a + i * room, x[i], sum);
+                else {
+                    WRPO__(thin_step)(rows, false, a + 2 * i * room, WRPO__FLOATS(WRPO__BITS(x[i]) << 16), sum);
+                    WRPO__(thin_step)(rows, false, a + (2 * i + 1) * room,
+                                      WRPO__FLOATS(WRPO__BITS(x[i]) & 0xFFFF0000u), sum);
+                }
             }
+            WRPO__UNROLLED(r, rows) sums[group][r] = sum[r];
+        }
+    for (int64_t words; k < kc; k += pairs ? 2 * LANES : LANES, a += words * room) {  /* what is no whole square */
+        words = WRPO__MIN(pairs ? wrpo__div_up(kc - k, 2) : kc - k, LANES);
+        for (int64_t group = 0; group * LANES < t.n; group++) {
+            WRPO__(square_end)(x, false, pairs, b, group * LANES * b.lane + k, t.n - group * LANES, 0, kc - k);
+            WRPO__(turn)(x);
+            for (int64_t i = 0; i < words; i++) WRPO__(thin_step)(rows, pairs, a + i * room, x[i], sums[group]);
         }
     }
-    for (; k < kc; k += pairs ? 2 * LANES : LANES) {  /* what is no whole square */
-        WRPO__(square_end)(x, false, pairs, b, k, t.n, 0, kc - k);
-        WRPO__(turn)(x);
-        for (int64_t i = 0; i < LANES && k + (pairs ? 2 * i : i) < kc; i++, a += ROOM)
-            WRPO__(thin_step)(rows, pairs, a, x[i], sum);
-    }
-    const int64_t i = 0, n = t.n;
-    WRPO__UNROLL
-    for (int r = 0; r < rows; r++, t.c += t.ldc)
-        if (r < t.m) WRPO__PUT(t.c, t.add ? WRPO__GET(t.c) + sum[r] : sum[r]);
+    for (int r = 0; r < rows && r < t.m; r++, t.c += t.ldc)
+        for (int64_t i = 0, n = t.n; i < n; i += LANES) {
+            const WRPO__V sum = sums[i / LANES][r];
+            WRPO__PUT(t.c, t.add ? WRPO__GET(t.c) + sum : sum);
+        }
 }
 WRPO__INLINE void WRPO__(thin_rows)(const bool pairs, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
                                     wrpo__target t) {
     if (t.m > 8) WRPO__(thin_of)(WRPO__(MR), pairs, kc, a, b, ahead, t);
     else if (t.m > 4) WRPO__(thin_of)(WRPO__MIN(8, WRPO__(MR)), pairs, kc, a, b, ahead, t);
-    else WRPO__(thin_of)(4, pairs, kc, a, b, ahead, t);
+    else if (pairs || !t.one_row) WRPO__(thin_of)(4, pairs, kc, a, b, ahead, t);
+    else WRPO__(thin_of)(1, pairs, kc, a, b, ahead, t);
 }
 WRPO__KERNEL void WRPO__(thin)(wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
                                wrpo__target t) {
@@ -14974,8 +15012,8 @@ WRPO__KERNEL void WRPO__(softmax_bwd)(float *s, float *dp, int64_t keys, wrpo__m
 #undef WRPO__LEVEL
 #undef WRPO__TARGET
 #undef WRPO__MM
-#undef WRPO__LOW
-#undef WRPO__HIGH
+#undef WRPO__QUADS
+#undef WRPO__RUN
 #undef WRPO__BROADCAST
 #undef WRPO__LOAD_HALVES
 #undef WRPO__LOAD_F16
@@ -15313,17 +15351,26 @@ static int64_t wrpo__gemm_depth(const wrpo__product *p) {
     }
     return end;
 }
-/* The rows, which are one panel, by columns [begin, end). */
+/* Is A one row, which is read where it is? */
+static bool wrpo__gemm_one_row(const wrpo__product *p) {
+    return p->thin && p->lanes[0] == 1 && p->factors == WRPO__FLOATS;
+}
+/* The rows, which are one panel, by columns [begin, end). Meanwhile the next columns are fetched or, where these would
+   not stay in the cache until they are used, what follows in their rows. */
 static void wrpo__gemm_thin(const wrpo__product *p, int64_t begin, int64_t end) {
     const wrpo__operand *b = &p->operand[1];
-    const int64_t columns = p->cpu->kernel->LANES, row_bytes = b->lane * (int64_t)wrpo__dtype_size(b->type);
-    const int64_t ahead = p->k <= 1024 ? columns * row_bytes : 192;  /* of short rows, the next columns */
+    const int64_t LANES = p->cpu->kernel->LANES, row_bytes = b->lane * (int64_t)wrpo__dtype_size(b->type);
+    const bool long_rows = WRPO__THIN * LANES * row_bytes > 1 << 19;
+    const int64_t columns = long_rows ? LANES : WRPO__THIN * LANES;
     for (int64_t j = begin; j < end; j += columns)
         for (int64_t k = p->k0, kc; k < p->k1; k += kc) {
             kc = wrpo__gemm_block(p, k);
-            const wrpo__target c = {.c = p->c + j, .ldc = p->ldc, .m = p->lanes[0], .n = WRPO__MIN(columns, end - j),
-                                    .add = p->add || k > 0};
-            p->cpu->kernel->thin(p->factors, kc, wrpo__gemm_panel(p, 0, k), wrpo__gemm_from(p, 1, j, k), ahead, c);
+            const char *next = wrpo__address(wrpo__gemm_from(p, 1, j + columns, 0).data, b->type, k * columns);
+            const bool one_row = wrpo__gemm_one_row(p);
+            const float *a = one_row ? wrpo__gemm_from(p, 0, 0, k).data : wrpo__gemm_panel(p, 0, k);
+            p->cpu->kernel->thin(p->factors, kc, a, wrpo__gemm_from(p, 1, j, k), long_rows ? 192 : 0,
+                                 (wrpo__target){p->c + j, p->ldc, p->lanes[0], WRPO__MIN(columns, end - j),
+                                                p->add || k > 0, {.at = next}, one_row});
         }
 }
 /* What a task most likely packs after the block of k: part i of `parts`. Only lanes with their steps side by side are
@@ -15362,8 +15409,8 @@ static void wrpo__gemm_task(const wrpo__product *p, const int64_t begin[2], cons
                     const float *b = panels[1] + (j - begin[1]) / NR * words * p->room[1];
                     const int64_t m = WRPO__MIN(MR, end[0] - i), n = WRPO__MIN(NR, end[1] - j);
                     const wrpo__ahead ahead = wrpo__gemm_ahead(p, begin[p->own], end[p->own], k, tiles, done++);
-                    p->cpu->kernel->tile(p->factors, words, a, b, p->room[1],
-                                        (wrpo__target){p->c + i * p->ldc + j, p->ldc, m, n, p->add || k > 0, ahead});
+                    const wrpo__target c = {p->c + i * p->ldc + j, p->ldc, m, n, p->add || k > 0, ahead, false};
+                    p->cpu->kernel->tile(p->factors, words, a, b, p->room[1], c);
                 }
     }
     if (p->factors == WRPO__TILES) WRPO__TILE_RELEASE();
@@ -15375,7 +15422,7 @@ static void wrpo__gemm_piece(const wrpo__product *p, int64_t strip, int threads)
     const int64_t wanted = p->thin || strips >= 2 * threads ? 1 : wrpo__div_up(2 * threads, strips);
     const int64_t part = wrpo__gemm_part(p, p->shared, count, wanted), parts = wrpo__div_up(count, part);
     WRPO__PARFOR(WRPO__MIN(threads, wrpo__cpu_team(p->cpu, count * (p->k1 - p->k0))))
-    for (int64_t lane = p->begin; lane < p->end; lane += packing)
+    for (int64_t lane = p->begin; lane < (wrpo__gemm_one_row(p) ? 0 : p->end); lane += packing)
         for (int64_t k = p->k0, kc; k < p->k1; k += kc) {
             kc = wrpo__gemm_block(p, k);
             wrpo__gemm_pack(p, p->shared, wrpo__gemm_panel(p, lane, k), lane, WRPO__MIN(packing, p->end - lane), k, kc);
