@@ -4,7 +4,8 @@
 # and after; and CPU seconds.
 # usage: sh bench/real_fusion.sh WRPO MODEL QUADS OUT
 #   MODEL   SmolLM2-135M-Instruct, say     QUADS  alpacaeval/quads.jsonl, or other records of this form
-# Sizes, from the environment (a full run: RECORDS=128 HELD=64 LENGTH=768 SFT=64 SOURCE=128, hours for each seed):
+# Sizes, from the environment (bench/README.md has RECORDS=128 HELD=64 LENGTH=640 SFT=47 SOURCE=48: 35 minutes of a core
+# for each seed):
 #   LENGTH=384 tokens: records with a longer sequence are left out, so that all answers are whole
 #   HELD=32 held out    RECORDS=32 of preference training    SFT=32 of the target's SFT
 #   SOURCE=32 of the second source's SFT, which sees them twice
@@ -23,7 +24,7 @@
 # a seed's over the held-out records, that of the mean over the seeds.
 set -e
 wrpo=$1 model=$2 quads=$3 out=$4
-[ -n "$out" ] || { sed -n '2,11p' "$0"; exit 2; }
+[ -n "$out" ] || { sed -n '2,12p' "$0"; exit 2; }
 records=${RECORDS:-32} held=${HELD:-32} length=${LENGTH:-384} sft=${SFT:-32} source=${SOURCE:-32}
 seeds=${SEEDS:-1 2 3} threads=${THREADS:-1}
 LC_ALL=C OMP_WAIT_POLICY=passive; export LC_ALL OMP_WAIT_POLICY
