@@ -14860,23 +14860,21 @@ WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, int64_t kc, 
     for (int r = 0; r < rows; r++, t.c += t.ldc)
         if (r < t.m) WRPO__PUT(t.c, t.add ? WRPO__GET(t.c) + sum[r] : sum[r]);
 }
-WRPO__INLINE void WRPO__(thin_rows)(const bool pairs, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
-                                    wrpo__target t) {
+WRPO__INLINE void WRPO__(thin_rows)(const bool pairs, const wrpo_dtype type, int64_t kc, const float *a,
+                                    wrpo__operand b, int64_t ahead, wrpo__target t) {
+    b.type = type;
     if (t.m > 8) WRPO__(thin_of)(WRPO__(MR), pairs, kc, a, b, ahead, t);
     else if (t.m > 4) WRPO__(thin_of)(WRPO__MIN(8, WRPO__(MR)), pairs, kc, a, b, ahead, t);
     else WRPO__(thin_of)(4, pairs, kc, a, b, ahead, t);
 }
 WRPO__KERNEL void WRPO__(thin)(wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
                                wrpo__target t) {
-    const wrpo__operand bf16 = {b.data, WRPO_DTYPE_BF16, b.lane, b.step};
-    const wrpo__operand f16 = {b.data, WRPO_DTYPE_F16, b.lane, b.step};
-    const wrpo__operand f32 = {b.data, WRPO_DTYPE_F32, b.lane, b.step};
-    const bool pairs = WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS;
-    if (pairs && b.type == WRPO_DTYPE_BF16) WRPO__(thin_rows)(true, kc, a, bf16, ahead, t);
-    else if (pairs) WRPO__(thin_rows)(true, kc, a, f32, ahead, t);
-    else if (b.type == WRPO_DTYPE_BF16) WRPO__(thin_rows)(false, kc, a, bf16, ahead, t);
-    else if (b.type == WRPO_DTYPE_F16) WRPO__(thin_rows)(false, kc, a, f16, ahead, t);
-    else WRPO__(thin_rows)(false, kc, a, f32, ahead, t);
+    const bool pairs = WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS, bf16 = b.type == WRPO_DTYPE_BF16;
+    if (pairs && bf16) WRPO__(thin_rows)(true, WRPO_DTYPE_BF16, kc, a, b, ahead, t);
+    else if (pairs) WRPO__(thin_rows)(true, WRPO_DTYPE_F32, kc, a, b, ahead, t);
+    else if (bf16) WRPO__(thin_rows)(false, WRPO_DTYPE_BF16, kc, a, b, ahead, t);
+    else if (b.type == WRPO_DTYPE_F16) WRPO__(thin_rows)(false, WRPO_DTYPE_F16, kc, a, b, ahead, t);
+    else WRPO__(thin_rows)(false, WRPO_DTYPE_F32, kc, a, b, ahead, t);
 }
 
 /* ---- attention: a tile of scores is s[key][NR], a column for each lane ---- */
@@ -15434,11 +15432,11 @@ static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const vo
    same tiles: lane i of a segment is row i / share, and head i % share of its group. Keys or values are packed as
    panels of A, vectors of lanes as panels of B, and all products are gemm's tile:
      s[key][lane] = K q         dp[key][lane] = V do         out[d][lane] += X' w[key][lane]
-   In the forward, out is o, X is V and w is p. In the backward, out is dq, X is K and w is ds; and dk[key][d] += ds q,
-   dv[key][d] += p do. A task has the lanes of one segment: it owns their dq, dk and dv
-   of the own keys, and a part of dk and dv of the prefix, kept in the op's scratch until the second pass adds up the
-   parts of all segments, in order. Where a segment is too long for one task or has less rows than its prefix, the
-   second pass makes the weights again.
+   In the forward, out is o, X is V and w is p. In the backward, out is dq, X is K and w is ds, and
+     dk[key][d] += ds q         dv[key][d] += p do
+   Nothing is added across tasks. A task of the backward has the lanes of a segment. It owns dq, dk and dv of its rows,
+   and keeps its part of the prefix's dk and dv in the op's scratch; a second pass adds these parts up. A segment that
+   is too long for a task, or shorter than its prefix, has its weights made again in the second pass.
 
    The prefix and the own keys of a segment are two ranges, cut into tiles from the start of each. A tile or a key that
    a lane does not see changes none of its bits, because its weight is 0.
@@ -15448,10 +15446,10 @@ static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const vo
    the same prefix (samples of a prompt) are siblings: their lanes go through the prefix together. */
 enum { WRPO__PASS_O = 1, WRPO__PASS_BWD = 2, WRPO__PASS_ROW = 4 };
 enum { WRPO__TASK_LANES = 4096 };  /* the most that one task of the backward has */
-typedef struct wrpo__key_grads { float *dk, *dv; int64_t ld; } wrpo__key_grads;
-typedef struct wrpo__attention {  /* the arguments of both ops; do, lse and delta are NULL in the forward */
+typedef struct wrpo__key_grads { float *of[2]; int64_t ld; } wrpo__key_grads;  /* dk and dv */
+typedef struct wrpo__attention {  /* the arguments of both ops; those of the backward are NULL in the forward */
     const wrpo__cpu *cpu; const wrpo__kernels *kernel; const wrpo_attn *a;
-    wrpo__factors factors;
+    wrpo__factors factors; int pass;
     int64_t share, tile, chunk;  /* query heads of a key/value head; keys of a tile; lanes that are packed at once */
     const float *q, *k, *v, *d_o, *lse, *delta;  /* delta [n, H] is the sum of do o over d */
     float *o, *new_lse, *dq;
@@ -15499,11 +15497,11 @@ static size_t wrpo__attention_layout(const wrpo__attention *x, int pass, int64_t
     return b.used;
 }
 /* Lanes of a chunk: 8 groups, or as many as the scratch has room for. */
-static int64_t wrpo__attention_chunk(const wrpo__attention *x, int pass) {
+static int64_t wrpo__attention_chunk(const wrpo__attention *x) {
     const size_t room = WRPO__SCRATCH_FLOATS * sizeof(float);
     wrpo__buffers w;
     int64_t groups = 8;
-    while (groups > 1 && wrpo__attention_layout(x, pass, groups, NULL, &w) > room) groups--;
+    while (groups > 1 && wrpo__attention_layout(x, x->pass, groups, NULL, &w) > room) groups--;
     return groups * x->kernel->NR;
 }
 static int64_t wrpo__attention_words(const wrpo__attention *x, int64_t steps) {
@@ -15572,12 +15570,6 @@ static void wrpo__lane_numbers(const wrpo__lanes *b, float *numbers) {
         y[2 * NR] = b->x->lse ? b->x->delta[at] : 0;
     }
 }
-/* n rows of keys or values become panels of A: of their transpose if `across`. */
-static void wrpo__pack_keys(const wrpo__attention *x, float *panels, const float *rows, int64_t n, bool across) {
-    const int64_t ld = x->a->ldkv, d = x->a->d;
-    if (across) wrpo__attention_pack(x, false, panels, rows, 1, ld, d, n);
-    else wrpo__attention_pack(x, false, panels, rows, ld, 1, n, d);
-}
 /* x[n][width] in the words that the products take, in place */
 static void wrpo__to_words(const wrpo__attention *x, float *rows, int64_t n, int64_t width) {
     if (x->factors == WRPO__PAIRS) x->kernel->pair_rows(rows, n, width);
@@ -15591,24 +15583,6 @@ static void wrpo__multiply(const wrpo__attention *x, int64_t m, int64_t n, int64
             x->kernel->tile(x->factors, words, a + i / MR * next, b + j, ldb,
                             (wrpo__target){.c = c + i * ldc + j, .ldc = ldc, .m = WRPO__MIN(MR, m - i),
                                             .n = WRPO__MIN(NR, n - j), .add = add});
-}
-/* w->p and, in the backward, w->ds: the weights of the group from lane0 on, for the tile's keys [0, seen) */
-static void wrpo__attention_weights(const wrpo__attention *x, const wrpo__buffers *w, int64_t lane0, int64_t key0,
-                                    int64_t seen, bool masked) {
-    const wrpo_attn *a = x->a;
-    const int64_t NR = x->kernel->NR, words = wrpo__attention_words(x, a->d), next = x->kernel->MR_ROOM * words;
-    const int64_t rows = wrpo__round_up(seen, 4);  /* whole tiles are faster */
-    const wrpo__mask mask = {w->at, a->window > 0 ? (float)a->window : INFINITY, a->softcap, masked};
-    float *position = w->numbers + 3 * lane0, *top = position + NR, *sum = top + NR;
-    for (int64_t j = 0; j < NR; j++) w->at[j] = position[j] - (float)key0;
-    wrpo__multiply(x, rows, NR, a->d, w->keys, next, w->queries + lane0 * words, NR, w->p, NR, false);
-    if (!x->d_o) {
-        float *out = w->out + lane0 * wrpo__round_up(a->d, x->kernel->MR);
-        x->kernel->softmax(w->p, seen, mask, top, sum, out, a->d);
-        return;
-    }
-    wrpo__multiply(x, rows, NR, a->d, w->values, next, w->d_outs + lane0 * words, NR, w->ds, NR, false);
-    x->kernel->softmax_bwd(w->p, w->ds, seen, mask, top, sum);
 }
 /* The chunk's vectors in the forms that products take. */
 static void wrpo__attention_begin(const wrpo__lanes *b, const wrpo__buffers *w) {
@@ -15631,39 +15605,47 @@ static void wrpo__attention_tile(const wrpo__lanes *b, const wrpo__buffers *w, i
     const int64_t NR = x->kernel->NR, ROOM = x->kernel->MR_ROOM, d = a->d, d_nr = wrpo__round_up(d, NR);
     const int64_t d_mr = wrpo__round_up(d, x->kernel->MR), group_words = wrpo__attention_words(x, NR);
     const int64_t next = x->chunk / NR * group_words * ROOM;  /* from one panel of weights to the next */
+    const int64_t words = wrpo__attention_words(x, d);
+    const float window = a->window > 0 ? (float)a->window : INFINITY;
+    float *const weights[] = {w->ds, w->p}, *const panels[] = {w->ds_panels, w->p_panels};
+    const float *const rows[] = {w->q_rows, w->do_rows};
     const int64_t key0 = wrpo__key_position(b->seg, row), at = row * a->ldkv + b->g * d;
     int64_t seen, begin = 0, end = 0;  /* the groups that see any of the keys */
     bool masked;
     if (!wrpo__visible(b, 0, b->count, key0, n, &seen, &masked)) return;
-    wrpo__pack_keys(x, w->keys, x->k + at, n, false);
-    if (bwd) wrpo__pack_keys(x, w->values, x->v + at, n, false);
-    if (of_lanes) wrpo__pack_keys(x, w->across, (bwd ? x->k : x->v) + at, n, true);
+    if (!of_lanes) wrpo__attention_begin(b, w);
+    wrpo__attention_pack(x, false, w->keys, x->k + at, a->ldkv, 1, n, d);
+    if (bwd) wrpo__attention_pack(x, false, w->values, x->v + at, a->ldkv, 1, n, d);
+    if (of_lanes) wrpo__attention_pack(x, false, w->across, (bwd ? x->k : x->v) + at, 1, a->ldkv, d, n);
     for (int64_t i = 0; i < b->count; i += NR) {
-        float *weights = bwd ? w->ds : w->p;
         if (!wrpo__visible(b, i, WRPO__MIN(NR, b->count - i), key0, n, &seen, &masked)) continue;
-        wrpo__attention_weights(x, w, i, key0, seen, masked);
+        float *numbers = w->numbers + 3 * i, *out = w->out + i * d_mr;
+        for (int64_t j = 0; j < NR; j++) w->at[j] = numbers[j] - (float)key0;
+        const wrpo__mask mask = {w->at, window, a->softcap, masked};
+        const int64_t most = wrpo__round_up(seen, 4);  /* whole tiles are faster */
+        wrpo__multiply(x, most, NR, d, w->keys, ROOM * words, w->queries + i * words, NR, w->p, NR, false);
+        if (!bwd) x->kernel->softmax(w->p, seen, mask, numbers + NR, numbers + 2 * NR, out, d);
+        else {
+            wrpo__multiply(x, most, NR, d, w->values, ROOM * words, w->d_outs + i * words, NR, w->ds, NR, false);
+            x->kernel->softmax_bwd(w->p, w->ds, seen, mask, numbers + NR, numbers + 2 * NR);
+        }
         if (end == 0) begin = i;
         end = i + NR;
-        if (grads) {
-            const int64_t panel = i / NR * group_words * ROOM;
-            memset(w->p + seen * NR, 0, (size_t)((n - seen) * NR) * sizeof *w->p);
-            memset(w->ds + seen * NR, 0, (size_t)((n - seen) * NR) * sizeof *w->ds);
-            x->kernel->pack(x->factors, false, (wrpo__packing){{w->p, WRPO_DTYPE_F32, NR, 1}, n, NR,
-                                                               w->p_panels + panel, next, group_words});
-            x->kernel->pack(x->factors, false, (wrpo__packing){{w->ds, WRPO_DTYPE_F32, NR, 1}, n, NR,
-                                                               w->ds_panels + panel, next, group_words});
+        for (int k = 0; k < 2 && grads; k++) {
+            memset(weights[k] + seen * NR, 0, (size_t)((n - seen) * NR) * sizeof(float));
+            x->kernel->pack(x->factors, false,
+                            (wrpo__packing){{weights[k], WRPO_DTYPE_F32, NR, 1}, n, NR,
+                                            panels[k] + i / NR * group_words * ROOM, next, group_words});
         }
         if (!of_lanes) continue;
-        wrpo__to_words(x, weights, seen, NR);
-        wrpo__multiply(x, WRPO__MIN(d_mr, wrpo__round_up(d, 4)), NR, seen, w->across, ROOM * wrpo__attention_words(x, n), weights, NR,
-                       w->out + i * d_mr, NR, true);
+        wrpo__to_words(x, weights[!bwd], seen, NR);
+        wrpo__multiply(x, WRPO__MIN(d_mr, wrpo__round_up(d, 4)), NR, seen, w->across,
+                       ROOM * wrpo__attention_words(x, n), weights[!bwd], NR, out, NR, true);
     }
-    if (!grads) return;
-    const int64_t words = begin / NR * group_words;
-    wrpo__multiply(x, n, d, end - begin, w->p_panels + words * ROOM, next, w->do_rows + words * d_nr, d_nr,
-                   grads->dv, grads->ld, true);
-    wrpo__multiply(x, n, d, end - begin, w->ds_panels + words * ROOM, next, w->q_rows + words * d_nr, d_nr,
-                   grads->dk, grads->ld, true);
+    const int64_t first = begin / NR * group_words;
+    for (int k = 0; k < 2 && grads; k++)
+        wrpo__multiply(x, n, d, end - begin, panels[k] + first * ROOM, next, rows[k] + first * d_nr, d_nr,
+                       grads->of[k], grads->ld, true);
 }
 /* Does one task make what a segment's lanes add to dk and dv of their own keys, or of their prefix? */
 static bool wrpo__at_once(const wrpo__attention *x, const wrpo_seg *seg, bool own) {
@@ -15671,15 +15653,14 @@ static bool wrpo__at_once(const wrpo__attention *x, const wrpo_seg *seg, bool ow
     return x->d_o && rows * x->share <= WRPO__TASK_LANES && (own || seg->prefix_end - seg->prefix <= rows);
 }
 static wrpo__key_grads wrpo__grads_at(wrpo__key_grads y, int64_t row, int64_t column) {
-    return (wrpo__key_grads){y.dk + row * y.ld + column, y.dv + row * y.ld + column, y.ld};
+    return (wrpo__key_grads){{y.of[0] + row * y.ld + column, y.of[1] + row * y.ld + column}, y.ld};
 }
-/* n rows of one head: 0, or with a part of the sums added. */
+/* n rows of a head become 0, or a part is added to them. */
 static void wrpo__grads_add(const wrpo__attention *x, wrpo__key_grads y, const wrpo__key_grads *part, int64_t n) {
-    for (int64_t i = 0, d = x->a->d; i < n; i++, y = wrpo__grads_at(y, 1, 0)) {
-        if (part) x->kernel->axpy(y.dk, 1, part->dk + i * part->ld, d);
-        if (part) x->kernel->axpy(y.dv, 1, part->dv + i * part->ld, d);
-        if (!part) memset(y.dk, 0, (size_t)d * sizeof(float));
-        if (!part) memset(y.dv, 0, (size_t)d * sizeof(float));
+    for (int64_t i = 0; i < 2 * n; i++) {
+        float *to = y.of[i % 2] + i / 2 * y.ld;
+        if (part) x->kernel->axpy(to, 1, part->of[i % 2] + i / 2 * part->ld, x->a->d);
+        else memset(to, 0, (size_t)x->a->d * sizeof *to);
     }
 }
 /* o or dq of lanes and, if they are all of a segment's, what they add to dk and dv. */
@@ -15690,7 +15671,7 @@ static void wrpo__attention_lanes(wrpo__lanes b) {
     const bool bwd = x->d_o != NULL;
     const int64_t NR = x->kernel->NR, d = a->d, d_mr = wrpo__round_up(d, x->kernel->MR), last = b.first + b.count;
     wrpo__buffers w;
-    wrpo__attention_layout(x, bwd ? WRPO__PASS_BWD : WRPO__PASS_O, x->chunk / NR, wrpo__cpu_scratch(x->cpu), &w);
+    wrpo__attention_layout(x, x->pass, x->chunk / NR, wrpo__cpu_scratch(x->cpu), &w);
     for (int64_t first = b.first; b.first < last; b.first += b.count) {
         b.count = WRPO__MIN(x->chunk, last - b.first);
         wrpo__attention_begin(&b, &w);
@@ -15777,27 +15758,24 @@ static void wrpo__attention_row(const wrpo__lanes *b) {
             wrpo__lane_write(b, first + i, w.out + i * d_nr, w.numbers[i], w.numbers[NR + i]);
     }
 }
-/* The second pass of the backward: dk and dv of rows [row, row + n) of segment `home` get what its own lanes have not
-   added yet, and those of every segment that has the rows in its prefix, in order. */
+/* The second pass of the backward: dk and dv of rows [row, row + n) of segment `home`, from the lanes of every segment
+   that sees them, in order; those of `home` may have been added already. */
 static void wrpo__attention_rows(const wrpo__attention *x, const wrpo_seg *home, int64_t row, int64_t n, int64_t g) {
     const wrpo_attn *a = x->a;
     wrpo__buffers w;
-    wrpo__attention_layout(x, WRPO__PASS_BWD, x->chunk / x->kernel->NR, wrpo__cpu_scratch(x->cpu), &w);
+    wrpo__attention_layout(x, x->pass, x->chunk / x->kernel->NR, wrpo__cpu_scratch(x->cpu), &w);
     if (!wrpo__at_once(x, home, true)) wrpo__grads_add(x, wrpo__grads_at(x->grads, row, g * a->d), NULL, n);
     for (const wrpo_seg *seg = a->segs; seg < a->segs + a->n_segs; seg++) {
         const int64_t first = seg == home ? row : WRPO__MAX(row, seg->prefix);
         const int64_t keys = (seg == home ? row + n : WRPO__MIN(row + n, seg->prefix_end)) - first;
-        const int64_t key0 = wrpo__key_position(seg, first), lanes = (seg->end - seg->begin) * x->share;
+        const int64_t lanes = (seg->end - seg->begin) * x->share;
         const bool made = wrpo__at_once(x, seg, seg == home);
+        if (keys <= 0 || (made && seg == home)) continue;
         const wrpo__key_grads grads = wrpo__grads_at(x->grads, first, g * a->d);
         const wrpo__key_grads part = wrpo__grads_at(x->parts, seg->begin + first - seg->prefix, g * a->d);
-        if (made && seg != home) wrpo__grads_add(x, grads, &part, keys);
-        for (wrpo__lanes b = {x, seg, 1, g, 0, 0}; keys > 0 && !made && b.first < lanes; b.first += x->chunk) {
-            int64_t seen;
-            bool masked;
+        if (made) wrpo__grads_add(x, grads, &part, keys);
+        for (wrpo__lanes b = {x, seg, 1, g, 0, 0}; !made && b.first < lanes; b.first += x->chunk) {
             b.count = WRPO__MIN(x->chunk, lanes - b.first);
-            if (!wrpo__visible(&b, 0, b.count, key0, keys, &seen, &masked)) continue;
-            wrpo__attention_begin(&b, &w);
             wrpo__attention_tile(&b, &w, first, keys, false, &grads);
         }
     }
@@ -15805,13 +15783,10 @@ static void wrpo__attention_rows(const wrpo__attention *x, const wrpo_seg *home,
 /* How many segments that end before `end` are siblings. */
 static int64_t wrpo__siblings(const wrpo_attn *a, int64_t end) {
     const wrpo_seg *last = &a->segs[end - 1];
-    int64_t n = 1;
-    if (last->end - last->begin != 1 || last->prefix == last->prefix_end) return 1;
-    for (; n < end; n++) {
-        const wrpo_seg *s = last - n;
-        if (s->end - s->begin != 1 || s->prefix != last->prefix || s->prefix_end != last->prefix_end) break;
-    }
-    return n;
+    int64_t n = 0;
+    while (last->prefix < last->prefix_end && n < end && last[-n].end - last[-n].begin == 1 &&
+           last[-n].prefix == last->prefix && last[-n].prefix_end == last->prefix_end) n++;
+    return WRPO__MAX(1, n);
 }
 /* A task is a tile of a segment's rows, or else a chunk of the lanes of a segment or of siblings, or all of them in the
    backward. Fills in *b for task i; the last segments come first, because they are long. Returns i, or the number of
@@ -15850,17 +15825,18 @@ static void wrpo__attention_pass(const wrpo__attention *x, bool rows) {
         else wrpo__attention_lanes(b);
     }
 }
-static wrpo__attention wrpo__attention_of(const wrpo__cpu *cpu, const wrpo_attn *a, const float *q, const float *k,
-                                          const float *v) {
+static wrpo__attention wrpo__attention_of(const wrpo__cpu *cpu, int pass, const wrpo_attn *a, const float *q,
+                                          const float *k, const float *v) {
     const int64_t panels = cpu->kernel->MR > 8 ? 8 : 16;
-    return (wrpo__attention){
-        .cpu = cpu, .kernel = cpu->kernel, .a = a, .factors = cpu->pairs ? WRPO__PAIRS : WRPO__FLOATS,
+    wrpo__attention x = {
+        .cpu = cpu, .kernel = cpu->kernel, .a = a, .factors = cpu->pairs ? WRPO__PAIRS : WRPO__FLOATS, .pass = pass,
         .share = a->H / a->G, .tile = panels * cpu->kernel->MR, .q = q, .k = k, .v = v};
+    x.chunk = wrpo__attention_chunk(&x);
+    return x;
 }
 static void wrpo__cpu_attention(void *dev, const wrpo_attn *a, void *o, float *lse,
                                 const void *q, const void *k, const void *v) {
-    wrpo__attention x = wrpo__attention_of(dev, a, q, k, v);
-    x.chunk = wrpo__attention_chunk(&x, WRPO__PASS_O);
+    wrpo__attention x = wrpo__attention_of(dev, WRPO__PASS_O, a, q, k, v);
     x.o = o;
     x.new_lse = lse;
     wrpo__attention_pass(&x, false);
@@ -15872,16 +15848,15 @@ static size_t wrpo__cpu_attention_scratch(void *dev, int64_t n, int64_t H, int64
 static void wrpo__cpu_attention_bwd(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o,
                                     const void *o, const float *lse, const void *q, const void *k, const void *v,
                                     void *scratch) {
-    wrpo__attention x = wrpo__attention_of(dev, a, q, k, v);
+    wrpo__attention x = wrpo__attention_of(dev, WRPO__PASS_BWD, a, q, k, v);
     float *delta = scratch;
-    x.grads = (wrpo__key_grads){dk, dv, a->ldkv};
-    x.parts = (wrpo__key_grads){delta + a->n * a->H, delta + a->n * (a->H + a->G * a->d), a->G * a->d};
+    x.grads = (wrpo__key_grads){{dk, dv}, a->ldkv};
+    x.parts = (wrpo__key_grads){{delta + a->n * a->H, delta + a->n * (a->H + a->G * a->d)}, a->G * a->d};
     WRPO__PARFOR(wrpo__cpu_team(x.cpu, a->n * a->H * a->d))
     for (int64_t i = 0; i < a->n * a->H; i++) {
         const int64_t at = i / a->H * a->ldo + i % a->H * a->d;
         delta[i] = x.kernel->dot((const float *)d_o + at, (const float *)o + at, a->d);
     }
-    x.chunk = wrpo__attention_chunk(&x, WRPO__PASS_BWD);
     x.d_o = d_o;
     x.lse = lse;
     x.delta = delta;
