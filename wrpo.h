@@ -14812,6 +14812,12 @@ WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t word
         }
     }
 }
+WRPO__INLINE void WRPO__(tile_rows)(const bool pairs, int64_t words, const float *a, const float *b, int64_t ldb,
+                                    wrpo__target t) {
+    if (t.m > 8) WRPO__(tile_of)(WRPO__(MR), pairs, words, a, b, ldb, t);
+    else if (t.m > 4) WRPO__(tile_of)(WRPO__MIN(8, WRPO__(MR)), pairs, words, a, b, ldb, t);
+    else WRPO__(tile_of)(4, pairs, words, a, b, ldb, t);
+}
 /* a[32][words] by b[words][32], in four tiles of C: 0 and 1 are its upper rows, 2 and 3 the lower ones. */
 WRPO__INLINE void WRPO__(tile_amx)(int64_t words, const float *a, const float *b, wrpo__target t) {
     float c[32 * 32];
@@ -14838,12 +14844,9 @@ WRPO__INLINE void WRPO__(tile_amx)(int64_t words, const float *a, const float *b
 }
 WRPO__KERNEL void WRPO__(tile)(wrpo__factors factors, int64_t words, const float *a, const float *b, int64_t ldb,
                                wrpo__target t) {
-    const bool pairs = WRPO__(HAS_PAIRS) && factors == WRPO__PAIRS;
     if (WRPO__(HAS_PAIRS) && factors == WRPO__TILES) WRPO__(tile_amx)(words, a, b, t);
-    else if (pairs && t.m > 4) WRPO__(tile_of)(WRPO__(MR), true, words, a, b, ldb, t);
-    else if (pairs) WRPO__(tile_of)(4, true, words, a, b, ldb, t);
-    else if (t.m > 4) WRPO__(tile_of)(WRPO__(MR), false, words, a, b, ldb, t);
-    else WRPO__(tile_of)(4, false, words, a, b, ldb, t);
+    else if (WRPO__(HAS_PAIRS) && factors == WRPO__PAIRS) WRPO__(tile_rows)(true, words, a, b, ldb, t);
+    else WRPO__(tile_rows)(false, words, a, b, ldb, t);
 }
 /* The same for few rows: one panel of A, or a single row as it is, and at most WRPO__THIN groups of LANES columns of b,
    whose steps are side by side in memory. They are turned in registers and not packed, because each is used for m rows
@@ -14894,8 +14897,9 @@ WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, int64_t kc, 
             WRPO__PUT(t.c, t.add ? WRPO__GET(t.c) + sum : sum);
         }
 }
-WRPO__INLINE void WRPO__(thin_rows)(const bool pairs, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
-                                    wrpo__target t) {
+WRPO__INLINE void WRPO__(thin_rows)(const bool pairs, const wrpo_dtype type, int64_t kc, const float *a,
+                                    wrpo__operand b, int64_t ahead, wrpo__target t) {
+    b.type = type;
     if (t.m > 8) WRPO__(thin_of)(WRPO__(MR), pairs, kc, a, b, ahead, t);
     else if (t.m > 4) WRPO__(thin_of)(WRPO__MIN(8, WRPO__(MR)), pairs, kc, a, b, ahead, t);
     else if (pairs || !t.one_row) WRPO__(thin_of)(4, pairs, kc, a, b, ahead, t);
@@ -14903,15 +14907,12 @@ WRPO__INLINE void WRPO__(thin_rows)(const bool pairs, int64_t kc, const float *a
 }
 WRPO__KERNEL void WRPO__(thin)(wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
                                wrpo__target t) {
-    const wrpo__operand bf16 = {b.data, WRPO_DTYPE_BF16, b.lane, b.step};
-    const wrpo__operand f16 = {b.data, WRPO_DTYPE_F16, b.lane, b.step};
-    const wrpo__operand f32 = {b.data, WRPO_DTYPE_F32, b.lane, b.step};
-    const bool pairs = WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS;
-    if (pairs && b.type == WRPO_DTYPE_BF16) WRPO__(thin_rows)(true, kc, a, bf16, ahead, t);
-    else if (pairs) WRPO__(thin_rows)(true, kc, a, f32, ahead, t);
-    else if (b.type == WRPO_DTYPE_BF16) WRPO__(thin_rows)(false, kc, a, bf16, ahead, t);
-    else if (b.type == WRPO_DTYPE_F16) WRPO__(thin_rows)(false, kc, a, f16, ahead, t);
-    else WRPO__(thin_rows)(false, kc, a, f32, ahead, t);
+    const bool pairs = WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS, bf16 = b.type == WRPO_DTYPE_BF16;
+    if (pairs && bf16) WRPO__(thin_rows)(true, WRPO_DTYPE_BF16, kc, a, b, ahead, t);
+    else if (pairs) WRPO__(thin_rows)(true, WRPO_DTYPE_F32, kc, a, b, ahead, t);
+    else if (bf16) WRPO__(thin_rows)(false, WRPO_DTYPE_BF16, kc, a, b, ahead, t);
+    else if (b.type == WRPO_DTYPE_F16) WRPO__(thin_rows)(false, WRPO_DTYPE_F16, kc, a, b, ahead, t);
+    else WRPO__(thin_rows)(false, WRPO_DTYPE_F32, kc, a, b, ahead, t);
 }
 
 /* ---- attention: a tile of scores is s[key][NR], a column for each lane ---- */
@@ -15478,9 +15479,11 @@ static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const vo
    same tiles: lane i of a segment is row i / share, and head i % share of its group. Keys or values are packed as
    panels of A, vectors of lanes as panels of B, and all products are gemm's tile:
      s[key][lane] = K q         dp[key][lane] = V do         out[d][lane] += X' w[key][lane]
-   In the pass for o, out is o, X is V and w is p. In the pass for dq, out is dq, X is K and w is ds. The pass for dk
-   and dv owns keys instead of lanes, and makes the weights again: dk[key][d] += ds q, dv[key][d] += p do. Nothing is
-   added across tasks.
+   In the forward, out is o, X is V and w is p. In the backward, out is dq, X is K and w is ds, and
+     dk[key][d] += ds q         dv[key][d] += p do
+   Nothing is added across tasks. A task of the backward has the lanes of a segment. It owns dq, dk and dv of its rows,
+   and keeps its part of the prefix's dk and dv in the op's scratch; a second pass adds these parts up. A segment that
+   is too long for a task, or shorter than its prefix, has its weights made again in the second pass.
 
    The prefix and the own keys of a segment are two ranges, cut into tiles from the start of each. A tile or a key that
    a lane does not see changes none of its bits, because its weight is 0.
@@ -15488,13 +15491,16 @@ static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const vo
    In decoding a segment has one row, and its keys are for few lanes. The pass for such rows makes the same sums by the
    products of few rows: scores are [lane][key], and keys and values are read where they are. Segments of one row with
    the same prefix (samples of a prompt) are siblings: their lanes go through the prefix together. */
-enum { WRPO__PASS_O = 1, WRPO__PASS_DQ = 2, WRPO__PASS_DKV = 4, WRPO__PASS_ROW = 8 };
-typedef struct wrpo__attention {  /* the arguments of both ops; do, lse and delta are NULL in the forward */
+enum { WRPO__PASS_O = 1, WRPO__PASS_BWD = 2, WRPO__PASS_ROW = 4 };
+enum { WRPO__TASK_LANES = 4096 };  /* the most that one task of the backward has */
+typedef struct wrpo__key_grads { float *of[2]; int64_t ld; } wrpo__key_grads;  /* dk and dv */
+typedef struct wrpo__attention {  /* the arguments of both ops; those of the backward are NULL in the forward */
     const wrpo__cpu *cpu; const wrpo__kernels *kernel; const wrpo_attn *a;
-    wrpo__factors factors;
-    int64_t share, tile;  /* query heads of a key/value head; keys of a tile */
+    wrpo__factors factors; int pass;
+    int64_t share, tile, chunk;  /* query heads of a key/value head; keys of a tile; lanes that are packed at once */
     const float *q, *k, *v, *d_o, *lse, *delta;  /* delta [n, H] is the sum of do o over d */
-    float *o, *new_lse, *dq, *dk, *dv;
+    float *o, *new_lse, *dq;
+    wrpo__key_grads grads, parts;  /* parts: those of a segment's prefix, at the segment's own rows */
 } wrpo__attention;
 typedef struct wrpo__lanes {  /* lanes [first, first + count), for head g of k and v, of a segment or of siblings */
     const wrpo__attention *x; const wrpo_seg *seg;
@@ -15503,23 +15509,21 @@ typedef struct wrpo__lanes {  /* lanes [first, first + count), for head g of k a
 /* What a task keeps in its scratch: name, rows, columns, passes. d_mr is d rounded up to MR, likewise d_nr; slots are
    the tile's keys in panels of A. */
 #define WRPO__BUFFERS(X) \
-    X(at, 1, NR, 7)                  /* positions of queries, from the tile's first key on */ \
-    X(numbers, 3, lanes, 15)         /* [group][3][NR]: position; running maximum and sum, or lse and delta */ \
-    X(p, tile, NR, 15)               /* the weights of a tile, [key][lane] */ \
-    X(ds, tile, NR, 14)              /* for rows: those weights as a panel of A */ \
-    X(keys, slots, d, 7)             /* panels of A: its lanes are keys, its steps are d */ \
-    X(values, slots, d, 6) \
+    X(at, 1, NR, 3)                  /* positions of queries, from the tile's first key on */ \
+    X(numbers, 3, lanes, 7)          /* [group][3][NR]: position; running maximum and sum, or lse and delta */ \
+    X(p, tile, NR, 7)                /* the weights of a tile, [key][lane] */ \
+    X(ds, tile, NR, 6)               /* for rows: those weights as a panel of A */ \
+    X(keys, slots, d, 3)             /* panels of A: its lanes are keys, its steps are d */ \
+    X(values, slots, d, 2) \
     X(across, d_mr / MR * ROOM, tile, 3)               /* panels of X': its lanes are d, its steps are keys */ \
-    X(queries, lanes, d, 15)         /* panels of B: [group][d][NR] */ \
-    X(d_outs, lanes, d, 6) \
-    X(out, lanes, d_mr, 11)          /* [group][d_mr][NR] */ \
-    X(columns, d_nr, tile, 8)        /* values as panels of B */ \
-    X(dk, tile + MR, d_nr, 4)        /* [key][d] */ \
-    X(dv, tile + MR, d_nr, 4) \
-    X(q_rows, lanes, d_nr, 12)       /* queries and do again, [lane][d] */ \
-    X(do_rows, lanes, d_nr, 4) \
-    X(p_panels, slots, lanes, 4)     /* panels of A: the weights of all groups, its steps are lanes */ \
-    X(ds_panels, slots, lanes, 4)
+    X(queries, lanes, d, 7)          /* panels of B: [group][d][NR] */ \
+    X(d_outs, lanes, d, 2) \
+    X(out, lanes, d_mr, 7)           /* [group][d_mr][NR] */ \
+    X(columns, d_nr, tile, 4)        /* values as panels of B */ \
+    X(q_rows, lanes, d_nr, 7)        /* queries and do again, [lane][d] */ \
+    X(do_rows, lanes, d_nr, 2) \
+    X(p_panels, slots, lanes, 2)     /* panels of A: the weights of all groups, its steps are lanes */ \
+    X(ds_panels, slots, lanes, 2)
 typedef struct wrpo__buffers {
 #define WRPO__X(name, rows, columns, passes) float *name;
     WRPO__BUFFERS(WRPO__X)
@@ -15539,13 +15543,13 @@ static size_t wrpo__attention_layout(const wrpo__attention *x, int pass, int64_t
 #undef WRPO__X
     return b.used;
 }
-/* Groups of a task: 8, or as many as the scratch has room for. */
-static int64_t wrpo__attention_groups(const wrpo__attention *x, int pass) {
+/* Lanes of a chunk: 8 groups, or as many as the scratch has room for. */
+static int64_t wrpo__attention_chunk(const wrpo__attention *x) {
     const size_t room = WRPO__SCRATCH_FLOATS * sizeof(float);
     wrpo__buffers w;
     int64_t groups = 8;
-    while (groups > 1 && wrpo__attention_layout(x, pass, groups, NULL, &w) > room) groups--;
-    return groups;
+    while (groups > 1 && wrpo__attention_layout(x, x->pass, groups, NULL, &w) > room) groups--;
+    return groups * x->kernel->NR;
 }
 static int64_t wrpo__attention_words(const wrpo__attention *x, int64_t steps) {
     return x->factors == WRPO__FLOATS ? steps : wrpo__div_up(steps, 2);
@@ -15613,84 +15617,130 @@ static void wrpo__lane_numbers(const wrpo__lanes *b, float *numbers) {
         y[2 * NR] = b->x->lse ? b->x->delta[at] : 0;
     }
 }
-/* n rows of keys or values become panels of A: of their transpose if `across`. */
-static void wrpo__pack_keys(const wrpo__attention *x, float *panels, const float *rows, int64_t n, bool across) {
-    const int64_t ld = x->a->ldkv, d = x->a->d;
-    if (across) wrpo__attention_pack(x, false, panels, rows, 1, ld, d, n);
-    else wrpo__attention_pack(x, false, panels, rows, ld, 1, n, d);
-}
 /* x[n][width] in the words that the products take, in place */
 static void wrpo__to_words(const wrpo__attention *x, float *rows, int64_t n, int64_t width) {
     if (x->factors == WRPO__PAIRS) x->kernel->pair_rows(rows, n, width);
 }
-/* c[m][n] = or += a b over `steps` steps: panels of a `next` apart, rows of b ldb apart. c has room for whole tiles. */
+/* c[m][n] = or += a b over `steps` steps: panels of a `next` apart, rows of b ldb apart. */
 static void wrpo__multiply(const wrpo__attention *x, int64_t m, int64_t n, int64_t steps, const float *a, int64_t next,
                            const float *b, int64_t ldb, float *c, int64_t ldc, bool add) {
     const int64_t MR = x->kernel->MR, NR = x->kernel->NR, words = wrpo__attention_words(x, steps);
     for (int64_t j = 0; j < n; j += NR)
         for (int64_t i = 0; i < m; i += MR)
             x->kernel->tile(x->factors, words, a + i / MR * next, b + j, ldb,
-                            (wrpo__target){.c = c + i * ldc + j, .ldc = ldc, .m = MR, .n = NR, .add = add});
+                            (wrpo__target){.c = c + i * ldc + j, .ldc = ldc, .m = WRPO__MIN(MR, m - i),
+                                            .n = WRPO__MIN(NR, n - j), .add = add});
 }
-/* w->p and, in the backward, w->ds: the weights of the group from lane0 on, for the tile's keys [0, seen) */
-static void wrpo__attention_weights(const wrpo__attention *x, const wrpo__buffers *w, int64_t lane0, int64_t key0,
-                                    int64_t seen, bool masked) {
+/* The chunk's vectors in the forms that products take. */
+static void wrpo__attention_begin(const wrpo__lanes *b, const wrpo__buffers *w) {
+    const wrpo__attention *x = b->x;
     const wrpo_attn *a = x->a;
-    const int64_t NR = x->kernel->NR, words = wrpo__attention_words(x, a->d), next = x->kernel->MR_ROOM * words;
-    const wrpo__mask mask = {w->at, a->window > 0 ? (float)a->window : INFINITY, a->softcap, masked};
-    float *position = w->numbers + 3 * lane0, *top = position + NR, *sum = top + NR;
-    for (int64_t j = 0; j < NR; j++) w->at[j] = position[j] - (float)key0;
-    wrpo__multiply(x, seen, NR, a->d, w->keys, next, w->queries + lane0 * words, NR, w->p, NR, false);
-    if (!x->d_o) {
-        float *out = w->out + lane0 * wrpo__round_up(a->d, x->kernel->MR);
-        x->kernel->softmax(w->p, seen, mask, top, sum, out, a->d);
-        return;
-    }
-    wrpo__multiply(x, seen, NR, a->d, w->values, next, w->d_outs + lane0 * words, NR, w->ds, NR, false);
-    x->kernel->softmax_bwd(w->p, w->ds, seen, mask, top, sum);
+    const int64_t all = wrpo__round_up(b->count, x->kernel->NR), d_nr = wrpo__round_up(a->d, x->kernel->NR);
+    wrpo__lane_numbers(b, w->numbers);
+    wrpo__lane_vectors(b, x->q, a->ldq, a->scale, w->q_rows, d_nr, w->queries);
+    if (!x->d_o) return;
+    wrpo__lane_vectors(b, x->d_o, a->ldo, 1, w->do_rows, d_nr, w->d_outs);
+    wrpo__to_words(x, w->q_rows, all, d_nr);
+    wrpo__to_words(x, w->do_rows, all, d_nr);
 }
-/* The passes for o and dq. */
-static void wrpo__attention_lanes(const wrpo__lanes *b) {
+/* What a chunk and a tile, the keys of rows [row, row + n), add to o or dq (of_lanes), and to dk and dv, if given. */
+static void wrpo__attention_tile(const wrpo__lanes *b, const wrpo__buffers *w, int64_t row, int64_t n, bool of_lanes,
+                                 const wrpo__key_grads *grads) {
     const wrpo__attention *x = b->x;
     const wrpo_attn *a = x->a;
     const bool bwd = x->d_o != NULL;
-    const int64_t NR = x->kernel->NR, d = a->d, d_mr = wrpo__round_up(d, x->kernel->MR);
-    const int64_t groups = wrpo__div_up(b->count, NR);
+    const int64_t NR = x->kernel->NR, ROOM = x->kernel->MR_ROOM, d = a->d, d_nr = wrpo__round_up(d, NR);
+    const int64_t d_mr = wrpo__round_up(d, x->kernel->MR), group_words = wrpo__attention_words(x, NR);
+    const int64_t next = x->chunk / NR * group_words * ROOM;  /* from one panel of weights to the next */
+    const int64_t words = wrpo__attention_words(x, d);
+    const float window = a->window > 0 ? (float)a->window : INFINITY;
+    float *const weights[] = {w->ds, w->p}, *const panels[] = {w->ds_panels, w->p_panels};
+    const float *const rows[] = {w->q_rows, w->do_rows};
+    const int64_t key0 = wrpo__key_position(b->seg, row), at = row * a->ldkv + b->g * d;
+    int64_t seen, begin = 0, end = 0;  /* the groups that see any of the keys */
+    bool masked;
+    if (!wrpo__visible(b, 0, b->count, key0, n, &seen, &masked)) return;
+    if (!of_lanes) wrpo__attention_begin(b, w);
+    wrpo__attention_pack(x, false, w->keys, x->k + at, a->ldkv, 1, n, d);
+    if (bwd) wrpo__attention_pack(x, false, w->values, x->v + at, a->ldkv, 1, n, d);
+    if (of_lanes) wrpo__attention_pack(x, false, w->across, (bwd ? x->k : x->v) + at, 1, a->ldkv, d, n);
+    for (int64_t i = 0; i < b->count; i += NR) {
+        if (!wrpo__visible(b, i, WRPO__MIN(NR, b->count - i), key0, n, &seen, &masked)) continue;
+        float *numbers = w->numbers + 3 * i, *out = w->out + i * d_mr;
+        for (int64_t j = 0; j < NR; j++) w->at[j] = numbers[j] - (float)key0;
+        const wrpo__mask mask = {w->at, window, a->softcap, masked};
+        const int64_t most = wrpo__round_up(seen, 4);  /* whole tiles are faster */
+        wrpo__multiply(x, most, NR, d, w->keys, ROOM * words, w->queries + i * words, NR, w->p, NR, false);
+        if (!bwd) x->kernel->softmax(w->p, seen, mask, numbers + NR, numbers + 2 * NR, out, d);
+        else {
+            wrpo__multiply(x, most, NR, d, w->values, ROOM * words, w->d_outs + i * words, NR, w->ds, NR, false);
+            x->kernel->softmax_bwd(w->p, w->ds, seen, mask, numbers + NR, numbers + 2 * NR);
+        }
+        if (end == 0) begin = i;
+        end = i + NR;
+        for (int k = 0; k < 2 && grads; k++) {
+            memset(weights[k] + seen * NR, 0, (size_t)((n - seen) * NR) * sizeof(float));
+            x->kernel->pack(x->factors, false,
+                            (wrpo__packing){{weights[k], WRPO_DTYPE_F32, NR, 1}, n, NR,
+                                            panels[k] + i / NR * group_words * ROOM, next, group_words});
+        }
+        if (!of_lanes) continue;
+        wrpo__to_words(x, weights[!bwd], seen, NR);
+        wrpo__multiply(x, WRPO__MIN(d_mr, wrpo__round_up(d, 4)), NR, seen, w->across,
+                       ROOM * wrpo__attention_words(x, n), weights[!bwd], NR, out, NR, true);
+    }
+    const int64_t first = begin / NR * group_words;
+    for (int k = 0; k < 2 && grads; k++)
+        wrpo__multiply(x, n, d, end - begin, panels[k] + first * ROOM, next, rows[k] + first * d_nr, d_nr,
+                       grads->of[k], grads->ld, true);
+}
+/* Does one task make what a segment's lanes add to dk and dv of their own keys, or of their prefix? */
+static bool wrpo__at_once(const wrpo__attention *x, const wrpo_seg *seg, bool own) {
+    const int64_t rows = seg->end - seg->begin;
+    return x->d_o && rows * x->share <= WRPO__TASK_LANES && (own || seg->prefix_end - seg->prefix <= rows);
+}
+static wrpo__key_grads wrpo__grads_at(wrpo__key_grads y, int64_t row, int64_t column) {
+    return (wrpo__key_grads){{y.of[0] + row * y.ld + column, y.of[1] + row * y.ld + column}, y.ld};
+}
+/* n rows of a head become 0, or a part is added to them. */
+static void wrpo__grads_add(const wrpo__attention *x, wrpo__key_grads y, const wrpo__key_grads *part, int64_t n) {
+    for (int64_t i = 0; i < 2 * n; i++) {
+        float *to = y.of[i % 2] + i / 2 * y.ld;
+        if (part) x->kernel->axpy(to, 1, part->of[i % 2] + i / 2 * part->ld, x->a->d);
+        else memset(to, 0, (size_t)x->a->d * sizeof *to);
+    }
+}
+/* o or dq of lanes and, if they are all of a segment's, what they add to dk and dv. */
+static void wrpo__attention_lanes(wrpo__lanes b) {
+    const wrpo__attention *x = b.x;
+    const wrpo_attn *a = x->a;
+    const wrpo_seg *seg = b.seg;
+    const bool bwd = x->d_o != NULL;
+    const int64_t NR = x->kernel->NR, d = a->d, d_mr = wrpo__round_up(d, x->kernel->MR), last = b.first + b.count;
     wrpo__buffers w;
-    wrpo__attention_layout(x, bwd ? WRPO__PASS_DQ : WRPO__PASS_O, groups, wrpo__cpu_scratch(x->cpu), &w);
-    wrpo__lane_vectors(b, x->q, a->ldq, a->scale, w.out, d, w.queries);  /* out is still free */
-    if (bwd) wrpo__lane_vectors(b, x->d_o, a->ldo, 1, w.out, d, w.d_outs);
-    wrpo__lane_numbers(b, w.numbers);
-    memset(w.out, 0, (size_t)(groups * NR * d_mr) * sizeof *w.out);
-    for (int own = 0; own < 2; own++) {  /* the prefix, then the own keys */
-        const wrpo_seg *seg = b->seg;
-        const int64_t begin = own ? seg->own : seg->prefix, end = own ? seg->own_end : seg->prefix_end;
-        for (int64_t row = begin; row < end; row += x->tile) {
-            const int64_t n = WRPO__MIN(x->tile, end - row), key0 = wrpo__key_position(seg, row);
-            const float *keys = x->k + row * a->ldkv + b->g * d, *values = x->v + row * a->ldkv + b->g * d;
-            int64_t seen;
-            bool masked;
-            if (!wrpo__visible(b, 0, b->count, key0, n, &seen, &masked)) continue;
-            wrpo__pack_keys(x, w.keys, keys, n, false);
-            if (bwd) wrpo__pack_keys(x, w.values, values, n, false);
-            wrpo__pack_keys(x, w.across, bwd ? keys : values, n, true);
-            for (int64_t i = 0; i < b->count; i += NR) {
-                float *weights = bwd ? w.ds : w.p;
-                if (!wrpo__visible(b, i, WRPO__MIN(NR, b->count - i), key0, n, &seen, &masked)) continue;
-                wrpo__attention_weights(x, &w, i, key0, seen, masked);
-                wrpo__to_words(x, weights, seen, NR);
-                wrpo__multiply(x, d, NR, seen, w.across, x->kernel->MR_ROOM * wrpo__attention_words(x, n), weights, NR,
-                               w.out + i * d_mr, NR, true);
+    wrpo__attention_layout(x, x->pass, x->chunk / NR, wrpo__cpu_scratch(x->cpu), &w);
+    for (int64_t first = b.first; b.first < last; b.first += b.count) {
+        b.count = WRPO__MIN(x->chunk, last - b.first);
+        wrpo__attention_begin(&b, &w);
+        memset(w.out, 0, (size_t)(wrpo__round_up(b.count, NR) * d_mr) * sizeof *w.out);
+        for (int own = 0; own < 2; own++) {
+            const int64_t begin = own ? seg->own : seg->prefix, end = own ? seg->own_end : seg->prefix_end;
+            const bool of_keys = wrpo__at_once(x, seg, own);
+            for (int64_t row = begin; row < end; row += x->tile) {
+                const wrpo__key_grads y = wrpo__grads_at(own ? x->grads : x->parts, seg->begin + row - begin, b.g * d);
+                const int64_t n = WRPO__MIN(x->tile, end - row);
+                if (of_keys && b.first == first) wrpo__grads_add(x, y, NULL, n);
+                wrpo__attention_tile(&b, &w, row, n, true, of_keys ? &y : NULL);
             }
         }
-    }
-    for (int64_t i = 0; i < b->count; i++) {
-        const float *number = w.numbers + i / NR * 3 * NR + i % NR;
-        float *rows = w.queries;  /* [NR][d], of one group */
-        if (i % NR == 0) x->kernel->transpose(rows, w.out + i * d_mr, d);
-        rows += i % NR * d;
-        if (bwd) x->kernel->scale(x->dq + wrpo__lane_at(b, i, a->ldq), a->scale, rows, WRPO_DTYPE_F32, d);
-        else wrpo__lane_write(b, i, rows, number[NR], number[2 * NR]);
+        for (int64_t i = 0; i < b.count; i++) {
+            const float *number = w.numbers + i / NR * 3 * NR + i % NR;
+            float *rows = w.queries;  /* [NR][d], of one group */
+            if (i % NR == 0) x->kernel->transpose(rows, w.out + i * d_mr, d);
+            rows += i % NR * d;
+            if (bwd) x->kernel->scale(x->dq + wrpo__lane_at(&b, i, a->ldq), a->scale, rows, WRPO_DTYPE_F32, d);
+            else wrpo__lane_write(&b, i, rows, number[NR], number[2 * NR]);
+        }
     }
 }
 /* The pass for o where segments have one row: lanes [from, to) of those from `first` on, one panel of A, and the keys
@@ -15755,86 +15805,48 @@ static void wrpo__attention_row(const wrpo__lanes *b) {
             wrpo__lane_write(b, first + i, w.out + i * d_nr, w.numbers[i], w.numbers[NR + i]);
     }
 }
-/* The pass for dk and dv, of rows [row, row + n) of segment `home`: from its own lanes and those of every segment that
-   has the rows in its prefix, in order. */
+/* The second pass of the backward: dk and dv of rows [row, row + n) of segment `home`, from the lanes of every segment
+   that sees them, in order; those of `home` may have been added already. */
 static void wrpo__attention_rows(const wrpo__attention *x, const wrpo_seg *home, int64_t row, int64_t n, int64_t g) {
     const wrpo_attn *a = x->a;
-    const int64_t NR = x->kernel->NR, ROOM = x->kernel->MR_ROOM, d = a->d, d_nr = wrpo__round_up(d, NR);
-    const int64_t groups = wrpo__attention_groups(x, WRPO__PASS_DKV), group_words = wrpo__attention_words(x, NR);
-    const int64_t next = groups * group_words * ROOM;  /* from one panel of weights to the next */
-    const size_t sums = (size_t)((x->tile + x->kernel->MR) * d_nr) * sizeof(float);
     wrpo__buffers w;
-    wrpo__attention_layout(x, WRPO__PASS_DKV, groups, wrpo__cpu_scratch(x->cpu), &w);
-    memset(w.dk, 0, sums);
-    memset(w.dv, 0, sums);
+    wrpo__attention_layout(x, x->pass, x->chunk / x->kernel->NR, wrpo__cpu_scratch(x->cpu), &w);
+    if (!wrpo__at_once(x, home, true)) wrpo__grads_add(x, wrpo__grads_at(x->grads, row, g * a->d), NULL, n);
     for (const wrpo_seg *seg = a->segs; seg < a->segs + a->n_segs; seg++) {
         const int64_t first = seg == home ? row : WRPO__MAX(row, seg->prefix);
         const int64_t keys = (seg == home ? row + n : WRPO__MIN(row + n, seg->prefix_end)) - first;
-        const int64_t key0 = wrpo__key_position(seg, first), lanes = (seg->end - seg->begin) * x->share;
-        if (keys <= 0) continue;
-        wrpo__pack_keys(x, w.keys, x->k + first * a->ldkv + g * d, keys, false);
-        wrpo__pack_keys(x, w.values, x->v + first * a->ldkv + g * d, keys, false);
-        for (wrpo__lanes b = {x, seg, 1, g, 0, 0}; b.first < lanes; b.first += groups * NR) {
-            int64_t seen, begin = 0, end = 0;  /* the groups that see any of the keys */
-            bool masked;
-            b.count = WRPO__MIN(groups * NR, lanes - b.first);
-            for (int64_t i = 0; i < b.count; i += NR) {
-                if (!wrpo__visible(&b, i, WRPO__MIN(NR, b.count - i), key0, keys, &seen, &masked)) continue;
-                if (end == 0) begin = i;
-                end = i + NR;
-            }
-            if (end == 0) continue;
-            wrpo__lane_vectors(&b, x->q, a->ldq, a->scale, w.q_rows, d_nr, w.queries);
-            wrpo__lane_vectors(&b, x->d_o, a->ldo, 1, w.do_rows, d_nr, w.d_outs);
-            wrpo__lane_numbers(&b, w.numbers);
-            wrpo__to_words(x, w.q_rows, wrpo__round_up(b.count, NR), d_nr);
-            wrpo__to_words(x, w.do_rows, wrpo__round_up(b.count, NR), d_nr);
-            for (int64_t i = begin; i < end; i += NR) {
-                const int64_t to = WRPO__MIN(i + NR, b.count), panel = i / NR * group_words * ROOM;
-                const wrpo__operand p = {w.p, WRPO_DTYPE_F32, NR, 1}, ds = {w.ds, WRPO_DTYPE_F32, NR, 1};
-                wrpo__visible(&b, i, to - i, key0, keys, &seen, &masked);
-                wrpo__attention_weights(x, &w, i, key0, seen, masked);
-                memset(w.p + seen * NR, 0, (size_t)((keys - seen) * NR) * sizeof *w.p);
-                memset(w.ds + seen * NR, 0, (size_t)((keys - seen) * NR) * sizeof *w.ds);
-                x->kernel->pack(x->factors, false,
-                                (wrpo__packing){p, keys, NR, w.p_panels + panel, next, group_words});
-                x->kernel->pack(x->factors, false,
-                                (wrpo__packing){ds, keys, NR, w.ds_panels + panel, next, group_words});
-            }
-            const int64_t words = begin / NR * group_words, to = (first - row) * d_nr;
-            wrpo__multiply(x, keys, d, end - begin, w.p_panels + words * ROOM, next, w.do_rows + words * d_nr, d_nr,
-                           w.dv + to, d_nr, true);
-            wrpo__multiply(x, keys, d, end - begin, w.ds_panels + words * ROOM, next, w.q_rows + words * d_nr, d_nr,
-                           w.dk + to, d_nr, true);
+        const int64_t lanes = (seg->end - seg->begin) * x->share;
+        const bool made = wrpo__at_once(x, seg, seg == home);
+        if (keys <= 0 || (made && seg == home)) continue;
+        const wrpo__key_grads grads = wrpo__grads_at(x->grads, first, g * a->d);
+        const wrpo__key_grads part = wrpo__grads_at(x->parts, seg->begin + first - seg->prefix, g * a->d);
+        if (made) wrpo__grads_add(x, grads, &part, keys);
+        for (wrpo__lanes b = {x, seg, 1, g, 0, 0}; !made && b.first < lanes; b.first += x->chunk) {
+            b.count = WRPO__MIN(x->chunk, lanes - b.first);
+            wrpo__attention_tile(&b, &w, first, keys, false, &grads);
         }
-    }
-    for (int64_t i = 0; i < n; i++) {
-        memcpy(x->dk + (row + i) * a->ldkv + g * d, w.dk + i * d_nr, (size_t)d * sizeof(float));
-        memcpy(x->dv + (row + i) * a->ldkv + g * d, w.dv + i * d_nr, (size_t)d * sizeof(float));
     }
 }
 /* How many segments that end before `end` are siblings. */
 static int64_t wrpo__siblings(const wrpo_attn *a, int64_t end) {
     const wrpo_seg *last = &a->segs[end - 1];
-    int64_t n = 1;
-    if (last->end - last->begin != 1 || last->prefix == last->prefix_end) return 1;
-    for (; n < end; n++) {
-        const wrpo_seg *s = last - n;
-        if (s->end - s->begin != 1 || s->prefix != last->prefix || s->prefix_end != last->prefix_end) break;
-    }
-    return n;
+    int64_t n = 0;
+    while (last->prefix < last->prefix_end && n < end && last[-n].end - last[-n].begin == 1 &&
+           last[-n].prefix == last->prefix && last[-n].prefix_end == last->prefix_end) n++;
+    return WRPO__MAX(1, n);
 }
-/* A task is `step` units of a segment, or of siblings, whose rows have `per_row` units each. Fills in *b for task i;
-   the last segments come first, because they are long. Returns i, or the number of all tasks if there are not so many.
-   */
-static int64_t wrpo__attention_task(const wrpo__attention *x, int pass, int64_t per_row, int64_t step, int64_t i,
-                                    wrpo__lanes *b) {
+/* A task is a tile of a segment's rows, or else a chunk of the lanes of a segment or of siblings, or all of them in the
+   backward. Fills in *b for task i; the last segments come first, because they are long. Returns i, or the number of
+   all tasks if there are not so many. */
+static int64_t wrpo__attention_task(const wrpo__attention *x, bool rows, int64_t i, wrpo__lanes *b) {
     const wrpo_attn *a = x->a;
     int64_t tasks = 0;
     for (int64_t end = a->n_segs; end > 0; end -= b->segs) {
-        b->segs = pass == WRPO__PASS_O ? wrpo__siblings(a, end) : 1;
+        b->segs = x->d_o ? 1 : wrpo__siblings(a, end);
         b->seg = &a->segs[end - b->segs];
-        const int64_t units = (a->segs[end - 1].end - b->seg->begin) * per_row, here = wrpo__div_up(units, step);
+        const int64_t units = (a->segs[end - 1].end - b->seg->begin) * (rows ? 1 : x->share);
+        const int64_t step = rows ? x->tile : wrpo__at_once(x, b->seg, true) ? WRPO__TASK_LANES : x->chunk;
+        const int64_t here = wrpo__div_up(units, step);
         if (i < tasks + here) {
             b->first = (tasks + here - 1 - i) * step;
             b->count = WRPO__MIN(step, units - b->first);
@@ -15844,48 +15856,49 @@ static int64_t wrpo__attention_task(const wrpo__attention *x, int pass, int64_t 
     }
     return tasks;
 }
-static void wrpo__attention_pass(const wrpo__attention *x, int pass) {
+static void wrpo__attention_pass(const wrpo__attention *x, bool rows) {
     const wrpo_attn *a = x->a;
-    const bool rows = pass == WRPO__PASS_DKV;
-    const int64_t per_row = rows ? 1 : x->share;
-    const int64_t step = rows ? x->tile : wrpo__attention_groups(x, pass) * x->kernel->NR;
     wrpo__lanes all;
-    const int64_t tasks = wrpo__attention_task(x, pass, per_row, step, INT64_MAX, &all) * a->G;
+    const int64_t tasks = wrpo__attention_task(x, rows, INT64_MAX, &all) * a->G;
     int64_t work = 0;
     for (const wrpo_seg *s = a->segs; s < a->segs + a->n_segs; s++)
         work += (s->end - s->begin) * (s->prefix_end - s->prefix + s->own_end - s->own) * a->H * a->d / 32;
     WRPO__PARFOR(wrpo__cpu_team(x->cpu, work))
     for (int64_t i = 0; i < tasks; i++) {
         wrpo__lanes b = {.x = x, .g = i % a->G};
-        wrpo__attention_task(x, pass, per_row, step, i / a->G, &b);
+        wrpo__attention_task(x, rows, i / a->G, &b);
         if (rows) wrpo__attention_rows(x, b.seg, b.seg->begin + b.first, b.count, b.g);
-        else if (pass == WRPO__PASS_O && b.seg->end - b.seg->begin == 1) wrpo__attention_row(&b);
-        else wrpo__attention_lanes(&b);
+        else if (!x->d_o && b.seg->end - b.seg->begin == 1) wrpo__attention_row(&b);
+        else wrpo__attention_lanes(b);
     }
 }
-static wrpo__attention wrpo__attention_of(const wrpo__cpu *cpu, const wrpo_attn *a, const float *q, const float *k,
-                                          const float *v) {
+static wrpo__attention wrpo__attention_of(const wrpo__cpu *cpu, int pass, const wrpo_attn *a, const float *q,
+                                          const float *k, const float *v) {
     const int64_t panels = cpu->kernel->MR > 8 ? 8 : 16;
-    return (wrpo__attention){
-        .cpu = cpu, .kernel = cpu->kernel, .a = a, .factors = cpu->pairs ? WRPO__PAIRS : WRPO__FLOATS,
+    wrpo__attention x = {
+        .cpu = cpu, .kernel = cpu->kernel, .a = a, .factors = cpu->pairs ? WRPO__PAIRS : WRPO__FLOATS, .pass = pass,
         .share = a->H / a->G, .tile = panels * cpu->kernel->MR, .q = q, .k = k, .v = v};
+    x.chunk = wrpo__attention_chunk(&x);
+    return x;
 }
 static void wrpo__cpu_attention(void *dev, const wrpo_attn *a, void *o, float *lse,
                                 const void *q, const void *k, const void *v) {
-    wrpo__attention x = wrpo__attention_of(dev, a, q, k, v);
+    wrpo__attention x = wrpo__attention_of(dev, WRPO__PASS_O, a, q, k, v);
     x.o = o;
     x.new_lse = lse;
-    wrpo__attention_pass(&x, WRPO__PASS_O);
+    wrpo__attention_pass(&x, false);
 }
 static size_t wrpo__cpu_attention_scratch(void *dev, int64_t n, int64_t H, int64_t G, int64_t d) {
-    (void)dev, (void)G, (void)d;
-    return (size_t)(n * H) * sizeof(float);
+    (void)dev;
+    return (size_t)(n * H + 2 * n * G * d) * sizeof(float);
 }
 static void wrpo__cpu_attention_bwd(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o,
                                     const void *o, const float *lse, const void *q, const void *k, const void *v,
                                     void *scratch) {
-    wrpo__attention x = wrpo__attention_of(dev, a, q, k, v);
+    wrpo__attention x = wrpo__attention_of(dev, WRPO__PASS_BWD, a, q, k, v);
     float *delta = scratch;
+    x.grads = (wrpo__key_grads){{dk, dv}, a->ldkv};
+    x.parts = (wrpo__key_grads){{delta + a->n * a->H, delta + a->n * (a->H + a->G * a->d)}, a->G * a->d};
     WRPO__PARFOR(wrpo__cpu_team(x.cpu, a->n * a->H * a->d))
     for (int64_t i = 0; i < a->n * a->H; i++) {
         const int64_t at = i / a->H * a->ldo + i % a->H * a->d;
@@ -15895,10 +15908,8 @@ static void wrpo__cpu_attention_bwd(void *dev, const wrpo_attn *a, void *dq, voi
     x.lse = lse;
     x.delta = delta;
     x.dq = dq;
-    x.dk = dk;
-    x.dv = dv;
-    wrpo__attention_pass(&x, WRPO__PASS_DQ);
-    wrpo__attention_pass(&x, WRPO__PASS_DKV);
+    wrpo__attention_pass(&x, false);
+    wrpo__attention_pass(&x, true);
 }
 /* By several threads, because one does not fill the memory's lines. src NULL: zeros. */
 static void wrpo__cpu_copy(void *dev, void *dst, const void *src, size_t n) {
