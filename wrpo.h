@@ -14087,8 +14087,8 @@ typedef struct wrpo__target {  /* c[m,n] = or += */
     wrpo__ahead ahead;
     bool one_row;  /* of `thin`: A is a single row as it is, not packed */
 } wrpo__target;
-/* What lanes see of a tile of keys. Positions count from its first key. */
-typedef struct wrpo__mask { const float *positions; float window, softcap; bool masked; } wrpo__mask;
+/* What lanes at these positions see of a tile of keys, the first one at key0 */
+typedef struct wrpo__mask { const float *positions; int64_t key0; float window, softcap; bool masked; } wrpo__mask;
 static const char *wrpo__address(const void *x, wrpo_dtype type, int64_t i) {  /* of element i */
     return (const char *)x + i * (type == WRPO_DTYPE_F32 ? 4 : 2);
 }
@@ -14939,7 +14939,7 @@ WRPO__KERNEL void WRPO__(transpose)(float *rows, const float *columns, int64_t n
 /* A vector of scores of a key. Lanes that do not see the key get -inf. */
 WRPO__INLINE WRPO__V WRPO__(masked)(WRPO__V s, int64_t key, int lane, wrpo__mask mask) {
     if (!mask.masked) return s;
-    const WRPO__V never = WRPO__VECTOR(-INFINITY), back = WRPO__LOAD(mask.positions + lane) - (float)key;
+    const WRPO__V never = WRPO__VECTOR(-INFINITY), back = WRPO__LOAD(mask.positions + lane) - (float)(mask.key0 + key);
     s = WRPO__(select)(WRPO__LESS(back, 0.0f), never, s);
     return WRPO__(select)(WRPO__LESS(back, mask.window), s, never);
 }
@@ -15481,9 +15481,9 @@ static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const vo
      s[key][lane] = K q         dp[key][lane] = V do         out[d][lane] += X' w[key][lane]
    In the forward, out is o, X is V and w is p. In the backward, out is dq, X is K and w is ds, and
      dk[key][d] += ds q         dv[key][d] += p do
-   Nothing is added across tasks. A task of the backward has the lanes of a segment. It owns dq, dk and dv of its rows,
-   and keeps its part of the prefix's dk and dv in the op's scratch; a second pass adds these parts up. A segment that
-   is too long for a task, or shorter than its prefix, has its weights made again in the second pass.
+   Nothing is added across tasks. A task of the backward has all lanes of a segment: it makes dk and dv of their own
+   keys, and its part of the prefix's, in the op's scratch; a second pass adds these parts up. A segment that is too
+   long for a task, or shorter than its prefix, is cut, and its weights are made again in the second pass.
 
    The prefix and the own keys of a segment are two ranges, cut into tiles from the start of each. A tile or a key that
    a lane does not see changes none of its bits, because its weight is 0.
@@ -15492,7 +15492,7 @@ static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const vo
    products of few rows: scores are [lane][key], and keys and values are read where they are. Segments of one row with
    the same prefix (samples of a prompt) are siblings: their lanes go through the prefix together. */
 enum { WRPO__PASS_O = 1, WRPO__PASS_BWD = 2, WRPO__PASS_ROW = 4 };
-enum { WRPO__TASK_LANES = 4096 };  /* the most that one task of the backward has */
+enum { WRPO__TASK_LANES = 4096 };  /* at most, of one task of the backward */
 typedef struct wrpo__key_grads { float *of[2]; int64_t ld; } wrpo__key_grads;  /* dk and dv */
 typedef struct wrpo__attention {  /* the arguments of both ops; those of the backward are NULL in the forward */
     const wrpo__cpu *cpu; const wrpo__kernels *kernel; const wrpo_attn *a;
@@ -15500,7 +15500,7 @@ typedef struct wrpo__attention {  /* the arguments of both ops; those of the bac
     int64_t share, tile, chunk;  /* query heads of a key/value head; keys of a tile; lanes that are packed at once */
     const float *q, *k, *v, *d_o, *lse, *delta;  /* delta [n, H] is the sum of do o over d */
     float *o, *new_lse, *dq;
-    wrpo__key_grads grads, parts;  /* parts: those of a segment's prefix, at the segment's own rows */
+    wrpo__key_grads grads, parts;  /* parts: of prefixes */
 } wrpo__attention;
 typedef struct wrpo__lanes {  /* lanes [first, first + count), for head g of k and v, of a segment or of siblings */
     const wrpo__attention *x; const wrpo_seg *seg;
@@ -15509,20 +15509,19 @@ typedef struct wrpo__lanes {  /* lanes [first, first + count), for head g of k a
 /* What a task keeps in its scratch: name, rows, columns, passes. d_mr is d rounded up to MR, likewise d_nr; slots are
    the tile's keys in panels of A. */
 #define WRPO__BUFFERS(X) \
-    X(at, 1, NR, 3)                  /* positions of queries, from the tile's first key on */ \
-    X(numbers, 3, lanes, 7)          /* [group][3][NR]: position; running maximum and sum, or lse and delta */ \
-    X(p, tile, NR, 7)                /* the weights of a tile, [key][lane] */ \
-    X(ds, tile, NR, 6)               /* for rows: those weights as a panel of A */ \
-    X(keys, slots, d, 3)             /* panels of A: its lanes are keys, its steps are d */ \
+    X(numbers, 3, lanes, 7)  /* [group][3][NR]: position; running maximum and sum, or lse and delta */ \
+    X(p, tile, NR, 7)        /* the weights of a tile, [key][lane] */ \
+    X(ds, tile, NR, 6)       /* for rows: those weights as a panel of A */ \
+    X(keys, slots, d, 3)     /* panels of A: its lanes are keys, its steps are d */ \
     X(values, slots, d, 2) \
-    X(across, d_mr / MR * ROOM, tile, 3)               /* panels of X': its lanes are d, its steps are keys */ \
-    X(queries, lanes, d, 7)          /* panels of B: [group][d][NR] */ \
+    X(across, d_mr / MR * ROOM, tile, 3) /* panels of X': its lanes are d, its steps are keys */ \
+    X(queries, lanes, d, 7)  /* panels of B: [group][d][NR] */ \
     X(d_outs, lanes, d, 2) \
-    X(out, lanes, d_mr, 7)           /* [group][d_mr][NR] */ \
-    X(columns, d_nr, tile, 4)        /* values as panels of B */ \
-    X(q_rows, lanes, d_nr, 7)        /* queries and do again, [lane][d] */ \
+    X(out, lanes, d_mr, 7)   /* [group][d_mr][NR] */ \
+    X(columns, d_nr, tile, 4) /* values as panels of B */ \
+    X(q_rows, lanes, d_nr, 7) /* queries and do again, [lane][d] */ \
     X(do_rows, lanes, d_nr, 2) \
-    X(p_panels, slots, lanes, 2)     /* panels of A: the weights of all groups, its steps are lanes */ \
+    X(p_panels, slots, lanes, 2) /* panels of A: the weights of all groups, its steps are lanes */ \
     X(ds_panels, slots, lanes, 2)
 typedef struct wrpo__buffers {
 #define WRPO__X(name, rows, columns, passes) float *name;
@@ -15530,12 +15529,11 @@ typedef struct wrpo__buffers {
 #undef WRPO__X
 } wrpo__buffers;
 static int64_t wrpo__round_up(int64_t n, int64_t to) { return wrpo__div_up(n, to) * to; }
-/* The buffers for `groups` groups of NR lanes; base NULL measures them, in bytes. */
-static size_t wrpo__attention_layout(const wrpo__attention *x, int pass, int64_t groups, float *base,
+/* The buffers for a chunk of lanes; base NULL measures them, in bytes. */
+static size_t wrpo__attention_layout(const wrpo__attention *x, int pass, int64_t lanes, float *base,
                                      wrpo__buffers *w) {
     const int64_t MR = x->kernel->MR, NR = x->kernel->NR, ROOM = x->kernel->MR_ROOM, tile = x->tile, d = x->a->d;
     const int64_t d_mr = wrpo__round_up(d, MR), d_nr = wrpo__round_up(d, NR), slots = tile / MR * ROOM;
-    const int64_t lanes = groups * NR;
     wrpo__bump b = {.base = (char *)base};
 #define WRPO__X(name, rows, columns, passes) \
     w->name = (passes) & pass ? wrpo__take(&b, rows, columns, sizeof(float)) : NULL;
@@ -15547,9 +15545,10 @@ static size_t wrpo__attention_layout(const wrpo__attention *x, int pass, int64_t
 static int64_t wrpo__attention_chunk(const wrpo__attention *x) {
     const size_t room = WRPO__SCRATCH_FLOATS * sizeof(float);
     wrpo__buffers w;
-    int64_t groups = 8;
-    while (groups > 1 && wrpo__attention_layout(x, x->pass, groups, NULL, &w) > room) groups--;
-    return groups * x->kernel->NR;
+    const int64_t NR = x->kernel->NR;
+    int64_t lanes = 8 * NR;
+    while (lanes > NR && wrpo__attention_layout(x, x->pass, lanes, NULL, &w) > room) lanes -= NR;
+    return lanes;
 }
 static int64_t wrpo__attention_words(const wrpo__attention *x, int64_t steps) {
     return x->factors == WRPO__FLOATS ? steps : wrpo__div_up(steps, 2);
@@ -15586,11 +15585,15 @@ static void wrpo__attention_pack(const wrpo__attention *x, bool is_b, float *pan
     x->kernel->pack(x->factors, is_b, (wrpo__packing){{from, WRPO_DTYPE_F32, lane, step}, n, steps, panels,
                                                       room * words, words});
 }
-/* rows[lane][ld] = scale times the lane's vector of y, and the same as panels of B. What is missing is 0. */
-static void wrpo__lane_vectors(const wrpo__lanes *b, const float *y, int64_t ldy, float scale, float *rows, int64_t ld,
+/* x[n][width] as words of products, in place */
+static void wrpo__to_words(const wrpo__attention *x, float *rows, int64_t n, int64_t width) {
+    if (x->factors == WRPO__PAIRS) x->kernel->pair_rows(rows, n, width);
+}
+/* scale times the lanes' vectors of y, as panels of B and as words of rows[lane][d_nr]. What is missing is 0. */
+static void wrpo__lane_vectors(const wrpo__lanes *b, const float *y, int64_t ldy, float scale, float *rows,
                                float *panels) {
     const wrpo__attention *x = b->x;
-    const int64_t d = x->a->d, all = wrpo__round_up(b->count, x->kernel->NR);
+    const int64_t NR = x->kernel->NR, d = x->a->d, ld = wrpo__round_up(d, NR), all = wrpo__round_up(b->count, NR);
     for (int64_t i = 0; i < all; i++) {
         const int64_t have = i < b->count ? d : 0, ahead = i + 8;
         for (int64_t j = 0; ahead < b->count && j < d; j += 16)  /* the machine does not foresee that row */
@@ -15599,6 +15602,7 @@ static void wrpo__lane_vectors(const wrpo__lanes *b, const float *y, int64_t ldy
         memset(rows + i * ld + have, 0, (size_t)(ld - have) * sizeof *rows);
     }
     wrpo__attention_pack(x, true, panels, rows, ld, 1, all, d);
+    wrpo__to_words(x, rows, all, ld);
 }
 /* o and lse of a lane, from the sum of its outputs, its running maximum and its sum. */
 static void wrpo__lane_write(const wrpo__lanes *b, int64_t i, const float *out, float top, float sum) {
@@ -15617,10 +15621,6 @@ static void wrpo__lane_numbers(const wrpo__lanes *b, float *numbers) {
         y[2 * NR] = b->x->lse ? b->x->delta[at] : 0;
     }
 }
-/* x[n][width] in the words that the products take, in place */
-static void wrpo__to_words(const wrpo__attention *x, float *rows, int64_t n, int64_t width) {
-    if (x->factors == WRPO__PAIRS) x->kernel->pair_rows(rows, n, width);
-}
 /* c[m][n] = or += a b over `steps` steps: panels of a `next` apart, rows of b ldb apart. */
 static void wrpo__multiply(const wrpo__attention *x, int64_t m, int64_t n, int64_t steps, const float *a, int64_t next,
                            const float *b, int64_t ldb, float *c, int64_t ldc, bool add) {
@@ -15631,17 +15631,11 @@ static void wrpo__multiply(const wrpo__attention *x, int64_t m, int64_t n, int64
                             (wrpo__target){.c = c + i * ldc + j, .ldc = ldc, .m = WRPO__MIN(MR, m - i),
                                             .n = WRPO__MIN(NR, n - j), .add = add});
 }
-/* The chunk's vectors in the forms that products take. */
 static void wrpo__attention_begin(const wrpo__lanes *b, const wrpo__buffers *w) {
     const wrpo__attention *x = b->x;
-    const wrpo_attn *a = x->a;
-    const int64_t all = wrpo__round_up(b->count, x->kernel->NR), d_nr = wrpo__round_up(a->d, x->kernel->NR);
     wrpo__lane_numbers(b, w->numbers);
-    wrpo__lane_vectors(b, x->q, a->ldq, a->scale, w->q_rows, d_nr, w->queries);
-    if (!x->d_o) return;
-    wrpo__lane_vectors(b, x->d_o, a->ldo, 1, w->do_rows, d_nr, w->d_outs);
-    wrpo__to_words(x, w->q_rows, all, d_nr);
-    wrpo__to_words(x, w->do_rows, all, d_nr);
+    wrpo__lane_vectors(b, x->q, x->a->ldq, x->a->scale, w->q_rows, w->queries);
+    if (x->d_o) wrpo__lane_vectors(b, x->d_o, x->a->ldo, 1, w->do_rows, w->d_outs);
 }
 /* What a chunk and a tile, the keys of rows [row, row + n), add to o or dq (of_lanes), and to dk and dv, if given. */
 static void wrpo__attention_tile(const wrpo__lanes *b, const wrpo__buffers *w, int64_t row, int64_t n, bool of_lanes,
@@ -15667,8 +15661,7 @@ static void wrpo__attention_tile(const wrpo__lanes *b, const wrpo__buffers *w, i
     for (int64_t i = 0; i < b->count; i += NR) {
         if (!wrpo__visible(b, i, WRPO__MIN(NR, b->count - i), key0, n, &seen, &masked)) continue;
         float *numbers = w->numbers + 3 * i, *out = w->out + i * d_mr;
-        for (int64_t j = 0; j < NR; j++) w->at[j] = numbers[j] - (float)key0;
-        const wrpo__mask mask = {w->at, window, a->softcap, masked};
+        const wrpo__mask mask = {numbers, key0, window, a->softcap, masked};
         const int64_t most = wrpo__round_up(seen, 4);  /* whole tiles are faster */
         wrpo__multiply(x, most, NR, d, w->keys, ROOM * words, w->queries + i * words, NR, w->p, NR, false);
         if (!bwd) x->kernel->softmax(w->p, seen, mask, numbers + NR, numbers + 2 * NR, out, d);
@@ -15680,9 +15673,9 @@ static void wrpo__attention_tile(const wrpo__lanes *b, const wrpo__buffers *w, i
         end = i + NR;
         for (int k = 0; k < 2 && grads; k++) {
             memset(weights[k] + seen * NR, 0, (size_t)((n - seen) * NR) * sizeof(float));
-            x->kernel->pack(x->factors, false,
-                            (wrpo__packing){{weights[k], WRPO_DTYPE_F32, NR, 1}, n, NR,
-                                            panels[k] + i / NR * group_words * ROOM, next, group_words});
+            const wrpo__operand from = {weights[k], WRPO_DTYPE_F32, NR, 1};
+            float *to = panels[k] + i / NR * group_words * ROOM;
+            x->kernel->pack(x->factors, false, (wrpo__packing){from, n, NR, to, next, group_words});
         }
         if (!of_lanes) continue;
         wrpo__to_words(x, weights[!bwd], seen, NR);
@@ -15694,10 +15687,10 @@ static void wrpo__attention_tile(const wrpo__lanes *b, const wrpo__buffers *w, i
         wrpo__multiply(x, n, d, end - begin, panels[k] + first * ROOM, next, rows[k] + first * d_nr, d_nr,
                        grads->of[k], grads->ld, true);
 }
-/* Does one task make what a segment's lanes add to dk and dv of their own keys, or of their prefix? */
-static bool wrpo__at_once(const wrpo__attention *x, const wrpo_seg *seg, bool own) {
+/* Does one task of the backward have the segment? Its part of the prefix's gradients has room at its own rows. */
+static bool wrpo__at_once(const wrpo__attention *x, const wrpo_seg *seg) {
     const int64_t rows = seg->end - seg->begin;
-    return x->d_o && rows * x->share <= WRPO__TASK_LANES && (own || seg->prefix_end - seg->prefix <= rows);
+    return x->d_o && rows * x->share <= WRPO__TASK_LANES && seg->prefix_end - seg->prefix <= rows;
 }
 static wrpo__key_grads wrpo__grads_at(wrpo__key_grads y, int64_t row, int64_t column) {
     return (wrpo__key_grads){{y.of[0] + row * y.ld + column, y.of[1] + row * y.ld + column}, y.ld};
@@ -15715,17 +15708,16 @@ static void wrpo__attention_lanes(wrpo__lanes b) {
     const wrpo__attention *x = b.x;
     const wrpo_attn *a = x->a;
     const wrpo_seg *seg = b.seg;
-    const bool bwd = x->d_o != NULL;
+    const bool of_keys = wrpo__at_once(x, seg);
     const int64_t NR = x->kernel->NR, d = a->d, d_mr = wrpo__round_up(d, x->kernel->MR), last = b.first + b.count;
     wrpo__buffers w;
-    wrpo__attention_layout(x, x->pass, x->chunk / NR, wrpo__cpu_scratch(x->cpu), &w);
+    wrpo__attention_layout(x, x->pass, x->chunk, wrpo__cpu_scratch(x->cpu), &w);
     for (int64_t first = b.first; b.first < last; b.first += b.count) {
         b.count = WRPO__MIN(x->chunk, last - b.first);
         wrpo__attention_begin(&b, &w);
         memset(w.out, 0, (size_t)(wrpo__round_up(b.count, NR) * d_mr) * sizeof *w.out);
         for (int own = 0; own < 2; own++) {
             const int64_t begin = own ? seg->own : seg->prefix, end = own ? seg->own_end : seg->prefix_end;
-            const bool of_keys = wrpo__at_once(x, seg, own);
             for (int64_t row = begin; row < end; row += x->tile) {
                 const wrpo__key_grads y = wrpo__grads_at(own ? x->grads : x->parts, seg->begin + row - begin, b.g * d);
                 const int64_t n = WRPO__MIN(x->tile, end - row);
@@ -15735,11 +15727,10 @@ static void wrpo__attention_lanes(wrpo__lanes b) {
         }
         for (int64_t i = 0; i < b.count; i++) {
             const float *number = w.numbers + i / NR * 3 * NR + i % NR;
-            float *rows = w.queries;  /* [NR][d], of one group */
-            if (i % NR == 0) x->kernel->transpose(rows, w.out + i * d_mr, d);
-            rows += i % NR * d;
-            if (bwd) x->kernel->scale(x->dq + wrpo__lane_at(&b, i, a->ldq), a->scale, rows, WRPO_DTYPE_F32, d);
-            else wrpo__lane_write(&b, i, rows, number[NR], number[2 * NR]);
+            if (i % NR == 0) x->kernel->transpose(w.queries, w.out + i * d_mr, d);  /* of one group, [NR][d] */
+            const float *row = w.queries + i % NR * d;
+            if (x->dq) x->kernel->scale(x->dq + wrpo__lane_at(&b, i, a->ldq), a->scale, row, WRPO_DTYPE_F32, d);
+            else wrpo__lane_write(&b, i, row, number[NR], number[2 * NR]);
         }
     }
 }
@@ -15780,7 +15771,7 @@ static void wrpo__attention_row(const wrpo__lanes *b) {
     const wrpo_attn *a = x->a;
     const int64_t NR = x->kernel->NR, d = a->d, d_nr = wrpo__round_up(d, NR), share = x->share;
     wrpo__buffers w;
-    wrpo__attention_layout(x, WRPO__PASS_ROW, 1, wrpo__cpu_scratch(x->cpu), &w);
+    wrpo__attention_layout(x, WRPO__PASS_ROW, NR, wrpo__cpu_scratch(x->cpu), &w);
     for (int64_t first = 0, count; first < b->count; first += count) {
         count = WRPO__MIN(x->kernel->MR, b->count - first);
         for (int64_t i = 0; i < count; i++) {
@@ -15805,18 +15796,17 @@ static void wrpo__attention_row(const wrpo__lanes *b) {
             wrpo__lane_write(b, first + i, w.out + i * d_nr, w.numbers[i], w.numbers[NR + i]);
     }
 }
-/* The second pass of the backward: dk and dv of rows [row, row + n) of segment `home`, from the lanes of every segment
-   that sees them, in order; those of `home` may have been added already. */
+/* The second pass: dk and dv of rows [row, row + n) of segment `home`, from all segments that see them, in order. */
 static void wrpo__attention_rows(const wrpo__attention *x, const wrpo_seg *home, int64_t row, int64_t n, int64_t g) {
     const wrpo_attn *a = x->a;
     wrpo__buffers w;
-    wrpo__attention_layout(x, x->pass, x->chunk / x->kernel->NR, wrpo__cpu_scratch(x->cpu), &w);
-    if (!wrpo__at_once(x, home, true)) wrpo__grads_add(x, wrpo__grads_at(x->grads, row, g * a->d), NULL, n);
+    wrpo__attention_layout(x, x->pass, x->chunk, wrpo__cpu_scratch(x->cpu), &w);
+    if (!wrpo__at_once(x, home)) wrpo__grads_add(x, wrpo__grads_at(x->grads, row, g * a->d), NULL, n);
     for (const wrpo_seg *seg = a->segs; seg < a->segs + a->n_segs; seg++) {
         const int64_t first = seg == home ? row : WRPO__MAX(row, seg->prefix);
         const int64_t keys = (seg == home ? row + n : WRPO__MIN(row + n, seg->prefix_end)) - first;
         const int64_t lanes = (seg->end - seg->begin) * x->share;
-        const bool made = wrpo__at_once(x, seg, seg == home);
+        const bool made = wrpo__at_once(x, seg);
         if (keys <= 0 || (made && seg == home)) continue;
         const wrpo__key_grads grads = wrpo__grads_at(x->grads, first, g * a->d);
         const wrpo__key_grads part = wrpo__grads_at(x->parts, seg->begin + first - seg->prefix, g * a->d);
@@ -15845,7 +15835,7 @@ static int64_t wrpo__attention_task(const wrpo__attention *x, bool rows, int64_t
         b->segs = x->d_o ? 1 : wrpo__siblings(a, end);
         b->seg = &a->segs[end - b->segs];
         const int64_t units = (a->segs[end - 1].end - b->seg->begin) * (rows ? 1 : x->share);
-        const int64_t step = rows ? x->tile : wrpo__at_once(x, b->seg, true) ? WRPO__TASK_LANES : x->chunk;
+        const int64_t step = rows ? x->tile : wrpo__at_once(x, b->seg) ? WRPO__TASK_LANES : x->chunk;
         const int64_t here = wrpo__div_up(units, step);
         if (i < tasks + here) {
             b->first = (tasks + here - 1 - i) * step;
