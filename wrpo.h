@@ -78,7 +78,7 @@
        >>run         730  memory plan, reference cache, metrics, resume, the loop with files
        >>recipe      660  candidates to records, splits, win rates
        >>mpi          89  ranks over MPI, with -DWRPO_MPI
-       >>cpu        1920  the fast ops: dispatch, SIMD, products, attention
+       >>cpu        1910  the fast ops: dispatch, SIMD, products, attention
        >>end          22  the licence */
 /* ---------------------------------------------------------------------------------------------- >>api
    Every public declaration. If you only want to use the library, read up to the end of this section.
