@@ -834,7 +834,7 @@ typedef struct wrpo_bytes {  /* of a rank's run, before anything is allocated */
     size_t device, room;     /* bytes of total in the backend's memory; bytes that it can give, SIZE_MAX: unknown */
     int64_t recompute;       /* layers that the run recomputes */
     int64_t parameters;      /* of the model, without the adapter */
-    bool logits;             /* a micro-batch's logits are kept until its backward pass */
+    bool logits;             /* none is recomputed: they are kept until the backward pass, or not wanted there */
 } wrpo_bytes;
 typedef struct wrpo_trainer wrpo_trainer;
 /* The zeros, resolved: log this. */
@@ -962,9 +962,10 @@ struct wrpo_backend {
     void (*embed)(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D,
         float scale);
     void (*embed_bwd)(void *dev, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale);
-    /* y[r] = x[index[r]]  and  dx[index[r]] += dy[r]: dx is added to, as indices repeat */
+    /* y[r] = x[index[r]]  and  dx[index[r]] += scale[r] dy[r]: dx is added to, as indices repeat. scale NULL: 1 */
     void (*gather)(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D);
-    void (*gather_bwd)(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D);
+    void (*gather_bwd)(void *dev, void *dx, const void *dy, const float *scale, const int32_t *index, int64_t n,
+        int64_t D);
     /* y[index[r]] = x[r], rows of D elements; no index twice. Only decoding needs it (NULL: it is refused) */
     void (*scatter)(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index, int64_t n,
         int64_t D);
@@ -2010,12 +2011,14 @@ static void wrpo__plain_embed_bwd(void *dev, float *dw, const void *dy, const in
         for (int64_t j = 0; j < D; j++) dw[ids[r] * D + j] += scale * ((const float *)dy)[r * D + j];
 }
 
-/* ---- gather: y[n,D] = x[index].   dx[index] += dy: added, as an index may occur again ---- */
+/* ---- gather: y[n,D] = x[index].   dx[index] += scale dy: added, as an index may occur again ---- */
 static void wrpo__plain_gather(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D) {
     wrpo__plain_embed(dev, y, x, WRPO_DTYPE_F32, index, n, D, 1);
 }
-static void wrpo__plain_gather_bwd(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
-    wrpo__plain_embed_bwd(dev, dx, dy, index, n, D, 1);
+static void wrpo__plain_gather_bwd(void *dev, void *dx, const void *dy, const float *scale, const int32_t *index,
+                                   int64_t n, int64_t D) {
+    for (int64_t r = 0; r < n; r++)
+        wrpo__plain_embed_bwd(dev, dx, (const float *)dy + r * D, index + r, 1, D, scale ? scale[r] : 1);
 }
 /* ---- scatter: y[index] = x[n,D]. Only decoding needs it, so there is no gradient ---- */
 static void wrpo__plain_scatter(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index,
@@ -2658,7 +2661,7 @@ typedef struct wrpo__shape {         /* what there is room for */
     int64_t recompute;               /* layers [0, recompute) store only x; the backward pass computes the rest again */
     int64_t cache;                   /* rows of keys and values that outlive a forward pass, for decoding; 0 = none */
     int64_t positions;               /* 0 = as many as rows */
-    bool train;
+    bool train, frozen_head;
     int64_t rank, drop;              /* columns of lora_t; of lora_x */
 } wrpo__shape;
 /* Of a row of logits: on a device rows are 16-byte aligned, also in bfloat16, whatever the vocabulary. */
@@ -2723,7 +2726,8 @@ typedef struct wrpo__workspace {
     wrpo__acts *layer;               /* [L + 1]; the last has only x, which enters the final norm */
     wrpo__acts scratch;              /* of all layers that store only x, and in inference of all */
     void *cache, *attn_scratch;      /* cache [L][shape.cache, 2Gd]: k | v */
-    void *hid, *dhid; float *logits; /* [span, D], [span, D], [span, ldl]; hid: y at the label rows */
+    void *hid, *dhid; float *logits; /* [span, D], [span, D], [span, ldl]; hid: y at the label rows; with a
+                                        frozen head dhid is [rows, D], of all labels */
     void *dlogits;                   /* [chunk, ldl]; NULL where activations are float: it takes the place of logits */
     float *head_sum;                 /* [D] sum of the head's rows */
     bool logits_kept;                /* logits and label_lse are those of all labels */
@@ -3066,7 +3070,9 @@ static void wrpo__layer_bwd(const wrpo__workspace *r, int64_t l, const wrpo__act
 
 /* ---- the head: log-probs of labels ----
    Logits are the largest array. If the span has room for those of all labels, the backward pass finds them there;
-   if not, they are computed chunk by chunk, each in place of the one before, and again in the backward pass. */
+   if not, they are computed chunk by chunk, each in place of the one before, and again in the backward pass.
+   A frozen head, beside an adapter, has no dW. Then the forward pass makes dlogp/dy of each label, [D], while it has
+   the logits; the backward pass multiplies it by dL/dlogp; and logits are neither kept nor computed again. */
 static const wrpo_weight *wrpo__head(const wrpo_model *m) {
     return m->config.tie_word_embeddings ? WRPO__W(m, embed_tokens, 0) : WRPO__W(m, lm_head, 0);
 }
@@ -3099,6 +3105,19 @@ static void wrpo__log_probs(const wrpo__workspace *r, int64_t t, int64_t count) 
     wrpo__logits(r, t, count);
     r->be->logprob(r->dev, r->logp + t, r->label_lse + t, wrpo__logits_at(r, t), wrpo__ldl(r->be, c->vocab_size),
                    r->label_id + t, count, c->vocab_size, (float)c->final_logit_softcapping);
+}
+/* After log_probs: r->dhid[at ...] = the gradient at y of sum_t dlogp[t] logp[t], for these labels. Returns dlogits. */
+static void *wrpo__head_dx(const wrpo__workspace *r, int64_t t, int64_t count, int64_t at) {
+    const wrpo_config *c = &r->model->config;
+    const wrpo_weight *w = wrpo__head(r->model);
+    const int64_t V = w->rows, D = w->cols, ldl = wrpo__ldl(r->be, V);
+    float *logits = wrpo__logits_at(r, t);
+    void *dlogits = r->dlogits ? r->dlogits : logits, *dhid = wrpo__at(r->be, r->dhid, at * D);
+    r->be->logprob_bwd(r->dev, dlogits, logits, ldl, r->label_id + t, r->label_lse + t, r->dlogp + t, count, V,
+                       (float)c->final_logit_softcapping);
+    r->be->gemm(r->dev, WRPO_MM_NN, dhid, D, dlogits, ldl, w->data, D, w->dtype, count, D, V, 0);
+    if (c->logits_scaling > 0) wrpo__scale(r, dhid, dhid, count, 1 / c->logits_scaling);
+    return dlogits;
 }
 /* For a metric: the mean logit of every row, y (sum_v W_v) / V, is one product with the sum of the head's rows. It is
    NaN where logits are capped: their mean is no such product. The sum is made before each pass over records. */
@@ -3142,12 +3161,22 @@ static void wrpo__trunk(const wrpo__workspace *r) {
     }
     wrpo__norm_fwd(r, 0, WRPO__W_norm, r->y, D, r->rstd_final, x, D);                          /* 12 y = g x / rms(x) */
 }
-/* Log-probs of all labels into r->h_logp and, if wanted, the mean logit of every row into r->h_mean. */
-static void wrpo__forward(wrpo__workspace *r, bool means) {
+static void wrpo__put_dlogp(const wrpo__workspace *r) {
+    r->be->put(r->dev, r->dlogp, r->h_dlogp, (size_t)r->n_labels * sizeof *r->dlogp);
+}
+/* Log-probs of all labels into r->h_logp and, if wanted, the mean logit of every row into r->h_mean. train: the
+   backward pass follows. */
+static void wrpo__forward(wrpo__workspace *r, bool means, bool train) {
     wrpo__trunk(r);
     const int64_t step = wrpo__labels_at_once(r);
-    for (int64_t t = 0; t < r->n_labels; t += step)                      /* 13 log softmax(y W')[label] */
-        wrpo__log_probs(r, t, WRPO__MIN(step, r->n_labels - t));
+    const bool ahead = train && r->shape.frozen_head;
+    for (int64_t t = 0; ahead && t < r->n_labels; t++) r->h_dlogp[t] = 1;
+    if (ahead) wrpo__put_dlogp(r);
+    for (int64_t t = 0; t < r->n_labels; t += step) {                    /* 13 log softmax(y W')[label] */
+        const int64_t count = WRPO__MIN(step, r->n_labels - t);
+        wrpo__log_probs(r, t, count);
+        if (ahead) wrpo__head_dx(r, t, count, t);
+    }
     r->logits_kept = wrpo__logits_fit(r);
     if (means) wrpo__mean_logits(r);
     r->be->get(r->dev, r->h_logp, r->logp, (size_t)r->n_labels * sizeof *r->logp);
@@ -3167,38 +3196,44 @@ static void wrpo__drop_labels(wrpo__workspace *r) {
     r->n_labels = left;
     r->be->put(r->dev, r->label_row, r->h_label_row, (size_t)left * sizeof *r->label_row);
     r->be->put(r->dev, r->label_id, r->h_label_id, (size_t)left * sizeof *r->label_id);
-    r->be->put(r->dev, r->dlogp, r->h_dlogp, (size_t)left * sizeof *r->dlogp);
+}
+/* Step 13: r->dy, and the gradient of the head. */
+static void wrpo__head_bwd(wrpo__workspace *r, float *grads) {
+    const wrpo_backend *be = r->be;
+    const wrpo_weight *head = wrpo__head(r->model);
+    const int64_t V = head->rows, D = head->cols, ldl = wrpo__ldl(be, V), chunk = r->shape.chunk;
+    float *d_head = wrpo__grad(grads, head);
+    be->zero(r->dev, r->dy, (size_t)(r->n * D) * (size_t)be->act_bytes);
+    if (r->shape.frozen_head) {      /* the forward pass was here */
+        wrpo__put_dlogp(r);
+        be->gather_bwd(r->dev, r->dy, r->dhid, r->dlogp, r->label_row, r->n_labels, D);
+        return;
+    }
+    wrpo__drop_labels(r);
+    wrpo__put_dlogp(r);
+    const int64_t step = wrpo__labels_at_once(r);
+    for (int64_t t = 0; t < r->n_labels; t += step) {                    /* 13 log softmax(y W')[label] */
+        const int64_t count = WRPO__MIN(step, r->n_labels - t);
+        if (r->logits_kept) wrpo__head_input(r, t, count);
+        else wrpo__log_probs(r, t, count);
+        const void *dlogits = wrpo__head_dx(r, t, count, 0);
+        for (int64_t s = 0; s < count; s += chunk) {   /* summed chunk by chunk, whatever the step: the same bits */
+            const int64_t some = WRPO__MIN(chunk, count - s);
+            if (d_head) be->gemm(r->dev, WRPO_MM_TN, d_head, D, wrpo__at(be, dlogits, s * ldl), ldl,
+                                 wrpo__at(be, r->hid, s * D), D, WRPO_DTYPE_F32, V, D, some, 1);
+            be->gather_bwd(r->dev, r->dy, wrpo__at(be, r->dhid, s * D), NULL, r->label_row + t + s, some, D);
+        }
+    }
+    r->logits_kept = false;
 }
 /* Adds the gradient of sum_t dlogp[t] logp[t] to grads, which mirrors the weights. The caller has filled r->h_dlogp. */
 static void wrpo__backward(wrpo__workspace *r, float *grads) {
     const wrpo_model *m = r->model;
     const wrpo_backend *be = r->be;
-    const wrpo_config *c = &m->config;
-    const wrpo_weight *head = wrpo__head(m), *embed = WRPO__W(m, embed_tokens, 0);
-    const int64_t D = c->hidden_size, V = c->vocab_size, L = c->num_hidden_layers, chunk = r->shape.chunk;
-    const int64_t ldl = wrpo__ldl(be, V);
-    const float cap = (float)c->final_logit_softcapping;
-    float *d_head = wrpo__grad(grads, head), *d_embed = wrpo__grad(grads, embed);
-    wrpo__drop_labels(r);
-    be->zero(r->dev, r->dy, (size_t)(r->n * D) * (size_t)be->act_bytes);
-    const int64_t step = wrpo__labels_at_once(r);
-    for (int64_t t = 0; t < r->n_labels; t += step) {                    /* 13 log softmax(y W')[label] */
-        const int64_t count = WRPO__MIN(step, r->n_labels - t);
-        float *logits = wrpo__logits_at(r, t);
-        void *dlogits = r->dlogits ? r->dlogits : logits;
-        if (r->logits_kept) wrpo__head_input(r, t, count);
-        else wrpo__log_probs(r, t, count);
-        be->logprob_bwd(r->dev, dlogits, logits, ldl, r->label_id + t, r->label_lse + t, r->dlogp + t, count, V, cap);
-        be->gemm(r->dev, WRPO_MM_NN, r->dhid, D, dlogits, ldl, head->data, D, head->dtype, count, D, V, 0);
-        if (c->logits_scaling > 0) wrpo__scale(r, r->dhid, r->dhid, count, 1 / c->logits_scaling);
-        for (int64_t s = 0; s < count; s += chunk) {   /* summed chunk by chunk, whatever the step: the same bits */
-            const int64_t some = WRPO__MIN(chunk, count - s);
-            if (d_head) be->gemm(r->dev, WRPO_MM_TN, d_head, D, wrpo__at(be, dlogits, s * ldl), ldl,
-                                 wrpo__at(be, r->hid, s * D), D, WRPO_DTYPE_F32, V, D, some, 1);
-            be->gather_bwd(r->dev, r->dy, wrpo__at(be, r->dhid, s * D), r->label_row + t + s, some, D);
-        }
-    }
-    r->logits_kept = false;
+    const wrpo_weight *embed = WRPO__W(m, embed_tokens, 0);
+    const int64_t D = m->config.hidden_size, L = m->config.num_hidden_layers;
+    float *d_embed = wrpo__grad(grads, embed);
+    wrpo__head_bwd(r, grads);                                                                                /* 13 */
     wrpo__norm_bwd(r, 0, WRPO__W_norm, grads, r->dx, D, r->dy, NULL, r->rstd_final, r->layer[L].x, D);       /* 12 */
     for (int64_t l = L - 1; l >= 0; l--) {
         const bool stored = l >= r->shape.recompute;
@@ -3509,7 +3544,7 @@ static void wrpo__pass_micro(wrpo_trainer *t, const wrpo__set *set, const int64_
     wrpo_response *y = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *y);
     r->dropout.row = micro->row;
     wrpo__pack_micro(r, set->data, list, micro);
-    wrpo__forward(r, true);                                                    /* log pi of every scored token */
+    wrpo__forward(r, true, grads != NULL);                                     /* log pi of every scored token */
     const wrpo__location *packed = r->packed;
     for (int64_t i = micro->begin; i < micro->end; i++) {
         const int64_t index = list ? list[i] : i;
@@ -4219,6 +4254,8 @@ WRPO_API void wrpo_model_free(wrpo_model *model) {
 /* ---- a workspace ---- */
 static wrpo__shape wrpo__full_shape(wrpo__shape shape, const wrpo_model *model) {
     if (!shape.positions) shape.positions = shape.rows;
+    shape.frozen_head = shape.train && wrpo__head(model)->at < 0;
+    if (shape.frozen_head) shape.logits = false;       /* the backward pass wants none */
     shape.rank = model->lora ? model->lora->rank : 0;
     shape.drop = model->lora && model->lora->desc.dropout > 0 ? model->lora->cols : 0;
     return shape;
@@ -4266,7 +4303,7 @@ static void wrpo__workspace_layout(wrpo_ctx *ctx, const wrpo_config *c, const wr
     r->head_bytes = b->used;
     r->hid = wrpo__take(b, span, D, size_void);
     r->logits = wrpo__take(b, span, wrpo__ldl(be, V), size_float);
-    r->dhid = wrpo__take(b, span, D * train, size_void);
+    r->dhid = wrpo__take(b, s->frozen_head ? n : span, D * train, size_void);
     r->dlogits = wrpo__take(b, s->chunk, size_void == size_float ? 0 : wrpo__ldl(be, V) * train, size_void);
     r->head_bytes = b->used - r->head_bytes;
     r->bytes = b->used;
@@ -4481,7 +4518,7 @@ static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data
     for (micro = all; micro < end; micro++) {
         if (wrpo__owner(ctx, micro) == wrpo__my_rank(ctx)) {
             wrpo__pack_micro(r, data, NULL, micro);
-            wrpo__forward(r, false);
+            wrpo__forward(r, false, false);
             memcpy(at, r->h_logp, (size_t)r->n_labels * sizeof *at);
         }
         at += wrpo__scored_tokens(data, micro->begin, micro->end);
@@ -12571,7 +12608,7 @@ static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t
     out->activations = run.bytes - run.head_bytes + run.host.used;
     out->device = out->gradients + out->moments + run.bytes;
     out->recompute = shape.recompute;
-    out->logits = wrpo__span(&shape) >= rows;
+    out->logits = shape.frozen_head || wrpo__span(&shape) >= rows;
 }
 /* Finds the least recomputation with which the run fits into `room`; recompute other than 0 fixes it. It tries
      1. to recompute nothing;
@@ -15120,19 +15157,25 @@ static void wrpo__cpu_embed(void *dev, void *y, const void *w, wrpo_dtype w_type
     WRPO__PARROWS(cpu, r, n, D)
         cpu->kernel->scale((float *)y + r * D, scale, wrpo__address(w, w_type, ids[r] * D), w_type, D);
 }
-static void wrpo__cpu_embed_bwd(void *dev, float *dw, const void *dy, const int32_t *ids,
-                                int64_t n, int64_t D, float scale) {
-    const wrpo__cpu *cpu = dev;
+/* to[index[r]] += scales[r] x[r]; scales NULL: scale x[r]. A task has GROUP columns. */
+static void wrpo__cpu_add_to(const wrpo__cpu *cpu, float *to, const float *x, float scale, const float *scales,
+                             const int32_t *index, int64_t n, int64_t D) {
     WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
     for (int64_t j = 0; j < D; j += WRPO__GROUP)
         for (int64_t r = 0; r < n; r++)
-            cpu->kernel->axpy(dw + ids[r] * D + j, scale, (const float *)dy + r * D + j, WRPO__MIN(D - j, WRPO__GROUP));
+            cpu->kernel->axpy(to + index[r] * D + j, scales ? scales[r] : scale, x + r * D + j,
+                              WRPO__MIN(D - j, WRPO__GROUP));
+}
+static void wrpo__cpu_embed_bwd(void *dev, float *dw, const void *dy, const int32_t *ids,
+                                int64_t n, int64_t D, float scale) {
+    wrpo__cpu_add_to(dev, dw, dy, scale, NULL, ids, n, D);
 }
 static void wrpo__cpu_gather(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D) {
     wrpo__cpu_embed(dev, y, x, WRPO_DTYPE_F32, index, n, D, 1);
 }
-static void wrpo__cpu_gather_bwd(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
-    wrpo__cpu_embed_bwd(dev, dx, dy, index, n, D, 1);
+static void wrpo__cpu_gather_bwd(void *dev, void *dx, const void *dy, const float *scale, const int32_t *index,
+                                 int64_t n, int64_t D) {
+    wrpo__cpu_add_to(dev, dx, dy, 1, scale, index, n, D);
 }
 static void wrpo__cpu_scatter(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index,
                               int64_t n, int64_t D) {

@@ -393,13 +393,13 @@ __global__ void place_kernel(bf16 *y, int64_t ldy, const bf16 *x, int64_t ldx, c
     for (int64_t j = threadIdx.x * 8; j < D; j += blockDim.x * 8)
         store(y + to + j, load(x + r * ldx + j, D - j, fast), D - j, fast);
 }
-/* card    ops: embed_bwd (T float), gather_bwd (T bf16):  to[index[r]] += scale dy[r]. A block of 128 threads for a row
-   r and 1024 columns; it works if no row before r has the same index, and then adds all rows that have it: dy and `to`
+/* card    ops: embed_bwd (T float), gather_bwd (T bf16):  to[index[r]] += scale scales[r] dy[r], scales NULL: 1. A
+   block of 128 threads for a row r and 1024 columns; it works if no row before r has the same index, and then adds all rows that have it: dy and `to`
    are moved once (23 us as above), the indices are read n times from the cache. Sum: in order of r, in fp32, one
    rounding at the end. Any n, D. */
 template <class T>
 __global__ void scatter_kernel(T *to, const bf16 *dy, const int32_t *index, int64_t n, int64_t D, float scale,
-                               bool fast) {
+                               const float *scales, bool fast) {
     WRPO_SHARED(unsigned, hits, 4);
     const int64_t r = blockIdx.x, j = blockIdx.y * 1024 + threadIdx.x * 8;
     const int32_t id = index[r];
@@ -416,8 +416,9 @@ __global__ void scatter_kernel(T *to, const bf16 *dy, const int32_t *index, int6
                 const int64_t row = base + w * 32 + __ffs((int)left) - 1;
                 if (j >= D) continue;
                 const eight v = load(dy + row * D + j, D - j, fast);
+                const float s = scales ? scales[row] : 1;
 #pragma unroll
-                for (int i = 0; i < 8; i++) sum.x[i] += v.x[i];
+                for (int i = 0; i < 8; i++) sum.x[i] += s * v.x[i];
             }
         __syncthreads();
     }
@@ -440,13 +441,13 @@ void embed_bwd(void *d, float *dw, const void *dy, const int32_t *ids, int64_t n
     entered dev(d);
     if (n <= 0) return;
     LAUNCH_AS("embed_bwd's scatter_kernel", 0, scatter_kernel<float>, dim3((unsigned)n, (unsigned)div_up(D, 1024)),
-              128, 0, dw, (const bf16 *)dy, ids, n, D, scale, on16(dw, D, 4) && on16(dy, D, 2));
+              128, 0, dw, (const bf16 *)dy, ids, n, D, scale, nullptr, on16(dw, D, 4) && on16(dy, D, 2));
 }
-void gather_bwd(void *d, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
+void gather_bwd(void *d, void *dx, const void *dy, const float *scale, const int32_t *index, int64_t n, int64_t D) {
     entered dev(d);
     if (n <= 0) return;
     LAUNCH_AS("gather_bwd's scatter_kernel", 0, scatter_kernel<bf16>, dim3((unsigned)n, (unsigned)div_up(D, 1024)),
-              128, 0, (bf16 *)dx, (const bf16 *)dy, index, n, D, 1.0f, on16(dx, D, 2) && on16(dy, D, 2));
+              128, 0, (bf16 *)dx, (const bf16 *)dy, index, n, D, 1.0f, scale, on16(dx, D, 2) && on16(dy, D, 2));
 }
 void scatter(void *d, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index, int64_t n, int64_t D) {
     entered dev(d);

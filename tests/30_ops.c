@@ -323,9 +323,12 @@ static void test_rows(run *t, const int64_t *arg) {
     plain->gather(ref, want, w, ids, n, D);
     t->be->gather(t->dev, y, w, ids, n, D);
     result(t, "gather", "y", y, n, D, D, want, 0);
-    plain->gather_bwd(ref, dx_want, x, ids, n, D);
-    t->be->gather_bwd(t->dev, dx, x, ids, n, D);
-    result(t, "gather_bwd", "dx", dx, V, D, D, dx_want, 2e-6);
+    float *scales = random_floats(t, n, -1, 1);
+    for (int i = 0; i < 2; i++) {
+        plain->gather_bwd(ref, dx_want, x, i ? scales : NULL, ids, n, D);
+        t->be->gather_bwd(t->dev, dx, x, i ? scales : NULL, ids, n, D);
+        result(t, "gather_bwd", i ? "dx, scaled" : "dx", dx, V, D, D, dx_want, 2e-6);
+    }
     {                                /* every third row of the table, from behind */
         float *to = floats(t, 3 * n * ld, NAN), *from = random_floats(t, n * (D + 2), -1, 1),
               *rows = floats(t, 3 * n * ld, NAN);
@@ -399,8 +402,14 @@ static void test_linear(run *t, const int64_t *arg) {
     differences(t, "gemm dw", linear_loss, &e, e.w, n * k, dw, 1);
     e.op = 1, memset(dw, 0, (size_t)(n * k) * 4), t->be->embed_bwd(t->dev, dw, e.dy, e.ids, m, k, 1.5f);
     differences(t, "embed dw", linear_loss, &e, e.w, n * k, dw, 1);
-    e.op = 2, memset(dx, 0, (size_t)(n * k) * 4), t->be->gather_bwd(t->dev, dx, e.dy, e.ids, m, k);
+    e.op = 2, memset(dx, 0, (size_t)(n * k) * 4), t->be->gather_bwd(t->dev, dx, e.dy, NULL, e.ids, m, k);
     differences(t, "gather dx", linear_loss, &e, e.x, n * k, dx, 1);
+    {                                /* dy without a factor of its rows, which is given beside it */
+        float *scales = random_floats(t, m, 0.5, 2), *dy = copy_of(t, e.dy, m * k);
+        for (int64_t i = 0; i < m * k; i++) dy[i] /= scales[i / k];
+        memset(dx, 0, (size_t)(n * k) * 4), t->be->gather_bwd(t->dev, dx, dy, scales, e.ids, m, k);
+        differences(t, "gather dx, scaled", linear_loss, &e, e.x, n * k, dx, 1);
+    }
     e.op = 3, t->be->bias_bwd(t->dev, db, e.dy, n, m, n);
     differences(t, "bias db", linear_loss, &e, e.b, n, db, 1);
     e.op = 4, memcpy(dx, e.dy, (size_t)(m * 2 * k) * 4);

@@ -60,7 +60,7 @@ static float *gradients(wrpo_model *model, const wrpo_data *data, const wrpo_jso
                 wrpo__pack_record(run, &record);
             }
             wrpo__pack_end(run);
-            wrpo__forward(run, false);
+            wrpo__forward(run, false, true);
             for (int64_t i = at; i < end; i++, v = v->next) {
                 wrpo_record record = wrpo_data_record(data, i);
                 const wrpo_json *coef = golden_get(v, "coef")->child;

@@ -150,7 +150,7 @@ static double objective(wrpo__workspace *r) {
     wrpo__pack_begin(r);
     for (int i = 0; i < 3; i++) wrpo__pack_record(r, &records[i]);
     wrpo__pack_end(r);
-    wrpo__forward(r, false);
+    wrpo__forward(r, false, true);
     for (int t = 0; t < r->n_labels; t++) {
         r->h_dlogp[t] = 1 + (float)(t % 5) - 2.5f * (float)(t % 3);
         sum += (double)r->h_dlogp[t] * (double)r->h_logp[t];

@@ -219,8 +219,12 @@ static void test_rows(run *t, const int64_t *arg) {
     array gradient = rnd(t, n * D, 4, -1, 1), other = rnd(t, n * D, 4, -1, 1);
     t->be->sum(t->d, gradient.dev, other.dev, n * D), t->ref->sum(c, gradient.host, other.host, n * D);
     result(t, "sum", "y", gradient, n, D, D, 0);
-    t->be->gather_bwd(t->d, w.dev, x.dev, dids, n, D), t->ref->gather_bwd(c, w.host, x.host, ids, n, D);
-    result(t, "gather_bwd", "dx", w, V, D, D, 4e-3);
+    array scales = rnd(t, n, 4, -1, 1);
+    for (int i = 0; i < 2; i++) {
+        t->be->gather_bwd(t->d, w.dev, x.dev, i ? scales.dev : NULL, dids, n, D);
+        t->ref->gather_bwd(c, w.host, x.host, i ? scales.host : NULL, ids, n, D);
+        result(t, "gather_bwd", i ? "dx, scaled" : "dx", w, V, D, D, i ? 8e-3 : 4e-3);
+    }
     const wrpo_dropout drops[] = {{.scale = 1.5f}, {.scale = 2, .p = 0.3f, .seed = 5, .stream = 9, .row = 3}};
     for (int i = 0; i < 2; i++) {
         array in = rows_of(t, n, D, ld, -1, 1);
@@ -572,7 +576,7 @@ static void one_side(side *s, wrpo__arena *arena, const wrpo_config *c, const wr
     for (int i = 0; i < 4; i++) wrpo__pack_record(s->run, &records[i + 2]);
     wrpo__pack_end(s->run);
     wrpo__sum_head(s->run);
-    wrpo__forward(s->run, true);
+    wrpo__forward(s->run, true, true);
     s->logp = wrpo__alloc(arena, (size_t)s->run->n_labels, 4), s->mean = wrpo__alloc(arena, (size_t)s->run->n, 4);
     memcpy(s->logp, s->run->h_logp, (size_t)s->run->n_labels * 4),
         memcpy(s->mean, s->run->h_mean, (size_t)s->run->n * 4);

@@ -63,8 +63,8 @@ static void t_embed_bwd(void *dev, float *dw, const void *dy, const int32_t *ids
 static void t_gather(void *dev, void *y, const void *x, const int32_t *i, int64_t n, int64_t D) {
     MEMORY("gather", 2 * ACT * (double)(n * D), inner->gather(dev, y, x, i, n, D));
 }
-static void t_gather_bwd(void *dev, void *dx, const void *dy, const int32_t *i, int64_t n, int64_t D) {
-    CHANGING("gather_bwd", 3 * ACT * (double)(n * D), inner->gather_bwd(dev, dx, dy, i, n, D));
+static void t_gather_bwd(void *dev, void *dx, const void *dy, const float *s, const int32_t *i, int64_t n, int64_t D) {
+    CHANGING("gather_bwd", 3 * ACT * (double)(n * D), inner->gather_bwd(dev, dx, dy, s, i, n, D));
 }
 static void t_scatter(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *i, int64_t n,
                       int64_t D) {
