@@ -14791,27 +14791,27 @@ WRPO__KERNEL void WRPO__(pack)(wrpo__factors factors, bool is_b, wrpo__packing p
     else WRPO__(pack_of)(32, 32, true, true, WRPO_DTYPE_F32, p);
 }
 
-/* t = or += a' b, for one packed panel of each; the words of b are ldb apart. All of the tile is computed, and m by n
-   of it are written. */
+/* t = or += a' b, for one packed panel of each; the words of b are ldb apart. All of the tile is computed, or
+   its first vector of columns if that is enough, and m by n of it are written. */
 WRPO__INLINE void WRPO__(tile_write)(const float *tile, wrpo__target t) {
     const int64_t n = t.n;
     for (; t.m > 0; t.m--, t.c += t.ldc, tile += WRPO__(NR))
         WRPO__VECTORS(i, n)
             WRPO__PUT(t.c, t.add ? WRPO__GET(t.c) + WRPO__LOAD(tile + i) : WRPO__LOAD(tile + i));
 }
-WRPO__INLINE void WRPO__(tile_step)(const int rows, const bool pairs, const float *a, const float *b,
-                                    WRPO__V (*x)[WRPO__(NV)]) {
+WRPO__INLINE void WRPO__(tile_step)(const int rows, const int vectors, const bool pairs, const float *a,
+                                    const float *b, WRPO__V (*x)[WRPO__(NV)]) {
     WRPO__V bk[WRPO__(NV)];
-    WRPO__UNROLLED(j, WRPO__(NV)) bk[j] = WRPO__LOAD(b + j * WRPO__LANES);
+    WRPO__UNROLLED(j, vectors) bk[j] = WRPO__LOAD(b + j * WRPO__LANES);
     WRPO__UNROLLED(i, rows) {
-        WRPO__UNROLLED(j, WRPO__(NV)) {
+        WRPO__UNROLLED(j, vectors) {
             const WRPO__V row = WRPO__BROADCAST(a[i]);
             x[i][j] = pairs ? (WRPO__V)WRPO__STEP(true, row, bk[j], x[i][j]) : WRPO__ADD_PRODUCT(row, bk[j], x[i][j]);
         }
     }
 }
-WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t words, const float *a, const float *b,
-                                  int64_t ldb, wrpo__target t) {
+WRPO__INLINE void WRPO__(tile_of)(const int rows, const int vectors, const bool pairs, int64_t words, const float *a,
+                                  const float *b, int64_t ldb, wrpo__target t) {
     enum { NV = WRPO__(NV), LANES = WRPO__LANES };
     WRPO__V x[WRPO__(MR)][NV];
     WRPO__UNROLLED(i, rows) {
@@ -14829,12 +14829,12 @@ WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t word
             WRPO__UNROLL
             for (int i = 0; i < 4 * WRPO__(MR_ROOM); i += 16) WRPO__PREFETCH(a + 8 * WRPO__(MR_ROOM) + i, 0);
             WRPO__UNROLLED(i, 4) {
-                WRPO__(tile_step)(rows, pairs, a + i * WRPO__(MR_ROOM), b + i * ldb, x);
+                WRPO__(tile_step)(rows, vectors, pairs, a + i * WRPO__(MR_ROOM), b + i * ldb, x);
                 __asm__ volatile("" ::: "memory");  /* loads that move up would need more registers than there are */
             }
         }
     }
-    for (; word < words; word++, a += WRPO__(MR_ROOM), b += ldb) WRPO__(tile_step)(rows, pairs, a, b, x);
+    for (; word < words; word++, a += WRPO__(MR_ROOM), b += ldb) WRPO__(tile_step)(rows, vectors, pairs, a, b, x);
     if (t.m < rows || t.n < WRPO__(NR)) {
         float part[WRPO__(MR) * WRPO__(NR)];
         memcpy(part, x, sizeof part);
@@ -14851,9 +14851,11 @@ WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t word
 }
 WRPO__INLINE void WRPO__(tile_rows)(const bool pairs, int64_t words, const float *a, const float *b, int64_t ldb,
                                     wrpo__target t) {
-    if (t.m > 8) WRPO__(tile_of)(WRPO__(MR), pairs, words, a, b, ldb, t);
-    else if (t.m > 4) WRPO__(tile_of)(WRPO__MIN(8, WRPO__(MR)), pairs, words, a, b, ldb, t);
-    else WRPO__(tile_of)(4, pairs, words, a, b, ldb, t);
+    enum { MR = WRPO__(MR), NV = WRPO__(NV) };
+    if (t.n <= WRPO__LANES && t.m > 4) WRPO__(tile_of)(MR, 1, pairs, words, a, b, ldb, t);
+    else if (t.m > 8) WRPO__(tile_of)(MR, NV, pairs, words, a, b, ldb, t);
+    else if (t.m > 4) WRPO__(tile_of)(WRPO__MIN(8, MR), NV, pairs, words, a, b, ldb, t);
+    else WRPO__(tile_of)(4, NV, pairs, words, a, b, ldb, t);
 }
 /* a[32][words] by b[words][32], in four tiles of C: 0 and 1 are its upper rows, 2 and 3 the lower ones. */
 WRPO__INLINE void WRPO__(tile_amx)(int64_t words, const float *a, const float *b, wrpo__target t) {
@@ -15444,18 +15446,24 @@ static void wrpo__gemm_task(const wrpo__product *p, const int64_t begin[2], cons
         panels[p->shared] = wrpo__gemm_panel(p, begin[p->shared], k);
         panels[p->own] = wrpo__cpu_scratch(p->cpu);
         wrpo__gemm_pack(p, p->own, panels[p->own], begin[p->own], end[p->own] - begin[p->own], k, kc);
-        const int64_t tiles = wrpo__div_up(rows, MR) * wrpo__div_up(end[1] - begin[1], NR);
+        /* Down the columns of C, so that a panel of B stays near; where steps are few, most of the time goes into
+           moving C: then along its rows, as they are in memory. */
+        const bool along = words <= 64;
+        const int64_t across = wrpo__div_up(end[1] - begin[1], NR), tiles = wrpo__div_up(rows, MR) * across;
         int64_t done = 0;
-        for (int64_t top = begin[0]; top < end[0]; top += block)
-            for (int64_t j = begin[1]; j < end[1]; j += NR)
-                for (int64_t i = top; i < WRPO__MIN(end[0], top + block); i += MR) {
-                    const float *a = panels[0] + (i - begin[0]) / MR * words * p->room[0];
-                    const float *b = panels[1] + (j - begin[1]) / NR * words * p->room[1];
-                    const int64_t m = WRPO__MIN(MR, end[0] - i), n = WRPO__MIN(NR, end[1] - j);
-                    const wrpo__ahead ahead = wrpo__gemm_ahead(p, begin[p->own], end[p->own], k, tiles, done++);
-                    const wrpo__target c = {p->c + i * p->ldc + j, p->ldc, m, n, p->add || k > 0, ahead, false};
-                    p->cpu->kernel->tile(p->factors, words, a, b, p->room[1], c);
-                }
+        for (int64_t top = begin[0]; top < end[0]; top += block) {
+            const int64_t down = wrpo__div_up(WRPO__MIN(end[0] - top, block), MR);
+            for (int64_t tile = 0; tile < down * across; tile++) {
+                const int64_t row = (top - begin[0]) / MR + (along ? tile / across : tile % down);
+                const int64_t column = along ? tile % across : tile / down;
+                const int64_t i = begin[0] + row * MR, j = begin[1] + column * NR;
+                const int64_t m = WRPO__MIN(MR, end[0] - i), n = WRPO__MIN(NR, end[1] - j);
+                const wrpo__ahead ahead = wrpo__gemm_ahead(p, begin[p->own], end[p->own], k, tiles, done++);
+                const wrpo__target c = {p->c + i * p->ldc + j, p->ldc, m, n, p->add || k > 0, ahead, false};
+                p->cpu->kernel->tile(p->factors, words, panels[0] + row * words * p->room[0],
+                                     panels[1] + column * words * p->room[1], p->room[1], c);
+            }
+        }
     }
     if (p->factors == WRPO__TILES) WRPO__TILE_RELEASE();
 }

@@ -15,7 +15,7 @@
      profile and step: --model DIR --data FILE --max-length N real records, or else a random model and records of this
      shape: --shape smollm2|llama1b (smollm2) --layers N --vocab N --records N (8) --prompt N (48) --response N (400)
      --responses K (3) --equal (all lengths as given; otherwise they vary by half) --recompute N (0)
-     --micro-tokens N (2048) --steps N (2)
+     --micro-tokens N (2048) --steps N (2) --lora N an adapter of that rank on all linear layers (0: all weights)
 
    kernels: medians of interleaved runs, each of at least 40 ms. Threads that wait must sleep: each engine gets 20 ms of
    silence before its turn, so that the spinning threads of the one before are gone. OPENBLAS_CORETYPE and
@@ -40,7 +40,7 @@ static void omp_set_num_threads(int n) { (void)n; }
 static struct options {
     const char *model, *data, *shape, *torch, *only, *backend, *weights;
     int64_t batch, tokens, threads, reps, max_length, layers, vocab, records, prompt, response, responses, recompute,
-        micro_tokens, steps;
+        micro_tokens, steps, lora;
     bool bf16, equal;
 } opt = {.shape = "smollm2",
          .weights = "f32",
@@ -440,7 +440,10 @@ static outcome train(run_of *r, bool all) {
                          .epochs = (double)opt.steps + 1};
     if (opt.responses == 1 && !opt.model) d.loss = (wrpo_loss_desc){.method = WRPO_METHOD_SFT};
     if (opt.responses == 2 && !opt.model) d.loss.method = WRPO_METHOD_DPO;
-    need(r->ctx, wrpo_train_bytes(r->ctx, wrpo_model_config(r->model), r->data, &d, NULL, &o.bytes));
+    const wrpo_adapter_desc adapter = {.r = opt.lora};
+    if (opt.lora) need(r->ctx, wrpo_adapter_new(r->model, &adapter));
+    need(r->ctx, wrpo_train_bytes(r->ctx, wrpo_model_config(r->model), r->data, &d, opt.lora ? &adapter : NULL,
+                                  &o.bytes));
     timing = all;
     double begin = now();
     need(r->ctx, wrpo_trainer_open(r->model, r->data, &d, &t));
@@ -892,6 +895,7 @@ int main(int argc, char **argv) {
                  {"--recompute", &opt.recompute, 0, 0},
                  {"--micro-tokens", &opt.micro_tokens, 0, 0},
                  {"--steps", &opt.steps, 0, 0},
+                 {"--lora", &opt.lora, 0, 0},
                  {"--model", 0, &opt.model, 0},
                  {"--data", 0, &opt.data, 0},
                  {"--shape", 0, &opt.shape, 0},
