@@ -14099,6 +14099,7 @@ enum {
     WRPO__MC = 504,  /* rows of A, one block deep, that stay in the core's own cache */
     WRPO__A_PANELS = 12,  /* panels that a task packs for itself, of A */
     WRPO__B_PANELS = 8,  /* or of B */
+    WRPO__RAW = 48,  /* lanes of the other operand, at most, for which one is not packed */
     WRPO__THIN = 2,  /* groups of columns that a product of few rows computes in turn */
     WRPO__PACKED_FLOATS = WRPO__MAX_HIDDEN,  /* of the buffer that threads share; rmsnorm_bwd needs a row of it */
     WRPO__SCRATCH_FLOATS = 1 << 19,  /* of each thread's own */
@@ -14953,6 +14954,95 @@ WRPO__KERNEL void WRPO__(thin)(wrpo__factors factors, int64_t kc, const float *a
     else if (b.type == WRPO_DTYPE_F16) WRPO__(thin_rows)(false, WRPO_DTYPE_F16, kc, a, b, ahead, t);
     else WRPO__(thin_rows)(false, WRPO_DTYPE_F32, kc, a, b, ahead, t);
 }
+/* The same where A has few uses and is not packed: m lanes of it, at most MR, whose steps are side by side in memory,
+   by a panel of B. A word of bfloat16 has two steps. `turned`: of C the rows are B's lanes. Lanes before `skip` are
+   computed and not written. All of C's vectors are in registers, so rows are found from every third one. */
+WRPO__INLINE WRPO__V WRPO__(raw_word)(const char *at, const size_t bytes) {
+    uint32_t word = 0;
+    float x;
+    memcpy(&word, at, bytes);
+    memcpy(&x, &word, sizeof x);
+    return (WRPO__V)WRPO__BROADCAST(x);
+}
+WRPO__INLINE void WRPO__(raw_step)(const int vectors, const bool pairs, const bool split, const size_t bytes,
+                                   const char *const *row, int64_t lane, int at, const float *b,
+                                   WRPO__V (*x)[WRPO__(NV)]) {
+    enum { MR = WRPO__(MR), NR = WRPO__(NR), LANES = WRPO__LANES };
+    WRPO__UNROLLED(i, MR) {
+        const WRPO__V a = WRPO__(raw_word)(row[i / 3] + i % 3 * lane + at, bytes);
+        if (!split) {
+            WRPO__UNROLLED(j, vectors) x[i][j] = WRPO__STEP(pairs, a, WRPO__LOAD(b + j * LANES), x[i][j]);
+            continue;
+        }
+        const WRPO__V low = WRPO__FLOATS(WRPO__BITS(a) << 16), high = WRPO__FLOATS(WRPO__BITS(a) & 0xFFFF0000u);
+        WRPO__UNROLLED(j, vectors) x[i][j] = WRPO__STEP(false, low, WRPO__LOAD(b + j * LANES), x[i][j]);
+        if (bytes < 4) continue;
+        WRPO__UNROLLED(j, vectors) x[i][j] = WRPO__STEP(false, high, WRPO__LOAD(b + NR + j * LANES), x[i][j]);
+    }
+}
+/* Lanes [skip, m) of a tile. */
+WRPO__INLINE void WRPO__(raw_write)(const float *tile, int64_t skip, bool turned, wrpo__target t) {
+    enum { MR = WRPO__(MR), NR = WRPO__(NR), LANES = WRPO__LANES };
+    if (!turned) {
+        t.m -= skip;
+        t.c += skip * t.ldc;
+        WRPO__(tile_write)(tile + skip * NR, t);
+        return;
+    }
+    for (int top = 0; top < MR; top += LANES)
+        for (int64_t j = 0; j < t.n; j += LANES) {
+            WRPO__V y[LANES];
+            float part[LANES];
+            for (int i = 0; i < LANES; i++) y[i] = top + i < MR ? WRPO__LOAD(tile + (top + i) * NR + j) : (WRPO__V){0};
+            WRPO__(turn)(y);
+            for (int i = 0; i < LANES && j + i < t.n; i++) {
+                float *c = t.c + (j + i) * t.ldc;
+                WRPO__STORE(part, y[i]);
+                for (int64_t k = WRPO__MAX(skip, top); k < WRPO__MIN(MR, top + LANES); k++)
+                    c[k] = t.add ? c[k] + part[k - top] : part[k - top];
+            }
+        }
+}
+WRPO__INLINE void WRPO__(raw_of)(const int vectors, const bool pairs, const bool bf16, int64_t kc, wrpo__operand a,
+                                 const float *b, int64_t skip, bool turned, wrpo__target t) {
+    enum { MR = WRPO__(MR), NR = WRPO__(NR) };
+    const bool split = bf16 && !pairs;
+    const int64_t words = bf16 ? kc / 2 : kc, next = split ? 2 * NR : NR;
+    int64_t lane = a.lane * (bf16 ? 2 : 4);
+    const char *row[(MR + 2) / 3];
+    float tile[MR * NR];
+    WRPO__V x[MR][WRPO__(NV)];
+    WRPO__UNROLLED(i, MR) WRPO__UNROLLED(j, WRPO__(NV)) x[i][j] = (WRPO__V){0};
+    WRPO__UNROLLED(i, (MR + 2) / 3) row[i] = (const char *)a.data + 3 * i * lane;
+    int64_t word = 0;
+    for (; word + 4 <= words; word += 4, b += 4 * next) {
+        if (word % 16 == 0)
+            for (int64_t i = 0; i < t.ahead.lanes; i++, t.ahead.at += 64) WRPO__PREFETCH(t.ahead.at, 0);
+        WRPO__UNROLLED(i, 4) {
+            WRPO__(raw_step)(vectors, pairs, split, 4, row, lane, 4 * i, b + i * next, x);
+            __asm__ volatile("" : "+r"(lane)::"memory");  /* not a register for each row */
+        }
+        WRPO__UNROLLED(i, (MR + 2) / 3) row[i] += 16;
+    }
+    for (; word < words; word++, b += next) {
+        WRPO__(raw_step)(vectors, pairs, split, 4, row, lane, 0, b, x);
+        WRPO__UNROLLED(i, (MR + 2) / 3) row[i] += 4;
+    }
+    if (bf16 && kc % 2) WRPO__(raw_step)(vectors, pairs, split, 2, row, lane, 0, b, x);
+    memcpy(tile, x, sizeof tile);
+    WRPO__(raw_write)(tile, skip, turned, t);
+}
+WRPO__INLINE void WRPO__(raw_vectors)(const bool pairs, const bool bf16, int64_t kc, wrpo__operand a, const float *b,
+                                      int64_t skip, bool turned, wrpo__target t) {
+    if (t.n <= WRPO__LANES) WRPO__(raw_of)(1, pairs, bf16, kc, a, b, skip, turned, t);
+    else WRPO__(raw_of)(WRPO__(NV), pairs, bf16, kc, a, b, skip, turned, t);
+}
+WRPO__KERNEL void WRPO__(raw)(wrpo__factors factors, int64_t kc, wrpo__operand a, const float *b, int64_t skip,
+                              bool turned, wrpo__target t) {
+    if (WRPO__(HAS_PAIRS) && factors == WRPO__PAIRS) WRPO__(raw_vectors)(true, true, kc, a, b, skip, turned, t);
+    else if (a.type == WRPO_DTYPE_BF16) WRPO__(raw_vectors)(false, true, kc, a, b, skip, turned, t);
+    else WRPO__(raw_vectors)(false, false, kc, a, b, skip, turned, t);
+}
 
 /* ---- attention: a tile of scores is s[key][NR], a column for each lane ---- */
 /* x[rows][width] becomes words [rows / 2][width], in place; a last single row is paired with 0. */
@@ -15073,8 +15163,8 @@ WRPO__KERNEL void WRPO__(softmax_bwd)(float *s, float *dp, int64_t keys, wrpo__m
 #define WRPO__KERNELS(X, level) \
     X(scale, level) X(axpy, level) X(dot, level) X(rmsnorm, level) X(rmsnorm_bwd, level) X(rope, level) \
     X(glu, level) X(glu_bwd, level) X(lse, level) X(logprob_bwd, level) X(sumsq, level) X(adamw, level) \
-    X(pack, level) X(tile, level) X(thin, level) X(pair_rows, level) X(softmax, level) X(softmax_row, level) \
-    X(softmax_bwd, level) X(transpose, level)
+    X(pack, level) X(tile, level) X(thin, level) X(raw, level) X(pair_rows, level) X(softmax, level) \
+    X(softmax_row, level) X(softmax_bwd, level) X(transpose, level)
 #define WRPO__KERNEL_FIELD(name, level) __typeof__(&wrpo__##name##_##level) name;
 #define WRPO__KERNEL_OF(name, level) .name = wrpo__##name##_##level,
 typedef struct wrpo__kernels {
@@ -15329,8 +15419,9 @@ static void wrpo__cpu_adamw(void *dev, void *w, uint16_t *low, void *m, void *v,
        own     strip 0      task 0        task 1
        lanes   strip 1      task 2        task 3            (C, or its transpose)
 
-   Where A is a single panel, B is not packed (the kernel `thin`). An element of C is the sum over blocks of k, which
-   are cut from 0 by K alone, of their sums: it does not depend on m, n or the threads. */
+   Where A is a single panel, B is not packed (the kernel `thin`). Where one operand has few lanes, the other one is
+   used too little to be packed (the kernel `raw`): it becomes A, and C is turned if it was B. An element of C is the
+   sum over blocks of k, which are cut from 0 by K alone, of their sums: it does not depend on m, n or the threads. */
 typedef struct wrpo__product {
     const wrpo__cpu *cpu;
     wrpo__factors factors;
@@ -15338,7 +15429,7 @@ typedef struct wrpo__product {
     int64_t lanes[2];
     int64_t width[2], room[2];  /* of a panel: its lanes, and floats per word */
     float *c; int64_t ldc, k;
-    bool add, thin;
+    bool add, thin, raw, turned;
     int shared, own;  /* which of the two is shared, and which a task packs for itself */
     int64_t begin, end, k0, k1;  /* the current piece: shared lanes [begin, end), steps [k0, k1) */
 } wrpo__product;
@@ -15407,7 +15498,7 @@ static void wrpo__gemm_thin(const wrpo__product *p, int64_t begin, int64_t end) 
     const wrpo__operand *b = &p->operand[1];
     const int64_t LANES = p->cpu->kernel->LANES, row_bytes = b->lane * (int64_t)wrpo__dtype_size(b->type);
     const bool long_rows = WRPO__THIN * LANES * row_bytes > 1 << 19;
-    const int64_t columns = long_rows ? LANES : WRPO__THIN * LANES;
+    const int64_t columns = long_rows || b->type == WRPO_DTYPE_F32 ? LANES : WRPO__THIN * LANES;
     for (int64_t j = begin; j < end; j += columns)
         for (int64_t k = p->k0, kc; k < p->k1; k += kc) {
             kc = wrpo__gemm_block(p, k);
@@ -15418,6 +15509,25 @@ static void wrpo__gemm_thin(const wrpo__product *p, int64_t begin, int64_t end) 
                                  (wrpo__target){p->c + j, p->ldc, p->lanes[0], WRPO__MIN(columns, end - j),
                                                 p->add || k > 0, {.at = next}, one_row});
         }
+}
+/* Lanes [begin, end) of A by all lanes of the piece. The last lanes are MR too, some of which have been before. */
+static void wrpo__gemm_raw(const wrpo__product *p, int64_t begin, int64_t end) {
+    const int64_t MR = p->width[0], NR = p->width[1];
+    for (int64_t i = begin; i < end; i += MR) {
+        const int64_t first = WRPO__MIN(i, p->lanes[0] - MR), more = WRPO__MIN(MR, p->lanes[0] - i - MR);
+        for (int64_t k = p->k0, kc; k < p->k1; k += kc) {
+            kc = wrpo__gemm_block(p, k);
+            for (int64_t j = p->begin; j < p->end; j += NR) {
+                wrpo__target t = {.ldc = p->ldc, .m = MR, .n = WRPO__MIN(NR, p->end - j), .add = p->add || k > 0};
+                t.c = p->c + (p->turned ? j * p->ldc + first : first * p->ldc + j);
+                if (j == p->begin && more > 0)         /* the next lanes, in the order of memory */
+                    t.ahead = (wrpo__ahead){.lanes = more,
+                                            .at = (const char *)wrpo__gemm_from(p, 0, i + MR, k * more).data};
+                p->cpu->kernel->raw(p->factors, kc, wrpo__gemm_from(p, 0, first, k), wrpo__gemm_panel(p, j, k),
+                                    i - first, p->turned, t);
+            }
+        }
+    }
 }
 /* What a task most likely packs after the block of k: part i of `parts`. Only lanes with their steps side by side are
    worth it; of the others the machine foresees the next. */
@@ -15471,7 +15581,7 @@ static void wrpo__gemm_task(const wrpo__product *p, const int64_t begin[2], cons
 static void wrpo__gemm_piece(const wrpo__product *p, int64_t strip, int threads) {
     const int64_t count = p->end - p->begin, strips = wrpo__div_up(p->lanes[p->own], strip);
     const int64_t packing = wrpo__gemm_part(p, p->shared, count, 4 * threads);
-    const int64_t wanted = p->thin || strips >= 2 * threads ? 1 : wrpo__div_up(2 * threads, strips);
+    const int64_t wanted = p->thin || p->raw || strips >= 2 * threads ? 1 : wrpo__div_up(2 * threads, strips);
     const int64_t part = wrpo__gemm_part(p, p->shared, count, wanted), parts = wrpo__div_up(count, part);
     WRPO__PARFOR(WRPO__MIN(threads, wrpo__cpu_team(p->cpu, count * (p->k1 - p->k0))))
     for (int64_t lane = p->begin; lane < (wrpo__gemm_one_row(p) ? 0 : p->end); lane += packing)
@@ -15487,6 +15597,7 @@ static void wrpo__gemm_piece(const wrpo__product *p, int64_t strip, int threads)
         begin[p->own] = t % strips * strip;
         end[p->own] = WRPO__MIN(p->lanes[p->own], begin[p->own] + strip);
         if (p->thin) wrpo__gemm_thin(p, begin[1], end[1]);
+        else if (p->raw) wrpo__gemm_raw(p, begin[0], end[0]);
         else wrpo__gemm_task(p, begin, end);
     }
 }
@@ -15503,7 +15614,18 @@ static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const vo
         p.factors = cpu->tiles ? WRPO__TILES : WRPO__PAIRS;
     if (p.factors == WRPO__TILES) p.width[0] = p.room[0] = 32;
     p.thin = m <= p.width[0] && b_transposed && p.factors != WRPO__TILES;
-    p.shared = n < m && !p.thin;
+    const int few = n <= m;                            /* the operand of fewer lanes */
+    const wrpo_dtype wanted = p.factors == WRPO__PAIRS ? WRPO_DTYPE_BF16 : WRPO_DTYPE_F32;
+    const wrpo_dtype type = p.operand[!few].type;
+    p.raw = !p.thin && p.factors != WRPO__TILES && p.lanes[few] <= WRPO__RAW && p.lanes[!few] >= p.width[0] &&
+        p.operand[!few].step == 1 && (type == wanted || type == WRPO_DTYPE_BF16);
+    p.turned = p.raw && !few;
+    if (p.turned) {
+        const wrpo__operand other = p.operand[0];
+        p.operand[0] = p.operand[1], p.operand[1] = other;
+        p.lanes[0] = n, p.lanes[1] = m;
+    }
+    p.shared = p.raw || (n < m && !p.thin);
     p.own = !p.shared;
     if (k <= 0 && !p.add)
         for (int64_t i = 0; i < m; i++) memset(p.c + i * ldc, 0, (size_t)n * sizeof(float));
