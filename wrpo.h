@@ -66,7 +66,7 @@
        >>loss        370  WRPO and its family, on one page; schedules of alpha and of the learning rate
        >>ops         460  every op in plain C, forward above backward: what each one means
        >>layout      150  the table of weights; memory measured, then assigned
-       >>model       740  the decoder, forward and backward, over packed records with a shared prompt
+       >>model       770  the decoder, forward and backward, over packed records with a shared prompt
        >>step        450  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
        ---- Stop here if you only want the algorithm ----
        >>setup      1030  contexts, models, data and trainers, made in memory; evaluation
@@ -78,7 +78,7 @@
        >>run         730  memory plan, reference cache, metrics, resume, the loop with files
        >>recipe      660  candidates to records, splits, win rates
        >>mpi          89  ranks over MPI, with -DWRPO_MPI
-       >>cpu        1910  the fast ops: dispatch, SIMD, products, attention
+       >>cpu        2050  the fast ops: dispatch, SIMD, products, attention
        >>end          22  the licence */
 /* ---------------------------------------------------------------------------------------------- >>api
    Every public declaration. If you only want to use the library, read up to the end of this section.
@@ -806,7 +806,7 @@ typedef struct wrpo_train_desc {
     int64_t recompute;       /* layers, from the first, that store only their input; the backward pass computes the
                                 rest again: less memory, more time. -1 = all. 0: wrpo_trainer_open takes the fewest
                                 that fit memory_limit, after the logits; wrpo_trainer_new recomputes no layer, and
-                                the logits unless one chunk has them all */
+                                the logits unless one chunk has them all. An adapter's run wants no logits again */
     uint64_t seed; bool no_shuffle;  /* seed 0 = 42 */
     const char *out_dir;     /* for metrics.jsonl and the cache of reference log-probs; NULL = no files */
     const char *ref_dir;     /* the reference; NULL = the policy as it is before step 1 */
@@ -830,7 +830,8 @@ typedef struct wrpo_train_desc {
 } wrpo_train_desc;
 typedef struct wrpo_bytes {  /* of a rank's run, before anything is allocated */
     size_t weights, gradients, moments, activations, head, data, total;  /* head: hidden states, logits and their
-                                gradients of the tokens that are scored together; data: records, reference */
+                                gradients of the tokens that are scored together (with an adapter, gradients of the
+                                hidden states of all); data: records, reference */
     size_t device, room;     /* bytes of total in the backend's memory; bytes that it can give, SIZE_MAX: unknown */
     int64_t recompute;       /* layers that the run recomputes */
     int64_t parameters;      /* of the model, without the adapter */
@@ -962,7 +963,8 @@ struct wrpo_backend {
     void (*embed)(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D,
         float scale);
     void (*embed_bwd)(void *dev, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale);
-    /* y[r] = x[index[r]]  and  dx[index[r]] += scale[r] dy[r]: dx is added to, as indices repeat. scale NULL: 1 */
+    /* y[r] = x[index[r]]  and  dx[index[r]] += scale[r] dy[r]: dx is added to, as indices repeat. scale NULL: 1; a row
+       of scale 0 is left out, whatever it is */
     void (*gather)(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D);
     void (*gather_bwd)(void *dev, void *dx, const void *dy, const float *scale, const int32_t *index, int64_t n,
         int64_t D);
@@ -2018,7 +2020,8 @@ static void wrpo__plain_gather(void *dev, void *y, const void *x, const int32_t 
 static void wrpo__plain_gather_bwd(void *dev, void *dx, const void *dy, const float *scale, const int32_t *index,
                                    int64_t n, int64_t D) {
     for (int64_t r = 0; r < n; r++)
-        wrpo__plain_embed_bwd(dev, dx, (const float *)dy + r * D, index + r, 1, D, scale ? scale[r] : 1);
+        if (!scale || scale[r] != 0)
+            wrpo__plain_embed_bwd(dev, dx, (const float *)dy + r * D, index + r, 1, D, scale ? scale[r] : 1);
 }
 /* ---- scatter: y[index] = x[n,D]. Only decoding needs it, so there is no gradient ---- */
 static void wrpo__plain_scatter(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index,
@@ -2661,7 +2664,7 @@ typedef struct wrpo__shape {         /* what there is room for */
     int64_t recompute;               /* layers [0, recompute) store only x; the backward pass computes the rest again */
     int64_t cache;                   /* rows of keys and values that outlive a forward pass, for decoding; 0 = none */
     int64_t positions;               /* 0 = as many as rows */
-    bool train, frozen_head;
+    bool train, frozen_head;         /* frozen_head: by wrpo__full_shape; the head is not trained */
     int64_t rank, drop;              /* columns of lora_t; of lora_x */
 } wrpo__shape;
 /* Of a row of logits: on a device rows are 16-byte aligned, also in bfloat16, whatever the vocabulary. */
@@ -3072,14 +3075,15 @@ static void wrpo__layer_bwd(const wrpo__workspace *r, int64_t l, const wrpo__act
    Logits are the largest array. If the span has room for those of all labels, the backward pass finds them there;
    if not, they are computed chunk by chunk, each in place of the one before, and again in the backward pass.
    A frozen head, beside an adapter, has no dW. Then the forward pass makes dlogp/dy of each label, [D], while it has
-   the logits; the backward pass multiplies it by dL/dlogp; and logits are neither kept nor computed again. */
+   the logits, also of labels whose dL/dlogp will be 0; the backward pass multiplies it by dL/dlogp; and logits are
+   neither kept nor computed again. */
 static const wrpo_weight *wrpo__head(const wrpo_model *m) {
     return m->config.tie_word_embeddings ? WRPO__W(m, embed_tokens, 0) : WRPO__W(m, lm_head, 0);
 }
 static bool wrpo__logits_fit(const wrpo__workspace *r) { return r->n_labels <= wrpo__span(&r->shape); }
 /* How many labels one product takes. On the host in float: all, if their logits fit. Otherwise a chunk, as dlogits has
    no room for more. In neither case do bits depend on the memory there is: in float each row of a product is
-   independent, and dW is summed chunk by chunk (wrpo__backward). */
+   independent, and dW is summed chunk by chunk (wrpo__head_bwd). */
 static int64_t wrpo__labels_at_once(const wrpo__workspace *r) {
     const bool any_shape = r->be->host && r->be->act_bytes == sizeof(float);
     return any_shape && wrpo__logits_fit(r) ? WRPO__MAX(r->n_labels, 1) : r->shape.chunk;
@@ -3177,7 +3181,7 @@ static void wrpo__forward(wrpo__workspace *r, bool means, bool train) {
         wrpo__log_probs(r, t, count);
         if (ahead) wrpo__head_dx(r, t, count, t);
     }
-    r->logits_kept = wrpo__logits_fit(r);
+    r->logits_kept = !ahead && wrpo__logits_fit(r);
     if (means) wrpo__mean_logits(r);
     r->be->get(r->dev, r->h_logp, r->logp, (size_t)r->n_labels * sizeof *r->logp);
     wrpo__sync(r->model->ctx);
@@ -3202,7 +3206,6 @@ static void wrpo__head_bwd(wrpo__workspace *r, float *grads) {
     const wrpo_backend *be = r->be;
     const wrpo_weight *head = wrpo__head(r->model);
     const int64_t V = head->rows, D = head->cols, ldl = wrpo__ldl(be, V), chunk = r->shape.chunk;
-    float *d_head = wrpo__grad(grads, head);
     be->zero(r->dev, r->dy, (size_t)(r->n * D) * (size_t)be->act_bytes);
     if (r->shape.frozen_head) {      /* the forward pass was here */
         wrpo__put_dlogp(r);
@@ -3219,8 +3222,8 @@ static void wrpo__head_bwd(wrpo__workspace *r, float *grads) {
         const void *dlogits = wrpo__head_dx(r, t, count, 0);
         for (int64_t s = 0; s < count; s += chunk) {   /* summed chunk by chunk, whatever the step: the same bits */
             const int64_t some = WRPO__MIN(chunk, count - s);
-            if (d_head) be->gemm(r->dev, WRPO_MM_TN, d_head, D, wrpo__at(be, dlogits, s * ldl), ldl,
-                                 wrpo__at(be, r->hid, s * D), D, WRPO_DTYPE_F32, V, D, some, 1);
+            be->gemm(r->dev, WRPO_MM_TN, grads + head->at, D, wrpo__at(be, dlogits, s * ldl), ldl,
+                     wrpo__at(be, r->hid, s * D), D, WRPO_DTYPE_F32, V, D, some, 1);
             be->gather_bwd(r->dev, r->dy, wrpo__at(be, r->dhid, s * D), NULL, r->label_row + t + s, some, D);
         }
     }
@@ -12612,7 +12615,7 @@ static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t
 }
 /* Finds the least recomputation with which the run fits into `room`; recompute other than 0 fixes it. It tries
      1. to recompute nothing;
-     2. to recompute the logits: of all that is kept, they save the least time a byte;
+     2. to recompute the logits: of all that is kept, they save the least time a byte (with an adapter, as 1);
      3. to recompute layers as well, as few as do.
    false: it does not fit. */
 static bool wrpo__fit(const wrpo_model *model, wrpo_moments moments, int64_t recompute, int64_t rows, size_t room,
@@ -14099,7 +14102,7 @@ enum {
     WRPO__MC = 504,  /* rows of A, one block deep, that stay in the core's own cache */
     WRPO__A_PANELS = 12,  /* panels that a task packs for itself, of A */
     WRPO__B_PANELS = 8,  /* or of B */
-    WRPO__RAW = 48,  /* lanes of the other operand, at most, for which one is not packed */
+    WRPO__UNPACKED = 48,  /* lanes of the other operand, at most, for which one is not packed */
     WRPO__THIN = 2,  /* groups of columns that a product of few rows computes in turn */
     WRPO__PACKED_FLOATS = WRPO__MAX_HIDDEN,  /* of the buffer that threads share; rmsnorm_bwd needs a row of it */
     WRPO__SCRATCH_FLOATS = 1 << 19,  /* of each thread's own */
@@ -14415,16 +14418,18 @@ WRPO__INLINE void WRPO__(turn)(WRPO__V *x) {
         x[i + 3] = WRPO__SHUFFLE(b, d, WRPO__QUADS(2, 3, N + 2, N + 3));
     }
 #if WRPO__LANES == 16
+#define WRPO__HALVES(x, y, i) WRPO__SHUFFLE(x, y, WRPO__RUN(i), WRPO__RUN(i + 4), WRPO__RUN(i + 16), WRPO__RUN(i + 20))
+#define WRPO__FOURTHS(x, y, i) WRPO__SHUFFLE(x, y, WRPO__RUN(i), WRPO__RUN(i + 8), WRPO__RUN(i + 16), WRPO__RUN(i + 24))
     WRPO__UNROLLED(i, 4) {
-        const WRPO__V a = WRPO__SHUFFLE(x[i], x[i + 4], WRPO__RUN(0), WRPO__RUN(4), WRPO__RUN(16), WRPO__RUN(20));
-        const WRPO__V b = WRPO__SHUFFLE(x[i], x[i + 4], WRPO__RUN(8), WRPO__RUN(12), WRPO__RUN(24), WRPO__RUN(28));
-        const WRPO__V c = WRPO__SHUFFLE(x[i + 8], x[i + 12], WRPO__RUN(0), WRPO__RUN(4), WRPO__RUN(16), WRPO__RUN(20));
-        const WRPO__V d = WRPO__SHUFFLE(x[i + 8], x[i + 12], WRPO__RUN(8), WRPO__RUN(12), WRPO__RUN(24), WRPO__RUN(28));
-        x[i] = WRPO__SHUFFLE(a, c, WRPO__RUN(0), WRPO__RUN(8), WRPO__RUN(16), WRPO__RUN(24));
-        x[i + 4] = WRPO__SHUFFLE(a, c, WRPO__RUN(4), WRPO__RUN(12), WRPO__RUN(20), WRPO__RUN(28));
-        x[i + 8] = WRPO__SHUFFLE(b, d, WRPO__RUN(0), WRPO__RUN(8), WRPO__RUN(16), WRPO__RUN(24));
-        x[i + 12] = WRPO__SHUFFLE(b, d, WRPO__RUN(4), WRPO__RUN(12), WRPO__RUN(20), WRPO__RUN(28));
+        const WRPO__V a = WRPO__HALVES(x[i], x[i + 4], 0), b = WRPO__HALVES(x[i], x[i + 4], 8);
+        const WRPO__V c = WRPO__HALVES(x[i + 8], x[i + 12], 0), d = WRPO__HALVES(x[i + 8], x[i + 12], 8);
+        x[i] = WRPO__FOURTHS(a, c, 0);
+        x[i + 4] = WRPO__FOURTHS(a, c, 4);
+        x[i + 8] = WRPO__FOURTHS(b, d, 0);
+        x[i + 12] = WRPO__FOURTHS(b, d, 4);
     }
+#undef WRPO__HALVES
+#undef WRPO__FOURTHS
 #elif WRPO__LANES == 8
     WRPO__UNROLLED(i, 4) {
         const WRPO__V a = x[i];
@@ -14956,20 +14961,21 @@ WRPO__KERNEL void WRPO__(thin)(wrpo__factors factors, int64_t kc, const float *a
 }
 /* The same where A has few uses and is not packed: m lanes of it, at most MR, whose steps are side by side in memory,
    by a panel of B. A word of bfloat16 has two steps. `turned`: of C the rows are B's lanes. Lanes before `skip` are
-   computed and not written. All of C's vectors are in registers, so rows are found from every third one. */
-WRPO__INLINE WRPO__V WRPO__(raw_word)(const char *at, const size_t bytes) {
+   computed and not written. All of C's vectors are in registers, so rows are found from every third one. Fetched ahead
+   are t.ahead.lanes lines of the cache, from t.ahead.at on, in every 16 words. */
+WRPO__INLINE WRPO__V WRPO__(unpacked_word)(const char *at, const bool bf16, const size_t bytes) {
     uint32_t word = 0;
     float x;
     memcpy(&word, at, bytes);
     memcpy(&x, &word, sizeof x);
-    return (WRPO__V)WRPO__BROADCAST(x);
+    return bf16 ? WRPO__FLOATS(word + (WRPO__U){0}) : (WRPO__V)WRPO__BROADCAST(x);  /* two halves are no float */
 }
-WRPO__INLINE void WRPO__(raw_step)(const int vectors, const bool pairs, const bool split, const size_t bytes,
+WRPO__INLINE void WRPO__(unpacked_step)(const int vectors, const bool pairs, const bool split, const size_t bytes,
                                    const char *const *row, int64_t lane, int at, const float *b,
                                    WRPO__V (*x)[WRPO__(NV)]) {
     enum { MR = WRPO__(MR), NR = WRPO__(NR), LANES = WRPO__LANES };
     WRPO__UNROLLED(i, MR) {
-        const WRPO__V a = WRPO__(raw_word)(row[i / 3] + i % 3 * lane + at, bytes);
+        const WRPO__V a = WRPO__(unpacked_word)(row[i / 3] + i % 3 * lane + at, pairs || split, bytes);
         if (!split) {
             WRPO__UNROLLED(j, vectors) x[i][j] = WRPO__STEP(pairs, a, WRPO__LOAD(b + j * LANES), x[i][j]);
             continue;
@@ -14981,7 +14987,7 @@ WRPO__INLINE void WRPO__(raw_step)(const int vectors, const bool pairs, const bo
     }
 }
 /* Lanes [skip, m) of a tile. */
-WRPO__INLINE void WRPO__(raw_write)(const float *tile, int64_t skip, bool turned, wrpo__target t) {
+WRPO__INLINE void WRPO__(unpacked_write)(const float *tile, int64_t skip, bool turned, wrpo__target t) {
     enum { MR = WRPO__(MR), NR = WRPO__(NR), LANES = WRPO__LANES };
     if (!turned) {
         t.m -= skip;
@@ -15003,7 +15009,7 @@ WRPO__INLINE void WRPO__(raw_write)(const float *tile, int64_t skip, bool turned
             }
         }
 }
-WRPO__INLINE void WRPO__(raw_of)(const int vectors, const bool pairs, const bool bf16, int64_t kc, wrpo__operand a,
+WRPO__INLINE void WRPO__(unpacked_of)(const int vectors, const bool pairs, const bool bf16, int64_t kc, wrpo__operand a,
                                  const float *b, int64_t skip, bool turned, wrpo__target t) {
     enum { MR = WRPO__(MR), NR = WRPO__(NR) };
     const bool split = bf16 && !pairs;
@@ -15019,29 +15025,29 @@ WRPO__INLINE void WRPO__(raw_of)(const int vectors, const bool pairs, const bool
         if (word % 16 == 0)
             for (int64_t i = 0; i < t.ahead.lanes; i++, t.ahead.at += 64) WRPO__PREFETCH(t.ahead.at, 0);
         WRPO__UNROLLED(i, 4) {
-            WRPO__(raw_step)(vectors, pairs, split, 4, row, lane, 4 * i, b + i * next, x);
+            WRPO__(unpacked_step)(vectors, pairs, split, 4, row, lane, 4 * i, b + i * next, x);
             __asm__ volatile("" : "+r"(lane)::"memory");  /* not a register for each row */
         }
         WRPO__UNROLLED(i, (MR + 2) / 3) row[i] += 16;
     }
     for (; word < words; word++, b += next) {
-        WRPO__(raw_step)(vectors, pairs, split, 4, row, lane, 0, b, x);
+        WRPO__(unpacked_step)(vectors, pairs, split, 4, row, lane, 0, b, x);
         WRPO__UNROLLED(i, (MR + 2) / 3) row[i] += 4;
     }
-    if (bf16 && kc % 2) WRPO__(raw_step)(vectors, pairs, split, 2, row, lane, 0, b, x);
+    if (bf16 && kc % 2) WRPO__(unpacked_step)(vectors, pairs, split, 2, row, lane, 0, b, x);
     memcpy(tile, x, sizeof tile);
-    WRPO__(raw_write)(tile, skip, turned, t);
+    WRPO__(unpacked_write)(tile, skip, turned, t);
 }
-WRPO__INLINE void WRPO__(raw_vectors)(const bool pairs, const bool bf16, int64_t kc, wrpo__operand a, const float *b,
-                                      int64_t skip, bool turned, wrpo__target t) {
-    if (t.n <= WRPO__LANES) WRPO__(raw_of)(1, pairs, bf16, kc, a, b, skip, turned, t);
-    else WRPO__(raw_of)(WRPO__(NV), pairs, bf16, kc, a, b, skip, turned, t);
+WRPO__INLINE void WRPO__(unpacked_vectors)(const bool pairs, const bool bf16, int64_t kc, wrpo__operand a,
+                                           const float *b, int64_t skip, bool turned, wrpo__target t) {
+    if (t.n <= WRPO__LANES) WRPO__(unpacked_of)(1, pairs, bf16, kc, a, b, skip, turned, t);
+    else WRPO__(unpacked_of)(WRPO__(NV), pairs, bf16, kc, a, b, skip, turned, t);
 }
-WRPO__KERNEL void WRPO__(raw)(wrpo__factors factors, int64_t kc, wrpo__operand a, const float *b, int64_t skip,
+WRPO__KERNEL void WRPO__(unpacked)(wrpo__factors factors, int64_t kc, wrpo__operand a, const float *b, int64_t skip,
                               bool turned, wrpo__target t) {
-    if (WRPO__(HAS_PAIRS) && factors == WRPO__PAIRS) WRPO__(raw_vectors)(true, true, kc, a, b, skip, turned, t);
-    else if (a.type == WRPO_DTYPE_BF16) WRPO__(raw_vectors)(false, true, kc, a, b, skip, turned, t);
-    else WRPO__(raw_vectors)(false, false, kc, a, b, skip, turned, t);
+    if (WRPO__(HAS_PAIRS) && factors == WRPO__PAIRS) WRPO__(unpacked_vectors)(true, true, kc, a, b, skip, turned, t);
+    else if (a.type == WRPO_DTYPE_BF16) WRPO__(unpacked_vectors)(false, true, kc, a, b, skip, turned, t);
+    else WRPO__(unpacked_vectors)(false, false, kc, a, b, skip, turned, t);
 }
 
 /* ---- attention: a tile of scores is s[key][NR], a column for each lane ---- */
@@ -15163,7 +15169,7 @@ WRPO__KERNEL void WRPO__(softmax_bwd)(float *s, float *dp, int64_t keys, wrpo__m
 #define WRPO__KERNELS(X, level) \
     X(scale, level) X(axpy, level) X(dot, level) X(rmsnorm, level) X(rmsnorm_bwd, level) X(rope, level) \
     X(glu, level) X(glu_bwd, level) X(lse, level) X(logprob_bwd, level) X(sumsq, level) X(adamw, level) \
-    X(pack, level) X(tile, level) X(thin, level) X(raw, level) X(pair_rows, level) X(softmax, level) \
+    X(pack, level) X(tile, level) X(thin, level) X(unpacked, level) X(pair_rows, level) X(softmax, level) \
     X(softmax_row, level) X(softmax_bwd, level) X(transpose, level)
 #define WRPO__KERNEL_FIELD(name, level) __typeof__(&wrpo__##name##_##level) name;
 #define WRPO__KERNEL_OF(name, level) .name = wrpo__##name##_##level,
@@ -15255,8 +15261,9 @@ static void wrpo__cpu_add_to(const wrpo__cpu *cpu, float *to, const float *x, fl
     WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
     for (int64_t j = 0; j < D; j += WRPO__GROUP)
         for (int64_t r = 0; r < n; r++)
-            cpu->kernel->axpy(to + index[r] * D + j, scales ? scales[r] : scale, x + r * D + j,
-                              WRPO__MIN(D - j, WRPO__GROUP));
+            if (!scales || scales[r] != 0)
+                cpu->kernel->axpy(to + index[r] * D + j, scales ? scales[r] : scale, x + r * D + j,
+                                  WRPO__MIN(D - j, WRPO__GROUP));
 }
 static void wrpo__cpu_embed_bwd(void *dev, float *dw, const void *dy, const int32_t *ids,
                                 int64_t n, int64_t D, float scale) {
@@ -15420,8 +15427,9 @@ static void wrpo__cpu_adamw(void *dev, void *w, uint16_t *low, void *m, void *v,
        lanes   strip 1      task 2        task 3            (C, or its transpose)
 
    Where A is a single panel, B is not packed (the kernel `thin`). Where one operand has few lanes, the other one is
-   used too little to be packed (the kernel `raw`): it becomes A, and C is turned if it was B. An element of C is the
-   sum over blocks of k, which are cut from 0 by K alone, of their sums: it does not depend on m, n or the threads. */
+   used too little to be packed (the kernel `unpacked`), if its steps are side by side, in words that a tile can take:
+   it becomes A, and C is turned if it was B. An element of C is the sum over blocks of k, which are cut from 0 by K
+   alone, of their sums: it does not depend on m, n or the threads. */
 typedef struct wrpo__product {
     const wrpo__cpu *cpu;
     wrpo__factors factors;
@@ -15429,7 +15437,7 @@ typedef struct wrpo__product {
     int64_t lanes[2];
     int64_t width[2], room[2];  /* of a panel: its lanes, and floats per word */
     float *c; int64_t ldc, k;
-    bool add, thin, raw, turned;
+    bool add, thin, unpacked, turned;
     int shared, own;  /* which of the two is shared, and which a task packs for itself */
     int64_t begin, end, k0, k1;  /* the current piece: shared lanes [begin, end), steps [k0, k1) */
 } wrpo__product;
@@ -15496,9 +15504,11 @@ static bool wrpo__gemm_one_row(const wrpo__product *p) {
    not stay in the cache until they are used, what follows in their rows. */
 static void wrpo__gemm_thin(const wrpo__product *p, int64_t begin, int64_t end) {
     const wrpo__operand *b = &p->operand[1];
+    /* Of floats one group: they take longer to arrive than to sum, and come faster from fewer rows. */
     const int64_t LANES = p->cpu->kernel->LANES, row_bytes = b->lane * (int64_t)wrpo__dtype_size(b->type);
-    const bool long_rows = WRPO__THIN * LANES * row_bytes > 1 << 19;
-    const int64_t columns = long_rows || b->type == WRPO_DTYPE_F32 ? LANES : WRPO__THIN * LANES;
+    const int64_t groups = (b->type == WRPO_DTYPE_F32 ? 1 : WRPO__THIN) * LANES;
+    const bool long_rows = groups * row_bytes > 1 << 19;
+    const int64_t columns = long_rows ? LANES : groups;
     for (int64_t j = begin; j < end; j += columns)
         for (int64_t k = p->k0, kc; k < p->k1; k += kc) {
             kc = wrpo__gemm_block(p, k);
@@ -15511,7 +15521,7 @@ static void wrpo__gemm_thin(const wrpo__product *p, int64_t begin, int64_t end) 
         }
 }
 /* Lanes [begin, end) of A by all lanes of the piece. The last lanes are MR too, some of which have been before. */
-static void wrpo__gemm_raw(const wrpo__product *p, int64_t begin, int64_t end) {
+static void wrpo__gemm_unpacked(const wrpo__product *p, int64_t begin, int64_t end) {
     const int64_t MR = p->width[0], NR = p->width[1];
     for (int64_t i = begin; i < end; i += MR) {
         const int64_t first = WRPO__MIN(i, p->lanes[0] - MR), more = WRPO__MIN(MR, p->lanes[0] - i - MR);
@@ -15523,7 +15533,7 @@ static void wrpo__gemm_raw(const wrpo__product *p, int64_t begin, int64_t end) {
                 if (j == p->begin && more > 0)         /* the next lanes, in the order of memory */
                     t.ahead = (wrpo__ahead){.lanes = more,
                                             .at = (const char *)wrpo__gemm_from(p, 0, i + MR, k * more).data};
-                p->cpu->kernel->raw(p->factors, kc, wrpo__gemm_from(p, 0, first, k), wrpo__gemm_panel(p, j, k),
+                p->cpu->kernel->unpacked(p->factors, kc, wrpo__gemm_from(p, 0, first, k), wrpo__gemm_panel(p, j, k),
                                     i - first, p->turned, t);
             }
         }
@@ -15581,7 +15591,7 @@ static void wrpo__gemm_task(const wrpo__product *p, const int64_t begin[2], cons
 static void wrpo__gemm_piece(const wrpo__product *p, int64_t strip, int threads) {
     const int64_t count = p->end - p->begin, strips = wrpo__div_up(p->lanes[p->own], strip);
     const int64_t packing = wrpo__gemm_part(p, p->shared, count, 4 * threads);
-    const int64_t wanted = p->thin || p->raw || strips >= 2 * threads ? 1 : wrpo__div_up(2 * threads, strips);
+    const int64_t wanted = p->thin || p->unpacked || strips >= 2 * threads ? 1 : wrpo__div_up(2 * threads, strips);
     const int64_t part = wrpo__gemm_part(p, p->shared, count, wanted), parts = wrpo__div_up(count, part);
     WRPO__PARFOR(WRPO__MIN(threads, wrpo__cpu_team(p->cpu, count * (p->k1 - p->k0))))
     for (int64_t lane = p->begin; lane < (wrpo__gemm_one_row(p) ? 0 : p->end); lane += packing)
@@ -15597,7 +15607,7 @@ static void wrpo__gemm_piece(const wrpo__product *p, int64_t strip, int threads)
         begin[p->own] = t % strips * strip;
         end[p->own] = WRPO__MIN(p->lanes[p->own], begin[p->own] + strip);
         if (p->thin) wrpo__gemm_thin(p, begin[1], end[1]);
-        else if (p->raw) wrpo__gemm_raw(p, begin[0], end[0]);
+        else if (p->unpacked) wrpo__gemm_unpacked(p, begin[0], end[0]);
         else wrpo__gemm_task(p, begin, end);
     }
 }
@@ -15615,17 +15625,17 @@ static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const vo
     if (p.factors == WRPO__TILES) p.width[0] = p.room[0] = 32;
     p.thin = m <= p.width[0] && b_transposed && p.factors != WRPO__TILES;
     const int few = n <= m;                            /* the operand of fewer lanes */
-    const wrpo_dtype wanted = p.factors == WRPO__PAIRS ? WRPO_DTYPE_BF16 : WRPO_DTYPE_F32;
-    const wrpo_dtype type = p.operand[!few].type;
-    p.raw = !p.thin && p.factors != WRPO__TILES && p.lanes[few] <= WRPO__RAW && p.lanes[!few] >= p.width[0] &&
-        p.operand[!few].step == 1 && (type == wanted || type == WRPO_DTYPE_BF16);
-    p.turned = p.raw && !few;
+    const wrpo__operand *many = &p.operand[!few];
+    const bool words = p.factors == WRPO__PAIRS ? many->type == WRPO_DTYPE_BF16 : many->type != WRPO_DTYPE_F16;
+    p.unpacked = !p.thin && p.factors != WRPO__TILES && words && many->step == 1 &&
+        p.lanes[few] <= WRPO__UNPACKED && p.lanes[!few] >= p.width[0];
+    p.turned = p.unpacked && !few;
     if (p.turned) {
         const wrpo__operand other = p.operand[0];
         p.operand[0] = p.operand[1], p.operand[1] = other;
         p.lanes[0] = n, p.lanes[1] = m;
     }
-    p.shared = p.raw || (n < m && !p.thin);
+    p.shared = p.unpacked || (n < m && !p.thin);
     p.own = !p.shared;
     if (k <= 0 && !p.add)
         for (int64_t i = 0; i < m; i++) memset(p.c + i * ldc, 0, (size_t)n * sizeof(float));

@@ -393,10 +393,10 @@ __global__ void place_kernel(bf16 *y, int64_t ldy, const bf16 *x, int64_t ldx, c
     for (int64_t j = threadIdx.x * 8; j < D; j += blockDim.x * 8)
         store(y + to + j, load(x + r * ldx + j, D - j, fast), D - j, fast);
 }
-/* card    ops: embed_bwd (T float), gather_bwd (T bf16):  to[index[r]] += scale scales[r] dy[r], scales NULL: 1. A
-   block of 128 threads for a row r and 1024 columns; it works if no row before r has the same index, and then adds all rows that have it: dy and `to`
-   are moved once (23 us as above), the indices are read n times from the cache. Sum: in order of r, in fp32, one
-   rounding at the end. Any n, D. */
+/* card    ops: embed_bwd (T float), gather_bwd (T bf16):  to[index[r]] += scale scales[r] dy[r]; scales NULL: 1; rows
+   of scale 0 are left out. A block of 128 threads for a row r and 1024 columns; it works if no row before r has the
+   same index, and then adds all rows that have it: dy and `to` are moved once (23 us as above), the indices are read n
+   times from the cache: 4 n^2 bytes for 1024 columns. Sum: in order of r, fp32, one rounding at the end. Any n, D. */
 template <class T>
 __global__ void scatter_kernel(T *to, const bf16 *dy, const int32_t *index, int64_t n, int64_t D, float scale,
                                const float *scales, bool fast) {
@@ -414,9 +414,9 @@ __global__ void scatter_kernel(T *to, const bf16 *dy, const int32_t *index, int6
         for (int w = 0; w < 4; w++)
             for (unsigned left = hits[w]; left; left &= left - 1) {
                 const int64_t row = base + w * 32 + __ffs((int)left) - 1;
-                if (j >= D) continue;
-                const eight v = load(dy + row * D + j, D - j, fast);
                 const float s = scales ? scales[row] : 1;
+                if (j >= D || s == 0) continue;
+                const eight v = load(dy + row * D + j, D - j, fast);
 #pragma unroll
                 for (int i = 0; i < 8; i++) sum.x[i] += s * v.x[i];
             }

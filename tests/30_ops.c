@@ -219,6 +219,31 @@ static void test_gemm(run *t, const int64_t *arg) {
 /* ---- the same in a context of bfloat16: sums in float of factors rounded to it, where the machine multiplies pairs of
    them; of factors as they are elsewhere. The same bits for every number of threads, and for a row by itself. Args m,
    n, k, layout, beta, extra ---- */
+/* Operands that end where their memory ends, for a sanitizer to see what is read behind them. args m, n, k */
+static void test_gemm_exact(run *t, const int64_t *arg) {
+    const int64_t m = arg[0], n = arg[1], k = arg[2];
+    float *a = malloc((size_t)(m * k) * 4), *b = malloc((size_t)(n * k) * 4), *c[2];
+    uint16_t *half = malloc((size_t)(n * k) * 2);
+    for (int64_t i = 0; i < m * k; i++) a[i] = (float)uniform(t, -1, 1);
+    for (int64_t i = 0; i < n * k; i++) {
+        half[i] = wrpo__float_to_bf16((float)uniform(t, -1, 1));
+        b[i] = wrpo__float_of(half[i]);
+    }
+    for (int i = 0; i < 2; i++) {
+        c[i] = malloc((size_t)(m * n) * 4);
+        t->be->gemm(t->dev, WRPO_MM_NT, c[i], n, a, k, i ? (void *)half : (void *)b, k,
+                    i ? WRPO_DTYPE_BF16 : WRPO_DTYPE_F32, m, n, k, 0);
+    }
+    CHECK(!memcmp(c[0], c[1], (size_t)(m * n) * 4), "%s: weights in bfloat16 give other bits", t->name);
+    double error = 0;
+    for (int64_t i = 0; i < m * n; i++) {
+        double want = 0;
+        for (int64_t j = 0; j < k; j++) want += (double)a[i / n * k + j] * (double)b[i % n * k + j];
+        error = test_larger(error, fabs((double)c[0][i] - want));
+    }
+    CHECK(error < 1e-7 * (double)k, "%s: an element is off by %g", t->name, error);
+    free(a), free(b), free(half), free(c[0]), free(c[1]);
+}
 static void test_gemm_pairs(run *t, const int64_t *arg) {
     const int64_t m = arg[0], n = arg[1], k = arg[2], extra = arg[5];
     const wrpo_mm mm = (wrpo_mm)arg[3];
@@ -967,9 +992,13 @@ int main(void) {
             each_way(text, seed++, fn, args[i], ctx); \
         } \
     } while (0)
+        EACH(test_gemm_exact, "gemm of exact sizes",
+             {{1, 33, 31}, {5, 40, 65}, {20, 47, 33}, {47, 20, 33}, {40, 17, 5}});
         EACH(test_gemm_pairs, "gemm in bfloat16",
              {{1, 1, 1, WRPO_MM_NT, 0, 0},
               {3, 17, 129, WRPO_MM_NT, 1, 3},
+              {33, 47, 63, WRPO_MM_NT, 1, 3},
+              {15, 47, 63, WRPO_MM_NT, 0, 1},
               {129, 70, 33, WRPO_MM_NN, 0, 1},
               {17, 129, 1300, WRPO_MM_NT_FLOAT, 0, 0},
               {45, 33, 97, WRPO_MM_TN, 1, 2},
@@ -1058,7 +1087,8 @@ int main(void) {
                   {530, 540, 2100, WRPO_MM_NT, 1, 0},
                   {540, 530, 2100, WRPO_MM_TN, 1, 3},
                   {2700, 2650, 3, WRPO_MM_NN, 0, 0},
-                  {2650, 2700, 3, WRPO_MM_NT, 0, 0}});
+                  {2650, 2700, 3, WRPO_MM_NT, 0, 0},
+                  {60, 48, 20001, WRPO_MM_NT, 1, 1}});
         if (!is_plain)
             EACH(test_gemm_pairs, "gemm in bfloat16 in several pieces",
                  {{530, 540, 4200, WRPO_MM_NT, 1, 0}, {2700, 2650, 5, WRPO_MM_TN, 0, 0}});

@@ -194,7 +194,8 @@ static wrpo_config config(const char *name) {
 static double worst_logp, worst_grad;
 static wrpo__workspace *forward(wrpo__arena *arena, wrpo_model *model, int64_t recompute, bool logits, bool means) {
     wrpo__workspace *r = wrpo__workspace_new(
-        arena, model, &(wrpo__shape){.rows = 140, .chunk = 7, .logits = logits, .recompute = recompute, .train = true});
+        arena, model, &(wrpo__shape){.rows = 140, .chunk = logits && model->lora ? 140 : 7, .logits = logits,
+                                     .recompute = recompute, .train = true});
     wrpo__pack_begin(r);
     for (int i = 0; i < RECORDS; i++) wrpo__pack_record(r, &records[i]);
     wrpo__pack_end(r);
@@ -276,8 +277,8 @@ static void check_with(wrpo_ctx *ctx, const char *what, wrpo_config c, const wrp
             }
         }
         free(copy);
-        for (int dropped = 0; dropped < 2; dropped++) { /* logits kept for the backward pass or made again: the same
-                                                           bits; also where an answer drops out */
+        for (int dropped = 0; dropped < 2; dropped++) { /* logits kept for the backward pass or made again (with an
+                                    adapter, in one chunk or many): the same bits; also where an answer drops out */
             float *grads[2];
             for (int kept = 0; kept < 2; kept++) {
                 wrpo__workspace *r = forward(arena, model, 0, kept, false);

@@ -144,6 +144,28 @@ static void test_runs(void) {
     wrpo_data_free(data), wrpo_model_free(m), wrpo_close(ctx);
 }
 
+/* ---- the plan: no logits are kept, and below what it takes, layers are recomputed at once ---- */
+static void test_plan(void) {
+    const wrpo_adapter_desc adapter = {.r = 3};
+    size_t limit = 0;
+    for (int i = 0; i < 2; i++) {
+        wrpo_ctx *ctx;
+        wrpo_data *data;
+        wrpo_bytes need;
+        if (wrpo_open(&(wrpo_desc){.threads = 1, .memory_limit = limit}, &ctx)) exit(2);
+        wrpo_model *m = load(ctx, "llama", NULL);
+        const wrpo_config c = *wrpo_model_config(m);
+        wrpo_model_free(m);
+        CHECK(!wrpo_data_from_ids(ctx, records, RECORDS, &data) &&
+                  !wrpo_train_bytes(ctx, &c, data, &settings, &adapter, &need), "%s", wrpo_last_error(ctx)->text);
+        CHECK(need.logits && (need.recompute > 0) == i && need.device <= need.room,
+              "logits %d, %lld layers recomputed, %zu bytes of %zu", need.logits, (long long)need.recompute,
+              need.device, need.room);
+        limit = need.device + ctx->bytes - 1;
+        wrpo_data_free(data), wrpo_close(ctx);
+    }
+}
+
 /* ---- the gradient through dropout: along a direction, against differences of the plain backend's own forward ---- */
 static double objective(wrpo__workspace *r) {
     double sum = 0;
@@ -434,6 +456,7 @@ int main(void) {
     write_base(ctx, "llama", "llama", WRPO_DTYPE_F32);
     wrpo_close(ctx);
     test_runs();
+    test_plan();
     test_dropout();
     test_directories("llama", "q_proj,v_proj,down_proj");
     test_directories("qwen3", NULL);

@@ -181,6 +181,8 @@ mutant "scatter: hits are read before they are written" plain "rows 3" 'relative
     "$(drop 'void scatter_kernel' '__syncthreads();')"
 mutant "sum: what was there is lost" plain "rows 3" 'relative error' \
     "$(line 'sum_kernel(float *y' 'add_eight(')s/add_eight\(y \+ j, x \+ j/store(y + j, load(x + j, count - j, fast)/"
+mutant "scatter: the factor of another row" plain "rows 3" 'scaled.*relative error' \
+    "s/scales \? scales\[row\]/scales ? scales[r]/"
 mutant "scatter: blocks of the same row all add" plain "rows 3" 'relative error' \
     "s/if \(__syncthreads_or\(earlier\)\) return;/__syncthreads_or(earlier);/"
 mutant "dropout: draws of a row that begins within a block are shifted" plain "rows 2" 'dropout.*relative error' \

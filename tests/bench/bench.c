@@ -374,7 +374,7 @@ static run_of open_run(const wrpo_backend *be) {
     if (wrpo_open(&desc, &r.ctx) != WRPO_OK) die("out of memory");
     if (!opt.model != !opt.data) die("want --model and --data together");
     if (opt.model) {
-        need(r.ctx, wrpo_model_load(r.ctx, &(wrpo_model_desc){.dir = opt.model}, &r.model));
+        need(r.ctx, wrpo_model_load(r.ctx, &(wrpo_model_desc){.dir = opt.model, .frozen = opt.lora > 0}, &r.model));
         need(r.ctx, wrpo_tokenizer_load(r.ctx, opt.model, &r.tok));
         const wrpo_data_desc d = {.path = opt.data, .max_length = opt.max_length, .limit = opt.records};
         need(r.ctx, wrpo_data_load(r.tok, &d, &r.data));

@@ -1,12 +1,15 @@
 # shellcheck shell=sh disable=SC2154
 # What real_fusion.sh and real_adapter.sh share; they read it with `.`. Sizes and names of theirs: wrpo, model, quads,
-# out, length, threads, held.
+# out, length, threads, held, seeds.
 LC_ALL=C OMP_WAIT_POLICY=passive; export LC_ALL OMP_WAIT_POLICY
 
 begin() {   # the sizes of the run: the folder
+    [ "$(echo "$seeds" | wc -w)" -le 5 ] || { echo "SEEDS: want at most five"; exit 1; }
     mkdir -p "$out"
-    [ ! -e "$out/sizes" ] || [ "$(cat "$out/sizes")" = "$1" ] || { echo "$out: has a run of other sizes"; exit 1; }
-    echo "$1" >"$out/sizes"
+    now="$1 $model $quads"
+    was=$(cat "$out/sizes" 2>/dev/null || echo "$now")
+    [ "$was" = "$now" ] || { echo "$out: has a run of $was"; exit 1; }
+    echo "$now" >"$out/sizes"
 }
 stage() {   # a file that is there when it is done, its CPU seconds in it, then the command
     done=$1; shift

@@ -28,11 +28,11 @@ held model --model "$model"
 finished=
 for seed in $seeds; do
     shuffled "$seed" $((held + 5)) | head -n "$records" >"$out/train-$seed.jsonl"
-    same="--data $out/train-$seed.jsonl --batch-size 8 --epochs 2 --beta 0.1 --seed $seed"
+    same="--batch-size 8 --epochs 2 --beta 0.1 --seed $seed"
     # shellcheck disable=SC2086
-    train "adapter-$seed" $same --lora-r 16 --learning-rate 1e-4
+    train "adapter-$seed" --data "$out/train-$seed.jsonl" $same --lora-r 16 --learning-rate 1e-4
     # shellcheck disable=SC2086
-    train "all-$seed" $same --learning-rate 1e-5
+    train "all-$seed" --data "$out/train-$seed.jsonl" $same --learning-rate 1e-5
     held "adapter-$seed" --model "$model" --adapter "$out/adapter-$seed"
     held "all-$seed" --model "$out/all-$seed"
     finished="$finished $seed"
