@@ -4257,8 +4257,8 @@ WRPO_API void wrpo_model_free(wrpo_model *model) {
 /* ---- a workspace ---- */
 static wrpo__shape wrpo__full_shape(wrpo__shape shape, const wrpo_model *model) {
     if (!shape.positions) shape.positions = shape.rows;
-    shape.frozen_head = shape.train && wrpo__head(model)->at < 0;
-    if (shape.frozen_head) shape.logits = false;       /* the backward pass wants none */
+    shape.frozen_head = shape.train && model->lora;
+    if (shape.frozen_head) shape.logits = false;   /* the backward pass wants none */
     shape.rank = model->lora ? model->lora->rank : 0;
     shape.drop = model->lora && model->lora->desc.dropout > 0 ? model->lora->cols : 0;
     return shape;
