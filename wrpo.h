@@ -3207,13 +3207,12 @@ static void wrpo__head_bwd(wrpo__workspace *r, float *grads) {
     const wrpo_weight *head = wrpo__head(r->model);
     const int64_t V = head->rows, D = head->cols, ldl = wrpo__ldl(be, V), chunk = r->shape.chunk;
     be->zero(r->dev, r->dy, (size_t)(r->n * D) * (size_t)be->act_bytes);
+    if (!r->shape.frozen_head) wrpo__drop_labels(r);
+    wrpo__put_dlogp(r);
     if (r->shape.frozen_head) {      /* the forward pass was here */
-        wrpo__put_dlogp(r);
         be->gather_bwd(r->dev, r->dy, r->dhid, r->dlogp, r->label_row, r->n_labels, D);
         return;
     }
-    wrpo__drop_labels(r);
-    wrpo__put_dlogp(r);
     const int64_t step = wrpo__labels_at_once(r);
     for (int64_t t = 0; t < r->n_labels; t += step) {                    /* 13 log softmax(y W')[label] */
         const int64_t count = WRPO__MIN(step, r->n_labels - t);
@@ -14970,13 +14969,13 @@ WRPO__INLINE WRPO__V WRPO__(unpacked_word)(const char *at, const bool bf16, cons
     memcpy(&x, &word, sizeof x);
     return bf16 ? WRPO__FLOATS(word + (WRPO__U){0}) : (WRPO__V)WRPO__BROADCAST(x);  /* two halves are no float */
 }
-WRPO__INLINE void WRPO__(unpacked_step)(const int vectors, const bool pairs, const bool split, const size_t bytes,
-                                   const char *const *row, int64_t lane, int at, const float *b,
-                                   WRPO__V (*x)[WRPO__(NV)]) {
+WRPO__INLINE void WRPO__(unpacked_step)(const int vectors, const bool pairs, const bool bf16, const size_t bytes,
+                                        const char *const *row, int64_t lane, int at, const float *b,
+                                        WRPO__V (*x)[WRPO__(NV)]) {
     enum { MR = WRPO__(MR), NR = WRPO__(NR), LANES = WRPO__LANES };
     WRPO__UNROLLED(i, MR) {
-        const WRPO__V a = WRPO__(unpacked_word)(row[i / 3] + i % 3 * lane + at, pairs || split, bytes);
-        if (!split) {
+        const WRPO__V a = WRPO__(unpacked_word)(row[i / 3] + i % 3 * lane + at, bf16, bytes);
+        if (pairs || !bf16) {
             WRPO__UNROLLED(j, vectors) x[i][j] = WRPO__STEP(pairs, a, WRPO__LOAD(b + j * LANES), x[i][j]);
             continue;
         }
@@ -15010,10 +15009,9 @@ WRPO__INLINE void WRPO__(unpacked_write)(const float *tile, int64_t skip, bool t
         }
 }
 WRPO__INLINE void WRPO__(unpacked_of)(const int vectors, const bool pairs, const bool bf16, int64_t kc, wrpo__operand a,
-                                 const float *b, int64_t skip, bool turned, wrpo__target t) {
+                                      const float *b, int64_t skip, bool turned, wrpo__target t) {
     enum { MR = WRPO__(MR), NR = WRPO__(NR) };
-    const bool split = bf16 && !pairs;
-    const int64_t words = bf16 ? kc / 2 : kc, next = split ? 2 * NR : NR;
+    const int64_t words = bf16 ? kc / 2 : kc, next = bf16 && !pairs ? 2 * NR : NR;
     int64_t lane = a.lane * (bf16 ? 2 : 4);
     const char *row[(MR + 2) / 3];
     float tile[MR * NR];
@@ -15025,16 +15023,16 @@ WRPO__INLINE void WRPO__(unpacked_of)(const int vectors, const bool pairs, const
         if (word % 16 == 0)
             for (int64_t i = 0; i < t.ahead.lanes; i++, t.ahead.at += 64) WRPO__PREFETCH(t.ahead.at, 0);
         WRPO__UNROLLED(i, 4) {
-            WRPO__(unpacked_step)(vectors, pairs, split, 4, row, lane, 4 * i, b + i * next, x);
+            WRPO__(unpacked_step)(vectors, pairs, bf16, 4, row, lane, 4 * i, b + i * next, x);
             __asm__ volatile("" : "+r"(lane)::"memory");  /* not a register for each row */
         }
         WRPO__UNROLLED(i, (MR + 2) / 3) row[i] += 16;
     }
     for (; word < words; word++, b += next) {
-        WRPO__(unpacked_step)(vectors, pairs, split, 4, row, lane, 0, b, x);
+        WRPO__(unpacked_step)(vectors, pairs, bf16, 4, row, lane, 0, b, x);
         WRPO__UNROLLED(i, (MR + 2) / 3) row[i] += 4;
     }
-    if (bf16 && kc % 2) WRPO__(unpacked_step)(vectors, pairs, split, 2, row, lane, 0, b, x);
+    if (bf16 && kc % 2) WRPO__(unpacked_step)(vectors, pairs, bf16, 2, row, lane, 0, b, x);
     memcpy(tile, x, sizeof tile);
     WRPO__(unpacked_write)(tile, skip, turned, t);
 }
@@ -15044,7 +15042,7 @@ WRPO__INLINE void WRPO__(unpacked_vectors)(const bool pairs, const bool bf16, in
     else WRPO__(unpacked_of)(WRPO__(NV), pairs, bf16, kc, a, b, skip, turned, t);
 }
 WRPO__KERNEL void WRPO__(unpacked)(wrpo__factors factors, int64_t kc, wrpo__operand a, const float *b, int64_t skip,
-                              bool turned, wrpo__target t) {
+                                   bool turned, wrpo__target t) {
     if (WRPO__(HAS_PAIRS) && factors == WRPO__PAIRS) WRPO__(unpacked_vectors)(true, true, kc, a, b, skip, turned, t);
     else if (a.type == WRPO_DTYPE_BF16) WRPO__(unpacked_vectors)(false, true, kc, a, b, skip, turned, t);
     else WRPO__(unpacked_vectors)(false, false, kc, a, b, skip, turned, t);
@@ -15506,9 +15504,9 @@ static void wrpo__gemm_thin(const wrpo__product *p, int64_t begin, int64_t end) 
     const wrpo__operand *b = &p->operand[1];
     /* Of floats one group: they take longer to arrive than to sum, and come faster from fewer rows. */
     const int64_t LANES = p->cpu->kernel->LANES, row_bytes = b->lane * (int64_t)wrpo__dtype_size(b->type);
-    const int64_t groups = (b->type == WRPO_DTYPE_F32 ? 1 : WRPO__THIN) * LANES;
-    const bool long_rows = groups * row_bytes > 1 << 19;
-    const int64_t columns = long_rows ? LANES : groups;
+    const int64_t most = (b->type == WRPO_DTYPE_F32 ? 1 : WRPO__THIN) * LANES;
+    const bool long_rows = most * row_bytes > 1 << 19;
+    const int64_t columns = long_rows ? LANES : most;
     for (int64_t j = begin; j < end; j += columns)
         for (int64_t k = p->k0, kc; k < p->k1; k += kc) {
             kc = wrpo__gemm_block(p, k);
@@ -15534,7 +15532,7 @@ static void wrpo__gemm_unpacked(const wrpo__product *p, int64_t begin, int64_t e
                     t.ahead = (wrpo__ahead){.lanes = more,
                                             .at = (const char *)wrpo__gemm_from(p, 0, i + MR, k * more).data};
                 p->cpu->kernel->unpacked(p->factors, kc, wrpo__gemm_from(p, 0, first, k), wrpo__gemm_panel(p, j, k),
-                                    i - first, p->turned, t);
+                                         i - first, p->turned, t);
             }
         }
     }
@@ -15573,16 +15571,17 @@ static void wrpo__gemm_task(const wrpo__product *p, const int64_t begin[2], cons
         int64_t done = 0;
         for (int64_t top = begin[0]; top < end[0]; top += block) {
             const int64_t down = wrpo__div_up(WRPO__MIN(end[0] - top, block), MR);
-            for (int64_t tile = 0; tile < down * across; tile++) {
-                const int64_t row = (top - begin[0]) / MR + (along ? tile / across : tile % down);
-                const int64_t column = along ? tile % across : tile / down;
-                const int64_t i = begin[0] + row * MR, j = begin[1] + column * NR;
-                const int64_t m = WRPO__MIN(MR, end[0] - i), n = WRPO__MIN(NR, end[1] - j);
-                const wrpo__ahead ahead = wrpo__gemm_ahead(p, begin[p->own], end[p->own], k, tiles, done++);
-                const wrpo__target c = {p->c + i * p->ldc + j, p->ldc, m, n, p->add || k > 0, ahead, false};
-                p->cpu->kernel->tile(p->factors, words, panels[0] + row * words * p->room[0],
-                                     panels[1] + column * words * p->room[1], p->room[1], c);
-            }
+            const int64_t outer = along ? down : across, inner = along ? across : down;
+            for (int64_t x = 0; x < outer; x++)
+                for (int64_t y = 0; y < inner; y++) {
+                    const int64_t row = (top - begin[0]) / MR + (along ? x : y), column = along ? y : x;
+                    const int64_t i = begin[0] + row * MR, j = begin[1] + column * NR;
+                    const int64_t m = WRPO__MIN(MR, end[0] - i), n = WRPO__MIN(NR, end[1] - j);
+                    const wrpo__ahead ahead = wrpo__gemm_ahead(p, begin[p->own], end[p->own], k, tiles, done++);
+                    const wrpo__target c = {p->c + i * p->ldc + j, p->ldc, m, n, p->add || k > 0, ahead, false};
+                    p->cpu->kernel->tile(p->factors, words, panels[0] + row * words * p->room[0],
+                                         panels[1] + column * words * p->room[1], p->room[1], c);
+                }
         }
     }
     if (p->factors == WRPO__TILES) WRPO__TILE_RELEASE();

@@ -216,9 +216,6 @@ static void test_gemm(run *t, const int64_t *arg) {
     }
 }
 
-/* ---- the same in a context of bfloat16: sums in float of factors rounded to it, where the machine multiplies pairs of
-   them; of factors as they are elsewhere. The same bits for every number of threads, and for a row by itself. Args m,
-   n, k, layout, beta, extra ---- */
 /* Operands that end where their memory ends, for a sanitizer to see what is read behind them. args m, n, k */
 static void test_gemm_exact(run *t, const int64_t *arg) {
     const int64_t m = arg[0], n = arg[1], k = arg[2];
@@ -244,6 +241,9 @@ static void test_gemm_exact(run *t, const int64_t *arg) {
     CHECK(error < 1e-7 * (double)k, "%s: an element is off by %g", t->name, error);
     free(a), free(b), free(half), free(c[0]), free(c[1]);
 }
+/* ---- the same in a context of bfloat16: sums in float of factors rounded to it, where the machine multiplies pairs of
+   them; of factors as they are elsewhere. The same bits for every number of threads, and for a row by itself. Args m,
+   n, k, layout, beta, extra ---- */
 static void test_gemm_pairs(run *t, const int64_t *arg) {
     const int64_t m = arg[0], n = arg[1], k = arg[2], extra = arg[5];
     const wrpo_mm mm = (wrpo_mm)arg[3];
