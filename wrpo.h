@@ -14967,7 +14967,11 @@ WRPO__INLINE WRPO__V WRPO__(unpacked_word)(const char *at, const bool bf16, cons
     float x;
     memcpy(&word, at, bytes);
     memcpy(&x, &word, sizeof x);
-    return bf16 ? WRPO__FLOATS(word + (WRPO__U){0}) : (WRPO__V)WRPO__BROADCAST(x);  /* two halves are no float */
+#ifndef WRPO__MM  /* whose broadcast only moves bits */
+    if (bf16) return WRPO__FLOATS(word + (WRPO__U){0});  /* two halves are no float */
+#endif
+    (void)bf16;
+    return (WRPO__V)WRPO__BROADCAST(x);
 }
 WRPO__INLINE void WRPO__(unpacked_step)(const int vectors, const bool pairs, const bool bf16, const size_t bytes,
                                         const char *const *row, int64_t lane, int at, const float *b,
