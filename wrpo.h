@@ -60,7 +60,7 @@
    prints, or keeps state outside a context.
 
    Contents (search for the tag), with their lengths in lines
-       >>api         950  every public declaration, documented. For the algorithm: its parts "the algorithm" and
+       >>api         960  every public declaration, documented. For the algorithm: its parts "the algorithm" and
                           "training", and the table of ops at its end
        >>base        550  errors, arenas, text, random numbers: to be looked up
        >>loss        370  WRPO and its family, on one page; schedules of alpha and of the learning rate
@@ -73,12 +73,12 @@
        >>files       250  files and directories
        >>json        480  from files to token ids, and back: this,
                           >>tensors 590, >>checkpoint 1270, >>token 1580, >>chat 1600, >>data 1010
-       >>generate    580  samples, over a cache of keys and values
+       >>generate    620  samples, over a cache of keys and values
        >>reward      400  reward models
        >>run         730  memory plan, reference cache, metrics, resume, the loop with files
        >>recipe      660  candidates to records, splits, win rates
        >>mpi          89  ranks over MPI, with -DWRPO_MPI
-       >>cpu        2050  the fast ops: dispatch, SIMD, products, attention
+       >>cpu        2180  the fast ops: dispatch, SIMD, products, attention
        >>end          22  the licence */
 /* ---------------------------------------------------------------------------------------------- >>api
    Every public declaration. If you only want to use the library, read up to the end of this section.
@@ -597,7 +597,9 @@ typedef struct wrpo_generate_desc {
     void *user;
 } wrpo_generate_desc;
 WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc);  /* zeros resolved: log this */
-/* [all] Callbacks are made on every rank; on_text by the rank that computes the prompt, on_step for its own prompts. */
+/* [all] Callbacks are made on every rank; on_text by the rank that computes the prompt, on_step for its own prompts.
+   A call of more than a few steps copies matrices into the order in which decoding reads them, as many as fit into half
+   of the memory that is free (memory_limit): no weight may change before it ends. */
 WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
         const wrpo_generate_desc *desc);
 /* eos_token_id of generation_config.json, or of config.json where that has none; the tokenizer's EOS; the token that
@@ -959,6 +961,12 @@ struct wrpo_backend {
     /* c = a b (beta 0) or c += a b (beta 1). b_type: of a weight; not used for TN */
     void (*gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb,
         wrpo_dtype b_type, int64_t m, int64_t n, int64_t k, float beta);
+    /* What decoding multiplies again and again. keep writes b, of NT products, to `to` in the order in which gemm reads
+       it, in its own type: keep_bytes of the backend's memory, 0: it has no use for that. From then on gemm may read
+       `to` where it is given b, which must not change until forget. The bits are the same. NULL: nothing is kept */
+    size_t (*keep_bytes)(void *dev, wrpo_dtype b_type, int64_t n, int64_t k);
+    void (*keep)(void *dev, void *to, const void *b, int64_t ldb, wrpo_dtype b_type, int64_t n, int64_t k);
+    void (*forget)(void *dev);  /* all of them */
     /* y[r] = scale w[ids[r]]  and  dw[ids[r]] += scale dy[r] */
     void (*embed)(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D,
         float scale);
@@ -1558,21 +1566,27 @@ static void wrpo__device_release(void *p) {
     b->ctx->bytes -= b->n;
     b->ctx->device_bytes -= b->n;
 }
-static void *wrpo__device_alloc(wrpo__arena *arena, size_t n, const char *what) {
+static void *wrpo__device_try(wrpo__arena *arena, size_t n) {  /* NULL: there is no room */
     wrpo_ctx *ctx = arena->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
     wrpo__device_block *b = WRPO__NEW(arena, wrpo__device_block);
     b->ctx = ctx;
     b->n = n;
     wrpo__on_free(arena, wrpo__device_release, b);
-    b->p = be->alloc(ctx->dev, WRPO__MAX(n, 1));
-    if (!b->p && !be->host && be->room)
-        wrpo__fail_memory("out of memory: %s: %zu bytes wanted, the device has %zu left", what, n, be->room(ctx->dev));
-    if (!b->p) wrpo__fail_memory("out of memory: %s: %zu bytes wanted, %zu held", what, n, ctx->bytes);
+    b->p = ctx->desc.backend->alloc(ctx->dev, WRPO__MAX(n, 1));
+    if (!b->p) return NULL;
     ctx->bytes += n;
     ctx->device_bytes += n;
     ctx->peak = WRPO__MAX(ctx->peak, ctx->bytes);
     return b->p;
+}
+static void *wrpo__device_alloc(wrpo__arena *arena, size_t n, const char *what) {
+    const wrpo_ctx *ctx = arena->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    void *p = wrpo__device_try(arena, n);
+    if (!p && !be->host && be->room)
+        wrpo__fail_memory("out of memory: %s: %zu bytes wanted, the device has %zu left", what, n, be->room(ctx->dev));
+    if (!p) wrpo__fail_memory("out of memory: %s: %zu bytes wanted, %zu held", what, n, ctx->bytes);
+    return p;
 }
 static void wrpo__sync(wrpo_ctx *ctx) {
     wrpo_error why = {WRPO_E_DEVICE, 0, 0, ""};
@@ -11635,7 +11649,7 @@ typedef struct wrpo__generation {
     int64_t prompt_rows, sample_rows;  /* rows of a slot */
     wrpo__workspace *run;
     wrpo__job **jobs;  /* stb array: of prompts [delivered, begun) */
-    int64_t begun, delivered, tokens;
+    int64_t begun, delivered, tokens, steps;
     int64_t *free_prompts, *free_samples;  /* stb arrays: slots */
     wrpo__draft **draws;  /* [rows] which sample draws from the workspace's label i */
     wrpo_sample *samples;  /* [n] of the prompt that is delivered */
@@ -11992,6 +12006,40 @@ static wrpo__shape wrpo__generation_shape(wrpo__generation *g) {
                           wrpo__gib(need.used), wrpo__gib(wrpo__room(ctx)));
     }
 }
+/* The matrices of products, as gemm keeps them: as many as fit into `most` bytes are measured, or laid out and kept. */
+static void wrpo__keep_layout(const wrpo__workspace *r, wrpo__bump *room, size_t most) {
+    const bool apart = r->model->config.qk_norm;       /* q and k from v, as in >>model */
+    const wrpo__linear products[] = {apart ? wrpo__qk : wrpo__qkv, wrpo__o, wrpo__gu, wrpo__down, wrpo__v};
+    const wrpo__linear head = {1, WRPO__W_none, WRPO__W_none};
+    const int64_t L = r->model->config.num_hidden_layers, each = apart ? 5 : 4;
+    for (int64_t p = 0; p <= L * each; p++) {
+        const wrpo__linear *lin = p ? &products[(p - 1) % each] : &head;
+        const wrpo_weight *w = p ? wrpo__weight(r->model, lin->weight, (p - 1) / each) : wrpo__head(r->model);
+        int64_t rows;
+        for (int i = 0, end; i < lin->count; i = end) {
+            end = wrpo__joined(w, i, lin->count, &rows);
+            const size_t bytes = r->be->keep_bytes(r->dev, w[i].dtype, rows, w->cols);
+            if (room->used > most || bytes > most - room->used) return;
+            void *to = wrpo__take(room, 1, (int64_t)bytes, 1);
+            if (to) r->be->keep(r->dev, to, w[i].data, w->cols, w[i].dtype, rows, w->cols);
+        }
+    }
+}
+static void wrpo__forget(void *ctx) { ((wrpo_ctx *)ctx)->desc.backend->forget(((wrpo_ctx *)ctx)->dev); }
+/* After a few steps weights are kept until the call ends, in no more than half of the free memory. */
+static void wrpo__keep_weights(const wrpo__generation *g) {
+    enum { AFTER = 8 };
+    wrpo_ctx *ctx = g->model->ctx;
+    wrpo__bump room = {0};
+    if (!ctx->desc.backend->keep || g->steps != AFTER) return;
+    wrpo__keep_layout(g->run, &room, WRPO__MIN(wrpo__room(ctx), SIZE_MAX / 4) / 2);
+    if (!room.used) return;
+    const size_t bytes = room.used;
+    room = (wrpo__bump){.base = wrpo__device_try(wrpo__current, bytes)};
+    if (!room.base) return;
+    wrpo__on_free(wrpo__current, wrpo__forget, ctx);
+    wrpo__keep_layout(g->run, &room, bytes);
+}
 static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
                            const wrpo_generate_desc *desc, wrpo__text *answer) {
     wrpo__arena *arena = wrpo__current;
@@ -12015,7 +12063,10 @@ static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_
     g->draws = wrpo__raw(arena, (size_t)shape.rows, sizeof(wrpo__draft *));
     g->logits = wrpo__raw(arena, logits, sizeof *g->logits);
     g->weights = wrpo__raw(arena, logits, sizeof *g->weights);
-    while (g->delivered < count) wrpo__generate_step(g);
+    for (; g->delivered < count; g->steps++) {
+        wrpo__keep_weights(g);
+        wrpo__generate_step(g);
+    }
 }
 /* ---- several ranks: in rounds, each computes its prompts, and all get all samples, in the prompts' order ---- */
 typedef struct wrpo__sharing { const wrpo_generate_desc *desc; wrpo__text out; int64_t done, tokens; } wrpo__sharing;
@@ -14102,7 +14153,7 @@ enum {
     WRPO__A_PANELS = 12,  /* panels that a task packs for itself, of A */
     WRPO__B_PANELS = 8,  /* or of B */
     WRPO__UNPACKED = 48,  /* lanes of the other operand, at most, for which one is not packed */
-    WRPO__THIN = 2,  /* groups of columns that a product of few rows computes in turn */
+    WRPO__FEW = 4,  /* rows that are multiplied as they come, one to a few floats a word */
     WRPO__PACKED_FLOATS = WRPO__MAX_HIDDEN,  /* of the buffer that threads share; rmsnorm_bwd needs a row of it */
     WRPO__SCRATCH_FLOATS = 1 << 19,  /* of each thread's own */
     WRPO__GRAIN = 1 << 14,  /* elements that are worth a task */
@@ -14119,7 +14170,11 @@ typedef struct wrpo__operand {
     int64_t lane, step;  /* elements from one lane, or step, to the next; one of the two is 1 */
 } wrpo__operand;
 /* n lanes by kc steps of `from` become panels, `next` floats apart, of `words` words. */
-typedef struct wrpo__packing { wrpo__operand from; int64_t n, kc; float *panels; int64_t next, words; } wrpo__packing;
+typedef struct wrpo__packing {
+    wrpo__operand from; int64_t n, kc;
+    float *panels; int64_t next, words;
+    bool few;  /* A has one panel, of at most WRPO__FEW lanes */
+} wrpo__packing;
 /* What is packed next, for a tile to fetch while it multiplies: lanes, and as many words of each as it has itself. */
 typedef struct wrpo__ahead { const char *at; int64_t lanes, lane_bytes, word_bytes; } wrpo__ahead;
 typedef struct wrpo__target {  /* c[m,n] = or += */
@@ -14752,8 +14807,9 @@ WRPO__INLINE void WRPO__(square)(WRPO__V *x, const bool across, const bool pairs
 }
 /* Panels of `width` lanes, each [words][room] or, for tiles of A, lane by lane, [room][words]. They are made in squares
    of LANES lanes by LANES words, which are read along the stride 1, and turned where the panel has the other order.
-   Missing lanes and steps are 0; lanes from width to room may have any value, because no tile looks at them. Where
-   steps are rows of the operand, squares side by side come first. */
+   A word is stored as a whole vector: where `room` is less, the next word overwrites the rest. Missing lanes and steps
+   are 0; lanes from width to room may have any value, because no tile looks at them. Where steps are rows of the
+   operand, squares side by side come first. */
 WRPO__INLINE void WRPO__(pack_as)(const bool across, const int width, const int room, const bool pairs,
                                   const bool by_lane, wrpo__packing p) {
     const int step = pairs ? 2 : 1, size = p.from.type == WRPO_DTYPE_F32 ? 4 : 2;
@@ -14791,23 +14847,30 @@ WRPO__KERNEL void WRPO__(pack)(wrpo__factors factors, bool is_b, wrpo__packing p
     else if (is_b && pairs) WRPO__(pack_of)(NR, NR, true, false, WRPO_DTYPE_F32, p);
     else if (is_b && bf16) WRPO__(pack_of)(NR, NR, false, false, WRPO_DTYPE_BF16, p);
     else if (is_b) WRPO__(pack_of)(NR, NR, false, false, WRPO_DTYPE_F32, p);
+    else if (p.few) WRPO__(pack_of)(WRPO__FEW, WRPO__FEW, pairs, false, WRPO_DTYPE_F32, p);
     else if (!pairs) WRPO__(pack_of)(MR, ROOM, false, false, WRPO_DTYPE_F32, p);
     else if (factors == WRPO__PAIRS) WRPO__(pack_of)(MR, ROOM, true, false, WRPO_DTYPE_F32, p);
     else WRPO__(pack_of)(32, 32, true, true, WRPO_DTYPE_F32, p);
 }
 
 /* t = or += a' b, for one packed panel of each; the words of b are ldb apart. All of the tile is computed, or
-   its first vector of columns if that is enough, and m by n of it are written. */
+   its first vector of columns if that is enough, and m by n of it are written. `type` is that of b's words: floats (or
+   pairs, for products of pairs), or two steps of halves: of bfloat16 lane by lane, of float16 [2][NR]. */
 WRPO__INLINE void WRPO__(tile_write)(const float *tile, wrpo__target t) {
     const int64_t n = t.n;
     for (; t.m > 0; t.m--, t.c += t.ldc, tile += WRPO__(NR))
         WRPO__VECTORS(i, n)
             WRPO__PUT(t.c, t.add ? WRPO__GET(t.c) + WRPO__LOAD(tile + i) : WRPO__LOAD(tile + i));
 }
-WRPO__INLINE void WRPO__(tile_step)(const int rows, const int vectors, const bool pairs, const float *a,
-                                    const float *b, WRPO__V (*x)[WRPO__(NV)]) {
+WRPO__INLINE WRPO__V WRPO__(tile_vector)(const wrpo_dtype type, const float *b, int step, int j) {
+    if (type == WRPO_DTYPE_F16) return WRPO__LOAD_F16((const uint16_t *)b + step * WRPO__(NR) + j);
+    if (type == WRPO_DTYPE_F32) return WRPO__LOAD(b + j);
+    return WRPO__FLOATS(step ? WRPO__BITS(WRPO__LOAD(b + j)) & 0xFFFF0000u : WRPO__BITS(WRPO__LOAD(b + j)) << 16);
+}
+WRPO__INLINE void WRPO__(tile_step)(const int rows, const int vectors, const bool pairs, const wrpo_dtype type,
+                                    const int step, const float *a, const float *b, WRPO__V (*x)[WRPO__(NV)]) {
     WRPO__V bk[WRPO__(NV)];
-    WRPO__UNROLLED(j, vectors) bk[j] = WRPO__LOAD(b + j * WRPO__LANES);
+    WRPO__UNROLLED(j, vectors) bk[j] = WRPO__(tile_vector)(type, b, step, j * WRPO__LANES);
     WRPO__UNROLLED(i, rows) {
         WRPO__UNROLLED(j, vectors) {
             const WRPO__V row = WRPO__BROADCAST(a[i]);
@@ -14815,9 +14878,11 @@ WRPO__INLINE void WRPO__(tile_step)(const int rows, const int vectors, const boo
         }
     }
 }
-WRPO__INLINE void WRPO__(tile_of)(const int rows, const int vectors, const bool pairs, int64_t words, const float *a,
-                                  const float *b, int64_t ldb, wrpo__target t) {
+WRPO__INLINE void WRPO__(tile_of)(const int rows, const int vectors, const bool pairs, const wrpo_dtype type,
+                                  const int room, int64_t words, const float *a, const float *b, int64_t ldb,
+                                  wrpo__target t) {
     enum { NV = WRPO__(NV), LANES = WRPO__LANES };
+    const int each = type == WRPO_DTYPE_F32 ? 1 : 2;  /* steps of b's word; `words` and a's words are single ones */
     WRPO__V x[WRPO__(MR)][NV];
     WRPO__UNROLLED(i, rows) {
         WRPO__UNROLLED(j, NV) {
@@ -14830,16 +14895,23 @@ WRPO__INLINE void WRPO__(tile_of)(const int rows, const int vectors, const bool 
         end = WRPO__MIN(word + 16, words / 4 * 4);
         for (int64_t i = 0; i < t.ahead.lanes; i++)
             __builtin_prefetch(t.ahead.at + i * t.ahead.lane_bytes + word * t.ahead.word_bytes, 0, 2);
-        for (; word < end; word += 4, a += 4 * WRPO__(MR_ROOM), b += 4 * ldb) {
+        for (; word < end; word += 4, a += 4 * room, b += 4 / each * ldb) {
             WRPO__UNROLL
-            for (int i = 0; i < 4 * WRPO__(MR_ROOM); i += 16) WRPO__PREFETCH(a + 8 * WRPO__(MR_ROOM) + i, 0);
+            for (int i = 0; i < 4 * room; i += 16) WRPO__PREFETCH(a + 8 * room + i, 0);
             WRPO__UNROLLED(i, 4) {
-                WRPO__(tile_step)(rows, vectors, pairs, a + i * WRPO__(MR_ROOM), b + i * ldb, x);
+                WRPO__(tile_step)(rows, vectors, pairs, type, i % each, a + i * room, b + i / each * ldb, x);
                 __asm__ volatile("" ::: "memory");  /* loads that move up would need more registers than there are */
             }
         }
     }
-    for (; word < words; word++, a += WRPO__(MR_ROOM), b += ldb) WRPO__(tile_step)(rows, vectors, pairs, a, b, x);
+    for (; word < words; word++, a += room) {
+        WRPO__(tile_step)(rows, vectors, pairs, type, 0, a, b, x);
+        if (each == 2 && ++word < words) {
+            a += room;
+            WRPO__(tile_step)(rows, vectors, pairs, type, 1, a, b, x);
+        }
+        b += ldb;
+    }
     if (t.m < rows || t.n < WRPO__(NR)) {
         float part[WRPO__(MR) * WRPO__(NR)];
         memcpy(part, x, sizeof part);
@@ -14854,13 +14926,13 @@ WRPO__INLINE void WRPO__(tile_of)(const int rows, const int vectors, const bool 
         }
     }
 }
-WRPO__INLINE void WRPO__(tile_rows)(const bool pairs, int64_t words, const float *a, const float *b, int64_t ldb,
-                                    wrpo__target t) {
-    enum { MR = WRPO__(MR), NV = WRPO__(NV) };
-    if (t.n <= WRPO__LANES && t.m > 4) WRPO__(tile_of)(MR, 1, pairs, words, a, b, ldb, t);
-    else if (t.m > 8) WRPO__(tile_of)(MR, NV, pairs, words, a, b, ldb, t);
-    else if (t.m > 4) WRPO__(tile_of)(WRPO__MIN(8, MR), NV, pairs, words, a, b, ldb, t);
-    else WRPO__(tile_of)(4, NV, pairs, words, a, b, ldb, t);
+WRPO__INLINE void WRPO__(tile_rows)(const bool pairs, const wrpo_dtype type, int64_t words, const float *a,
+                                    const float *b, int64_t ldb, wrpo__target t) {
+    enum { MR = WRPO__(MR), NV = WRPO__(NV), ROOM = WRPO__(MR_ROOM) };
+    if (t.n <= WRPO__LANES && t.m > 4) WRPO__(tile_of)(MR, 1, pairs, type, ROOM, words, a, b, ldb, t);
+    else if (t.m > 8) WRPO__(tile_of)(MR, NV, pairs, type, ROOM, words, a, b, ldb, t);
+    else if (t.m > 4) WRPO__(tile_of)(WRPO__MIN(8, MR), NV, pairs, type, ROOM, words, a, b, ldb, t);
+    else WRPO__(tile_of)(4, NV, pairs, type, ROOM, words, a, b, ldb, t);
 }
 /* a[32][words] by b[words][32], in four tiles of C: 0 and 1 are its upper rows, 2 and 3 the lower ones. */
 WRPO__INLINE void WRPO__(tile_amx)(int64_t words, const float *a, const float *b, wrpo__target t) {
@@ -14889,13 +14961,45 @@ WRPO__INLINE void WRPO__(tile_amx)(int64_t words, const float *a, const float *b
 WRPO__KERNEL void WRPO__(tile)(wrpo__factors factors, int64_t words, const float *a, const float *b, int64_t ldb,
                                wrpo__target t) {
     if (WRPO__(HAS_PAIRS) && factors == WRPO__TILES) WRPO__(tile_amx)(words, a, b, t);
-    else if (WRPO__(HAS_PAIRS) && factors == WRPO__PAIRS) WRPO__(tile_rows)(true, words, a, b, ldb, t);
-    else WRPO__(tile_rows)(false, words, a, b, ldb, t);
+    else if (WRPO__(HAS_PAIRS) && factors == WRPO__PAIRS)
+        WRPO__(tile_rows)(true, WRPO_DTYPE_F32, words, a, b, ldb, t);
+    else WRPO__(tile_rows)(false, WRPO_DTYPE_F32, words, a, b, ldb, t);
 }
-/* The same for few rows: one panel of A, or a single row as it is, and at most WRPO__THIN groups of LANES columns of b,
-   whose steps are side by side in memory. They are turned in registers and not packed, because each is used for m rows
-   only. bfloat16 is turned two steps a word. The groups take turns, because each waits for its own sums. Fetched ahead
-   is what comes `ahead` bytes later; where that is 0, from t.ahead.at on in the order of memory. */
+/* The same for floats by a panel of halves. */
+WRPO__KERNEL void WRPO__(tile_halves)(wrpo_dtype type, int64_t steps, const float *a, const float *b, wrpo__target t) {
+    if (type == WRPO_DTYPE_BF16) WRPO__(tile_rows)(false, WRPO_DTYPE_BF16, steps, a, b, WRPO__(NR), t);
+    else WRPO__(tile_rows)(false, WRPO_DTYPE_F16, steps, a, b, WRPO__(NR), t);
+}
+/* The same for a panel of at most WRPO__FEW rows; a single row of floats is as it is in memory. */
+WRPO__INLINE void WRPO__(tile_few_of)(const bool pairs, const wrpo_dtype type, int64_t words, const float *a,
+                                      const float *b, wrpo__target t) {
+    enum { NV = WRPO__(NV), NR = WRPO__(NR), FEW = WRPO__FEW };
+    if (t.m == 1) WRPO__(tile_of)(1, NV, pairs, type, pairs ? FEW : 1, words, a, b, NR, t);
+    else WRPO__(tile_of)(FEW, NV, pairs, type, FEW, words, a, b, NR, t);
+}
+WRPO__KERNEL void WRPO__(tile_few)(wrpo__factors factors, wrpo_dtype type, int64_t words, const float *a,
+                                   const float *b, wrpo__target t) {
+    if (WRPO__(HAS_PAIRS) && factors == WRPO__PAIRS) WRPO__(tile_few_of)(true, WRPO_DTYPE_F32, words, a, b, t);
+    else if (type == WRPO_DTYPE_F32) WRPO__(tile_few_of)(false, WRPO_DTYPE_F32, words, a, b, t);
+    else if (type == WRPO_DTYPE_BF16) WRPO__(tile_few_of)(false, WRPO_DTYPE_BF16, words, a, b, t);
+    else WRPO__(tile_few_of)(false, WRPO_DTYPE_F16, words, a, b, t);
+}
+/* A panel of B for them: lanes whose steps are side by side in memory. */
+WRPO__KERNEL void WRPO__(pack_halves)(wrpo__packing p) {
+    enum { NR = WRPO__(NR) };
+    const bool f16 = p.from.type == WRPO_DTYPE_F16;
+    p.from.type = WRPO_DTYPE_BF16;  /* bits that are moved */
+    WRPO__(pack_as)(false, NR, NR, true, false, p);
+    for (int64_t word = 0; f16 && word < p.words; word++) {
+        uint16_t *to = (uint16_t *)(void *)(p.panels + word * NR), lanes[2 * NR];
+        memcpy(lanes, to, sizeof lanes);
+        for (int i = 0; i < 2 * NR; i++) to[i] = lanes[i % NR * 2 + i / NR];
+    }
+}
+/* The same for few rows: one panel of A, or a single row as it is, and at most LANES columns of b, whose steps are side
+   by side in memory. They are turned in registers and not packed, because each is used for m rows only. bfloat16 is
+   turned two steps a word. Fetched ahead is what comes `ahead` bytes later; where that is 0, from t.ahead.at on in the
+   order of memory. */
 WRPO__INLINE void WRPO__(thin_step)(const int rows, const bool pairs, const float *a, WRPO__V x, WRPO__V *sum) {
     WRPO__UNROLLED(r, rows) sum[r] = WRPO__STEP(pairs, WRPO__BROADCAST(a[r]), x, sum[r]);
 }
@@ -14905,41 +15009,31 @@ WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, int64_t kc, 
     const bool split = b.type == WRPO_DTYPE_BF16 && !pairs, two = pairs || split;
     const int whole = two ? 2 * LANES : LANES, room = rows == 1 ? 1 : WRPO__(MR_ROOM);
     const int size = b.type == WRPO_DTYPE_F32 ? 4 : 2;
-    WRPO__V sums[WRPO__THIN][WRPO__(MR)] = {{{0}}}, x[LANES];
+    WRPO__V sum[WRPO__(MR)] = {{0}}, x[LANES];
     int64_t k = 0;
-    for (; k + whole <= kc; k += whole, a += (pairs ? LANES : whole) * room)
-        for (int64_t group = 0; group * LANES < t.n; group++) {
-            const int64_t at = group * LANES * b.lane + k, columns = t.n - group * LANES;
-            const char *later = ahead ? wrpo__address(b.data, b.type, at) + ahead : t.ahead.at;
-            WRPO__V sum[WRPO__(MR)];
-            if (columns < LANES) WRPO__(square_end)(x, false, two, b, at, columns, 0, whole);
-            else WRPO__(square)(x, false, two, b, at, LANES, 0, whole, later, ahead ? b.lane * size : whole * size);
-            if (!ahead) t.ahead.at += LANES * whole * size;
-            WRPO__(turn)(x);
-            WRPO__UNROLLED(r, rows) sum[r] = sums[group][r];
-            WRPO__UNROLLED(i, LANES) {
-                if (!split) WRPO__(thin_step)(rows, pairs, a + i * room, x[i], sum);
-                else {
-                    WRPO__(thin_step)(rows, false, a + 2 * i * room, WRPO__FLOATS(WRPO__BITS(x[i]) << 16), sum);
-                    WRPO__(thin_step)(rows, false, a + (2 * i + 1) * room,
-                                      WRPO__FLOATS(WRPO__BITS(x[i]) & 0xFFFF0000u), sum);
-                }
+    for (; k + whole <= kc; k += whole, a += (pairs ? LANES : whole) * room) {
+        const char *later = ahead ? wrpo__address(b.data, b.type, k) + ahead : t.ahead.at;
+        if (t.n < LANES) WRPO__(square_end)(x, false, two, b, k, t.n, 0, whole);
+        else WRPO__(square)(x, false, two, b, k, LANES, 0, whole, later, ahead ? b.lane * size : whole * size);
+        t.ahead.at += LANES * whole * size;
+        WRPO__(turn)(x);
+        WRPO__UNROLLED(i, LANES) {
+            if (!split) WRPO__(thin_step)(rows, pairs, a + i * room, x[i], sum);
+            else {
+                const WRPO__V high = WRPO__FLOATS(WRPO__BITS(x[i]) & 0xFFFF0000u);
+                WRPO__(thin_step)(rows, false, a + 2 * i * room, WRPO__FLOATS(WRPO__BITS(x[i]) << 16), sum);
+                WRPO__(thin_step)(rows, false, a + (2 * i + 1) * room, high, sum);
             }
-            WRPO__UNROLLED(r, rows) sums[group][r] = sum[r];
-        }
-    for (int64_t words; k < kc; k += pairs ? 2 * LANES : LANES, a += words * room) {  /* what is no whole square */
-        words = WRPO__MIN(pairs ? wrpo__div_up(kc - k, 2) : kc - k, LANES);
-        for (int64_t group = 0; group * LANES < t.n; group++) {
-            WRPO__(square_end)(x, false, pairs, b, group * LANES * b.lane + k, t.n - group * LANES, 0, kc - k);
-            WRPO__(turn)(x);
-            for (int64_t i = 0; i < words; i++) WRPO__(thin_step)(rows, pairs, a + i * room, x[i], sums[group]);
         }
     }
-    for (int r = 0; r < rows && r < t.m; r++, t.c += t.ldc)
-        for (int64_t i = 0, n = t.n; i < n; i += LANES) {
-            const WRPO__V sum = sums[i / LANES][r];
-            WRPO__PUT(t.c, t.add ? WRPO__GET(t.c) + sum : sum);
-        }
+    for (int64_t words; k < kc; k += pairs ? 2 * LANES : LANES, a += words * room) {  /* what is no whole square */
+        words = WRPO__MIN(pairs ? wrpo__div_up(kc - k, 2) : kc - k, LANES);
+        WRPO__(square_end)(x, false, pairs, b, k, t.n, 0, kc - k);
+        WRPO__(turn)(x);
+        for (int64_t i = 0; i < words; i++) WRPO__(thin_step)(rows, pairs, a + i * room, x[i], sum);
+    }
+    for (int64_t r = 0, i = 0, n = t.n; r < rows && r < t.m; r++, t.c += t.ldc)
+        WRPO__PUT(t.c, t.add ? WRPO__GET(t.c) + sum[r] : sum[r]);
 }
 WRPO__INLINE void WRPO__(thin_rows)(const bool pairs, const wrpo_dtype type, int64_t kc, const float *a,
                                     wrpo__operand b, int64_t ahead, wrpo__target t) {
@@ -15171,8 +15265,9 @@ WRPO__KERNEL void WRPO__(softmax_bwd)(float *s, float *dp, int64_t keys, wrpo__m
 #define WRPO__KERNELS(X, level) \
     X(scale, level) X(axpy, level) X(dot, level) X(rmsnorm, level) X(rmsnorm_bwd, level) X(rope, level) \
     X(glu, level) X(glu_bwd, level) X(lse, level) X(logprob_bwd, level) X(sumsq, level) X(adamw, level) \
-    X(pack, level) X(tile, level) X(thin, level) X(unpacked, level) X(pair_rows, level) X(softmax, level) \
-    X(softmax_row, level) X(softmax_bwd, level) X(transpose, level)
+    X(pack, level) X(pack_halves, level) X(tile, level) X(tile_halves, level) X(tile_few, level) X(thin, level) \
+    X(unpacked, level) X(pair_rows, level) X(softmax, level) X(softmax_row, level) X(softmax_bwd, level) \
+    X(transpose, level)
 #define WRPO__KERNEL_FIELD(name, level) __typeof__(&wrpo__##name##_##level) name;
 #define WRPO__KERNEL_OF(name, level) .name = wrpo__##name##_##level,
 typedef struct wrpo__kernels {
@@ -15181,6 +15276,13 @@ typedef struct wrpo__kernels {
     int MR_ROOM;  /* MR, rounded up to whole vectors */
     WRPO__KERNELS(WRPO__KERNEL_FIELD, generic)
 } wrpo__kernels;
+/* An operand B of NT products that is kept. After it come its panels, each with all steps: [panel][words][NR]. */
+typedef struct wrpo__stored {
+    const void *b; int64_t ldb, n, k;
+    wrpo_dtype type;
+    struct wrpo__stored *next;  /* in its bucket */
+} wrpo__stored;
+enum { WRPO__KEPT_BYTES = 64, WRPO__BUCKETS = 256 };  /* of a wrpo__stored, so that panels are aligned */
 typedef struct wrpo__cpu {
     wrpo_allocator memory;  /* first, for wrpo__host_alloc */
     const wrpo__kernels *kernel;
@@ -15189,6 +15291,7 @@ typedef struct wrpo__cpu {
     bool pairs, tiles;
     float *packed;  /* [PACKED_FLOATS], shared by all threads: a part of A or B */
     float *scratch;  /* [threads][SCRATCH_FLOATS] */
+    wrpo__stored *kept[WRPO__BUCKETS];
 } wrpo__cpu;
 static void wrpo__cpu_close(void *dev) {
     wrpo__cpu *cpu = dev;
@@ -15205,7 +15308,7 @@ static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error 
         *cpu = (wrpo__cpu){.memory = desc->memory, .kernel = kernels, .threads = WRPO__MAX(desc->threads, 1)};
         cpu->pairs = (features & WRPO_FEATURE_BF16) && wrpo__has_pairs();
         cpu->tiles = (features & WRPO_FEATURE_AMX) && cpu->pairs && wrpo__has_tiles();
-        cpu->packed = wrpo__host_alloc(cpu, WRPO__PACKED_FLOATS * sizeof(float));
+        cpu->packed = wrpo__host_alloc(cpu, (WRPO__PACKED_FLOATS + 16) * sizeof(float));  /* 16: of a last vector */
         if ((size_t)cpu->threads < SIZE_MAX / 2 / (WRPO__SCRATCH_FLOATS * sizeof(float)))
             cpu->scratch = wrpo__host_alloc(cpu, (size_t)cpu->threads * WRPO__SCRATCH_FLOATS * sizeof(float));
         if (cpu->packed && cpu->scratch) {
@@ -15428,10 +15531,12 @@ static void wrpo__cpu_adamw(void *dev, void *w, uint16_t *low, void *m, void *v,
        own     strip 0      task 0        task 1
        lanes   strip 1      task 2        task 3            (C, or its transpose)
 
-   Where A is a single panel, B is not packed (the kernel `thin`). Where one operand has few lanes, the other one is
-   used too little to be packed (the kernel `unpacked`), if its steps are side by side, in words that a tile can take:
-   it becomes A, and C is turned if it was B. An element of C is the sum over blocks of k, which are cut from 0 by K
-   alone, of their sums: it does not depend on m, n or the threads. */
+   Where B is kept, A is shared and no task packs: the panels are there, in B's own type (the kernel `tile_halves` where
+   that is not what is multiplied, `tile_few` for few rows). Otherwise, where A is a single panel, B is not packed (the
+   kernel `thin`). Where one operand has few lanes, the other one is used too little to be packed (the kernel
+   `unpacked`), if its steps are side by side, in words that a tile can take: it becomes A, and C is turned if it was B.
+   An element of C is the sum over blocks of k, which are cut from 0 by K alone, of their sums: it does not depend on
+   m, n or the threads. */
 typedef struct wrpo__product {
     const wrpo__cpu *cpu;
     wrpo__factors factors;
@@ -15439,10 +15544,12 @@ typedef struct wrpo__product {
     int64_t lanes[2];
     int64_t width[2], room[2];  /* of a panel: its lanes, and floats per word */
     float *c; int64_t ldc, k;
-    bool add, thin, unpacked, turned;
+    bool add, thin, unpacked, turned, few;
+    const wrpo__stored *kept;  /* B; NULL: it is not */
     int shared, own;  /* which of the two is shared, and which a task packs for itself */
     int64_t begin, end, k0, k1;  /* the current piece: shared lanes [begin, end), steps [k0, k1) */
 } wrpo__product;
+static int64_t wrpo__round_up(int64_t n, int64_t to) { return wrpo__div_up(n, to) * to; }
 /* Steps of the block that begins at k; the last two blocks are about equal. */
 static int64_t wrpo__gemm_block(const wrpo__product *p, int64_t k) {
     const int64_t left = p->k - k, whole = p->factors == WRPO__FLOATS ? WRPO__KC : 2 * WRPO__KC;
@@ -15467,7 +15574,22 @@ static void wrpo__gemm_pack(const wrpo__product *p, int side, float *panels, int
                             int64_t kc) {
     const int64_t words = wrpo__gemm_words(p, kc);
     p->cpu->kernel->pack(p->factors, side == 1, (wrpo__packing){wrpo__gemm_from(p, side, lane, k), n, kc, panels,
-                                                               p->room[side] * words, words});
+                                                               p->room[side] * words, words, p->few});
+}
+/* Of halves that are multiplied as floats, a word of a panel that is kept has two steps. */
+static bool wrpo__kept_halves(const wrpo__product *p) {
+    return p->factors == WRPO__FLOATS && p->operand[1].type != WRPO_DTYPE_F32;
+}
+static int64_t wrpo__kept_words(const wrpo__product *p, int64_t steps) {
+    return wrpo__kept_halves(p) ? wrpo__div_up(steps, 2) : wrpo__gemm_words(p, steps);
+}
+static int64_t wrpo__kept_size(const wrpo__product *p) {  /* of a panel, in floats: blocks have whole words */
+    const int64_t last = p->k % 32;
+    return (wrpo__kept_words(p, p->k - last) + wrpo__kept_words(p, last)) * p->width[1];
+}
+static float *wrpo__kept_panel(const wrpo__product *p, const wrpo__stored *kept, int64_t lane, int64_t k) {
+    float *first = (float *)(void *)((char *)(uintptr_t)kept + WRPO__KEPT_BYTES);
+    return first + lane / p->width[1] * wrpo__kept_size(p) + wrpo__kept_words(p, k) * p->width[1];
 }
 /* The shared panel of `lane` in the block of k. Blocks follow each other, each with the panels of the whole piece. */
 static float *wrpo__gemm_panel(const wrpo__product *p, int64_t lane, int64_t k) {
@@ -15500,25 +15622,20 @@ static int64_t wrpo__gemm_depth(const wrpo__product *p) {
 }
 /* Is A one row, which is read where it is? */
 static bool wrpo__gemm_one_row(const wrpo__product *p) {
-    return p->thin && p->lanes[0] == 1 && p->factors == WRPO__FLOATS;
+    return (p->thin || p->few) && p->lanes[0] == 1 && p->factors == WRPO__FLOATS;
 }
-/* The rows, which are one panel, by columns [begin, end). Meanwhile the next columns are fetched or, where these would
-   not stay in the cache until they are used, what follows in their rows. */
+/* The rows, which are one panel, by columns [begin, end). Meanwhile the next columns are fetched. */
 static void wrpo__gemm_thin(const wrpo__product *p, int64_t begin, int64_t end) {
     const wrpo__operand *b = &p->operand[1];
-    /* Of floats one group: they take longer to arrive than to sum, and come faster from fewer rows. */
-    const int64_t LANES = p->cpu->kernel->LANES, row_bytes = b->lane * (int64_t)wrpo__dtype_size(b->type);
-    const int64_t most = (b->type == WRPO_DTYPE_F32 ? 1 : WRPO__THIN) * LANES;
-    const bool long_rows = most * row_bytes > 1 << 19;
-    const int64_t columns = long_rows ? LANES : most;
-    for (int64_t j = begin; j < end; j += columns)
+    const int64_t LANES = p->cpu->kernel->LANES;
+    const bool one_row = wrpo__gemm_one_row(p);
+    for (int64_t j = begin; j < end; j += LANES)
         for (int64_t k = p->k0, kc; k < p->k1; k += kc) {
             kc = wrpo__gemm_block(p, k);
-            const char *next = wrpo__address(wrpo__gemm_from(p, 1, j + columns, 0).data, b->type, k * columns);
-            const bool one_row = wrpo__gemm_one_row(p);
+            const char *next = wrpo__address(wrpo__gemm_from(p, 1, j + LANES, 0).data, b->type, k * LANES);
             const float *a = one_row ? wrpo__gemm_from(p, 0, 0, k).data : wrpo__gemm_panel(p, 0, k);
-            p->cpu->kernel->thin(p->factors, kc, a, wrpo__gemm_from(p, 1, j, k), long_rows ? 192 : 0,
-                                 (wrpo__target){p->c + j, p->ldc, p->lanes[0], WRPO__MIN(columns, end - j),
+            p->cpu->kernel->thin(p->factors, kc, a, wrpo__gemm_from(p, 1, j, k), 0,
+                                 (wrpo__target){p->c + j, p->ldc, p->lanes[0], WRPO__MIN(LANES, end - j),
                                                 p->add || k > 0, {.at = next}, one_row});
         }
 }
@@ -15564,10 +15681,13 @@ static void wrpo__gemm_task(const wrpo__product *p, const int64_t begin[2], cons
     for (int64_t k = p->k0, kc; k < p->k1; k += kc) {
         kc = wrpo__gemm_block(p, k);
         const int64_t words = wrpo__gemm_words(p, kc);
-        float *panels[2];
-        panels[p->shared] = wrpo__gemm_panel(p, begin[p->shared], k);
-        panels[p->own] = wrpo__cpu_scratch(p->cpu);
-        wrpo__gemm_pack(p, p->own, panels[p->own], begin[p->own], end[p->own] - begin[p->own], k, kc);
+        const int64_t next = p->kept ? wrpo__kept_size(p) : words * NR;  /* from a panel of B to the next */
+        float *own = p->kept ? wrpo__kept_panel(p, p->kept, begin[1], k) : wrpo__cpu_scratch(p->cpu);
+        const float *panels[2];
+        panels[p->own] = own;
+        panels[p->shared] = wrpo__gemm_one_row(p) ? wrpo__gemm_from(p, 0, 0, k).data
+                                                  : wrpo__gemm_panel(p, begin[p->shared], k);
+        if (!p->kept) wrpo__gemm_pack(p, p->own, own, begin[p->own], end[p->own] - begin[p->own], k, kc);
         /* Down the columns of C, so that a panel of B stays near; where steps are few, most of the time goes into
            moving C: then along its rows, as they are in memory. */
         const bool along = words <= 64;
@@ -15581,10 +15701,13 @@ static void wrpo__gemm_task(const wrpo__product *p, const int64_t begin[2], cons
                     const int64_t row = (top - begin[0]) / MR + (along ? x : y), column = along ? y : x;
                     const int64_t i = begin[0] + row * MR, j = begin[1] + column * NR;
                     const int64_t m = WRPO__MIN(MR, end[0] - i), n = WRPO__MIN(NR, end[1] - j);
-                    const wrpo__ahead ahead = wrpo__gemm_ahead(p, begin[p->own], end[p->own], k, tiles, done++);
-                    const wrpo__target c = {p->c + i * p->ldc + j, p->ldc, m, n, p->add || k > 0, ahead, false};
-                    p->cpu->kernel->tile(p->factors, words, panels[0] + row * words * p->room[0],
-                                         panels[1] + column * words * p->room[1], p->room[1], c);
+                    const float *a = panels[0] + row * words * p->room[0], *b = panels[1] + column * next;
+                    wrpo__target c = {p->c + i * p->ldc + j, p->ldc, m, n, p->add || k > 0, {0}, false};
+                    if (!p->kept) c.ahead = wrpo__gemm_ahead(p, begin[p->own], end[p->own], k, tiles, done++);
+                    const wrpo_dtype type = p->operand[1].type;
+                    if (p->few) p->cpu->kernel->tile_few(p->factors, type, words, a, b, c);
+                    else if (p->kept && wrpo__kept_halves(p)) p->cpu->kernel->tile_halves(type, words, a, b, c);
+                    else p->cpu->kernel->tile(p->factors, words, a, b, NR, c);
                 }
         }
     }
@@ -15611,26 +15734,54 @@ static void wrpo__gemm_piece(const wrpo__product *p, int64_t strip, int threads)
         end[p->own] = WRPO__MIN(p->lanes[p->own], begin[p->own] + strip);
         if (p->thin) wrpo__gemm_thin(p, begin[1], end[1]);
         else if (p->unpacked) wrpo__gemm_unpacked(p, begin[0], end[0]);
+        else if (p->kept && p->lanes[0] <= WRPO__UNPACKED)  /* each panel to its end, as it is in memory */
+            for (const int64_t last = end[1]; begin[1] < last; begin[1] = end[1]) {
+                end[1] = WRPO__MIN(begin[1] + p->width[1], last);
+                wrpo__gemm_task(p, begin, end);
+            }
         else wrpo__gemm_task(p, begin, end);
     }
 }
-static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b,
-                           int64_t ldb, wrpo_dtype b_type, int64_t m, int64_t n, int64_t k, float beta) {
-    const wrpo__cpu *cpu = dev;
+/* ---- operands that are kept, in buckets by their address ---- */
+static wrpo__stored **wrpo__kept_bucket(wrpo__cpu *cpu, const void *b) {
+    return &cpu->kept[(uint32_t)((uintptr_t)b >> 4) * 2654435761u >> 24];
+}
+static const wrpo__stored *wrpo__kept_of(wrpo__cpu *cpu, const void *b, int64_t ldb, wrpo_dtype type, int64_t n,
+                                       int64_t k) {
+    const wrpo__stored *x = *wrpo__kept_bucket(cpu, b);
+    while (x && !(x->b == b && x->ldb == ldb && x->type == type && x->n == n && x->k == k)) x = x->next;
+    return x;
+}
+/* A product without its pieces: what depends on its operands alone. */
+static wrpo__product wrpo__gemm_product(const wrpo__cpu *cpu, wrpo_mm mm, const void *a, int64_t lda, const void *b,
+                                        int64_t ldb, wrpo_dtype b_type, int64_t m, int64_t n, int64_t k) {
     const bool a_transposed = mm == WRPO_MM_TN, b_transposed = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT;
     wrpo__product p = {
-        .cpu = cpu, .c = c, .ldc = ldc, .k = k, .add = beta != 0, .lanes = {m, n},
+        .cpu = cpu, .k = k, .lanes = {m, n},
         .operand = {{a, WRPO_DTYPE_F32, a_transposed ? 1 : lda, a_transposed ? lda : 1},
                     {b, a_transposed ? WRPO_DTYPE_F32 : b_type, b_transposed ? ldb : 1, b_transposed ? 1 : ldb}},
         .width = {cpu->kernel->MR, cpu->kernel->NR}, .room = {cpu->kernel->MR_ROOM, cpu->kernel->NR}};
     if (cpu->pairs && (a_transposed || p.operand[1].type == WRPO_DTYPE_BF16))
         p.factors = cpu->tiles ? WRPO__TILES : WRPO__PAIRS;
     if (p.factors == WRPO__TILES) p.width[0] = p.room[0] = 32;
-    p.thin = m <= p.width[0] && b_transposed && p.factors != WRPO__TILES;
+    return p;
+}
+static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b,
+                           int64_t ldb, wrpo_dtype b_type, int64_t m, int64_t n, int64_t k, float beta) {
+    wrpo__cpu *cpu = dev;
+    const bool b_transposed = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT;
+    wrpo__product p = wrpo__gemm_product(cpu, mm, a, lda, b, ldb, b_type, m, n, k);
+    p.c = c;
+    p.ldc = ldc;
+    p.add = beta != 0;
+    if (b_transposed) p.kept = wrpo__kept_of(cpu, b, ldb, b_type, n, k);
+    p.few = p.kept && m <= WRPO__FEW && p.factors != WRPO__TILES;
+    if (p.few) p.width[0] = p.room[0] = WRPO__FEW;
+    p.thin = !p.kept && m <= p.width[0] && b_transposed && p.factors != WRPO__TILES;
     const int few = n <= m;                            /* the operand of fewer lanes */
     const wrpo__operand *many = &p.operand[!few];
     const bool words = p.factors == WRPO__PAIRS ? many->type == WRPO_DTYPE_BF16 : many->type != WRPO_DTYPE_F16;
-    p.unpacked = !p.thin && p.factors != WRPO__TILES && words && many->step == 1 &&
+    p.unpacked = !p.kept && !p.thin && p.factors != WRPO__TILES && words && many->step == 1 &&
         p.lanes[few] <= WRPO__UNPACKED && p.lanes[!few] >= p.width[0];
     p.turned = p.unpacked && !few;
     if (p.turned) {
@@ -15638,12 +15789,13 @@ static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const vo
         p.operand[0] = p.operand[1], p.operand[1] = other;
         p.lanes[0] = n, p.lanes[1] = m;
     }
-    p.shared = p.unpacked || (n < m && !p.thin);
+    p.shared = p.unpacked || (n < m && !p.thin && !p.kept);
     p.own = !p.shared;
     if (k <= 0 && !p.add)
         for (int64_t i = 0; i < m; i++) memset(p.c + i * ldc, 0, (size_t)n * sizeof(float));
 
-    const int threads = m * n * k <= 1 << 19 ? 1 : cpu->threads;  /* to wake a thread takes longer */
+    /* To wake a thread takes longer than a small product, or than to read a small b. */
+    const int threads = m * n * k <= 1 << 19 && n * k <= 1 << 17 ? 1 : cpu->threads;
     const int64_t own_panels = wrpo__div_up(p.lanes[p.own], p.width[p.own]);
     const int64_t most = WRPO__MIN(p.own == 0 ? WRPO__A_PANELS : WRPO__B_PANELS, own_panels / (2 * threads));
     const int64_t strip = wrpo__gemm_strip(own_panels, most, threads) * p.width[p.own];
@@ -15658,6 +15810,29 @@ static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const vo
         }
     }
 }
+
+static size_t wrpo__cpu_keep_bytes(void *dev, wrpo_dtype type, int64_t n, int64_t k) {
+    const wrpo__product p = wrpo__gemm_product(dev, WRPO_MM_NT, NULL, k, NULL, k, type, 1, n, k);
+    return WRPO__KEPT_BYTES + (size_t)(wrpo__div_up(n, p.width[1]) * wrpo__kept_size(&p)) * sizeof(float);
+}
+static void wrpo__cpu_keep(void *dev, void *to, const void *b, int64_t ldb, wrpo_dtype type, int64_t n, int64_t k) {
+    wrpo__cpu *cpu = dev;
+    const wrpo__product p = wrpo__gemm_product(cpu, WRPO_MM_NT, NULL, k, b, ldb, type, 1, n, k);
+    wrpo__stored *kept = to, **bucket = wrpo__kept_bucket(cpu, b);
+    *kept = (wrpo__stored){b, ldb, n, k, type, *bucket};
+    *bucket = kept;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, n * k))
+    for (int64_t lane = 0; lane < n; lane += p.width[1])
+        for (int64_t at = 0, kc; at < k; at += kc) {
+            kc = wrpo__gemm_block(&p, at);
+            float *panel = wrpo__kept_panel(&p, kept, lane, at);
+            const int64_t lanes = WRPO__MIN(p.width[1], n - lane), words = wrpo__kept_words(&p, kc);
+            if (!wrpo__kept_halves(&p)) wrpo__gemm_pack(&p, 1, panel, lane, lanes, at, kc);
+            else cpu->kernel->pack_halves((wrpo__packing){wrpo__gemm_from(&p, 1, lane, at), lanes, kc, panel,
+                                                          words * p.width[1], words, false});
+        }
+}
+static void wrpo__cpu_forget(void *dev) { memset(((wrpo__cpu *)dev)->kept, 0, sizeof ((wrpo__cpu *)dev)->kept); }
 
 /* ---- attention: blocked, with a running maximum and sum (Dao et al. 2022) ----
    Everything is transposed: a tile of scores is [key][lane], and a lane is one query row of one head. So maxima, sums
@@ -15714,7 +15889,6 @@ typedef struct wrpo__buffers {
     WRPO__BUFFERS(WRPO__X)
 #undef WRPO__X
 } wrpo__buffers;
-static int64_t wrpo__round_up(int64_t n, int64_t to) { return wrpo__div_up(n, to) * to; }
 /* The buffers for a chunk of lanes; base NULL measures them, in bytes. */
 static size_t wrpo__attention_layout(const wrpo__attention *x, int pass, int64_t lanes, float *base,
                                      wrpo__buffers *w) {
@@ -15769,7 +15943,7 @@ static void wrpo__attention_pack(const wrpo__attention *x, bool is_b, float *pan
                                  int64_t step, int64_t n, int64_t steps) {
     const int64_t words = wrpo__attention_words(x, steps), room = is_b ? x->kernel->NR : x->kernel->MR_ROOM;
     x->kernel->pack(x->factors, is_b, (wrpo__packing){{from, WRPO_DTYPE_F32, lane, step}, n, steps, panels,
-                                                      room * words, words});
+                                                      room * words, words, false});
 }
 /* x[n][width] as words of products, in place */
 static void wrpo__to_words(const wrpo__attention *x, float *rows, int64_t n, int64_t width) {
@@ -15861,7 +16035,7 @@ static void wrpo__attention_tile(const wrpo__lanes *b, const wrpo__buffers *w, i
             memset(weights[k] + seen * NR, 0, (size_t)((n - seen) * NR) * sizeof(float));
             const wrpo__operand from = {weights[k], WRPO_DTYPE_F32, NR, 1};
             float *to = panels[k] + i / NR * group_words * ROOM;
-            x->kernel->pack(x->factors, false, (wrpo__packing){from, n, NR, to, next, group_words});
+            x->kernel->pack(x->factors, false, (wrpo__packing){from, n, NR, to, next, group_words, false});
         }
         if (!of_lanes) continue;
         wrpo__to_words(x, weights[!bwd], seen, NR);
@@ -16101,7 +16275,8 @@ static void wrpo__cpu_copy(void *dev, void *dst, const void *src, size_t n) {
 static void wrpo__cpu_zero(void *dev, void *dst, size_t n) { wrpo__cpu_copy(dev, dst, NULL, n); }
 #define WRPO__CPU_BACKEND(level, allowed) { \
     .name = "cpu-" #level, .features = allowed, .open = wrpo__open_##level, .copy = wrpo__cpu_copy, \
-    .zero = wrpo__cpu_zero, WRPO__HOST_BACKEND(cpu)}
+    .zero = wrpo__cpu_zero, .keep_bytes = wrpo__cpu_keep_bytes, .keep = wrpo__cpu_keep, .forget = wrpo__cpu_forget, \
+    WRPO__HOST_BACKEND(cpu)}
 #endif /* WRPO_NO_SIMD */
 WRPO_API const wrpo_backend *wrpo_backend_find(const char *name) {
 #ifndef WRPO_NO_SIMD

@@ -171,6 +171,29 @@ static uint16_t *f16_halves(run *t, float *x, int64_t n) {
     return h;
 }
 
+/* NT products by a kept b have the bits of c: from what was kept, as b itself is spoiled, until it is forgotten. */
+static void kept_product(run *t, void *dev, float beta, const float *before, const float *c, int64_t ldc,
+                         const float *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype type, int64_t m, int64_t n,
+                         int64_t k) {
+    const size_t bytes = (size_t)((n - 1) * ldb + k) * wrpo__dtype_size(type), room = (size_t)(m * ldc) * sizeof *c;
+    if (!t->be->keep) return;
+    const int blocks = t->n_blocks;
+    void *to = block(t, t->be->keep_bytes(dev, type, n, k)), *spoiled = block(t, bytes);
+    float *got = floats(t, m * ldc, 0);
+    memcpy(spoiled, b, bytes);
+    memcpy(got, before, room);
+    t->be->keep(dev, to, spoiled, ldb, type, n, k);
+    memset(spoiled, 0xFF, bytes);
+    t->be->gemm(dev, WRPO_MM_NT, got, ldc, a, lda, spoiled, ldb, type, m, n, k, beta);
+    CHECK(!memcmp(got, c, room), "%s: a kept b of %zu bytes an element gives other bits", t->name,
+          wrpo__dtype_size(type));
+    t->be->gemm(dev, WRPO_MM_NT, got, ldc, a, lda, spoiled, ldb, type, m, n > 1 ? n - 1 : n, k, 0);
+    CHECK(n < 2 || k == 0 || got[0] != got[0], "%s: another product takes what is kept", t->name);
+    t->be->forget(dev);
+    t->be->gemm(dev, WRPO_MM_NT, got, ldc, a, lda, spoiled, ldb, type, m, n, k, 0);
+    CHECK(k == 0 || got[0] != got[0], "%s: forget forgets nothing", t->name);
+    while (t->n_blocks > blocks) t->be->release(t->dev, t->blocks[--t->n_blocks]);
+}
 /* ---- gemm: args m, n, k, layout, beta, extra columns between rows ---- */
 static void test_gemm(run *t, const int64_t *arg) {
     static const char *const layouts[] = {"NT", "NT_FLOAT", "NN", "TN"};
@@ -182,11 +205,12 @@ static void test_gemm(run *t, const int64_t *arg) {
           *c = floats(t, m * ldc, NAN);
     for (int64_t i = 0; i < m * ldc && arg[4]; i++)
         if (i % ldc < n) c[i] = (float)uniform(t, -1, 1);
-    float *want = copy_of(t, c, m * ldc);
+    float *want = copy_of(t, c, m * ldc), *before = copy_of(t, c, m * ldc);
     if (t->way == 0) plain->gemm(exact->dev, mm, want, ldc, a, lda, b, ldb, WRPO_DTYPE_F32, m, n, k, (float)arg[4]);
     t->be->gemm(t->dev, mm, c, ldc, a, lda, b, ldb, WRPO_DTYPE_F32, m, n, k, (float)arg[4]);
     result(t, "gemm", layouts[mm], c, m, n, ldc, want, 2e-6);
     if (at) return;
+    if (bt) kept_product(t, t->dev, (float)arg[4], before, c, ldc, a, lda, b, ldb, WRPO_DTYPE_F32, m, n, k);
     {                                  /* a weight in bfloat16 gives the bits of the same numbers as floats */
         uint16_t *half = halves(t, b, (bt ? n : k) * ldb);
         float *first = floats(t, m * ldc, 0.5f), *second = floats(t, m * ldc, 0.5f);
@@ -194,11 +218,15 @@ static void test_gemm(run *t, const int64_t *arg) {
         t->be->gemm(t->dev, mm, second, ldc, a, lda, half, ldb, WRPO_DTYPE_BF16, m, n, k, (float)arg[4]);
         CHECK(memcmp(first, second, (size_t)(m * ldc) * sizeof *c) == 0, "%s: weights in bfloat16 give other bits",
               t->name);
+        const float *half_c = floats(t, m * ldc, 0.5f);
+        if (bt)
+            kept_product(t, t->dev, (float)arg[4], half_c, first, ldc, a, lda, half, ldb, WRPO_DTYPE_BF16, m, n, k);
         float *b16 = copy_of(t, b, (bt ? n : k) * ldb);
         half = f16_halves(t, b16, (bt ? n : k) * ldb);
         t->be->gemm(t->dev, mm, first, ldc, a, lda, b16, ldb, WRPO_DTYPE_F32, m, n, k, 0);
         t->be->gemm(t->dev, mm, second, ldc, a, lda, half, ldb, WRPO_DTYPE_F16, m, n, k, 0);
         CHECK(memcmp(first, second, (size_t)(m * ldc) * sizeof *c) == 0, "%s: weights in F16 give other bits", t->name);
+        if (bt) kept_product(t, t->dev, 0, first, first, ldc, a, lda, half, ldb, WRPO_DTYPE_F16, m, n, k);
     }
     if (arg[4]) return;                /* a row is a row, whichever others come with it */
     t->be->gemm(t->dev, mm, c, ldc, a, lda, b, ldb, WRPO_DTYPE_F32, m, n, k, 0);
@@ -258,13 +286,14 @@ static void test_gemm_pairs(run *t, const int64_t *arg) {
     uint16_t *half = at ? NULL : halves(t, b, all_b);
     for (int64_t i = 0; i < m * ldc && arg[4]; i++)
         if (i % ldc < n) c[i] = (float)uniform(t, -1, 1);
-    float *want = copy_of(t, c, m * ldc);
+    float *want = copy_of(t, c, m * ldc), *before = copy_of(t, c, m * ldc);
     if (t->way == 0)
         plain->gemm((pairs ? rounded : exact)->dev, mm, want, ldc, a, lda, at ? (void *)b : (void *)half, ldb,
                     at ? WRPO_DTYPE_F32 : WRPO_DTYPE_BF16, m, n, k, (float)arg[4]);
     t->be->gemm(ctx->dev, mm, c, ldc, a, lda, at ? (void *)b : (void *)half, ldb, at ? WRPO_DTYPE_F32 : WRPO_DTYPE_BF16,
                 m, n, k, (float)arg[4]);
     result(t, pairs ? "gemm in pairs" : "gemm of halves", "c", c, m, n, ldc, want, 2e-6);
+    if (bt) kept_product(t, ctx->dev, (float)arg[4], before, c, ldc, a, lda, half, ldb, WRPO_DTYPE_BF16, m, n, k);
     for (int64_t r = 0; r < m && !at && !arg[4]; r += 1 + m / 5) {
         float *row = floats(t, n, NAN);
         t->be->gemm(ctx->dev, mm, row, n, a + r * lda, lda, half, ldb, WRPO_DTYPE_BF16, 1, n, k, 0);

@@ -146,12 +146,39 @@ static void free_prompts(wrpo_prompt *list, int64_t count) {
     for (int64_t i = 0; i < count; i++) free((void *)(uintptr_t)list[i].ids);
     free(list);
 }
+/* A backend that counts what is kept, and the products since then: all, and those of other weights. */
+static struct { const wrpo_backend *of; int64_t kept, bytes, products, others, forgotten; } watch;
+static void watch_keep(void *dev, void *to, const void *b, int64_t ldb, wrpo_dtype type, int64_t n, int64_t k) {
+    watch.kept++;
+    watch.bytes += (int64_t)watch.of->keep_bytes(dev, type, n, k);
+    watch.of->keep(dev, to, b, ldb, type, n, k);
+}
+static void watch_forget(void *dev) {
+    watch.forgotten++;
+    watch.of->forget(dev);
+}
+static void watch_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b,
+                       int64_t ldb, wrpo_dtype type, int64_t m, int64_t n, int64_t k, float beta) {
+    if (watch.kept && !watch.forgotten) {
+        watch.products++;
+        watch.others += wrpo__kept_of(dev, b, ldb, type, n, k) == NULL;
+    }
+    watch.of->gemm(dev, mm, c, ldc, a, lda, b, ldb, type, m, n, k, beta);
+}
+static wrpo_backend watching(const wrpo_backend *of) {
+    wrpo_backend be = *of;
+    memset(&watch, 0, sizeof watch);
+    watch.of = of;
+    if (be.keep) be.keep = watch_keep, be.forget = watch_forget, be.gemm = watch_gemm;
+    return be;
+}
 /* Decoded with a cache, beside others, in pieces: the log-probs are those of the whole texts in one training forward.
    No stops, so that the texts are as long as longrope took them to be. */
 static void same_as_forward(const char *name, const wrpo_json *scale, const wrpo_backend *backend) {
     enum { COUNT = 4, N = 3 };
+    const wrpo_backend be = watching(backend);
     wrpo_ctx *c;
-    if (wrpo_open(&(wrpo_desc){.threads = 2, .backend = backend}, &c)) { CHECK(false, "%s", backend->name); return; }
+    if (wrpo_open(&(wrpo_desc){.threads = 2, .backend = &be}, &c)) { CHECK(false, "%s", backend->name); return; }
     wrpo_model *model = family(c, name, scale);
     if (!model) { wrpo_close(c); return; }
     wrpo_prompt *list = some_prompts(COUNT, &model->config);
@@ -165,6 +192,11 @@ static void same_as_forward(const char *name, const wrpo_json *scale, const wrpo
                                              .stop = list[0].ids,
                                              .stop_count = 0},
                         WRPO_OK);
+    const int64_t own = !model->config.tie_word_embeddings;
+    CHECK(!be.keep || (watch.products > 500 && watch.others == 0 && watch.forgotten == 1),
+          "%s on %s: of %lld products %lld have a weight that is not kept; forgotten %lld times", name, backend->name,
+          (long long)watch.products, (long long)watch.others, (long long)watch.forgotten);
+    CHECK(!be.keep || watch.kept >= 4 * model->config.num_hidden_layers + own, "%lld kept", (long long)watch.kept);
     wrpo_record records[COUNT];
     wrpo_tokens y[COUNT * N];
     for (int64_t i = 0; i < COUNT; i++) {
@@ -256,6 +288,49 @@ static void same_beside_others(const wrpo_json *scale) {
     free_prompts(list, COUNT);
     wrpo_model_free(again), wrpo_model_free(model);
     wrpo_close(c);
+}
+
+/* Weights are kept in half of the memory that is free: all, some or none, for the same samples; not by short calls. */
+static void keeps_what_fits(const wrpo_json *scale) {
+    enum { COUNT = 3 };
+    const wrpo_backend be = watching(wrpo_backend_cpu());
+    wrpo_ctx *c;
+    CHECK(wrpo_open(&(wrpo_desc){.threads = 2, .backend = &be}, &c) == WRPO_OK, "open");
+    wrpo_model *model = family(c, "smollm2", scale);
+    if (!model || !be.keep) { wrpo_model_free(model), wrpo_close(c); return; }
+    wrpo_prompt *list = some_prompts(COUNT, &model->config);
+    const wrpo_generate_desc d = {.max_tokens = 30, .batch = 1};
+    keeper want = generate(model, list, COUNT, d, WRPO_OK);
+    const int64_t all = watch.kept, bytes = watch.bytes;
+    bool some = false, none = false, whole = false;
+    CHECK(all > 4 && watch.others == 0 && c->peak >= c->bytes + (size_t)bytes, "%lld kept, %lld not", (long long)all,
+          (long long)watch.others);
+    for (size_t limit = c->bytes + 100000; !whole; limit += (size_t)bytes / 8) {
+        memset(&watch, 0, sizeof watch);
+        watch.of = wrpo_backend_cpu();
+        c->desc.memory_limit = limit;
+        c->peak = c->bytes;
+        keeper k = {.n = 1, .in_order = true, .of = calloc(COUNT, sizeof *k.of)};
+        wrpo_generate_desc limited = wrpo_generate_defaults(&d);
+        limited.temperature = 0.8, limited.top_p = 0.95, limited.on_done = keep, limited.user = &k;
+        if (wrpo_generate(model, list, COUNT, &limited) == WRPO_OK) {
+            none = none || !watch.kept;
+            some = some || (watch.kept && watch.kept < all);
+            whole = watch.kept == all;
+            CHECK(!watch.kept || (c->peak <= limit && watch.forgotten == 1), "peak %zu of %zu", c->peak, limit);
+            for (int64_t i = 0; i < COUNT; i++)
+                CHECK(same(&k.of[i], &want.of[i]), "%lld kept: sample %lld", (long long)watch.kept, (long long)i);
+        }
+        free(k.of);
+    }
+    CHECK(some && none, "there was no limit with some kept (%d), and with none (%d)", some, none);
+    c->desc.memory_limit = 0;
+    memset(&watch, 0, sizeof watch);
+    watch.of = wrpo_backend_cpu();
+    free(generate(model, list, 1, (wrpo_generate_desc){.max_tokens = 8}, WRPO_OK).of);
+    CHECK(watch.kept == 0, "a call of 8 tokens keeps %lld weights", (long long)watch.kept);
+    free_prompts(list, COUNT), free(want.of);
+    wrpo_model_free(model), wrpo_close(c);
 }
 
 /* ---- frequencies ---- */
@@ -746,13 +821,16 @@ static void out_of_memory(void) {
     for (int way = 0; way < 2; way++) {
         const int64_t base = live;
         wrpo_result r = WRPO_E_MEMORY;
-        int64_t tries = 0;
-        for (; r == WRPO_E_MEMORY; tries++) {
+        int64_t tries = 0, spared = 0;
+        for (bool failed = true; failed; tries++) {
             char *answer = NULL;
             calls = 0, fail_at = tries;
             r = way ? wrpo_hidden(model, ids, 3, hidden, logits)
-                    : wrpo_answer(model, tok, "a b", &(wrpo_generate_desc){.max_tokens = 3}, &answer);
+                    : wrpo_answer(model, tok, "a b", &(wrpo_generate_desc){.max_tokens = 12}, &answer);
             fail_at = -1;
+            failed = calls > tries;
+            spared += failed && r == WRPO_OK;
+            CHECK(r == WRPO_OK || (failed && r == WRPO_E_MEMORY), "%s", wrpo_last_error(c)->text);
             wrpo_free(c, answer);
             int32_t *some = NULL;      /* the tokenizer's scratch is cleared when it is next used */
             int64_t n;
@@ -761,6 +839,8 @@ static void out_of_memory(void) {
             CHECK(live == base, "allocation %lld failed: %lld blocks left", (long long)tries, (long long)(live - base));
         }
         CHECK(r == WRPO_OK && tries >= 5, "%lld allocations: %s", (long long)tries, wrpo_last_error(c)->text);
+        CHECK(way || !wrpo_backend_cpu()->keep || spared == 1, "without room for what is kept: %lld answers",
+              (long long)spared);
     }
     wrpo_tokenizer_free(tok), wrpo_model_free(model), wrpo_close(c);
     free(hidden), free(logits);
@@ -851,6 +931,7 @@ int main(int argc, char **argv) {
             same_as_forward(f->key, scale, backend);
     }
     same_beside_others(scale);
+    keeps_what_fits(scale);
     frequencies(scale);
     texts(scale);
     refusals(scale);
