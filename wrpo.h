@@ -3468,6 +3468,10 @@ struct wrpo_trainer {
     char *exp_avg, *exp_avg_sq;      /* AdamW's moments of this rank's shard */
     double *sumsq;                   /* one element in the backend's memory */
     bool own_reference;              /* an evaluation of a model against itself computes log-probs once */
+    /* Not NULL: the reference of step 1's records is what step 1 itself computes of them, with the policy as it is
+       before its update. Called when it has. */
+    void (*reference_known)(wrpo_trainer *t);
+    const char *reference_path;      /* used by >>run alone */
     float *moving;                   /* [ranks][split.piece] what is moved between ranks at a time; NULL: one rank */
     double start;                    /* when the run began, in seconds */
     const char *out_dir; FILE *metrics; void *part;    /* used by >>run alone. part, a wrpo__writer: of the metrics */
@@ -3568,9 +3572,10 @@ static void wrpo__pass_micro(wrpo_trainer *t, const wrpo__set *set, const int64_
         const char *why = NULL;
         wrpo__responses_of(record, y);
         for (int k = 0; k < record->count; k++) {
+            double *ref = set->ref ? &set->ref[index * set->K + k] : NULL;
             y[k].logp = wrpo__sum_logps(r->h_logp + packed[k].label, y[k].tokens);
-            y[k].ref = set->ref ? set->ref[index * set->K + k] : 0;
-            if (t->own_reference) y[k].ref = y[k].logp;
+            if (ref && isnan(*ref) && t->reference_known) *ref = y[k].logp;
+            y[k].ref = t->own_reference ? y[k].logp : ref ? *ref : 0;
         }
         const double loss = wrpo_loss(d, alpha, y, record->count, scored, &why);            /* WRPO is here: >>loss */
         if (!isfinite(loss))
@@ -3777,6 +3782,7 @@ static wrpo_metrics wrpo__step(wrpo_trainer *t) {
     const int64_t count = wrpo__next_batch(t, &list);
     /* 2. Gradients of the batch's loss. */
     wrpo__pass(t, &t->train, list, t->weight, count, alpha, true, &tally);
+    if (t->reference_known) t->reference_known(t);
     wrpo__reduce_scatter(t);
     /* 3. Their global norm. Above max_grad_norm they are clipped to it, as by torch.nn.utils.clip_grad_norm_: AdamW
           multiplies each gradient by a factor as it reads it, and the clipped gradient is never stored. */
@@ -4495,10 +4501,12 @@ static void wrpo__same(wrpo_ctx *ctx, const char *what, uint64_t hash) {
     const int64_t other = wrpo__most(ctx, want == hash ? 0 : R - wrpo__my_rank(ctx));
     if (other) wrpo__fail_arg("rank %d: %s: want that of rank 0, found another", R - (int)other, what);
 }
-static int64_t wrpo__scored_tokens(const wrpo_data *data, int64_t begin, int64_t end) {       /* tokens of records */
+static int64_t wrpo__scored_tokens(const wrpo_data *data, const int64_t *list, int64_t begin, int64_t end) {
     int64_t n = 0;
-    for (const wrpo_record *record = data->records + begin; record < data->records + end; record++)
+    for (int64_t i = begin; i < end; i++) {
+        const wrpo_record *record = &data->records[list ? list[i] : i];
         for (int k = 0; k < record->count; k++) n += wrpo__scored_count(&record->responses[k]);
+    }
     return n;
 }
 /* Does the model's adapter add nothing? Every B of a new one is 0. */
@@ -4516,40 +4524,44 @@ static bool wrpo__adds_nothing(const wrpo_model *model) {
     }
     return true;
 }
-/* logps [count, K] of records [first, first + count), in a workspace of its own. tokens: an stb array of every scored
-   token's log-prob, or NULL. All ranks get all of them. */
-static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
-                           int64_t micro_tokens, double *logps, int K, float **tokens) {
-    wrpo__check_data(&model->config, data, first, count);
-    wrpo__shape shape = {.rows = wrpo__workspace_rows(&model->config, data, first, count, micro_tokens)};
+/* logps [count, K] of records [first, first + count), in a workspace of its own; or, where there is a list, of records
+   list[first ...], and each has its place in logps [N, K]. tokens: an stb array of every scored token's log-prob, or
+   NULL. All ranks get all of them. */
+static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data *data, const int64_t *list,
+                           int64_t first, int64_t count, int64_t micro_tokens, double *logps, int K, float **tokens) {
+    const int64_t begin = list ? 0 : first, n_checked = list ? data->stats.records : count;
+    if (list && count == 0) return;
+    wrpo__check_data(&model->config, data, begin, n_checked);
+    wrpo__shape shape = {.rows = wrpo__workspace_rows(&model->config, data, begin, n_checked, micro_tokens)};
     shape.chunk = wrpo__head_chunk(model->ctx, &model->config, shape.rows);
     wrpo__workspace *r = wrpo__workspace_new(temp, model, &shape);
     r->no_adapter = wrpo__adds_nothing(model);
     wrpo_ctx *ctx = model->ctx;
-    wrpo__micro *all = wrpo__micro_batches(ctx, &model->config, data, NULL, first, first + count, micro_tokens), *micro;
+    wrpo__micro *all = wrpo__micro_batches(ctx, &model->config, data, list, first, first + count, micro_tokens), *micro;
     const wrpo__micro *const end = all + stbds_arrlen(all);
-    const int64_t sizes[] = {count, K, stbds_arrlen(all), wrpo__scored_tokens(data, first, first + count)};
+    const int64_t sizes[] = {count, K, stbds_arrlen(all), wrpo__scored_tokens(data, list, first, first + count)};
     float *each = wrpo__raw(temp, (size_t)sizes[3] + 1, sizeof *each), *at = each;
     wrpo__same(ctx, "the records", wrpo__hash(0, sizes, sizeof sizes));
     for (micro = all; micro < end; micro++) {
         if (wrpo__owner(ctx, micro) == wrpo__my_rank(ctx)) {
-            wrpo__pack_micro(r, data, NULL, micro);
+            wrpo__pack_micro(r, data, list, micro);
             wrpo__forward(r, false, false);
             memcpy(at, r->h_logp, (size_t)r->n_labels * sizeof *at);
         }
-        at += wrpo__scored_tokens(data, micro->begin, micro->end);
+        at += wrpo__scored_tokens(data, list, micro->begin, micro->end);
     }
     for (micro = all, at = each; micro < end; micro++) {
-        const int64_t n = wrpo__scored_tokens(data, micro->begin, micro->end);
+        const int64_t n = wrpo__scored_tokens(data, list, micro->begin, micro->end);
         wrpo__broadcast(ctx, at, (size_t)n * sizeof *at, wrpo__owner(ctx, micro));
         for (int64_t i = 0; tokens && i < n; i++) stbds_arrput(*tokens, at[i]);
         for (int64_t i = micro->begin; i < micro->end; i++) {
-            const wrpo_record *record = &data->records[i];
-            for (int k = 0; k < K; k++, logps++) {
+            const wrpo_record *record = &data->records[list ? list[i] : i];
+            double *to = logps + (list ? list[i] : i - first) * K;
+            for (int k = 0; k < K; k++) {
                 const int64_t scored = k < record->count ? wrpo__scored_count(&record->responses[k]) : 0;
-                *logps = k < record->count ? wrpo__sum_logps(at, scored) : NAN;
+                to[k] = k < record->count ? wrpo__sum_logps(at, scored) : NAN;
                 at += scored;
-                if (k < record->count && !isfinite(*logps))
+                if (k < record->count && !isfinite(to[k]))
                     wrpo__fail(ctx, WRPO_E_NOT_FINITE,
                                "record \"%s\" (line %lld): the log-prob of response %d is not a finite number",
                                record->prompt_id, (long long)record->line, k + 1);
@@ -4760,9 +4772,13 @@ static wrpo_trainer *wrpo__trainer_begin(wrpo__arena *arena, wrpo_model *policy,
     t->order_epoch = -1;
     return t;
 }
-/* 2. The reference's log-probs, before the memory of training is taken. ref: the policy as it is, or another model. */
-static void wrpo__set_reference(wrpo__arena *temp, const wrpo_trainer *t, const wrpo__set *set, wrpo_model *ref) {
-    wrpo__logprobs(temp, ref, set->data, 0, set->N, t->desc.micro_tokens, set->ref, set->K, NULL);
+/* 2. The reference's log-probs, before the memory of training is taken. ref: the policy as it is, or another model.
+      later: not of step 1's records, which get NaN (wrpo_trainer.reference_known). */
+static void wrpo__set_reference(wrpo__arena *temp, wrpo_trainer *t, const wrpo__set *set, wrpo_model *ref, bool later) {
+    const int64_t *batch, n = later ? wrpo__next_batch(t, &batch) : 0;      /* it begins t->order */
+    for (int64_t i = 0; i < n * set->K; i++) set->ref[batch[i / set->K] * set->K + i % set->K] = NAN;
+    wrpo__logprobs(temp, ref, set->data, later ? t->order : NULL, n, set->N - n, t->desc.micro_tokens, set->ref, set->K,
+                   NULL);
 }
 /* 3. The workspace; in training also gradients and moments. recompute, logits: as in wrpo_bytes. */
 static wrpo__shape wrpo__train_shape(const wrpo_ctx *ctx, const wrpo_config *c, int64_t recompute, bool logits,
@@ -4795,8 +4811,8 @@ static wrpo_trainer *wrpo__trainer_new(wrpo__arena *arena, wrpo_model *policy, c
         wrpo__fail_arg("wrpo_trainer_new works in memory: want out_dir, ref_dir, resume and save.dir of NULL, or "
                        "wrpo_trainer_open");
     wrpo__arena *temp = wrpo__sub_arena(arena);
-    if (t->train.ref) wrpo__set_reference(temp, t, &t->train, policy);
-    if (t->eval.ref) wrpo__set_reference(temp, t, &t->eval, policy);
+    if (t->train.ref) wrpo__set_reference(temp, t, &t->train, policy, false);
+    if (t->eval.ref) wrpo__set_reference(temp, t, &t->eval, policy, false);
     wrpo__arena_clear(temp);
     wrpo__trainer_memory(t, true, d->recompute, false);
     wrpo__agree(t->ctx);
@@ -12030,8 +12046,9 @@ static void wrpo__forget(void *ctx) { ((wrpo_ctx *)ctx)->desc.backend->forget(((
 static void wrpo__keep_weights(const wrpo__generation *g) {
     enum { AFTER = 8 };
     wrpo_ctx *ctx = g->model->ctx;
+    const bool soon_over = g->begun == g->count && g->sample_rows < 4 * AFTER;
     wrpo__bump room = {0};
-    if (!ctx->desc.backend->keep || g->steps != AFTER) return;
+    if (!ctx->desc.backend->keep || g->steps != AFTER || soon_over) return;
     wrpo__keep_layout(g->run, &room, WRPO__MIN(wrpo__room(ctx), SIZE_MAX / 4) / 2);
     if (!room.used) return;
     const size_t bytes = room.used;
@@ -12155,7 +12172,7 @@ static void wrpo__logprobs_part(wrpo_model *model, const wrpo_data *data, int64_
     if (first < 0 || count < 0 || first > N || count > N - first)
         wrpo__fail_arg("%lld records from %lld on: the data has %lld", (long long)count, (long long)first,
                        (long long)N);
-    wrpo__logprobs(wrpo__current, model, data, first, count, model->ctx->desc.backend->micro_tokens, logps,
+    wrpo__logprobs(wrpo__current, model, data, NULL, first, count, model->ctx->desc.backend->micro_tokens, logps,
                    data->most, per_token ? &tokens : NULL);
     if (per_token) tokens = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
     wrpo__agree(model->ctx);
@@ -12782,15 +12799,34 @@ static bool wrpo__reference_read(wrpo_ctx *ctx, const char *path, const wrpo__se
     wrpo_json_free(ctx, root);
     return whole;
 }
-/* Fills in ref of both sets: from the caches in out_dir (an array, a line a record), or by running the reference, and
-   then it writes the caches. A model of ref_dir is freed with the current arena. */
-static void wrpo__reference(const wrpo_trainer *t) {
+static void wrpo__reference_write(const wrpo__set *set, const char *path) {  /* an array, a line a record */
+    wrpo__text text = {.arena = wrpo__current};
+    for (int64_t k = 0; k < set->N * set->K; k++) {
+        const char *before = k % set->K ? "," : ",\n";
+        wrpo__text_puts(&text, k ? before : "[");
+        wrpo__json_number(&text, set->ref[k]);
+    }
+    wrpo__text_puts(&text, "]\n");
+    wrpo__publish(wrpo__write_whole(wrpo__current, path, text.data, text.size));
+}
+static void wrpo__reference_known(wrpo_trainer *t) {
+    if (t->reference_path) wrpo__reference_write(&t->train, t->reference_path);
+    t->reference_known = NULL;
+}
+/* Fills in ref of both sets: from the caches in out_dir, or by running the reference, and then it writes the caches.
+   once: nobody else sees the policy before step 1. Where it is the reference, and step 1 computes the very same
+   log-probs of its records, with this rank alone and without dropout, they are not computed twice. A model of ref_dir
+   is freed with the current arena. */
+static void wrpo__reference(wrpo_trainer *t, bool once) {
     const wrpo__set *sets[2] = {&t->train, &t->eval};
     const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
     wrpo_model *ref = desc.dir ? wrpo__model_from(wrpo__current, &desc, false) : t->model;
+    const bool drops = t->model->lora && t->model->lora->desc.dropout > 0;
     if (desc.dir) wrpo__same_weights(ref, "the reference's weights");
     for (int i = 0; i < 2; i++) {
         const wrpo__set *set = sets[i];
+        const bool later = once && i == 0 && ref == t->model && !t->desc.resume && !drops &&
+            t->ctx->desc.backend->host && wrpo__ranks(t->ctx) == 1;
         const char *path = NULL;
         if (!set->ref) continue;
         if (t->out_dir)
@@ -12801,16 +12837,11 @@ static void wrpo__reference(const wrpo_trainer *t) {
             wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
             continue;
         }
-        wrpo__set_reference(wrpo__current, t, set, ref);
-        if (!path) continue;
-        wrpo__text text = {.arena = wrpo__current};
-        for (int64_t k = 0; k < set->N * set->K; k++) {
-            const char *before = k % set->K ? "," : ",\n";
-            wrpo__text_puts(&text, k ? before : "[");
-            wrpo__json_number(&text, set->ref[k]);
-        }
-        wrpo__text_puts(&text, "]\n");
-        wrpo__publish(wrpo__write_whole(wrpo__current, path, text.data, text.size));
+        wrpo__set_reference(wrpo__current, t, set, ref, later);
+        if (later) {
+            t->reference_known = wrpo__reference_known;
+            t->reference_path = path ? wrpo__strndup(t->arena, path, strlen(path)) : NULL;
+        } else if (path) wrpo__reference_write(set, path);
     }
 }
 
@@ -13183,7 +13214,7 @@ static void wrpo__log_kept(wrpo_trainer *t, double kept) {
 /* ---- open, with files ---- */
 static void wrpo__close_file(void *p) { fclose(p); }
 static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
-                                        bool train) {
+                                        bool train, bool once) {
     wrpo__arena *arena = wrpo__current, *temp = wrpo__sub_arena(arena), *file = wrpo__sub_arena(arena);
     wrpo_trainer *t = wrpo__trainer_begin(arena, policy, data, desc, train);
     const char *out_dir = t->desc.out_dir;
@@ -13204,7 +13235,7 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
     wrpo__current = temp;
     if (train) plan = wrpo__fitted(t);
     t->own_reference = !train && !out_dir && !t->desc.ref_dir && !policy->lora;
-    if (!t->own_reference) wrpo__reference(t);  /* before the memory of training is taken */
+    if (!t->own_reference) wrpo__reference(t, once);  /* before the memory of training is taken */
     wrpo__arena_clear(temp);
     wrpo__trainer_memory(t, train, plan.recompute, plan.logits);
     if (resume) wrpo__state_restore(t, &state);
@@ -13225,7 +13256,7 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
 WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                        wrpo_trainer **out) {
     *out = NULL;
-    WRPO__ENTRY_ALL(policy->ctx, false, *out = wrpo__trainer_open(policy, data, desc, true));
+    WRPO__ENTRY_ALL(policy->ctx, false, *out = wrpo__trainer_open(policy, data, desc, true, false));
 }
 
 /* ---- evaluation and the loop ---- */
@@ -13233,7 +13264,7 @@ static void wrpo__eval(wrpo_model *model, const wrpo_data *data, const wrpo_trai
     wrpo_train_desc d = {0};
     if (desc) d = *desc;
     d.eval_data = NULL;
-    wrpo_trainer *t = wrpo__trainer_open(model, data, &d, false);
+    wrpo_trainer *t = wrpo__trainer_open(model, data, &d, false, false);
     *m = wrpo__evaluate(t, &t->train, t->desc.alpha + 0.0);
     m->epoch = NAN;
 }
@@ -13326,13 +13357,17 @@ static wrpo_result wrpo__save_last(wrpo_trainer *t) {
                     wrpo__model_save(wrpo__current, t->model, &t->desc.save,
                                      &(wrpo__rounding){.done = wrpo__metrics_done, .user = t}));
 }
+static wrpo_result wrpo__open_once(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+                                   wrpo_trainer **out) {
+    WRPO__ENTRY_ALL(policy->ctx, false, *out = wrpo__trainer_open(policy, data, desc, true, true));
+}
 WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
                                 wrpo_metrics *last) {
     wrpo_ctx *ctx = policy->ctx;
     wrpo_trainer *t;
     wrpo_metrics m = {0}, e;
     if (last) *last = m;
-    wrpo_result r = wrpo_trainer_open(policy, data, desc, &t);
+    wrpo_result r = wrpo__open_once(policy, data, desc, &t);
     if (r != WRPO_OK) return r;
     const wrpo_train_desc *d = &t->desc;
     const int64_t first = t->k;
@@ -13818,7 +13853,7 @@ static void wrpo__source_logps_run(wrpo__annotation *a, wrpo_model *model) {
     wrpo__check_data(&model->config, a->data, 0, N);
     for (int64_t at = 0; at < N; at += PART) {
         const int64_t count = WRPO__MIN(PART, N - at);
-        wrpo__logprobs(temp, model, a->data, at, count, a->desc.micro_tokens, a->logps + at * K, K, NULL);
+        wrpo__logprobs(temp, model, a->data, NULL, at, count, a->desc.micro_tokens, a->logps + at * K, K, NULL);
         wrpo__arena_clear(temp);
         if (a->desc.on_step && !a->desc.on_step(at + count, N, a->desc.user))
             wrpo__fail(model->ctx, WRPO_E_STOPPED, "stopped after %lld of %lld records", (long long)(at + count),
@@ -14959,16 +14994,17 @@ WRPO__INLINE void WRPO__(tile_amx)(int64_t words, const float *a, const float *b
     WRPO__(tile_write)(c, t);
 }
 WRPO__KERNEL void WRPO__(tile)(wrpo__factors factors, int64_t words, const float *a, const float *b, int64_t ldb,
-                               wrpo__target t) {
-    if (WRPO__(HAS_PAIRS) && factors == WRPO__TILES) WRPO__(tile_amx)(words, a, b, t);
+                               const wrpo__target *t) {
+    if (WRPO__(HAS_PAIRS) && factors == WRPO__TILES) WRPO__(tile_amx)(words, a, b, *t);
     else if (WRPO__(HAS_PAIRS) && factors == WRPO__PAIRS)
-        WRPO__(tile_rows)(true, WRPO_DTYPE_F32, words, a, b, ldb, t);
-    else WRPO__(tile_rows)(false, WRPO_DTYPE_F32, words, a, b, ldb, t);
+        WRPO__(tile_rows)(true, WRPO_DTYPE_F32, words, a, b, ldb, *t);
+    else WRPO__(tile_rows)(false, WRPO_DTYPE_F32, words, a, b, ldb, *t);
 }
 /* The same for floats by a panel of halves. */
-WRPO__KERNEL void WRPO__(tile_halves)(wrpo_dtype type, int64_t steps, const float *a, const float *b, wrpo__target t) {
-    if (type == WRPO_DTYPE_BF16) WRPO__(tile_rows)(false, WRPO_DTYPE_BF16, steps, a, b, WRPO__(NR), t);
-    else WRPO__(tile_rows)(false, WRPO_DTYPE_F16, steps, a, b, WRPO__(NR), t);
+WRPO__KERNEL void WRPO__(tile_halves)(wrpo_dtype type, int64_t steps, const float *a, const float *b,
+                                      const wrpo__target *t) {
+    if (type == WRPO_DTYPE_BF16) WRPO__(tile_rows)(false, WRPO_DTYPE_BF16, steps, a, b, WRPO__(NR), *t);
+    else WRPO__(tile_rows)(false, WRPO_DTYPE_F16, steps, a, b, WRPO__(NR), *t);
 }
 /* The same for a panel of at most WRPO__FEW rows; a single row of floats is as it is in memory. */
 WRPO__INLINE void WRPO__(tile_few_of)(const bool pairs, const wrpo_dtype type, int64_t words, const float *a,
@@ -14978,11 +15014,11 @@ WRPO__INLINE void WRPO__(tile_few_of)(const bool pairs, const wrpo_dtype type, i
     else WRPO__(tile_of)(FEW, NV, pairs, type, FEW, words, a, b, NR, t);
 }
 WRPO__KERNEL void WRPO__(tile_few)(wrpo__factors factors, wrpo_dtype type, int64_t words, const float *a,
-                                   const float *b, wrpo__target t) {
-    if (WRPO__(HAS_PAIRS) && factors == WRPO__PAIRS) WRPO__(tile_few_of)(true, WRPO_DTYPE_F32, words, a, b, t);
-    else if (type == WRPO_DTYPE_F32) WRPO__(tile_few_of)(false, WRPO_DTYPE_F32, words, a, b, t);
-    else if (type == WRPO_DTYPE_BF16) WRPO__(tile_few_of)(false, WRPO_DTYPE_BF16, words, a, b, t);
-    else WRPO__(tile_few_of)(false, WRPO_DTYPE_F16, words, a, b, t);
+                                   const float *b, const wrpo__target *t) {
+    if (WRPO__(HAS_PAIRS) && factors == WRPO__PAIRS) WRPO__(tile_few_of)(true, WRPO_DTYPE_F32, words, a, b, *t);
+    else if (type == WRPO_DTYPE_F32) WRPO__(tile_few_of)(false, WRPO_DTYPE_F32, words, a, b, *t);
+    else if (type == WRPO_DTYPE_BF16) WRPO__(tile_few_of)(false, WRPO_DTYPE_BF16, words, a, b, *t);
+    else WRPO__(tile_few_of)(false, WRPO_DTYPE_F16, words, a, b, *t);
 }
 /* A panel of B for them: lanes whose steps are side by side in memory. */
 WRPO__KERNEL void WRPO__(pack_halves)(wrpo__packing p) {
@@ -15015,7 +15051,7 @@ WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, int64_t kc, 
         const char *later = ahead ? wrpo__address(b.data, b.type, k) + ahead : t.ahead.at;
         if (t.n < LANES) WRPO__(square_end)(x, false, two, b, k, t.n, 0, whole);
         else WRPO__(square)(x, false, two, b, k, LANES, 0, whole, later, ahead ? b.lane * size : whole * size);
-        t.ahead.at += LANES * whole * size;
+        if (!ahead) t.ahead.at += LANES * whole * size;
         WRPO__(turn)(x);
         WRPO__UNROLLED(i, LANES) {
             if (!split) WRPO__(thin_step)(rows, pairs, a + i * room, x[i], sum);
@@ -15658,15 +15694,14 @@ static void wrpo__gemm_unpacked(const wrpo__product *p, int64_t begin, int64_t e
         }
     }
 }
-/* What a task most likely packs after the block of k: part i of `parts`. Only lanes with their steps side by side are
-   worth it; of the others the machine foresees the next. */
-static wrpo__ahead wrpo__gemm_ahead(const wrpo__product *p, int64_t begin, int64_t end, int64_t k, int64_t parts,
-                                    int64_t i) {
+/* What a task most likely packs after the block of k. Only lanes with their steps side by side are worth it; of the
+   others the machine foresees the next. */
+static wrpo__ahead wrpo__gemm_ahead(const wrpo__product *p, int64_t begin, int64_t end, int64_t k) {
     const wrpo__operand *from = &p->operand[p->own];
     const int64_t next = k + wrpo__gemm_block(p, k), size = (int64_t)wrpo__dtype_size(from->type);
-    const int64_t each = wrpo__div_up(end - begin, parts), last = next < p->k1 ? 0 : p->cpu->threads;
-    const int64_t lane = begin + i * each + last * (end - begin), most = WRPO__MIN(end - begin - i * each, each);
-    const int64_t lanes = from->step == 1 ? WRPO__MIN(most, p->lanes[p->own] - lane) : 0;
+    const bool last = next >= p->k1;
+    const int64_t lane = begin + (last ? p->cpu->threads * (end - begin) : 0);
+    const int64_t lanes = from->step == 1 && !p->kept ? WRPO__MIN(end - begin, p->lanes[p->own] - lane) : 0;
     if (lanes <= 0) return (wrpo__ahead){0};
     return (wrpo__ahead){wrpo__gemm_from(p, p->own, lane, last ? p->k0 : next).data, lanes, from->lane * size,
                          p->factors == WRPO__FLOATS ? size : 2 * size};
@@ -15692,22 +15727,25 @@ static void wrpo__gemm_task(const wrpo__product *p, const int64_t begin[2], cons
            moving C: then along its rows, as they are in memory. */
         const bool along = words <= 64;
         const int64_t across = wrpo__div_up(end[1] - begin[1], NR), tiles = wrpo__div_up(rows, MR) * across;
-        int64_t done = 0;
+        wrpo__ahead later = wrpo__gemm_ahead(p, begin[p->own], end[p->own], k);
+        const int64_t each = wrpo__div_up(later.lanes, tiles);  /* lanes that are fetched during a tile */
         for (int64_t top = begin[0]; top < end[0]; top += block) {
-            const int64_t down = wrpo__div_up(WRPO__MIN(end[0] - top, block), MR);
+            const int64_t down = wrpo__div_up(WRPO__MIN(end[0] - top, block), MR), first = (top - begin[0]) / MR;
             const int64_t outer = along ? down : across, inner = along ? across : down;
             for (int64_t x = 0; x < outer; x++)
                 for (int64_t y = 0; y < inner; y++) {
-                    const int64_t row = (top - begin[0]) / MR + (along ? x : y), column = along ? y : x;
+                    const int64_t row = first + (along ? x : y), column = along ? y : x;
                     const int64_t i = begin[0] + row * MR, j = begin[1] + column * NR;
                     const int64_t m = WRPO__MIN(MR, end[0] - i), n = WRPO__MIN(NR, end[1] - j);
                     const float *a = panels[0] + row * words * p->room[0], *b = panels[1] + column * next;
-                    wrpo__target c = {p->c + i * p->ldc + j, p->ldc, m, n, p->add || k > 0, {0}, false};
-                    if (!p->kept) c.ahead = wrpo__gemm_ahead(p, begin[p->own], end[p->own], k, tiles, done++);
                     const wrpo_dtype type = p->operand[1].type;
-                    if (p->few) p->cpu->kernel->tile_few(p->factors, type, words, a, b, c);
-                    else if (p->kept && wrpo__kept_halves(p)) p->cpu->kernel->tile_halves(type, words, a, b, c);
-                    else p->cpu->kernel->tile(p->factors, words, a, b, NR, c);
+                    wrpo__target c = {p->c + i * p->ldc + j, p->ldc, m, n, p->add || k > 0, later, false};
+                    c.ahead.lanes = WRPO__MIN(each, later.lanes);
+                    if (c.ahead.lanes > 0) later.at += c.ahead.lanes * later.lane_bytes;
+                    later.lanes -= c.ahead.lanes;
+                    if (p->few) p->cpu->kernel->tile_few(p->factors, type, words, a, b, &c);
+                    else if (p->kept && wrpo__kept_halves(p)) p->cpu->kernel->tile_halves(type, words, a, b, &c);
+                    else p->cpu->kernel->tile(p->factors, words, a, b, NR, &c);
                 }
         }
     }
@@ -15988,7 +16026,7 @@ static void wrpo__multiply(const wrpo__attention *x, int64_t m, int64_t n, int64
     for (int64_t j = 0; j < n; j += NR)
         for (int64_t i = 0; i < m; i += MR)
             x->kernel->tile(x->factors, words, a + i / MR * next, b + j, ldb,
-                            (wrpo__target){.c = c + i * ldc + j, .ldc = ldc, .m = WRPO__MIN(MR, m - i),
+                            &(wrpo__target){.c = c + i * ldc + j, .ldc = ldc, .m = WRPO__MIN(MR, m - i),
                                             .n = WRPO__MIN(NR, n - j), .add = add});
 }
 static void wrpo__attention_begin(const wrpo__lanes *b, const wrpo__buffers *w) {
@@ -16124,7 +16162,7 @@ static void wrpo__attention_row_tile(const wrpo__lanes *b, const wrpo__buffers *
     if (packed) wrpo__attention_pack(x, true, w->columns, values, 1, a->ldkv, d, n);
     for (int64_t j = 0; j < d; j += NR)
         x->kernel->tile(x->factors, words, w->ds, packed ? w->columns + j * words : values + j, packed ? NR : a->ldkv,
-                        (wrpo__target){.c = w->out + from * d_nr + j, .ldc = d_nr, .m = m, .n = NR, .add = true});
+                        &(wrpo__target){.c = w->out + from * d_nr + j, .ldc = d_nr, .m = m, .n = NR, .add = true});
 }
 static void wrpo__attention_row(const wrpo__lanes *b) {
     const wrpo__attention *x = b->x;

@@ -134,7 +134,7 @@ if [ -z "$folders" ]; then ok; else bad "tests/ holds $folders"; fi
 
 # ---- size and width
 bytes=$(wc -c <../wrpo.h)
-limit=936000
+limit=938000
 if [ "$bytes" -le $limit ]; then ok; else bad "wrpo.h has $bytes bytes, want at most $limit"; fi
 wide() {   # files: how many lines are too wide; the bytes that continue a character of UTF-8 are no columns
     LC_ALL=C awk '{ gsub(/[\200-\277]/, "") } length($0) > 120 { n++; if (!first) first = FNR }

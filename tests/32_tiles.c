@@ -76,6 +76,23 @@ static void check(wrpo_ctx **ctx, wrpo_mm mm, int64_t m, int64_t n, int64_t k, i
         ctx[t]->desc.backend->gemm(ctx[t]->dev, mm, c[t], ldc, a, lda, at ? (void *)b : (void *)h, ldb,
                                    at ? WRPO_DTYPE_F32 : WRPO_DTYPE_BF16, m, n, k, add);
     }
+    if (bt) {                          /* a kept weight gives the same bits, also when the weight itself is spoiled */
+        const wrpo_backend *be = ctx[0]->desc.backend;
+        void *to = be->alloc(ctx[0]->dev, be->keep_bytes(ctx[0]->dev, WRPO_DTYPE_BF16, n, k));
+        float *kept = malloc((size_t)(m * ldc) * 4);
+        for (int64_t i = 0; i < m * ldc; i++) kept[i] = add && i % ldc < n ? uniform(3, i) : NAN;
+        be->keep(ctx[0]->dev, to, h, ldb, WRPO_DTYPE_BF16, n, k);
+        memset(h, 0xFF, (size_t)nb * 2);
+        be->gemm(ctx[0]->dev, mm, kept, ldc, a, lda, h, ldb, WRPO_DTYPE_BF16, m, n, k, add);
+        be->forget(ctx[0]->dev);
+        int64_t other = 0;
+        for (int64_t i = 0; i < m; i++) other += memcmp(kept + i * ldc, c[0] + i * ldc, (size_t)n * 4) != 0;
+        CHECK(other == 0, "%lld x %lld x %lld: kept, %lld rows have other bits", (long long)m, (long long)n,
+              (long long)k, (long long)other);
+        for (int64_t i = 0; i < nb; i++) h[i] = half_of(uniform(2, i));
+        be->release(ctx[0]->dev, to);
+        free(kept);
+    }
     double error = 0, scale = 0;
     int64_t touched = 0;
     for (int64_t i = 0; i < m; i++)

@@ -299,7 +299,7 @@ static void keeps_what_fits(const wrpo_json *scale) {
     wrpo_model *model = family(c, "smollm2", scale);
     if (!model || !be.keep) { wrpo_model_free(model), wrpo_close(c); return; }
     wrpo_prompt *list = some_prompts(COUNT, &model->config);
-    const wrpo_generate_desc d = {.max_tokens = 30, .batch = 1};
+    const wrpo_generate_desc d = {.max_tokens = 40, .batch = 1};
     keeper want = generate(model, list, COUNT, d, WRPO_OK);
     const int64_t all = watch.kept, bytes = watch.bytes;
     bool some = false, none = false, whole = false;
@@ -327,8 +327,8 @@ static void keeps_what_fits(const wrpo_json *scale) {
     c->desc.memory_limit = 0;
     memset(&watch, 0, sizeof watch);
     watch.of = wrpo_backend_cpu();
-    free(generate(model, list, 1, (wrpo_generate_desc){.max_tokens = 8}, WRPO_OK).of);
-    CHECK(watch.kept == 0, "a call of 8 tokens keeps %lld weights", (long long)watch.kept);
+    free(generate(model, list, 1, (wrpo_generate_desc){.max_tokens = 20}, WRPO_OK).of);
+    CHECK(watch.kept == 0, "a call of 20 tokens keeps %lld weights", (long long)watch.kept);
     free_prompts(list, COUNT), free(want.of);
     wrpo_model_free(model), wrpo_close(c);
 }
@@ -826,7 +826,7 @@ static void out_of_memory(void) {
             char *answer = NULL;
             calls = 0, fail_at = tries;
             r = way ? wrpo_hidden(model, ids, 3, hidden, logits)
-                    : wrpo_answer(model, tok, "a b", &(wrpo_generate_desc){.max_tokens = 12}, &answer);
+                    : wrpo_answer(model, tok, "a b", &(wrpo_generate_desc){.max_tokens = 40}, &answer);
             fail_at = -1;
             failed = calls > tries;
             spared += failed && r == WRPO_OK;

@@ -4,6 +4,7 @@
 #include "support/test.h"
 #include "support/quads.h"
 #include "support/counting.h"
+#include <dirent.h>
 #include <unistd.h>
 
 static wrpo_ctx *open_with(wrpo_dtype dtype, int threads) {
@@ -256,6 +257,89 @@ static void as_json(wrpo_ctx *ctx) {
               strstr(wrpo_last_error(ctx)->text, "epochs: want a positive number"), "%s", wrpo_last_error(ctx)->text);
     CHECK(wrpo_train_desc_json(ctx, &(wrpo_train_desc){.keep = -1}, &text) == WRPO_E_ARG && !text, "keep -1");
 }
+/* wrpo_train computes the first batch once where the policy is its own reference: the same weights, metrics and cache
+   as by open and step, with so many log-probs fewer. Not with dropout, nor a reference of its own. */
+static int64_t labels_seen;
+static void count_labels(void *dev, float *logp, float *lse, const float *logits, int64_t ldl, const int32_t *label,
+                         int64_t n, int64_t V, float softcap) {
+    labels_seen += n;
+    wrpo_backend_cpu()->logprob(dev, logp, lse, logits, ldl, label, n, V, softcap);
+}
+static char *text_of(const char *path, size_t *size) {
+    FILE *f = fopen(path, "rb");
+    char *text = calloc(1, 1 << 16);
+    *size = f ? fread(text, 1, 1 << 16, f) : 0;
+    if (f) fclose(f);
+    return text;
+}
+static bool equal_weights(wrpo_model *a, wrpo_model *b) {        /* as floats, whatever their type */
+    bool equal = a->n_weights == b->n_weights;
+    for (int64_t i = 0; i < a->n_weights && equal; i++)
+        for (int64_t k = 0, n = wrpo__size(&a->weights[i]); k < n; k++) {
+            float x = 0, y = 1;
+            equal = equal && wrpo_weight_get(a, i, k, 1, &x) == WRPO_OK && wrpo_weight_get(b, i, k, 1, &y) == WRPO_OK &&
+                !memcmp(&x, &y, sizeof x);
+        }
+    return equal;
+}
+static void reference_once(int64_t batch, wrpo_dtype dtype, int64_t rank, double dropout, bool other_reference) {
+    wrpo_backend be = *wrpo_backend_cpu();
+    be.logprob = count_labels;
+    wrpo_ctx *ctx[2];
+    wrpo_model *model[2];
+    wrpo_metrics m[2] = {{0}, {0}};
+    int64_t seen[2], first = 0;
+    char out[2][128], other[128], *cache[2];
+    size_t size[2];
+    snprintf(other, sizeof other, "%s/once_other", dir);
+    for (int way = 0; way < 2; way++) {
+        if (wrpo_open(&(wrpo_desc){.backend = &be, .threads = 2, .dtype = dtype}, &ctx[way]) != WRPO_OK) exit(2);
+        snprintf(out[way], sizeof out[way], "%s/once_%d", dir, way);
+        model[way] = make_model(ctx[way]);
+        wrpo_data *data = make_data(ctx[way], 0, N);
+        if (rank)
+            CHECK(wrpo_adapter_new(model[way], &(wrpo_adapter_desc){.r = rank, .dropout = dropout}) == WRPO_OK, "%s",
+                  wrpo_last_error(ctx[way])->text);
+        if (other_reference)
+            CHECK(wrpo_model_save(model[way], &(wrpo_save_desc){.dir = other}) == WRPO_OK, "%s",
+                  wrpo_last_error(ctx[way])->text);
+        const wrpo_train_desc d = {.learning_rate = 1e-3, .batch_size = batch, .epochs = 2, .out_dir = out[way],
+                                   .ref_dir = other_reference ? other : NULL, .warmup_ratio = WRPO_ZERO};
+        labels_seen = 0;
+        if (way) CHECK(wrpo_train(model[1], data, &d, &m[1]) == WRPO_OK, "%s", wrpo_last_error(ctx[1])->text);
+        else {
+            wrpo_trainer *t;
+            CHECK(wrpo_trainer_open(model[0], data, &d, &t) == WRPO_OK, "%s", wrpo_last_error(ctx[0])->text);
+            const int64_t *list, n = wrpo__next_batch(t, &list);
+            for (int64_t i = 0; i < n; i++) first += wrpo__scored_tokens(data, list, i, i + 1);
+            while (m[0].step == 0 || m[0].step < m[0].steps)
+                if (wrpo_trainer_step(t, &m[0]) != WRPO_OK) { CHECK(false, "%s", ctx[0]->error.text); break; }
+            wrpo_trainer_free(t);
+        }
+        seen[way] = labels_seen;
+        char path[400] = "";
+        DIR *list = opendir(out[way]);
+        for (const struct dirent *e; list && (e = readdir(list)) != NULL;)
+            if (!strncmp(e->d_name, "reference_logps", 15)) snprintf(path, sizeof path, "%s/%s", out[way], e->d_name);
+        closedir(list);
+        cache[way] = text_of(path, &size[way]);
+        wrpo_data_free(data);
+    }
+    const bool equal = equal_weights(model[0], model[1]);
+    const bool spared = !dropout && !other_reference;
+    CHECK(equal && m[0].loss == m[1].loss && m[0].grad_norm == m[1].grad_norm && m[0].step == m[1].step,
+          "batch %lld, rank %lld: loss %.17g and %.17g", (long long)batch, (long long)rank, m[0].loss, m[1].loss);
+    CHECK(size[0] > 100 && size[0] == size[1] && !memcmp(cache[0], cache[1], size[0]), "caches of %zu and %zu bytes",
+          size[0], size[1]);
+    CHECK(first > 20 && seen[1] == seen[0] - (spared ? first : 0),
+          "batch %lld: %lld log-probs, %lld by wrpo_train, %lld of the first batch", (long long)batch,
+          (long long)seen[0], (long long)seen[1], (long long)first);
+    for (int way = 0; way < 2; way++) free(cache[way]), wrpo_model_free(model[way]), wrpo_close(ctx[way]);
+    char command[400];
+    snprintf(command, sizeof command, "rm -r %s %s %s", out[0], out[1], other_reference ? other : "");
+    CHECK(system(command) == 0, "%s", command);
+}
+
 int main(void) {
     snprintf(dir, sizeof dir, "tmp_train_%ld", (long)getpid());
     wrpo_ctx *ctx = open_ctx(2);
@@ -279,6 +363,12 @@ int main(void) {
         CHECK(fabs(r.m[3].epoch - 1) < 1e-12, "epoch %g", r.m[3].epoch);
         drop(&r);
     }
+    reference_once(4, WRPO_DTYPE_F32, 0, 0, false);
+    reference_once(N, WRPO_DTYPE_F32, 0, 0, false);
+    reference_once(5, WRPO_DTYPE_BF16, 0, 0, false);
+    reference_once(4, WRPO_DTYPE_F32, 3, 0, false);
+    reference_once(4, WRPO_DTYPE_F32, 3, 0.3, false);
+    reference_once(4, WRPO_DTYPE_F32, 0, 0, true);
     wrpo_train_desc base = {
         .warmup_ratio = WRPO_ZERO, .lr_schedule = WRPO_LR_SCHEDULE_CONSTANT, .epochs = 2, .loss = {.beta = 0.5}};
     wrpo_train_desc zero = base, dpo = base, one = base;
