@@ -317,7 +317,7 @@ static void reference_once(int64_t batch, wrpo_dtype dtype, int64_t rank, double
             wrpo_trainer_free(t);
         }
         seen[way] = labels_seen;
-        char path[400] = "";
+        char path[600] = "";
         DIR *list = opendir(out[way]);
         for (const struct dirent *e; list && (e = readdir(list)) != NULL;)
             if (!strncmp(e->d_name, "reference_logps", 15)) snprintf(path, sizeof path, "%s/%s", out[way], e->d_name);
