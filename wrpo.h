@@ -4501,6 +4501,7 @@ static void wrpo__same(wrpo_ctx *ctx, const char *what, uint64_t hash) {
     const int64_t other = wrpo__most(ctx, want == hash ? 0 : R - wrpo__my_rank(ctx));
     if (other) wrpo__fail_arg("rank %d: %s: want that of rank 0, found another", R - (int)other, what);
 }
+/* Of records [begin, end), or of those in the list. */
 static int64_t wrpo__scored_tokens(const wrpo_data *data, const int64_t *list, int64_t begin, int64_t end) {
     int64_t n = 0;
     for (int64_t i = begin; i < end; i++) {
@@ -15585,7 +15586,6 @@ typedef struct wrpo__product {
     int shared, own;  /* which of the two is shared, and which a task packs for itself */
     int64_t begin, end, k0, k1;  /* the current piece: shared lanes [begin, end), steps [k0, k1) */
 } wrpo__product;
-static int64_t wrpo__round_up(int64_t n, int64_t to) { return wrpo__div_up(n, to) * to; }
 /* Steps of the block that begins at k; the last two blocks are about equal. */
 static int64_t wrpo__gemm_block(const wrpo__product *p, int64_t k) {
     const int64_t left = p->k - k, whole = p->factors == WRPO__FLOATS ? WRPO__KC : 2 * WRPO__KC;
@@ -15927,6 +15927,7 @@ typedef struct wrpo__buffers {
     WRPO__BUFFERS(WRPO__X)
 #undef WRPO__X
 } wrpo__buffers;
+static int64_t wrpo__round_up(int64_t n, int64_t to) { return wrpo__div_up(n, to) * to; }
 /* The buffers for a chunk of lanes; base NULL measures them, in bytes. */
 static size_t wrpo__attention_layout(const wrpo__attention *x, int pass, int64_t lanes, float *base,
                                      wrpo__buffers *w) {
@@ -16027,7 +16028,7 @@ static void wrpo__multiply(const wrpo__attention *x, int64_t m, int64_t n, int64
         for (int64_t i = 0; i < m; i += MR)
             x->kernel->tile(x->factors, words, a + i / MR * next, b + j, ldb,
                             &(wrpo__target){.c = c + i * ldc + j, .ldc = ldc, .m = WRPO__MIN(MR, m - i),
-                                            .n = WRPO__MIN(NR, n - j), .add = add});
+                                             .n = WRPO__MIN(NR, n - j), .add = add});
 }
 static void wrpo__attention_begin(const wrpo__lanes *b, const wrpo__buffers *w) {
     const wrpo__attention *x = b->x;
