@@ -14216,7 +14216,7 @@ typedef struct wrpo__ahead { const char *at; int64_t lanes, lane_bytes, word_byt
 typedef struct wrpo__target {  /* c[m,n] = or += */
     float *c; int64_t ldc, m, n; bool add;
     wrpo__ahead ahead;
-    bool one_row;  /* of `thin`: A is a single row as it is, not packed */
+    int64_t few;  /* floats of a word of A: FEW, or 1 for a single row as it is in memory; 0: MR_ROOM */
 } wrpo__target;
 /* What lanes at these positions see of a tile of keys, the first one at key0 */
 typedef struct wrpo__mask { const float *positions; int64_t key0; float window, softcap; bool masked; } wrpo__mask;
@@ -14964,11 +14964,14 @@ WRPO__INLINE void WRPO__(tile_of)(const int rows, const int vectors, const bool 
 }
 WRPO__INLINE void WRPO__(tile_rows)(const bool pairs, const wrpo_dtype type, int64_t words, const float *a,
                                     const float *b, int64_t ldb, wrpo__target t) {
-    enum { MR = WRPO__(MR), NV = WRPO__(NV), ROOM = WRPO__(MR_ROOM) };
-    if (t.n <= WRPO__LANES && t.m > 4) WRPO__(tile_of)(MR, 1, pairs, type, ROOM, words, a, b, ldb, t);
-    else if (t.m > 8) WRPO__(tile_of)(MR, NV, pairs, type, ROOM, words, a, b, ldb, t);
-    else if (t.m > 4) WRPO__(tile_of)(WRPO__MIN(8, MR), NV, pairs, type, ROOM, words, a, b, ldb, t);
-    else WRPO__(tile_of)(4, NV, pairs, type, ROOM, words, a, b, ldb, t);
+    enum { MR = WRPO__(MR), NV = WRPO__(NV), ROOM = WRPO__(MR_ROOM), FEW = WRPO__FEW };
+    if (!t.few && t.n <= WRPO__LANES && t.m > 4) WRPO__(tile_of)(MR, 1, pairs, type, ROOM, words, a, b, ldb, t);
+    else if (!t.few && t.m > 8) WRPO__(tile_of)(MR, NV, pairs, type, ROOM, words, a, b, ldb, t);
+    else if (!t.few && t.m > 4) WRPO__(tile_of)(WRPO__MIN(8, MR), NV, pairs, type, ROOM, words, a, b, ldb, t);
+    else if (!t.few) WRPO__(tile_of)(4, NV, pairs, type, ROOM, words, a, b, ldb, t);
+    else if (t.m > 1) WRPO__(tile_of)(FEW, NV, pairs, type, FEW, words, a, b, ldb, t);
+    else if (t.few > 1) WRPO__(tile_of)(1, NV, pairs, type, FEW, words, a, b, ldb, t);
+    else WRPO__(tile_of)(1, NV, pairs, type, 1, words, a, b, ldb, t);
 }
 /* a[32][words] by b[words][32], in four tiles of C: 0 and 1 are its upper rows, 2 and 3 the lower ones. */
 WRPO__INLINE void WRPO__(tile_amx)(int64_t words, const float *a, const float *b, wrpo__target t) {
@@ -14994,34 +14997,16 @@ WRPO__INLINE void WRPO__(tile_amx)(int64_t words, const float *a, const float *b
     WRPO__TILE_STORE(3, c + 528, 128);
     WRPO__(tile_write)(c, t);
 }
-WRPO__KERNEL void WRPO__(tile)(wrpo__factors factors, int64_t words, const float *a, const float *b, int64_t ldb,
-                               const wrpo__target *t) {
+WRPO__KERNEL void WRPO__(tile)(wrpo__factors factors, wrpo_dtype type, int64_t words, const float *a, const float *b,
+                               int64_t ldb, const wrpo__target *t) {
     if (WRPO__(HAS_PAIRS) && factors == WRPO__TILES) WRPO__(tile_amx)(words, a, b, *t);
     else if (WRPO__(HAS_PAIRS) && factors == WRPO__PAIRS)
         WRPO__(tile_rows)(true, WRPO_DTYPE_F32, words, a, b, ldb, *t);
-    else WRPO__(tile_rows)(false, WRPO_DTYPE_F32, words, a, b, ldb, *t);
+    else if (type == WRPO_DTYPE_F32) WRPO__(tile_rows)(false, WRPO_DTYPE_F32, words, a, b, ldb, *t);
+    else if (type == WRPO_DTYPE_BF16) WRPO__(tile_rows)(false, WRPO_DTYPE_BF16, words, a, b, ldb, *t);
+    else WRPO__(tile_rows)(false, WRPO_DTYPE_F16, words, a, b, ldb, *t);
 }
-/* The same for floats by a panel of halves. */
-WRPO__KERNEL void WRPO__(tile_halves)(wrpo_dtype type, int64_t steps, const float *a, const float *b,
-                                      const wrpo__target *t) {
-    if (type == WRPO_DTYPE_BF16) WRPO__(tile_rows)(false, WRPO_DTYPE_BF16, steps, a, b, WRPO__(NR), *t);
-    else WRPO__(tile_rows)(false, WRPO_DTYPE_F16, steps, a, b, WRPO__(NR), *t);
-}
-/* The same for a panel of at most WRPO__FEW rows; a single row of floats is as it is in memory. */
-WRPO__INLINE void WRPO__(tile_few_of)(const bool pairs, const wrpo_dtype type, int64_t words, const float *a,
-                                      const float *b, wrpo__target t) {
-    enum { NV = WRPO__(NV), NR = WRPO__(NR), FEW = WRPO__FEW };
-    if (t.m == 1) WRPO__(tile_of)(1, NV, pairs, type, pairs ? FEW : 1, words, a, b, NR, t);
-    else WRPO__(tile_of)(FEW, NV, pairs, type, FEW, words, a, b, NR, t);
-}
-WRPO__KERNEL void WRPO__(tile_few)(wrpo__factors factors, wrpo_dtype type, int64_t words, const float *a,
-                                   const float *b, const wrpo__target *t) {
-    if (WRPO__(HAS_PAIRS) && factors == WRPO__PAIRS) WRPO__(tile_few_of)(true, WRPO_DTYPE_F32, words, a, b, *t);
-    else if (type == WRPO_DTYPE_F32) WRPO__(tile_few_of)(false, WRPO_DTYPE_F32, words, a, b, *t);
-    else if (type == WRPO_DTYPE_BF16) WRPO__(tile_few_of)(false, WRPO_DTYPE_BF16, words, a, b, *t);
-    else WRPO__(tile_few_of)(false, WRPO_DTYPE_F16, words, a, b, *t);
-}
-/* A panel of B for them: lanes whose steps are side by side in memory. */
+/* A panel of B in halves: lanes whose steps are side by side in memory. */
 WRPO__KERNEL void WRPO__(pack_halves)(wrpo__packing p) {
     enum { NR = WRPO__(NR) };
     const bool f16 = p.from.type == WRPO_DTYPE_F16;
@@ -15077,7 +15062,7 @@ WRPO__INLINE void WRPO__(thin_rows)(const bool pairs, const wrpo_dtype type, int
     b.type = type;
     if (t.m > 8) WRPO__(thin_of)(WRPO__(MR), pairs, kc, a, b, ahead, t);
     else if (t.m > 4) WRPO__(thin_of)(WRPO__MIN(8, WRPO__(MR)), pairs, kc, a, b, ahead, t);
-    else if (pairs || !t.one_row) WRPO__(thin_of)(4, pairs, kc, a, b, ahead, t);
+    else if (pairs || !t.few) WRPO__(thin_of)(4, pairs, kc, a, b, ahead, t);
     else WRPO__(thin_of)(1, pairs, kc, a, b, ahead, t);
 }
 WRPO__KERNEL void WRPO__(thin)(wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
@@ -15302,7 +15287,7 @@ WRPO__KERNEL void WRPO__(softmax_bwd)(float *s, float *dp, int64_t keys, wrpo__m
 #define WRPO__KERNELS(X, level) \
     X(scale, level) X(axpy, level) X(dot, level) X(rmsnorm, level) X(rmsnorm_bwd, level) X(rope, level) \
     X(glu, level) X(glu_bwd, level) X(lse, level) X(logprob_bwd, level) X(sumsq, level) X(adamw, level) \
-    X(pack, level) X(pack_halves, level) X(tile, level) X(tile_halves, level) X(tile_few, level) X(thin, level) \
+    X(pack, level) X(pack_halves, level) X(tile, level) X(thin, level) \
     X(unpacked, level) X(pair_rows, level) X(softmax, level) X(softmax_row, level) X(softmax_bwd, level) \
     X(transpose, level)
 #define WRPO__KERNEL_FIELD(name, level) __typeof__(&wrpo__##name##_##level) name;
@@ -15568,10 +15553,10 @@ static void wrpo__cpu_adamw(void *dev, void *w, uint16_t *low, void *m, void *v,
        own     strip 0      task 0        task 1
        lanes   strip 1      task 2        task 3            (C, or its transpose)
 
-   Where B is kept, A is shared and no task packs: the panels are there, in B's own type (the kernel `tile_halves` where
-   that is not what is multiplied, `tile_few` for few rows). Otherwise, where A is a single panel, B is not packed (the
-   kernel `thin`). Where one operand has few lanes, the other one is used too little to be packed (the kernel
-   `unpacked`), if its steps are side by side, in words that a tile can take: it becomes A, and C is turned if it was B.
+   Where B is kept, A is shared and no task packs: the panels are there, in B's own type. Otherwise, where A is a single
+   panel, B is not packed (the kernel `thin`). Where one operand has few lanes, the other one is used too little to be
+   packed (the kernel `unpacked`), if its steps are side by side, in words that a tile can take: it becomes A, and C is
+   turned if it was B.
    An element of C is the sum over blocks of k, which are cut from 0 by K alone, of their sums: it does not depend on
    m, n or the threads. */
 typedef struct wrpo__product {
@@ -15672,7 +15657,7 @@ static void wrpo__gemm_thin(const wrpo__product *p, int64_t begin, int64_t end) 
             const float *a = one_row ? wrpo__gemm_from(p, 0, 0, k).data : wrpo__gemm_panel(p, 0, k);
             p->cpu->kernel->thin(p->factors, kc, a, wrpo__gemm_from(p, 1, j, k), 0,
                                  (wrpo__target){p->c + j, p->ldc, p->lanes[0], WRPO__MIN(LANES, end - j),
-                                                p->add || k > 0, {.at = next}, one_row});
+                                                p->add || k > 0, {.at = next}, one_row ? 1 : 0});
         }
 }
 /* Lanes [begin, end) of A by all lanes of the piece. The last lanes are MR too, some of which have been before. */
@@ -15711,6 +15696,9 @@ static void wrpo__gemm_task(const wrpo__product *p, const int64_t begin[2], cons
     static const struct { uint8_t palette, start, none[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } config = {
         1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
     const int64_t rows = end[0] - begin[0], MR = p->width[0], NR = p->width[1];
+    const bool one_row = wrpo__gemm_one_row(p);
+    const int64_t few = one_row ? 1 : p->few ? WRPO__FEW : 0;
+    const wrpo_dtype type = p->kept && wrpo__kept_halves(p) ? p->operand[1].type : WRPO_DTYPE_F32;
     const int64_t block = wrpo__gemm_part(p, 0, rows, wrpo__div_up(rows, WRPO__MC));  /* rows that stay in the cache */
     if (p->factors == WRPO__TILES) WRPO__TILE_CONFIG(&config);
     for (int64_t k = p->k0, kc; k < p->k1; k += kc) {
@@ -15720,8 +15708,7 @@ static void wrpo__gemm_task(const wrpo__product *p, const int64_t begin[2], cons
         float *own = p->kept ? wrpo__kept_panel(p, p->kept, begin[1], k) : wrpo__cpu_scratch(p->cpu);
         const float *panels[2];
         panels[p->own] = own;
-        panels[p->shared] = wrpo__gemm_one_row(p) ? wrpo__gemm_from(p, 0, 0, k).data
-                                                  : wrpo__gemm_panel(p, begin[p->shared], k);
+        panels[p->shared] = one_row ? wrpo__gemm_from(p, 0, 0, k).data : wrpo__gemm_panel(p, begin[p->shared], k);
         if (!p->kept) wrpo__gemm_pack(p, p->own, own, begin[p->own], end[p->own] - begin[p->own], k, kc);
         /* Down the columns of C, so that a panel of B stays near; where steps are few, most of the time goes into
            moving C: then along its rows, as they are in memory. */
@@ -15738,14 +15725,11 @@ static void wrpo__gemm_task(const wrpo__product *p, const int64_t begin[2], cons
                     const int64_t i = begin[0] + row * MR, j = begin[1] + column * NR;
                     const int64_t m = WRPO__MIN(MR, end[0] - i), n = WRPO__MIN(NR, end[1] - j);
                     const float *a = panels[0] + row * words * p->room[0], *b = panels[1] + column * next;
-                    const wrpo_dtype type = p->operand[1].type;
-                    wrpo__target c = {p->c + i * p->ldc + j, p->ldc, m, n, p->add || k > 0, later, false};
+                    wrpo__target c = {p->c + i * p->ldc + j, p->ldc, m, n, p->add || k > 0, later, few};
                     c.ahead.lanes = WRPO__MIN(each, later.lanes);
                     if (c.ahead.lanes > 0) later.at += c.ahead.lanes * later.lane_bytes;
                     later.lanes -= c.ahead.lanes;
-                    if (p->few) p->cpu->kernel->tile_few(p->factors, type, words, a, b, &c);
-                    else if (p->kept && wrpo__kept_halves(p)) p->cpu->kernel->tile_halves(type, words, a, b, &c);
-                    else p->cpu->kernel->tile(p->factors, words, a, b, NR, &c);
+                    p->cpu->kernel->tile(p->factors, type, words, a, b, NR, &c);
                 }
         }
     }
@@ -16026,7 +16010,7 @@ static void wrpo__multiply(const wrpo__attention *x, int64_t m, int64_t n, int64
     const int64_t MR = x->kernel->MR, NR = x->kernel->NR, words = wrpo__attention_words(x, steps);
     for (int64_t j = 0; j < n; j += NR)
         for (int64_t i = 0; i < m; i += MR)
-            x->kernel->tile(x->factors, words, a + i / MR * next, b + j, ldb,
+            x->kernel->tile(x->factors, WRPO_DTYPE_F32, words, a + i / MR * next, b + j, ldb,
                             &(wrpo__target){.c = c + i * ldc + j, .ldc = ldc, .m = WRPO__MIN(MR, m - i),
                                              .n = WRPO__MIN(NR, n - j), .add = add});
 }
@@ -16162,7 +16146,8 @@ static void wrpo__attention_row_tile(const wrpo__lanes *b, const wrpo__buffers *
     wrpo__attention_pack(x, false, w->ds, w->p + from * x->tile, x->tile, 1, m, n);
     if (packed) wrpo__attention_pack(x, true, w->columns, values, 1, a->ldkv, d, n);
     for (int64_t j = 0; j < d; j += NR)
-        x->kernel->tile(x->factors, words, w->ds, packed ? w->columns + j * words : values + j, packed ? NR : a->ldkv,
+        x->kernel->tile(x->factors, WRPO_DTYPE_F32, words, w->ds, packed ? w->columns + j * words : values + j,
+                        packed ? NR : a->ldkv,
                         &(wrpo__target){.c = w->out + from * d_nr + j, .ldc = d_nr, .m = m, .n = NR, .add = true});
 }
 static void wrpo__attention_row(const wrpo__lanes *b) {
