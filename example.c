@@ -1353,9 +1353,10 @@ static void print_memory(const wrpo_bytes *b, int64_t layers) {
            bytes_text((double)b->moments).s, bytes_text((double)b->activations).s, bytes_text((double)b->head).s,
            bytes_text((double)b->data).s);
     if (b->room < SIZE_MAX)
-        printf("room         %s of %s that are free%s, %lld of %lld layers%s recomputed\n",
+        printf("room         %s of %s that are free%s, %s%lld of %lld layers%s recomputed\n",
                bytes_text((double)b->device).s, bytes_text((double)b->room).s, b->device > b->room ? ": too much" : "",
-               (long long)b->recompute, (long long)layers, b->logits ? "" : " and the logits");
+               b->recompute ? "at most " : "", (long long)b->recompute, (long long)layers,
+               b->logits ? "" : " and the logits");
 }
 
 /* ---- init ---- */

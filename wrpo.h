@@ -808,7 +808,8 @@ typedef struct wrpo_train_desc {
     int64_t recompute;       /* layers, from the first, that store only their input; the backward pass computes the
                                 rest again: less memory, more time. -1 = all. 0: wrpo_trainer_open takes the fewest
                                 that fit memory_limit, after the logits; wrpo_trainer_new recomputes no layer, and
-                                the logits unless one chunk has them all. An adapter's run wants no logits again */
+                                the logits unless one chunk has them all. An adapter's run wants no logits again.
+                                That is for the most rows at once; fewer rows recompute less in the same memory */
     uint64_t seed; bool no_shuffle;  /* seed 0 = 42 */
     const char *out_dir;     /* for metrics.jsonl and the cache of reference log-probs; NULL = no files */
     const char *ref_dir;     /* the reference; NULL = the policy as it is before step 1 */
@@ -835,9 +836,9 @@ typedef struct wrpo_bytes {  /* of a rank's run, before anything is allocated */
                                 gradients of the tokens that are scored together (with an adapter, gradients of the
                                 hidden states of all); data: records, reference */
     size_t device, room;     /* bytes of total in the backend's memory; bytes that it can give, SIZE_MAX: unknown */
-    int64_t recompute;       /* layers that the run recomputes */
+    int64_t recompute;       /* layers that are recomputed where the most rows are computed at once */
     int64_t parameters;      /* of the model, without the adapter */
-    bool logits;             /* none is recomputed: they are kept until the backward pass, or not wanted there */
+    bool logits;             /* nor are logits, there: they are kept until the backward pass, or not wanted in it */
 } wrpo_bytes;
 typedef struct wrpo_trainer wrpo_trainer;
 /* The zeros, resolved: log this. */
@@ -2748,9 +2749,68 @@ typedef struct wrpo__workspace {
     void *dlogits;                   /* [chunk, ldl]; NULL where activations are float: it takes the place of logits */
     float *head_sum;                 /* [D] sum of the head's rows */
     bool logits_kept;                /* logits and label_lse are those of all labels */
-    size_t bytes, head_bytes;        /* on the backend: of all, of hid to dlogits */
+    void *memory;                    /* of all of this on the backend; what is packed, tables and cache come first */
+    size_t bytes, fixed_bytes, head_bytes;             /* of all; of those; of hid to dlogits */
     wrpo__bump host;                 /* the memory of what is on the host */
 } wrpo__workspace;
+
+/* Measures the buffers of s->rows rows (r->layer may be NULL), or assigns their memory. */
+static void wrpo__acts_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__shape *s, wrpo__workspace *r,
+                              wrpo__bump *b) {
+    const wrpo_backend *be = ctx->desc.backend;
+    const size_t size_void = (size_t)be->act_bytes, size_float = sizeof(float);
+    const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, L = c->num_hidden_layers, n = s->rows;
+    const int64_t train = s->train, qk_norm = c->qk_norm, post_norms = c->post_norms, span = wrpo__span(s);
+    for (int64_t l = 0; l <= L + 1; l++) {
+        const bool shared = l == L + 1;                /* r->scratch */
+        const bool stored = s->train && l >= s->recompute && l < L;
+        const bool full = shared ? !s->train || s->recompute > 0 : stored;
+        const bool own_x = s->train ? !shared : shared;        /* training stores each layer's x; else one serves all */
+        wrpo__acts unused, *a = shared ? &r->scratch : &unused;
+        if (!shared && r->layer) a = &r->layer[l];
+        a->x = wrpo__take(b, own_x ? n : 0, D, size_void);
+#define WRPO__X(type, field, columns) a->field = wrpo__take(b, full ? n : 0, columns, size_##type);
+        WRPO__LAYER_ACTS(WRPO__X)
+#undef WRPO__X
+        if (!s->train) a->mid = a->x;                  /* the stream is updated in place */
+    }
+#define WRPO__X(type, field, columns) r->field = wrpo__take(b, n, columns, size_##type);
+    WRPO__SHARED_ACTS(WRPO__X)
+#undef WRPO__X
+    r->attn_scratch = wrpo__take(b, train, (int64_t)be->attention_scratch(ctx->dev, n, H, G, d), 1);
+    r->head_bytes = b->used;
+    r->hid = wrpo__take(b, span, D, size_void);
+    r->logits = wrpo__take(b, span, wrpo__ldl(be, V), size_float);
+    r->dhid = wrpo__take(b, s->frozen_head ? n : span, D * train, size_void);
+    r->dlogits = wrpo__take(b, s->chunk, size_void == size_float ? 0 : wrpo__ldl(be, V) * train, size_void);
+    r->head_bytes = b->used - r->head_bytes;
+}
+/* The next shape of less memory. First the logits are computed again, as they save the least time a byte, then one more
+   layer. false: there is none. */
+static bool wrpo__keep_less(wrpo__shape *s, int64_t layers) {
+    if (!s->logits && s->recompute >= layers) return false;
+    if (!s->logits) s->recompute++;
+    s->logits = false;
+    return true;
+}
+/* Lays out the memory anew for what is packed. A workspace is measured for the most rows that a micro-batch has, with
+   what fits of them. One of fewer rows may keep all, and then computes nothing again: the bits are the same. */
+static void wrpo__arrange(wrpo__workspace *r) {
+    wrpo_ctx *ctx = r->model->ctx;
+    const wrpo_config *c = &r->model->config;
+    wrpo__workspace measured = {0};
+    wrpo__bump b;
+    r->shape.rows = r->n;
+    r->shape.recompute = 0;
+    r->shape.logits = !r->shape.frozen_head;
+    do {
+        b = (wrpo__bump){.used = r->fixed_bytes};
+        wrpo__acts_layout(ctx, c, &r->shape, &measured, &b);
+    } while ((b.overflow || b.used > r->bytes) && wrpo__keep_less(&r->shape, c->num_hidden_layers));
+    b = (wrpo__bump){.base = r->memory, .used = r->fixed_bytes};
+    wrpo__acts_layout(ctx, c, &r->shape, r, &b);
+}
 
 /* Rows of the tables for `count` positions, on the host. Row p is position p's; then come rows for sequences whose key
    is not 0, one for each packed row. */
@@ -3564,6 +3624,7 @@ static void wrpo__pass_micro(wrpo_trainer *t, const wrpo__set *set, const int64_
     wrpo_response *y = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *y);
     r->dropout.row = micro->row;
     wrpo__pack_micro(r, set->data, list, micro);
+    wrpo__arrange(r);
     wrpo__forward(r, true, grads != NULL);                                     /* log pi of every scored token */
     const wrpo__location *packed = r->packed;
     for (int64_t i = micro->begin; i < micro->end; i++) {
@@ -4285,29 +4346,10 @@ static wrpo__shape wrpo__full_shape(wrpo__shape shape, const wrpo_model *model) 
 /* Measures a workspace (r->layer may be NULL), or assigns its memory. */
 static void wrpo__workspace_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__shape *s, wrpo__workspace *r,
                                    wrpo__bump *b) {
-    const wrpo_backend *be = ctx->desc.backend;
-    const size_t size_void = (size_t)be->act_bytes, size_float = sizeof(float);
-    const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
-    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, L = c->num_hidden_layers, n = s->rows;
-    const int64_t train = s->train, qk_norm = c->qk_norm, post_norms = c->post_norms, span = wrpo__span(s);
+    const size_t size_float = sizeof(float);
+    const int64_t G = c->num_key_value_heads, L = c->num_hidden_layers, n = s->rows;
     const int64_t two_ropes = c->sliding_rope_theta > 0, dims = wrpo__rope_dims(c);
     const int64_t angles = s->positions + (wrpo__rope_key(c, INT64_MAX) ? n : 0);
-    for (int64_t l = 0; l <= L + 1; l++) {
-        const bool shared = l == L + 1;                /* r->scratch */
-        const bool stored = s->train && l >= s->recompute && l < L;
-        const bool full = shared ? !s->train || s->recompute > 0 : stored;
-        const bool own_x = s->train ? !shared : shared;        /* training stores each layer's x; else one serves all */
-        wrpo__acts unused, *a = shared ? &r->scratch : &unused;
-        if (!shared && r->layer) a = &r->layer[l];
-        a->x = wrpo__take(b, own_x ? n : 0, D, size_void);
-#define WRPO__X(type, field, columns) a->field = wrpo__take(b, full ? n : 0, columns, size_##type);
-        WRPO__LAYER_ACTS(WRPO__X)
-#undef WRPO__X
-        if (!s->train) a->mid = a->x;                  /* the stream is updated in place */
-    }
-#define WRPO__X(type, field, columns) r->field = wrpo__take(b, n, columns, size_##type);
-    WRPO__SHARED_ACTS(WRPO__X)
-#undef WRPO__X
 #define WRPO__X(type, field, columns) \
     r->field = wrpo__take(b, n, columns, sizeof(type)); \
     r->h_##field = wrpo__take(&r->host, n, columns, sizeof(type));
@@ -4319,15 +4361,10 @@ static void wrpo__workspace_layout(wrpo_ctx *ctx, const wrpo_config *c, const wr
         t->table = wrpo__take(b, angles, dims, size_float);
         t->h_table = wrpo__take(&r->host, angles, dims, size_float);
     }
-    r->cache = wrpo__take(b, s->cache, L * 2 * G * d, size_void);
-    r->attn_scratch = wrpo__take(b, train, (int64_t)be->attention_scratch(ctx->dev, n, H, G, d), 1);
-    r->head_sum = wrpo__take(b, 1, D, size_float);
-    r->head_bytes = b->used;
-    r->hid = wrpo__take(b, span, D, size_void);
-    r->logits = wrpo__take(b, span, wrpo__ldl(be, V), size_float);
-    r->dhid = wrpo__take(b, s->frozen_head ? n : span, D * train, size_void);
-    r->dlogits = wrpo__take(b, s->chunk, size_void == size_float ? 0 : wrpo__ldl(be, V) * train, size_void);
-    r->head_bytes = b->used - r->head_bytes;
+    r->cache = wrpo__take(b, s->cache, L * 2 * G * c->head_dim, (size_t)ctx->desc.backend->act_bytes);
+    r->head_sum = wrpo__take(b, 1, c->hidden_size, size_float);
+    r->fixed_bytes = b->used;
+    wrpo__acts_layout(ctx, c, s, r, b);
     r->bytes = b->used;
 }
 /* As many labels as have 64 MiB of logits, from 32 to 512; on a device, which wants large products, up to 8 times as
@@ -4349,7 +4386,8 @@ static wrpo__workspace *wrpo__workspace_new(wrpo__arena *arena, wrpo_model *mode
     if (b.overflow || r->host.overflow)
         wrpo__fail_memory("out of memory: %lld rows of this model do not fit into the address space",
                           (long long)shape->rows);
-    b = (wrpo__bump){.base = wrpo__device_alloc(arena, b.used, "activations")};
+    r->memory = wrpo__device_alloc(arena, b.used, "activations");
+    b = (wrpo__bump){.base = r->memory};
     r->host = (wrpo__bump){.base = wrpo__raw(arena, r->host.used, 1)};
     wrpo__workspace_layout(ctx, c, &r->shape, r, &b);
     wrpo__inv_freq(c, 0, r->rotary);
@@ -12662,15 +12700,14 @@ WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_fil
 
 /* ---- memory of a run: measured, and fitted into what there is ---- */
 /* Fills in what a run takes of the backend's memory beside its weights, and what it recomputes. */
-static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t recompute, bool logits, int64_t rows,
-                          wrpo_bytes *out) {
-    wrpo__shape shape = wrpo__train_shape(model->ctx, &model->config, recompute, logits, rows);
+static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, wrpo__shape shape, wrpo_bytes *out) {
     wrpo__workspace run = {0};
     wrpo__bump b = {0};
     shape = wrpo__full_shape(shape, model);
     wrpo__workspace_layout(model->ctx, &model->config, &shape, &run, &b);
     if (b.overflow)
-        wrpo__fail_memory("out of memory: %lld rows of this model do not fit into the address space", (long long)rows);
+        wrpo__fail_memory("out of memory: %lld rows of this model do not fit into the address space",
+                          (long long)shape.rows);
     const wrpo__sharding split = wrpo__sharding_of(model->ctx, model->count, moments);
     out->parameters = wrpo_model_parameters(model);
     out->gradients = split.gradients + split.moving;
@@ -12679,20 +12716,17 @@ static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, int64_t
     out->activations = run.bytes - run.head_bytes + run.host.used;
     out->device = out->gradients + out->moments + run.bytes;
     out->recompute = shape.recompute;
-    out->logits = shape.frozen_head || wrpo__span(&shape) >= rows;
+    out->logits = shape.frozen_head || wrpo__span(&shape) >= shape.rows;
 }
-/* Finds the least recomputation with which the run fits into `room`; recompute other than 0 fixes it. It tries
-     1. to recompute nothing;
-     2. to recompute the logits: of all that is kept, they save the least time a byte (with an adapter, as 1);
-     3. to recompute layers as well, as few as do.
-   false: it does not fit. */
+/* Finds the least recomputation with which the run fits into `room`; recompute other than 0 fixes it. false: it does
+   not fit. */
 static bool wrpo__fit(const wrpo_model *model, wrpo_moments moments, int64_t recompute, int64_t rows, size_t room,
                       wrpo_bytes *out) {
     const wrpo_config *c = &model->config;
     const bool addressable = (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)c->vocab_size;  /* all logits */
-    wrpo__measure(model, moments, recompute, recompute == 0 && addressable, rows, out);
-    for (int64_t layers = 0; out->device > room && !recompute && layers <= c->num_hidden_layers; layers++)
-        wrpo__measure(model, moments, layers, false, rows, out);
+    wrpo__shape shape = wrpo__train_shape(model->ctx, c, recompute, recompute == 0 && addressable, rows);
+    do wrpo__measure(model, moments, shape, out);
+    while (out->device > room && !recompute && wrpo__keep_less(&shape, c->num_hidden_layers));
     return out->device <= room;
 }
 static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,

@@ -85,6 +85,55 @@ static double total(const double *p, int n) { double s = 0; for (int i = 0; i < 
 #define SAYS(call, sentence) \
     CHECK(call == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, sentence), "want \"%s\", found \"%s\"", sentence, \
           wrpo_last_error(ctx)->text)
+/* A limit that the longest record just meets by computing all layers and its logits again: shorter ones keep more in
+   the same memory, the shortest all. The bits are those of a run without a limit. */
+static void less_for_short_records(void) {
+    enum { LONG = 90 };
+    const int64_t lengths[4] = {LONG, 60, 45, 8};
+    int32_t text[LONG];
+    wrpo_metrics m[2][4];
+    wrpo_bytes least;
+    size_t limit = 0;
+    for (int i = 0; i < LONG; i++) text[i] = 1 + i * 7 % 90;
+    for (int limited = 0; limited < 2; limited++) {
+        wrpo_ctx *ctx;
+        wrpo_trainer *t;
+        wrpo_data *data;
+        wrpo_record longer[4];
+        wrpo_tokens y[4][3];
+        if (wrpo_open(&(wrpo_desc){.threads = 2, .memory_limit = limit}, &ctx) != WRPO_OK) exit(2);
+        wrpo_model *model = make_model(ctx);
+        for (int i = 0; i < 4; i++) {
+            const wrpo_tokens one = {.ids = text, .count = lengths[i]};
+            for (int k = 0; k < 3; k++)
+                y[i][k] = one, y[i][k].role = responses[0][k].role, y[i][k].count -= k;
+            longer[i] = (wrpo_record){.prompt = text + 3, .prompt_count = 5, .responses = y[i], .count = 3};
+        }
+        CHECK(!wrpo_data_from_ids(ctx, longer, 4, &data), "%s", wrpo_last_error(ctx)->text);
+        wrpo_train_desc d = {.learning_rate = 1e-3, .batch_size = 1, .micro_tokens = 1, .no_shuffle = true,
+                             .recompute = -1};
+        CHECK(!wrpo_train_bytes(ctx, wrpo_model_config(model), data, &d, NULL, &least) && least.recompute == 3, "%s",
+              wrpo_last_error(ctx)->text);
+        limit = least.device + 60000;                  /* data and names beside the plan */
+        d.recompute = 0;
+        CHECK(!wrpo_trainer_open(model, data, &d, &t), "%s", wrpo_last_error(ctx)->text);
+        int64_t before = limited ? 3 : 0;
+        for (int i = 0; i < 4; i++) {
+            CHECK(!wrpo_trainer_step(t, &m[limited][i]), "%s", wrpo_last_error(ctx)->text);
+            const wrpo__shape *s = &t->run->shape;
+            const bool at_end = !limited || i == 3, at_begin = limited && i == 0;
+            CHECK(s->recompute <= before && (!at_end || (!s->recompute && s->logits)) &&
+                      (!at_begin || (s->recompute == 3 && !s->logits)),
+                  "limited %d, record %d: %lld layers, logits %d", limited, i, (long long)s->recompute, s->logits);
+            CHECK(m[limited][i].loss == m[0][i].loss && m[limited][i].grad_norm == m[0][i].grad_norm,
+                  "record %d: loss %.17g and %.17g", i, m[limited][i].loss, m[0][i].loss);
+            if (i == 1 && limited) CHECK(s->recompute < 3, "the second record computes all layers again");
+            before = s->recompute;
+        }
+        wrpo_trainer_free(t), wrpo_data_free(data), wrpo_model_free(model);
+        wrpo_close(ctx);
+    }
+}
 /* A context that reads from its caller's files writes to the file system, and finds there what a run wrote: the cache
    of the reference, the checkpoint before, the lines of metrics. */
 static const void *config_alone(const char *path, size_t *size, void **handle, void *user) {
@@ -1039,6 +1088,7 @@ int main(void) {
         free(ref[0]), free(ref[1]);
         wrpo_data_free(data), wrpo_model_free(model);
     }
+    less_for_short_records();
     caller_files();
     best_and_kept();
     as_json(ctx);
