@@ -181,7 +181,8 @@ static const option options[] = {
     {"--micro-tokens", COUNT, AT(micro_tokens), "N", "[1, 1073741824]", NULL,
      "tokens computed at once: memory against speed (1024; with --device cuda 8192)"},
     {"--recompute", COUNT, AT(recompute), "N", "[-1, inf)", NULL,
-     "layers recomputed in the backward pass to save memory; -1 = all (as few as fit)"},
+     "layers recomputed in the backward pass of the longest record; shorter ones take the same memory; -1 = all "
+     "(as few as fit)"},
     {"--memory-limit", COUNT, AT(memory_limit), "BYTES", "[1, inf)", NULL,
      "memory that a run may take: it recomputes as many layers as needed to stay below (what is free)"},
     {"--epochs", REAL, AT(epochs), "E", "(0, inf)", NULL, "passes over the data (1)"},

@@ -2794,8 +2794,8 @@ static bool wrpo__keep_less(wrpo__shape *s, int64_t layers) {
     s->logits = false;
     return true;
 }
-/* Lays out the memory anew for what is packed. A workspace is measured for the most rows that a micro-batch has, with
-   what fits of them. One of fewer rows may keep all, and then computes nothing again: the bits are the same. */
+/* Lays out the memory anew for what is packed. A workspace is measured for the most rows of a micro-batch. One of fewer
+   rows keeps more of what its backward pass wants, as much as fits, and computes less again. The bits are the same. */
 static void wrpo__arrange(wrpo__workspace *r) {
     wrpo_ctx *ctx = r->model->ctx;
     const wrpo_config *c = &r->model->config;
