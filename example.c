@@ -950,11 +950,12 @@ static bool output_dir(const char *path, size_t *made) {
     for (size_t i = 1; i <= n; i++) {
         if (i < n && path[i] != '/') continue;
         memcpy(part, path, i), part[i] = 0;
-        bool there = stat(part, &st) == 0;
-        if (!there && *made == n) *made = i - 1;
-        if (there ? !S_ISDIR(st.st_mode) : mkdir(part, 0777) != 0)
-            return complain("%s: cannot be made: %s", part, strerror(there ? ENOTDIR : errno)), false;
-        if (!there) sync_parent(part);
+        const bool ours = mkdir(part, 0777) == 0;      /* no: it was there, or another run has just made it */
+        const int why = errno == EEXIST ? ENOTDIR : errno;
+        if (!ours && (stat(part, &st) != 0 || !S_ISDIR(st.st_mode)))
+            return complain("%s: cannot be made: %s", part, strerror(why)), false;
+        if (ours && *made == n) *made = i - 1;
+        if (ours) sync_parent(part);
     }
     return true;
 }
