@@ -807,9 +807,9 @@ typedef struct wrpo_train_desc {
                                 backend's: 1024; of CUDA 8192, which saves most of the traffic of gradients */
     int64_t recompute;       /* layers, from the first, that store only their input; the backward pass computes the
                                 rest again: less memory, more time. -1 = all. 0: wrpo_trainer_open takes the fewest
-                                that fit memory_limit, after the logits; wrpo_trainer_new recomputes no layer, and
+                                for memory_limit, after the logits; wrpo_trainer_new recomputes no layer, and
                                 the logits unless one chunk has them all. An adapter's run wants no logits again.
-                                That is for the most rows at once; fewer rows recompute less in the same memory */
+                                Micro-batches of fewer rows do less */
     uint64_t seed; bool no_shuffle;  /* seed 0 = 42 */
     const char *out_dir;     /* for metrics.jsonl and the cache of reference log-probs; NULL = no files */
     const char *ref_dir;     /* the reference; NULL = the policy as it is before step 1 */
@@ -836,9 +836,9 @@ typedef struct wrpo_bytes {  /* of a rank's run, before anything is allocated */
                                 gradients of the tokens that are scored together (with an adapter, gradients of the
                                 hidden states of all); data: records, reference */
     size_t device, room;     /* bytes of total in the backend's memory; bytes that it can give, SIZE_MAX: unknown */
-    int64_t recompute;       /* layers that are recomputed where the most rows are computed at once */
+    int64_t recompute;       /* layers recomputed where the most rows are computed at once */
     int64_t parameters;      /* of the model, without the adapter */
-    bool logits;             /* nor are logits, there: they are kept until the backward pass, or not wanted in it */
+    bool logits;             /* nor logits: they are kept until the backward pass, or not wanted in it */
 } wrpo_bytes;
 typedef struct wrpo_trainer wrpo_trainer;
 /* The zeros, resolved: log this. */
@@ -1005,7 +1005,8 @@ struct wrpo_backend {
     void (*attention)(void *dev, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k, const void *v);
     void (*attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o,
         const float *lse, const void *q, const void *k, const void *v, void *scratch);
-    size_t (*attention_scratch)(void *dev, int64_t n, int64_t H, int64_t G, int64_t d);  /* bytes for the above */
+    size_t (*attention_scratch)(void *dev, int64_t n, int64_t H, int64_t G, int64_t d);  /* bytes for the above;
+                                no more for fewer n */
     /* gu [n, 2I] = gate | up:  h = silu(gate) up  (gelu: gelu_tanh). Backward writes dgu (may be gu); h if not NULL */
     void (*glu)(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu);
     void (*glu_bwd)(void *dev, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu);
@@ -2672,7 +2673,7 @@ static void wrpo__inv_freq(const wrpo_config *c, int64_t key, wrpo__rotary *r) {
 }
 
 /* ---- the workspace: the memory that micro-batches are computed in ---- */
-typedef struct wrpo__shape {         /* what there is room for */
+typedef struct wrpo__shape {         /* what there is room for; in training, of a micro-batch */
     int64_t rows;                    /* never fewer than labels, segments or responses */
     int64_t chunk;                   /* labels in a chunk */
     bool logits;                     /* the span is all rows, not a chunk */
@@ -2689,7 +2690,7 @@ static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s
 /* The tables of buffers, [n, columns] each. void: activations, of the backend's act_bytes an element. train, qk_norm,
    post_norms are 0 or 1; a buffer of 0 columns is not allocated, so D * train is there only in training.
    Per layer: what the backward pass needs besides the x that enters the layer. The names in the columns are locals of
-   wrpo__workspace_layout. */
+   wrpo__acts_layout. */
 #define WRPO__LAYER_ACTS(X) \
     X(void, mid, D * train)                            /* the residual stream after attention */ \
     X(void, qk0, (H + G) * d * qk_norm)                /* q | k before their norms */ \
@@ -2749,8 +2750,8 @@ typedef struct wrpo__workspace {
     void *dlogits;                   /* [chunk, ldl]; NULL where activations are float: it takes the place of logits */
     float *head_sum;                 /* [D] sum of the head's rows */
     bool logits_kept;                /* logits and label_lse are those of all labels */
-    void *memory;                    /* of all of this on the backend; what is packed, tables and cache come first */
-    size_t bytes, fixed_bytes, head_bytes;             /* of all; of those; of hid to dlogits */
+    void *memory;                    /* on the backend; what is packed, tables and cache come first */
+    size_t bytes, fixed_bytes, head_bytes;   /* of all; of those; of hid to dlogits */
     wrpo__bump host;                 /* the memory of what is on the host */
 } wrpo__workspace;
 
@@ -2786,16 +2787,15 @@ static void wrpo__acts_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__s
     r->dlogits = wrpo__take(b, s->chunk, size_void == size_float ? 0 : wrpo__ldl(be, V) * train, size_void);
     r->head_bytes = b->used - r->head_bytes;
 }
-/* The next shape of less memory. First the logits are computed again, as they save the least time a byte, then one more
-   layer. false: there is none. */
+/* The next shape of less memory: first the logits are computed again, unless a chunk has them all, as they save the
+   least time a byte; then one more layer. false: none. */
 static bool wrpo__keep_less(wrpo__shape *s, int64_t layers) {
-    if (!s->logits && s->recompute >= layers) return false;
-    if (!s->logits) s->recompute++;
-    s->logits = false;
-    return true;
+    if (s->logits && s->rows > s->chunk) s->logits = false;
+    else s->recompute++;
+    return s->recompute <= layers;
 }
-/* Lays out the memory anew for what is packed. A workspace is measured for the most rows of a micro-batch. One of fewer
-   rows keeps more of what its backward pass wants, as much as fits, and computes less again. The bits are the same. */
+/* Lays out the memory anew for what is packed. It was measured for the most rows of a micro-batch: one of fewer keeps
+   more for its backward pass, as much as fits. The bits are the same. */
 static void wrpo__arrange(wrpo__workspace *r) {
     wrpo_ctx *ctx = r->model->ctx;
     const wrpo_config *c = &r->model->config;
@@ -2808,6 +2808,8 @@ static void wrpo__arrange(wrpo__workspace *r) {
         b = (wrpo__bump){.used = r->fixed_bytes};
         wrpo__acts_layout(ctx, c, &r->shape, &measured, &b);
     } while ((b.overflow || b.used > r->bytes) && wrpo__keep_less(&r->shape, c->num_hidden_layers));
+    if (b.overflow || b.used > r->bytes)
+        wrpo__fail_arg("attention_scratch: want no more bytes for fewer rows");
     b = (wrpo__bump){.base = r->memory, .used = r->fixed_bytes};
     wrpo__acts_layout(ctx, c, &r->shape, r, &b);
 }
@@ -12718,8 +12720,8 @@ static void wrpo__measure(const wrpo_model *model, wrpo_moments moments, wrpo__s
     out->recompute = shape.recompute;
     out->logits = shape.frozen_head || wrpo__span(&shape) >= shape.rows;
 }
-/* Finds the least recomputation with which the run fits into `room`; recompute other than 0 fixes it. false: it does
-   not fit. */
+/* Finds the least recomputation with which the run fits into `room`; recompute other than 0 fixes it. false: none
+   does. */
 static bool wrpo__fit(const wrpo_model *model, wrpo_moments moments, int64_t recompute, int64_t rows, size_t room,
                       wrpo_bytes *out) {
     const wrpo_config *c = &model->config;
@@ -14250,7 +14252,7 @@ typedef struct wrpo__ahead { const char *at; int64_t lanes, lane_bytes, word_byt
 typedef struct wrpo__target {  /* c[m,n] = or += */
     float *c; int64_t ldc, m, n; bool add;
     wrpo__ahead ahead;
-    int64_t few;  /* floats of a word of A: FEW, or 1 for a single row as it is in memory; 0: MR_ROOM */
+    int64_t few;  /* floats of a word of A: FEW, or 1: a row as it is in memory; 0: MR_ROOM */
 } wrpo__target;
 /* What lanes at these positions see of a tile of keys, the first one at key0 */
 typedef struct wrpo__mask { const float *positions; int64_t key0; float window, softcap; bool masked; } wrpo__mask;

@@ -10,13 +10,14 @@
 #                built for the CPU
 # What the two print is kept in WORK/table-*.txt.
 set -e
-[ $# = 4 ] || { sed -n 2,12p "$0"; exit 2; }
+[ $# = 4 ] || { sed -n 2,11p "$0"; exit 2; }
 cd "$(dirname "$0")/.."
 data=$1 work=$2 model=$3 gguf=$4 python=${PYTHON:-python3}
 ${MAKE:-make} --no-print-directory build/wrpo build/bench
-if [ "$LEVEL" = avx2 ]; then
-    export WRPO_CPU=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
-fi
+case $LEVEL in
+    avx2) export WRPO_CPU=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 ;;
+    ?*) echo "LEVEL: want avx2, found $LEVEL" >&2; exit 2 ;;
+esac
 cpu=$(build/bench ceilings --threads 1 | sed -n 's/ ([^)]*)//; s/; dispatch.*//; s/^CPU: //p')${LEVEL:+, held to $LEVEL}
 mkdir -p "$work"
 for dtype in ${DTYPES:-f32 bf16}; do
