@@ -807,9 +807,9 @@ typedef struct wrpo_train_desc {
                                 backend's: 1024; of CUDA 8192, which saves most of the traffic of gradients */
     int64_t recompute;       /* layers, from the first, that store only their input; the backward pass computes the
                                 rest again: less memory, more time. -1 = all. 0: wrpo_trainer_open takes the fewest
-                                for memory_limit, after the logits; wrpo_trainer_new recomputes no layer, and
+                                that fit memory_limit, after the logits; wrpo_trainer_new recomputes no layer, and
                                 the logits unless one chunk has them all. An adapter's run wants no logits again.
-                                Micro-batches of fewer rows do less */
+                                So it is for the most rows; fewer recompute less */
     uint64_t seed; bool no_shuffle;  /* seed 0 = 42 */
     const char *out_dir;     /* for metrics.jsonl and the cache of reference log-probs; NULL = no files */
     const char *ref_dir;     /* the reference; NULL = the policy as it is before step 1 */
@@ -1006,7 +1006,7 @@ struct wrpo_backend {
     void (*attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o,
         const float *lse, const void *q, const void *k, const void *v, void *scratch);
     size_t (*attention_scratch)(void *dev, int64_t n, int64_t H, int64_t G, int64_t d);  /* bytes for the above;
-                                no more for fewer n */
+                                fewer rows: no more */
     /* gu [n, 2I] = gate | up:  h = silu(gate) up  (gelu: gelu_tanh). Backward writes dgu (may be gu); h if not NULL */
     void (*glu)(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu);
     void (*glu_bwd)(void *dev, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu);
@@ -2804,12 +2804,13 @@ static void wrpo__arrange(wrpo__workspace *r) {
     r->shape.rows = r->n;
     r->shape.recompute = 0;
     r->shape.logits = !r->shape.frozen_head;
-    do {
+    for (;;) {
         b = (wrpo__bump){.used = r->fixed_bytes};
         wrpo__acts_layout(ctx, c, &r->shape, &measured, &b);
-    } while ((b.overflow || b.used > r->bytes) && wrpo__keep_less(&r->shape, c->num_hidden_layers));
-    if (b.overflow || b.used > r->bytes)
-        wrpo__fail_arg("attention_scratch: want no more bytes for fewer rows");
+        if (!b.overflow && b.used <= r->bytes) break;
+        if (!wrpo__keep_less(&r->shape, c->num_hidden_layers))
+            wrpo__fail_arg("attention_scratch: want no more bytes for fewer rows");
+    }
     b = (wrpo__bump){.base = r->memory, .used = r->fixed_bytes};
     wrpo__acts_layout(ctx, c, &r->shape, r, &b);
 }
@@ -15693,7 +15694,7 @@ static void wrpo__gemm_thin(const wrpo__product *p, int64_t begin, int64_t end) 
             const float *a = one_row ? wrpo__gemm_from(p, 0, 0, k).data : wrpo__gemm_panel(p, 0, k);
             p->cpu->kernel->thin(p->factors, kc, a, wrpo__gemm_from(p, 1, j, k), 0,
                                  (wrpo__target){p->c + j, p->ldc, p->lanes[0], WRPO__MIN(LANES, end - j),
-                                                p->add || k > 0, {.at = next}, one_row ? 1 : 0});
+                                                p->add || k > 0, {.at = next}, one_row});
         }
 }
 /* Lanes [begin, end) of A by all lanes of the piece. The last lanes are MR too, some of which have been before. */

@@ -8,9 +8,10 @@
 #   LIMIT    bytes: one more row of training, with --memory-limit      DTYPES  of training ("f32 bf16")
 #   LEVEL=avx2   holds ours, PyTorch and its libraries to AVX2 on a CPU that has more; no decoding, as llama.cpp is
 #                built for the CPU
+#   MORE     options of bench_peers.py compare, for training
 # What the two print is kept in WORK/table-*.txt.
 set -e
-[ $# = 4 ] || { sed -n 2,11p "$0"; exit 2; }
+[ $# = 4 ] || { sed -n 2,12p "$0"; exit 2; }
 cd "$(dirname "$0")/.."
 data=$1 work=$2 model=$3 gguf=$4 python=${PYTHON:-python3}
 ${MAKE:-make} --no-print-directory build/wrpo build/bench
